@@ -1,0 +1,5 @@
+"""Building, indexing, planning and streaming webdataset shards.
+
+Knows ``mmcot.problem`` and nothing else of ours: features, prompts and tokenizers come
+in as plain functions.
+"""

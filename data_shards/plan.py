@@ -1,0 +1,189 @@
+"""The order of an epoch: which samples form which global batch, and who computes what.
+
+A plan is a pure function of integer arrays; it knows no files, no tensors and no
+processes. It is computed alike on every rank:
+
+    plan = Plan(source_lengths, target_lengths, shard_of_sample, seed=0, epoch=3,
+                global_batch_size=32, micro_batch_size=4)
+    plan.num_steps                         # global batches in this epoch
+    plan.batch_blocks(step)                # [array([17, 3, 940, 12]), ...] sample numbers
+    plan.local_blocks(step, rank=1, world_size=2)   # [(0, array), (3, array)], (index, None) is a dummy
+
+The atom is a *block*, a micro-batch of samples alike in both lengths; a global batch is a
+random set of blocks, so that batches stay mixed although blocks are not. By arithmetic:
+every sample exactly once an epoch, the same global batches at every world size, the same
+number of micro-steps on every rank, and resuming needs one integer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+
+class Plan:
+    """One epoch's global batches as blocks of sample numbers.
+
+    Shards are shuffled, then samples within a window of ``window_shards`` shards, so that
+    reads stay local. Within a window samples are sorted into strips by source length, each
+    strip by target length, and cut into blocks; blocks are then shuffled. What a window
+    leaves over (less than a block, or less than a batch) moves on to the next, so only the
+    epoch's last batch may be short.
+
+    Args:
+        source_lengths: tokens of each sample's source, int [N].
+        target_lengths: tokens of each sample's target, int [N].
+        shard_of_sample: number of the shard that holds each sample, int [N].
+        seed: of all shuffling.
+        epoch: zero-based; each has its own order.
+        global_batch_size: samples an optimizer step, a multiple of ``micro_batch_size``.
+        micro_batch_size: samples a block.
+        window_shards: shards shuffled together.
+        group_by_length: False makes blocks of random samples.
+
+    Raises:
+        ValueError: an argument is out of range, or the arrays differ in length.
+    """
+
+    def __init__(
+        self,
+        source_lengths: np.ndarray,
+        target_lengths: np.ndarray,
+        shard_of_sample: np.ndarray,
+        *,
+        seed: int,
+        epoch: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        window_shards: int = 4,
+        group_by_length: bool = True,
+    ) -> None:
+        lengths = [np.asarray(array) for array in (source_lengths, target_lengths, shard_of_sample)]
+        _check_arguments(lengths, global_batch_size, micro_batch_size, window_shards)
+        self.source_lengths, self.target_lengths, self.shard_of_sample = lengths
+        self.num_samples = len(self.source_lengths)
+        self.seed, self.epoch = seed, epoch
+        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
+        self.window_shards, self.group_by_length = window_shards, group_by_length
+        self.blocks_per_batch = global_batch_size // micro_batch_size
+        self._order = self._make_order()
+
+    @property
+    def num_steps(self) -> int:
+        """Global batches in an epoch; the last may be short."""
+        return -(-self.num_blocks // self.blocks_per_batch)
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in an epoch; the last may be short."""
+        return -(-self.num_samples // self.micro_batch_size)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits over all arguments but ``epoch``; the world size is none of them."""
+        digest = hashlib.sha256()
+        settings = (self.seed, self.global_batch_size, self.micro_batch_size, self.window_shards, self.group_by_length)
+        digest.update(repr(settings).encode())
+        for array in (self.source_lengths, self.target_lengths, self.shard_of_sample):
+            digest.update(np.ascontiguousarray(array, dtype=np.int64))
+        return digest.hexdigest()[:16]
+
+    def batch_blocks(self, step: int) -> list[np.ndarray]:
+        """The blocks of one global batch: arrays of sample numbers.
+
+        Raises:
+            IndexError: ``step`` is outside the epoch.
+        """
+        if not 0 <= step < self.num_steps:
+            raise IndexError(f"step {step} is outside this epoch of {self.num_steps} steps")
+        first = step * self.blocks_per_batch
+        last = min(first + self.blocks_per_batch, self.num_blocks)
+        size = self.micro_batch_size
+        return [self._order[block * size : (block + 1) * size] for block in range(first, last)]
+
+    def local_blocks(self, step: int, *, rank: int, world_size: int) -> list[tuple[int, np.ndarray | None]]:
+        """The blocks one rank computes in a global batch, with their index in it.
+
+        Blocks are dealt by falling cost, ``world_size`` at a time, so that ranks have
+        similar work at each micro-step. Where they don't divide, the index goes on
+        counting and the block is None: a dummy, whose gradient must be zero.
+
+        Returns:
+            equally many pairs (index in the global batch, sample numbers or None) on
+            every rank.
+        """
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} must be in 0..{world_size - 1} (world_size {world_size})")
+        blocks = self.batch_blocks(step)
+        costs = [self._cost(block) for block in blocks]
+        by_cost = sorted(range(len(blocks)), key=lambda index: (-costs[index], index))
+        dealt = []
+        for micro_step, start in enumerate(range(0, len(blocks), world_size)):
+            # Each round starts one rank further, so that no rank always has the longest.
+            position = start + (rank - micro_step) % world_size
+            index = by_cost[position] if position < len(blocks) else position
+            dealt.append((index, blocks[index] if position < len(blocks) else None))
+        return dealt
+
+    def padding_factor(self) -> float:
+        """Tokens computed, padding included, over tokens needed: 1.0 is no padding."""
+        computed = needed = 0
+        for start in range(0, self.num_samples, self.micro_batch_size):
+            block = self._order[start : start + self.micro_batch_size]
+            for lengths in (self.source_lengths, self.target_lengths):
+                computed += len(block) * int(lengths[block].max())
+                needed += int(lengths[block].sum())
+        return computed / max(1, needed)
+
+    def _cost(self, block: np.ndarray) -> int:
+        return len(block) * int(self.source_lengths[block].max() + self.target_lengths[block].max())
+
+    def _make_order(self) -> np.ndarray:
+        """All sample numbers in the order of the epoch, int64 [N]."""
+        random = np.random.Generator(np.random.PCG64([self.seed, self.epoch]))
+        shards = np.unique(self.shard_of_sample)
+        random.shuffle(shards)
+        by_shard = np.argsort(self.shard_of_sample, kind="stable")
+        starts = np.searchsorted(self.shard_of_sample[by_shard], shards, side="left")
+        ends = np.searchsorted(self.shard_of_sample[by_shard], shards, side="right")
+        left_samples = np.empty(0, dtype=np.int64)
+        left_blocks = np.empty((0, self.micro_batch_size), dtype=np.int64)
+        order = []
+        for first in range(0, len(shards), self.window_shards):
+            last = min(first + self.window_shards, len(shards))
+            window = [by_shard[start:end] for start, end in zip(starts[first:last], ends[first:last], strict=True)]
+            samples = random.permutation(np.concatenate([left_samples, *window]))
+            num_full = len(samples) // self.micro_batch_size * self.micro_batch_size
+            left_samples = samples[num_full:]
+            blocks = self._cut_blocks(samples[:num_full])
+            blocks = random.permutation(np.concatenate([left_blocks, blocks]))
+            num_batched = len(blocks) // self.blocks_per_batch * self.blocks_per_batch
+            order.append(blocks[:num_batched].reshape(-1))
+            left_blocks = blocks[num_batched:]
+        return np.concatenate([*order, left_blocks.reshape(-1), left_samples]) if order else left_samples
+
+    def _cut_blocks(self, samples: np.ndarray) -> np.ndarray:
+        """Cut randomly ordered samples into blocks alike in both lengths, int64 [n, micro_batch_size]."""
+        size = self.micro_batch_size
+        if self.group_by_length and len(samples):
+            samples = samples[np.argsort(self.source_lengths[samples], kind="stable")]
+            num_blocks = len(samples) // size
+            blocks_per_strip = max(1, round(num_blocks**0.5))
+            strip = np.arange(len(samples)) // (blocks_per_strip * size)
+            samples = samples[np.lexsort((self.target_lengths[samples], strip))]
+        return samples.reshape(-1, size)
+
+
+def _check_arguments(arrays: list[np.ndarray], global_batch_size: int, micro_batch_size: int, window_shards: int) -> None:
+    sizes = [len(array) for array in arrays]
+    if len(set(sizes)) != 1:
+        raise ValueError(f"source_lengths, target_lengths and shard_of_sample have {sizes} entries; they must agree")
+    if micro_batch_size < 1 or window_shards < 1:
+        raise ValueError(f"micro_batch_size ({micro_batch_size}) and window_shards ({window_shards}) must be at least 1")
+    if global_batch_size < 1 or global_batch_size % micro_batch_size:
+        nearest = max(1, round(global_batch_size / micro_batch_size)) * micro_batch_size
+        raise ValueError(
+            f"global_batch_size ({global_batch_size}) must be a multiple of micro_batch_size ({micro_batch_size}); "
+            f"try {nearest}"
+        )

@@ -1,0 +1,122 @@
+"""Rationale files: the work cut into tasks, a committed file each.
+
+A task is a range of at most 256 samples of one text shard. Its output,
+``rationales/train/000012-000256.jsonl`` (shard number, first position in the shard), has
+a line a sample in shard order:
+
+    {"qid": "10", "rationale": "Solution: ...", "num_tokens": 31, "finish": "eos"}
+
+A file is committed whole and never computed twice. ``rationales/manifest.json`` names
+what the content depends on (model, data, generation settings); other inputs refuse to mix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from data_shards.index import ShardError
+from data_shards.storage import commit_bytes, commit_json, read_json
+from data_shards.writer import manifest_shards, read_manifest
+
+MAX_TASK_SAMPLES = 256
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Task:
+    """Samples ``start`` to ``start + num_samples`` of a text shard."""
+
+    split: str
+    shard: str
+    start: int
+    num_samples: int
+
+    @property
+    def file_name(self) -> str:
+        """Such as ``train/000012-000256.jsonl``."""
+        return f"{self.split}/{self.shard.rpartition('-')[2]}-{self.start:06d}.jsonl"
+
+
+def list_tasks(shards_dir: str | Path, splits: Iterable[str], *, task_samples: int = MAX_TASK_SAMPLES) -> list[Task]:
+    """Cut splits of a data folder into tasks, in shard order.
+
+    Raises:
+        ValueError: ``task_samples`` is not in 1..256.
+    """
+    if not 1 <= task_samples <= MAX_TASK_SAMPLES:
+        raise ValueError(f"task_samples ({task_samples}) must be in 1..{MAX_TASK_SAMPLES}")
+    manifest = read_manifest(Path(shards_dir) / "text")
+    return [
+        Task(split, shard.name, start, min(task_samples, shard.num_samples - start))
+        for split in splits
+        for shard in manifest_shards(manifest, split)
+        for start in range(0, shard.num_samples, task_samples)
+    ]
+
+
+def open_output(output_dir: str | Path, inputs: dict[str, Any]) -> None:
+    """Declare what the files of ``output_dir`` are made of, or check that it is the same.
+
+    Raises:
+        ShardError: the folder holds output of other inputs.
+    """
+    path = Path(output_dir) / "manifest.json"
+    if path.exists():
+        standing = read_json(path)["inputs"]
+        differing = sorted(key for key in {*standing, *inputs} if standing.get(key) != inputs.get(key))
+        if differing:
+            key = differing[0]
+            raise ShardError(
+                f"{path}: these files were made with {key} = {standing.get(key)!r}, now it is {inputs.get(key)!r}; "
+                "outputs of different inputs are not mixed: choose another folder, or delete this one"
+            )
+    else:
+        commit_json(path, {"schema_version": 1, "inputs": inputs, "complete": False})
+
+
+def close_output(output_dir: str | Path, *, files: dict[str, Any], summary: dict[str, Any]) -> None:
+    """Mark the output complete: every file with its sha256, and the counts."""
+    path = Path(output_dir) / "manifest.json"
+    commit_json(path, {**read_json(path), "complete": True, "summary": summary, "files": files})
+
+
+def write_task(output_dir: str | Path, task: Task, lines: list[dict[str, Any]]) -> Path:
+    """Commit the output of one task."""
+    path = Path(output_dir) / task.file_name
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    commit_bytes(path, text.encode())
+    return path
+
+
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """Read a committed file.
+
+    Raises:
+        ShardError: a line is no JSON object.
+    """
+    try:
+        return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except json.JSONDecodeError as error:
+        raise ShardError(f"{path} has a line that is no JSON ({error}); delete the file and run again") from error
+
+
+def read_rationales(output_dir: str | Path, split: str) -> dict[str, str]:
+    """All rationales of a split by qid.
+
+    Raises:
+        ShardError: the output is not complete, or a qid comes twice.
+    """
+    output_dir = Path(output_dir)
+    manifest_path = output_dir / "manifest.json"
+    if not manifest_path.exists() or not read_json(manifest_path)["complete"]:
+        raise ShardError(f"{output_dir} is not complete; run `mmcot rationales` to its end first")
+    rationales: dict[str, str] = {}
+    for path in sorted((output_dir / split).glob("*.jsonl")):
+        for line in read_lines(path):
+            if line["qid"] in rationales:
+                raise ShardError(f"{path}: question {line['qid']} has a second rationale; delete {output_dir} and run again")
+            rationales[line["qid"]] = line["rationale"]
+    return rationales

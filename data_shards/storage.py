@@ -1,0 +1,85 @@
+"""Committing files: a reader sees the old file or the whole new one, never a part.
+
+POSIX form: write under a temporary name in the same folder, fsync, rename, fsync the
+folder. A process killed half-way leaves a ``.tmp-*`` file that nobody reads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def committing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path; when the block ends well, it becomes ``path`` atomically."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".tmp-{uuid.uuid4().hex[:12]}-{path.name}"
+    try:
+        yield temporary
+        _fsync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _fsync(path.parent)
+
+
+def commit_bytes(path: str | Path, data: bytes) -> None:
+    """Write ``data`` as the whole content of ``path``, or leave it as it was."""
+    with committing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def commit_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as readable JSON, keys in their given order."""
+    commit_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def commit_folder(staging: str | Path, target: str | Path) -> None:
+    """Rename a finished folder to ``target``, replacing an unreferenced one of that name."""
+    staging, target = Path(staging), Path(target)
+    for path in staging.rglob("*"):
+        if path.is_file():
+            _fsync(path)
+    if target.exists():
+        shutil.rmtree(target)
+    os.replace(staging, target)
+    _fsync(target.parent)
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; a broken one is named."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); restore or delete the file") from error
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """The file's sha256 as 64 hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """16 hex digits that name a JSON-able value: equal values, equal fingerprints."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,5 @@
+"""``python -m launcher`` is ``mmcot``."""
+
+from launcher.cli import app
+
+app(prog_name="mmcot")

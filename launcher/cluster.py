@@ -1,0 +1,53 @@
+"""Joining or starting Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+from launcher.config import Cluster
+
+
+class ClusterError(RuntimeError):
+    """Ray cannot give what the settings ask for."""
+
+
+@contextlib.contextmanager
+def ray_session(cluster: Cluster) -> Iterator[None]:
+    """Be connected to Ray while the block lasts; a local Ray ends with it.
+
+    Raises:
+        ClusterError: the cluster has fewer processors or GPUs than the workers need.
+    """
+    # Ray hands these on to every worker it starts.
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_NUM_THREADS", str(cluster.cpus_per_worker))
+    import ray
+
+    needed = cluster.num_workers * cluster.cpus_per_worker
+    if cluster.address == "local":
+        ray.init(
+            address="local",
+            num_cpus=max(needed, os.cpu_count() or 1),
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    else:
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        if cluster.address == "local" and cluster.use_gpu:
+            found = int(ray.cluster_resources().get("GPU", 0))
+            if found < cluster.num_workers:
+                raise ClusterError(
+                    f"cluster.num_workers ({cluster.num_workers}) needs a GPU each, this machine has {found}; "
+                    "lower cluster.num_workers, or set cluster.use_gpu=false"
+                )
+        yield
+    finally:
+        ray.shutdown()

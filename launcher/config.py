@@ -1,0 +1,263 @@
+"""Every setting, its unit and its default: the one place they live.
+
+    settings = load_settings(preset="demo", overrides=["training.learning_rate=1e-3"])
+    settings.training.learning_rate
+
+A preset, a YAML file and ``--set section.key=value`` are laid over each other in this
+order, then checked as a whole. Modules below never see a ``Settings``: the launcher hands
+them plain arguments.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import yaml
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be; the message lists every wrong one with its remedy."""
+
+
+class _Section(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+
+class Run(_Section):
+    name: str = Field("run", pattern=r"^[A-Za-z0-9_.-]+$", description="name of the run; MLflow shows it")
+    dir: str | None = Field(None, description="folder of the run; default runs/<name>")
+    seed: NonNegativeInt = Field(0, description="seed of weights, order and dropout")
+
+
+class MiniSQA(_Section):
+    num_train: PositiveInt = Field(4000, description="training questions")
+    num_val: PositiveInt = Field(400, description="validation questions")
+    num_test: PositiveInt = Field(800, description="test questions")
+    seed: NonNegativeInt = Field(0, description="seed of the generator")
+
+
+class Data(_Section):
+    path: str | None = Field(None, description="folder in ScienceQA's layout; none: the embedded MiniSQA")
+    mini_sqa: MiniSQA = MiniSQA()
+    shards_dir: str | None = Field(None, description="folder of the shards; default data/<name>-<fingerprint>")
+    samples_per_shard: PositiveInt = Field(512, description="questions a shard")
+    features: str | None = Field("patch", description="vision features to train on; none: text alone")
+    use_caption: bool = Field(False, description="put the picture's caption into the context")
+    tokenizer_vocab_size: PositiveInt = Field(2000, description="pieces of the tokenizer trained on the text")
+
+
+class T5Shape(_Section):
+    d_model: PositiveInt = Field(64, description="width of the states")
+    d_kv: PositiveInt = Field(16, description="width of an attention head")
+    d_ff: PositiveInt = Field(256, description="width of the feed-forward layers")
+    num_layers: PositiveInt = Field(2, description="layers of the encoder and of the decoder")
+    num_heads: PositiveInt = Field(4, description="attention heads")
+    feed_forward_proj: Literal["relu", "gated-gelu"] = Field("relu", description="T5 v1.0 or Flan style")
+    tie_word_embeddings: bool = Field(False, description="share lm_head with the input embedding")
+    dropout_rate: float = Field(0.0, ge=0, lt=1, description="dropout")
+
+
+class Model(_Section):
+    pretrained: str | None = Field(None, description="Hugging Face id or folder of a T5; none: random weights")
+    shape: T5Shape = Field(T5Shape(), description="size of a model with random weights")
+    fusion: Literal["gated_cross_attention"] = Field("gated_cross_attention", description="how the picture comes in")
+
+
+class Training(_Section):
+    learning_rate: PositiveFloat = Field(8e-5, description="peak learning rate of AdamW")
+    warmup_steps: NonNegativeInt = Field(0, description="steps of linear warm-up")
+    final_lr_fraction: float = Field(0.0, ge=0, le=1, description="learning rate at the end over its peak, linear decay")
+    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first beta")
+    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second beta")
+    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay, on matrices only")
+    clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0 clips nothing")
+    global_batch_size: PositiveInt = Field(8, description="questions an optimizer step, over all workers")
+    micro_batch_size: PositiveInt = Field(4, description="questions a forward pass of one worker")
+    window_shards: PositiveInt = Field(4, description="shards shuffled together")
+    group_by_length: bool = Field(True, description="make micro-batches of questions alike in length")
+    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="number format of the forward pass")
+    checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
+    keep_checkpoints: PositiveInt = Field(2, description="checkpoints kept of each stage")
+    validate_every: PositiveInt = Field(500, description="steps between validation losses")
+    log_every: PositiveInt = Field(10, description="steps between logged points")
+    max_failures: NonNegativeInt = Field(3, description="lost workers a training survives")
+
+    @pydantic.model_validator(mode="after")
+    def _batch_divides(self) -> Training:
+        if self.global_batch_size % self.micro_batch_size:
+            nearest = max(1, round(self.global_batch_size / self.micro_batch_size)) * self.micro_batch_size
+            raise ValueError(
+                f"global_batch_size ({self.global_batch_size}) must be a multiple of micro_batch_size "
+                f"({self.micro_batch_size}); try {nearest}"
+            )
+        return self
+
+
+class Stage(_Section):
+    format: str = Field(description="prompt format, such as QCM-E")
+    num_steps: PositiveInt | None = Field(None, description="optimizer steps; none: num_epochs decides")
+    num_epochs: PositiveFloat | None = Field(None, description="passes over the training split")
+    max_source_tokens: PositiveInt = Field(512, description="longest source; what is cut is counted")
+    max_target_tokens: PositiveInt = Field(512, description="longest target, in training and in generation")
+
+    @pydantic.model_validator(mode="after")
+    def _one_length(self) -> Stage:
+        if (self.num_steps is None) == (self.num_epochs is None):
+            raise ValueError("give exactly one of num_steps and num_epochs")
+        return self
+
+
+class RationaleStage(Stage):
+    format: str = Field("QCM-E", description="prompt format of stage one")
+
+
+class AnswerStage(Stage):
+    format: str = Field("QCMG-A", description="prompt format of stage two")
+    rationale_source: Literal["generated", "gold"] = Field("generated", description="rationales that stage two trains on")
+
+
+class Generation(_Section):
+    batch_size: PositiveInt = Field(64, description="questions decoded together")
+    task_samples: int = Field(256, ge=1, le=256, description="questions a task")
+    max_attempts: PositiveInt = Field(3, description="times a task is tried before the step fails")
+
+
+class Cluster(_Section):
+    address: str = Field("local", description="Ray to join: 'local' starts one, 'auto' or host:port joins it")
+    num_workers: PositiveInt = Field(2, description="training and generation workers")
+    cpus_per_worker: PositiveInt = Field(1, description="processors a worker; also its threads")
+    use_gpu: bool = Field(False, description="one GPU a worker (nccl); without: gloo")
+
+
+class Tracking(_Section):
+    uri: str | None = Field(None, description="MLflow; default MLFLOW_TRACKING_URI, else mlflow.db beside the runs")
+    experiment: str = Field("mmcot", description="MLflow experiment")
+    send_every_s: PositiveFloat = Field(2.0, description="seconds between batches of points")
+
+
+class Settings(_Section):
+    run: Run = Run()
+    data: Data = Data()
+    model: Model = Model()
+    training: Training = Training()
+    rationale: RationaleStage
+    answer: AnswerStage
+    generation: Generation = Generation()
+    cluster: Cluster = Cluster()
+    tracking: Tracking = Tracking()
+
+    @property
+    def run_dir(self) -> Path:
+        """The folder of the run."""
+        return Path(self.run.dir or Path("runs") / self.run.name)
+
+
+def preset_names() -> list[str]:
+    """The presets that are shipped."""
+    folder = resources.files("launcher") / "presets"
+    return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
+
+
+def load_settings(
+    *, preset: str | None = None, config: str | Path | None = None, overrides: Sequence[str] = ()
+) -> Settings:
+    """Lay preset, file and overrides over each other and check the result.
+
+    Raises:
+        SettingsError: a name is unknown (the nearest is named), or a value cannot be.
+    """
+    if preset is None and config is None:
+        raise SettingsError(f"no settings given: use --preset ({', '.join(preset_names())}) or --config FILE")
+    values: dict[str, Any] = {}
+    if preset is not None:
+        if preset not in preset_names():
+            raise SettingsError(f"preset {preset!r} is unknown;{_nearest(preset, preset_names())} there are {preset_names()}")
+        text = (resources.files("launcher") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
+        values = _merge(values, yaml.safe_load(text))
+    if config is not None:
+        values = _merge(values, _read_yaml(Path(config)))
+    for override in overrides:
+        values = _merge(values, _parse_override(override))
+    return parse_settings(values)
+
+
+def parse_settings(values: dict[str, Any]) -> Settings:
+    """Check plain values, such as those of a run.yaml."""
+    try:
+        return Settings.model_validate(values)
+    except pydantic.ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise SettingsError("\n".join(lines)) from None
+
+
+def dump_settings(settings: Settings) -> str:
+    """The resolved settings as YAML, every default included."""
+    return yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"settings file {path} does not exist") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"settings file {path} is no valid YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise SettingsError(f"settings file {path} must hold sections such as 'training:', it holds {values!r}")
+    return values
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    name, equals, value = override.partition("=")
+    if not equals or "." not in name:
+        raise SettingsError(f"--set {override!r} must look like section.key=value, such as training.learning_rate=1e-3")
+    try:
+        parsed: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = value
+    for key in reversed(name.strip().split(".")):
+        parsed = {key: parsed}
+    return parsed
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _explain(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"setting {name} is unknown;{_nearest(name, setting_names())} `mmcot config show` lists all"
+    if problem["type"] == "value_error":
+        return f"setting {name}: {problem['ctx']['error']}"
+    if problem["type"] == "missing":
+        return f"setting {name} is missing; a preset such as `--preset demo` gives it a value"
+    return f"setting {name} = {problem['input']!r}: {problem['msg'].lower()}"
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f" did you mean {close[0]}?" if close else ""
+
+
+def setting_names(section: type[pydantic.BaseModel] = Settings, prefix: str = "") -> list[str]:
+    """Dotted names of all settings."""
+    names = []
+    for key, field in section.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+            names += setting_names(annotation, f"{prefix}{key}.")
+        else:
+            names.append(f"{prefix}{key}")
+    return names

@@ -1,0 +1,170 @@
+"""The data step: from a data set to the shared data folder.
+
+The folder is outside the run and shared by runs; its default name carries a fingerprint
+of everything that decides its content, so that two data sets never meet in one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from data_shards.mini_sqa import VERSION as MINI_SQA_VERSION
+from data_shards.mini_sqa import write_mini_sqa
+from data_shards.scienceqa import ScienceQA, read_scienceqa
+from data_shards.storage import commit_folder, commit_json, fingerprint, read_json, sha256_of_file
+from data_shards.writer import SCHEMA_VERSION, check_shards, read_manifest, write_feature_shards, write_text_shards
+from launcher.config import Data, Settings, SettingsError
+
+Report = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFolder:
+    """A finished data folder: where it is and what it holds."""
+
+    path: Path
+    text: dict[str, Any]
+    features: dict[str, Any] | None
+
+    @property
+    def ceilings(self) -> dict[str, Any] | None:
+        """Bounds that the generator of the data set knows, or None."""
+        return self.text["ceilings"]
+
+    def fingerprints(self) -> dict[str, Any]:
+        """What results depend on."""
+        return {
+            "text_fingerprint": self.text["fingerprint"],
+            "features_fingerprint": self.features["fingerprint"] if self.features else None,
+        }
+
+
+def prepare_data(settings: Settings, report: Report = print) -> DataFolder:
+    """Build whatever of the data folder is missing and return it.
+
+    Raises:
+        SettingsError: data.shards_dir holds the shards of another data set.
+    """
+    source = _source_folder(settings.data, report)
+    inputs = _inputs(settings.data, source)
+    name = "mini_sqa" if settings.data.path is None else source.name
+    shards_dir = Path(settings.data.shards_dir or Path("data") / f"{name}-{fingerprint(inputs)}")
+    _claim(shards_dir, inputs)
+    data: ScienceQA | None = None
+    if not (shards_dir / "text" / "manifest.json").exists():
+        data = read_scienceqa(source)
+        text = write_text_shards(data, shards_dir, samples_per_shard=settings.data.samples_per_shard)
+        report(f"text: {_count(text['num_samples'])} in {len(text['shards'])} shards")
+    if settings.data.features and not (shards_dir / "features" / settings.data.features / "manifest.json").exists():
+        _build_features(settings.data, data or read_scienceqa(source), shards_dir, report)
+    if settings.model.pretrained is None and not (shards_dir / "tokenizer").exists():
+        _build_tokenizer(settings, data or read_scienceqa(source), shards_dir, report)
+    return open_data(settings.data, shards_dir)
+
+
+def open_data(data: Data, shards_dir: str | Path) -> DataFolder:
+    """Open a finished data folder."""
+    shards_dir = Path(shards_dir)
+    features = read_manifest(shards_dir / "features" / data.features) if data.features else None
+    return DataFolder(shards_dir, read_manifest(shards_dir / "text"), features)
+
+
+def describe_data(folder: DataFolder) -> list[str]:
+    """What the folder holds, in sentences for a person; nothing missing goes unsaid."""
+    lines = [f"data: {folder.path} ({_count(folder.text['num_samples'])})"]
+    if folder.features:
+        counts = folder.features["counts"]
+        lines.append(
+            f"pictures: {counts['num_with_features']:,} with features, {counts['num_no_image']:,} questions without a "
+            f"picture, {counts['num_picture_absent']:,} whose picture is absent (trained and answered without it)"
+        )
+    return lines
+
+
+def check_data(shards_dir: str | Path, report: Report = print) -> int:
+    """Verify every shard of a folder; returns the number of samples checked."""
+    total = 0
+    for name, num_samples in check_shards(shards_dir):
+        report(f"ok  {name}  {num_samples:,} samples")
+        total += num_samples
+    return total
+
+
+def _source_folder(data: Data, report: Report) -> Path:
+    """The data set in ScienceQA's layout; MiniSQA is drawn where no path is given."""
+    if data.path is not None:
+        return Path(data.path)
+    sizes = data.mini_sqa.model_dump()
+    folder = Path("data") / f"mini_sqa-source-{fingerprint({**sizes, 'version': MINI_SQA_VERSION})}"
+    if not (folder / "problems.json").exists():
+        staging = folder.with_name(f".staging-{os.getpid()}-{folder.name}")
+        write_mini_sqa(staging, **sizes)
+        commit_folder(staging, folder)
+        report(f"MiniSQA: drawn into {folder}")
+    return folder
+
+
+def _inputs(data: Data, source: Path) -> dict[str, Any]:
+    """What decides the content of the text shards and tokenizer."""
+    files = {
+        name: sha256_of_file(source / name)
+        for name in ("problems.json", "pid_splits.json", "captions.json")
+        if (source / name).exists()
+    }
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "files": files,
+        "samples_per_shard": data.samples_per_shard,
+        "tokenizer_vocab_size": data.tokenizer_vocab_size,
+    }
+
+
+def _claim(shards_dir: Path, inputs: dict[str, Any]) -> None:
+    path = shards_dir / "inputs.json"
+    if not path.exists():
+        commit_json(path, inputs)
+    elif (standing := read_json(path)) != inputs:
+        key = next(key for key in inputs if standing.get(key) != inputs[key])
+        raise SettingsError(
+            f"{shards_dir} holds the shards of another data set ({key} was {standing.get(key)!r} and is now "
+            f"{inputs[key]!r}); give these a folder of their own with --set data.shards_dir=FOLDER"
+        )
+
+
+def _build_features(data: Data, source: ScienceQA, shards_dir: Path, report: Report) -> None:
+    from mmcot.vision import FEATURES
+
+    if data.features not in FEATURES:
+        raise SettingsError(
+            f"features {data.features!r} are not in {shards_dir / 'features'} and cannot be made here "
+            f"(known: {', '.join(FEATURES)}); put the feature shards there, or set data.features"
+        )
+    featurize, shape = FEATURES[data.features]
+    manifest = write_feature_shards(source, shards_dir, name=data.features, featurize=featurize, shape=shape)
+    report(f"features {data.features}: {shape[0]} patches of {shape[1]}, {manifest['counts']['num_with_features']:,} pictures")
+
+
+def _build_tokenizer(settings: Settings, source: ScienceQA, shards_dir: Path, report: Report) -> None:
+    from mmcot.encoding import train_tokenizer
+
+    staging = shards_dir / f".staging-tokenizer-{os.getpid()}"
+    tokenizer = train_tokenizer(_corpus(settings, source), staging, vocab_size=settings.data.tokenizer_vocab_size)
+    commit_folder(staging, shards_dir / "tokenizer")
+    report(f"tokenizer: {len(tokenizer)} pieces, trained on the training split")
+
+
+def _corpus(settings: Settings, source: ScienceQA) -> Iterable[str]:
+    """Sources and targets of both stages on the training split; nothing of val and test."""
+    from mmcot.prompts import build_pair
+
+    for problem in source.problems["train"]:
+        for stage in (settings.rationale, settings.answer):
+            yield from build_pair(problem, stage.format, use_caption=True)
+
+
+def _count(num_samples: dict[str, int]) -> str:
+    return ", ".join(f"{count:,} {split}" for split, count in num_samples.items())

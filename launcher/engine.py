@@ -1,0 +1,105 @@
+"""One DeepSpeed ZeRO engine a rank, configured from our arithmetic.
+
+The training loop decides where a global batch ends (``managed_gradient_accumulation`` is
+off), scales its own loss and sets its own learning rate; DeepSpeed shards, reduces,
+clips and updates.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from launcher.config import Training
+
+DUMMY_GRADIENT_ACCUMULATION = 1  # DeepSpeed wants one; our loop accumulates by itself
+
+
+def init_distributed(*, use_gpu: bool) -> None:
+    """Join the process group: nccl on GPUs, gloo without.
+
+    DeepSpeed's shared-memory collectives are left out: they would compile C++ at the
+    first start, which a machine without a compiler cannot.
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if use_gpu else "cpu")
+    deepspeed.init_distributed("nccl" if use_gpu else "gloo", verbose=False)
+
+
+def deepspeed_config(training: Training, *, world_size: int) -> dict[str, Any]:
+    """The DeepSpeed settings of a training."""
+    return {
+        "train_micro_batch_size_per_gpu": training.micro_batch_size,
+        "gradient_accumulation_steps": DUMMY_GRADIENT_ACCUMULATION,
+        "train_batch_size": training.micro_batch_size * world_size,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": training.clip_norm,
+        "zero_optimization": {"stage": training.zero_stage, "overlap_comm": False},
+        "bf16": {"enabled": training.precision == "bf16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+
+
+def build_engine(
+    build_model: Callable[[], torch.nn.Module], training: Training, *, world_size: int
+) -> deepspeed.DeepSpeedEngine:
+    """Build the model and wrap it.
+
+    Under ZeRO-3 an ``HfDeepSpeedConfig`` is alive while ``build_model`` runs, so that
+    transformers builds sharded and initialises as usual.
+    """
+    config = deepspeed_config(training, world_size=world_size)
+    if training.zero_stage == 3:
+        from transformers.integrations import HfDeepSpeedConfig
+
+        keep_alive = HfDeepSpeedConfig(config)
+        model = build_model()
+        del keep_alive
+    else:
+        model = build_model()
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(model, training.weight_decay),
+        lr=training.learning_rate,
+        betas=(training.beta1, training.beta2),
+    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    return engine
+
+
+def learning_rate(step: int, *, training: Training, total_steps: int) -> float:
+    """Linear warm-up to the peak, then linear decay to ``final_lr_fraction`` of it."""
+    if step < training.warmup_steps:
+        return training.learning_rate * (step + 1) / training.warmup_steps
+    decay_steps = max(1, total_steps - training.warmup_steps)
+    fraction = 1.0 - (1.0 - training.final_lr_fraction) * (step - training.warmup_steps) / decay_steps
+    return training.learning_rate * max(training.final_lr_fraction, fraction)
+
+
+def set_learning_rate(engine: deepspeed.DeepSpeedEngine, value: float) -> None:
+    """Use ``value`` for the coming optimizer step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = value
+
+
+def full_state_dict(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor] | None:
+    """The whole model's weights on rank 0, None elsewhere; every rank must call it."""
+    if engine.zero_optimization_partition_weights():
+        return engine._zero3_consolidated_16bit_state_dict()
+    return engine.module.state_dict() if dist.get_rank() == 0 else None
+
+
+def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Decay matrices; leave norms and biases alone."""
+    matrices, vectors = [], []
+    for parameter in model.parameters():
+        num_dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
+        (matrices if num_dimensions > 1 else vectors).append(parameter)
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

@@ -1,0 +1,79 @@
+"""From written answers to scores.
+
+    predictions/test.jsonl   {"qid": "10", "rationale": "Solution: ...", "answer_text": "The answer is (B).", "prediction": 1}
+    scores.json              nine columns, rationale scores, parse-failure rate, in percent
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_shards.rationales import Task, read_lines
+from data_shards.storage import commit_bytes
+from data_shards.stream import SplitReader
+from mmcot.answers import parse_answer
+from mmcot.metrics import COLUMNS, expected_accuracy_table, score_report
+from mmcot.problem import Problem
+from mmcot.prompts import gold_rationale
+
+
+def read_problems(shards_dir: str | Path, split: str) -> dict[str, Problem]:
+    """The questions of a split by qid, in shard order."""
+    reader = SplitReader(shards_dir, split)
+    try:
+        return {str(reader.qids[sample]): reader.problem(sample) for sample in range(len(reader))}
+    finally:
+        reader.close()
+
+
+def write_predictions(
+    path: Path, *, parts_dir: Path, tasks: list[Task], problems: Mapping[str, Problem], rationales: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    """Join the answers of all tasks into one file, a line a question in shard order."""
+    lines = []
+    for task in tasks:
+        for answer in read_lines(parts_dir / task.file_name):
+            qid, text = answer["qid"], answer["answer"]
+            prediction = parse_answer(text, len(problems[qid].choices))
+            lines.append({"qid": qid, "rationale": rationales.get(qid), "answer_text": text, "prediction": prediction})
+    commit_bytes(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    return lines
+
+
+def score(
+    lines: list[dict[str, Any]], problems: Mapping[str, Problem], *, split: str, rationale_format: str
+) -> dict[str, Any]:
+    """Score predictions against the gold answers, and rationales against the gold ones."""
+    return score_report(
+        problems,
+        {line["qid"]: line["prediction"] for line in lines},
+        split=split,
+        rationales={line["qid"]: line["rationale"] for line in lines},
+        references={qid: gold_rationale(problem, rationale_format) for qid, problem in problems.items()},
+    )
+
+
+def ceiling_rows(problems: Mapping[str, Problem], ceilings: dict[str, Any] | None) -> dict[str, dict[str, float | None]]:
+    """Bayes-optimal accuracy from the text alone, by arm and column; empty where none is known."""
+    if ceilings is None:
+        return {}
+    per_skill = ceilings["per_skill"]
+    names = {"direct_text": "ceiling, text alone, answer at once", "chain_text": "ceiling, text alone, greedy chain"}
+    return {
+        name: expected_accuracy_table(problems, {qid: per_skill[p.skill][arm] for qid, p in problems.items()})
+        for arm, name in names.items()
+    }
+
+
+def format_table(rows: dict[str, dict[str, float | None]]) -> str:
+    """A plain text table: a row a name, the nine columns."""
+    width = max(len(name) for name in rows)
+    head = " " * width + "".join(f"{column:>8}" for column in COLUMNS)
+    body = [
+        f"{name:<{width}}" + "".join(f"{'-' if row[c] is None else format(row[c], '.2f'):>8}" for c in COLUMNS)
+        for name, row in rows.items()
+    ]
+    return "\n".join([head, *body])

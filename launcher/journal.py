@@ -1,0 +1,57 @@
+"""The metrics of a step of the run, first written here, then sent on by whoever reads.
+
+    {"step": 400, "time_ms": 1790000000000, "metrics": {"loss": 0.41, "learning_rate": 0.0012}}
+
+One appender (rank 0, or the driver), one line a point, flushed to the file at once:
+training never waits for a server. After a restart a step may be written again; readers
+keep the first.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """Appends points to a file."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115, closed by close()
+        if torn:  # the last writer was killed in mid-line
+            self._file.write("\n")
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append the metrics of one step."""
+        self._file.write(json.dumps({"step": step, "time_ms": int(time.time() * 1000), "metrics": metrics}) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class JournalReader:
+    """Reads the complete lines that were appended since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def read(self) -> Iterator[dict[str, Any]]:
+        """Yield new points in order; a half-written last line waits for the next call."""
+        if not self._path.exists():
+            return
+        with open(self._path, "rb") as file:
+            file.seek(self._offset)
+            data = file.read()
+        complete = data[: data.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        for line in complete.splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue  # torn by a kill; the restarted writer repeats the step

@@ -1,0 +1,273 @@
+"""The whole job, step by step: data, train-rationale, rationales, train-answer, evaluate.
+
+A step is done if its marker stands and its inputs are still those; running again goes on
+at the first step that is not. Ray and MLflow are opened at the first step that needs them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data_shards.plan import Plan
+from data_shards.rationales import close_output, list_tasks, open_output, read_rationales
+from data_shards.scienceqa import SPLITS
+from data_shards.storage import commit_json, fingerprint, sha256_of_file
+from launcher.cluster import ray_session
+from launcher.config import Settings
+from launcher.data import DataFolder, describe_data, prepare_data
+from launcher.progress import GenerationLine, TrainingLine
+from launcher.run_dir import RunDir, RunError, claim_settings, owned
+from launcher.tracking import ChildRun, Tracker, open_tracker
+
+STEPS = ("data", "train-rationale", "rationales", "train-answer", "evaluate")
+Report = Callable[[str], None]
+
+
+def run_pipeline(settings: Settings, *, until: str = STEPS[-1], report: Report = print) -> RunDir:
+    """Run all steps up to ``until`` that are not done yet.
+
+    Raises:
+        SettingsError: the folder holds a run of other settings.
+        RunError: another process runs it, or a finished step's inputs have changed.
+    """
+    run_dir = RunDir(settings.run_dir)
+    run_dir.path.mkdir(parents=True, exist_ok=True)
+    claim_settings(run_dir, settings)
+    with owned(run_dir) as attempt, contextlib.ExitStack() as resources:
+        pipeline = _Pipeline(settings, run_dir, attempt, report, resources)
+        for name in STEPS[: STEPS.index(until) + 1]:
+            getattr(pipeline, name.replace("-", "_"))()
+        if not pipeline.num_run:
+            report(f"{run_dir.path} is finished up to step {until!r}; there is nothing to do")
+    return run_dir
+
+
+class _Pipeline:
+    """The steps of one attempt and what they share."""
+
+    def __init__(
+        self, settings: Settings, run_dir: RunDir, attempt: int, report: Report, resources: contextlib.ExitStack
+    ) -> None:
+        self.settings, self.run_dir, self.attempt, self.report = settings, run_dir, attempt, report
+        self._resources = resources
+        self._tracker: Tracker | None = None
+        self._ray_open = False
+        self.num_run = 0
+        self.folder: DataFolder
+        self.outputs: dict[str, dict[str, Any]] = {}
+
+    def data(self) -> None:
+        self.folder = prepare_data(self.settings, self.report)
+
+        def run(child: ChildRun) -> dict[str, Any]:
+            for line in describe_data(self.folder):
+                self.report(line)
+            counts = {f"num_{split}": float(n) for split, n in self.folder.text["num_samples"].items()}
+            child.log_scores(counts | {k: float(v) for k, v in (self.folder.features or {}).get("counts", {}).items()})
+            child.log_params({"shards_dir": self.folder.path, **self.folder.fingerprints()})
+            return self.folder.fingerprints()
+
+        self._step("data", self.folder.fingerprints(), run)
+
+    def train_rationale(self) -> None:
+        self._train("rationale", self.folder.fingerprints())
+
+    def rationales(self) -> None:
+        inputs = self._generation_inputs("rationale", self.outputs["train-rationale"])
+
+        def run(child: ChildRun) -> dict[str, Any]:
+            return {"rationales": self._generate("rationale", SPLITS, self.run_dir.rationales, inputs, child)}
+
+        self._step("rationales", inputs, run)
+
+    def train_answer(self) -> None:
+        inputs = self.folder.fingerprints() | self.outputs["rationales"]
+        self._train("answer", inputs)
+
+    def evaluate(self) -> None:
+        from launcher.evaluate import ceiling_rows, format_table, read_problems, score, write_predictions
+
+        answer_inputs = self._generation_inputs("answer", self.outputs["train-answer"]) | self.outputs["rationales"]
+        problems = {split: read_problems(self.folder.path, split) for split in ("val", "test")}
+
+        def run(child: ChildRun) -> dict[str, Any]:
+            reports = {}
+            for split in problems:  # val first; the test split is answered once
+                parts = self.run_dir.predictions / "parts"
+                self._generate("answer", (split,), parts / split, answer_inputs, child)
+                path = self.run_dir.predictions / f"{split}.jsonl"
+                lines = write_predictions(
+                    path, parts_dir=parts / split, tasks=list_tasks(self.folder.path, [split], **self._task_size()),
+                    problems=problems[split], rationales=read_rationales(self.run_dir.rationales, split),
+                )  # fmt: skip
+                reports[split] = score(lines, problems[split], split=split, rationale_format=self.settings.rationale.format)
+                commit_json(self.run_dir.scores(split), reports[split])
+                child.log_artifact(path, "predictions")
+                child.log_artifact(self.run_dir.scores(split))
+            flat = {name: value for split in reports for name, value in _flatten(reports[split]).items()}
+            child.log_scores(flat)
+            self.tracker.parent.log_scores({k: v for k, v in flat.items() if k.startswith("test_")})
+            return {"scores": reports}
+
+        outputs = self._step("evaluate", answer_inputs, run)
+        for split, scores in outputs["scores"].items():
+            rows = {f"{split}, {scores['num_questions']:,} questions": scores["accuracy"]}
+            rows |= ceiling_rows(problems[split], self.folder.ceilings) if split == "test" else {}
+            self.report(f"\n{format_table(rows)}")
+            self.report(
+                f"ROUGE-L {scores['rationale']['rougeL']:.2f}   BLEU-4 {scores['rationale']['bleu4']:.2f}   "
+                f"answers that could not be read {scores['parse_failure_rate']:.2f}%"
+            )
+
+    @property
+    def tracker(self) -> Tracker:
+        if self._tracker is None:
+            self._tracker = self._resources.enter_context(open_tracker(self.settings, self.run_dir))
+        return self._tracker
+
+    def _open_ray(self) -> None:
+        if not self._ray_open:
+            self._resources.enter_context(ray_session(self.settings.cluster))
+            self._ray_open = True
+
+    def _step(self, name: str, inputs: dict[str, Any], run: Callable[[ChildRun], dict[str, Any]]) -> dict[str, Any]:
+        """Run a step unless its marker stands; returns its outputs."""
+        marker = self.run_dir.marker(name)
+        if marker is not None:
+            if marker["inputs"] != inputs:
+                changed = next(key for key in inputs if marker["inputs"].get(key) != inputs[key])
+                raise RunError(
+                    f"{self.run_dir.path}: step {name!r} was done with {changed} = {marker['inputs'].get(changed)!r}, now "
+                    f"it is {inputs[changed]!r}; start another run.dir, or restore what it was done with"
+                )
+            self.outputs[name] = marker["outputs"]
+            return marker["outputs"]
+        self.report(f"\n[{STEPS.index(name) + 1}/{len(STEPS)}] {name}")
+        started = time.time()
+        with self.tracker.step(name) as child:
+            outputs = run(child)
+            self.run_dir.check_attempt(self.attempt)
+            seconds = round(time.time() - started, 1)
+            child.log_scores({"step_seconds": seconds})
+            self.run_dir.mark_done(
+                name,
+                {
+                    "step": name, "inputs": inputs, "outputs": outputs, "attempt": self.attempt,
+                    "mlflow_run_id": child.run_id, "seconds": seconds,
+                },
+            )  # fmt: skip
+        self.report(f"{name} took {seconds:.0f} s")
+        self.outputs[name] = outputs
+        self.num_run += 1
+        return outputs
+
+    def _train(self, stage: str, inputs: dict[str, Any]) -> None:
+        from launcher.samples import tokenizer_fingerprint
+
+        inputs = inputs | {"tokenizer": tokenizer_fingerprint(self.settings, self.folder.path)}
+
+        def run(child: ChildRun) -> dict[str, Any]:
+            from launcher.worker import launch_training
+
+            job = self._train_job(stage, inputs)
+            self._open_ray()
+            line = TrainingLine(job.num_steps, self.report)
+            with child.follow(self.run_dir.journal(stage), line.show):
+                launch_training(job)
+            return {f"{stage}_model": sha256_of_file(self.run_dir.model(stage) / "model.safetensors")}
+
+        self._step(f"train-{stage}", inputs, run)
+
+    def _train_job(self, stage: str, inputs: dict[str, Any]) -> Any:
+        """Count tokens, fix the number of steps and say what was cut off."""
+        from launcher.samples import cached_lengths, load_tokenizer, open_stage
+        from launcher.train import TrainJob
+
+        settings, spec = self.settings, getattr(self.settings, stage)
+        tokenizer = load_tokenizer(settings, self.folder.path)
+        rationales_dir = self.run_dir.rationales if stage == "answer" else None
+        cache = self.folder.path / "lengths"
+        paths, lengths, shards = {}, {}, {}
+        for split in ("train", "val"):
+            samples = open_stage(
+                settings, stage, split, shards_dir=self.folder.path, tokenizer=tokenizer, rationales_dir=rationales_dir
+            )
+            depends = inputs | spec.model_dump() | {"split": split, "use_caption": settings.data.use_caption}
+            shards[split] = samples.reader.shard_of_sample
+            lengths[split] = cached_lengths(samples, cache, depends)
+            paths[split] = str((cache / f"{fingerprint(depends)}.npz").absolute())
+            for side in ("source", "target"):
+                if cut := int((lengths[split][f"{side}_cut"] > 0).sum()):
+                    limit = getattr(spec, f"max_{side}_tokens")
+                    self.report(f"{cut:,} of {len(samples):,} {side}s of {split} were cut at {limit} tokens ({stage})")
+        plan = Plan(
+            lengths["train"]["source"], lengths["train"]["target"], shards["train"],
+            seed=settings.run.seed, epoch=0, global_batch_size=settings.training.global_batch_size,
+            micro_batch_size=settings.training.micro_batch_size, window_shards=settings.training.window_shards,
+            group_by_length=settings.training.group_by_length,
+        )  # fmt: skip
+        num_steps = spec.num_steps or math.ceil(spec.num_epochs * plan.num_steps)
+        self.report(
+            f"{num_steps:,} steps of {settings.training.global_batch_size} questions, {plan.num_steps:,} an epoch, "
+            f"padding factor {plan.padding_factor():.2f}"
+        )
+        return TrainJob(
+            stage=stage, settings=settings, run_dir=str(self.run_dir.path.absolute()),
+            shards_dir=str(self.folder.path.absolute()), lengths=paths, num_steps=num_steps, attempt=self.attempt,
+            rationales_dir=str(rationales_dir.absolute()) if rationales_dir else None,
+        )  # fmt: skip
+
+    def _generate(
+        self, stage: str, splits: tuple[str, ...], output_dir: Path, inputs: dict[str, Any], child: ChildRun
+    ) -> str:
+        """Write a stage's texts for some splits; returns the fingerprint of all files."""
+        from launcher.generate import GenerationJob, run_tasks
+
+        open_output(output_dir, inputs)
+        tasks = list_tasks(self.folder.path, splits, **self._task_size())
+        self._open_ray()
+        job = GenerationJob(
+            stage=stage, settings=self.settings, model_dir=str(self.run_dir.model(stage).absolute()),
+            shards_dir=str(self.folder.path.absolute()), output_dir=str(output_dir.absolute()),
+            rationales_dir=str(self.run_dir.rationales.absolute()) if stage == "answer" else None,
+            run_dir=str(self.run_dir.path.absolute()), attempt=self.attempt,
+        )  # fmt: skip
+        line = GenerationLine(self.report)
+        files = run_tasks(job, tasks, report=line.show)
+        summary = {
+            key: sum(file[key] for file in files.values())
+            for key in ("num_samples", "num_tokens", "num_truncated", "num_empty")
+        }
+        close_output(output_dir, files=files, summary=summary)
+        prefix = "_".join(splits) + "_" if stage == "answer" else ""
+        child.log_scores({f"{prefix}{key}": float(value) for key, value in summary.items()})
+        self.report(
+            f"{summary['num_samples']:,} texts, {summary['num_tokens']:,} tokens; "
+            f"{summary['num_truncated']:,} cut at the length limit, {summary['num_empty']:,} empty"
+        )
+        return fingerprint(files)
+
+    def _generation_inputs(self, stage: str, model: dict[str, Any]) -> dict[str, Any]:
+        spec = getattr(self.settings, stage)
+        return {
+            **model, **self.folder.fingerprints(), "format": spec.format,
+            "max_source_tokens": spec.max_source_tokens, "max_target_tokens": spec.max_target_tokens,
+            "use_caption": self.settings.data.use_caption, "batch_size": self.settings.generation.batch_size,
+            **self._task_size(),
+        }  # fmt: skip
+
+    def _task_size(self) -> dict[str, int]:
+        return {"task_samples": self.settings.generation.task_samples}
+
+
+def _flatten(scores: dict[str, Any]) -> dict[str, float | None]:
+    split = scores["split"]
+    flat = {f"{split}_accuracy_{column}": value for column, value in scores["accuracy"].items()}
+    flat |= {f"{split}_{name}": value for name, value in scores["rationale"].items()}
+    return flat | {f"{split}_parse_failure_rate": scores["parse_failure_rate"]}

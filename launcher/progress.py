@@ -1,0 +1,64 @@
+"""What a person sees while a long step runs: a line now and then."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+SHOW_EVERY_S = 5.0
+
+
+class TrainingLine:
+    """Turns journal points into lines: step, loss, tokens/s, time left."""
+
+    def __init__(self, num_steps: int, report: Callable[[str], None]) -> None:
+        self._num_steps, self._report = num_steps, report
+        self._shown_at = time.monotonic()
+        self._first: tuple[int, int] | None = None
+
+    def show(self, point: dict[str, Any]) -> None:
+        """Show a point, unless one was shown a moment ago."""
+        metrics, step = point["metrics"], point["step"]
+        if "loss" not in metrics:
+            return
+        self._first = self._first or (step, point["time_ms"])
+        if time.monotonic() - self._shown_at < SHOW_EVERY_S and step < self._num_steps:
+            return
+        self._shown_at = time.monotonic()
+        self._report(
+            f"  step {step:,}/{self._num_steps:,}   loss {metrics['loss']:.4f}   "
+            f"{metrics['tokens_per_s']:,.0f} tokens/s   {self._time_left(step, point['time_ms'])}"
+        )
+
+    def _time_left(self, step: int, time_ms: int) -> str:
+        first_step, first_ms = self._first or (step, time_ms)
+        if step == first_step:
+            return "time left unknown"
+        return "time left " + format_seconds((self._num_steps - step) * (time_ms - first_ms) / 1000 / (step - first_step))
+
+
+class GenerationLine:
+    """Turns a generation's progress into lines: questions, tokens/s, time left."""
+
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self._report = report
+        self._shown_at = time.monotonic()
+
+    def show(self, progress: Any) -> None:
+        """Show a progress, unless one was shown a moment ago."""
+        if time.monotonic() - self._shown_at < SHOW_EVERY_S and progress.num_done < progress.num_total:
+            return
+        self._shown_at = time.monotonic()
+        left = (progress.num_total - progress.num_done) * progress.seconds / max(1, progress.num_done)
+        self._report(
+            f"  {progress.num_done:,}/{progress.num_total:,} questions   {progress.tokens_per_s:,.0f} tokens/s   "
+            f"time left {format_seconds(left)}"
+        )
+
+
+def format_seconds(seconds: float) -> str:
+    """75 is "1:15"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

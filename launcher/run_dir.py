@@ -1,0 +1,178 @@
+"""The run's folder: the truth about what was done, with one owner at a time.
+
+    runs/demo/
+      run.yaml                     resolved settings
+      lock.json                    owner (pid, host), attempt, heartbeat
+      steps/<step>.json            a finished step: fingerprints of its inputs, outputs, attempt
+      rationale/ answer/           checkpoints/ and model/ of each training
+      rationales/ predictions/     what was written
+      scores.json scores.val.json  logs/
+
+The *attempt* grows with every owner. A process that belongs to an older attempt may not
+commit anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from data_shards.storage import commit_bytes, commit_json, read_json
+from launcher.config import Settings, SettingsError, dump_settings
+
+HEARTBEAT_S = 5.0
+STALE_AFTER_S = 60.0
+_FREE_SETTINGS = (("cluster", "address"), ("tracking", "uri"), ("tracking", "send_every_s"), ("run", "dir"))
+
+
+class RunError(RuntimeError):
+    """The run's folder cannot be used as asked; the message names it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunDir:
+    """Paths in a run's folder."""
+
+    path: Path
+
+    def checkpoints(self, stage: str) -> Path:
+        return self.path / stage / "checkpoints"
+
+    def model(self, stage: str) -> Path:
+        return self.path / stage / "model"
+
+    def journal(self, stage: str) -> Path:
+        return self.path / "logs" / f"{stage}-metrics.jsonl"
+
+    @property
+    def rationales(self) -> Path:
+        return self.path / "rationales"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions"
+
+    @property
+    def logs(self) -> Path:
+        return self.path / "logs"
+
+    def scores(self, split: str) -> Path:
+        return self.path / ("scores.json" if split == "test" else f"scores.{split}.json")
+
+    def marker(self, step: str) -> dict[str, Any] | None:
+        """The marker of a finished step, or None."""
+        path = self.path / "steps" / f"{step}.json"
+        return read_json(path) if path.exists() else None
+
+    def mark_done(self, step: str, marker: dict[str, Any]) -> None:
+        """Commit a step's marker; the last act of a step."""
+        commit_json(self.path / "steps" / f"{step}.json", marker)
+
+    def check_attempt(self, attempt: int) -> None:
+        """Raise RunError if ``attempt`` no longer owns the run."""
+        current = read_json(self.path / "lock.json")["attempt"]
+        if current != attempt:
+            raise RunError(f"{self.path} is now owned by attempt {current}; attempt {attempt} may not commit anything")
+
+
+def claim_settings(run_dir: RunDir, settings: Settings) -> None:
+    """Write run.yaml, or check that the standing one says the same.
+
+    Raises:
+        SettingsError: the folder belongs to a run of other settings.
+    """
+    path = run_dir.path / "run.yaml"
+    if not path.exists():
+        commit_bytes(path, dump_settings(settings).encode())
+        return
+    standing = _without_free(yaml.safe_load(path.read_text(encoding="utf-8")))
+    now = _without_free(settings.model_dump())
+    differing = [name for name in sorted({*standing, *now}) if standing.get(name) != now.get(name)]
+    if differing:
+        changes = "; ".join(f"{name} was {standing.get(name)!r} and is now {now.get(name)!r}" for name in differing[:4])
+        raise SettingsError(
+            f"{run_dir.path} holds a run of other settings ({changes}); "
+            "give this run a folder of its own with --set run.dir=runs/ANOTHER-NAME"
+        )
+
+
+@contextlib.contextmanager
+def owned(run_dir: RunDir) -> Iterator[int]:
+    """Own the run while the block lasts; yields the attempt.
+
+    Raises:
+        RunError: another living process owns it.
+    """
+    path = run_dir.path / "lock.json"
+    attempt = 1
+    if path.exists():
+        lock = read_json(path)
+        if _is_alive(lock):
+            raise RunError(
+                f"{run_dir.path} is being run by process {lock['pid']} on {lock['host']} (attempt {lock['attempt']}); "
+                "wait for it, end it, or use another run.dir"
+            )
+        attempt = lock["attempt"] + 1
+    commit_json(path, _lock(attempt))
+    stopped = threading.Event()
+    heart = threading.Thread(target=_beat, args=(path, attempt, stopped), name="heartbeat", daemon=True)
+    heart.start()
+    try:
+        yield attempt
+    finally:
+        stopped.set()
+        heart.join()
+        commit_json(path, {**_lock(attempt), "released": True})
+
+
+def owner(run_dir: RunDir) -> dict[str, Any] | None:
+    """The lock of the living owner, or None."""
+    path = run_dir.path / "lock.json"
+    lock = read_json(path) if path.exists() else None
+    return lock if lock and _is_alive(lock) else None
+
+
+def _lock(attempt: int) -> dict[str, Any]:
+    pid = os.getpid()
+    return {
+        "pid": pid, "process_started": psutil.Process(pid).create_time(), "host": socket.gethostname(),
+        "attempt": attempt, "heartbeat": time.time(), "released": False,
+    }  # fmt: skip
+
+
+def _is_alive(lock: dict[str, Any]) -> bool:
+    if lock["released"]:
+        return False
+    if lock["host"] != socket.gethostname():
+        return time.time() - lock["heartbeat"] < STALE_AFTER_S
+    try:
+        return abs(psutil.Process(lock["pid"]).create_time() - lock["process_started"]) < 1.0
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _beat(path: Path, attempt: int, stopped: threading.Event) -> None:
+    while not stopped.wait(HEARTBEAT_S):
+        commit_json(path, _lock(attempt))
+
+
+def _without_free(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Flatten to dotted names, leaving out what may change between attempts."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = (*prefix, key)
+        if isinstance(value, dict):
+            flat |= _without_free(value, name)
+        elif name not in _FREE_SETTINGS:
+            flat[".".join(name)] = value
+    return flat

@@ -1,0 +1,65 @@
+"""What a run's folder says about the run, for a person."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from launcher.config import Settings, parse_settings
+from launcher.journal import JournalReader
+from launcher.run_dir import RunDir, RunError, owner
+from launcher.tracking import tracking_uri
+
+STAGE_OF_STEP = {"train-rationale": "rationale", "train-answer": "answer"}
+
+
+def describe_run(folder: Path) -> list[str]:
+    """Lines on each step, the last checkpoint, the owner and MLflow.
+
+    Raises:
+        RunError: the folder holds no run.
+    """
+    from launcher.pipeline import STEPS
+
+    if not (folder / "run.yaml").exists():
+        raise RunError(f"{folder} holds no run (no run.yaml); give the folder of one, such as runs/demo")
+    run_dir = RunDir(folder)
+    lines, current = [], owner(run_dir)
+    next_step = None
+    for step in STEPS:
+        marker = run_dir.marker(step)
+        if marker:
+            lines.append(f"{step:<16} done in {marker['seconds']:.0f} s (attempt {marker['attempt']})")
+            continue
+        running = next_step is None and current is not None
+        next_step = next_step or step
+        lines.append(f"{step:<16} {'running' if running else 'to do'}{_training_state(run_dir, step)}")
+    if current:
+        lines.append(f"owner: process {current['pid']} on {current['host']}, attempt {current['attempt']}")
+    elif next_step:
+        lines.append(f"nobody is running it; the same `mmcot run` goes on at {next_step!r}")
+    settings = parse_settings(yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8")))
+    return [*lines, *_mlflow_lines(settings, run_dir)]
+
+
+def describe_end(settings: Settings, run_dir: RunDir) -> list[str]:
+    """The last lines of a run: where it lies and how to open the MLflow page."""
+    return ["", f"run: {run_dir.path}", *_mlflow_lines(settings, run_dir)]
+
+
+def _training_state(run_dir: RunDir, step: str) -> str:
+    stage = STAGE_OF_STEP.get(step)
+    if stage is None:
+        return ""
+    points = [point for point in JournalReader(run_dir.journal(stage)).read() if "loss" in point["metrics"]]
+    latest = run_dir.checkpoints(stage) / "LATEST"
+    text = f", step {points[-1]['step']:,}, loss {points[-1]['metrics']['loss']:.4f}" if points else ""
+    return text + (f", last checkpoint {latest.read_text().strip()}" if latest.exists() else "")
+
+
+def _mlflow_lines(settings: Settings, run_dir: RunDir) -> list[str]:
+    uri = tracking_uri(settings)
+    if uri.startswith("sqlite:"):
+        return [f"MLflow: mlflow server --workers 1 --backend-store-uri {uri}   then open http://127.0.0.1:5000"]
+    return [f"MLflow: {uri}"]

@@ -1,0 +1,253 @@
+"""The training loop of a stage, as one rank runs it.
+
+It knows no Ray: it is handed a rank, a world size and a ``report`` callable, so that any
+launcher that makes a process group can start it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from data_shards.plan import Plan
+from data_shards.storage import commit_folder
+from data_shards.stream import stream_blocks
+from launcher.checkpoint import check_probe, latest_checkpoint, load_checkpoint, save_checkpoint
+from launcher.config import Settings
+from launcher.engine import build_engine, full_state_dict, init_distributed, learning_rate, set_learning_rate
+from launcher.journal import Journal
+from launcher.run_dir import RunDir
+from launcher.samples import StageSamples, load_tokenizer, open_stage
+from mmcot.encoding import IGNORED_LABEL
+from mmcot.loss import count_target_tokens, token_loss_sum
+from mmcot.model import MultimodalT5Config, T5ForMultimodalGeneration
+
+
+class TrainingError(RuntimeError):
+    """The training stopped itself; the message says at which step and why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainJob:
+    """What a rank needs to know; plain values, so that it crosses processes.
+
+    ``lengths`` maps a split to the file with its samples' token counts.
+    """
+
+    stage: str
+    settings: Settings
+    run_dir: str
+    shards_dir: str
+    lengths: dict[str, str]
+    num_steps: int
+    attempt: int
+    rationales_dir: str | None = None
+
+
+def train(job: TrainJob, *, rank: int, world_size: int, report: Callable[[dict[str, float]], None]) -> None:
+    """Train a stage from its latest checkpoint (or the start) to its end and export the model."""
+    settings, training, run_dir = job.settings, job.settings.training, RunDir(Path(job.run_dir))
+    torch.set_num_threads(settings.cluster.cpus_per_worker)
+    init_distributed(use_gpu=settings.cluster.use_gpu)
+    tokenizer = load_tokenizer(settings, job.shards_dir)
+    samples = {
+        split: open_stage(
+            settings, job.stage, split,
+            shards_dir=job.shards_dir, tokenizer=tokenizer, rationales_dir=job.rationales_dir,
+        )
+        for split in ("train", "val")
+    }  # fmt: skip
+    plans = {split: _plans(job, split, samples[split]) for split in samples}
+    engine = build_engine(lambda: build_model(settings, samples["train"]), training, world_size=world_size)
+    first_plan = plans["train"](0)
+    facts = {
+        "plan_fingerprint": first_plan.fingerprint,
+        "world_size": world_size, "zero_stage": training.zero_stage, "precision": training.precision,
+    }  # fmt: skip
+    step = _resume(engine, run_dir.checkpoints(job.stage), facts, samples["train"], first_plan)
+    steps_per_epoch = first_plan.num_steps
+    journal = Journal(run_dir.journal(job.stage)) if rank == 0 else None
+    clock = time.perf_counter()
+
+    for step, blocks in stream_blocks(
+        plans["train"], samples["train"].load_block,
+        rank=rank, world_size=world_size, first_step=step, num_steps=job.num_steps,
+    ):  # fmt: skip
+        num_targets, num_sources, num_questions = _global_sum(engine, _count(blocks))
+        set_learning_rate(engine, learning_rate(step, training=training, total_steps=job.num_steps))
+        engine.train()
+        loss_sum = 0.0
+        for index, block in blocks:
+            torch.manual_seed(_dropout_seed(settings.run.seed, step, index))
+            loss = _block_loss(engine, block)
+            loss_sum += loss.item()
+            _check_finite(loss_sum, step, "loss")
+            engine.backward(loss * world_size / num_targets, scale_wrt_gas=False)
+        engine.step()
+        _check_applied(engine, step)
+        done = step + 1
+        if done % training.log_every == 0 or done == job.num_steps:
+            metrics = {
+                "loss": _global_sum(engine, [loss_sum])[0] / num_targets,
+                "learning_rate": engine.optimizer.param_groups[0]["lr"],
+                "epoch": done / steps_per_epoch,
+                **_rates(time.perf_counter() - clock, num_targets + num_sources, num_questions),
+                **_gradient_norm(engine),
+            }
+            if journal:
+                journal.log(done, metrics)
+        if done % training.validate_every == 0 or done == job.num_steps:
+            validation = validation_loss(engine, samples["val"], plans["val"](0), rank=rank, world_size=world_size)
+            if journal:
+                journal.log(done, {"validation_loss": validation})
+            report({"step": done, "validation_loss": validation})
+        if done % training.checkpoint_every == 0 or done == job.num_steps:
+            save_checkpoint(
+                engine, run_dir.checkpoints(job.stage), step=done, keep=training.keep_checkpoints,
+                facts=facts | {"probe_loss": _probe_loss(engine, samples["train"], first_plan)},
+                may_commit=lambda: run_dir.check_attempt(job.attempt),
+            )  # fmt: skip
+        clock = time.perf_counter()
+
+    export_model(engine, tokenizer, run_dir.model(job.stage), may_commit=lambda: run_dir.check_attempt(job.attempt))
+
+
+def build_model(settings: Settings, samples: StageSamples) -> T5ForMultimodalGeneration:
+    """A pretrained T5 with new fusion layers, or one of random weights; seeded."""
+    torch.manual_seed(settings.run.seed)
+    num_patches, dim = samples.reader.feature_shape if settings.data.features else (1, 1)
+    vision = {"vision_num_patches": num_patches, "vision_dim": dim, "fusion": settings.model.fusion}
+    if settings.model.pretrained:
+        return T5ForMultimodalGeneration.from_pretrained(settings.model.pretrained, dtype=torch.float32, **vision)
+    shape = settings.model.shape.model_dump()
+    config = MultimodalT5Config(
+        vocab_size=len(samples.tokenizer), pad_token_id=samples.tokenizer.pad_token_id,
+        eos_token_id=samples.tokenizer.eos_token_id, decoder_start_token_id=samples.tokenizer.pad_token_id,
+        **shape, **vision,
+    )  # fmt: skip
+    return T5ForMultimodalGeneration._from_config(config)
+
+
+def validation_loss(engine: Any, samples: StageSamples, plan: Plan, *, rank: int, world_size: int) -> float:
+    """Teacher-forced loss a target token over a whole split."""
+    engine.eval()
+    total = [0.0, 0.0]
+    for _, blocks in stream_blocks(
+        lambda epoch: plan, samples.load_block, rank=rank, world_size=world_size, first_step=0, num_steps=plan.num_steps
+    ):
+        for _, block in blocks:
+            with torch.no_grad():
+                total[0] += _block_loss(engine, block).item()
+            total[1] += count_target_tokens(block["labels"])
+    loss_sum, num_tokens = _global_sum(engine, total)
+    return loss_sum / num_tokens
+
+
+def export_model(engine: Any, tokenizer: Any, folder: Path, *, may_commit: Callable[[], None]) -> None:
+    """Commit the model and tokenizer as a folder that ``from_pretrained`` opens."""
+    state = full_state_dict(engine)
+    if dist.get_rank() == 0:
+        staging = folder.with_name(".staging-model")
+        shutil.rmtree(staging, ignore_errors=True)
+        engine.module.save_pretrained(staging, state_dict=state)
+        tokenizer.save_pretrained(staging)
+        may_commit()
+        commit_folder(staging, folder)
+    dist.barrier()
+
+
+def _plans(job: TrainJob, split: str, samples: StageSamples) -> Callable[[int], Plan]:
+    """Epoch to plan, from the token counts that were computed before the start."""
+    training = job.settings.training
+    with np.load(job.lengths[split], allow_pickle=False) as lengths:
+        source, target = lengths["source"], lengths["target"]
+
+    def plan_of_epoch(epoch: int) -> Plan:
+        return Plan(
+            source, target, samples.reader.shard_of_sample,
+            seed=job.settings.run.seed, epoch=epoch,
+            global_batch_size=training.global_batch_size, micro_batch_size=training.micro_batch_size,
+            window_shards=training.window_shards, group_by_length=training.group_by_length,
+        )  # fmt: skip
+
+    return plan_of_epoch
+
+
+def _resume(engine: Any, folder: Path, facts: dict[str, Any], samples: StageSamples, plan: Plan) -> int:
+    path = latest_checkpoint(folder)
+    if path is None:
+        return 0
+    manifest = load_checkpoint(engine, path, facts=facts)
+    check_probe(path, expected=manifest["probe_loss"], found=_probe_loss(engine, samples, plan))
+    return manifest["step"]
+
+
+def _probe_loss(engine: Any, samples: StageSamples, plan: Plan) -> float:
+    """Loss a token on a fixed batch, the same on every rank: the plan's first block."""
+    engine.eval()
+    block = samples.load_block(plan.batch_blocks(0)[0])
+    with torch.no_grad():
+        return _block_loss(engine, block).item() / count_target_tokens(block["labels"])
+
+
+def _block_loss(engine: Any, block: dict[str, torch.Tensor]) -> torch.Tensor:
+    block = {name: tensor.to(engine.device, non_blocking=True) for name, tensor in block.items()}
+    labels = block.pop("labels")
+    inputs = engine.module._shift_right(labels)
+    return token_loss_sum(engine(**block, decoder_input_ids=inputs, use_cache=False).logits, labels)
+
+
+def _count(blocks: list[tuple[int, dict[str, torch.Tensor]]]) -> list[float]:
+    """Target tokens, source tokens and questions of this rank, dummies left out."""
+    real = [block for _, block in blocks if (block["labels"] != IGNORED_LABEL).any()]
+    return [
+        sum(count_target_tokens(block["labels"]) for block in real),
+        sum(int(block["attention_mask"].sum()) for block in real),
+        sum(len(block["labels"]) for block in real),
+    ]
+
+
+def _global_sum(engine: Any, values: list[float]) -> list[float]:
+    tensor = torch.tensor(values, dtype=torch.float64, device=engine.device)
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def _dropout_seed(seed: int, step: int, index: int) -> int:
+    """Depends on neither rank nor world size nor restarts."""
+    return (seed * 1_000_003 + step) * 4_099 + index
+
+
+def _rates(seconds: float, num_tokens: float, num_questions: float) -> dict[str, float]:
+    return {"tokens_per_s": num_tokens / seconds, "questions_per_s": num_questions / seconds, "step_time_s": seconds}
+
+
+def _gradient_norm(engine: Any) -> dict[str, float]:
+    """The norm before clipping; DeepSpeed reports none under ZeRO-0."""
+    norm = engine.get_global_grad_norm()
+    return {} if norm is None else {"grad_norm": float(norm)}
+
+
+def _check_finite(value: float, step: int, name: str) -> None:
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"step {step}: the {name} is {value}; the weights were not updated. Lower training.learning_rate, "
+            "or use training.precision=fp32; the last checkpoint stands"
+        )
+
+
+def _check_applied(engine: Any, step: int) -> None:
+    """DeepSpeed may skip an update without a word; that would make the plan untrue."""
+    for name, norm in _gradient_norm(engine).items():
+        _check_finite(norm, step, name)
+    if engine.skipped_steps:
+        raise TrainingError(f"step {step}: DeepSpeed skipped the update; lower training.learning_rate")

@@ -1,0 +1,132 @@
+"""From texts and features to tensors.
+
+A tokenizer is any transformers fast tokenizer with a padding and an end token. The small
+one trained here needs no download and opens with ``AutoTokenizer.from_pretrained``.
+
+Shape suffixes: B batch, S source positions, T target positions, P patches, V feature width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+IGNORED_LABEL = -100  # padding of the target; no loss is taken there
+PAD_TOKEN, EOS_TOKEN = "<pad>", "</s>"  # ids 0 and 1, as T5 has them
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EncodedPair:
+    """A source and a target as token ids, both ending in the end token.
+
+    ``source_cut`` and ``target_cut`` count the tokens that the length limits took away.
+    """
+
+    source_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+    source_cut: int
+    target_cut: int
+
+
+def encode_pair(
+    tokenizer: PreTrainedTokenizerBase, source: str, target: str, *, max_source_tokens: int, max_target_tokens: int
+) -> EncodedPair:
+    """Tokenize a pair, cutting each side at its end to its limit (the end token included)."""
+    source_ids, source_cut = _limit(tokenizer(source).input_ids, max_source_tokens)
+    target_ids, target_cut = _limit(tokenizer(target).input_ids, max_target_tokens)
+    return EncodedPair(source_ids, target_ids, source_cut, target_cut)
+
+
+def collate(
+    pairs: Sequence[EncodedPair],
+    features: Sequence[np.ndarray | None],
+    *,
+    feature_shape: tuple[int, int],
+    pad_token_id: int,
+    is_dummy: bool = False,
+) -> dict[str, torch.Tensor]:
+    """Stack a block to its own longest row.
+
+    Args:
+        pairs: B encoded pairs.
+        features: B arrays [p, V] with p <= P, or all None for text alone.
+        feature_shape: [P, V]; missing patches are zeros.
+        is_dummy: labels are all ignored, so that the block has no gradient.
+
+    Returns:
+        input_ids int64 [B, S], attention_mask int64 [B, S], labels int64 [B, T] padded
+        with -100, and with features vision_features float32 [B, P, V].
+    """
+    batch = {
+        "input_ids": _stack([pair.source_ids for pair in pairs], pad_token_id),
+        "labels": _stack([pair.target_ids for pair in pairs], IGNORED_LABEL),
+    }
+    lengths = torch.tensor([len(pair.source_ids) for pair in pairs])
+    batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
+    if is_dummy:
+        batch["labels"].fill_(IGNORED_LABEL)
+    if features and features[0] is not None:
+        batch["vision_features"] = stack_features(features, feature_shape)
+    return batch
+
+
+def stack_features(features: Sequence[np.ndarray], feature_shape: tuple[int, int]) -> torch.Tensor:
+    """Stack arrays [p, V] into float32 [B, P, V], zeros where there is no patch."""
+    stacked = np.zeros((len(features), *feature_shape), dtype=np.float32)
+    for row, array in zip(stacked, features, strict=True):
+        row[: len(array)] = array
+    return torch.from_numpy(stacked)
+
+
+def train_tokenizer(texts: Iterable[str], output_dir: str | Path, *, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer on texts and save it as a transformers tokenizer.
+
+    Any text can be written in it and read back exactly; frequent words become one piece.
+    Fewer than ``vocab_size`` pieces result where the texts don't hold so many.
+
+    Raises:
+        ValueError: there is no text.
+    """
+    texts = list(texts)
+    if not texts:
+        raise ValueError("a tokenizer cannot be trained on no text at all; give the training split some questions")
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[PAD_TOKEN, EOS_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {EOS_TOKEN}", special_tokens=[(EOS_TOKEN, tokenizer.token_to_id(EOS_TOKEN))]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD_TOKEN, eos_token=EOS_TOKEN, clean_up_tokenization_spaces=False
+    )
+    fast.save_pretrained(output_dir)
+    return fast
+
+
+def _limit(ids: list[int], limit: int) -> tuple[tuple[int, ...], int]:
+    cut = max(0, len(ids) - limit)
+    return (tuple(ids[: limit - 1]) + (ids[-1],) if cut else tuple(ids)), cut
+
+
+def _stack(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
+    stacked = np.full((len(rows), max(len(row) for row in rows)), filler, dtype=np.int64)
+    for line, row in zip(stacked, rows, strict=True):
+        line[: len(row)] = row
+    return torch.from_numpy(stacked)

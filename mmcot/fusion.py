@@ -1,0 +1,96 @@
+"""Letting the text look at the picture: one small module per kind of fusion.
+
+A fusion reads the encoder's text states and the picture's patch features and returns
+text states of the same shape, so that an unchanged decoder can follow. Kinds are chosen
+by name from ``FUSIONS``; their parameters sit directly in the encoder under the names
+they have here.
+
+Shape suffixes: B batch, S text positions, P patches, D model width, V feature width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class FusionLinear(nn.Linear):
+    """A linear layer of a fusion; a class of its own so that initialisation can tell it from T5's."""
+
+
+class SingleHeadAttention(nn.Module):
+    """Scaled dot-product attention with one head and biases.
+
+    Parameter names and arithmetic are those of ``nn.MultiheadAttention(d_model, 1)``, so
+    that published weights fit. Written out because that class reads ``out_proj.weight``
+    without calling ``out_proj``, which parameter-partitioned training (ZeRO-3) hooks on.
+    """
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * d_model, d_model))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * d_model))
+        self.out_proj = FusionLinear(d_model, d_model)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, query_BSD: torch.Tensor, memory_BPD: torch.Tensor, mask_BP: torch.Tensor | None = None):
+        """Attend from ``query_BSD`` to ``memory_BPD``.
+
+        Args:
+            query_BSD: [B, S, D].
+            memory_BPD: [B, P, D], both keys and values.
+            mask_BP: optional bool [B, P], False where a patch must not be seen. A row
+                with no visible patch gives zeros before the output projection.
+
+        Returns:
+            [B, S, D].
+        """
+        w_q, w_k, w_v = self.in_proj_weight.chunk(3)
+        b_q, b_k, b_v = self.in_proj_bias.chunk(3)
+        mask_B1SP = None
+        if mask_BP is not None:
+            visible_B = mask_BP.any(dim=1)
+            mask_BP = mask_BP | ~visible_B[:, None]  # softmax over nothing would be NaN
+            mask_B1SP = mask_BP[:, None, None, :]
+        attended_B1SD = F.scaled_dot_product_attention(
+            F.linear(query_BSD, w_q, b_q).unsqueeze(1),
+            F.linear(memory_BPD, w_k, b_k).unsqueeze(1),
+            F.linear(memory_BPD, w_v, b_v).unsqueeze(1),
+            attn_mask=mask_B1SP,
+        )
+        attended_BSD = attended_B1SD.squeeze(1)
+        if mask_BP is not None:
+            attended_BSD = attended_BSD * visible_B[:, None, None].to(attended_BSD.dtype)
+        return self.out_proj(attended_BSD)
+
+
+class GatedCrossAttention(nn.Module):
+    """Gated fusion of arXiv:2302.00923, section 4.2.
+
+        H_img  = W_h x                          (image_dense)
+        H_att  = softmax(Q K^T / sqrt(d)) V     with Q = H_text, K = V = H_img (mha_layer)
+        lambda = sigmoid(W_l H_text + W_v H_att)    (gate_dense on the concatenation)
+        H_fuse = (1 - lambda) * H_text + lambda * H_att
+
+    A question without a picture brings zeros, which are attended as any other patch
+    (their keys are ``image_dense.bias``), unless a mask hides them.
+    """
+
+    def __init__(self, *, d_model: int, vision_dim: int) -> None:
+        super().__init__()
+        self.image_dense = FusionLinear(vision_dim, d_model)
+        self.mha_layer = SingleHeadAttention(d_model)
+        self.gate_dense = FusionLinear(2 * d_model, d_model)
+
+    def forward(
+        self, text_BSD: torch.Tensor, vision_BPV: torch.Tensor, mask_BP: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Return the fused states [B, S, D] of ``text_BSD`` [B, S, D] and ``vision_BPV`` [B, P, V]."""
+        image_BPD = self.image_dense(vision_BPV.to(text_BSD.dtype))
+        attended_BSD = self.mha_layer(text_BSD, image_BPD, mask_BP)
+        gate_BSD = torch.sigmoid(self.gate_dense(torch.cat([text_BSD, attended_BSD], dim=-1)))
+        return (1 - gate_BSD) * text_BSD + gate_BSD * attended_BSD
+
+
+FUSIONS = {"gated_cross_attention": GatedCrossAttention}
