@@ -6,7 +6,7 @@ A row of ``problems.json`` under its question id has exactly ScienceQA's fields:
            "answer": 0, "hint": "Ada found two magnets at school on Monday.", "image": "image.png",
            "task": "closed choice", "grade": "grade3", "subject": "natural science", "topic": "physics",
            "category": "Magnets", "skill": "Predict whether two magnets attract or repel",
-           "lecture": "A red tile is ...", "solution": "The left magnet shows its south pole ...", "split": "train"}
+           "lecture": "A red tile is ...", "solution": "The inner poles are south and north. ...", "split": "train"}
 
 ``ceilings.json`` holds what no reader of the text alone can beat, from the generator's own
 tables. This module knows nothing of shards, prompts, tokens or models.
@@ -79,7 +79,8 @@ def compute_ceilings() -> dict[str, Any]:
     return {
         "version": VERSION,
         "per_skill": {
-            skill.skill: {"direct_text": _direct_ceiling(skill), "chain_text": _chain_ceiling(skill)} for skill in SKILLS
+            skill.skill: {"direct_text": _direct_ceiling(skill), "chain_text": _chain_ceiling(skill)}
+            for skill in SKILLS
         },
         "about": "Bayes-optimal accuracy from the text alone, of answering directly (direct_text) and of a greedy "
         "chain of thought (chain_text), computed from the probability tables of the generator.",
@@ -150,8 +151,8 @@ def _draw_tiles(rng: random.Random, skill: Skill, fact: tuple, pictures: set) ->
 
 def _exhausted(what: str, skill: Skill) -> ValueError:
     return ValueError(
-        f"no new {what} for the skill {skill.skill!r} in {MAX_DRAWS} draws; expected every row of all splits to differ; "
-        "ask for fewer questions or add words and tints to data_shards/mini_sqa_skills.py"
+        f"no new {what} for the skill {skill.skill!r} in {MAX_DRAWS} draws; expected every row of all splits to "
+        "differ; ask for fewer questions or add words and tints to data_shards/mini_sqa_skills.py"
     )
 
 

@@ -1,0 +1,26 @@
+# Two commands do all on a fresh machine with Python 3.11 or 3.12 and pip:
+#   make demo   the whole method in minutes
+#   make test   the tests
+PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(if $(shell $(p) -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,12))' 2>/dev/null && echo yes),$(p))))
+VENV := .venv
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test test-slow clean
+
+demo: $(INSTALLED)
+	$(VENV)/bin/mmcot run --preset demo
+
+test: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -m "slow"
+
+$(INSTALLED): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; found neither python3.12, python3.11 nor a fitting python3"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,137 @@
+"""The demo at a tiny size, as a person runs it: real Ray, DeepSpeed, MLflow, and a real kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from data_shards.storage import read_json
+from launcher.journal import JournalReader
+from launcher.pipeline import STEPS
+
+SIZES = [
+    "data.mini_sqa.num_train=64", "data.mini_sqa.num_val=16", "data.mini_sqa.num_test=16", "data.samples_per_shard=24",
+    "rationale.num_steps=40", "rationale.max_target_tokens=24", "answer.num_steps=6", "training.checkpoint_every=5",
+    "training.validate_every=20", "training.log_every=1",
+]  # fmt: skip
+
+pytestmark = pytest.mark.ray
+
+
+def start(folder, *arguments, log):
+    command = [sys.executable, "-m", "launcher", *arguments]
+    return subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "MLFLOW_TRACKING_URI": ""})
+
+
+def mmcot(folder, *arguments, timeout=400):
+    with open(folder / "output.log", "w+") as log:
+        status = start(folder, *arguments, log=log).wait(timeout)
+        log.seek(0)
+        return status, log.read()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def arguments():
+    return ["run", "--preset", "demo", *[part for size in SIZES for part in ("--set", size)]]
+
+
+@pytest.fixture(scope="module")
+def finished(folder, arguments):
+    """A demo whose driver was killed with -9 in the middle of stage one, then run again to its end."""
+    with open(folder / "killed.log", "w") as log:
+        driver = start(folder, *arguments, log=log)
+        latest = folder / "runs" / "demo" / "rationale" / "checkpoints" / "LATEST"
+        deadline = time.time() + 300
+        while not latest.exists():
+            assert driver.poll() is None and time.time() < deadline, (folder / "killed.log").read_text()
+            time.sleep(0.05)
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+    status, output = mmcot(folder, *arguments)
+    assert status == 0, output
+    return output
+
+
+def test_after_a_kill_of_the_driver_the_same_command_goes_on_at_the_unfinished_step(folder, finished):
+    attempts = {step: read_json(folder / "runs" / "demo" / "steps" / f"{step}.json")["attempt"] for step in STEPS}
+    assert attempts == {"data": 1, "train-rationale": 2, "rationales": 2, "train-answer": 2, "evaluate": 2}
+    points = JournalReader(folder / "runs" / "demo" / "logs" / "rationale-metrics.jsonl").read()
+    steps = [point["step"] for point in points if "loss" in point["metrics"]]
+    assert set(steps) == set(range(1, 41))
+    assert len(steps) < 2 * 40  # the second attempt began at a checkpoint, not at step one
+
+
+def test_the_last_lines_are_the_table_the_run_and_how_to_open_mlflow(finished):
+    tail = finished.splitlines()[-16:]
+    assert any(line.split() == ["NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "AVG"] for line in tail)
+    assert any(line.startswith("ceiling, text alone, greedy chain") for line in tail)
+    assert "run: runs/demo" in tail and tail[-1].startswith("MLflow: mlflow server")
+
+
+def test_every_question_has_one_rationale_and_one_prediction(folder, finished):
+    run = folder / "runs" / "demo"
+    rationales = [json.loads(line)["qid"] for path in run.glob("rationales/*/*.jsonl") for line in open(path)]
+    assert len(rationales) == len(set(rationales)) == 96
+    assert len((run / "predictions" / "test.jsonl").read_text().splitlines()) == 16
+    scores = read_json(run / "scores.json")
+    assert scores["num_questions"] == 16 and set(scores["accuracy"]) >= {"NAT", "AVG"} and scores["rationale"]["rougeL"] > 0
+
+
+def test_mlflow_holds_one_parent_with_a_child_a_step_and_no_point_twice(folder, finished):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("mmcot")
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = {run.data.tags["mmcot.step"]: run for run in runs if "mlflow.parentRunId" in run.data.tags}
+    assert len(parents) == 1 and set(children) == set(STEPS) and len(runs) == 6
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    history = client.get_metric_history(children["train-rationale"].info.run_id, "loss")
+    assert sorted(metric.step for metric in history) == list(range(1, 41))
+    assert parents[0].data.params["training.zero_stage"] == "2" and "test_accuracy_AVG" in parents[0].data.metrics
+
+
+def test_a_finished_run_does_nothing_and_says_so(folder, arguments, finished):
+    status, output = mmcot(folder, *arguments)
+    assert status == 0 and "there is nothing to do" in output
+
+
+def test_a_run_folder_of_other_settings_is_refused_naming_run_dir(folder, arguments, finished):
+    status, output = mmcot(folder, *arguments, "--set", "training.learning_rate=0.5")
+    assert status == 1 and "training.learning_rate was 0.002 and is now 0.5" in output and "run.dir" in output
+
+
+def test_status_tells_what_was_done(folder, finished):
+    status, output = mmcot(folder, "status", "runs/demo")
+    assert status == 0 and all(step in output for step in STEPS) and "done in" in output and "MLflow" in output
+
+
+def test_no_process_of_the_killed_driver_is_left(folder, finished):
+    deadline = time.time() + 30
+    while time.time() < deadline:
+        left = [p.pid for p in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(p.info["cmdline"] or [])]
+        if not left:
+            return
+        time.sleep(1)
+    raise AssertionError(f"processes of the finished runs are still alive: {left}")
+
+
+def test_help_answers_in_under_a_second():
+    for arguments in (["--help"], ["run", "--help"], ["data", "--help"], ["train", "rationale", "--help"], ["status", "--help"]):
+        started = time.perf_counter()
+        output = subprocess.run([sys.executable, "-m", "launcher", *arguments], capture_output=True, text=True, check=True).stdout
+        assert "Usage: mmcot" in output
+        assert time.perf_counter() - started < 1.0

@@ -1,0 +1,156 @@
+"""Shards: written once, read by us and by plain webdataset, checked, refused when altered."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+import webdataset as wds
+
+from data_shards.index import ShardError, build_index
+from data_shards.rationales import close_output, list_tasks, open_output, read_rationales, write_task
+from data_shards.scienceqa import read_scienceqa
+from data_shards.stream import SplitReader, stream_blocks
+from data_shards.writer import check_shards, manifest_shards, read_manifest, write_text_shards
+from launcher.data import prepare_data
+from mmcot.problem import Problem, ProblemError
+
+
+@pytest.fixture
+def copied_shards(tiny_data, tmp_path):
+    shutil.copytree(tiny_data.path, tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+def test_plain_webdataset_reads_every_sample_joined_in_order(tiny_data):
+    reader = SplitReader(tiny_data.path, "train", features="patch")
+    tars = [shard.name for shard in manifest_shards(tiny_data.text, "train")]
+    read = []
+    for name in tars:
+        text = wds.WebDataset(str(tiny_data.path / "text" / f"{name}.tar"), shardshuffle=False)
+        features = wds.WebDataset(str(tiny_data.path / "features" / "patch" / f"{name}.tar"), shardshuffle=False)
+        for sample, feature in zip(text, features, strict=True):
+            assert sample["__key__"] == feature["__key__"]
+            read.append((Problem.from_record(json.loads(sample["json"])), np.load(io.BytesIO(feature["npy"]))))
+    assert len(read) == len(reader) == 64
+    for number, (problem, array) in enumerate(read):
+        assert reader.problem(number) == problem
+        np.testing.assert_array_equal(reader.features(number), array)
+        assert array.shape == ((64, 208) if problem.images else (0, 208)) and array.dtype == np.float16
+
+
+def test_the_same_input_builds_the_same_bytes(tiny_data, workplace, tmp_path):
+    source = next(workplace.glob("data/mini_sqa-source-*"))
+    manifest = write_text_shards(read_scienceqa(source), tmp_path, samples_per_shard=24)
+    assert manifest == tiny_data.text
+
+
+def test_every_feature_tar_counts_what_it_has_no_picture_for(tiny_data):
+    counts = tiny_data.features["counts"]
+    assert sum(counts.values()) == 96 and counts["num_picture_absent"] == 0 and counts["num_no_image"] == 36
+
+
+def test_a_named_picture_that_is_not_there_is_counted_and_gets_no_feature(workplace, tiny_settings, tiny_data, tmp_path, monkeypatch):
+    source = tmp_path / "source"
+    shutil.copytree(next(workplace.glob("data/mini_sqa-source-*")), source)
+    shutil.rmtree(source / "images" / "val")
+    data = tiny_settings.data.model_copy(update={"path": str(source), "shards_dir": str(tmp_path / "shards")})
+    folder = prepare_data(tiny_settings.model_copy(update={"data": data}), lambda line: None)
+    assert folder.features["counts"]["num_picture_absent"] == 10
+    reader = SplitReader(folder.path, "val", features="patch")
+    assert {reader.features(number).shape for number in range(16)} == {(0, 208)}
+
+
+def test_check_passes_over_every_tar_of_text_and_features(tiny_data):
+    assert sum(num_samples for _, num_samples in check_shards(tiny_data.path)) == 2 * 96
+
+
+def test_a_truncated_shard_is_named(copied_shards):
+    tar = copied_shards / "text" / "train-000001.tar"
+    tar.write_bytes(tar.read_bytes()[:-9000])
+    with pytest.raises(ShardError, match=r"train-000001.tar has sha256"):
+        list(check_shards(copied_shards))
+
+
+def test_a_single_altered_byte_is_found_when_the_sample_is_read(copied_shards):
+    tar = copied_shards / "text" / "val-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[600] ^= 1
+    tar.write_bytes(data)
+    with pytest.raises(ShardError, match="cut off or altered"):
+        SplitReader(copied_shards, "val").problem(0)
+
+
+def test_a_pickle_in_a_tar_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "bad.tar", "w") as tar:
+        info = tarfile.TarInfo("1.pkl")
+        tar.addfile(info, io.BytesIO(b""))
+    with pytest.raises(ShardError, match="not of an allowed kind"):
+        build_index(tmp_path / "bad.tar")
+
+
+def test_a_manifest_of_another_schema_is_refused(copied_shards):
+    path = copied_shards / "text" / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema_version": 99}))
+    with pytest.raises(ShardError, match="schema version 99"):
+        read_manifest(copied_shards / "text")
+
+
+def test_a_split_that_lists_an_unknown_question_is_refused(workplace, tmp_path, tiny_data):
+    source = tmp_path / "source"
+    shutil.copytree(next(workplace.glob("data/mini_sqa-source-*")), source)
+    splits = json.loads((source / "pid_splits.json").read_text())
+    splits["val"].append("no-such-qid")
+    (source / "pid_splits.json").write_text(json.dumps(splits))
+    with pytest.raises(ProblemError, match="no-such-qid"):
+        read_scienceqa(source)
+
+
+def test_steps_can_be_streamed_from_anywhere_and_dummies_fill_the_last_batch(tiny_data):
+    from data_shards.plan import Plan
+
+    def plan_of_epoch(epoch):
+        return Plan(np.ones(10), np.ones(10), np.zeros(10), seed=0, epoch=epoch, global_batch_size=4, micro_batch_size=2)
+
+    def steps(first_step):
+        return list(stream_blocks(plan_of_epoch, lambda samples, is_dummy: (tuple(samples), is_dummy), rank=1, world_size=2, first_step=first_step, num_steps=7))
+
+    whole = steps(0)
+    assert [step for step, _ in whole] == list(range(7))
+    assert steps(4) == whole[4:]
+    assert whole[2][1][0][1][1] is True  # ten samples, two ranks: the third step has one block
+
+
+def test_an_error_in_the_reading_thread_reaches_the_training_loop():
+    from data_shards.plan import Plan
+
+    def load(samples, is_dummy):
+        raise ShardError("broken")
+
+    plan = Plan(np.ones(4), np.ones(4), np.zeros(4), seed=0, epoch=0, global_batch_size=4, micro_batch_size=2)
+    with pytest.raises(ShardError, match="broken"):
+        list(stream_blocks(lambda epoch: plan, load, rank=0, world_size=1, first_step=0, num_steps=1))
+
+
+def test_tasks_cover_every_sample_once_and_rationales_join_by_qid(tiny_data, tmp_path):
+    tasks = list_tasks(tiny_data.path, ["train"], task_samples=10)
+    assert sum(task.num_samples for task in tasks) == 64 and len({task.file_name for task in tasks}) == len(tasks)
+    reader = SplitReader(tiny_data.path, "train")
+    open_output(tmp_path, {"model": "a"})
+    for task in tasks:
+        numbers = reader.samples_of_shard(task.shard)[task.start : task.start + task.num_samples]
+        write_task(tmp_path, task, [{"qid": reader.qids[n], "rationale": f"r{reader.qids[n]}"} for n in numbers])
+    with pytest.raises(ShardError, match="not complete"):
+        read_rationales(tmp_path, "train")
+    close_output(tmp_path, files={}, summary={})
+    assert read_rationales(tmp_path, "train") == {qid: f"r{qid}" for qid in reader.qids}
+
+
+def test_outputs_of_another_model_are_not_mixed(tmp_path):
+    open_output(tmp_path, {"model": "a"})
+    with pytest.raises(ShardError, match="model = 'a', now it is 'b'"):
+        open_output(tmp_path, {"model": "b"})

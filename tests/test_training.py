@@ -1,0 +1,169 @@
+"""The training loop on real DeepSpeed ranks over gloo, started without Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from data_shards.storage import commit_json, read_json
+from launcher.engine import learning_rate
+from launcher.journal import Journal, JournalReader
+from launcher.run_dir import RunDir
+
+NUM_STEPS = 5
+
+
+@pytest.fixture(scope="module")
+def make_job(tiny_settings, tiny_data, workplace):
+    """A function that prepares a stage-one training of five steps in a folder of its own."""
+    from launcher.samples import cached_lengths, load_tokenizer, open_stage
+    from launcher.train import TrainJob, build_model
+
+    tokenizer = load_tokenizer(tiny_settings, tiny_data.path)
+    pretrained = workplace / "pretrained"  # so that every ZeRO stage starts from the same weights
+    lengths = {}
+    for split in ("train", "val"):
+        samples = open_stage(
+            tiny_settings, "rationale", split, shards_dir=tiny_data.path, tokenizer=tokenizer, rationales_dir=None
+        )
+        cached_lengths(samples, workplace / f"lengths-{split}", {})
+        lengths[split] = str(next((workplace / f"lengths-{split}").glob("*.npz")))
+    build_model(tiny_settings, samples).save_pretrained(pretrained)
+    tokenizer.save_pretrained(pretrained)
+
+    def make(name, **training):
+        changes = {"checkpoint_every": 2, "validate_every": 1, "micro_batch_size": 4, "global_batch_size": 12} | training
+        sections = {
+            "training": tiny_settings.training.model_copy(update=changes),
+            "model": tiny_settings.model.model_copy(update={"pretrained": str(pretrained)}),
+        }
+        settings = tiny_settings.model_copy(update=sections)
+        folder = workplace / "trainings" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        commit_json(folder / "lock.json", {"attempt": 1})
+        return TrainJob(
+            stage="rationale", settings=settings, run_dir=str(folder), shards_dir=str(tiny_data.path),
+            lengths=lengths, num_steps=NUM_STEPS, attempt=1,
+        )  # fmt: skip
+
+    return make
+
+
+def torchrun(job, *, world_size, die=()):
+    path = Path(job.run_dir) / "job.json"
+    commit_json(path, dataclasses.asdict(dataclasses.replace(job, settings=job.settings.model_dump())))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world_size), "--master-port", "0"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+    return subprocess.run(
+        [*command, str(Path(__file__).with_name("rank.py")), str(path), *map(str, die)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def trained(job, *, world_size=2):
+    result = torchrun(job, world_size=world_size)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return load_file(RunDir(Path(job.run_dir)).model("rationale") / "model.safetensors")
+
+
+def losses(job):
+    points = JournalReader(RunDir(Path(job.run_dir)).journal("rationale")).read()
+    return {point["step"]: point["metrics"]["loss"] for point in points if "loss" in point["metrics"]}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make_job):
+    job = make_job("undisturbed")
+    return job, trained(job)
+
+
+def test_a_rank_killed_with_9_resumes_to_bit_equal_weights(make_job, undisturbed):
+    job = make_job("killed")
+    assert torchrun(job, world_size=2, die=(1, 3)).returncode != 0
+    assert (RunDir(Path(job.run_dir)).checkpoints("rationale") / "LATEST").read_text() == "step-000002\n"
+    weights = trained(job)
+    expected_job, expected = undisturbed
+    assert weights.keys() == expected.keys()
+    assert all((weights[name] == expected[name]).all() for name in expected)
+    assert losses(job) == losses(expected_job)  # step 3 was computed twice, alike
+
+
+def test_one_rank_computes_the_losses_and_weights_of_two(make_job, undisturbed):
+    # Three blocks a batch: with two ranks one of them runs a dummy block at each step.
+    job = make_job("alone")
+    weights = trained(job, world_size=1)
+    expected_job, expected = undisturbed
+    assert losses(job) == pytest.approx(losses(expected_job), rel=1e-6)
+    assert max((weights[name] - expected[name]).abs().max().item() for name in expected) < 1e-5
+
+
+def test_zero_3_computes_the_losses_of_zero_2_and_exports_the_whole_model(make_job, undisturbed):
+    job = make_job("zero3", zero_stage=3)
+    weights = trained(job)
+    expected_job, expected = undisturbed
+    assert {name: w.shape for name, w in weights.items()} == {name: w.shape for name, w in expected.items()}
+    assert losses(job) == pytest.approx(losses(expected_job), rel=1e-6)
+
+
+def test_a_checkpoint_keeps_its_promises(make_job, undisturbed):
+    job, _ = undisturbed
+    folder = RunDir(Path(job.run_dir)).checkpoints("rationale")
+    manifest = read_json(folder / "step-000005" / "manifest.json")
+    assert manifest["step"] == 5 and manifest["world_size"] == 2 and len(manifest["files"]) >= 3
+    assert sorted(path.name for path in folder.glob("step-*")) == ["step-000004", "step-000005"]  # two are kept
+
+
+def test_an_altered_checkpoint_and_another_plan_are_refused_by_name(make_job, undisturbed):
+    expected_job, _ = undisturbed
+    job = make_job("altered")
+    checkpoints = RunDir(Path(job.run_dir)).checkpoints("rationale")
+    shutil.copytree(RunDir(Path(expected_job.run_dir)).checkpoints("rationale"), checkpoints)
+    other = dataclasses.replace(job, settings=job.settings.model_copy(update={"run": job.settings.run.model_copy(update={"seed": 5})}))
+    result = torchrun(other, world_size=2)
+    assert result.returncode != 0 and "was written with plan_fingerprint" in result.stderr
+    victim = next((checkpoints / "step-000005" / "state").glob("*optim_states.pt"))
+    victim.write_bytes(victim.read_bytes()[:-10] + b"0123456789")
+    result = torchrun(job, world_size=2)
+    assert result.returncode != 0 and f"{victim.name} is missing or altered" in result.stderr
+
+
+def test_the_exported_model_opens_with_from_pretrained_and_its_tokenizer(undisturbed):
+    from transformers import AutoTokenizer
+
+    from mmcot.model import T5ForMultimodalGeneration
+
+    folder = RunDir(Path(undisturbed[0].run_dir)).model("rationale")
+    model = T5ForMultimodalGeneration.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.vision_dim == 208 and len(tokenizer) == model.config.vocab_size
+    text = "Solution: The north pole is red."
+    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+
+
+def test_the_learning_rate_warms_up_then_falls_linearly(tiny_settings):
+    training = tiny_settings.training.model_copy(update={"learning_rate": 1.0, "warmup_steps": 10, "final_lr_fraction": 0.1})
+    rates = [learning_rate(step, training=training, total_steps=110) for step in range(110)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and rates[10] == 1.0
+    assert rates[60] == pytest.approx(0.55) and min(rates) >= 0.1
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_a_journal_torn_by_a_kill_loses_only_the_torn_line(tmp_path):
+    path = tmp_path / "j.jsonl"
+    journal = Journal(path)
+    journal.log(1, {"loss": 1.0})
+    journal.close()
+    with open(path, "a") as file:
+        file.write('{"step": 2, "met')
+    journal = Journal(path)
+    journal.log(2, {"loss": 0.5})
+    assert [point["step"] for point in JournalReader(path).read()] == [1, 2]
+    assert json.loads(path.read_text().splitlines()[0])["metrics"] == {"loss": 1.0}
