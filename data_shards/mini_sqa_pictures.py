@@ -19,7 +19,7 @@ GRID = 8  # tiles a side
 Fact = tuple[Any, ...]
 Colour = tuple[int, int, int]
 
-RED, BLUE, GREEN, YELLOW = (220, 40, 40), (40, 60, 220), (40, 160, 60), (245, 210, 40)
+RED, BLUE, GREEN, YELLOW = (220, 40, 40), (40, 60, 220), (12, 150, 90), (243, 200, 12)
 PURPLE, ORANGE, TEAL, DARK = (140, 50, 190), (240, 130, 30), (30, 160, 170), (35, 35, 45)
 
 

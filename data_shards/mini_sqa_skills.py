@@ -129,8 +129,8 @@ def _solve_food_web(fact: Fact) -> str:
 
 
 def _solve_trait(fact: Fact) -> str:
-    shown = "recessive" if fact[0] == "tt" else "dominant"
-    return f"The alleles are {fact[0]}, so the plant shows the {shown} form."
+    reason, shown = ("without", "recessive") if fact[0] == "tt" else ("with", "dominant")
+    return f"The alleles are {fact[0]}, {reason} a capital letter, so the plant shows the {shown} form."
 
 
 def _ask_language(question: str, sentence: Callable[[random.Random, Fact], str]) -> Ask:
@@ -229,7 +229,7 @@ MAP = Skill(
 TRAIT = Skill(
     skill="Tell a dominant from a recessive form", subject="natural science", topic="biology",
     category="Genes to traits", grade="grade8",
-    lecture="A plant with at least one dominant allele T shows the dominant form of a trait.",
+    lecture="A capital letter is a dominant allele. A plant with at least one shows the dominant form of a trait.",
     choices=("the dominant form", "the recessive form"),
     table=((("TT",), 0.25), (("Tt",), 0.30), (("tt",), 0.45)),
     ask=_asker(

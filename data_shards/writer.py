@@ -81,19 +81,20 @@ def write_feature_shards(
     """
     folder = Path(shards_dir) / "features" / name
     text = read_manifest(Path(shards_dir) / "text")
-    counts: Counter[str] = Counter(num_with_features=0, num_no_image=0, num_picture_absent=0)
+    counts = {s: Counter(num_with_features=0, num_no_image=0, num_picture_absent=0) for s in SPLITS}
     by_qid = {problem.qid: problem for split in SPLITS for problem in data.problems[split]}
     shards, done, total = [], 0, len(by_qid)
     for text_shard in manifest_shards(text):
         qids = shard_qids(Path(shards_dir) / "text" / f"{text_shard.name}.tar")
-        arrays = ((f"{qid}.npy", _npy_bytes(_features(data, by_qid[qid], featurize, shape, counts))) for qid in qids)
+        count = counts[text_shard.split]
+        arrays = ((f"{qid}.npy", _npy_bytes(_features(data, by_qid[qid], featurize, shape, count))) for qid in qids)
         number = int(text_shard.name.rpartition("-")[2])
         shards.append(_write_shard(folder, text_shard.split, number, arrays, len(qids)))
         done += len(qids)
         report(done, total)
     extra = {
         "feature": name, "num_patches": shape[0], "dim": shape[1], "dtype": "float16",
-        "counts": dict(counts), "text_fingerprint": text["fingerprint"],
+        "counts": {split: dict(count) for split, count in counts.items()}, "text_fingerprint": text["fingerprint"],
     }  # fmt: skip
     return _write_manifest(folder, "features", shards, extra)
 

@@ -76,12 +76,17 @@ def open_data(data: Data, shards_dir: str | Path) -> DataFolder:
 def describe_data(folder: DataFolder) -> list[str]:
     """What the folder holds, in sentences for a person; nothing missing goes unsaid."""
     lines = [f"data: {folder.path} ({_count(folder.text['num_samples'])})"]
-    if folder.features:
-        counts = folder.features["counts"]
+    if not folder.features:
+        return lines
+    counts = folder.features["counts"]
+    for split, count in counts.items():
+        absent = f", {count['num_picture_absent']:,} whose picture is absent (used without it)" * bool(count["num_picture_absent"])
         lines.append(
-            f"pictures: {counts['num_with_features']:,} with features, {counts['num_no_image']:,} questions without a "
-            f"picture, {counts['num_picture_absent']:,} whose picture is absent (trained and answered without it)"
+            f"pictures of {split}: {count['num_with_features']:,} questions with one, "
+            f"{count['num_no_image']:,} without{absent}"
         )
+    if not counts["train"]["num_with_features"] and any(count["num_with_features"] for count in counts.values()):
+        lines.append("note: no training question has a picture, so the model cannot learn to use those of val and test")
     return lines
 
 
@@ -145,7 +150,7 @@ def _build_features(data: Data, source: ScienceQA, shards_dir: Path, report: Rep
         )
     featurize, shape = FEATURES[data.features]
     manifest = write_feature_shards(source, shards_dir, name=data.features, featurize=featurize, shape=shape)
-    report(f"features {data.features}: {shape[0]} patches of {shape[1]}, {manifest['counts']['num_with_features']:,} pictures")
+    report(f"features {data.features}: {shape[0]} patches of {shape[1]}, {_pictures(manifest):,} pictures")
 
 
 def _build_tokenizer(settings: Settings, source: ScienceQA, shards_dir: Path, report: Report) -> None:
@@ -164,6 +169,10 @@ def _corpus(settings: Settings, source: ScienceQA) -> Iterable[str]:
     for problem in source.problems["train"]:
         for stage in (settings.rationale, settings.answer):
             yield from build_pair(problem, stage.format, use_caption=True)
+
+
+def _pictures(features: dict[str, Any]) -> int:
+    return sum(count["num_with_features"] for count in features["counts"].values())
 
 
 def _count(num_samples: dict[str, int]) -> str:

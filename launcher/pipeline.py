@@ -69,7 +69,9 @@ class _Pipeline:
             for line in describe_data(self.folder):
                 self.report(line)
             counts = {f"num_{split}": float(n) for split, n in self.folder.text["num_samples"].items()}
-            child.log_scores(counts | {k: float(v) for k, v in (self.folder.features or {}).get("counts", {}).items()})
+            for split, pictures in (self.folder.features or {}).get("counts", {}).items():
+                counts |= {f"{split}_{name}": float(value) for name, value in pictures.items()}
+            child.log_scores(counts)
             child.log_params({"shards_dir": self.folder.path, **self.folder.fingerprints()})
             return self.folder.fingerprints()
 

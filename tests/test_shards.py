@@ -16,7 +16,7 @@ from data_shards.rationales import close_output, list_tasks, open_output, read_r
 from data_shards.scienceqa import read_scienceqa
 from data_shards.stream import SplitReader, stream_blocks
 from data_shards.writer import check_shards, manifest_shards, read_manifest, write_text_shards
-from launcher.data import prepare_data
+from launcher.data import describe_data, prepare_data
 from mmcot.problem import Problem, ProblemError
 
 
@@ -51,7 +51,8 @@ def test_the_same_input_builds_the_same_bytes(tiny_data, workplace, tmp_path):
 
 def test_every_feature_tar_counts_what_it_has_no_picture_for(tiny_data):
     counts = tiny_data.features["counts"]
-    assert sum(counts.values()) == 96 and counts["num_picture_absent"] == 0 and counts["num_no_image"] == 36
+    assert counts["train"] == {"num_with_features": 40, "num_no_image": 24, "num_picture_absent": 0}
+    assert sum(sum(count.values()) for count in counts.values()) == 96
 
 
 def test_a_named_picture_that_is_not_there_is_counted_and_gets_no_feature(workplace, tiny_settings, tiny_data, tmp_path, monkeypatch):
@@ -60,7 +61,8 @@ def test_a_named_picture_that_is_not_there_is_counted_and_gets_no_feature(workpl
     shutil.rmtree(source / "images" / "val")
     data = tiny_settings.data.model_copy(update={"path": str(source), "shards_dir": str(tmp_path / "shards")})
     folder = prepare_data(tiny_settings.model_copy(update={"data": data}), lambda line: None)
-    assert folder.features["counts"]["num_picture_absent"] == 10
+    assert folder.features["counts"]["val"] == {"num_with_features": 0, "num_no_image": 6, "num_picture_absent": 10}
+    assert any("10 whose picture is absent" in line for line in describe_data(folder))
     reader = SplitReader(folder.path, "val", features="patch")
     assert {reader.features(number).shape for number in range(16)} == {(0, 208)}
 
