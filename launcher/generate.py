@@ -18,29 +18,12 @@ from typing import Any
 
 from data_shards.rationales import Task, read_lines, write_task
 from data_shards.storage import sha256_of_file
-from launcher.config import Settings
+from launcher.jobs import GenerationJob
 from launcher.run_dir import RunDir
 
 
 class GenerationError(RuntimeError):
     """Generation could not complete; the message names the task and the reason."""
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerationJob:
-    """What a worker needs to know; plain values, so that it crosses processes.
-
-    ``stage`` is "rationale" or "answer"; the output's text field has that name.
-    """
-
-    stage: str
-    settings: Settings
-    model_dir: str
-    shards_dir: str
-    output_dir: str
-    rationales_dir: str | None = None
-    run_dir: str | None = None
-    attempt: int | None = None
 
 
 @dataclasses.dataclass

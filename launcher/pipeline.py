@@ -21,6 +21,7 @@ from data_shards.storage import commit_json, fingerprint, sha256_of_file
 from launcher.cluster import ray_session
 from launcher.config import Settings
 from launcher.data import DataFolder, describe_data, prepare_data
+from launcher.jobs import GenerationJob, TrainJob
 from launcher.progress import GenerationLine, TrainingLine
 from launcher.run_dir import RunDir, RunError, claim_settings, owned
 from launcher.tracking import ChildRun, Tracker, open_tracker
@@ -96,16 +97,16 @@ class _Pipeline:
         from launcher.evaluate import ceiling_rows, format_table, read_problems, score, write_predictions
 
         answer_inputs = self._generation_inputs("answer", self.outputs["train-answer"]) | self.outputs["rationales"]
-        problems = {split: read_problems(self.folder.path, split) for split in ("val", "test")}
+        problems = {split: read_problems(self.folder.path, split) for split in ("val", "test")}  # test comes last
 
         def run(child: ChildRun) -> dict[str, Any]:
+            parts = self.run_dir.predictions / "parts"
+            self._generate("answer", tuple(problems), parts, answer_inputs, child)
             reports = {}
-            for split in problems:  # val first; the test split is answered once
-                parts = self.run_dir.predictions / "parts"
-                self._generate("answer", (split,), parts / split, answer_inputs, child)
+            for split in problems:
                 path = self.run_dir.predictions / f"{split}.jsonl"
                 lines = write_predictions(
-                    path, parts_dir=parts / split, tasks=list_tasks(self.folder.path, [split], **self._task_size()),
+                    path, parts_dir=parts, tasks=list_tasks(self.folder.path, [split], **self._task_size()),
                     problems=problems[split], rationales=read_rationales(self.run_dir.rationales, split),
                 )  # fmt: skip
                 reports[split] = score(lines, problems[split], split=split, rationale_format=self.settings.rationale.format)
@@ -186,10 +187,9 @@ class _Pipeline:
 
         self._step(f"train-{stage}", inputs, run)
 
-    def _train_job(self, stage: str, inputs: dict[str, Any]) -> Any:
+    def _train_job(self, stage: str, inputs: dict[str, Any]) -> TrainJob:
         """Count tokens, fix the number of steps and say what was cut off."""
         from launcher.samples import cached_lengths, load_tokenizer, open_stage
-        from launcher.train import TrainJob
 
         settings, spec = self.settings, getattr(self.settings, stage)
         tokenizer = load_tokenizer(settings, self.folder.path)
@@ -229,7 +229,7 @@ class _Pipeline:
         self, stage: str, splits: tuple[str, ...], output_dir: Path, inputs: dict[str, Any], child: ChildRun
     ) -> str:
         """Write a stage's texts for some splits; returns the fingerprint of all files."""
-        from launcher.generate import GenerationJob, run_tasks
+        from launcher.generate import run_tasks
 
         open_output(output_dir, inputs)
         tasks = list_tasks(self.folder.path, splits, **self._task_size())
@@ -247,8 +247,7 @@ class _Pipeline:
             for key in ("num_samples", "num_tokens", "num_truncated", "num_empty")
         }
         close_output(output_dir, files=files, summary=summary)
-        prefix = "_".join(splits) + "_" if stage == "answer" else ""
-        child.log_scores({f"{prefix}{key}": float(value) for key, value in summary.items()})
+        child.log_scores({key: float(value) for key, value in summary.items()})
         self.report(
             f"{summary['num_samples']:,} texts, {summary['num_tokens']:,} tokens; "
             f"{summary['num_truncated']:,} cut at the length limit, {summary['num_empty']:,} empty"

@@ -6,8 +6,9 @@ launcher that makes a process group can start it.
 
 from __future__ import annotations
 
-import dataclasses
+import logging
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from data_shards.stream import stream_blocks
 from launcher.checkpoint import check_probe, latest_checkpoint, load_checkpoint, save_checkpoint
 from launcher.config import Settings
 from launcher.engine import build_engine, full_state_dict, init_distributed, learning_rate, set_learning_rate
+from launcher.jobs import TrainJob
 from launcher.journal import Journal
 from launcher.run_dir import RunDir
 from launcher.samples import StageSamples, load_tokenizer, open_stage
@@ -31,26 +33,11 @@ from mmcot.encoding import IGNORED_LABEL
 from mmcot.loss import count_target_tokens, token_loss_sum
 from mmcot.model import MultimodalT5Config, T5ForMultimodalGeneration
 
+_LOG = logging.getLogger("mmcot.train")
+
 
 class TrainingError(RuntimeError):
     """The training stopped itself; the message says at which step and why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainJob:
-    """What a rank needs to know; plain values, so that it crosses processes.
-
-    ``lengths`` maps a split to the file with its samples' token counts.
-    """
-
-    stage: str
-    settings: Settings
-    run_dir: str
-    shards_dir: str
-    lengths: dict[str, str]
-    num_steps: int
-    attempt: int
-    rationales_dir: str | None = None
 
 
 def train(job: TrainJob, *, rank: int, world_size: int, report: Callable[[dict[str, float]], None]) -> None:
@@ -58,6 +45,7 @@ def train(job: TrainJob, *, rank: int, world_size: int, report: Callable[[dict[s
     settings, training, run_dir = job.settings, job.settings.training, RunDir(Path(job.run_dir))
     torch.set_num_threads(settings.cluster.cpus_per_worker)
     init_distributed(use_gpu=settings.cluster.use_gpu)
+    _LOG.info("rank %d of %d joined its group, process %d", rank, world_size, os.getpid())
     tokenizer = load_tokenizer(settings, job.shards_dir)
     samples = {
         split: open_stage(
@@ -75,6 +63,7 @@ def train(job: TrainJob, *, rank: int, world_size: int, report: Callable[[dict[s
     }  # fmt: skip
     step = _resume(engine, run_dir.checkpoints(job.stage), facts, samples["train"], first_plan)
     steps_per_epoch = first_plan.num_steps
+    _LOG.info("ready to go on at step %d of %d", step, job.num_steps)
     journal = Journal(run_dir.journal(job.stage)) if rank == 0 else None
     clock = time.perf_counter()
 
@@ -116,6 +105,7 @@ def train(job: TrainJob, *, rank: int, world_size: int, report: Callable[[dict[s
                 facts=facts | {"probe_loss": _probe_loss(engine, samples["train"], first_plan)},
                 may_commit=lambda: run_dir.check_attempt(job.attempt),
             )  # fmt: skip
+            _LOG.info("checkpoint after step %d", done)
         clock = time.perf_counter()
 
     export_model(engine, tokenizer, run_dir.model(job.stage), may_commit=lambda: run_dir.check_attempt(job.attempt))

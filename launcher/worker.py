@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import logging
 import os
 import sys
 import time
@@ -17,8 +18,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from launcher.jobs import TrainJob
 from launcher.run_dir import RunDir
-from launcher.train import TrainJob, train
 
 
 class WorkersFailed(RuntimeError):
@@ -27,7 +28,12 @@ class WorkersFailed(RuntimeError):
 
 def run_worker(job: TrainJob) -> None:
     """One worker of a Ray Train group."""
+    # DeepSpeed imports MLflow and the Inductor compiler if it can; a rank needs neither and starts seconds sooner.
+    sys.modules.setdefault("mlflow", None)
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     import ray.train
+
+    from launcher.train import train
 
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -74,6 +80,11 @@ def _log_to(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8", buffering=1) as file:
         faulthandler.enable(file)
+        handler = logging.StreamHandler(file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logging.getLogger("mmcot").addHandler(handler)
+        logging.getLogger("mmcot").setLevel(logging.INFO)
+        logging.getLogger("mmcot").propagate = False
         with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             try:
                 yield

@@ -9,7 +9,8 @@ import signal
 import sys
 
 from launcher.config import parse_settings
-from launcher.train import TrainJob, train
+from launcher.jobs import TrainJob
+from launcher.train import train
 
 with open(sys.argv[1]) as file:
     values = json.load(file)

@@ -12,7 +12,8 @@ import pytest
 from data_shards.rationales import list_tasks, read_lines
 from data_shards.scienceqa import SPLITS
 from launcher.cluster import ray_session
-from launcher.generate import GenerationError, GenerationJob, GenerationWorker, run_tasks
+from launcher.generate import GenerationError, GenerationWorker, run_tasks
+from launcher.jobs import GenerationJob
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,8 @@ NUM_STEPS = 5
 def make_job(tiny_settings, tiny_data, workplace):
     """A function that prepares a stage-one training of five steps in a folder of its own."""
     from launcher.samples import cached_lengths, load_tokenizer, open_stage
-    from launcher.train import TrainJob, build_model
+    from launcher.jobs import TrainJob
+    from launcher.train import build_model
 
     tokenizer = load_tokenizer(tiny_settings, tiny_data.path)
     pretrained = workplace / "pretrained"  # so that every ZeRO stage starts from the same weights
