@@ -18,19 +18,23 @@ import io
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from data_shards.index import ShardError, index_path, read_index, write_index
-from data_shards.scienceqa import SPLITS, ScienceQA
+from data_shards.index import ShardError, index_path, read_index, read_member, rows_of_extension, write_index
+from data_shards.pictures import PictureError, open_picture
+from data_shards.questions import SPLITS, Picture, QuestionSet
 from data_shards.storage import commit_json, committing, fingerprint, read_json, sha256_of_file
 from mmcot.problem import Problem
 
 SCHEMA_VERSION = 1
+PICTURE_COUNTS = (
+    "num_with_features", "num_no_image", "num_picture_absent", "num_pictures_unreadable", "num_pictures_over_limit",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,60 +47,86 @@ class Shard:
     size_bytes: int
     sha256: str
 
+    @property
+    def number(self) -> int:
+        """Its number in its split."""
+        return int(self.name.rpartition("-")[2])
 
-def write_text_shards(data: ScienceQA, shards_dir: str | Path, *, samples_per_shard: int) -> dict[str, Any]:
+
+def write_text_shards(
+    questions: QuestionSet, shards_dir: str | Path, *, samples_per_shard: int
+) -> dict[str, Any]:
     """Write the problems of every split into ``shards_dir/text`` and return its manifest."""
     folder = Path(shards_dir) / "text"
     shards = []
     for split in SPLITS:
-        problems = data.problems[split]
+        problems = questions.problems[split]
         for number, start in enumerate(range(0, len(problems), samples_per_shard)):
             chunk = problems[start : start + samples_per_shard]
             members = ((f"{problem.qid}.json", _json_bytes(problem.to_record())) for problem in chunk)
             shards.append(_write_shard(folder, split, number, members, len(chunk)))
+    everything = [problem for split in SPLITS for problem in questions.problems[split]]
     counts = {
-        "num_captions": data.num_captions,
-        "num_with_image": sum(bool(p.images) for split in SPLITS for p in data.problems[split]),
-        "num_with_hint": sum(bool(p.hint) for split in SPLITS for p in data.problems[split]),
+        "num_captions": sum(bool(problem.caption) for problem in everything),
+        "num_with_image": sum(bool(problem.images) for problem in everything),
+        "num_with_hint": sum(bool(problem.hint) for problem in everything),
+        "num_with_both": sum(bool(problem.images and problem.hint) for problem in everything),
     }
-    extra = {"counts": counts, "lists": data.lists, "ceilings": data.ceilings}
-    return _write_manifest(folder, "text", shards, extra)
+    return _write_manifest(
+        folder, "text", shards, {"counts": counts, "lists": questions.lists, "ceilings": questions.ceilings}
+    )
 
 
 def write_feature_shards(
-    data: ScienceQA,
     shards_dir: str | Path,
     *,
     name: str,
+    pictures: Callable[[Problem], Sequence[Picture]],
     featurize: Callable[[Image.Image], np.ndarray],
     shape: tuple[int, int],
-    report: Callable[[int, int], None] = lambda done, total: None,
+    max_pictures: int = 1,
+    count_unreadable: bool = False,
 ) -> dict[str, Any]:
     """Write one feature array a problem into ``shards_dir/features/name`` and return its manifest.
 
     Args:
-        featurize: picture to float16 array of ``shape``.
-        shape: [P, D].
-        report: called with (samples done, samples in all) after each shard.
+        pictures: problem to its pictures, in reading order.
+        featurize: one RGB picture to a float16 array of ``shape``.
+        shape: [P, D] of one picture.
+        max_pictures: patches of so many pictures are put behind each other; what is beyond is counted.
+        count_unreadable: count a picture that is there but cannot be read and go on without it.
+
+    Raises:
+        PictureError: a picture cannot be read and ``count_unreadable`` is off.
     """
-    folder = Path(shards_dir) / "features" / name
-    text = read_manifest(Path(shards_dir) / "text")
-    counts = {s: Counter(num_with_features=0, num_no_image=0, num_picture_absent=0) for s in SPLITS}
-    by_qid = {problem.qid: problem for split in SPLITS for problem in data.problems[split]}
-    shards, done, total = [], 0, len(by_qid)
+    shards_dir = Path(shards_dir)
+    folder = shards_dir / "features" / name
+    text = read_manifest(shards_dir / "text")
+    counts = {split: Counter(dict.fromkeys(PICTURE_COUNTS, 0)) for split in SPLITS}
+    shards = []
     for text_shard in manifest_shards(text):
-        qids = shard_qids(Path(shards_dir) / "text" / f"{text_shard.name}.tar")
-        count = counts[text_shard.split]
-        arrays = ((f"{qid}.npy", _npy_bytes(_features(data, by_qid[qid], featurize, shape, count))) for qid in qids)
-        number = int(text_shard.name.rpartition("-")[2])
-        shards.append(_write_shard(folder, text_shard.split, number, arrays, len(qids)))
-        done += len(qids)
-        report(done, total)
+        problems = read_problems(shards_dir / "text" / f"{text_shard.name}.tar")
+        arrays = (
+            (f"{problem.qid}.npy", _npy_bytes(_features(
+                problem, pictures(problem), featurize, shape, max_pictures, count_unreadable, counts[text_shard.split],
+            )))
+            for problem in problems
+        )  # fmt: skip
+        shards.append(_write_shard(folder, text_shard.split, text_shard.number, arrays, text_shard.num_samples))
     extra = {
-        "feature": name, "num_patches": shape[0], "dim": shape[1], "dtype": "float16",
+        "feature": name, "num_patches": shape[0] * max_pictures, "dim": shape[1], "dtype": "float16",
         "counts": {split: dict(count) for split, count in counts.items()}, "text_fingerprint": text["fingerprint"],
     }  # fmt: skip
     return _write_manifest(folder, "features", shards, extra)
+
+
+def read_problems(tar_path: str | Path) -> Iterator[Problem]:
+    """The problems of a text shard in tar order."""
+    rows = rows_of_extension(read_index(tar_path), "json")
+    with open(tar_path, "rb") as file:
+        for qid, offset, size, crc32 in zip(*rows.values(), strict=True):
+            data = read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=f"{tar_path}, question {qid}")
+            yield Problem.from_record(json.loads(data))
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -160,22 +190,35 @@ def _check_shard(tar: Path, shard: Shard, qids: list[str]) -> None:
 
 
 def _features(
-    data: ScienceQA,
     problem: Problem,
+    pictures: Sequence[Picture],
     featurize: Callable[[Image.Image], np.ndarray],
     shape: tuple[int, int],
+    max_pictures: int,
+    count_unreadable: bool,
     counts: Counter[str],
 ) -> np.ndarray:
-    paths = [path for path in data.image_paths(problem) if path.exists()]
-    if not paths:
+    """The patches of all usable pictures of a problem, float16 [p, D]; every other case is counted."""
+    present = [picture for picture in pictures if isinstance(picture, bytes) or picture.is_file()]
+    counts["num_pictures_over_limit"] += max(0, len(present) - max_pictures)
+    arrays = []
+    for picture in present[:max_pictures]:
+        name = f"question {problem.qid}: picture {'in the data set' if isinstance(picture, bytes) else picture}"
+        try:
+            array = featurize(open_picture(picture, name=name))
+        except PictureError:
+            if not count_unreadable:
+                raise
+            counts["num_pictures_unreadable"] += 1
+            continue
+        if array.shape != shape or array.dtype != np.float16:
+            raise ValueError(f"{name}: features of {array.dtype}{array.shape}, expected float16{shape}")
+        arrays.append(array)
+    if arrays:
+        counts["num_with_features"] += 1
+    elif not present:
         counts["num_picture_absent" if problem.images else "num_no_image"] += 1
-        return np.zeros((0, shape[1]), dtype=np.float16)
-    counts["num_with_features"] += 1
-    with Image.open(paths[0]) as image:
-        array = featurize(image)
-    if array.shape != shape or array.dtype != np.float16:
-        raise ValueError(f"question {problem.qid}: features of {array.dtype}{array.shape}, expected float16{shape}")
-    return array
+    return np.concatenate(arrays) if arrays else np.zeros((0, shape[1]), dtype=np.float16)
 
 
 def _write_shard(folder: Path, split: str, number: int, members: Iterable[tuple[str, bytes]], num_samples: int) -> Shard:

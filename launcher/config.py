@@ -43,11 +43,17 @@ class MiniSQA(_Section):
 
 
 class Data(_Section):
-    path: str | None = Field(None, description="folder in ScienceQA's layout; none: the embedded MiniSQA")
+    path: str | None = Field(
+        None, description="ScienceQA folder, .jsonl, .csv, or datasets' save_to_disk; none: the embedded MiniSQA"
+    )
     mini_sqa: MiniSQA = MiniSQA()
     shards_dir: str | None = Field(None, description="folder of the shards; default data/<name>-<fingerprint>")
     samples_per_shard: PositiveInt = Field(512, description="questions a shard")
     features: str | None = Field("patch", description="vision features to train on; none: text alone")
+    max_pictures: PositiveInt = Field(1, description="pictures a question brings at most; what is beyond is counted")
+    unreadable_pictures: Literal["fail", "count"] = Field(
+        "fail", description="a picture that cannot be read: stop and name it, or count it and go on without"
+    )
     use_caption: bool = Field(False, description="put the picture's caption into the context")
     tokenizer_vocab_size: PositiveInt = Field(2000, description="pieces of the tokenizer trained on the text")
 

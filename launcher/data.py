@@ -14,12 +14,26 @@ from typing import Any
 
 from data_shards.mini_sqa import VERSION as MINI_SQA_VERSION
 from data_shards.mini_sqa import write_mini_sqa
-from data_shards.scienceqa import ScienceQA, read_scienceqa
+from data_shards.questions import QuestionSet, read_questions
 from data_shards.storage import commit_folder, commit_json, fingerprint, read_json, sha256_of_file
-from data_shards.writer import SCHEMA_VERSION, check_shards, read_manifest, write_feature_shards, write_text_shards
+from data_shards.writer import (
+    SCHEMA_VERSION,
+    check_shards,
+    manifest_shards,
+    read_manifest,
+    read_problems,
+    write_feature_shards,
+    write_text_shards,
+)
 from launcher.config import Data, Settings, SettingsError
 
+_TROUBLES = {
+    "num_picture_absent": "whose picture is absent (used without it)",
+    "num_pictures_unreadable": "pictures that could not be read (used without them)",
+    "num_pictures_over_limit": "pictures beyond data.max_pictures (left out)",
+}
 Report = Callable[[str], None]
+_TEXT_SUFFIXES = (".jsonl", ".csv", ".json", ".arrow")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,18 +65,18 @@ def prepare_data(settings: Settings, report: Report = print) -> DataFolder:
     """
     source = _source_folder(settings.data, report)
     inputs = _inputs(settings.data, source)
-    name = "mini_sqa" if settings.data.path is None else source.name
+    name = "mini_sqa" if settings.data.path is None else source.stem
     shards_dir = Path(settings.data.shards_dir or Path("data") / f"{name}-{fingerprint(inputs)}")
     _claim(shards_dir, inputs)
-    data: ScienceQA | None = None
     if not (shards_dir / "text" / "manifest.json").exists():
-        data = read_scienceqa(source)
-        text = write_text_shards(data, shards_dir, samples_per_shard=settings.data.samples_per_shard)
-        report(f"text: {_count(text['num_samples'])} in {len(text['shards'])} shards")
+        questions = read_questions(source)
+        text = write_text_shards(questions, shards_dir, samples_per_shard=settings.data.samples_per_shard)
+        for note in (*questions.notes, f"text: {_count(text['num_samples'])} in {len(text['shards'])} shards"):
+            report(note)
     if settings.data.features and not (shards_dir / "features" / settings.data.features / "manifest.json").exists():
-        _build_features(settings.data, data or read_scienceqa(source), shards_dir, report)
+        _build_features(settings.data, source, shards_dir, report)
     if settings.model.pretrained is None and not (shards_dir / "tokenizer").exists():
-        _build_tokenizer(settings, data or read_scienceqa(source), shards_dir, report)
+        _build_tokenizer(settings, shards_dir, report)
     return open_data(settings.data, shards_dir)
 
 
@@ -80,11 +94,9 @@ def describe_data(folder: DataFolder) -> list[str]:
         return lines
     counts = folder.features["counts"]
     for split, count in counts.items():
-        absent = f", {count['num_picture_absent']:,} whose picture is absent (used without it)" * bool(count["num_picture_absent"])
-        lines.append(
-            f"pictures of {split}: {count['num_with_features']:,} questions with one, "
-            f"{count['num_no_image']:,} without{absent}"
-        )
+        parts = [f"{count['num_with_features']:,} questions with one", f"{count['num_no_image']:,} without"]
+        parts += [f"{count[name]:,} {text}" for name, text in _TROUBLES.items() if count[name]]
+        lines.append(f"pictures of {split}: {', '.join(parts)}")
     if not counts["train"]["num_with_features"] and any(count["num_with_features"] for count in counts.values()):
         lines.append("note: no training question has a picture, so the model cannot learn to use those of val and test")
     return lines
@@ -114,17 +126,18 @@ def _source_folder(data: Data, report: Report) -> Path:
 
 
 def _inputs(data: Data, source: Path) -> dict[str, Any]:
-    """What decides the content of the text shards and tokenizer."""
-    files = {
-        name: sha256_of_file(source / name)
-        for name in ("problems.json", "pid_splits.json", "captions.json")
-        if (source / name).exists()
-    }
+    """What decides the content of the text shards, features and tokenizer."""
+    names = ("problems.json", "pid_splits.json", "captions.json")
+    files = [source / name for name in names if (source / name).exists()]
+    if not files:  # another form: every file of it that holds text
+        files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix in _TEXT_SUFFIXES)
     return {
         "schema_version": SCHEMA_VERSION,
-        "files": files,
+        "files": {file.name if file == source else str(file.relative_to(source)): sha256_of_file(file) for file in files},
         "samples_per_shard": data.samples_per_shard,
         "tokenizer_vocab_size": data.tokenizer_vocab_size,
+        "max_pictures": data.max_pictures,
+        "unreadable_pictures": data.unreadable_pictures,
     }
 
 
@@ -140,7 +153,7 @@ def _claim(shards_dir: Path, inputs: dict[str, Any]) -> None:
         )
 
 
-def _build_features(data: Data, source: ScienceQA, shards_dir: Path, report: Report) -> None:
+def _build_features(data: Data, source: Path, shards_dir: Path, report: Report) -> None:
     from mmcot.vision import FEATURES
 
     if data.features not in FEATURES:
@@ -149,26 +162,30 @@ def _build_features(data: Data, source: ScienceQA, shards_dir: Path, report: Rep
             f"(known: {', '.join(FEATURES)}); put the feature shards there, or set data.features"
         )
     featurize, shape = FEATURES[data.features]
-    manifest = write_feature_shards(source, shards_dir, name=data.features, featurize=featurize, shape=shape)
+    manifest = write_feature_shards(
+        shards_dir, name=data.features, pictures=read_questions(source).pictures, featurize=featurize, shape=shape,
+        max_pictures=data.max_pictures, count_unreadable=data.unreadable_pictures == "count",
+    )  # fmt: skip
     report(f"features {data.features}: {shape[0]} patches of {shape[1]}, {_pictures(manifest):,} pictures")
 
 
-def _build_tokenizer(settings: Settings, source: ScienceQA, shards_dir: Path, report: Report) -> None:
+def _build_tokenizer(settings: Settings, shards_dir: Path, report: Report) -> None:
     from mmcot.encoding import train_tokenizer
 
     staging = shards_dir / f".staging-tokenizer-{os.getpid()}"
-    tokenizer = train_tokenizer(_corpus(settings, source), staging, vocab_size=settings.data.tokenizer_vocab_size)
+    tokenizer = train_tokenizer(_corpus(settings, shards_dir), staging, vocab_size=settings.data.tokenizer_vocab_size)
     commit_folder(staging, shards_dir / "tokenizer")
     report(f"tokenizer: {len(tokenizer)} pieces, trained on the training split")
 
 
-def _corpus(settings: Settings, source: ScienceQA) -> Iterable[str]:
+def _corpus(settings: Settings, shards_dir: Path) -> Iterable[str]:
     """Sources and targets of both stages on the training split; nothing of val and test."""
     from mmcot.prompts import build_pair
 
-    for problem in source.problems["train"]:
-        for stage in (settings.rationale, settings.answer):
-            yield from build_pair(problem, stage.format, use_caption=True)
+    for shard in manifest_shards(read_manifest(shards_dir / "text"), "train"):
+        for problem in read_problems(shards_dir / "text" / f"{shard.name}.tar"):
+            for stage in (settings.rationale, settings.answer):
+                yield from build_pair(problem, stage.format, use_caption=True)
 
 
 def _pictures(features: dict[str, Any]) -> int:

@@ -28,7 +28,7 @@ import psutil
 import yaml
 
 from data_shards.storage import commit_bytes, commit_json, read_json
-from launcher.config import Settings, SettingsError, dump_settings
+from launcher.config import Settings, SettingsError, dump_settings, parse_settings
 
 HEARTBEAT_S = 5.0
 STALE_AFTER_S = 60.0
@@ -95,7 +95,7 @@ def claim_settings(run_dir: RunDir, settings: Settings) -> None:
     if not path.exists():
         commit_bytes(path, dump_settings(settings).encode())
         return
-    standing = _without_free(yaml.safe_load(path.read_text(encoding="utf-8")))
+    standing = _without_free(parse_settings(yaml.safe_load(path.read_text(encoding="utf-8"))).model_dump())
     now = _without_free(settings.model_dump())
     differing = [name for name in sorted({*standing, *now}) if standing.get(name) != now.get(name)]
     if differing:

@@ -50,9 +50,7 @@ def _by_skill(problems, split="train"):
 
 def _told(record):
     """What the text of a row tells of its hidden fact, found without the generator."""
-    if record["image"] is None:
-        return record["solution"]
-    return next((word for word in ("north", "east") if word in record["question"]), "")
+    return record["solution"] if record["image"] is None else ""
 
 
 def test_every_record_has_exactly_the_fields_of_scienceqa_and_is_a_problem(problems):
@@ -122,7 +120,7 @@ def test_no_word_of_an_image_question_gives_the_answer_away(problems):
     groups = defaultdict(list)
     for record in problems.values():
         if record["image"] is not None:
-            groups[record["skill"], _told(record)].append(record)
+            groups[record["skill"]].append(record)
     for records in groups.values():
         commonest = Counter(record["answer"] for record in records).most_common(1)[0][0]
         share = np.mean([record["answer"] == commonest for record in records])

@@ -1,0 +1,189 @@
+"""A person's own data on the first day, and every mistake in it met with a sentence that helps."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_shards.pictures import PictureError, open_picture
+from data_shards.questions import read_questions
+from data_shards.stream import SplitReader
+from launcher.config import load_settings
+from launcher.data import describe_data, prepare_data
+from mmcot.problem import ProblemError
+
+ROW = {"qid": "a1", "question": "Which is bigger?", "choices": ["sun", "moon"], "answer": "sun", "split": "train"}
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def png(colour="red", size=(8, 8), **save):
+    stream = io.BytesIO()
+    Image.new("RGB", size, colour).save(stream, save.pop("format", "PNG"), **save)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("answer", ["sun", 0, "0", "A", "(a)"])
+def test_an_answer_may_be_a_text_an_index_or_a_letter(tmp_path, answer):
+    questions = read_questions(write_jsonl(tmp_path / "q.jsonl", [{**ROW, "answer": answer}]))
+    assert questions.problems["train"][0].answer == 0
+
+
+def test_context_and_rationale_become_hint_and_solution(tmp_path):
+    row = {**ROW, "context": "Far away.", "rationale": "The sun is a star.", "lecture": "Stars are big."}
+    problem = read_questions(write_jsonl(tmp_path / "q.jsonl", [row])).problems["train"][0]
+    assert (problem.hint, problem.solution, problem.lecture) == ("Far away.", "The sun is a star.", "Stars are big.")
+
+
+def test_a_csv_gives_the_same_questions_as_a_jsonl(tmp_path):
+    rows = [{**ROW, "qid": f"q{n}", "image": [f"{n}.png", "b.png"], "context": 'a "quoted", text'} for n in range(3)]
+    jsonl = read_questions(write_jsonl(tmp_path / "q.jsonl", rows))
+    lines = ["qid,question,choices,answer,split,image,context"]
+    lines += [f'q{n},Which is bigger?,sun|moon,sun,train,{n}.png|b.png,"a ""quoted"", text"' for n in range(3)]
+    (tmp_path / "c.csv").write_text("\n".join(lines))
+    assert read_questions(tmp_path / "c.csv").problems == jsonl.problems
+
+
+def test_a_folder_with_a_table_a_split_and_rows_without_a_split(tmp_path):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    row = {key: value for key, value in ROW.items() if key != "split"}
+    for name in ("train", "validation", "test"):
+        write_jsonl(folder / f"{name}.jsonl", [{**row, "qid": name}])
+    problems = read_questions(folder).problems
+    assert {split: [p.qid for p in problems[split]] for split in problems} == {"train": ["train"], "val": ["validation"], "test": ["test"]}
+    divided = read_questions(write_jsonl(tmp_path / "all.jsonl", [{**row, "qid": f"q{n}"} for n in range(200)]))
+    assert all(5 < len(divided.problems[split]) for split in ("train", "val", "test"))
+    assert divided.notes == ("200 questions without a split were divided 80:10:10 by their ids",)
+
+
+def test_a_dataset_saved_to_disk_brings_its_pictures(tmp_path):
+    import datasets
+
+    rows = [{**ROW, "image": {"bytes": png(), "path": None}}, {**ROW, "qid": "a2", "image": None}]
+    features = datasets.Features(
+        {name: datasets.Value("string") for name in ("qid", "question", "answer", "split")}
+        | {"choices": datasets.List(datasets.Value("string")), "image": datasets.Image()}
+    )
+    datasets.DatasetDict({"train": datasets.Dataset.from_list(rows, features=features)}).save_to_disk(tmp_path / "hf")
+    questions = read_questions(tmp_path / "hf")
+    first, second = questions.problems["train"]
+    assert open_picture(questions.pictures(first)[0], name="a1").size == (8, 8)
+    assert list(questions.pictures(second)) == [] and first.answer == 0
+
+
+def build(tmp_path, rows, *settings):
+    rows = rows + [{**ROW, "qid": "v", "split": "val"}, {**ROW, "qid": "t", "split": "test"}]
+    path = write_jsonl(tmp_path / "q.jsonl", rows)
+    return prepare_data(
+        load_settings(preset="demo", overrides=[f"data.path={path}", f"data.shards_dir={tmp_path / 'shards'}", *settings]),
+        lambda line: None,
+    )
+
+
+def test_patches_of_several_pictures_stand_behind_each_other_up_to_the_limit(tmp_path):
+    for number, colour in enumerate(("red", "green", "blue")):
+        (tmp_path / f"{number}.png").write_bytes(png(colour))
+    rows = [{**ROW, "image": ["0.png", "1.png", "2.png"]}, {**ROW, "qid": "a2", "image": "1.png"}, {**ROW, "qid": "a3"}]
+    folder = build(tmp_path, rows, "data.max_pictures=2")
+    reader = SplitReader(folder.path, "train", features="patch")
+    assert reader.feature_shape == (128, 208)
+    assert [reader.features(number).shape[0] for number in range(3)] == [128, 64, 0]
+    np.testing.assert_array_equal(reader.features(0)[64:], reader.features(1))
+    assert any("1 pictures beyond data.max_pictures (left out)" in line for line in describe_data(folder))
+
+
+@pytest.fixture
+def cut_picture(tmp_path):
+    (tmp_path / "cut.png").write_bytes(png(size=(64, 64))[:-30])
+    return [{**ROW, "image": "cut.png"}, {**ROW, "qid": "a2", "image": "absent.png"}]
+
+
+def test_a_picture_that_cannot_be_read_stops_the_build_and_is_named(tmp_path, cut_picture):
+    with pytest.raises(PictureError, match=r"question a1: picture .*cut.png is damaged or cut off"):
+        build(tmp_path, cut_picture)
+
+
+def test_pictures_that_cannot_be_read_are_counted_apart_from_absent_ones_if_so_set(tmp_path, cut_picture):
+    folder = build(tmp_path, cut_picture, "data.unreadable_pictures=count")
+    counts = folder.features["counts"]["train"]
+    assert counts["num_pictures_unreadable"] == 1 and counts["num_picture_absent"] == 1
+    assert any("1 pictures that could not be read" in line for line in describe_data(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("empty.png", b"", "is an empty file"),
+        ("text.png", b"hello", "is no picture of a known format"),
+        ("bomb.png", None, "20000 x 20000 pixels|too large"),
+    ],
+)
+def test_a_file_that_is_no_usable_picture_is_named(tmp_path, name, data, message):
+    if data is None:
+        Image.new("1", (20000, 20000)).save(tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(PictureError, match=rf"{name}.*({message})"):
+        open_picture(tmp_path / name, name=name)
+
+
+def test_odd_pictures_become_rgb_upright_and_still(tmp_path):
+    red = (255, 0, 0)
+    palette = Image.new("RGB", (4, 4), red).convert("P")
+    palette.save(tmp_path / "palette.png")
+    Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg", quality=95)
+    Image.new("RGB", (1, 1), red).save(tmp_path / "dot.png")
+    Image.new("RGB", (4, 4), red).save(tmp_path / "wrong.jpg", "PNG")
+    Image.new("RGB", (4, 4), red).save(tmp_path / "anim.gif", save_all=True, append_images=[Image.new("RGB", (4, 4), "blue")])
+    for name in ("palette.png", "cmyk.jpg", "dot.png", "wrong.jpg", "anim.gif"):
+        image = open_picture(tmp_path / name, name=name)
+        assert image.mode == "RGB" and np.allclose(image.getpixel((0, 0)), red, atol=6), name
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotated by a quarter
+    Image.new("RGB", (8, 2), red).save(tmp_path / "turned.jpg", exif=exif)
+    assert open_picture(tmp_path / "turned.jpg", name="turned.jpg").size == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": "mars"}, "line 1: answer 'mars' is no index, letter or text of the choices"),
+        ({"answer": 7}, "question a1: answer 7 is no index into its 2 choices"),
+        ({"answer": None}, "question a1: the answer is missing"),
+        ({"choices": ["one"], "answer": 0}, "1 choices; expected 2 to 26"),
+        ({"choices": [str(n) for n in range(30)], "answer": 0}, "30 choices; expected 2 to 26"),
+        ({"qid": "a.1"}, "question id 'a.1' must consist of letters"),
+        ({"qid": ""}, "the field 'qid' is missing"),
+        ({"image": "../../etc/passwd"}, "must be a file name inside the data folder"),
+        ({"image": "/etc/passwd"}, "must be a file name inside the data folder"),
+        ({"split": "exam"}, "split 'exam' is unknown"),
+        ({"question": " "}, "the field 'question' is empty"),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named_with_its_field(tmp_path, change, message):
+    with pytest.raises(ProblemError, match=message):
+        read_questions(write_jsonl(tmp_path / "q.jsonl", [{**ROW, **change}]))
+
+
+def test_a_repeated_id_and_a_broken_line_are_named(tmp_path):
+    with pytest.raises(ProblemError, match="question 'a1' is in 'train' and in 'train'"):
+        read_questions(write_jsonl(tmp_path / "q.jsonl", [ROW, ROW]))
+    (tmp_path / "b.jsonl").write_text(json.dumps(ROW) + "\n{oops\n")
+    with pytest.raises(ProblemError, match="b.jsonl, line 2: no valid JSON"):
+        read_questions(tmp_path / "b.jsonl")
+
+
+def test_a_path_in_no_known_form_is_told_what_is_expected(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_questions(tmp_path / "none")
+    (tmp_path / "odd").mkdir()
+    with pytest.raises(ValueError, match=r"in no known form .* expected a folder with problems.json"):
+        read_questions(tmp_path / "odd")
