@@ -6,7 +6,8 @@
     "10"   "json"     1536    812   3053104128
 
 ``offset`` and ``size`` (bytes) are those of the member's data, so that a sample is one
-read. The index is made from any plain webdataset tar; the tar is never rewritten.
+read. The index is made from any plain webdataset tar, wherever it lies; the tar is never
+rewritten.
 """
 
 from __future__ import annotations
@@ -31,11 +32,6 @@ _SCHEMA = pa.schema(
 
 class ShardError(RuntimeError):
     """A shard or its index cannot be trusted; the message names the file."""
-
-
-def index_path(tar_path: str | Path) -> Path:
-    """The index that belongs to a tar."""
-    return Path(tar_path).with_suffix(".parquet")
 
 
 def build_index(tar_path: str | Path) -> pa.Table:
@@ -68,29 +64,29 @@ def build_index(tar_path: str | Path) -> pa.Table:
     return pa.Table.from_pydict(rows, schema=_SCHEMA)
 
 
-def write_index(tar_path: str | Path) -> pa.Table:
-    """Build the index of a tar and commit it beside the tar."""
+def write_index(tar_path: str | Path, index_file: str | Path) -> pa.Table:
+    """Build the index of a tar and commit it."""
     table = build_index(tar_path)
-    with committing(index_path(tar_path)) as temporary:
+    with committing(index_file) as temporary:
         pq.write_table(table, temporary)
     return table
 
 
-def read_index(tar_path: str | Path) -> pa.Table:
+def read_index(index_file: str | Path) -> pa.Table:
     """Read the index of a tar.
 
     Raises:
         ShardError: there is none, or it is of another form.
     """
-    path = index_path(tar_path)
+    remedy = "make it again with `mmcot data shard` or `mmcot data index`"
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(index_file)
     except FileNotFoundError as error:
-        raise ShardError(f"{tar_path} has no index {path.name}; make it with `mmcot data shard`") from error
+        raise ShardError(f"index {index_file} is missing; {remedy}") from error
     except (pa.ArrowInvalid, OSError) as error:
-        raise ShardError(f"{path} is not a readable index ({error}); make it again with `mmcot data shard`") from error
+        raise ShardError(f"{index_file} is not a readable index ({error}); {remedy}") from error
     if table.schema.names != _SCHEMA.names:
-        raise ShardError(f"{path} has the columns {table.schema.names}, expected {_SCHEMA.names}; make it again")
+        raise ShardError(f"{index_file} has the columns {table.schema.names}, expected {_SCHEMA.names}; {remedy}")
     return table
 
 

@@ -11,7 +11,6 @@ and yields what one rank computes, one step ahead of the training in a thread:
 from __future__ import annotations
 
 import io
-import json
 import os
 import queue
 import threading
@@ -23,7 +22,7 @@ import numpy as np
 
 from data_shards.index import ShardError, read_index, read_member, rows_of_extension
 from data_shards.plan import Plan
-from data_shards.writer import manifest_shards, read_manifest
+from data_shards.writer import manifest_shards, problem_of_member, read_manifest
 from mmcot.problem import Problem
 
 
@@ -32,8 +31,9 @@ class _Members:
 
     def __init__(self, folder: Path, split: str, extension: str) -> None:
         shards = manifest_shards(read_manifest(folder), split)
-        self.paths = [folder / f"{shard.name}.tar" for shard in shards]
-        columns = [rows_of_extension(read_index(path), extension) for path in self.paths]
+        self.names = [shard.name for shard in shards]
+        self.paths = [shard.tar(folder) for shard in shards]
+        columns = [rows_of_extension(read_index(shard.index(folder)), extension) for shard in shards]
         self.shard_of_sample = np.repeat(np.arange(len(shards)), [len(c["qid"]) for c in columns]).astype(np.int32)
         empty = {"qid": np.empty(0, object), "offset": np.empty(0, int), "size": np.empty(0, int), "crc32": np.empty(0, int)}
         joined = {name: np.concatenate([c[name] for c in columns] or [empty[name]]) for name in empty}
@@ -99,7 +99,7 @@ class SplitReader:
 
     def problem(self, sample: int) -> Problem:
         """Read one question."""
-        return Problem.from_record(json.loads(self._text.read(sample)))
+        return problem_of_member(str(self.qids[sample]), self._text.read(sample))
 
     def features(self, sample: int) -> np.ndarray | None:
         """Read one feature array, float16 [p, D] with p = 0 where there is no picture."""
@@ -115,7 +115,7 @@ class SplitReader:
 
     def samples_of_shard(self, shard_name: str) -> np.ndarray:
         """Sample numbers of one text shard, such as ``train-000012``, in its order."""
-        number = [path.stem for path in self._text.paths].index(shard_name)
+        number = self._text.names.index(shard_name)
         return np.flatnonzero(self.shard_of_sample == number)
 
     def close(self) -> None:

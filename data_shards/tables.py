@@ -43,7 +43,7 @@ def read(path: Path) -> QuestionSet:
     problems: dict[str, list[Problem]] = {split: [] for split in SPLITS}
     num_divided = 0
     for file, split_of_file in _files(path):
-        for line, row in _rows(file):
+        for line, row in read_rows(file):
             try:
                 problem, divided = _problem(row, split_of_file)
             except ProblemError as error:
@@ -53,6 +53,32 @@ def read(path: Path) -> QuestionSet:
     folder = path if path.is_dir() else path.parent
     notes = (f"{num_divided:,} questions without a split were divided 80:10:10 by their ids",) if num_divided else ()
     return QuestionSet(problems, pictures=lambda problem: [folder / name for name in problem.images], notes=notes)
+
+
+def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, row) of a .jsonl or .csv file.
+
+    Raises:
+        ProblemError: a line is no JSON object.
+    """
+    with open(file, encoding="utf-8-sig", newline="") as stream:
+        if file.suffix == ".csv":
+            for number, row in enumerate(csv.DictReader(stream), start=2):
+                row = {name: value for name, value in row.items() if name and value not in (None, "")}
+                for name in ("choices", "image"):
+                    if name in row:
+                        row[name] = [part.strip() for part in row[name].split("|")]
+                yield number, row
+            return
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ProblemError(f"{file}, line {number}: no valid JSON ({error})") from None
+                if not isinstance(row, dict):
+                    raise ProblemError(f"{file}, line {number}: expected an object, found {row!r}")
+                yield number, row
 
 
 def row_to_record(row: dict[str, Any]) -> dict[str, Any]:
@@ -92,27 +118,6 @@ def _files(path: Path) -> list[tuple[Path, str | None]]:
         return [(path, None)] if path.suffix in SUFFIXES else []
     found = [(file, _SPLIT_NAMES.get(file.stem)) for file in sorted(path.iterdir()) if file.suffix in SUFFIXES]
     return [(file, split) for file, split in found if split]
-
-
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(file, encoding="utf-8-sig", newline="") as stream:
-        if file.suffix == ".csv":
-            for number, row in enumerate(csv.DictReader(stream), start=2):
-                row = {name: value for name, value in row.items() if name and value not in (None, "")}
-                for name in ("choices", "image"):
-                    if name in row:
-                        row[name] = [part.strip() for part in row[name].split("|")]
-                yield number, row
-            return
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ProblemError(f"{file}, line {number}: no valid JSON ({error})") from None
-                if not isinstance(row, dict):
-                    raise ProblemError(f"{file}, line {number}: expected an object, found {row!r}")
-                yield number, row
 
 
 def _problem(row: dict[str, Any], split_of_file: str | None) -> tuple[Problem, bool]:

@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_shards.index import ShardError, index_path, read_index, read_member, rows_of_extension, write_index
+from data_shards.index import ShardError, read_index, read_member, rows_of_extension, write_index
 from data_shards.pictures import PictureError, open_picture
 from data_shards.questions import SPLITS, Picture, QuestionSet
 from data_shards.storage import commit_json, committing, fingerprint, read_json, sha256_of_file
+from data_shards.tables import row_to_record
 from mmcot.problem import Problem
 
 SCHEMA_VERSION = 1
@@ -39,13 +40,26 @@ PICTURE_COUNTS = (
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One tar of a manifest; ``name`` has no suffix, such as ``train-000012``."""
+    """One tar of a manifest; ``name`` has no suffix, such as ``train-000012``.
+
+    ``path`` is where the tar lies if it is a user's own, indexed in place; the index is
+    always in the manifest's folder.
+    """
 
     name: str
     split: str
     num_samples: int
     size_bytes: int
     sha256: str
+    path: str | None = None
+
+    def tar(self, folder: Path) -> Path:
+        """The tar of a shard whose manifest lies in ``folder``."""
+        return Path(self.path) if self.path else folder / f"{self.name}.tar"
+
+    def index(self, folder: Path) -> Path:
+        """The index of that tar."""
+        return folder / f"{self.name}.parquet"
 
     @property
     def number(self) -> int:
@@ -66,15 +80,19 @@ def write_text_shards(
             members = ((f"{problem.qid}.json", _json_bytes(problem.to_record())) for problem in chunk)
             shards.append(_write_shard(folder, split, number, members, len(chunk)))
     everything = [problem for split in SPLITS for problem in questions.problems[split]]
-    counts = {
-        "num_captions": sum(bool(problem.caption) for problem in everything),
-        "num_with_image": sum(bool(problem.images) for problem in everything),
-        "num_with_hint": sum(bool(problem.hint) for problem in everything),
-        "num_with_both": sum(bool(problem.images and problem.hint) for problem in everything),
-    }
-    return _write_manifest(
-        folder, "text", shards, {"counts": counts, "lists": questions.lists, "ceilings": questions.ceilings}
+    return write_manifest(
+        folder, "text", shards, {"counts": count_questions(everything), "lists": questions.lists, "ceilings": questions.ceilings}
     )
+
+
+def count_questions(problems: Sequence[Problem]) -> dict[str, int]:
+    """How many questions have what, as the text manifest states it."""
+    return {
+        "num_captions": sum(bool(problem.caption) for problem in problems),
+        "num_with_image": sum(bool(problem.images) for problem in problems),
+        "num_with_hint": sum(bool(problem.hint) for problem in problems),
+        "num_with_both": sum(bool(problem.images and problem.hint) for problem in problems),
+    }
 
 
 def write_feature_shards(
@@ -105,7 +123,7 @@ def write_feature_shards(
     counts = {split: Counter(dict.fromkeys(PICTURE_COUNTS, 0)) for split in SPLITS}
     shards = []
     for text_shard in manifest_shards(text):
-        problems = read_problems(shards_dir / "text" / f"{text_shard.name}.tar")
+        problems = read_problems(shards_dir / "text", text_shard)
         arrays = (
             (f"{problem.qid}.npy", _npy_bytes(_features(
                 problem, pictures(problem), featurize, shape, max_pictures, count_unreadable, counts[text_shard.split],
@@ -117,16 +135,21 @@ def write_feature_shards(
         "feature": name, "num_patches": shape[0] * max_pictures, "dim": shape[1], "dtype": "float16",
         "counts": {split: dict(count) for split, count in counts.items()}, "text_fingerprint": text["fingerprint"],
     }  # fmt: skip
-    return _write_manifest(folder, "features", shards, extra)
+    return write_manifest(folder, "features", shards, extra)
 
 
-def read_problems(tar_path: str | Path) -> Iterator[Problem]:
+def read_problems(folder: Path, shard: Shard) -> Iterator[Problem]:
     """The problems of a text shard in tar order."""
-    rows = rows_of_extension(read_index(tar_path), "json")
-    with open(tar_path, "rb") as file:
+    rows = rows_of_extension(read_index(shard.index(folder)), "json")
+    with open(shard.tar(folder), "rb") as file:
         for qid, offset, size, crc32 in zip(*rows.values(), strict=True):
-            data = read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=f"{tar_path}, question {qid}")
-            yield Problem.from_record(json.loads(data))
+            name = f"{shard.tar(folder)}, question {qid}"
+            yield problem_of_member(qid, read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=name))
+
+
+def problem_of_member(qid: str, data: bytes) -> Problem:
+    """The problem in a ``{qid}.json`` member, in ScienceQA's field names or those of a table."""
+    return Problem.from_scienceqa(qid, row_to_record(json.loads(data)))
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -152,9 +175,9 @@ def manifest_shards(manifest: dict[str, Any], split: str | None = None) -> list[
     return [Shard(**shard) for shard in manifest["shards"] if split in (None, shard["split"])]
 
 
-def shard_qids(tar_path: str | Path) -> list[str]:
+def shard_qids(folder: Path, shard: Shard, extension: str) -> list[str]:
     """The qids of a shard in tar order, from its index."""
-    return read_index(tar_path)["qid"].to_pylist()
+    return rows_of_extension(read_index(shard.index(folder)), extension)["qid"].tolist()
 
 
 def check_shards(shards_dir: str | Path) -> Iterator[tuple[str, int]]:
@@ -170,21 +193,20 @@ def check_shards(shards_dir: str | Path) -> Iterator[tuple[str, int]]:
         manifest = read_manifest(folder)
         if manifest.get("text_fingerprint", text["fingerprint"]) != text["fingerprint"]:
             raise ShardError(f"{folder} was built for other text shards; delete it and build the feature again")
-        for shard in manifest_shards(manifest):
-            tar = folder / f"{shard.name}.tar"
-            _check_shard(tar, shard, shard_qids(shards_dir / "text" / tar.name))
-            yield str(tar.relative_to(shards_dir)), shard.num_samples
+        extension = {"text": "json", "features": "npy"}[manifest["kind"]]
+        for shard, text_shard in zip(manifest_shards(manifest), manifest_shards(text), strict=True):
+            _check_shard(folder, shard, extension, shard_qids(shards_dir / "text", text_shard, "json"))
+            yield f"{folder.relative_to(shards_dir)}/{shard.name}", shard.num_samples
 
 
-def _check_shard(tar: Path, shard: Shard, qids: list[str]) -> None:
+def _check_shard(folder: Path, shard: Shard, extension: str, qids: list[str]) -> None:
+    tar = shard.tar(folder)
     if not tar.exists():
         raise ShardError(f"{tar} is missing; fetch it, or build the shards again")
     digest = sha256_of_file(tar)
     if digest != shard.sha256:
         raise ShardError(f"{tar} has sha256 {digest}, its manifest says {shard.sha256}; the shard was cut off or altered")
-    if not index_path(tar).exists():
-        raise ShardError(f"{index_path(tar)} is missing; build the shards again")
-    found = shard_qids(tar)
+    found = shard_qids(folder, shard, extension)
     if found != qids or len(found) != shard.num_samples:
         raise ShardError(f"{tar} does not hold the keys of its text shard in their order; build it again")
 
@@ -228,11 +250,12 @@ def _write_shard(folder: Path, split: str, number: int, members: Iterable[tuple[
             info = tarfile.TarInfo(name)  # mtime, uid and gid 0: the same input gives the same bytes
             info.size, info.mode = len(data), 0o444
             tar.addfile(info, io.BytesIO(data))
-    write_index(path)
+    write_index(path, path.with_suffix(".parquet"))
     return Shard(path.stem, split, num_samples, path.stat().st_size, sha256_of_file(path))
 
 
-def _write_manifest(folder: Path, kind: str, shards: list[Shard], extra: dict[str, Any]) -> dict[str, Any]:
+def write_manifest(folder: Path, kind: str, shards: list[Shard], extra: dict[str, Any]) -> dict[str, Any]:
+    """Commit the manifest of a folder of shards, its last file, and return it."""
     content = {
         "schema_version": SCHEMA_VERSION,
         "kind": kind,

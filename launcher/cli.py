@@ -76,10 +76,28 @@ def data_shard(preset: Preset = None, config: Config = None, set_: Set = []) -> 
     with _explained():
         from launcher.config import load_settings
         from launcher.data import describe_data, prepare_data
+        from launcher.preflight import check_settings
 
-        folder = prepare_data(load_settings(preset=preset, config=config, overrides=set_), typer.echo)
+        settings = load_settings(preset=preset, config=config, overrides=set_)
+        check_settings(settings)
+        folder = prepare_data(settings, typer.echo)
         for line in describe_data(folder):
             typer.echo(line)
+
+
+@data_app.command("index")
+def data_index(
+    tars: Annotated[list[str], typer.Argument(help="Tars by split: train=FILE or train='FOLDER/a-*.tar'; val=..., test=...")],
+    out: Annotated[Path, typer.Option(help="Data folder to write: indexes and manifests, no copies.")],
+    features: Annotated[str | None, typer.Option(help="Name under which .npy members become vision features.")] = None,
+) -> None:
+    """Index existing webdataset tars where they lie; then run with --set data.shards_dir=OUT."""
+    with _explained():
+        from data_shards.existing import index_tars
+
+        manifest = index_tars(_tars_by_split(tars), out, features=features)
+        counts = ", ".join(f"{number:,} {split}" for split, number in manifest["num_samples"].items())
+        typer.echo(f"{out}: {counts} questions in {len(manifest['shards'])} tars")
 
 
 @data_app.command("check")
@@ -89,6 +107,46 @@ def data_check(shards: Annotated[Path, typer.Argument(help="A data folder.")]) -
         from launcher.data import check_data
 
         typer.echo(f"{check_data(shards, typer.echo):,} samples in order")
+
+
+@data_app.command("describe")
+def data_describe(
+    path: Annotated[Path, typer.Argument(help="A data set: ScienceQA folder, .jsonl, .csv, or a saved Hugging Face data set.")],
+    tokenizer: Annotated[str | None, typer.Option(help="Hugging Face id or folder to count tokens with; else words.")] = None,
+) -> None:
+    """Count questions, pictures and contexts, and how long prompts are, before building anything."""
+    with _explained():
+        from launcher.describe import describe_questions
+
+        for line in describe_questions(path, tokenizer=tokenizer):
+            typer.echo(line)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Option(help="The folder of a finished run, such as runs/demo.")],
+    question: Annotated[str | None, typer.Option(help="A question.")] = None,
+    choice: Annotated[list[str], typer.Option(help="One of its choices; repeat for each.")] = [],  # noqa: B006
+    context: Annotated[str, typer.Option(help="Text that belongs to the question.")] = "",
+    image: Annotated[list[Path], typer.Option(help="A picture; repeat for several.")] = [],  # noqa: B006
+    input: Annotated[Path | None, typer.Option(help="A .jsonl or .csv of questions, instead of one.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to write the answers to --input; default: the screen.")] = None,
+) -> None:
+    """Answer one question, or many, with a finished run: the reasons first, then the answer."""
+    with _explained():
+        if (question is None) == (input is None):
+            raise ValueError("give either --question with two or more --choice, or --input FILE.jsonl")
+        if input is not None:
+            _predict_many(model, input, output)
+            return
+        from mmcot.problem import Problem
+
+        problem = Problem(qid="question", question=question, choices=tuple(choice), hint=context, images=tuple(map(str, image)))
+        from launcher.predict import RunPredictor, format_answer
+
+        predictor = RunPredictor(model)
+        typer.echo(format_answer(next(predictor.answer([problem], Path()))))
+        _tell_cut(predictor.num_cut)
 
 
 @config_app.command("show")
@@ -111,6 +169,44 @@ def status(folder: RunFolder) -> None:
 
         for line in describe_run(folder):
             typer.echo(line)
+
+
+def _tars_by_split(arguments: list[str]) -> dict[str, list[Path]]:
+    import glob
+
+    tars: dict[str, list[Path]] = {}
+    for argument in arguments:
+        split, equals, pattern = argument.partition("=")
+        if not equals or split not in ("train", "val", "test"):
+            raise ValueError(f"{argument!r} must be train=FILE, val=FILE or test=FILE")
+        found = sorted(glob.glob(pattern))
+        if not found:
+            raise FileNotFoundError(f"{pattern} matches no file; give the path of a tar, or a pattern in quotes")
+        tars.setdefault(split, []).extend(map(Path, found))
+    return tars
+
+
+def _predict_many(model: Path, input: Path, output: Path | None) -> None:
+    from data_shards.storage import commit_bytes
+    from launcher.predict import RunPredictor, read_input, to_json_line
+
+    if not input.is_file():
+        raise FileNotFoundError(f"--input {input} does not exist; give a .jsonl or .csv file of questions")
+    predictor, lines = RunPredictor(model), []
+    for problems in read_input(input):
+        for prediction in predictor.answer(problems, input.parent):
+            if output is None:
+                typer.echo(to_json_line(prediction))
+            lines.append(to_json_line(prediction))
+    if output is not None:
+        commit_bytes(output, "".join(f"{line}\n" for line in lines).encode())
+        typer.echo(f"{len(lines):,} answers in {output}")
+    _tell_cut(predictor.num_cut)
+
+
+def _tell_cut(num_cut: int) -> None:
+    if num_cut:
+        typer.echo(f"note: {num_cut:,} prompts were cut at the model's length limit", err=True)
 
 
 def _run_until(step: str, preset: str | None, config: Path | None, overrides: list[str]) -> None:

@@ -59,6 +59,7 @@ class Data(_Section):
 
 
 class T5Shape(_Section):
+    vocab_size: PositiveInt | None = Field(None, description="rows of the embedding; none: the tokenizer's size")
     d_model: PositiveInt = Field(64, description="width of the states")
     d_kv: PositiveInt = Field(16, description="width of an attention head")
     d_ff: PositiveInt = Field(256, description="width of the feed-forward layers")
@@ -77,6 +78,10 @@ class Model(_Section):
 
 class Training(_Section):
     learning_rate: PositiveFloat = Field(8e-5, description="peak learning rate of AdamW")
+    fusion_learning_rate: PositiveFloat | None = Field(
+        None, description="peak learning rate of the fusion layers; none: the same"
+    )
+    freeze_backbone: bool = Field(False, description="train the fusion layers alone")
     warmup_steps: NonNegativeInt = Field(0, description="steps of linear warm-up")
     final_lr_fraction: float = Field(0.0, ge=0, le=1, description="learning rate at the end over its peak, linear decay")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first beta")
@@ -158,6 +163,12 @@ class Settings(_Section):
     generation: Generation = Generation()
     cluster: Cluster = Cluster()
     tracking: Tracking = Tracking()
+
+    @pydantic.model_validator(mode="after")
+    def _something_to_train(self) -> Settings:
+        if self.training.freeze_backbone and self.data.features is None:
+            raise ValueError("training.freeze_backbone leaves nothing to train without data.features; set one of them")
+        return self
 
     @property
     def run_dir(self) -> Path:
@@ -246,7 +257,7 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         return f"setting {name} is unknown;{_nearest(name, setting_names())} `mmcot config show` lists all"
     if problem["type"] == "value_error":
-        return f"setting {name}: {problem['ctx']['error']}"
+        return f"setting {name}: {problem['ctx']['error']}" if name else str(problem["ctx"]["error"])
     if problem["type"] == "missing":
         return f"setting {name} is missing; a preset such as `--preset demo` gives it a value"
     return f"setting {name} = {problem['input']!r}: {problem['msg'].lower()}"

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from data_shards.existing import pictures_in_tars
 from data_shards.mini_sqa import VERSION as MINI_SQA_VERSION
 from data_shards.mini_sqa import write_mini_sqa
-from data_shards.questions import QuestionSet, read_questions
+from data_shards.questions import read_questions
 from data_shards.storage import commit_folder, commit_json, fingerprint, read_json, sha256_of_file
 from data_shards.writer import (
     SCHEMA_VERSION,
@@ -63,6 +64,8 @@ def prepare_data(settings: Settings, report: Report = print) -> DataFolder:
     Raises:
         SettingsError: data.shards_dir holds the shards of another data set.
     """
+    if settings.data.shards_dir and is_indexed(settings.data.shards_dir):
+        return _prepare_indexed(settings, Path(settings.data.shards_dir), report)
     source = _source_folder(settings.data, report)
     inputs = _inputs(settings.data, source)
     name = "mini_sqa" if settings.data.path is None else source.stem
@@ -74,7 +77,7 @@ def prepare_data(settings: Settings, report: Report = print) -> DataFolder:
         for note in (*questions.notes, f"text: {_count(text['num_samples'])} in {len(text['shards'])} shards"):
             report(note)
     if settings.data.features and not (shards_dir / "features" / settings.data.features / "manifest.json").exists():
-        _build_features(settings.data, source, shards_dir, report)
+        _build_features(settings.data, read_questions(source).pictures, shards_dir, report)
     if settings.model.pretrained is None and not (shards_dir / "tokenizer").exists():
         _build_tokenizer(settings, shards_dir, report)
     return open_data(settings.data, shards_dir)
@@ -85,6 +88,24 @@ def open_data(data: Data, shards_dir: str | Path) -> DataFolder:
     shards_dir = Path(shards_dir)
     features = read_manifest(shards_dir / "features" / data.features) if data.features else None
     return DataFolder(shards_dir, read_manifest(shards_dir / "text"), features)
+
+
+def is_indexed(shards_dir: str | Path) -> bool:
+    """Whether a data folder was made by indexing a user's own tars."""
+    path = Path(shards_dir) / "inputs.json"
+    return path.exists() and "indexed" in read_json(path)
+
+
+def _prepare_indexed(settings: Settings, shards_dir: Path, report: Report) -> DataFolder:
+    if settings.data.path is not None:
+        raise SettingsError(
+            f"data.shards_dir {shards_dir} indexes tars, so data.path ({settings.data.path}) would not be read; leave it out"
+        )
+    if settings.data.features and not (shards_dir / "features" / settings.data.features / "manifest.json").exists():
+        _build_features(settings.data, pictures_in_tars(shards_dir), shards_dir, report)
+    if settings.model.pretrained is None and not (shards_dir / "tokenizer").exists():
+        _build_tokenizer(settings, shards_dir, report)
+    return open_data(settings.data, shards_dir)
 
 
 def describe_data(folder: DataFolder) -> list[str]:
@@ -153,17 +174,12 @@ def _claim(shards_dir: Path, inputs: dict[str, Any]) -> None:
         )
 
 
-def _build_features(data: Data, source: Path, shards_dir: Path, report: Report) -> None:
+def _build_features(data: Data, pictures: Callable, shards_dir: Path, report: Report) -> None:
     from mmcot.vision import FEATURES
 
-    if data.features not in FEATURES:
-        raise SettingsError(
-            f"features {data.features!r} are not in {shards_dir / 'features'} and cannot be made here "
-            f"(known: {', '.join(FEATURES)}); put the feature shards there, or set data.features"
-        )
     featurize, shape = FEATURES[data.features]
     manifest = write_feature_shards(
-        shards_dir, name=data.features, pictures=read_questions(source).pictures, featurize=featurize, shape=shape,
+        shards_dir, name=data.features, pictures=pictures, featurize=featurize, shape=shape,
         max_pictures=data.max_pictures, count_unreadable=data.unreadable_pictures == "count",
     )  # fmt: skip
     report(f"features {data.features}: {shape[0]} patches of {shape[1]}, {_pictures(manifest):,} pictures")
@@ -183,7 +199,7 @@ def _corpus(settings: Settings, shards_dir: Path) -> Iterable[str]:
     from mmcot.prompts import build_pair
 
     for shard in manifest_shards(read_manifest(shards_dir / "text"), "train"):
-        for problem in read_problems(shards_dir / "text" / f"{shard.name}.tar"):
+        for problem in read_problems(shards_dir / "text", shard):
             for stage in (settings.rationale, settings.answer):
                 yield from build_pair(problem, stage.format, use_caption=True)
 

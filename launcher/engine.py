@@ -66,7 +66,7 @@ def build_engine(
     else:
         model = build_model()
     optimizer = torch.optim.AdamW(
-        _parameter_groups(model, training.weight_decay),
+        _parameter_groups(model, training),
         lr=training.learning_rate,
         betas=(training.beta1, training.beta2),
     )
@@ -84,9 +84,9 @@ def learning_rate(step: int, *, training: Training, total_steps: int) -> float:
 
 
 def set_learning_rate(engine: deepspeed.DeepSpeedEngine, value: float) -> None:
-    """Use ``value`` for the coming optimizer step."""
+    """Use ``value`` for the coming optimizer step; the fusion layers keep their ratio to it."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group["lr_ratio"]
 
 
 def full_state_dict(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor] | None:
@@ -96,10 +96,19 @@ def full_state_dict(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor
     return engine.module.state_dict() if dist.get_rank() == 0 else None
 
 
-def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay matrices; leave norms and biases alone."""
-    matrices, vectors = [], []
-    for parameter in model.parameters():
-        num_dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
-        (matrices if num_dimensions > 1 else vectors).append(parameter)
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+def _parameter_groups(model: torch.nn.Module, training: Training) -> list[dict[str, Any]]:
+    """Decay matrices, leave norms and biases alone; give the fusion layers their own rate."""
+    fusion_ratio = (training.fusion_learning_rate or training.learning_rate) / training.learning_rate
+    fusion_names = tuple(f"encoder.{name}." for name in model.encoder.fusion_parts)
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        in_fusion = name.startswith(fusion_names)
+        if training.freeze_backbone and not in_fusion:
+            parameter.requires_grad_(False)
+            continue
+        is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+        key = (training.weight_decay if is_matrix else 0.0, fusion_ratio if in_fusion else 1.0)
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "lr_ratio": ratio} for (decay, ratio), parameters in groups.items()
+    ]

@@ -22,6 +22,7 @@ from launcher.cluster import ray_session
 from launcher.config import Settings
 from launcher.data import DataFolder, describe_data, prepare_data
 from launcher.jobs import GenerationJob, TrainJob
+from launcher.preflight import check_machine, check_settings, fetch_pretrained
 from launcher.progress import GenerationLine, TrainingLine
 from launcher.run_dir import RunDir, RunError, claim_settings, owned
 from launcher.tracking import ChildRun, Tracker, open_tracker
@@ -37,6 +38,10 @@ def run_pipeline(settings: Settings, *, until: str = STEPS[-1], report: Report =
         SettingsError: the folder holds a run of other settings.
         RunError: another process runs it, or a finished step's inputs have changed.
     """
+    check_settings(settings)
+    check_machine(settings)
+    if settings.model.pretrained:
+        fetch_pretrained(settings.model.pretrained)
     run_dir = RunDir(settings.run_dir)
     run_dir.path.mkdir(parents=True, exist_ok=True)
     claim_settings(run_dir, settings)

@@ -118,11 +118,11 @@ def build_model(settings: Settings, samples: StageSamples) -> T5ForMultimodalGen
     vision = {"vision_num_patches": num_patches, "vision_dim": dim, "fusion": settings.model.fusion}
     if settings.model.pretrained:
         return T5ForMultimodalGeneration.from_pretrained(settings.model.pretrained, dtype=torch.float32, **vision)
-    shape = settings.model.shape.model_dump()
+    tokenizer = samples.tokenizer
+    shape = settings.model.shape.model_dump() | {"vocab_size": settings.model.shape.vocab_size or len(tokenizer)}
     config = MultimodalT5Config(
-        vocab_size=len(samples.tokenizer), pad_token_id=samples.tokenizer.pad_token_id,
-        eos_token_id=samples.tokenizer.eos_token_id, decoder_start_token_id=samples.tokenizer.pad_token_id,
-        **shape, **vision,
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id, **shape, **vision,
     )  # fmt: skip
     return T5ForMultimodalGeneration._from_config(config)
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.jobs import TrainJob
+from launcher.preflight import fetch_pretrained
 from launcher.run_dir import RunDir
 
 
@@ -38,6 +39,8 @@ def run_worker(job: TrainJob) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     with _log_to(RunDir(Path(job.run_dir)).logs / f"{job.stage}-rank{rank}.log"):
+        if job.settings.model.pretrained:
+            fetch_pretrained(job.settings.model.pretrained)  # the hub's own lock makes it once a node
         train(job, rank=rank, world_size=world_size, report=lambda metrics: ray.train.report(metrics))
 
 

@@ -60,6 +60,7 @@ class FusedEncoder(T5Stack):
     def __init__(self, config: MultimodalT5Config) -> None:
         super().__init__(config)
         fusion = FUSIONS[config.fusion](d_model=config.d_model, vision_dim=config.vision_dim)
+        self.fusion_parts = [name for name, _ in fusion.named_children()]
         for name, part in fusion.named_children():
             self.add_module(name, part)
         self._fusion = (fusion,)  # in a tuple, so that its parts are registered once

@@ -36,4 +36,6 @@ def patch_features(image: Image.Image) -> np.ndarray:
     return (PATCH_SCALE * np.concatenate([patches, one_hot[rows], one_hot[columns]], axis=1)).astype(np.float16)
 
 
+# Shapes of the published system's features, [P, D] of one picture.
+PUBLISHED_SHAPES = {"detr": (100, 256), "clip": (49, 2048), "resnet": (512, 2048), "vit": (145, 1024)}
 FEATURES = {"patch": (patch_features, PATCH_SHAPE)}

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_shards.existing import index_tars
+from data_shards.index import ShardError
 from data_shards.pictures import PictureError, open_picture
 from data_shards.questions import read_questions
 from data_shards.stream import SplitReader
+from data_shards.writer import check_shards
 from launcher.config import load_settings
 from launcher.data import describe_data, prepare_data
+from launcher.describe import describe_questions
 from mmcot.problem import ProblemError
 
 ROW = {"qid": "a1", "question": "Which is bigger?", "choices": ["sun", "moon"], "answer": "sun", "split": "train"}
@@ -187,3 +194,81 @@ def test_a_path_in_no_known_form_is_told_what_is_expected(tmp_path):
     (tmp_path / "odd").mkdir()
     with pytest.raises(ValueError, match=r"in no known form .* expected a folder with problems.json"):
         read_questions(tmp_path / "odd")
+
+
+def write_tar(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def member(row):
+    return json.dumps(row).encode()
+
+
+@pytest.fixture
+def my_tars(tmp_path):
+    """Tars as a person has them: other field names, pictures beside the text."""
+    row = {"question": "Which is bigger?", "choices": ["sun", "moon"], "answer": "sun", "context": "Far away."}
+    tars = {"train": {}, "val": {}, "test": {}}
+    for number, split in enumerate(("train", "train", "val", "test")):
+        tars[split] |= {f"q{number}.json": member(row), f"q{number}.png": png()} if number else {"q0.json": member(row)}
+    return {split: [write_tar(tmp_path / f"mine-{split}.tar", members)] for split, members in tars.items()}
+
+
+def test_tars_are_indexed_where_they_lie_and_their_pictures_become_features(tmp_path, my_tars):
+    before = {path: path.read_bytes() for paths in my_tars.values() for path in paths}
+    index_tars(my_tars, tmp_path / "out")
+    settings = load_settings(preset="demo", overrides=[f"data.shards_dir={tmp_path / 'out'}"])
+    folder = prepare_data(settings, lambda line: None)
+    reader = SplitReader(folder.path, "train", features="patch")
+    assert [reader.problem(n).hint for n in range(2)] == ["Far away."] * 2
+    assert [reader.features(n).shape for n in range(2)] == [(0, 208), (64, 208)]
+    assert sum(count for _, count in check_shards(folder.path)) == 8
+    assert {path: path.read_bytes() for path in before} == before and not list((tmp_path / "out" / "text").glob("*.tar"))
+
+
+def test_ready_made_features_in_the_tars_are_used_as_they_are(tmp_path):
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    stream = io.BytesIO()
+    np.save(stream, array)
+    tars = {split: [write_tar(tmp_path / f"{split}.tar", {f"{split}.json": member(ROW), f"{split}.npy": stream.getvalue()})] for split in ("train", "val", "test")}
+    index_tars(tars, tmp_path / "out", features="mine")
+    reader = SplitReader(tmp_path / "out", "val", features="mine")
+    assert reader.feature_shape == (3, 4)
+    np.testing.assert_array_equal(reader.features(0), array)
+
+
+def test_a_tar_of_the_users_that_cannot_be_used_is_named(tmp_path):
+    with pytest.raises(ShardError, match="no.tar holds no .json member"):
+        index_tars({"train": [write_tar(tmp_path / "no.tar", {"a.png": png()})]}, tmp_path / "out")
+    with pytest.raises(ShardError, match="more than once"):
+        index_tars({"train": [write_tar(tmp_path / f"{n}.tar", {"a.json": member(ROW)}) for n in range(2)]}, tmp_path / "out")
+    with pytest.raises(ShardError, match="'a.pickle' is not of an allowed kind"):
+        index_tars({"train": [write_tar(tmp_path / "p.tar", {"a.pickle": b""})]}, tmp_path / "out")
+
+
+def test_describe_counts_what_is_there_and_what_is_not(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    rows = [{**ROW, "image": "a.png", "context": "c"}, {**ROW, "qid": "a2", "image": "none.png"}, {**ROW, "qid": "a3"}]
+    lines = describe_questions(write_jsonl(tmp_path / "q.jsonl", rows))
+    table = {line[:24].strip(): line[24:].split() for line in lines}
+    assert table["questions"] == ["3", "3", "0", "0"] and table["with image"] == ["2", "2", "0", "0"]
+    assert table["with both"][0] == "1" and table["picture absent"][0] == "1" and table["with neither"][0] == "1"
+
+
+@pytest.mark.skipif("MMCOT_SCIENCEQA_DIR" not in os.environ, reason="MMCOT_SCIENCEQA_DIR is not set")
+def test_the_real_subset_is_described_and_sharded_with_its_absent_pictures_counted(tmp_path):
+    source = os.environ["MMCOT_SCIENCEQA_DIR"]
+    table = {line[:24].strip(): line[24:].split() for line in describe_questions(Path(source))}
+    assert table["questions"] == ["1,218", "507", "361", "350"] and table["with image"] == ["377", "22", "189", "166"]
+    settings = load_settings(preset="demo", overrides=[f"data.path={source}", f"data.shards_dir={tmp_path}"])
+    folder = prepare_data(settings, lambda line: None)
+    counts = folder.features["counts"]
+    assert counts["test"]["num_with_features"] == 166 and counts["test"]["num_picture_absent"] == 0
+    assert [counts[split]["num_picture_absent"] for split in ("train", "val")] == [22, 189]
+    assert folder.ceilings is None
+    assert any("no training question has a picture" in line for line in describe_data(folder))

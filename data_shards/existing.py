@@ -1,0 +1,111 @@
+"""A user's own webdataset tars, indexed where they lie.
+
+Members of one key belong together: ``{qid}.json`` (a question, in ScienceQA's field names
+or those of ``tables.py``) and, if wanted, pictures ``{qid}.png`` (.jpg, .jpeg, .webp) or
+ready-made features ``{qid}.npy``. Nothing is copied or rewritten: the output folder holds
+indexes and manifests that point to the tars.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_shards.index import ShardError, read_index, read_member, rows_of_extension, write_index
+from data_shards.questions import SPLITS
+from data_shards.storage import commit_json, sha256_of_file
+from data_shards.writer import (
+    PICTURE_COUNTS, Shard, count_questions, manifest_shards, read_manifest, read_problems, write_manifest,
+)  # fmt: skip
+from mmcot.problem import Problem
+
+PICTURE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+
+
+def index_tars(
+    tars: Mapping[str, Sequence[Path]], output_dir: str | Path, *, features: str | None = None
+) -> dict[str, Any]:
+    """Index tars into a data folder and return its text manifest.
+
+    Args:
+        tars: split to its tars, in order.
+        features: the name under which ``.npy`` members become features; None leaves them alone.
+
+    Raises:
+        ShardError: a tar is damaged, holds no question, or a feature is missing or of another shape.
+        ProblemError: a question cannot be used.
+    """
+    output_dir = Path(output_dir)
+    folder = output_dir / "text"
+    shards = [
+        _index(path, folder, split, number) for split in SPLITS for number, path in enumerate(tars.get(split, ()))
+    ]
+    everything = [problem for shard in shards for problem in read_problems(folder, shard)]
+    repeated = len(everything) - len({problem.qid for problem in everything})
+    if repeated:
+        raise ShardError(f"{repeated:,} question ids come more than once in the tars; every question has an id of its own")
+    manifest = write_manifest(folder, "text", shards, {"counts": count_questions(everything), "lists": {}, "ceilings": None})
+    if features is not None:
+        _index_features(output_dir / "features" / features, folder, shards, features, manifest["fingerprint"])
+    commit_json(output_dir / "inputs.json", {"indexed": [str(path) for split in SPLITS for path in tars.get(split, ())]})
+    return manifest
+
+
+def pictures_in_tars(shards_dir: str | Path) -> Callable[[Problem], list[bytes]]:
+    """A function from a problem to its encoded pictures, read from the indexed tars."""
+    folder = Path(shards_dir) / "text"
+    where: dict[str, list[tuple[Path, int, int, int]]] = {}
+    for shard in manifest_shards(read_manifest(folder)):
+        table = read_index(shard.index(folder))
+        for extension in PICTURE_EXTENSIONS:
+            for qid, *member in zip(*rows_of_extension(table, extension).values(), strict=True):
+                where.setdefault(qid, []).append((shard.tar(folder), *map(int, member)))
+
+    def pictures(problem: Problem) -> list[bytes]:
+        found = []
+        for path, offset, size, crc32 in where.get(problem.qid, []):
+            with open(path, "rb") as file:
+                name = f"{path}, picture of {problem.qid}"
+                found.append(read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=name))
+        return found
+
+    return pictures
+
+
+def _index(path: Path, folder: Path, split: str, number: int) -> Shard:
+    name = f"{split}-{number:06d}"
+    table = write_index(path, folder / f"{name}.parquet")
+    num_samples = len(rows_of_extension(table, "json")["qid"])
+    if not num_samples:
+        raise ShardError(f"{path} holds no .json member; each question is a {{qid}}.json")
+    return Shard(name, split, num_samples, path.stat().st_size, sha256_of_file(path), str(path.absolute()))
+
+
+def _index_features(folder: Path, text: Path, shards: list[Shard], name: str, text_fingerprint: str) -> None:
+    counts = {split: dict.fromkeys(PICTURE_COUNTS, 0) for split in SPLITS}
+    num_patches, dims = 0, set()
+    for shard in shards:
+        table = write_index(shard.tar(text), shard.index(folder))
+        rows, qids = rows_of_extension(table, "npy"), rows_of_extension(table, "json")["qid"]
+        if not np.array_equal(rows["qid"], qids):
+            raise ShardError(f"{shard.path}: every question needs one .npy of features (of shape [0, D] without a picture)")
+        with open(shard.tar(text), "rb") as file:
+            for qid, offset, size, crc32 in zip(*rows.values(), strict=True):
+                data = read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=f"{shard.path}, {qid}")
+                array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+                if array.ndim != 2 or array.dtype.kind != "f":
+                    raise ShardError(f"{shard.path}, question {qid}: features of {array.dtype}{array.shape}, expected floats [P, D]")
+                num_patches = max(num_patches, len(array))
+                dims.add(array.shape[1])
+                counts[shard.split]["num_with_features" if len(array) else "num_no_image"] += 1
+    if len(dims) != 1:
+        raise ShardError(f"the features have widths {sorted(dims)}; all must agree")
+    extra = {
+        "feature": name, "num_patches": num_patches, "dim": dims.pop(), "dtype": "float",
+        "counts": counts, "text_fingerprint": text_fingerprint,
+    }  # fmt: skip
+    write_manifest(folder, "features", shards, extra)

@@ -1,0 +1,108 @@
+"""What can be known to go wrong before any work is done, said in one sentence each."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from launcher.config import Settings, SettingsError
+from mmcot.prompts import split_format
+
+MIN_FREE_BYTES = 1_000_000_000
+
+
+def check_settings(settings: Settings) -> None:
+    """Check what needs no reading of the data.
+
+    Raises:
+        SettingsError: a prompt format is unknown, data.path is not there, or features can be
+            neither found nor made.
+    """
+    for stage in ("rationale", "answer"):
+        try:
+            split_format(getattr(settings, stage).format)
+        except ValueError as error:
+            raise SettingsError(f"setting {stage}.format: {error}") from None
+    if settings.data.path is not None and not Path(settings.data.path).exists():
+        raise SettingsError(
+            f"data.path {settings.data.path} does not exist; put the data there, or set data.path "
+            "(known forms: ScienceQA's folder, .jsonl, .csv, a saved Hugging Face data set)"
+        )
+    _check_features(settings)
+
+
+def check_machine(settings: Settings) -> None:
+    """Check that this machine can run the settings.
+
+    Raises:
+        SettingsError: GPUs are asked for where there are none, or the disk is full.
+    """
+    _check_gpus(settings)
+    _check_disk(settings.run_dir)
+
+
+def fetch_pretrained(name: str) -> None:
+    """Bring a Hugging Face model and its tokenizer to this machine, once; local folders are left alone.
+
+    Raises:
+        SettingsError: it is neither here nor to be had; the message says where to put it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
+
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").exists():
+            raise SettingsError(f"model.pretrained {name} has no config.json; give the folder of a saved transformers model")
+        return
+    try:
+        snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.model", "*.txt"])
+    except Exception as error:
+        offline = " (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else ""
+        reason = str(error).splitlines()[0]
+        raise SettingsError(
+            f"model.pretrained {name!r} is no folder here and could not be fetched{offline}: {reason}. "
+            f"Put its files into a folder and set model.pretrained to it, or into the cache at {HF_HUB_CACHE}"
+        ) from None
+
+
+def _check_features(settings: Settings) -> None:
+    from mmcot.vision import FEATURES
+
+    name = settings.data.features
+    if name is None or name in FEATURES:
+        return
+    if settings.data.shards_dir is None:
+        where = f"data.shards_dir is not set, so the shards would be built without features/{name}"
+    else:
+        folder = Path(settings.data.shards_dir) / "features" / name
+        if (folder / "manifest.json").exists():
+            return
+        where = f"{folder} is missing"
+    raise SettingsError(
+        f"features {name!r} cannot be made here (known: {', '.join(FEATURES)}) and {where}; set data.shards_dir to a "
+        f"folder that holds features/{name} (tars of {{qid}}.npy in the order of the text shards, with manifest.json), "
+        "or set data.features=patch"
+    )
+
+
+def _check_gpus(settings: Settings) -> None:
+    if not settings.cluster.use_gpu or settings.cluster.address != "local":
+        return
+    import torch
+
+    found = torch.cuda.device_count()
+    if found < settings.cluster.num_workers:
+        raise SettingsError(
+            f"cluster.use_gpu is on and cluster.num_workers ({settings.cluster.num_workers}) needs a GPU each, this machine "
+            f"has {found}; lower cluster.num_workers, join a cluster with cluster.address, or set cluster.use_gpu=false "
+            "(and training.precision=fp32)"
+        )
+
+
+def _check_disk(run_dir: Path) -> None:
+    folder = next(parent for parent in (run_dir, *run_dir.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < MIN_FREE_BYTES:
+        raise SettingsError(
+            f"{folder} has {free / 1e9:.2f} GB left, at least {MIN_FREE_BYTES / 1e9:.0f} GB are needed; free some, or set run.dir"
+        )

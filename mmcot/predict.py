@@ -1,0 +1,88 @@
+"""Answering questions with a trained pair of models: reasons first, then the answer.
+
+    predictions, num_cut = answer_questions(rationale_stage, answer_stage, problems, features)
+    predictions[0]   # Prediction(qid="1", rationale="Solution: ...", answer_text="The answer is (B).", prediction=1)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from mmcot.answers import parse_answer
+from mmcot.encoding import encode_pair
+from mmcot.generation import GeneratedText, generate_texts
+from mmcot.model import T5ForMultimodalGeneration
+from mmcot.problem import Problem
+from mmcot.prompts import build_pair
+
+
+@dataclasses.dataclass(frozen=True)
+class StageModel:
+    """One stage's model with how its prompts are made."""
+
+    model: T5ForMultimodalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    format: str
+    use_caption: bool
+    max_source_tokens: int
+    max_target_tokens: int
+
+    def write(
+        self, problems: Sequence[Problem], features: Sequence[np.ndarray | None], rationales: Sequence[str | None],
+        *, batch_size: int,
+    ) -> tuple[list[GeneratedText], int]:  # fmt: skip
+        """Write a text for each problem; also returns how many sources were cut at their limit."""
+        pairs = [
+            encode_pair(
+                self.tokenizer,
+                *build_pair(problem, self.format, use_caption=self.use_caption, rationale=rationale),
+                max_source_tokens=self.max_source_tokens,
+                max_target_tokens=self.max_target_tokens,
+            )
+            for problem, rationale in zip(problems, rationales, strict=True)
+        ]
+        texts = generate_texts(
+            self.model, self.tokenizer, [pair.source_ids for pair in pairs], features,
+            max_new_tokens=self.max_target_tokens, batch_size=batch_size,
+        )  # fmt: skip
+        return texts, sum(pair.source_cut > 0 for pair in pairs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the two stages said. ``prediction`` is None where the answer could not be read."""
+
+    qid: str
+    rationale: str
+    answer_text: str
+    prediction: int | None
+
+
+def answer_questions(
+    rationale_stage: StageModel,
+    answer_stage: StageModel,
+    problems: Sequence[Problem],
+    features: Sequence[np.ndarray | None],
+    *,
+    batch_size: int = 32,
+) -> tuple[list[Prediction], int]:
+    """Reason about each question, then answer it.
+
+    Args:
+        features: an array [p, V] for each problem (p = 0 without a picture), or all None.
+
+    Returns:
+        predictions in the order of ``problems``, and how many sources were cut at their limit.
+    """
+    rationales, num_cut = rationale_stage.write(problems, features, [None] * len(problems), batch_size=batch_size)
+    texts = [rationale.text for rationale in rationales]
+    answers, more_cut = answer_stage.write(problems, features, texts, batch_size=batch_size)
+    predictions = [
+        Prediction(problem.qid, text, answer.text, parse_answer(answer.text, len(problem.choices)))
+        for problem, text, answer in zip(problems, texts, answers, strict=True)
+    ]
+    return predictions, num_cut + more_cut
