@@ -187,7 +187,7 @@ class _Pipeline:
             self._open_ray()
             line = TrainingLine(job.num_steps, self.report)
             with child.follow(self.run_dir.journal(stage), line.show):
-                launch_training(job)
+                launch_training(job, report=self.report)
             return {f"{stage}_model": sha256_of_file(self.run_dir.model(stage) / "model.safetensors")}
 
         self._step(f"train-{stage}", inputs, run)

@@ -40,8 +40,14 @@ class TrainingError(RuntimeError):
     """The training stopped itself; the message says at which step and why."""
 
 
-def train(job: TrainJob, *, rank: int, world_size: int, report: Callable[[dict[str, float]], None]) -> None:
-    """Train a stage from its latest checkpoint (or the start) to its end and export the model."""
+def train(
+    job: TrainJob, *, rank: int, world_size: int, report: Callable[[dict[str, float]], None] = lambda metrics: None
+) -> None:
+    """Train a stage from its latest checkpoint (or the start) to its end and export the model.
+
+    Args:
+        report: called on every rank alike with step and validation loss.
+    """
     settings, training, run_dir = job.settings, job.settings.training, RunDir(Path(job.run_dir))
     torch.set_num_threads(settings.cluster.cpus_per_worker)
     init_distributed(use_gpu=settings.cluster.use_gpu)

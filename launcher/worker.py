@@ -15,8 +15,9 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from launcher.jobs import TrainJob
 from launcher.preflight import fetch_pretrained
@@ -41,21 +42,42 @@ def run_worker(job: TrainJob) -> None:
     with _log_to(RunDir(Path(job.run_dir)).logs / f"{job.stage}-rank{rank}.log"):
         if job.settings.model.pretrained:
             fetch_pretrained(job.settings.model.pretrained)  # the hub's own lock makes it once a node
-        train(job, rank=rank, world_size=world_size, report=lambda metrics: ray.train.report(metrics))
+        # Progress goes through the journal: ray.train.report would hold every rank until the controller's next look.
+        train(job, rank=rank, world_size=world_size)
 
 
-def launch_training(job: TrainJob) -> None:
+def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda line: None) -> None:
     """Run a training on Ray workers; lost workers are replaced and go on from LATEST.
 
+    Whether to start again is decided here, not by Ray: a lost worker is worth another
+    start, an exception in our own code would only come again.
+
     Raises:
-        WorkersFailed: a worker raised, or more workers were lost than allowed.
+        WorkersFailed: a worker raised, or workers were lost more often than allowed.
     """
+    run_dir, max_failures = RunDir(Path(job.run_dir)), job.settings.training.max_failures
+    for num_losses in range(max_failures + 1):
+        started = time.time()
+        try:
+            _trainer(job, num_losses).fit()
+            return
+        except Exception as error:
+            if text := _first_traceback(run_dir.logs, job.stage, since=started):
+                raise WorkersFailed(f"training of stage {job.stage!r} failed\n{text}") from None
+            if num_losses == max_failures:
+                raise WorkersFailed(
+                    f"training of stage {job.stage!r} lost workers {num_losses + 1} times (training.max_failures is "
+                    f"{max_failures}); the checkpoints stand, run again to go on. The last loss:\n{error}"
+                ) from None
+            report(f"  a worker was lost; starting again from the last checkpoint ({num_losses + 1} of {max_failures})")
+
+
+def _trainer(job: TrainJob, num_losses: int) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    cluster, training = job.settings.cluster, job.settings.training
-    started = time.time()
-    trainer = TorchTrainer(
+    cluster = job.settings.cluster
+    return TorchTrainer(
         run_worker,
         train_loop_config=job,
         torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo"),
@@ -65,16 +87,12 @@ def launch_training(job: TrainJob) -> None:
             resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
         ),
         run_config=RunConfig(
-            name=f"{job.stage}-attempt{job.attempt}",  # a name used before would silently resume Ray's own state
+            # A name used before would silently resume Ray's own state.
+            name=f"{job.stage}-attempt{job.attempt}-{num_losses}",
             storage_path=str((Path(job.run_dir) / "logs" / "ray").absolute()),
-            failure_config=FailureConfig(max_failures=training.max_failures),
+            failure_config=FailureConfig(max_failures=0),
         ),
     )
-    try:
-        trainer.fit()
-    except Exception as error:
-        text = _first_traceback(RunDir(Path(job.run_dir)).logs, job.stage, since=started)
-        raise WorkersFailed(f"training of stage {job.stage!r} failed.\n{text or error}") from None
 
 
 @contextlib.contextmanager
@@ -91,13 +109,21 @@ def _log_to(path: Path) -> Iterator[None]:
         with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
             try:
                 yield
-            except BaseException:
-                failure = path.with_suffix(".failure")
-                failure.write_text(f"{path.stem} (process {os.getpid()}):\n{traceback.format_exc()}", encoding="utf-8")
+            except Exception as error:
                 print(traceback.format_exc(), file=sys.stderr)
+                if not _is_lost_peer(error):
+                    failure = path.with_suffix(".failure")
+                    failure.write_text(f"{path.stem} (process {os.getpid()}):\n{traceback.format_exc()}", encoding="utf-8")
                 raise
             finally:
                 faulthandler.disable()
+
+
+def _is_lost_peer(error: Exception) -> bool:
+    """Whether an error only says that another rank is gone."""
+    from torch.distributed import DistError
+
+    return isinstance(error, DistError) or any(sign in str(error) for sign in ("gloo", "NCCL", "Connection closed by peer"))
 
 
 def _first_traceback(logs: Path, stage: str, *, since: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -40,3 +41,41 @@ def tiny_data(workplace, tiny_settings):
         return prepare_data(tiny_settings, lambda line: None)
     finally:
         os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def make_job(tiny_settings, tiny_data, workplace):
+    """A function that prepares a stage-one training of five steps in a folder of its own."""
+    from data_shards.storage import commit_json
+    from launcher.samples import cached_lengths, load_tokenizer, open_stage
+    from launcher.jobs import TrainJob
+    from launcher.train import build_model
+
+    tokenizer = load_tokenizer(tiny_settings, tiny_data.path)
+    pretrained = workplace / "pretrained"  # so that every ZeRO stage starts from the same weights
+    lengths = {}
+    for split in ("train", "val"):
+        samples = open_stage(
+            tiny_settings, "rationale", split, shards_dir=tiny_data.path, tokenizer=tokenizer, rationales_dir=None
+        )
+        cached_lengths(samples, workplace / f"lengths-{split}", {})
+        lengths[split] = str(next((workplace / f"lengths-{split}").glob("*.npz")))
+    build_model(tiny_settings, samples).save_pretrained(pretrained)
+    tokenizer.save_pretrained(pretrained)
+
+    def make(name, **training):
+        changes = {"checkpoint_every": 2, "validate_every": 1, "micro_batch_size": 4, "global_batch_size": 12} | training
+        sections = {
+            "training": tiny_settings.training.model_copy(update=changes),
+            "model": tiny_settings.model.model_copy(update={"pretrained": str(pretrained)}),
+        }
+        settings = tiny_settings.model_copy(update=sections)
+        folder = workplace / "trainings" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        commit_json(folder / "lock.json", {"attempt": 1})
+        return TrainJob(
+            stage="rationale", settings=settings, run_dir=str(folder), shards_dir=str(tiny_data.path),
+            lengths=lengths, num_steps=5, attempt=1,
+        )  # fmt: skip
+
+    return make

@@ -1,0 +1,60 @@
+"""Training on Ray Train: a lost worker is replaced, an error of our own is shown and not repeated."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launcher.cluster import ray_session
+from launcher.journal import JournalReader
+from launcher.run_dir import RunDir
+from launcher.worker import WorkersFailed, launch_training
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def ray_up(tiny_settings):
+    with ray_session(tiny_settings.cluster):
+        yield
+
+
+def kill_a_rank_after(checkpoint: Path, killed: list[int]) -> None:
+    """Wait for a checkpoint, then kill -9 the last rank that wrote its process number into its log."""
+    deadline = time.time() + 120
+    while not checkpoint.exists() and time.time() < deadline:
+        time.sleep(0.01)
+    log = checkpoint.parents[2] / "logs" / "rationale-rank1.log"
+    pid = int(log.read_text().rpartition("process ")[2].split()[0])
+    assert "ray" in " ".join(psutil.Process(pid).cmdline())
+    os.kill(pid, signal.SIGKILL)
+    killed.append(pid)
+
+
+def test_a_rank_killed_with_9_is_replaced_and_the_training_ends_at_its_last_step(make_job, ray_up):
+    job = dataclasses.replace(make_job("ray-killed"), num_steps=60)
+    run_dir, killed, lines = RunDir(Path(job.run_dir)), [], []
+    killer = threading.Thread(target=kill_a_rank_after, args=(run_dir.checkpoints("rationale") / "LATEST", killed))
+    killer.start()
+    launch_training(job, report=lines.append)
+    killer.join()
+    assert killed and lines == ["  a worker was lost; starting again from the last checkpoint (1 of 3)"]
+    points = JournalReader(run_dir.journal("rationale")).read()
+    assert {point["step"] for point in points if "loss" in point["metrics"]} == set(range(1, 61))
+    assert (run_dir.model("rationale") / "model.safetensors").exists()
+
+
+def test_an_error_in_a_rank_is_shown_with_its_traceback_last_and_not_repeated(make_job, ray_up, tmp_path):
+    job = make_job("ray-broken")
+    job = dataclasses.replace(job, lengths=job.lengths | {"train": str(tmp_path / "none.npz")})
+    lines = []
+    with pytest.raises(WorkersFailed, match=r"stage 'rationale' failed\nrationale-rank[01] \(process") as caught:
+        launch_training(job, report=lines.append)
+    assert str(caught.value).strip().splitlines()[-1].startswith("FileNotFoundError") and lines == []
