@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.features import PICTURE_COUNTS
 from data_shards.index import ShardError, read_index, read_member, rows_of_extension, write_index
 from data_shards.questions import SPLITS
 from data_shards.storage import commit_json, sha256_of_file
 from data_shards.writer import (
-    PICTURE_COUNTS, Shard, count_questions, manifest_shards, read_manifest, read_problems, write_manifest,
+    Shard, count_questions, manifest_shards, read_manifest, read_problems, write_manifest,
 )  # fmt: skip
 from mmcot.problem import Problem
 

@@ -23,19 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from data_shards.index import ShardError, read_index, read_member, rows_of_extension, write_index
-from data_shards.pictures import PictureError, open_picture
-from data_shards.questions import SPLITS, Picture, QuestionSet
+from data_shards.features import PICTURE_COUNTS
+from data_shards.questions import SPLITS, QuestionSet
 from data_shards.storage import commit_json, committing, fingerprint, read_json, sha256_of_file
 from data_shards.tables import row_to_record
 from mmcot.problem import Problem
 
 SCHEMA_VERSION = 1
-PICTURE_COUNTS = (
-    "num_with_features", "num_no_image", "num_picture_absent", "num_pictures_unreadable", "num_pictures_over_limit",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,23 +95,15 @@ def write_feature_shards(
     shards_dir: str | Path,
     *,
     name: str,
-    pictures: Callable[[Problem], Sequence[Picture]],
-    featurize: Callable[[Image.Image], np.ndarray],
+    features_of: Callable[[Problem, Counter[str]], np.ndarray],
     shape: tuple[int, int],
-    max_pictures: int = 1,
-    count_unreadable: bool = False,
 ) -> dict[str, Any]:
     """Write one feature array a problem into ``shards_dir/features/name`` and return its manifest.
 
     Args:
-        pictures: problem to its pictures, in reading order.
-        featurize: one RGB picture to a float16 array of ``shape``.
-        shape: [P, D] of one picture.
-        max_pictures: patches of so many pictures are put behind each other; what is beyond is counted.
-        count_unreadable: count a picture that is there but cannot be read and go on without it.
-
-    Raises:
-        PictureError: a picture cannot be read and ``count_unreadable`` is off.
+        features_of: problem to its array, float16 [p, D] with p <= P; counts what it met
+            under the names of ``PICTURE_COUNTS``.
+        shape: [P, D].
     """
     shards_dir = Path(shards_dir)
     folder = shards_dir / "features" / name
@@ -123,16 +111,12 @@ def write_feature_shards(
     counts = {split: Counter(dict.fromkeys(PICTURE_COUNTS, 0)) for split in SPLITS}
     shards = []
     for text_shard in manifest_shards(text):
+        count = counts[text_shard.split]
         problems = read_problems(shards_dir / "text", text_shard)
-        arrays = (
-            (f"{problem.qid}.npy", _npy_bytes(_features(
-                problem, pictures(problem), featurize, shape, max_pictures, count_unreadable, counts[text_shard.split],
-            )))
-            for problem in problems
-        )  # fmt: skip
+        arrays = ((f"{problem.qid}.npy", _npy_bytes(features_of(problem, count))) for problem in problems)
         shards.append(_write_shard(folder, text_shard.split, text_shard.number, arrays, text_shard.num_samples))
     extra = {
-        "feature": name, "num_patches": shape[0] * max_pictures, "dim": shape[1], "dtype": "float16",
+        "feature": name, "num_patches": shape[0], "dim": shape[1], "dtype": "float16",
         "counts": {split: dict(count) for split, count in counts.items()}, "text_fingerprint": text["fingerprint"],
     }  # fmt: skip
     return write_manifest(folder, "features", shards, extra)
@@ -209,38 +193,6 @@ def _check_shard(folder: Path, shard: Shard, extension: str, qids: list[str]) ->
     found = shard_qids(folder, shard, extension)
     if found != qids or len(found) != shard.num_samples:
         raise ShardError(f"{tar} does not hold the keys of its text shard in their order; build it again")
-
-
-def _features(
-    problem: Problem,
-    pictures: Sequence[Picture],
-    featurize: Callable[[Image.Image], np.ndarray],
-    shape: tuple[int, int],
-    max_pictures: int,
-    count_unreadable: bool,
-    counts: Counter[str],
-) -> np.ndarray:
-    """The patches of all usable pictures of a problem, float16 [p, D]; every other case is counted."""
-    present = [picture for picture in pictures if isinstance(picture, bytes) or picture.is_file()]
-    counts["num_pictures_over_limit"] += max(0, len(present) - max_pictures)
-    arrays = []
-    for picture in present[:max_pictures]:
-        name = f"question {problem.qid}: picture {'in the data set' if isinstance(picture, bytes) else picture}"
-        try:
-            array = featurize(open_picture(picture, name=name))
-        except PictureError:
-            if not count_unreadable:
-                raise
-            counts["num_pictures_unreadable"] += 1
-            continue
-        if array.shape != shape or array.dtype != np.float16:
-            raise ValueError(f"{name}: features of {array.dtype}{array.shape}, expected float16{shape}")
-        arrays.append(array)
-    if arrays:
-        counts["num_with_features"] += 1
-    elif not present:
-        counts["num_picture_absent" if problem.images else "num_no_image"] += 1
-    return np.concatenate(arrays) if arrays else np.zeros((0, shape[1]), dtype=np.float16)
 
 
 def _write_shard(folder: Path, split: str, number: int, members: Iterable[tuple[str, bytes]], num_samples: int) -> Shard:

@@ -37,9 +37,54 @@ def rationales(preset: Preset = None, config: Config = None, set_: Set = []) -> 
 
 
 @app.command()
-def evaluate(preset: Preset = None, config: Config = None, set_: Set = []) -> None:  # noqa: B006
-    """Answer the validation and the test split, score them, and whatever must come before."""
-    _run_until("evaluate", preset, config, set_)
+def evaluate(
+    preset: Preset = None, config: Config = None, set_: Set = [],  # noqa: B006
+    predictions: Annotated[Path | None, typer.Option(help="Score this file instead: ours, the published system's, or ScienceQA's.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The data set the file is of.")] = None,
+    split: Annotated[str, typer.Option(help="The split the file is of: train, val or test.")] = "test",
+    against: Annotated[str | None, typer.Option(help="'paper' prints the published rows beside.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the content of a scores.json.")] = False,
+    rationale_format: Annotated[str, typer.Option(help="Prompt format whose gold rationales are compared with.")] = "QCM-E",
+    similarity_model: Annotated[str | None, typer.Option(help="Folder of a sentence model, for the similarity score.")] = None,
+    guess_seed: Annotated[int | None, typer.Option(help="Guess unreadable answers, as the published system does.")] = None,
+) -> None:  # fmt: skip
+    """Answer and score the validation and test splits; or score a file of predictions."""
+    if predictions is None:
+        _run_until("evaluate", preset, config, set_)
+        return
+    with _explained():
+        if data is None or split not in ("train", "val", "test") or against not in (None, "paper"):
+            raise ValueError("--predictions needs --data DIR, a --split of train, val or test, and --against paper or nothing")
+        import json
+
+        from launcher.scoring import format_scores, score_file
+
+        scored = score_file(
+            predictions, data, split=split, rationale_format=rationale_format,
+            similarity_model=similarity_model, guess_seed=guess_seed,
+        )  # fmt: skip
+        if as_json:
+            typer.echo(json.dumps(scored.report, indent=2))
+            return
+        for line in format_scores(scored, path=predictions, against_paper=against == "paper"):
+            typer.echo(line)
+
+
+@app.command("import-checkpoint")
+def import_checkpoint(
+    source: Annotated[Path, typer.Argument(help="Folder of the published system: config.json and weights.")],
+    out: Annotated[Path, typer.Option(help="New folder that from_pretrained opens.")],
+    vision_num_patches: Annotated[int | None, typer.Option(help="Patches of its features, where config.json does not say.")] = None,
+    vision_dim: Annotated[int | None, typer.Option(help="Width of its features; default: read off the weights.")] = None,
+) -> None:
+    """Turn a checkpoint of the published system into a model that from_pretrained opens."""
+    with _explained():
+        from mmcot.reference import import_checkpoint
+
+        done = import_checkpoint(source, out, vision_num_patches=vision_num_patches, vision_dim=vision_dim)
+        typer.echo(f"{done.path}: {done.num_parameters:,} parameters, features [{done.vision_num_patches}, {done.vision_dim}]")
+        if not done.copied_files:
+            typer.echo("note: the source has no tokenizer; put one beside the model before using it")
 
 
 @train_app.command("rationale")

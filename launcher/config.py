@@ -74,6 +74,9 @@ class Model(_Section):
     pretrained: str | None = Field(None, description="Hugging Face id or folder of a T5; none: random weights")
     shape: T5Shape = Field(T5Shape(), description="size of a model with random weights")
     fusion: Literal["gated_cross_attention"] = Field("gated_cross_attention", description="how the picture comes in")
+    mask_absent_patches: bool = Field(
+        False, description="hide the zeros of a missing picture from the fusion; off: attended, as published"
+    )
 
 
 class Training(_Section):

@@ -12,7 +12,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_shards.existing import pictures_in_tars
+from data_shards.features import FeatureError, FeaturesOf, features_of_pictures, ready_made_features
 from data_shards.mini_sqa import VERSION as MINI_SQA_VERSION
 from data_shards.mini_sqa import write_mini_sqa
 from data_shards.questions import read_questions
@@ -27,6 +30,7 @@ from data_shards.writer import (
     write_text_shards,
 )
 from launcher.config import Data, Settings, SettingsError
+from mmcot.vision import FEATURES, PUBLISHED_SHAPES
 
 _TROUBLES = {
     "num_picture_absent": "whose picture is absent (used without it)",
@@ -175,14 +179,44 @@ def _claim(shards_dir: Path, inputs: dict[str, Any]) -> None:
 
 
 def _build_features(data: Data, pictures: Callable, shards_dir: Path, report: Report) -> None:
-    from mmcot.vision import FEATURES
-
-    featurize, shape = FEATURES[data.features]
-    manifest = write_feature_shards(
-        shards_dir, name=data.features, pictures=pictures, featurize=featurize, shape=shape,
-        max_pictures=data.max_pictures, count_unreadable=data.unreadable_pictures == "count",
-    )  # fmt: skip
+    if data.features in FEATURES:
+        featurize, shape = FEATURES[data.features]
+        features_of = features_of_pictures(
+            pictures, featurize, shape=shape,
+            max_pictures=data.max_pictures, count_unreadable=data.unreadable_pictures == "count",
+        )  # fmt: skip
+        shape = (shape[0] * data.max_pictures, shape[1])
+    else:
+        features_of, shape = _open_ready_made(Path(data.path or ""), data.features)
+    manifest = write_feature_shards(shards_dir, name=data.features, features_of=features_of, shape=shape)
     report(f"features {data.features}: {shape[0]} patches of {shape[1]}, {_pictures(manifest):,} pictures")
+
+
+def ready_made_file(source: Path, name: str) -> Path | None:
+    """The published feature file of a data set, such as ``vision_features/detr.npy``; None where there is none."""
+    found = [source / "vision_features" / f"{name}{suffix}" for suffix in (".npy", ".pth")]
+    return next((path for path in found if path.exists()), None)
+
+
+def _open_ready_made(source: Path, name: str) -> tuple[FeaturesOf, tuple[int, int]]:
+    path, map_path = ready_made_file(source, name), source / "name_map.json"
+    if path is None or not map_path.exists():
+        raise SettingsError(
+            f"features {name!r} need {source / 'vision_features' / name}.npy (or .pth) and {map_path}; put both there, "
+            "or set data.features=patch"
+        )
+    if path.suffix == ".npy":
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    else:
+        import torch
+
+        array = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        if not isinstance(array, torch.Tensor):
+            raise FeatureError(f"{path} holds a {type(array).__name__}, expected one tensor [rows, patches, width]")
+        array = array.float().numpy() if array.dtype == torch.bfloat16 else array.numpy()
+    if (published := PUBLISHED_SHAPES.get(name)) and tuple(array.shape[1:]) != published:
+        raise FeatureError(f"{path} has rows of shape {tuple(array.shape[1:])}, published {name} features have {published}")
+    return ready_made_features(array, read_json(map_path), name=str(path))
 
 
 def _build_tokenizer(settings: Settings, shards_dir: Path, report: Report) -> None:

@@ -75,6 +75,7 @@ class GenerationWorker:
             self.tokenizer,
             [samples.encode(samples.reader.problem(number)).source_ids for number in numbers],
             [samples.reader.features(number) for number in numbers],
+            feature_shape=samples.reader.feature_shape,
             max_new_tokens=spec.max_target_tokens,
             batch_size=job.settings.generation.batch_size,
         )

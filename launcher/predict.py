@@ -42,12 +42,15 @@ class RunPredictor:
         self.settings = parse_settings(yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8")))
         self.num_cut = 0
         self._stages = [_open_stage(self.settings, RunDir(folder), stage) for stage in ("rationale", "answer")]
-        self._vision_shape = (self._stages[0].model.config.vision_num_patches, self._stages[0].model.config.vision_dim)
+        config = self._stages[0].model.config
+        self._feature_shape = (config.vision_num_patches, config.vision_dim)
 
     def answer(self, problems: Sequence[Problem], folder: Path) -> Iterator[dict[str, Any]]:
         """Answer questions whose pictures lie in ``folder``."""
         features = [self._features(problem, folder) for problem in problems]
-        predictions, num_cut = answer_questions(*self._stages, problems, features)
+        predictions, num_cut = answer_questions(
+            *self._stages, problems, features, feature_shape=self._feature_shape
+        )
         self.num_cut += num_cut
         for problem, prediction in zip(problems, predictions, strict=True):
             choice = None if prediction.prediction is None else problem.choices[prediction.prediction]

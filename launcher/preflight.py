@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from launcher.config import Settings, SettingsError
+from launcher.data import ready_made_file
 from mmcot.prompts import split_format
 
 MIN_FREE_BYTES = 1_000_000_000
@@ -71,6 +72,8 @@ def _check_features(settings: Settings) -> None:
     name = settings.data.features
     if name is None or name in FEATURES:
         return
+    if settings.data.path and ready_made_file(Path(settings.data.path), name):
+        return
     if settings.data.shards_dir is None:
         where = f"data.shards_dir is not set, so the shards would be built without features/{name}"
     else:
@@ -81,7 +84,7 @@ def _check_features(settings: Settings) -> None:
     raise SettingsError(
         f"features {name!r} cannot be made here (known: {', '.join(FEATURES)}) and {where}; set data.shards_dir to a "
         f"folder that holds features/{name} (tars of {{qid}}.npy in the order of the text shards, with manifest.json), "
-        "or set data.features=patch"
+        f"put the published {name}.npy (or .pth) into data.path/vision_features beside name_map.json, or set data.features=patch"
     )
 
 

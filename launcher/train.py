@@ -121,7 +121,10 @@ def build_model(settings: Settings, samples: StageSamples) -> T5ForMultimodalGen
     """A pretrained T5 with new fusion layers, or one of random weights; seeded."""
     torch.manual_seed(settings.run.seed)
     num_patches, dim = samples.reader.feature_shape if settings.data.features else (1, 1)
-    vision = {"vision_num_patches": num_patches, "vision_dim": dim, "fusion": settings.model.fusion}
+    vision = {
+        "vision_num_patches": num_patches, "vision_dim": dim,
+        "fusion": settings.model.fusion, "mask_absent_patches": settings.model.mask_absent_patches,
+    }  # fmt: skip
     if settings.model.pretrained:
         return T5ForMultimodalGeneration.from_pretrained(settings.model.pretrained, dtype=torch.float32, **vision)
     tokenizer = samples.tokenizer

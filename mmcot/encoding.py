@@ -62,7 +62,8 @@ def collate(
 
     Returns:
         input_ids int64 [B, S], attention_mask int64 [B, S], labels int64 [B, T] padded
-        with -100, and with features vision_features float32 [B, P, V].
+        with -100, and with features vision_features float32 [B, P, V] and vision_mask
+        bool [B, P].
     """
     batch = {
         "input_ids": _stack([pair.source_ids for pair in pairs], pad_token_id),
@@ -73,16 +74,20 @@ def collate(
     if is_dummy:
         batch["labels"].fill_(IGNORED_LABEL)
     if features and features[0] is not None:
-        batch["vision_features"] = stack_features(features, feature_shape)
+        batch |= stack_features(features, feature_shape)
     return batch
 
 
-def stack_features(features: Sequence[np.ndarray], feature_shape: tuple[int, int]) -> torch.Tensor:
-    """Stack arrays [p, V] into float32 [B, P, V], zeros where there is no patch."""
+def stack_features(features: Sequence[np.ndarray], feature_shape: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """Stack arrays [p, V] into vision_features float32 [B, P, V], zeros where vision_mask [B, P] is False."""
     stacked = np.zeros((len(features), *feature_shape), dtype=np.float32)
     for row, array in zip(stacked, features, strict=True):
         row[: len(array)] = array
-    return torch.from_numpy(stacked)
+    num_patches = torch.tensor([len(array) for array in features])
+    return {
+        "vision_features": torch.from_numpy(stacked),
+        "vision_mask": torch.arange(feature_shape[0]) < num_patches[:, None],
+    }
 
 
 def train_tokenizer(texts: Iterable[str], output_dir: str | Path, *, vocab_size: int) -> PreTrainedTokenizerFast:

@@ -33,6 +33,7 @@ def generate_texts(
     sources: Sequence[Sequence[int]],
     features: Sequence[np.ndarray | None],
     *,
+    feature_shape: tuple[int, int],
     max_new_tokens: int,
     batch_size: int,
 ) -> list[GeneratedText]:
@@ -41,6 +42,7 @@ def generate_texts(
     Args:
         sources: token ids of each source.
         features: an array [p, V] for each source, or all None.
+        feature_shape: [P, V] with p <= P.
 
     Returns:
         texts in the order of ``sources``.
@@ -49,14 +51,14 @@ def generate_texts(
     by_length = sorted(range(len(sources)), key=lambda index: (-len(sources[index]), index))
     for start in range(0, len(by_length), batch_size):
         chosen = by_length[start : start + batch_size]
-        inputs = _collate_sources(model, tokenizer, [sources[i] for i in chosen], [features[i] for i in chosen])
+        inputs = _collate_sources(model, tokenizer, [sources[i] for i in chosen], [features[i] for i in chosen], feature_shape)
         outputs = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, use_cache=True)
         for index, row in zip(chosen, outputs[:, 1:].tolist(), strict=True):
             texts[index] = _read_row(tokenizer, row)
     return texts
 
 
-def _collate_sources(model, tokenizer, sources, features) -> dict[str, torch.Tensor]:
+def _collate_sources(model, tokenizer, sources, features, feature_shape) -> dict[str, torch.Tensor]:
     width = max(len(source) for source in sources)
     ids = torch.full((len(sources), width), tokenizer.pad_token_id)
     for row, source in zip(ids, sources, strict=True):
@@ -64,8 +66,8 @@ def _collate_sources(model, tokenizer, sources, features) -> dict[str, torch.Ten
     lengths = torch.tensor([len(source) for source in sources])
     inputs = {"input_ids": ids, "attention_mask": (torch.arange(width) < lengths[:, None]).long()}
     if features[0] is not None:
-        shape = (model.config.vision_num_patches, model.config.vision_dim)
-        inputs["vision_features"] = stack_features(features, shape).to(model.dtype)
+        inputs |= stack_features(features, feature_shape)
+        inputs["vision_features"] = inputs["vision_features"].to(model.dtype)
     return {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
 

@@ -24,6 +24,9 @@ from mmcot.fusion import FUSIONS, FusionLinear, SingleHeadAttention
 class MultimodalT5Config(T5Config):
     """T5's configuration with the shape of the vision features, ``[vision_num_patches, vision_dim]``.
 
+    ``mask_absent_patches`` hides the zeros that stand for a missing picture from the
+    fusion; off, they are attended as in the published system.
+
     transformers ties all embeddings whatever ``tie_word_embeddings`` says and keeps only
     ``scale_decoder_outputs`` of it; here that flag decides whether ``lm_head`` has
     weights of its own (T5 v1.1, Flan), and it is saved under its usual name.
@@ -32,6 +35,7 @@ class MultimodalT5Config(T5Config):
     vision_num_patches: int = 100
     vision_dim: int = 256
     fusion: str = "gated_cross_attention"
+    mask_absent_patches: bool = False
 
     def __post_init__(self, **kwargs) -> None:
         super().__post_init__(**kwargs)
@@ -71,12 +75,14 @@ class FusedEncoder(T5Stack):
         if vision_features is None:
             return outputs
         expected = (self.config.vision_num_patches, self.config.vision_dim)
-        if tuple(vision_features.shape[1:]) != expected:
+        # One pooled vector is attended as any number of copies of it would be.
+        if tuple(vision_features.shape[1:]) not in (expected, (1, expected[1])):
             raise ValueError(
                 f"vision_features have shape {tuple(vision_features.shape)}, this model expects [batch, "
                 f"{expected[0]}, {expected[1]}]; use the features it was trained on"
             )
-        fused = self._fusion[0](outputs[0], vision_features, vision_mask)
+        mask = vision_mask if self.config.mask_absent_patches else None
+        fused = self._fusion[0](outputs[0], vision_features, mask)
         if isinstance(outputs, tuple):
             return (fused, *outputs[1:])
         outputs.last_hidden_state = fused
@@ -120,7 +126,8 @@ class T5ForMultimodalGeneration(T5ForConditionalGeneration):
             attention_mask: [B, S], 0 at padding.
             encoder_outputs: fused states of an earlier call, instead of encoding again.
             vision_features: [B, P, V] as the configuration says; zeros where there is no picture.
-            vision_mask: optional bool [B, P], False hides a patch.
+            vision_mask: bool [B, P], False where a patch is absent; looked at only if the
+                configuration says ``mask_absent_patches``.
             **kwargs: as ``T5ForConditionalGeneration.forward`` (labels, decoder_input_ids, ...).
 
         Raises:

@@ -33,7 +33,7 @@ class StageModel:
 
     def write(
         self, problems: Sequence[Problem], features: Sequence[np.ndarray | None], rationales: Sequence[str | None],
-        *, batch_size: int,
+        *, feature_shape: tuple[int, int], batch_size: int,
     ) -> tuple[list[GeneratedText], int]:  # fmt: skip
         """Write a text for each problem; also returns how many sources were cut at their limit."""
         pairs = [
@@ -47,7 +47,7 @@ class StageModel:
         ]
         texts = generate_texts(
             self.model, self.tokenizer, [pair.source_ids for pair in pairs], features,
-            max_new_tokens=self.max_target_tokens, batch_size=batch_size,
+            feature_shape=feature_shape, max_new_tokens=self.max_target_tokens, batch_size=batch_size,
         )  # fmt: skip
         return texts, sum(pair.source_cut > 0 for pair in pairs)
 
@@ -68,19 +68,22 @@ def answer_questions(
     problems: Sequence[Problem],
     features: Sequence[np.ndarray | None],
     *,
+    feature_shape: tuple[int, int],
     batch_size: int = 32,
 ) -> tuple[list[Prediction], int]:
     """Reason about each question, then answer it.
 
     Args:
         features: an array [p, V] for each problem (p = 0 without a picture), or all None.
+        feature_shape: [P, V] with p <= P.
 
     Returns:
         predictions in the order of ``problems``, and how many sources were cut at their limit.
     """
-    rationales, num_cut = rationale_stage.write(problems, features, [None] * len(problems), batch_size=batch_size)
+    shape = {"feature_shape": feature_shape, "batch_size": batch_size}
+    rationales, num_cut = rationale_stage.write(problems, features, [None] * len(problems), **shape)
     texts = [rationale.text for rationale in rationales]
-    answers, more_cut = answer_stage.write(problems, features, texts, batch_size=batch_size)
+    answers, more_cut = answer_stage.write(problems, features, texts, **shape)
     predictions = [
         Prediction(problem.qid, text, answer.text, parse_answer(answer.text, len(problem.choices)))
         for problem, text, answer in zip(problems, texts, answers, strict=True)

@@ -1,0 +1,126 @@
+"""Where a problem's features come from: pictures on the spot, or an array made elsewhere.
+
+Both kinds are functions from a problem to a float16 array [p, D] (p = 0 without a usable
+picture) that count what they met, for ``writer.write_feature_shards``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from data_shards.pictures import PictureError, open_picture
+from data_shards.questions import Picture
+from mmcot.problem import Problem
+
+PICTURE_COUNTS = (
+    "num_with_features", "num_no_image", "num_picture_absent", "num_pictures_unreadable", "num_pictures_over_limit",
+)  # fmt: skip
+FeaturesOf = Callable[[Problem, Counter[str]], np.ndarray]
+
+
+class FeatureError(ValueError):
+    """Ready-made features that cannot be used; the message names file and row."""
+
+
+def features_of_pictures(
+    pictures: Callable[[Problem], Sequence[Picture]],
+    featurize: Callable[[Image.Image], np.ndarray],
+    *,
+    shape: tuple[int, int],
+    max_pictures: int = 1,
+    count_unreadable: bool = False,
+) -> FeaturesOf:
+    """Features from pictures: the patches of up to ``max_pictures``, behind each other.
+
+    Args:
+        pictures: problem to its pictures, in reading order.
+        featurize: one RGB picture to a float16 array of ``shape``.
+        shape: [P, D] of one picture.
+        count_unreadable: count a picture that is there but cannot be read and go on
+            without it, instead of raising ``PictureError``.
+    """
+
+    def features_of(problem: Problem, counts: Counter[str]) -> np.ndarray:
+        present = [picture for picture in pictures(problem) if isinstance(picture, bytes) or picture.is_file()]
+        counts["num_pictures_over_limit"] += max(0, len(present) - max_pictures)
+        arrays = []
+        for picture in present[:max_pictures]:
+            name = f"question {problem.qid}: picture {'in the data set' if isinstance(picture, bytes) else picture}"
+            try:
+                array = featurize(open_picture(picture, name=name))
+            except PictureError:
+                if not count_unreadable:
+                    raise
+                counts["num_pictures_unreadable"] += 1
+                continue
+            if array.shape != shape or array.dtype != np.float16:
+                raise ValueError(f"{name}: features of {array.dtype}{array.shape}, expected float16{shape}")
+            arrays.append(array)
+        if arrays:
+            counts["num_with_features"] += 1
+        elif not present:
+            counts["num_picture_absent" if problem.images else "num_no_image"] += 1
+        return np.concatenate(arrays) if arrays else np.zeros((0, shape[1]), dtype=np.float16)
+
+    return features_of
+
+
+def ready_made_features(
+    array: np.ndarray, name_map: Mapping[str, str], *, name: str
+) -> tuple[FeaturesOf, tuple[int, int]]:
+    """Features of the published kind: one array for all questions, and a map from qid to row.
+
+    A question of which the map has no row has no picture for the features, as in the
+    published system; a pooled vector that was repeated P times is stored once.
+
+    Args:
+        array: floats [N, P, D]; may be memory-mapped.
+        name_map: {qid: row as text}.
+        name: the file, for errors.
+
+    Returns:
+        the function, and [P, D].
+
+    Raises:
+        FeatureError: the array is not [N, P, D], or a row lies outside it; when called:
+            a row is not finite, or does not fit float16.
+    """
+    if array.ndim != 3 or array.dtype.kind != "f":
+        raise FeatureError(f"{name} has shape {array.shape} and type {array.dtype}; expected floats [rows, patches, width]")
+    rows = {qid: int(row) for qid, row in name_map.items()}
+    outside = {qid: row for qid, row in rows.items() if not 0 <= row < len(array)}
+    if outside:
+        qid, row = next(iter(outside.items()))
+        raise FeatureError(
+            f"{name} has {len(array):,} rows, name_map.json asks for {len(outside):,} beyond them (question {qid}: row {row}); "
+            "take both files from the same download"
+        )
+    pooled = all(_is_pooled(array[row]) for row in list(rows.values())[:16]) and array.shape[1] > 1 and bool(rows)
+
+    def features_of(problem: Problem, counts: Counter[str]) -> np.ndarray:
+        if problem.qid not in rows:
+            counts["num_picture_absent" if problem.images else "num_no_image"] += 1
+            return np.zeros((0, array.shape[2]), dtype=np.float16)
+        values = np.asarray(array[rows[problem.qid]])
+        if pooled:
+            if not _is_pooled(values):
+                raise FeatureError(f"{name}, row {rows[problem.qid]} (question {problem.qid}): patches differ, in other rows they repeat")
+            values = values[:1]
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        if not np.isfinite(half).all():
+            raise FeatureError(
+                f"{name}, row {rows[problem.qid]} (question {problem.qid}) holds NaN, infinity or values beyond float16; make it again"
+            )
+        counts["num_with_features"] += 1
+        return half
+
+    return features_of, (1 if pooled else array.shape[1], array.shape[2])
+
+
+def _is_pooled(values: np.ndarray) -> bool:
+    return bool((values == values[:1]).all())
