@@ -1,9 +1,7 @@
 """A data set to build shards from, whatever form it came in.
 
-    questions = read_questions("path/to/ScienceQA")     # a folder in ScienceQA's layout
-    questions = read_questions("mine.jsonl")             # or .csv, or a folder with train.jsonl, val.jsonl, ...
-    questions = read_questions("my-dataset-on-disk")     # saved by Hugging Face's `save_to_disk`
-    questions.problems["train"][0].question
+    questions.problems["train"][0]          # a Problem
+    questions.pictures(problem)             # [Path("images/train/1/image.png")]
 
 Text is in memory, pictures stay where they are until ``pictures(problem)`` names them.
 """
@@ -49,27 +47,3 @@ class QuestionSet:
                 seen[problem.qid] = split
                 if problem.answer is None:
                     raise ProblemError(f"question {problem.qid}: the answer is missing; training and scoring need it")
-
-
-def read_questions(path: str | Path) -> QuestionSet:
-    """Read a data set in whichever of the known forms it is.
-
-    Raises:
-        FileNotFoundError: there is nothing at ``path``.
-        ProblemError: a question cannot be used; the message names it.
-        ValueError: the form is none of the known ones.
-    """
-    from data_shards import hf_dataset, scienceqa, tables  # each knows one form
-
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"data.path {path} does not exist; give a folder or file that does")
-    for form in (scienceqa, hf_dataset, tables):
-        if form.recognizes(path):
-            return form.read(path)
-    found = sorted(child.name for child in path.iterdir())[:8] if path.is_dir() else path.suffix
-    raise ValueError(
-        f"{path} is in no known form (found {found}); expected a folder with problems.json and pid_splits.json "
-        "(ScienceQA), a folder saved by datasets' save_to_disk, a .jsonl or .csv file, or a folder with train.jsonl, "
-        "val.jsonl and test.jsonl"
-    )

@@ -7,6 +7,7 @@ folder. A process killed half-way leaves a ``.tmp-*`` file that nobody reads.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -27,8 +28,12 @@ def committing(path: str | Path) -> Iterator[Path]:
         yield temporary
         _fsync(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise OSError(
+                error.errno, f"the disk is full; what was committed before stands: free some space and run again ({path})"
+            ) from None
         raise
     _fsync(path.parent)
 

@@ -18,7 +18,7 @@ from data_shards.existing import pictures_in_tars
 from data_shards.features import FeatureError, FeaturesOf, features_of_pictures, ready_made_features
 from data_shards.mini_sqa import VERSION as MINI_SQA_VERSION
 from data_shards.mini_sqa import write_mini_sqa
-from data_shards.questions import read_questions
+from data_shards.sources import read_questions
 from data_shards.storage import commit_folder, commit_json, fingerprint, read_json, sha256_of_file
 from data_shards.writer import (
     SCHEMA_VERSION,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_shards.questions import SPLITS, QuestionSet, read_questions
+from data_shards.questions import SPLITS, QuestionSet
+from data_shards.sources import read_questions
 from mmcot.problem import Problem
 from mmcot.prompts import build_pair
 

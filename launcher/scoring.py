@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_shards.questions import read_questions
+from data_shards.sources import read_questions
 from launcher.evaluate import format_table
 from mmcot.answers import parse_answer
 from mmcot.metrics import PUBLISHED, breakdown, score_report

@@ -15,7 +15,7 @@ from PIL import Image
 from data_shards.existing import index_tars
 from data_shards.index import ShardError
 from data_shards.pictures import PictureError, open_picture
-from data_shards.questions import read_questions
+from data_shards.sources import read_questions
 from data_shards.stream import SplitReader
 from data_shards.writer import check_shards
 from launcher.config import load_settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -65,6 +66,13 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path):
         temporary.write_bytes(b"ne")
         raise OSError("disk full")
     assert (tmp_path / "a").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_is_said_so_and_the_last_file_stands(tmp_path):
+    commit_bytes(tmp_path / "a", b"old")
+    with pytest.raises(OSError, match="the disk is full; what was committed before stands"), committing(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (tmp_path / "a").read_bytes() == b"old"
 
 
 def test_a_broken_json_file_is_named(tmp_path):

@@ -13,7 +13,7 @@ import webdataset as wds
 
 from data_shards.index import ShardError, build_index
 from data_shards.rationales import close_output, list_tasks, open_output, read_rationales, write_task
-from data_shards.questions import read_questions
+from data_shards.sources import read_questions
 from data_shards.stream import SplitReader, stream_blocks
 from data_shards.writer import check_shards, manifest_shards, read_manifest, write_text_shards
 from launcher.data import describe_data, prepare_data
