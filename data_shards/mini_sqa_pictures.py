@@ -19,7 +19,7 @@ GRID = 8  # tiles a side
 Fact = tuple[Any, ...]
 Colour = tuple[int, int, int]
 
-RED, BLUE, GREEN = (220, 40, 40), (40, 60, 220), (40, 160, 60)
+RED, BLUE, GREEN, YELLOW = (220, 40, 40), (40, 60, 220), (12, 150, 90), (243, 200, 12)
 PURPLE, ORANGE, TEAL, DARK = (140, 50, 190), (240, 130, 30), (30, 160, 170), (35, 35, 45)
 
 
@@ -80,22 +80,31 @@ def paint_thermometers(rng: random.Random, fact: Fact) -> np.ndarray:
 
 
 def map_side(fact: Fact) -> str:
-    """Where the north lies on the sheet; a compass that points down turns it round."""
-    return {"up": "top", "down": "bottom"}[fact[0]]
+    """Where the asked direction lies on the sheet; a compass that points down turns everything round."""
+    direction, compass, _ = fact
+    upright = compass == "up"
+    return {"north": ("bottom", "top"), "east": ("left", "right")}[direction][upright]
 
 
 def paint_map(rng: random.Random, fact: Fact) -> np.ndarray:
-    """A red and a blue land at top and bottom; the dark half of the compass between them points to the north."""
-    tiles, column = _ground(rng), rng.randrange(1, 6)
-    in_the_north, in_the_south = (RED, BLUE) if fact[1] == "red" else (BLUE, RED)
-    at_the_top = in_the_north if map_side(fact) == "top" else in_the_south
-    at_the_bottom = in_the_south if map_side(fact) == "top" else in_the_north
-    for rows, colour in ((slice(0, 2), at_the_top), (slice(6, 8), at_the_bottom)):
-        start = rng.randrange(0, 3)
-        tiles[rows, start : start + rng.randrange(5, 7)] = _jitter(rng, colour)
-    tiles[2:6, column : column + 2] = rng.randrange(196, 226)
-    tiles[slice(2, 4) if fact[0] == "up" else slice(4, 6), column : column + 2] = _jitter(rng, DARK)
-    _distract(rng, tiles, _places(range(2, 6), tuple(c for c in range(GRID) if c not in (column, column + 1))))
+    """Four lands at the four sides; the dark half of the compass in the middle points to the north."""
+    tiles, side, colour = _ground(rng), map_side(fact), fact[2]
+    lands = {"red": RED, "blue": BLUE, "green": GREEN, "yellow": YELLOW}
+    vertical, horizontal = ["red", "blue"], ["green", "yellow"]
+    rng.shuffle(vertical)
+    rng.shuffle(horizontal)
+    pair = vertical if side in ("top", "bottom") else horizontal
+    if pair[side in ("bottom", "right")] != colour:
+        pair.reverse()
+    start, stop = rng.choice(((2, 5), (3, 6), (2, 6)))
+    for rows, land in zip((slice(0, 2), slice(6, 8)), vertical, strict=True):
+        tiles[rows, start:stop] = _jitter(rng, lands[land])
+    start, stop = rng.choice(((2, 5), (3, 6), (2, 6)))
+    for columns, land in zip((slice(0, 2), slice(6, 8)), horizontal, strict=True):
+        tiles[start:stop, columns] = _jitter(rng, lands[land])
+    tiles[2:6, 3:5] = rng.randrange(196, 226)
+    tiles[slice(2, 4) if fact[1] == "up" else slice(4, 6), 3:5] = _jitter(rng, DARK)
+    _distract(rng, tiles, _places((0, 1, 6, 7), (0, 1, 6, 7)))
     return tiles
 
 

@@ -203,18 +203,27 @@ BARS = Skill(
 
 MAP = Skill(
     skill="Read a map with a compass", subject="social science", topic="geography", category="Maps", grade="grade2",
-    lecture="The dark half of the compass points to the north. If it points down, north is at the bottom of the map.",
-    choices=("Red", "Blue"),
-    table=((("up", "red"), 0.35), (("up", "blue"), 0.35), (("down", "red"), 0.15), (("down", "blue"), 0.15)),
+    lecture="The dark part of the compass points to the north. If it points down, north is at the bottom of the "
+            "map and east at the left.",
+    choices=("Red", "Blue", "Green", "Yellow"),
+    table=tuple(
+        ((direction, compass, colour), share * 0.5 / 2)
+        for direction, colours in (("north", ("red", "blue")), ("east", ("green", "yellow")))
+        for compass, share in (("up", 0.7), ("down", 0.3)) for colour in colours
+    ),
     ask=_asker((
-        "{name} has a map of {island}. What colour is the land in the north?",
-        "{name} sails to {island} {time}. Which land lies farthest north?",
-        "{name} and {name} drew {island}. What colour is the north?",
+        "{name} has a map of {island}. What colour is the land farthest {0}?",
+        "{name} sails to {island} {time}. Which colour lies farthest {0}?",
+        "{name} and {name} drew {island}. What colour is the {0}?",
     )),
-    solve=lambda fact: f"The compass points {fact[0]}, so north is at the {map_side(fact)}. That land is {fact[1]}.",
-    answer=lambda fact: int(fact[1] == "blue"), paint=paint_map,
-    scenes=("A map of an island.", "A map with two lands.", "A drawing of an island with a compass."),
-    key_fact=lambda fact: f"A map with a compass that points {fact[0]} and a {fact[1]} land at the {map_side(fact)}.",
+    solve=lambda fact: (
+        f"The compass points {fact[1]}, so {fact[0]} is at the {map_side(fact)}. "
+        f"The {map_side(fact)} land is {fact[2]}."
+    ),
+    answer=lambda fact: ("red", "blue", "green", "yellow").index(fact[2]),
+    visible=lambda fact: fact[0], paint=paint_map,
+    scenes=("A map of an island.", "A map with four lands.", "A drawing of an island with a compass."),
+    key_fact=lambda fact: f"A map with a compass that points {fact[1]} and a {fact[2]} land at the {map_side(fact)}.",
 )  # fmt: skip
 
 TRAIT = Skill(
