@@ -274,6 +274,6 @@ class _explained:
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (ValueError, RuntimeError, OSError)):
+        if isinstance(error, (ValueError, RuntimeError, OSError, ImportError)):
             typer.secho(f"error: {error}", fg="red", err=True)
             raise typer.Exit(1) from None

@@ -126,6 +126,7 @@ def build_model(settings: Settings, samples: StageSamples) -> T5ForMultimodalGen
         "fusion": settings.model.fusion, "mask_absent_patches": settings.model.mask_absent_patches,
     }  # fmt: skip
     if settings.model.pretrained:
+        _check_vision_dim(settings.model.pretrained, dim)
         return T5ForMultimodalGeneration.from_pretrained(settings.model.pretrained, dtype=torch.float32, **vision)
     tokenizer = samples.tokenizer
     shape = settings.model.shape.model_dump() | {"vocab_size": settings.model.shape.vocab_size or len(tokenizer)}
@@ -134,6 +135,15 @@ def build_model(settings: Settings, samples: StageSamples) -> T5ForMultimodalGen
         decoder_start_token_id=tokenizer.pad_token_id, **shape, **vision,
     )  # fmt: skip
     return T5ForMultimodalGeneration._from_config(config)
+
+
+def _check_vision_dim(pretrained: str, dim: int) -> None:
+    trained = MultimodalT5Config.get_config_dict(pretrained)[0].get("vision_dim", dim)
+    if trained != dim:
+        raise TrainingError(
+            f"{pretrained} was trained on features of width {trained}, data.features has width {dim}; "
+            "use the features it was trained on, or a text-only backbone"
+        )
 
 
 def validation_loss(engine: Any, samples: StageSamples, plan: Plan, *, rank: int, world_size: int) -> float:
