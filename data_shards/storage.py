@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -36,6 +37,15 @@ def committing(path: str | Path) -> Iterator[Path]:
             ) from None
         raise
     _fsync(path.parent)
+
+
+@contextlib.contextmanager
+def exclusive(folder: str | Path) -> Iterator[None]:
+    """Let one process at a time build in a folder; the others of this machine wait."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with open(Path(folder) / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def commit_bytes(path: str | Path, data: bytes) -> None:

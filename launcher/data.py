@@ -19,7 +19,7 @@ from data_shards.features import FeatureError, FeaturesOf, features_of_pictures,
 from data_shards.mini_sqa import VERSION as MINI_SQA_VERSION
 from data_shards.mini_sqa import write_mini_sqa
 from data_shards.sources import read_questions
-from data_shards.storage import commit_folder, commit_json, fingerprint, read_json, sha256_of_file
+from data_shards.storage import commit_folder, commit_json, exclusive, fingerprint, read_json, sha256_of_file
 from data_shards.writer import (
     SCHEMA_VERSION,
     check_shards,
@@ -74,17 +74,36 @@ def prepare_data(settings: Settings, report: Report = print) -> DataFolder:
     inputs = _inputs(settings.data, source)
     name = "mini_sqa" if settings.data.path is None else source.stem
     shards_dir = Path(settings.data.shards_dir or Path("data") / f"{name}-{fingerprint(inputs)}")
-    _claim(shards_dir, inputs)
-    if not (shards_dir / "text" / "manifest.json").exists():
+    if not _missing(settings, shards_dir):  # may be a folder that cannot be written to
+        _claim(shards_dir, inputs)
+        return open_data(settings.data, shards_dir)
+    with exclusive(shards_dir):
+        _claim(shards_dir, inputs)
+        _build_missing(settings, source, shards_dir, report)
+    return open_data(settings.data, shards_dir)
+
+
+def _missing(settings: Settings, shards_dir: Path) -> set[str]:
+    """What of a data folder is not built yet: "text", "features", "tokenizer"."""
+    needed = {"text": shards_dir / "text" / "manifest.json"}
+    if settings.data.features:
+        needed["features"] = shards_dir / "features" / settings.data.features / "manifest.json"
+    if settings.model.pretrained is None:
+        needed["tokenizer"] = shards_dir / "tokenizer"
+    return {name for name, path in needed.items() if not path.exists()}
+
+
+def _build_missing(settings: Settings, source: Path, shards_dir: Path, report: Report) -> None:
+    missing = _missing(settings, shards_dir)
+    if "text" in missing:
         questions = read_questions(source)
         text = write_text_shards(questions, shards_dir, samples_per_shard=settings.data.samples_per_shard)
         for note in (*questions.notes, f"text: {_count(text['num_samples'])} in {len(text['shards'])} shards"):
             report(note)
-    if settings.data.features and not (shards_dir / "features" / settings.data.features / "manifest.json").exists():
+    if "features" in missing:
         _build_features(settings.data, read_questions(source).pictures, shards_dir, report)
-    if settings.model.pretrained is None and not (shards_dir / "tokenizer").exists():
+    if "tokenizer" in missing:
         _build_tokenizer(settings, shards_dir, report)
-    return open_data(settings.data, shards_dir)
 
 
 def open_data(data: Data, shards_dir: str | Path) -> DataFolder:
@@ -105,11 +124,22 @@ def _prepare_indexed(settings: Settings, shards_dir: Path, report: Report) -> Da
         raise SettingsError(
             f"data.shards_dir {shards_dir} indexes tars, so data.path ({settings.data.path}) would not be read; leave it out"
         )
-    if settings.data.features and not (shards_dir / "features" / settings.data.features / "manifest.json").exists():
+    missing = _missing(settings, shards_dir)
+    if "features" in missing:
         _build_features(settings.data, pictures_in_tars(shards_dir), shards_dir, report)
-    if settings.model.pretrained is None and not (shards_dir / "tokenizer").exists():
+    if "tokenizer" in missing:
         _build_tokenizer(settings, shards_dir, report)
     return open_data(settings.data, shards_dir)
+
+
+def require_all_splits(folder: DataFolder) -> None:
+    """Raise SettingsError if a split that the pipeline needs holds no question."""
+    for split, count in folder.text["num_samples"].items():
+        if not count:
+            raise SettingsError(
+                f"{folder.path}: split {split!r} holds no question; training needs train, every choice val and the scores "
+                "test: give each at least one"
+            )
 
 
 def describe_data(folder: DataFolder) -> list[str]:
@@ -142,11 +172,12 @@ def _source_folder(data: Data, report: Report) -> Path:
         return Path(data.path)
     sizes = data.mini_sqa.model_dump()
     folder = Path("data") / f"mini_sqa-source-{fingerprint({**sizes, 'version': MINI_SQA_VERSION})}"
-    if not (folder / "problems.json").exists():
-        staging = folder.with_name(f".staging-{os.getpid()}-{folder.name}")
-        write_mini_sqa(staging, **sizes)
-        commit_folder(staging, folder)
-        report(f"MiniSQA: drawn into {folder}")
+    with exclusive(folder.parent):
+        if not (folder / "problems.json").exists():
+            staging = folder.with_name(f".staging-{os.getpid()}-{folder.name}")
+            write_mini_sqa(staging, **sizes)
+            commit_folder(staging, folder)
+            report(f"MiniSQA: drawn into {folder}")
     return folder
 
 

@@ -7,7 +7,6 @@ clips and updates.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +26,6 @@ def init_distributed(*, use_gpu: bool) -> None:
     first start, which a machine without a compiler cannot.
     """
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if use_gpu else "cpu")
     deepspeed.init_distributed("nccl" if use_gpu else "gloo", verbose=False)
 
 

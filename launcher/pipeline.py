@@ -20,7 +20,7 @@ from data_shards.scienceqa import SPLITS
 from data_shards.storage import commit_json, fingerprint, sha256_of_file
 from launcher.cluster import ray_session
 from launcher.config import Settings
-from launcher.data import DataFolder, describe_data, prepare_data
+from launcher.data import DataFolder, describe_data, prepare_data, require_all_splits
 from launcher.jobs import GenerationJob, TrainJob
 from launcher.preflight import check_machine, check_settings, fetch_pretrained
 from launcher.progress import GenerationLine, TrainingLine
@@ -70,6 +70,7 @@ class _Pipeline:
 
     def data(self) -> None:
         self.folder = prepare_data(self.settings, self.report)
+        require_all_splits(self.folder)
 
         def run(child: ChildRun) -> dict[str, Any]:
             for line in describe_data(self.folder):
@@ -206,6 +207,7 @@ class _Pipeline:
                 settings, stage, split, shards_dir=self.folder.path, tokenizer=tokenizer, rationales_dir=rationales_dir
             )
             depends = inputs | spec.model_dump() | {"split": split, "use_caption": settings.data.use_caption}
+            depends |= {"rationale_format": settings.rationale.format}  # gold rationales have its form
             shards[split] = samples.reader.shard_of_sample
             lengths[split] = cached_lengths(samples, cache, depends)
             paths[split] = str((cache / f"{fingerprint(depends)}.npz").absolute())

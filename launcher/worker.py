@@ -33,6 +33,7 @@ def run_worker(job: TrainJob) -> None:
     # DeepSpeed imports MLflow and the Inductor compiler if it can; a rank needs neither and starts seconds sooner.
     sys.modules.setdefault("mlflow", None)
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if job.settings.cluster.use_gpu else "cpu")
     import ray.train
 
     from launcher.train import train

@@ -18,8 +18,8 @@ from data_shards.pictures import PictureError, open_picture
 from data_shards.sources import read_questions
 from data_shards.stream import SplitReader
 from data_shards.writer import check_shards
-from launcher.config import load_settings
-from launcher.data import describe_data, prepare_data
+from launcher.config import SettingsError, load_settings
+from launcher.data import describe_data, prepare_data, require_all_splits
 from launcher.describe import describe_questions
 from mmcot.problem import ProblemError
 
@@ -194,6 +194,13 @@ def test_a_path_in_no_known_form_is_told_what_is_expected(tmp_path):
     (tmp_path / "odd").mkdir()
     with pytest.raises(ValueError, match=r"in no known form .* expected a folder with problems.json"):
         read_questions(tmp_path / "odd")
+
+
+def test_a_split_without_questions_is_refused_before_training(tmp_path):
+    path = write_jsonl(tmp_path / "q.jsonl", [ROW])
+    settings = load_settings(preset="demo", overrides=[f"data.path={path}", f"data.shards_dir={tmp_path / 'shards'}"])
+    with pytest.raises(SettingsError, match="split 'val' holds no question"):
+        require_all_splits(prepare_data(settings, lambda line: None))
 
 
 def write_tar(path, members):
