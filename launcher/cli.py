@@ -154,6 +154,22 @@ def data_check(shards: Annotated[Path, typer.Argument(help="A data folder.")]) -
         typer.echo(f"{check_data(shards, typer.echo):,} samples in order")
 
 
+@data_app.command("ledger")
+def data_ledger(folder: RunFolder) -> None:
+    """Prove that each epoch of a run used each training question exactly once."""
+    with _explained():
+        from data_shards.stream import SplitReader
+        from launcher.ledger import prove_ledger
+        from launcher.run_dir import RunDir, shards_dir_of
+
+        run_dir = RunDir(folder)
+        qids = [str(qid) for qid in SplitReader(shards_dir_of(run_dir), "train").qids]
+        stages = [stage for stage in ("rationale", "answer") if list(run_dir.logs.glob(f"{stage}-ledger-*"))]
+        for stage in stages or ["rationale"]:
+            for line in prove_ledger(run_dir, stage, qids):
+                typer.echo(line)
+
+
 @data_app.command("describe")
 def data_describe(
     path: Annotated[Path, typer.Argument(help="A data set: ScienceQA folder, .jsonl, .csv, or a saved Hugging Face data set.")],

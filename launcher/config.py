@@ -101,6 +101,7 @@ class Training(_Section):
     keep_checkpoints: PositiveInt = Field(2, description="checkpoints kept of each stage")
     validate_every: PositiveInt = Field(500, description="steps between validation losses")
     log_every: PositiveInt = Field(10, description="steps between logged points")
+    ledger: bool = Field(False, description="record the question ids of every step, for `mmcot data ledger RUN`")
     max_failures: NonNegativeInt = Field(3, description="lost workers a training survives")
 
     @pydantic.model_validator(mode="after")

@@ -80,7 +80,7 @@ class _Pipeline:
                 counts |= {f"{split}_{name}": float(value) for name, value in pictures.items()}
             child.log_scores(counts)
             child.log_params({"shards_dir": self.folder.path, **self.folder.fingerprints()})
-            return self.folder.fingerprints()
+            return self.folder.fingerprints() | {"shards_dir": str(self.folder.path.absolute())}
 
         self._step("data", self.folder.fingerprints(), run)
 

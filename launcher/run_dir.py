@@ -54,6 +54,9 @@ class RunDir:
     def journal(self, stage: str) -> Path:
         return self.path / "logs" / f"{stage}-metrics.jsonl"
 
+    def ledger(self, stage: str, rank: int) -> Path:
+        return self.path / "logs" / f"{stage}-ledger-rank{rank}.jsonl"
+
     @property
     def rationales(self) -> Path:
         return self.path / "rationales"
@@ -104,6 +107,18 @@ def claim_settings(run_dir: RunDir, settings: Settings) -> None:
             f"{run_dir.path} holds a run of other settings ({changes}); "
             "give this run a folder of its own with --set run.dir=runs/ANOTHER-NAME"
         )
+
+
+def shards_dir_of(run_dir: RunDir) -> Path:
+    """The data folder a run was made with.
+
+    Raises:
+        RunError: the run's data step is not done.
+    """
+    marker = run_dir.marker("data")
+    if marker is None:
+        raise RunError(f"{run_dir.path} has no finished data step; give the folder of a run, such as runs/demo")
+    return Path(marker["outputs"]["shards_dir"])
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ into a batch. Training, validation and generation read through the same object.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +22,18 @@ from launcher.config import Settings
 from mmcot.encoding import EncodedPair, collate, encode_pair
 from mmcot.problem import Problem
 from mmcot.prompts import build_pair, gold_rationale, split_format
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Block:
+    """A micro-batch: its tensors (see ``mmcot.encoding.collate``) and whose they are; a dummy is nobody's."""
+
+    tensors: dict[str, torch.Tensor]
+    qids: tuple[str, ...]
+
+    @property
+    def labels(self) -> torch.Tensor:
+        return self.tensors["labels"]
 
 
 class StageSamples:
@@ -62,15 +75,17 @@ class StageSamples:
             max_source_tokens=self.max_source_tokens, max_target_tokens=self.max_target_tokens,
         )  # fmt: skip
 
-    def load_block(self, samples: np.ndarray, is_dummy: bool = False) -> dict[str, torch.Tensor]:
+    def load_block(self, samples: np.ndarray, is_dummy: bool = False) -> Block:
         """Read and collate a block of samples."""
-        return collate(
-            [self.encode(self.reader.problem(sample)) for sample in samples],
+        problems = [self.reader.problem(sample) for sample in samples]
+        tensors = collate(
+            [self.encode(problem) for problem in problems],
             [self.reader.features(sample) for sample in samples],
             feature_shape=self.reader.feature_shape,
             pad_token_id=self.tokenizer.pad_token_id,
             is_dummy=is_dummy,
         )
+        return Block(tensors, () if is_dummy else tuple(problem.qid for problem in problems))
 
     def lengths(self) -> dict[str, np.ndarray]:
         """Token counts of every sample, int32 [N]: source, target, source_cut, target_cut."""

@@ -27,9 +27,9 @@ from launcher.config import Settings
 from launcher.engine import build_engine, full_state_dict, init_distributed, learning_rate, set_learning_rate
 from launcher.jobs import TrainJob
 from launcher.journal import Journal
+from launcher.ledger import Ledger
 from launcher.run_dir import RunDir
-from launcher.samples import StageSamples, load_tokenizer, open_stage
-from mmcot.encoding import IGNORED_LABEL
+from launcher.samples import Block, StageSamples, load_tokenizer, open_stage
 from mmcot.loss import count_target_tokens, token_loss_sum
 from mmcot.model import MultimodalT5Config, T5ForMultimodalGeneration
 
@@ -53,13 +53,7 @@ def train(
     init_distributed(use_gpu=settings.cluster.use_gpu)
     _LOG.info("rank %d of %d joined its group, process %d", rank, world_size, os.getpid())
     tokenizer = load_tokenizer(settings, job.shards_dir)
-    samples = {
-        split: open_stage(
-            settings, job.stage, split,
-            shards_dir=job.shards_dir, tokenizer=tokenizer, rationales_dir=job.rationales_dir,
-        )
-        for split in ("train", "val")
-    }  # fmt: skip
+    samples = {split: _open(job, split, tokenizer) for split in ("train", "val")}
     plans = {split: _plans(job, split, samples[split]) for split in samples}
     engine = build_engine(lambda: build_model(settings, samples["train"]), training, world_size=world_size)
     first_plan = plans["train"](0)
@@ -71,6 +65,7 @@ def train(
     steps_per_epoch = first_plan.num_steps
     _LOG.info("ready to go on at step %d of %d", step, job.num_steps)
     journal = Journal(run_dir.journal(job.stage)) if rank == 0 else None
+    ledger = Ledger(run_dir.ledger(job.stage, rank), steps_per_epoch) if training.ledger else None
     clock = time.perf_counter()
 
     for step, blocks in stream_blocks(
@@ -85,30 +80,32 @@ def train(
             torch.manual_seed(_dropout_seed(settings.run.seed, step, index))
             loss = _block_loss(engine, block)
             loss_sum += loss.item()
-            _check_finite(loss_sum, step, "loss")
+            _check_finite(loss_sum, step, f"loss of questions {', '.join(block.qids)}")
             engine.backward(loss * world_size / num_targets, scale_wrt_gas=False)
         engine.step()
         _check_applied(engine, step)
         done = step + 1
-        if done % training.log_every == 0 or done == job.num_steps:
+        if ledger:
+            ledger.record(step, [(index, block.qids) for index, block in blocks if block.qids])
+        if _due(done, training.log_every, job):
             metrics = {
                 "loss": _global_sum(engine, [loss_sum])[0] / num_targets,
-                "learning_rate": engine.optimizer.param_groups[0]["lr"],
+                "learning_rate": learning_rate(step, training=training, total_steps=job.num_steps),
                 "epoch": done / steps_per_epoch,
                 **_rates(time.perf_counter() - clock, num_targets + num_sources, num_questions),
                 **_gradient_norm(engine),
             }
             if journal:
                 journal.log(done, metrics)
-        if done % training.validate_every == 0 or done == job.num_steps:
+        if _due(done, training.validate_every, job):
             validation = validation_loss(engine, samples["val"], plans["val"](0), rank=rank, world_size=world_size)
             if journal:
                 journal.log(done, {"validation_loss": validation})
             report({"step": done, "validation_loss": validation})
-        if done % training.checkpoint_every == 0 or done == job.num_steps:
+        if _due(done, training.checkpoint_every, job):
+            facts["probe_loss"] = _probe_loss(engine, samples["train"], first_plan)
             save_checkpoint(
-                engine, run_dir.checkpoints(job.stage), step=done, keep=training.keep_checkpoints,
-                facts=facts | {"probe_loss": _probe_loss(engine, samples["train"], first_plan)},
+                engine, run_dir.checkpoints(job.stage), step=done, facts=facts, keep=training.keep_checkpoints,
                 may_commit=lambda: run_dir.check_attempt(job.attempt),
             )  # fmt: skip
             _LOG.info("checkpoint after step %d", done)
@@ -156,7 +153,7 @@ def validation_loss(engine: Any, samples: StageSamples, plan: Plan, *, rank: int
         for _, block in blocks:
             with torch.no_grad():
                 total[0] += _block_loss(engine, block).item()
-            total[1] += count_target_tokens(block["labels"])
+            total[1] += count_target_tokens(block.labels)
     loss_sum, num_tokens = _global_sum(engine, total)
     return loss_sum / num_tokens
 
@@ -172,6 +169,16 @@ def export_model(engine: Any, tokenizer: Any, folder: Path, *, may_commit: Calla
         may_commit()
         commit_folder(staging, folder)
     dist.barrier()
+
+
+def _open(job: TrainJob, split: str, tokenizer: Any) -> StageSamples:
+    return open_stage(
+        job.settings, job.stage, split, shards_dir=job.shards_dir, tokenizer=tokenizer, rationales_dir=job.rationales_dir
+    )
+
+
+def _due(done: int, every: int, job: TrainJob) -> bool:
+    return done % every == 0 or done == job.num_steps
 
 
 def _plans(job: TrainJob, split: str, samples: StageSamples) -> Callable[[int], Plan]:
@@ -205,23 +212,23 @@ def _probe_loss(engine: Any, samples: StageSamples, plan: Plan) -> float:
     engine.eval()
     block = samples.load_block(plan.batch_blocks(0)[0])
     with torch.no_grad():
-        return _block_loss(engine, block).item() / count_target_tokens(block["labels"])
+        return _block_loss(engine, block).item() / count_target_tokens(block.labels)
 
 
-def _block_loss(engine: Any, block: dict[str, torch.Tensor]) -> torch.Tensor:
-    block = {name: tensor.to(engine.device, non_blocking=True) for name, tensor in block.items()}
-    labels = block.pop("labels")
-    inputs = engine.module._shift_right(labels)
-    return token_loss_sum(engine(**block, decoder_input_ids=inputs, use_cache=False).logits, labels)
+def _block_loss(engine: Any, block: Block) -> torch.Tensor:
+    inputs = {name: tensor.to(engine.device, non_blocking=True) for name, tensor in block.tensors.items()}
+    labels = inputs.pop("labels")
+    decoder_inputs = engine.module._shift_right(labels)
+    return token_loss_sum(engine(**inputs, decoder_input_ids=decoder_inputs, use_cache=False).logits, labels)
 
 
-def _count(blocks: list[tuple[int, dict[str, torch.Tensor]]]) -> list[float]:
+def _count(blocks: list[tuple[int, Block]]) -> list[float]:
     """Target tokens, source tokens and questions of this rank, dummies left out."""
-    real = [block for _, block in blocks if (block["labels"] != IGNORED_LABEL).any()]
+    real = [block for _, block in blocks if block.qids]
     return [
-        sum(count_target_tokens(block["labels"]) for block in real),
-        sum(int(block["attention_mask"].sum()) for block in real),
-        sum(len(block["labels"]) for block in real),
+        sum(count_target_tokens(block.labels) for block in real),
+        sum(int(block.tensors["attention_mask"].sum()) for block in real),
+        sum(len(block.qids) for block in real),
     ]
 
 

@@ -14,7 +14,9 @@ import pytest
 from safetensors.torch import load_file
 
 from data_shards.storage import commit_json, read_json
+from data_shards.stream import SplitReader
 from launcher.engine import learning_rate
+from launcher.ledger import LedgerError, prove_ledger
 from launcher.journal import Journal, JournalReader
 from launcher.run_dir import RunDir
 
@@ -55,6 +57,25 @@ def test_a_rank_killed_with_9_resumes_to_bit_equal_weights(make_job, undisturbed
     assert weights.keys() == expected.keys()
     assert all((weights[name] == expected[name]).all() for name in expected)
     assert losses(job) == losses(expected_job)  # step 3 was computed twice, alike
+
+
+def test_the_ledger_of_a_killed_and_resumed_training_adds_up_and_a_forged_one_does_not(make_job, tiny_data):
+    job = dataclasses.replace(make_job("ledger", ledger=True), num_steps=13)  # two epochs of six steps and a bit
+    assert torchrun(job, world_size=2, die=(0, 9)).returncode != 0
+    trained(job)
+    run_dir, qids = RunDir(Path(job.run_dir)), [str(qid) for qid in SplitReader(tiny_data.path, "train").qids]
+    lines = prove_ledger(run_dir, "rationale", qids)
+    assert [line.endswith("64 questions, each exactly once") for line in lines] == [True, True, False]
+    assert "12 questions, none twice, 52 not reached" in lines[2]
+    path = run_dir.ledger("rationale", 1)
+    forged = [json.loads(line) for line in path.read_text().splitlines()]
+    stolen = next(iter(forged[0]["blocks"].values()))[0]
+    for line in forged:
+        if line["step"] == 1:
+            next(iter(line["blocks"].values()))[0] = stolen
+    path.write_text("".join(json.dumps(line) + "\n" for line in forged))
+    with pytest.raises(LedgerError, match=rf"epoch 0: used twice \['{stolen}'\], never"):
+        prove_ledger(run_dir, "rationale", qids)
 
 
 def test_one_rank_computes_the_losses_and_weights_of_two(make_job, undisturbed):
