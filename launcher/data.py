@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.duplicates import find_duplicates
 from data_shards.existing import pictures_in_tars
 from data_shards.features import FeatureError, FeaturesOf, features_of_pictures, ready_made_features
 from data_shards.mini_sqa import VERSION as MINI_SQA_VERSION
@@ -158,11 +159,23 @@ def describe_data(folder: DataFolder) -> list[str]:
 
 
 def check_data(shards_dir: str | Path, report: Report = print) -> int:
-    """Verify every shard of a folder; returns the number of samples checked."""
+    """Verify every shard of a folder and look for repeated questions; returns the number of samples checked."""
     total = 0
     for name, num_samples in check_shards(shards_dir):
         report(f"ok  {name}  {num_samples:,} samples")
         total += num_samples
+    folder = Path(shards_dir) / "text"
+    shards = manifest_shards(read_manifest(folder))
+    duplicates = find_duplicates(
+        dataclasses.replace(problem, split=shard.split) for shard in shards for problem in read_problems(folder, shard)
+    )
+    found = [("the same text, no picture", duplicates.without_picture), ("the same text, pictures may differ", duplicates.with_picture)]
+    for label, pairs in found:
+        for (first, second), texts in sorted(pairs.items()):
+            where = f"within {first}" if first == second else f"LEAK between {first} and {second}"
+            report(f"{where}: {len(texts):,} questions of {label}, such as {', '.join(texts[0][:4])}")
+    if not any(pairs for _, pairs in found):
+        report("no question comes twice")
     return total
 
 

@@ -19,7 +19,7 @@ from data_shards.sources import read_questions
 from data_shards.stream import SplitReader
 from data_shards.writer import check_shards
 from launcher.config import SettingsError, load_settings
-from launcher.data import describe_data, prepare_data, require_all_splits
+from launcher.data import check_data, describe_data, prepare_data, require_all_splits
 from launcher.describe import describe_questions
 from mmcot.problem import ProblemError
 
@@ -201,6 +201,22 @@ def test_a_split_without_questions_is_refused_before_training(tmp_path):
     settings = load_settings(preset="demo", overrides=[f"data.path={path}", f"data.shards_dir={tmp_path / 'shards'}"])
     with pytest.raises(SettingsError, match="split 'val' holds no question"):
         require_all_splits(prepare_data(settings, lambda line: None))
+
+
+def test_check_finds_repeated_questions_and_leaks_between_splits(tmp_path):
+    twin = {"qid": "twin", "question": "Who?", "choices": ["x", "y"], "answer": 0, "split": "train"}
+    rows = [twin, {**twin, "qid": "again"}, {**twin, "qid": "leak", "split": "test"}]
+    rows += [{**twin, "qid": f"pictured-{split}", "image": "a.png", "split": split} for split in ("train", "val")]
+    lines = []
+    check_data(build(tmp_path, rows).path, lines.append)
+    assert "within train: 1 questions of the same text, no picture, such as twin, again" in lines
+    assert "LEAK between test and train: 1 questions of the same text, no picture, such as twin, again, leak" in lines
+    assert "LEAK between train and val: 1 questions of the same text, pictures may differ, such as pictured-train, pictured-val" in lines
+
+
+def test_check_says_so_where_no_question_comes_twice(tiny_data):
+    lines = []
+    assert check_data(tiny_data.path, lines.append) == 192 and lines[-1] == "no question comes twice"
 
 
 def write_tar(path, members):
