@@ -1,0 +1,97 @@
+"""How good the plan's batches are on real texts, and how fast a large plan is made.
+
+    python benchmarks/plan.py DATA_SET            # ScienceQA's folder, or any data set we read
+
+Prints, for QCM-E with a global batch of 32 in blocks of 4: padding (FLOPs computed over
+FLOPs needed, tokens weighted as a T5 spends them), the largest topic's share of a batch
+against batches of random questions, and the imbalance of ranks; then the time and memory
+of a plan of ten million samples.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from data_shards.plan import Plan
+from data_shards.sources import read_questions
+from mmcot.encoding import train_tokenizer
+from mmcot.prompts import build_pair
+
+LAYER_WEIGHTS = {"encoder": 10, "decoder": 14}  # in units of d_model^2, feed-forward included, a layer a token
+D_MODEL = 768
+
+
+def flops(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """A layer's multiply-adds for sources and targets of these lengths, attention included."""
+    encoder = LAYER_WEIGHTS["encoder"] * D_MODEL**2 * source + 2 * D_MODEL * source**2
+    decoder = LAYER_WEIGHTS["decoder"] * D_MODEL**2 * target + 2 * D_MODEL * (target**2 + source * target)
+    return encoder + decoder
+
+
+def padding(plan: Plan) -> float:
+    """FLOPs of all blocks, padded to their longest rows, over those of the rows alone."""
+    computed = needed = 0.0
+    for step in range(plan.num_steps):
+        for block in plan.batch_blocks(step):
+            source, target = plan.source_lengths[block].astype(float), plan.target_lengths[block].astype(float)
+            needed += flops(source, target).sum()
+            computed += len(block) * flops(source.max(), target.max())
+    return computed / needed
+
+
+def largest_topic_share(plan: Plan, topics: list[str]) -> float:
+    """Mean share of the commonest topic in a global batch."""
+    shares = []
+    for step in range(plan.num_steps - 1):
+        batch = np.concatenate(plan.batch_blocks(step))
+        shares.append(max(Counter(topics[sample] for sample in batch).values()) / len(batch))
+    return float(np.mean(shares))
+
+
+def imbalance(plan: Plan, world_size: int) -> float:
+    """Work of the slowest rank over the mean, micro-step by micro-step."""
+    slowest = mean = 0.0
+    for step in range(plan.num_steps):
+        ranks = [plan.local_blocks(step, rank=rank, world_size=world_size) for rank in range(world_size)]
+        for blocks in zip(*ranks, strict=True):
+            costs = [0.0 if b is None else len(b) * flops(plan.source_lengths[b].max(), plan.target_lengths[b].max()) for _, b in blocks]
+            slowest, mean = slowest + max(costs), mean + sum(costs) / world_size
+    return slowest / mean
+
+
+def main(path: str) -> None:
+    problems = read_questions(path).problems["train"]
+    pairs = [build_pair(problem, "QCM-E") for problem in problems]
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = train_tokenizer((text for pair in pairs for text in pair), folder, vocab_size=8000)
+    source, target = (np.array([len(tokenizer(pair[side]).input_ids) for pair in pairs]) for side in (0, 1))
+    topics = [problem.topic for problem in problems]
+    print(f"{len(problems):,} questions, source {source.mean():.0f} tokens (longest {source.max()}), target {target.mean():.0f} ({target.max()})")
+    for group_by_length in (True, False):
+        plans = [
+            Plan(source, target, np.arange(len(source)) // 128, seed=seed, epoch=0, global_batch_size=32, micro_batch_size=4, group_by_length=group_by_length)
+            for seed in range(5)
+        ]
+        print(
+            f"{'blocks alike in length' if group_by_length else 'random blocks':<24} padding {np.mean([padding(p) for p in plans]):.2f}   "
+            f"largest topic's share {np.mean([largest_topic_share(p, topics) for p in plans]):.3f}   "
+            + "   ".join(f"imbalance of {w} ranks {np.mean([imbalance(p, w) for p in plans]):.2f}" for w in (2, 4))
+        )
+    random = np.random.default_rng(0)
+    lengths = [random.integers(low, high, 10_000_000, dtype=np.int32) for low, high in ((20, 500), (4, 200))]
+    shards = (np.arange(10_000_000) // 5000).astype(np.int32)
+    started = time.perf_counter()
+    Plan(*lengths, shards, seed=0, epoch=0, global_batch_size=256, micro_batch_size=8)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    print(f"ten million samples: {time.perf_counter() - started:.1f} s, peak memory of the whole process {peak:.2f} GB")
+
+
+if __name__ == "__main__":
+    main(str(Path(sys.argv[1])))
