@@ -42,6 +42,8 @@ def index_tars(
     """
     output_dir = Path(output_dir)
     folder = output_dir / "text"
+    (folder / "manifest.json").unlink(missing_ok=True)  # until all is done the folder counts as unfinished
+    commit_json(output_dir / "inputs.json", {"indexed": [str(path) for split in SPLITS for path in tars.get(split, ())]})
     shards = [
         _index(path, folder, split, number) for split in SPLITS for number, path in enumerate(tars.get(split, ()))
     ]
@@ -52,7 +54,6 @@ def index_tars(
     manifest = write_manifest(folder, "text", shards, {"counts": count_questions(everything), "lists": {}, "ceilings": None})
     if features is not None:
         _index_features(output_dir / "features" / features, folder, shards, features, manifest["fingerprint"])
-    commit_json(output_dir / "inputs.json", {"indexed": [str(path) for split in SPLITS for path in tars.get(split, ())]})
     return manifest
 
 

@@ -17,7 +17,8 @@ from data_shards.questions import Picture
 from mmcot.problem import Problem
 
 PICTURE_COUNTS = (
-    "num_with_features", "num_no_image", "num_picture_absent", "num_pictures_unreadable", "num_pictures_over_limit",
+    "num_with_features", "num_no_image", "num_picture_absent", "num_pictures_unreadable", "num_pictures_missing",
+    "num_pictures_over_limit",
 )  # fmt: skip
 FeaturesOf = Callable[[Problem, Counter[str]], np.ndarray]
 
@@ -45,7 +46,9 @@ def features_of_pictures(
     """
 
     def features_of(problem: Problem, counts: Counter[str]) -> np.ndarray:
-        present = [picture for picture in pictures(problem) if isinstance(picture, bytes) or picture.is_file()]
+        named = pictures(problem)
+        present = [picture for picture in named if isinstance(picture, bytes) or picture.is_file()]
+        counts["num_pictures_missing"] += len(named) - len(present) if present else 0
         counts["num_pictures_over_limit"] += max(0, len(present) - max_pictures)
         arrays = []
         for picture in present[:max_pictures]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.index import ShardError
-from data_shards.storage import commit_bytes, commit_json, read_json
+from data_shards.storage import commit_bytes, commit_json, read_json, sha256_of_file
 from data_shards.writer import manifest_shards, read_manifest
 
 MAX_TASK_SAMPLES = 256
@@ -98,7 +98,8 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
         ShardError: a line is no JSON object.
     """
     try:
-        return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+        # Not splitlines(): a model may write U+2028, which is no end of a line in JSONL.
+        return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
     except json.JSONDecodeError as error:
         raise ShardError(f"{path} has a line that is no JSON ({error}); delete the file and run again") from error
 
@@ -111,10 +112,14 @@ def read_rationales(output_dir: str | Path, split: str) -> dict[str, str]:
     """
     output_dir = Path(output_dir)
     manifest_path = output_dir / "manifest.json"
-    if not manifest_path.exists() or not read_json(manifest_path)["complete"]:
+    manifest = read_json(manifest_path) if manifest_path.exists() else {"complete": False}
+    if not manifest["complete"]:
         raise ShardError(f"{output_dir} is not complete; run `mmcot rationales` to its end first")
     rationales: dict[str, str] = {}
-    for path in sorted((output_dir / split).glob("*.jsonl")):
+    for name in sorted(name for name in manifest["files"] if name.startswith(f"{split}/")):
+        path = output_dir / name
+        if not path.exists() or sha256_of_file(path) != manifest["files"][name]["sha256"]:
+            raise ShardError(f"{path} is missing or not what was written; delete {output_dir} and run again")
         for line in read_lines(path):
             if line["qid"] in rationales:
                 raise ShardError(f"{path}: question {line['qid']} has a second rationale; delete {output_dir} and run again")

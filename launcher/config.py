@@ -112,6 +112,8 @@ class Training(_Section):
                 f"global_batch_size ({self.global_batch_size}) must be a multiple of micro_batch_size "
                 f"({self.micro_batch_size}); try {nearest}"
             )
+        if self.zero_stage == 0 and self.precision == "bf16":
+            raise ValueError("zero_stage 0 keeps no fp32 weights beside bf16 ones and trains differently; use zero_stage 1")
         return self
 
 

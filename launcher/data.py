@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from data_shards import hf_dataset
 from data_shards.duplicates import find_duplicates
 from data_shards.existing import pictures_in_tars
 from data_shards.features import FeatureError, FeaturesOf, features_of_pictures, ready_made_features
 from data_shards.mini_sqa import VERSION as MINI_SQA_VERSION
 from data_shards.mini_sqa import write_mini_sqa
+from data_shards.questions import SPLITS
 from data_shards.sources import read_questions
 from data_shards.storage import commit_folder, commit_json, exclusive, fingerprint, read_json, sha256_of_file
 from data_shards.writer import (
@@ -36,6 +38,7 @@ from mmcot.vision import FEATURES, PUBLISHED_SHAPES
 _TROUBLES = {
     "num_picture_absent": "whose picture is absent (used without it)",
     "num_pictures_unreadable": "pictures that could not be read (used without them)",
+    "num_pictures_missing": "pictures absent beside others of their question (used without them)",
     "num_pictures_over_limit": "pictures beyond data.max_pictures (left out)",
 }
 Report = Callable[[str], None]
@@ -72,7 +75,7 @@ def prepare_data(settings: Settings, report: Report = print) -> DataFolder:
     if settings.data.shards_dir and is_indexed(settings.data.shards_dir):
         return _prepare_indexed(settings, Path(settings.data.shards_dir), report)
     source = _source_folder(settings.data, report)
-    inputs = _inputs(settings.data, source)
+    inputs = _inputs(settings, source)
     name = "mini_sqa" if settings.data.path is None else source.stem
     shards_dir = Path(settings.data.shards_dir or Path("data") / f"{name}-{fingerprint(inputs)}")
     if not _missing(settings, shards_dir):  # may be a folder that cannot be written to
@@ -110,8 +113,16 @@ def _build_missing(settings: Settings, source: Path, shards_dir: Path, report: R
 def open_data(data: Data, shards_dir: str | Path) -> DataFolder:
     """Open a finished data folder."""
     shards_dir = Path(shards_dir)
+    text = read_manifest(shards_dir / "text")
     features = read_manifest(shards_dir / "features" / data.features) if data.features else None
-    return DataFolder(shards_dir, read_manifest(shards_dir / "text"), features)
+    if features and features["text_fingerprint"] != text["fingerprint"]:
+        raise SettingsError(f"{shards_dir}/features/{data.features} was built for other text shards; delete that folder and build it again")
+    if data.features in FEATURES and features["num_patches"] != (wanted := FEATURES[data.features][1][0] * data.max_pictures):
+        raise SettingsError(
+            f"{shards_dir}/features/{data.features} has {features['num_patches']} patches, data.max_pictures "
+            f"({data.max_pictures}) needs {wanted}; delete that folder and build it again, or set data.max_pictures back"
+        )
+    return DataFolder(shards_dir, text, features)
 
 
 def is_indexed(shards_dir: str | Path) -> bool:
@@ -125,11 +136,13 @@ def _prepare_indexed(settings: Settings, shards_dir: Path, report: Report) -> Da
         raise SettingsError(
             f"data.shards_dir {shards_dir} indexes tars, so data.path ({settings.data.path}) would not be read; leave it out"
         )
-    missing = _missing(settings, shards_dir)
-    if "features" in missing:
-        _build_features(settings.data, pictures_in_tars(shards_dir), shards_dir, report)
-    if "tokenizer" in missing:
-        _build_tokenizer(settings, shards_dir, report)
+    if _missing(settings, shards_dir):
+        with exclusive(shards_dir):
+            missing = _missing(settings, shards_dir)
+            if "features" in missing:
+                _build_features(settings.data, pictures_in_tars(shards_dir), shards_dir, report)
+            if "tokenizer" in missing:
+                _build_tokenizer(settings, shards_dir, report)
     return open_data(settings.data, shards_dir)
 
 
@@ -194,9 +207,10 @@ def _source_folder(data: Data, report: Report) -> Path:
     return folder
 
 
-def _inputs(data: Data, source: Path) -> dict[str, Any]:
+def _inputs(settings: Settings, source: Path) -> dict[str, Any]:
     """What decides the content of the text shards, features and tokenizer."""
-    names = ("problems.json", "pid_splits.json", "captions.json")
+    data = settings.data
+    names = ("problems.json", "pid_splits.json", "captions.json", "ceilings.json")
     files = [source / name for name in names if (source / name).exists()]
     if not files:  # another form: every file of it that holds text
         files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix in _TEXT_SUFFIXES)
@@ -207,12 +221,37 @@ def _inputs(data: Data, source: Path) -> dict[str, Any]:
         "tokenizer_vocab_size": data.tokenizer_vocab_size,
         "max_pictures": data.max_pictures,
         "unreadable_pictures": data.unreadable_pictures,
+        "pictures": _pictures_fingerprint(source),
+        "ready_made": _ready_made_facts(source, data.features),
+        "tokenizer_formats": None if settings.model.pretrained else [settings.rationale.format, settings.answer.format],
     }
+
+
+def _pictures_fingerprint(source: Path) -> str | None:
+    """Names the pictures by file and size; a data set that holds them itself is named by its own files."""
+    if hf_dataset.recognizes(source):
+        return None
+    questions = read_questions(source)
+    facts = [
+        [problem.qid, path.name, path.stat().st_size if path.is_file() else None]
+        for split in SPLITS for problem in questions.problems[split] for path in questions.pictures(problem)
+    ]  # fmt: skip
+    return fingerprint(facts)
+
+
+def _ready_made_facts(source: Path, name: str | None) -> list[Any] | None:
+    path = ready_made_file(source, name) if name else None
+    if path is None:
+        return None
+    map_path = source / "name_map.json"
+    return [path.name, path.stat().st_size, path.stat().st_mtime_ns, sha256_of_file(map_path) if map_path.exists() else None]
 
 
 def _claim(shards_dir: Path, inputs: dict[str, Any]) -> None:
     path = shards_dir / "inputs.json"
     if not path.exists():
+        if (shards_dir / "text" / "manifest.json").exists():
+            raise SettingsError(f"{shards_dir} holds shards of unknown origin (no inputs.json); set data.shards_dir to another folder")
         commit_json(path, inputs)
     elif (standing := read_json(path)) != inputs:
         key = next(key for key in inputs if standing.get(key) != inputs[key])

@@ -136,14 +136,20 @@ def _run_missing(
         try:
             progress.num_tokens += ray.get(finished)
         except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
+            lost = isinstance(error, ray.exceptions.RayActorError)
+            if lost:
+                ray.kill(worker)  # one that only cannot be reached must not write beside its successor
+                worker = actor_class.remote(job)
+            if (Path(job.output_dir) / task.file_name).exists():  # it died between the commit and its answer
+                progress.num_done += task.num_samples
+                start_next(worker)
+                continue
             if attempts[task] >= job.settings.generation.max_attempts:
                 raise GenerationError(
                     f"task {task.file_name} failed {attempts[task]} times; the other tasks' files stand, "
                     f"run again to retry it. The last error:\n{error}"
                 ) from None
             queue.appendleft(task)
-            if isinstance(error, ray.exceptions.RayActorError):
-                worker = actor_class.remote(job)
         else:
             progress.num_done += task.num_samples
             progress.seconds = time.perf_counter() - started

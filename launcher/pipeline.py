@@ -227,7 +227,7 @@ class _Pipeline:
             f"padding factor {plan.padding_factor():.2f}"
         )
         return TrainJob(
-            stage=stage, settings=settings, run_dir=str(self.run_dir.path.absolute()),
+            stage=stage, settings=_with_absolute_model(settings), run_dir=str(self.run_dir.path.absolute()),
             shards_dir=str(self.folder.path.absolute()), lengths=paths, num_steps=num_steps, attempt=self.attempt,
             rationales_dir=str(rationales_dir.absolute()) if rationales_dir else None,
         )  # fmt: skip
@@ -272,6 +272,14 @@ class _Pipeline:
 
     def _task_size(self) -> dict[str, int]:
         return {"task_samples": self.settings.generation.task_samples}
+
+
+def _with_absolute_model(settings: Settings) -> Settings:
+    """Workers run in folders of their own: a model's folder must not depend on the current one."""
+    name = settings.model.pretrained
+    if name is None or not Path(name).is_dir():
+        return settings
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"pretrained": str(Path(name).absolute())})})
 
 
 def _flatten(scores: dict[str, Any]) -> dict[str, float | None]:

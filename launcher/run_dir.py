@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 import yaml
 
-from data_shards.storage import commit_bytes, commit_json, read_json
+from data_shards.storage import commit_bytes, commit_json, exclusive, read_json
 from launcher.config import Settings, SettingsError, dump_settings, parse_settings
 
 HEARTBEAT_S = 5.0
@@ -130,15 +130,16 @@ def owned(run_dir: RunDir) -> Iterator[int]:
     """
     path = run_dir.path / "lock.json"
     attempt = 1
-    if path.exists():
-        lock = read_json(path)
-        if _is_alive(lock):
-            raise RunError(
-                f"{run_dir.path} is being run by process {lock['pid']} on {lock['host']} (attempt {lock['attempt']}); "
-                "wait for it, end it, or use another run.dir"
-            )
-        attempt = lock["attempt"] + 1
-    commit_json(path, _lock(attempt))
+    with exclusive(run_dir.path):
+        if path.exists():
+            lock = read_json(path)
+            if _is_alive(lock):
+                raise RunError(
+                    f"{run_dir.path} is being run by process {lock['pid']} on {lock['host']} (attempt {lock['attempt']}); "
+                    "wait for it, end it, or use another run.dir"
+                )
+            attempt = lock["attempt"] + 1
+        commit_json(path, _lock(attempt))
     stopped = threading.Event()
     heart = threading.Thread(target=_beat, args=(path, attempt, stopped), name="heartbeat", daemon=True)
     heart.start()
@@ -147,7 +148,7 @@ def owned(run_dir: RunDir) -> Iterator[int]:
     finally:
         stopped.set()
         heart.join()
-        commit_json(path, {**_lock(attempt), "released": True})
+        _write_own_lock(path, attempt, released=True)
 
 
 def owner(run_dir: RunDir) -> dict[str, Any] | None:
@@ -178,7 +179,15 @@ def _is_alive(lock: dict[str, Any]) -> bool:
 
 def _beat(path: Path, attempt: int, stopped: threading.Event) -> None:
     while not stopped.wait(HEARTBEAT_S):
-        commit_json(path, _lock(attempt))
+        with contextlib.suppress(OSError):  # a full or absent disk now may be well at the next beat
+            _write_own_lock(path, attempt, released=False)
+
+
+def _write_own_lock(path: Path, attempt: int, *, released: bool) -> None:
+    """Renew the lock, unless another attempt has taken the run over."""
+    with exclusive(path.parent):
+        if read_json(path)["attempt"] == attempt:
+            commit_json(path, {**_lock(attempt), "released": released})
 
 
 def _without_free(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -135,7 +135,9 @@ def format_scores(scored: Scored, *, path: Path, against_paper: bool) -> list[st
 def _from_lines(text: str, path: Path) -> Predictions:
     choices: dict[str, int | None] = {}
     rationales: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             qid, choice = str(row["qid"]), row["prediction"]

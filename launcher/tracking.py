@@ -83,22 +83,25 @@ class ChildRun:
             last_look = stopped.wait(self.send_every_s)
             for point in reader.read():
                 on_point(point)
-                waiting += [
-                    (key, point["step"], value, point["time_ms"])
-                    for key, value in point["metrics"].items()
-                    if (key, point["step"]) not in sent
-                ]
-                sent |= {(key, point["step"]) for key in point["metrics"]}
-            waiting = self._send(waiting)
+                waiting += [(key, point["step"], value, point["time_ms"]) for key, value in point["metrics"].items()]
+            sent = self._sent_points() if sent is None else sent
+            if sent is not None:
+                first = {(key, step): (key, step, value, time_ms) for key, step, value, time_ms in reversed(waiting)}
+                waiting = self._send([point for (key, step), point in reversed(first.items()) if (key, step) not in sent])
+                sent |= first.keys() - {(key, step) for key, step, *_ in waiting}
             if last_look:
                 if waiting:
                     _LOG.warning("%d points of %s did not reach MLflow; they stand in the file", len(waiting), journal)
                 return
 
-    def _sent_points(self) -> set[tuple[str, int]]:
-        """(key, step) of everything the run has already."""
-        keys = self.client.get_run(self.run_id).data.metrics
-        return {(key, m.step) for key in keys for m in self.client.get_metric_history(self.run_id, key)}
+    def _sent_points(self) -> set[tuple[str, int]] | None:
+        """(key, step) of everything the run has already; None while MLflow does not answer."""
+        try:
+            keys = self.client.get_run(self.run_id).data.metrics
+            return {(key, m.step) for key in keys for m in self.client.get_metric_history(self.run_id, key)}
+        except Exception as error:  # tracking never stops training
+            _LOG.warning("MLflow did not answer, trying again: %s", error)
+            return None
 
     def _send(self, points: list[tuple]) -> list[tuple]:
         """Send what can be sent; returns what is left for the next time."""
@@ -189,7 +192,8 @@ def _status(client: Any, run_id: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        client.set_terminated(run_id, status="FAILED")
+        with contextlib.suppress(Exception):  # the error that ended the step is the one to show
+            client.set_terminated(run_id, status="FAILED")
         raise
     client.set_terminated(run_id, status="FINISHED")
 

@@ -104,6 +104,7 @@ def train(
             report({"step": done, "validation_loss": validation})
         if _due(done, training.checkpoint_every, job):
             facts["probe_loss"] = _probe_loss(engine, samples["train"], first_plan)
+            _check_finite(facts["probe_loss"], step, "loss of the probe batch after the update")
             save_checkpoint(
                 engine, run_dir.checkpoints(job.stage), step=done, facts=facts, keep=training.keep_checkpoints,
                 may_commit=lambda: run_dir.check_attempt(job.attempt),
@@ -203,7 +204,8 @@ def _resume(engine: Any, folder: Path, facts: dict[str, Any], samples: StageSamp
     if path is None:
         return 0
     manifest = load_checkpoint(engine, path, facts=facts)
-    check_probe(path, expected=manifest["probe_loss"], found=_probe_loss(engine, samples, plan))
+    found = _probe_loss(engine, samples, plan)
+    check_probe(path, expected=manifest["probe_loss"], found=found, precision=facts["precision"])
     return manifest["step"]
 
 
@@ -256,8 +258,8 @@ def _gradient_norm(engine: Any) -> dict[str, float]:
 def _check_finite(value: float, step: int, name: str) -> None:
     if not math.isfinite(value):
         raise TrainingError(
-            f"step {step}: the {name} is {value}; the weights were not updated. Lower training.learning_rate, "
-            "or use training.precision=fp32; the last checkpoint stands"
+            f"step {step}: the {name} is {value}; nothing of this step was kept, the last checkpoint stands. Lower "
+            "training.learning_rate, or use training.precision=fp32"
         )
 
 

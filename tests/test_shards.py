@@ -13,6 +13,7 @@ import webdataset as wds
 
 from data_shards.index import ShardError, build_index
 from data_shards.rationales import close_output, list_tasks, open_output, read_rationales, write_task
+from data_shards.storage import sha256_of_file
 from data_shards.sources import read_questions
 from data_shards.stream import SplitReader, stream_blocks
 from data_shards.writer import check_shards, manifest_shards, read_manifest, write_text_shards
@@ -143,13 +144,19 @@ def test_tasks_cover_every_sample_once_and_rationales_join_by_qid(tiny_data, tmp
     assert sum(task.num_samples for task in tasks) == 64 and len({task.file_name for task in tasks}) == len(tasks)
     reader = SplitReader(tiny_data.path, "train")
     open_output(tmp_path, {"model": "a"})
+    files = {}
     for task in tasks:
         numbers = reader.samples_of_shard(task.shard)[task.start : task.start + task.num_samples]
-        write_task(tmp_path, task, [{"qid": reader.qids[n], "rationale": f"r{reader.qids[n]}"} for n in numbers])
+        path = write_task(tmp_path, task, [{"qid": reader.qids[n], "rationale": f"r{reader.qids[n]}\u2028"} for n in numbers])
+        files[task.file_name] = {"sha256": sha256_of_file(path)}
+    (path.parent / f".tmp-left-by-a-kill-{path.name}").write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ShardError, match="not complete"):
         read_rationales(tmp_path, "train")
-    close_output(tmp_path, files={}, summary={})
-    assert read_rationales(tmp_path, "train") == {qid: f"r{qid}" for qid in reader.qids}
+    close_output(tmp_path, files=files, summary={})
+    assert read_rationales(tmp_path, "train") == {qid: f"r{qid}\u2028" for qid in reader.qids}
+    path.write_bytes(path.read_bytes().replace(b"r", b"R", 1))
+    with pytest.raises(ShardError, match="not what was written"):
+        read_rationales(tmp_path, "train")
 
 
 def test_outputs_of_another_model_are_not_mixed(tmp_path):
