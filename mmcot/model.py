@@ -54,7 +54,18 @@ class MultimodalT5Config(T5Config):
         return super().to_diff_dict() | {"tie_word_embeddings": self.is_tied}
 
 
-class FusedEncoder(T5Stack):
+class _FusionInitializer:
+    """Initialises the fusion at T5's scale; a mixin, because T5's own method is asked for the rest."""
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, (FusionLinear, SingleHeadAttention)):
+            _init_fusion_weights(module, self.config.initializer_factor)
+        else:
+            super()._init_weights(module)
+
+
+class FusedEncoder(_FusionInitializer, T5Stack):
     """T5's encoder stack, fused with vision features at its end.
 
     The fusion's parts are registered directly in the stack: published checkpoints name
@@ -88,15 +99,8 @@ class FusedEncoder(T5Stack):
         outputs.last_hidden_state = fused
         return outputs
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (FusionLinear, SingleHeadAttention)):
-            _init_fusion_weights(module, self.config.initializer_factor)
-        else:
-            super()._init_weights(module)
 
-
-class T5ForMultimodalGeneration(T5ForConditionalGeneration):
+class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
     """T5 with a fused encoder (arXiv:2302.00923); loads and saves as any transformers model."""
 
     config_class = MultimodalT5Config
@@ -143,13 +147,6 @@ class T5ForMultimodalGeneration(T5ForConditionalGeneration):
         return super().forward(
             input_ids=input_ids, attention_mask=attention_mask, encoder_outputs=encoder_outputs, **kwargs
         )
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (FusionLinear, SingleHeadAttention)):
-            _init_fusion_weights(module, self.config.initializer_factor)
-        else:
-            super()._init_weights(module)
 
 
 def _init_fusion_weights(module: nn.Module, factor: float) -> None:
