@@ -78,12 +78,12 @@ def prepare_data(settings: Settings, report: Report = print) -> DataFolder:
     inputs = _inputs(settings, source)
     name = "mini_sqa" if settings.data.path is None else source.stem
     shards_dir = Path(settings.data.shards_dir or Path("data") / f"{name}-{fingerprint(inputs)}")
-    if not _missing(settings, shards_dir):  # may be a folder that cannot be written to
-        _claim(shards_dir, inputs)
-        return open_data(settings.data, shards_dir)
-    with exclusive(shards_dir):
-        _claim(shards_dir, inputs)
-        _build_missing(settings, source, shards_dir, report)
+    if _missing(settings, shards_dir):
+        with exclusive(shards_dir):
+            _claim_all(settings.data, source, shards_dir, inputs)
+            _build_missing(settings, source, shards_dir, report)
+    else:  # may be a folder that cannot be written to
+        _claim_all(settings.data, source, shards_dir, inputs)
     return open_data(settings.data, shards_dir)
 
 
@@ -208,7 +208,7 @@ def _source_folder(data: Data, report: Report) -> Path:
 
 
 def _inputs(settings: Settings, source: Path) -> dict[str, Any]:
-    """What decides the content of the text shards, features and tokenizer."""
+    """What decides the content of the text shards and the tokenizer."""
     data = settings.data
     names = ("problems.json", "pid_splits.json", "captions.json", "ceilings.json")
     files = [source / name for name in names if (source / name).exists()]
@@ -219,11 +219,18 @@ def _inputs(settings: Settings, source: Path) -> dict[str, Any]:
         "files": {file.name if file == source else str(file.relative_to(source)): sha256_of_file(file) for file in files},
         "samples_per_shard": data.samples_per_shard,
         "tokenizer_vocab_size": data.tokenizer_vocab_size,
+        "tokenizer_formats": None if settings.model.pretrained else [settings.rationale.format, settings.answer.format],
+    }
+
+
+def _feature_inputs(data: Data, source: Path) -> dict[str, Any]:
+    """What decides the content of a feature's shards, beside the text."""
+    if data.features not in FEATURES:
+        return {"ready_made": _ready_made_facts(source, data.features)}
+    return {
+        "pictures": _pictures_fingerprint(source),
         "max_pictures": data.max_pictures,
         "unreadable_pictures": data.unreadable_pictures,
-        "pictures": _pictures_fingerprint(source),
-        "ready_made": _ready_made_facts(source, data.features),
-        "tokenizer_formats": None if settings.model.pretrained else [settings.rationale.format, settings.answer.format],
     }
 
 
@@ -239,25 +246,36 @@ def _pictures_fingerprint(source: Path) -> str | None:
     return fingerprint(facts)
 
 
-def _ready_made_facts(source: Path, name: str | None) -> list[Any] | None:
-    path = ready_made_file(source, name) if name else None
+def _ready_made_facts(source: Path, name: str) -> list[Any] | None:
+    path = ready_made_file(source, name)
     if path is None:
         return None
     map_path = source / "name_map.json"
     return [path.name, path.stat().st_size, path.stat().st_mtime_ns, sha256_of_file(map_path) if map_path.exists() else None]
 
 
-def _claim(shards_dir: Path, inputs: dict[str, Any]) -> None:
-    path = shards_dir / "inputs.json"
+def _claim_all(data: Data, source: Path, shards_dir: Path, inputs: dict[str, Any]) -> None:
+    """Claim the folder for these texts, and its feature for these pictures."""
+    if (shards_dir / "text" / "manifest.json").exists() and not (shards_dir / "inputs.json").exists():
+        raise SettingsError(f"{shards_dir} holds shards of unknown origin (no inputs.json); set data.shards_dir to another folder")
+    _claim(shards_dir, inputs)
+    if data.features:
+        folder = shards_dir / "features" / data.features
+        supplied = (folder / "manifest.json").exists() and not (folder / "inputs.json").exists()
+        if not supplied:
+            _claim(folder, _feature_inputs(data, source))
+
+
+def _claim(folder: Path, inputs: dict[str, Any]) -> None:
+    """Write down what a folder is made of, or check that it is the same."""
+    path = folder / "inputs.json"
     if not path.exists():
-        if (shards_dir / "text" / "manifest.json").exists():
-            raise SettingsError(f"{shards_dir} holds shards of unknown origin (no inputs.json); set data.shards_dir to another folder")
         commit_json(path, inputs)
     elif (standing := read_json(path)) != inputs:
-        key = next(key for key in inputs if standing.get(key) != inputs[key])
+        key = next(key for key in {**inputs, **standing} if standing.get(key) != inputs.get(key))
         raise SettingsError(
-            f"{shards_dir} holds the shards of another data set ({key} was {standing.get(key)!r} and is now "
-            f"{inputs[key]!r}); give these a folder of their own with --set data.shards_dir=FOLDER"
+            f"{folder} holds the shards of another data set ({key} was {standing.get(key)!r} and is now "
+            f"{inputs.get(key)!r}); give these a folder of their own with --set data.shards_dir=FOLDER, or delete it if no run needs it"
         )
 
 

@@ -9,7 +9,6 @@ the task alone: batches never cross a task.
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -87,10 +86,6 @@ class GenerationWorker:
             RunDir(Path(job.run_dir)).check_attempt(job.attempt)
         write_task(job.output_dir, task, lines)
         return sum(line["num_tokens"] for line in lines)
-
-    def pid(self) -> int:
-        """The process that runs the tasks."""
-        return os.getpid()
 
 
 def run_tasks(

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 
-class Journal:
-    """Appends points to a file."""
+class LineFile:
+    """Appends JSON values to a file, a line each."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,12 +26,20 @@ class Journal:
         if torn:  # the last writer was killed in mid-line
             self._file.write("\n")
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Append the metrics of one step."""
-        self._file.write(json.dumps({"step": step, "time_ms": int(time.time() * 1000), "metrics": metrics}) + "\n")
+    def append(self, value: Any) -> None:
+        """Append one value; it is in the file when this returns."""
+        self._file.write(json.dumps(value) + "\n")
 
     def close(self) -> None:
         self._file.close()
+
+
+class Journal(LineFile):
+    """Appends points to a file."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append the metrics of one step."""
+        self.append({"step": step, "time_ms": int(time.time() * 1000), "metrics": metrics})
 
 
 class JournalReader:

@@ -8,11 +8,11 @@ twice because of a restart must have had the same questions both times.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from launcher.journal import JournalReader, LineFile
 from launcher.run_dir import RunDir
 
 
@@ -24,17 +24,13 @@ class Ledger:
     """Appends the steps of one rank to its file."""
 
     def __init__(self, path: Path, steps_per_epoch: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115, lives as long as the training
+        self._lines = LineFile(path)
         self._steps_per_epoch = steps_per_epoch
-        if torn:  # the last writer was killed in mid-line
-            self._file.write("\n")
 
     def record(self, step: int, blocks: Sequence[tuple[int, Sequence[str]]]) -> None:
         """Append one step: pairs of block index and question ids."""
-        line = {"step": step, "steps_per_epoch": self._steps_per_epoch, "blocks": {str(i): list(q) for i, q in blocks}}
-        self._file.write(json.dumps(line) + "\n")
+        ids = {str(index): list(qids) for index, qids in blocks}
+        self._lines.append({"step": step, "steps_per_epoch": self._steps_per_epoch, "blocks": ids})
 
 
 def prove_ledger(run_dir: RunDir, stage: str, qids: Sequence[str]) -> list[str]:
@@ -77,11 +73,7 @@ def _read(run_dir: RunDir, stage: str) -> tuple[dict[int, dict[str, list[str]]],
     steps: dict[int, dict[str, list[str]]] = {}
     steps_per_epoch = 0
     for path in paths:
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                line = json.loads(text)
-            except json.JSONDecodeError:
-                continue  # torn by a kill; the restarted rank repeats the step
+        for line in JournalReader(path).read():  # a line torn by a kill is left out: the restarted rank repeats the step
             steps_per_epoch = line["steps_per_epoch"]
             blocks = steps.setdefault(line["step"], {})
             for index, qids in line["blocks"].items():

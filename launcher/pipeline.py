@@ -7,14 +7,12 @@ at the first step that is not. Ray and MLflow are opened at the first step that 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_shards.plan import Plan
 from data_shards.rationales import close_output, list_tasks, open_output, read_rationales
 from data_shards.scienceqa import SPLITS
 from data_shards.storage import commit_json, fingerprint, sha256_of_file
@@ -195,7 +193,7 @@ class _Pipeline:
 
     def _train_job(self, stage: str, inputs: dict[str, Any]) -> TrainJob:
         """Count tokens, fix the number of steps and say what was cut off."""
-        from launcher.samples import cached_lengths, load_tokenizer, open_stage
+        from launcher.samples import cached_lengths, load_tokenizer, make_plan, open_stage
 
         settings, spec = self.settings, getattr(self.settings, stage)
         tokenizer = load_tokenizer(settings, self.folder.path)
@@ -215,12 +213,7 @@ class _Pipeline:
                 if cut := int((lengths[split][f"{side}_cut"] > 0).sum()):
                     limit = getattr(spec, f"max_{side}_tokens")
                     self.report(f"{cut:,} of {len(samples):,} {side}s of {split} were cut at {limit} tokens ({stage})")
-        plan = Plan(
-            lengths["train"]["source"], lengths["train"]["target"], shards["train"],
-            seed=settings.run.seed, epoch=0, global_batch_size=settings.training.global_batch_size,
-            micro_batch_size=settings.training.micro_batch_size, window_shards=settings.training.window_shards,
-            group_by_length=settings.training.group_by_length,
-        )  # fmt: skip
+        plan = make_plan(settings, lengths["train"], shards["train"], epoch=0)
         num_steps = spec.num_steps or math.ceil(spec.num_epochs * plan.num_steps)
         self.report(
             f"{num_steps:,} steps of {settings.training.global_batch_size} questions, {plan.num_steps:,} an epoch, "

@@ -15,6 +15,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data_shards.index import ShardError
+from data_shards.plan import Plan
 from data_shards.rationales import read_rationales
 from data_shards.storage import committing, fingerprint, read_json
 from data_shards.stream import SplitReader
@@ -129,6 +130,19 @@ def open_stage(
         reader, tokenizer,
         format=spec.format, use_caption=settings.data.use_caption, rationales=rationales,
         max_source_tokens=spec.max_source_tokens, max_target_tokens=spec.max_target_tokens,
+    )  # fmt: skip
+
+
+def make_plan(
+    settings: Settings, lengths: Mapping[str, np.ndarray], shard_of_sample: np.ndarray, *, epoch: int
+) -> Plan:
+    """The plan of an epoch: the driver counts steps by it, every rank trains by it."""
+    training = settings.training
+    return Plan(
+        lengths["source"], lengths["target"], shard_of_sample,
+        seed=settings.run.seed, epoch=epoch,
+        global_batch_size=training.global_batch_size, micro_batch_size=training.micro_batch_size,
+        window_shards=training.window_shards, group_by_length=training.group_by_length,
     )  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from launcher.jobs import TrainJob
 from launcher.journal import Journal
 from launcher.ledger import Ledger
 from launcher.run_dir import RunDir
-from launcher.samples import Block, StageSamples, load_tokenizer, open_stage
+from launcher.samples import Block, StageSamples, load_tokenizer, make_plan, open_stage
 from mmcot.loss import count_target_tokens, token_loss_sum
 from mmcot.model import MultimodalT5Config, T5ForMultimodalGeneration
 
@@ -184,19 +184,9 @@ def _due(done: int, every: int, job: TrainJob) -> bool:
 
 def _plans(job: TrainJob, split: str, samples: StageSamples) -> Callable[[int], Plan]:
     """Epoch to plan, from the token counts that were computed before the start."""
-    training = job.settings.training
-    with np.load(job.lengths[split], allow_pickle=False) as lengths:
-        source, target = lengths["source"], lengths["target"]
-
-    def plan_of_epoch(epoch: int) -> Plan:
-        return Plan(
-            source, target, samples.reader.shard_of_sample,
-            seed=job.settings.run.seed, epoch=epoch,
-            global_batch_size=training.global_batch_size, micro_batch_size=training.micro_batch_size,
-            window_shards=training.window_shards, group_by_length=training.group_by_length,
-        )  # fmt: skip
-
-    return plan_of_epoch
+    with np.load(job.lengths[split], allow_pickle=False) as stored:
+        lengths = dict(stored)
+    return lambda epoch: make_plan(job.settings, lengths, samples.reader.shard_of_sample, epoch=epoch)
 
 
 def _resume(engine: Any, folder: Path, facts: dict[str, Any], samples: StageSamples, plan: Plan) -> int:

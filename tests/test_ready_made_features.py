@@ -51,6 +51,20 @@ def test_rows_are_joined_by_qid_and_questions_without_one_have_no_patch(source, 
         np.testing.assert_array_equal(reader.features(number), expected)
 
 
+def test_two_features_share_one_build_of_the_text(source, tmp_path):
+    first, second = build(source[0], tmp_path, "detr"), build(source[0], tmp_path, "patch")
+    assert first.path == second.path and first.text == second.text
+    assert {path.name for path in (first.path / "features").iterdir()} == {"detr", "patch"}
+
+
+def test_features_of_pictures_that_have_changed_are_refused_and_say_what_was(source, tmp_path):
+    folder, _, _ = source
+    build(folder, tmp_path, "patch")
+    shutil.rmtree(folder / "images" / "train")
+    with pytest.raises(SettingsError, match=r"features/patch holds .* \(pictures was .* or delete it"):
+        build(folder, tmp_path, "patch")
+
+
 def test_a_pth_tensor_gives_the_same_shards_as_an_npy(source, tmp_path):
     folder, array, _ = source
     first = build(folder, tmp_path / "npy").features["shards"]
