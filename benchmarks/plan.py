@@ -4,7 +4,8 @@
 
 Prints, for QCM-E with a global batch of 32 in blocks of 4: padding (FLOPs computed over
 FLOPs needed, tokens weighted as a T5 spends them), the largest topic's share of a batch
-against batches of random questions, and the imbalance of ranks; then the time and memory
+against batches of random questions, and the imbalance of ranks (the busiest rank's tokens
+in a step over the mean rank's); then the time and memory
 of a plan of ten million samples.
 """
 
@@ -55,17 +56,6 @@ def largest_topic_share(plan: Plan, topics: list[str]) -> float:
     return float(np.mean(shares))
 
 
-def imbalance(plan: Plan, world_size: int) -> float:
-    """Work of the slowest rank over the mean, micro-step by micro-step."""
-    slowest = mean = 0.0
-    for step in range(plan.num_steps):
-        ranks = [plan.local_blocks(step, rank=rank, world_size=world_size) for rank in range(world_size)]
-        for blocks in zip(*ranks, strict=True):
-            costs = [0.0 if b is None else len(b) * flops(plan.source_lengths[b].max(), plan.target_lengths[b].max()) for _, b in blocks]
-            slowest, mean = slowest + max(costs), mean + sum(costs) / world_size
-    return slowest / mean
-
-
 def main(path: str) -> None:
     problems = read_questions(path).problems["train"]
     pairs = [build_pair(problem, "QCM-E") for problem in problems]
@@ -82,7 +72,7 @@ def main(path: str) -> None:
         print(
             f"{'blocks alike in length' if group_by_length else 'random blocks':<24} padding {np.mean([padding(p) for p in plans]):.2f}   "
             f"largest topic's share {np.mean([largest_topic_share(p, topics) for p in plans]):.3f}   "
-            + "   ".join(f"imbalance of {w} ranks {np.mean([imbalance(p, w) for p in plans]):.2f}" for w in (2, 4))
+            + "   ".join(f"imbalance of {w} ranks {np.mean([p.imbalance(w) for p in plans]):.2f}" for w in (2, 4, 8))
         )
     random = np.random.default_rng(0)
     lengths = [random.integers(low, high, 10_000_000, dtype=np.int32) for low, high in ((20, 500), (4, 200))]

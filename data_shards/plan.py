@@ -105,9 +105,10 @@ class Plan:
     def local_blocks(self, step: int, *, rank: int, world_size: int) -> list[tuple[int, np.ndarray | None]]:
         """The blocks one rank computes in a global batch, with their index in it.
 
-        Blocks are dealt by falling cost, ``world_size`` at a time, so that ranks have
-        similar work at each micro-step. Where they don't divide, the index goes on
-        counting and the block is None: a dummy, whose gradient must be zero.
+        Blocks are dealt by falling cost, ``world_size`` at a time, the longest to the rank
+        with the least so far: ranks have similar work at each micro-step and over all.
+        Where they don't divide, the index goes on counting and the block is None: a dummy,
+        whose gradient must be zero.
 
         Returns:
             equally many pairs (index in the global batch, sample numbers or None) on
@@ -116,28 +117,44 @@ class Plan:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} must be in 0..{world_size - 1} (world_size {world_size})")
         blocks = self.batch_blocks(step)
-        costs = [self._cost(block) for block in blocks]
-        by_cost = sorted(range(len(blocks)), key=lambda index: (-costs[index], index))
-        dealt = []
-        for micro_step, start in enumerate(range(0, len(blocks), world_size)):
-            # Each round starts one rank further, so that no rank always has the longest.
-            position = start + (rank - micro_step) % world_size
-            index = by_cost[position] if position < len(blocks) else position
-            dealt.append((index, blocks[index] if position < len(blocks) else None))
-        return dealt
+        indexes, _ = self._deal(blocks, world_size)
+        return [(int(index), blocks[index] if index < len(blocks) else None) for index in indexes[:, rank]]
+
+    def _deal(self, blocks: list[np.ndarray], world_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Block indexes by micro-step and rank, int [M, W] (from ``len(blocks)`` on: dummies), and work by rank, [W]."""
+        num_rounds = -(-len(blocks) // world_size)
+        costs = np.zeros(num_rounds * world_size, dtype=np.int64)
+        costs[: len(blocks)] = [self._cost(block) for block in blocks]
+        by_cost = np.argsort(-costs, kind="stable").reshape(num_rounds, world_size)
+        indexes, work = np.empty_like(by_cost), np.zeros(world_size, dtype=np.int64)
+        for dealt, longest_first in zip(indexes, by_cost, strict=True):
+            dealt[np.argsort(work, kind="stable")] = longest_first
+            work += costs[dealt]
+        return indexes, work
 
     def padding_factor(self) -> float:
         """Tokens computed, padding included, over tokens needed: 1.0 is no padding."""
-        computed = needed = 0
-        for start in range(0, self.num_samples, self.micro_batch_size):
-            block = self._order[start : start + self.micro_batch_size]
-            for lengths in (self.source_lengths, self.target_lengths):
-                computed += len(block) * int(lengths[block].max())
-                needed += int(lengths[block].sum())
-        return computed / max(1, needed)
+        size = self.micro_batch_size
+        num_full = self.num_samples // size * size
+        full, last = self._order[:num_full].reshape(-1, size), self._order[num_full:]
+        computed = sum(int(self._block_costs(blocks).sum()) for blocks in (full, last[None]) if blocks.size)
+        return computed / max(1, int(self.source_lengths.sum()) + int(self.target_lengths.sum()))
+
+    def imbalance(self, world_size: int, *, max_steps: int = 1000) -> float:
+        """Tokens of the busiest rank over those of the mean rank, over an epoch's first steps: 1.0 is even."""
+        busiest = mean = 0.0
+        for step in range(min(self.num_steps, max_steps)):
+            _, work = self._deal(self.batch_blocks(step), world_size)
+            busiest, mean = busiest + work.max(), mean + work.mean()
+        return busiest / mean if mean else 1.0
 
     def _cost(self, block: np.ndarray) -> int:
-        return len(block) * int(self.source_lengths[block].max() + self.target_lengths[block].max())
+        return int(self._block_costs(block[None])[0])
+
+    def _block_costs(self, blocks: np.ndarray) -> np.ndarray:
+        """Tokens of each block with its padding, int64 [n], for sample numbers [n, size]."""
+        longest = self.source_lengths[blocks].max(axis=1).astype(np.int64) + self.target_lengths[blocks].max(axis=1)
+        return longest * blocks.shape[1]
 
     def _make_order(self) -> np.ndarray:
         """All sample numbers in the order of the epoch, int64 [N]."""
@@ -159,7 +176,7 @@ class Plan:
             blocks = self._cut_blocks(samples[:num_full])
             blocks = random.permutation(np.concatenate([left_blocks, blocks]))
             num_batched = len(blocks) // self.blocks_per_batch * self.blocks_per_batch
-            order.append(blocks[:num_batched].reshape(-1))
+            order.append(self._mix_batches(blocks[:num_batched], random).reshape(-1))
             left_blocks = blocks[num_batched:]
         return np.concatenate([*order, left_blocks.reshape(-1), left_samples]) if order else left_samples
 
@@ -173,6 +190,18 @@ class Plan:
             strip = np.arange(len(samples)) // (blocks_per_strip * size)
             samples = samples[np.lexsort((self.target_lengths[samples], strip))]
         return samples.reshape(-1, size)
+
+
+    def _mix_batches(self, blocks: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """Order randomly ordered blocks so that each batch takes one of every stratum of cost.
+
+        A batch of few blocks, each alike in length, would else often miss whole kinds of
+        questions; so each resembles the window, and costs about the same.
+        """
+        if not self.group_by_length or not len(blocks):
+            return blocks
+        strata = np.argsort(self._block_costs(blocks), kind="stable").reshape(self.blocks_per_batch, -1)
+        return blocks[random.permuted(strata, axis=1).T.reshape(-1)]
 
 
 def _check_arguments(arrays: list[np.ndarray], global_batch_size: int, micro_batch_size: int, window_shards: int) -> None:
