@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from data_shards.features import PICTURE_COUNTS
-from data_shards.index import ShardError, read_index, read_member, rows_of_extension, write_index
+from data_shards.index import ShardError, check_member, read_index, read_member, rows_of_extension, write_index
 from data_shards.questions import SPLITS
+from data_shards.remote import is_remote, local_copy, read_range
 from data_shards.storage import commit_json, sha256_of_file
 from data_shards.writer import (
     Shard, count_questions, manifest_shards, read_manifest, read_problems, write_manifest,
@@ -28,12 +29,12 @@ PICTURE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 
 
 def index_tars(
-    tars: Mapping[str, Sequence[Path]], output_dir: str | Path, *, features: str | None = None
+    tars: Mapping[str, Sequence[Path | str]], output_dir: str | Path, *, features: str | None = None
 ) -> dict[str, Any]:
     """Index tars into a data folder and return its text manifest.
 
     Args:
-        tars: split to its tars, in order.
+        tars: split to its tars, in order: paths or URLs.
         features: the name under which ``.npy`` members become features; None leaves them alone.
 
     Raises:
@@ -60,7 +61,7 @@ def index_tars(
 def pictures_in_tars(shards_dir: str | Path) -> Callable[[Problem], list[bytes]]:
     """A function from a problem to its encoded pictures, read from the indexed tars."""
     folder = Path(shards_dir) / "text"
-    where: dict[str, list[tuple[Path, int, int, int]]] = {}
+    where: dict[str, list[tuple[Path | str, int, int, int]]] = {}
     for shard in manifest_shards(read_manifest(folder)):
         table = read_index(shard.index(folder))
         for extension in PICTURE_EXTENSIONS:
@@ -70,32 +71,39 @@ def pictures_in_tars(shards_dir: str | Path) -> Callable[[Problem], list[bytes]]
     def pictures(problem: Problem) -> list[bytes]:
         found = []
         for path, offset, size, crc32 in where.get(problem.qid, []):
-            with open(path, "rb") as file:
-                name = f"{path}, picture of {problem.qid}"
-                found.append(read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=name))
+            name = f"{path}, picture of {problem.qid}"
+            if is_remote(path):
+                data = read_range(str(path), offset, size)
+                check_member(data, size=size, crc32=crc32, name=name)
+                found.append(data)
+            else:
+                with open(path, "rb") as file:
+                    found.append(read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=name))
         return found
 
     return pictures
 
 
-def _index(path: Path, folder: Path, split: str, number: int) -> Shard:
+def _index(location: Path | str, folder: Path, split: str, number: int) -> Shard:
     name = f"{split}-{number:06d}"
-    table = write_index(path, folder / f"{name}.parquet")
+    with local_copy(location) as path:
+        table = write_index(path, folder / f"{name}.parquet")
+        size, sha256 = path.stat().st_size, sha256_of_file(path)
     num_samples = len(rows_of_extension(table, "json")["qid"])
     if not num_samples:
-        raise ShardError(f"{path} holds no .json member; each question is a {{qid}}.json")
-    return Shard(name, split, num_samples, path.stat().st_size, sha256_of_file(path), str(path.absolute()))
+        raise ShardError(f"{location} holds no .json member; each question is a {{qid}}.json")
+    return Shard(name, split, num_samples, size, sha256, location if is_remote(location) else str(Path(location).absolute()))
 
 
 def _index_features(folder: Path, text: Path, shards: list[Shard], name: str, text_fingerprint: str) -> None:
     counts = {split: dict.fromkeys(PICTURE_COUNTS, 0) for split in SPLITS}
     num_patches, dims = 0, set()
     for shard in shards:
-        table = write_index(shard.tar(text), shard.index(folder))
-        rows, qids = rows_of_extension(table, "npy"), rows_of_extension(table, "json")["qid"]
-        if not np.array_equal(rows["qid"], qids):
-            raise ShardError(f"{shard.path}: every question needs one .npy of features (of shape [0, D] without a picture)")
-        with open(shard.tar(text), "rb") as file:
+        with local_copy(shard.tar(text)) as path, open(path, "rb") as file:
+            table = write_index(path, shard.index(folder))
+            rows, qids = rows_of_extension(table, "npy"), rows_of_extension(table, "json")["qid"]
+            if not np.array_equal(rows["qid"], qids):
+                raise ShardError(f"{shard.path}: every question needs one .npy of features (of shape [0, D] without a picture)")
             for qid, offset, size, crc32 in zip(*rows.values(), strict=True):
                 data = read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=f"{shard.path}, {qid}")
                 array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)

@@ -97,13 +97,21 @@ def read_member(descriptor: int, *, offset: int, size: int, crc32: int, name: st
         ShardError: fewer bytes than the index says, or other ones.
     """
     data = os.pread(descriptor, size, offset)
+    check_member(data, size=size, crc32=crc32, name=name)
+    return data
+
+
+def check_member(data: bytes, *, size: int, crc32: int, name: str) -> None:
+    """Hold a member's bytes against its index.
+
+    Raises:
+        ShardError: fewer bytes than the index says, or other ones.
+    """
     if len(data) != size or zlib.crc32(data) != crc32:
         raise ShardError(
-            f"{name}: the bytes at offset {offset} are not those that were indexed (size {len(data)} of {size}, "
-            f"crc32 {zlib.crc32(data):08x} instead of {crc32:08x}); the shard was cut off or altered: "
-            "write or fetch it again"
+            f"{name}: the bytes are not those that were indexed (size {len(data)} of {size}, crc32 {zlib.crc32(data):08x} "
+            f"instead of {crc32:08x}); the shard was cut off or altered: write or fetch it again"
         )
-    return data
 
 
 def rows_of_extension(table: pa.Table, extension: str) -> dict[str, np.ndarray]:

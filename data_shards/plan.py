@@ -102,6 +102,10 @@ class Plan:
         size = self.micro_batch_size
         return [self._order[block * size : (block + 1) * size] for block in range(first, last)]
 
+    def window_of_step(self, step: int) -> int:
+        """Number of the window of shards whose samples a step reads (and what the one before left over)."""
+        return int(np.searchsorted(self._window_ends, step, side="right"))
+
     def local_blocks(self, step: int, *, rank: int, world_size: int) -> list[tuple[int, np.ndarray | None]]:
         """The blocks one rank computes in a global batch, with their index in it.
 
@@ -166,7 +170,7 @@ class Plan:
         ends = np.searchsorted(self.shard_of_sample[by_shard], shards, side="right")
         left_samples = np.empty(0, dtype=np.int64)
         left_blocks = np.empty((0, self.micro_batch_size), dtype=np.int64)
-        order = []
+        order, num_steps, window_ends = [], 0, []
         for first in range(0, len(shards), self.window_shards):
             last = min(first + self.window_shards, len(shards))
             window = [by_shard[start:end] for start, end in zip(starts[first:last], ends[first:last], strict=True)]
@@ -177,7 +181,10 @@ class Plan:
             blocks = random.permutation(np.concatenate([left_blocks, blocks]))
             num_batched = len(blocks) // self.blocks_per_batch * self.blocks_per_batch
             order.append(self._mix_batches(blocks[:num_batched], random).reshape(-1))
+            num_steps += num_batched // self.blocks_per_batch
+            window_ends.append(num_steps)
             left_blocks = blocks[num_batched:]
+        self._window_ends = np.array(window_ends[:-1], dtype=np.int64)  # what is left at the end belongs to the last
         return np.concatenate([*order, left_blocks.reshape(-1), left_samples]) if order else left_samples
 
     def _cut_blocks(self, samples: np.ndarray) -> np.ndarray:

@@ -12,7 +12,9 @@ what the content depends on (model, data, generation settings); other inputs ref
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,6 +25,7 @@ from data_shards.storage import commit_bytes, commit_json, read_json, sha256_of_
 from data_shards.writer import manifest_shards, read_manifest
 
 MAX_TASK_SAMPLES = 256
+_OPEN_FILES = 512
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -104,24 +107,58 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
         raise ShardError(f"{path} has a line that is no JSON ({error}); delete the file and run again") from error
 
 
-def read_rationales(output_dir: str | Path, split: str) -> dict[str, str]:
-    """All rationales of a split by qid.
+class RationaleReader:
+    """The rationales of a split, by shard number and position; files are read as they are needed.
 
     Raises:
-        ShardError: the output is not complete, or a qid comes twice.
+        ShardError: the output is not complete, a file is not what was written, or a question
+            has no rationale.
     """
-    output_dir = Path(output_dir)
-    manifest_path = output_dir / "manifest.json"
-    manifest = read_json(manifest_path) if manifest_path.exists() else {"complete": False}
-    if not manifest["complete"]:
-        raise ShardError(f"{output_dir} is not complete; run `mmcot rationales` to its end first")
-    rationales: dict[str, str] = {}
-    for name in sorted(name for name in manifest["files"] if name.startswith(f"{split}/")):
-        path = output_dir / name
-        if not path.exists() or sha256_of_file(path) != manifest["files"][name]["sha256"]:
-            raise ShardError(f"{path} is missing or not what was written; delete {output_dir} and run again")
-        for line in read_lines(path):
-            if line["qid"] in rationales:
-                raise ShardError(f"{path}: question {line['qid']} has a second rationale; delete {output_dir} and run again")
-            rationales[line["qid"]] = line["rationale"]
-    return rationales
+
+    def __init__(self, output_dir: str | Path, split: str) -> None:
+        self.output_dir, self.split = Path(output_dir), split
+        path = self.output_dir / "manifest.json"
+        manifest = read_json(path) if path.exists() else {"complete": False}
+        if not manifest["complete"]:
+            raise ShardError(f"{output_dir} is not complete; run `mmcot rationales` to its end first")
+        self._files = {name: file for name, file in manifest["files"].items() if name.startswith(f"{split}/")}
+        self._starts: dict[int, list[int]] = {}
+        for name in sorted(self._files):
+            shard, start = Path(name).stem.split("-")
+            self._starts.setdefault(int(shard), []).append(int(start))
+        self._lines = functools.lru_cache(_OPEN_FILES)(self._read_file)
+
+    def text(self, shard: int, position: int, qid: str) -> str:
+        """The rationale of the question ``qid``, at a position of a shard."""
+        starts = self._starts.get(shard, [])
+        index = bisect.bisect_right(starts, position) - 1
+        lines = self._lines(f"{self.split}/{shard:06d}-{starts[index]:06d}.jsonl") if index >= 0 else []
+        line = lines[position - starts[index]] if index >= 0 and position - starts[index] < len(lines) else None
+        if line is None or line[0] != qid:
+            raise ShardError(f"question {qid} of split {self.split!r} has no rationale in {self.output_dir}; run `mmcot rationales`")
+        return line[1]
+
+    def by_qid(self) -> dict[str, str]:
+        """All of them by qid.
+
+        Raises:
+            ShardError: a qid comes twice.
+        """
+        rationales: dict[str, str] = {}
+        for name in sorted(self._files):
+            for qid, text in self._read_file(name):
+                if qid in rationales:
+                    raise ShardError(f"{self.output_dir / name}: question {qid} has a second rationale; delete {self.output_dir} and run again")
+                rationales[qid] = text
+        return rationales
+
+    def _read_file(self, name: str) -> list[tuple[str, str]]:
+        path = self.output_dir / name
+        if not path.exists() or sha256_of_file(path) != self._files[name]["sha256"]:
+            raise ShardError(f"{path} is missing or not what was written; delete {self.output_dir} and run again")
+        return [(line["qid"], line["rationale"]) for line in read_lines(path)]
+
+
+def read_rationales(output_dir: str | Path, split: str) -> dict[str, str]:
+    """All rationales of a split by qid."""
+    return RationaleReader(output_dir, split).by_qid()

@@ -23,10 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from data_shards.index import ShardError, read_index, read_member, rows_of_extension, write_index
 from data_shards.features import PICTURE_COUNTS
 from data_shards.questions import SPLITS, QuestionSet
+from data_shards.remote import fetch_file, is_remote, local_copy
 from data_shards.storage import commit_json, committing, fingerprint, read_json, sha256_of_file
 from data_shards.tables import row_to_record
 from mmcot.problem import Problem
@@ -49,9 +51,11 @@ class Shard:
     sha256: str
     path: str | None = None
 
-    def tar(self, folder: Path) -> Path:
-        """The tar of a shard whose manifest lies in ``folder``."""
-        return Path(self.path) if self.path else folder / f"{self.name}.tar"
+    def tar(self, folder: Path) -> Path | str:
+        """The tar of a shard whose manifest lies in ``folder``: a path, or the URL of a remote one."""
+        if self.path is None:
+            return folder / f"{self.name}.tar"
+        return self.path if "://" in self.path else Path(self.path)
 
     def index(self, folder: Path) -> Path:
         """The index of that tar."""
@@ -124,8 +128,8 @@ def write_feature_shards(
 
 def read_problems(folder: Path, shard: Shard) -> Iterator[Problem]:
     """The problems of a text shard in tar order."""
-    rows = rows_of_extension(read_index(shard.index(folder)), "json")
-    with open(shard.tar(folder), "rb") as file:
+    rows = rows_of_extension(open_index(folder, shard), "json")
+    with local_copy(shard.tar(folder)) as path, open(path, "rb") as file:
         for qid, offset, size, crc32 in zip(*rows.values(), strict=True):
             name = f"{shard.tar(folder)}, question {qid}"
             yield problem_of_member(qid, read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=name))
@@ -161,7 +165,15 @@ def manifest_shards(manifest: dict[str, Any], split: str | None = None) -> list[
 
 def shard_qids(folder: Path, shard: Shard, extension: str) -> list[str]:
     """The qids of a shard in tar order, from its index."""
-    return rows_of_extension(read_index(shard.index(folder)), extension)["qid"].tolist()
+    return rows_of_extension(open_index(folder, shard), extension)["qid"].tolist()
+
+
+def open_index(folder: Path, shard: Shard) -> pa.Table:
+    """Read a shard's index; that of a mirrored folder is fetched when it is first needed."""
+    path, tar = shard.index(folder), str(shard.tar(folder))
+    if not path.exists() and is_remote(tar):
+        fetch_file(tar.removesuffix(".tar") + ".parquet", path)
+    return read_index(path)
 
 
 def check_shards(shards_dir: str | Path) -> Iterator[tuple[str, int]]:
@@ -185,9 +197,11 @@ def check_shards(shards_dir: str | Path) -> Iterator[tuple[str, int]]:
 
 def _check_shard(folder: Path, shard: Shard, extension: str, qids: list[str]) -> None:
     tar = shard.tar(folder)
-    if not tar.exists():
-        raise ShardError(f"{tar} is missing; fetch it, or build the shards again")
-    digest = sha256_of_file(tar)
+    try:
+        with local_copy(tar) as path:
+            digest = sha256_of_file(path)
+    except FileNotFoundError:
+        raise ShardError(f"{tar} is missing; fetch it, or build the shards again") from None
     if digest != shard.sha256:
         raise ShardError(f"{tar} has sha256 {digest}, its manifest says {shard.sha256}; the shard was cut off or altered")
     found = shard_qids(folder, shard, extension)

@@ -132,7 +132,7 @@ def data_shard(preset: Preset = None, config: Config = None, set_: Set = []) -> 
 
 @data_app.command("index")
 def data_index(
-    tars: Annotated[list[str], typer.Argument(help="Tars by split: train=FILE or train='FOLDER/a-*.tar'; val=..., test=...")],
+    tars: Annotated[list[str], typer.Argument(help="Tars by split: train=FILE or train='FOLDER/a-*.tar', paths or URLs; val=..., test=...")],
     out: Annotated[Path, typer.Option(help="Data folder to write: indexes and manifests, no copies.")],
     features: Annotated[str | None, typer.Option(help="Name under which .npy members become vision features.")] = None,
 ) -> None:
@@ -146,24 +146,30 @@ def data_index(
 
 
 @data_app.command("check")
-def data_check(shards: Annotated[Path, typer.Argument(help="A data folder.")]) -> None:
-    """Hold every shard against its manifest: size, checksum, index, order of keys."""
+def data_check(
+    shards: Annotated[str, typer.Argument(help="A data folder, or its URL.")],
+    features: Annotated[str | None, typer.Option(help="Features to check of a folder behind a URL; locally all are checked.")] = None,
+) -> None:
+    """Hold every shard against its manifest: size, checksum, index, order of keys; look for repeated questions."""
     with _explained():
         from launcher.data import check_data
 
-        typer.echo(f"{check_data(shards, typer.echo):,} samples in order")
+        typer.echo(f"{check_data(shards, typer.echo, features=features):,} samples in order")
 
 
 @data_app.command("ledger")
 def data_ledger(folder: RunFolder) -> None:
     """Prove that each epoch of a run used each training question exactly once."""
     with _explained():
-        from data_shards.stream import SplitReader
+        from data_shards.reader import SplitReader
+        from data_shards.remote import local_folder
+        from launcher.config import Data
         from launcher.ledger import prove_ledger
         from launcher.run_dir import RunDir, shards_dir_of
 
         run_dir = RunDir(folder)
-        qids = [str(qid) for qid in SplitReader(shards_dir_of(run_dir), "train").qids]
+        folder = local_folder(shards_dir_of(run_dir), Data().cache_dir, features=None)
+        qids = [str(qid) for qid in SplitReader(folder, "train").qids]
         stages = [stage for stage in ("rationale", "answer") if list(run_dir.logs.glob(f"{stage}-ledger-*"))]
         for stage in stages or ["rationale"]:
             for line in prove_ledger(run_dir, stage, qids):
@@ -232,18 +238,20 @@ def status(folder: RunFolder) -> None:
             typer.echo(line)
 
 
-def _tars_by_split(arguments: list[str]) -> dict[str, list[Path]]:
+def _tars_by_split(arguments: list[str]) -> dict[str, list[Path | str]]:
     import glob
 
-    tars: dict[str, list[Path]] = {}
+    from data_shards.remote import is_remote, list_urls
+
+    tars: dict[str, list[Path | str]] = {}
     for argument in arguments:
         split, equals, pattern = argument.partition("=")
         if not equals or split not in ("train", "val", "test"):
             raise ValueError(f"{argument!r} must be train=FILE, val=FILE or test=FILE")
-        found = sorted(glob.glob(pattern))
+        found = list_urls(pattern) if is_remote(pattern) else [Path(path) for path in sorted(glob.glob(pattern))]
         if not found:
             raise FileNotFoundError(f"{pattern} matches no file; give the path of a tar, or a pattern in quotes")
-        tars.setdefault(split, []).extend(map(Path, found))
+        tars.setdefault(split, []).extend(found)
     return tars
 
 

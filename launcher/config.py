@@ -47,7 +47,14 @@ class Data(_Section):
         None, description="ScienceQA folder, .jsonl, .csv, or datasets' save_to_disk; none: the embedded MiniSQA"
     )
     mini_sqa: MiniSQA = MiniSQA()
-    shards_dir: str | None = Field(None, description="folder of the shards; default data/<name>-<fingerprint>")
+    shards_dir: str | None = Field(
+        None, description="folder of the shards, or the URL of a finished one (s3, gs, http, hf); default data/<name>-<fingerprint>"
+    )
+    remote: Literal["cache", "ranges"] = Field(
+        "cache", description="remote shards: keep them whole on each machine, or read what is needed of them and keep nothing"
+    )
+    cache_dir: str = Field("~/.cache/mmcot", description="where remote shards and indexes are kept")
+    cache_gb: PositiveFloat = Field(50.0, description="remote shards kept on a machine, in gigabytes; the longest unused go first")
     samples_per_shard: PositiveInt = Field(512, description="questions a shard")
     features: str | None = Field("patch", description="vision features to train on; none: text alone")
     max_pictures: PositiveInt = Field(1, description="pictures a question brings at most; what is beyond is counted")
@@ -95,6 +102,7 @@ class Training(_Section):
     micro_batch_size: PositiveInt = Field(4, description="questions a forward pass of one worker")
     window_shards: PositiveInt = Field(4, description="shards shuffled together")
     group_by_length: bool = Field(True, description="make micro-batches of questions alike in length")
+    loader_processes: NonNegativeInt = Field(0, description="processes a worker that read and tokenize ahead; 0: a thread")
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="number format of the forward pass")
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")

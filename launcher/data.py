@@ -21,6 +21,7 @@ from data_shards.features import FeatureError, FeaturesOf, features_of_pictures,
 from data_shards.mini_sqa import VERSION as MINI_SQA_VERSION
 from data_shards.mini_sqa import write_mini_sqa
 from data_shards.questions import SPLITS
+from data_shards.remote import is_remote, local_folder, mirror_folder, origin_of
 from data_shards.sources import read_questions
 from data_shards.storage import commit_folder, commit_json, exclusive, fingerprint, read_json, sha256_of_file
 from data_shards.writer import (
@@ -47,11 +48,25 @@ _TEXT_SUFFIXES = (".jsonl", ".csv", ".json", ".arrow")
 
 @dataclasses.dataclass(frozen=True)
 class DataFolder:
-    """A finished data folder: where it is and what it holds."""
+    """A finished data folder: where it is and what it holds.
+
+    ``path`` is on this machine; ``location`` is what another machine needs to find it: the
+    same path, or the URL that ``path`` mirrors.
+    """
 
     path: Path
     text: dict[str, Any]
     features: dict[str, Any] | None
+
+    @property
+    def location(self) -> str:
+        """Absolute path or URL."""
+        return origin_of(self.path) or str(self.path.absolute())
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the folder lies behind a URL."""
+        return origin_of(self.path) is not None
 
     @property
     def ceilings(self) -> dict[str, Any] | None:
@@ -72,6 +87,8 @@ def prepare_data(settings: Settings, report: Report = print) -> DataFolder:
     Raises:
         SettingsError: data.shards_dir holds the shards of another data set.
     """
+    if settings.data.shards_dir and is_remote(settings.data.shards_dir):
+        return _open_remote(settings)
     if settings.data.shards_dir and is_indexed(settings.data.shards_dir):
         return _prepare_indexed(settings, Path(settings.data.shards_dir), report)
     source = _source_folder(settings.data, report)
@@ -131,6 +148,16 @@ def is_indexed(shards_dir: str | Path) -> bool:
     return path.exists() and "indexed" in read_json(path)
 
 
+def _open_remote(settings: Settings) -> DataFolder:
+    url = settings.data.shards_dir
+    if settings.data.path is not None:
+        raise SettingsError(f"data.shards_dir {url} is finished, so data.path ({settings.data.path}) would not be read; leave it out")
+    shards_dir = mirror_folder(url, settings.data.cache_dir, features=settings.data.features)
+    if "tokenizer" in _missing(settings, shards_dir):
+        raise SettingsError(f"{url} holds no tokenizer; set model.pretrained, or copy there a folder that was built without one set")
+    return open_data(settings.data, shards_dir)
+
+
 def _prepare_indexed(settings: Settings, shards_dir: Path, report: Report) -> DataFolder:
     if settings.data.path is not None:
         raise SettingsError(
@@ -171,8 +198,13 @@ def describe_data(folder: DataFolder) -> list[str]:
     return lines
 
 
-def check_data(shards_dir: str | Path, report: Report = print) -> int:
-    """Verify every shard of a folder and look for repeated questions; returns the number of samples checked."""
+def check_data(shards_dir: str | Path, report: Report = print, *, features: str | None = None) -> int:
+    """Verify every shard of a folder and look for repeated questions; returns the number of samples checked.
+
+    Args:
+        features: which to check of a remote folder, whose files cannot be listed; locally all are.
+    """
+    shards_dir = local_folder(shards_dir, Data().cache_dir, features=features)
     total = 0
     for name, num_samples in check_shards(shards_dir):
         report(f"ok  {name}  {num_samples:,} samples")

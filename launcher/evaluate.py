@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from data_shards import writer
 from data_shards.rationales import Task, read_lines
 from data_shards.storage import commit_bytes
-from data_shards.stream import SplitReader
+from data_shards.writer import manifest_shards, read_manifest
 from mmcot.answers import parse_answer
 from mmcot.metrics import COLUMNS, expected_accuracy_table, score_report
 from mmcot.problem import Problem
@@ -22,11 +23,9 @@ from mmcot.prompts import gold_rationale
 
 def read_problems(shards_dir: str | Path, split: str) -> dict[str, Problem]:
     """The questions of a split by qid, in shard order."""
-    reader = SplitReader(shards_dir, split)
-    try:
-        return {str(reader.qids[sample]): reader.problem(sample) for sample in range(len(reader))}
-    finally:
-        reader.close()
+    folder = Path(shards_dir) / "text"
+    shards = manifest_shards(read_manifest(folder), split)
+    return {problem.qid: problem for shard in shards for problem in writer.read_problems(folder, shard)}
 
 
 def write_predictions(

@@ -69,17 +69,19 @@ class GenerationWorker:
             )  # fmt: skip
         samples = self.samples[task.split]
         numbers = samples.reader.samples_of_shard(task.shard)[task.start : task.start + task.num_samples]
+        if samples.is_remote:
+            samples.prefetch(numbers)
         texts = generate_texts(
             self.model,
             self.tokenizer,
-            [samples.encode(samples.reader.problem(number)).source_ids for number in numbers],
+            [samples.encode(number).source_ids for number in numbers],
             [samples.reader.features(number) for number in numbers],
             feature_shape=samples.reader.feature_shape,
             max_new_tokens=spec.max_target_tokens,
             batch_size=job.settings.generation.batch_size,
         )
         lines = [
-            {"qid": str(samples.reader.qids[number]), job.stage: text.text, "num_tokens": text.num_tokens, "finish": text.finish}
+            {"qid": samples.reader.qid(number), job.stage: text.text, "num_tokens": text.num_tokens, "finish": text.finish}
             for number, text in zip(numbers, texts, strict=True)
         ]
         if job.run_dir is not None and job.attempt is not None:

@@ -77,8 +77,8 @@ class _Pipeline:
             for split, pictures in (self.folder.features or {}).get("counts", {}).items():
                 counts |= {f"{split}_{name}": float(value) for name, value in pictures.items()}
             child.log_scores(counts)
-            child.log_params({"shards_dir": self.folder.path, **self.folder.fingerprints()})
-            return self.folder.fingerprints() | {"shards_dir": str(self.folder.path.absolute())}
+            child.log_params({"shards_dir": self.folder.location, **self.folder.fingerprints()})
+            return self.folder.fingerprints() | {"shards_dir": self.folder.location}
 
         self._step("data", self.folder.fingerprints(), run)
 
@@ -193,36 +193,35 @@ class _Pipeline:
 
     def _train_job(self, stage: str, inputs: dict[str, Any]) -> TrainJob:
         """Count tokens, fix the number of steps and say what was cut off."""
-        from launcher.samples import cached_lengths, load_tokenizer, make_plan, open_stage
+        from launcher.lengths import LengthsOf, cached_lengths, read_lengths
+        from launcher.samples import make_plan
 
         settings, spec = self.settings, getattr(self.settings, stage)
-        tokenizer = load_tokenizer(settings, self.folder.path)
-        rationales_dir = self.run_dir.rationales if stage == "answer" else None
-        cache = self.folder.path / "lengths"
+        rationales_dir = str(self.run_dir.rationales.absolute()) if stage == "answer" else None
+        cache = self.run_dir.lengths if self.folder.is_remote else self.folder.path / "lengths"
         paths, lengths, shards = {}, {}, {}
         for split in ("train", "val"):
-            samples = open_stage(
-                settings, stage, split, shards_dir=self.folder.path, tokenizer=tokenizer, rationales_dir=rationales_dir
-            )
+            whose = LengthsOf(settings, stage, split, self.folder.location, rationales_dir)
+            samples = whose.open()
             depends = inputs | spec.model_dump() | {"split": split, "use_caption": settings.data.use_caption}
             depends |= {"rationale_format": settings.rationale.format}  # gold rationales have its form
-            shards[split] = samples.reader.shard_of_sample
-            lengths[split] = cached_lengths(samples, cache, depends)
-            paths[split] = str((cache / f"{fingerprint(depends)}.npz").absolute())
+            paths[split] = str(cached_lengths(whose, samples, cache, depends).absolute())
+            lengths[split], shards[split] = read_lengths(paths[split]), samples.reader.shard_of_sample
             for side in ("source", "target"):
                 if cut := int((lengths[split][f"{side}_cut"] > 0).sum()):
                     limit = getattr(spec, f"max_{side}_tokens")
                     self.report(f"{cut:,} of {len(samples):,} {side}s of {split} were cut at {limit} tokens ({stage})")
         plan = make_plan(settings, lengths["train"], shards["train"], epoch=0)
         num_steps = spec.num_steps or math.ceil(spec.num_epochs * plan.num_steps)
+        workers = settings.cluster.num_workers
         self.report(
             f"{num_steps:,} steps of {settings.training.global_batch_size} questions, {plan.num_steps:,} an epoch, "
-            f"padding factor {plan.padding_factor():.2f}"
+            f"padding factor {plan.padding_factor():.2f}, imbalance of {workers} workers {plan.imbalance(workers):.2f}"
         )
         return TrainJob(
             stage=stage, settings=_with_absolute_model(settings), run_dir=str(self.run_dir.path.absolute()),
-            shards_dir=str(self.folder.path.absolute()), lengths=paths, num_steps=num_steps, attempt=self.attempt,
-            rationales_dir=str(rationales_dir.absolute()) if rationales_dir else None,
+            shards_dir=self.folder.location, lengths=paths, num_steps=num_steps, attempt=self.attempt,
+            rationales_dir=rationales_dir,
         )  # fmt: skip
 
     def _generate(
@@ -236,7 +235,7 @@ class _Pipeline:
         self._open_ray()
         job = GenerationJob(
             stage=stage, settings=self.settings, model_dir=str(self.run_dir.model(stage).absolute()),
-            shards_dir=str(self.folder.path.absolute()), output_dir=str(output_dir.absolute()),
+            shards_dir=self.folder.location, output_dir=str(output_dir.absolute()),
             rationales_dir=str(self.run_dir.rationales.absolute()) if stage == "answer" else None,
             run_dir=str(self.run_dir.path.absolute()), attempt=self.attempt,
         )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from data_shards.remote import is_remote
 from launcher.config import Settings, SettingsError
 from launcher.data import ready_made_file
 from mmcot.prompts import split_format
@@ -76,6 +77,8 @@ def _check_features(settings: Settings) -> None:
         return
     if settings.data.shards_dir is None:
         where = f"data.shards_dir is not set, so the shards would be built without features/{name}"
+    elif is_remote(settings.data.shards_dir):
+        return  # opening it will tell
     else:
         folder = Path(settings.data.shards_dir) / "features" / name
         if (folder / "manifest.json").exists():

@@ -58,6 +58,10 @@ class RunDir:
         return self.path / "logs" / f"{stage}-ledger-rank{rank}.jsonl"
 
     @property
+    def lengths(self) -> Path:
+        return self.path / "lengths"
+
+    @property
     def rationales(self) -> Path:
         return self.path / "rationales"
 
@@ -109,8 +113,8 @@ def claim_settings(run_dir: RunDir, settings: Settings) -> None:
         )
 
 
-def shards_dir_of(run_dir: RunDir) -> Path:
-    """The data folder a run was made with.
+def shards_dir_of(run_dir: RunDir) -> str:
+    """The data folder a run was made with: its path or URL.
 
     Raises:
         RunError: the run's data step is not done.
@@ -118,7 +122,7 @@ def shards_dir_of(run_dir: RunDir) -> Path:
     marker = run_dir.marker("data")
     if marker is None:
         raise RunError(f"{run_dir.path} has no finished data step; give the folder of a run, such as runs/demo")
-    return Path(marker["outputs"]["shards_dir"])
+    return marker["outputs"]["shards_dir"]
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ into a batch. Training, validation and generation read through the same object.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,12 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from data_shards.index import ShardError
+from data_shards.members import RemoteAccess
 from data_shards.plan import Plan
-from data_shards.rationales import read_rationales
-from data_shards.storage import committing, fingerprint, read_json
-from data_shards.stream import SplitReader
+from data_shards.rationales import RationaleReader
+from data_shards.reader import SplitReader
+from data_shards.remote import local_folder
+from data_shards.storage import fingerprint, read_json
 from launcher.config import Settings
 from mmcot.encoding import EncodedPair, collate, encode_pair
 from mmcot.problem import Problem
@@ -32,6 +35,10 @@ class Block:
     tensors: dict[str, torch.Tensor]
     qids: tuple[str, ...]
 
+    def pin_memory(self) -> Block:
+        """The same block in page-locked memory."""
+        return Block({name: tensor.pin_memory() for name, tensor in self.tensors.items()}, self.qids)
+
     @property
     def labels(self) -> torch.Tensor:
         return self.tensors["labels"]
@@ -41,7 +48,7 @@ class StageSamples:
     """One split as a stage sees it.
 
     Args:
-        rationales: text by qid for a format that reads one; None otherwise.
+        rationale_of: (sample number, problem) to its rationale, for a format that reads one; None otherwise.
     """
 
     def __init__(
@@ -53,23 +60,35 @@ class StageSamples:
         use_caption: bool,
         max_source_tokens: int,
         max_target_tokens: int,
-        rationales: Mapping[str, str] | None = None,
+        rationale_of: Callable[[int, Problem], str] | None = None,
     ) -> None:
         self.reader, self.tokenizer = reader, tokenizer
         self.format, self.use_caption = format, use_caption
         self.max_source_tokens, self.max_target_tokens = max_source_tokens, max_target_tokens
-        self.rationales = rationales
+        self.rationale_of = rationale_of
+        self.is_remote = reader.is_remote
 
     def __len__(self) -> int:
         return len(self.reader)
 
-    def encode(self, problem: Problem) -> EncodedPair:
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that reading has taken so far."""
+        return self.reader.bytes_read
+
+    @property
+    def bytes_needed(self) -> int:
+        """Bytes of them that were members asked for."""
+        return self.reader.bytes_needed
+
+    def prefetch(self, samples: np.ndarray) -> None:
+        """Announce samples that will be loaded."""
+        self.reader.prefetch(samples)
+
+    def encode(self, sample: int) -> EncodedPair:
         """Prompt and target of a question as token ids."""
-        rationale = None
-        if self.rationales is not None:
-            if problem.qid not in self.rationales:
-                raise ShardError(f"question {problem.qid} of split {self.reader.split!r} has no rationale; run `mmcot rationales`")
-            rationale = self.rationales[problem.qid]
+        problem = self.reader.problem(sample)
+        rationale = self.rationale_of(sample, problem) if self.rationale_of else None
         source, target = build_pair(problem, self.format, use_caption=self.use_caption, rationale=rationale)
         return encode_pair(
             self.tokenizer, source, target,
@@ -78,31 +97,19 @@ class StageSamples:
 
     def load_block(self, samples: np.ndarray, is_dummy: bool = False) -> Block:
         """Read and collate a block of samples."""
-        problems = [self.reader.problem(sample) for sample in samples]
         tensors = collate(
-            [self.encode(problem) for problem in problems],
+            [self.encode(sample) for sample in samples],
             [self.reader.features(sample) for sample in samples],
             feature_shape=self.reader.feature_shape,
             pad_token_id=self.tokenizer.pad_token_id,
             is_dummy=is_dummy,
         )
-        return Block(tensors, () if is_dummy else tuple(problem.qid for problem in problems))
-
-    def lengths(self) -> dict[str, np.ndarray]:
-        """Token counts of every sample, int32 [N]: source, target, source_cut, target_cut."""
-        pairs = [self.encode(self.reader.problem(sample)) for sample in range(len(self))]
-        columns = {
-            "source": [len(pair.source_ids) for pair in pairs],
-            "target": [len(pair.target_ids) for pair in pairs],
-            "source_cut": [pair.source_cut for pair in pairs],
-            "target_cut": [pair.target_cut for pair in pairs],
-        }
-        return {name: np.asarray(values, dtype=np.int32) for name, values in columns.items()}
+        return Block(tensors, () if is_dummy else tuple(self.reader.qid(sample) for sample in samples))
 
 
 def load_tokenizer(settings: Settings, shards_dir: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer of the pretrained model, or the one trained beside the shards."""
-    return AutoTokenizer.from_pretrained(settings.model.pretrained or Path(shards_dir) / "tokenizer")
+    return AutoTokenizer.from_pretrained(settings.model.pretrained or _local(settings, shards_dir) / "tokenizer")
 
 
 def open_stage(
@@ -114,23 +121,39 @@ def open_stage(
     tokenizer: PreTrainedTokenizerBase,
     rationales_dir: str | Path | None,
 ) -> StageSamples:
-    """Open one split for the stage "rationale" or "answer"."""
-    spec = getattr(settings, stage)
-    reader = SplitReader(shards_dir, split, features=settings.data.features)
-    rationales = None
+    """Open one split for the stage "rationale" or "answer".
+
+    Args:
+        shards_dir: folder or URL of the data folder.
+    """
+    spec, data = getattr(settings, stage), settings.data
+    access = RemoteAccess(data.remote, data.cache_dir, int(data.cache_gb * 1e9))
+    reader = SplitReader(_local(settings, shards_dir), split, features=data.features, access=access)
+    rationale_of = None
     if "G" in split_format(spec.format)[0]:
         if split == "train" and settings.answer.rationale_source == "gold":
-            problems = (reader.problem(sample) for sample in range(len(reader)))
-            rationales = {problem.qid: gold_rationale(problem, settings.rationale.format) for problem in problems}
+            rationale_of = partial(_gold_rationale, settings.rationale.format)
         elif rationales_dir is None:
             raise ShardError(f"format {spec.format} reads rationales; give the folder that holds them")
         else:
-            rationales = read_rationales(rationales_dir, split)
+            rationale_of = partial(_written_rationale, reader, RationaleReader(rationales_dir, split))
     return StageSamples(
         reader, tokenizer,
-        format=spec.format, use_caption=settings.data.use_caption, rationales=rationales,
+        format=spec.format, use_caption=data.use_caption, rationale_of=rationale_of,
         max_source_tokens=spec.max_source_tokens, max_target_tokens=spec.max_target_tokens,
     )  # fmt: skip
+
+
+def _local(settings: Settings, shards_dir: str | Path) -> Path:
+    return local_folder(shards_dir, settings.data.cache_dir, features=settings.data.features)
+
+
+def _gold_rationale(format: str, sample: int, problem: Problem) -> str:
+    return gold_rationale(problem, format)
+
+
+def _written_rationale(reader: SplitReader, rationales: RationaleReader, sample: int, problem: Problem) -> str:
+    return rationales.text(*reader.place(sample), problem.qid)
 
 
 def make_plan(
@@ -146,18 +169,8 @@ def make_plan(
     )  # fmt: skip
 
 
-def cached_lengths(samples: StageSamples, cache_dir: str | Path, inputs: dict) -> dict[str, np.ndarray]:
-    """The lengths of all samples, computed once for these ``inputs`` (anything they depend on)."""
-    path = Path(cache_dir) / f"{fingerprint(inputs)}.npz"
-    if not path.exists():
-        with committing(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **samples.lengths())
-    with np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
-
-
 def tokenizer_fingerprint(settings: Settings, shards_dir: str | Path) -> str:
     """Names the tokenizer: its id, or the content of the trained one."""
     if settings.model.pretrained:
         return settings.model.pretrained
-    return fingerprint(read_json(Path(shards_dir) / "tokenizer" / "tokenizer.json"))
+    return fingerprint(read_json(_local(settings, shards_dir) / "tokenizer" / "tokenizer.json"))

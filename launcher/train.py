@@ -15,21 +15,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
 from data_shards.plan import Plan
 from data_shards.storage import commit_folder
-from data_shards.stream import stream_blocks
 from launcher.checkpoint import check_probe, latest_checkpoint, load_checkpoint, save_checkpoint
 from launcher.config import Settings
 from launcher.engine import build_engine, full_state_dict, init_distributed, learning_rate, set_learning_rate
 from launcher.jobs import TrainJob
 from launcher.journal import Journal
 from launcher.ledger import Ledger
+from launcher.loader import StageStream, load_steps
 from launcher.run_dir import RunDir
-from launcher.samples import Block, StageSamples, load_tokenizer, make_plan, open_stage
+from launcher.samples import Block, StageSamples, load_tokenizer
 from mmcot.loss import count_target_tokens, token_loss_sum
 from mmcot.model import MultimodalT5Config, T5ForMultimodalGeneration
 
@@ -53,25 +52,27 @@ def train(
     init_distributed(use_gpu=settings.cluster.use_gpu)
     _LOG.info("rank %d of %d joined its group, process %d", rank, world_size, os.getpid())
     tokenizer = load_tokenizer(settings, job.shards_dir)
-    samples = {split: _open(job, split, tokenizer) for split in ("train", "val")}
-    plans = {split: _plans(job, split, samples[split]) for split in samples}
-    engine = build_engine(lambda: build_model(settings, samples["train"]), training, world_size=world_size)
-    first_plan = plans["train"](0)
+    streams = {split: StageStream(job, split).open() for split in ("train", "val")}
+    samples = streams["train"].samples
+    engine = build_engine(lambda: build_model(settings, samples), training, world_size=world_size)
+    first_plan, val_plan = streams["train"].plan(0), streams["val"].plan(0)
     facts = {
         "plan_fingerprint": first_plan.fingerprint,
         "world_size": world_size, "zero_stage": training.zero_stage, "precision": training.precision,
     }  # fmt: skip
-    step = _resume(engine, run_dir.checkpoints(job.stage), facts, samples["train"], first_plan)
+    step = _resume(engine, run_dir.checkpoints(job.stage), facts, samples, first_plan)
     steps_per_epoch = first_plan.num_steps
     _LOG.info("ready to go on at step %d of %d", step, job.num_steps)
     journal = Journal(run_dir.journal(job.stage)) if rank == 0 else None
     ledger = Ledger(run_dir.ledger(job.stage, rank), steps_per_epoch) if training.ledger else None
+    traffic = [0.0, 0.0]
     clock = time.perf_counter()
 
-    for step, blocks in stream_blocks(
-        plans["train"], samples["train"].load_block,
-        rank=rank, world_size=world_size, first_step=step, num_steps=job.num_steps,
-    ):  # fmt: skip
+    for loaded in load_steps(
+        job, rank=rank, world_size=world_size, steps=range(step, job.num_steps), pin_memory=settings.cluster.use_gpu
+    ):
+        step, blocks = loaded.number, loaded.blocks
+        traffic = [traffic[0] + loaded.bytes_read, traffic[1] + loaded.bytes_needed]
         num_targets, num_sources, num_questions = _global_sum(engine, _count(blocks))
         set_learning_rate(engine, learning_rate(step, training=training, total_steps=job.num_steps))
         engine.train()
@@ -94,16 +95,17 @@ def train(
                 "epoch": done / steps_per_epoch,
                 **_rates(time.perf_counter() - clock, num_targets + num_sources, num_questions),
                 **_gradient_norm(engine),
+                **_traffic(*_global_sum(engine, traffic)),
             }
             if journal:
                 journal.log(done, metrics)
         if _due(done, training.validate_every, job):
-            validation = validation_loss(engine, samples["val"], plans["val"](0), rank=rank, world_size=world_size)
+            validation = validation_loss(engine, streams["val"], val_plan.num_steps, rank=rank, world_size=world_size)
             if journal:
                 journal.log(done, {"validation_loss": validation})
             report({"step": done, "validation_loss": validation})
         if _due(done, training.checkpoint_every, job):
-            facts["probe_loss"] = _probe_loss(engine, samples["train"], first_plan)
+            facts["probe_loss"] = _probe_loss(engine, samples, first_plan)
             _check_finite(facts["probe_loss"], step, "loss of the probe batch after the update")
             save_checkpoint(
                 engine, run_dir.checkpoints(job.stage), step=done, facts=facts, keep=training.keep_checkpoints,
@@ -144,14 +146,12 @@ def _check_vision_dim(pretrained: str, dim: int) -> None:
         )
 
 
-def validation_loss(engine: Any, samples: StageSamples, plan: Plan, *, rank: int, world_size: int) -> float:
+def validation_loss(engine: Any, stream: StageStream, num_steps: int, *, rank: int, world_size: int) -> float:
     """Teacher-forced loss a target token over a whole split."""
     engine.eval()
     total = [0.0, 0.0]
-    for _, blocks in stream_blocks(
-        lambda epoch: plan, samples.load_block, rank=rank, world_size=world_size, first_step=0, num_steps=plan.num_steps
-    ):
-        for _, block in blocks:
+    for step in stream.steps(rank=rank, world_size=world_size, steps=range(num_steps)):
+        for _, block in step.blocks:
             with torch.no_grad():
                 total[0] += _block_loss(engine, block).item()
             total[1] += count_target_tokens(block.labels)
@@ -172,21 +172,8 @@ def export_model(engine: Any, tokenizer: Any, folder: Path, *, may_commit: Calla
     dist.barrier()
 
 
-def _open(job: TrainJob, split: str, tokenizer: Any) -> StageSamples:
-    return open_stage(
-        job.settings, job.stage, split, shards_dir=job.shards_dir, tokenizer=tokenizer, rationales_dir=job.rationales_dir
-    )
-
-
 def _due(done: int, every: int, job: TrainJob) -> bool:
     return done % every == 0 or done == job.num_steps
-
-
-def _plans(job: TrainJob, split: str, samples: StageSamples) -> Callable[[int], Plan]:
-    """Epoch to plan, from the token counts that were computed before the start."""
-    with np.load(job.lengths[split], allow_pickle=False) as stored:
-        lengths = dict(stored)
-    return lambda epoch: make_plan(job.settings, lengths, samples.reader.shard_of_sample, epoch=epoch)
 
 
 def _resume(engine: Any, folder: Path, facts: dict[str, Any], samples: StageSamples, plan: Plan) -> int:
@@ -237,6 +224,11 @@ def _dropout_seed(seed: int, step: int, index: int) -> int:
 
 def _rates(seconds: float, num_tokens: float, num_questions: float) -> dict[str, float]:
     return {"tokens_per_s": num_tokens / seconds, "questions_per_s": num_questions / seconds, "step_time_s": seconds}
+
+
+def _traffic(bytes_read: float, bytes_needed: float) -> dict[str, float]:
+    """What reading took since the start, over all ranks; 1.0 is not a byte too many."""
+    return {"gigabytes_read": bytes_read / 1e9, "bytes_read_per_needed": bytes_read / max(1.0, bytes_needed)}
 
 
 def _gradient_norm(engine: Any) -> dict[str, float]:

@@ -47,19 +47,17 @@ def tiny_data(workplace, tiny_settings):
 def make_job(tiny_settings, tiny_data, workplace):
     """A function that prepares a stage-one training of five steps in a folder of its own."""
     from data_shards.storage import commit_json
-    from launcher.samples import cached_lengths, load_tokenizer, open_stage
     from launcher.jobs import TrainJob
+    from launcher.lengths import LengthsOf, cached_lengths
+    from launcher.samples import load_tokenizer
     from launcher.train import build_model
 
     tokenizer = load_tokenizer(tiny_settings, tiny_data.path)
     pretrained = workplace / "pretrained"  # so that every ZeRO stage starts from the same weights
     lengths = {}
     for split in ("train", "val"):
-        samples = open_stage(
-            tiny_settings, "rationale", split, shards_dir=tiny_data.path, tokenizer=tokenizer, rationales_dir=None
-        )
-        cached_lengths(samples, workplace / f"lengths-{split}", {})
-        lengths[split] = str(next((workplace / f"lengths-{split}").glob("*.npz")))
+        whose = LengthsOf(tiny_settings, "rationale", split, str(tiny_data.path), None)
+        lengths[split] = str(cached_lengths(whose, samples := whose.open(), workplace / "lengths", {"split": split}))
     build_model(tiny_settings, samples).save_pretrained(pretrained)
     tokenizer.save_pretrained(pretrained)
 

@@ -16,7 +16,7 @@ from data_shards.existing import index_tars
 from data_shards.index import ShardError
 from data_shards.pictures import PictureError, open_picture
 from data_shards.sources import read_questions
-from data_shards.stream import SplitReader
+from data_shards.reader import SplitReader
 from data_shards.writer import check_shards
 from launcher.config import SettingsError, load_settings
 from launcher.data import check_data, describe_data, prepare_data, require_all_splits

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from data_shards.features import FeatureError, ready_made_features
-from data_shards.stream import SplitReader
+from data_shards.reader import SplitReader
 from launcher.config import SettingsError, load_settings
 from launcher.data import prepare_data
 from launcher.preflight import check_settings

@@ -12,10 +12,11 @@ import pytest
 import webdataset as wds
 
 from data_shards.index import ShardError, build_index
-from data_shards.rationales import close_output, list_tasks, open_output, read_rationales, write_task
+from data_shards.rationales import RationaleReader, close_output, list_tasks, open_output, read_rationales, write_task
 from data_shards.storage import sha256_of_file
 from data_shards.sources import read_questions
-from data_shards.stream import SplitReader, stream_blocks
+from data_shards.reader import SplitReader
+from data_shards.stream import load_ahead, walk_steps
 from data_shards.writer import check_shards, manifest_shards, read_manifest, write_text_shards
 from launcher.data import describe_data, prepare_data
 from mmcot.problem import Problem, ProblemError
@@ -113,30 +114,62 @@ def test_a_split_that_lists_an_unknown_question_is_refused(workplace, tmp_path, 
         read_questions(source)
 
 
-def test_steps_can_be_streamed_from_anywhere_and_dummies_fill_the_last_batch(tiny_data):
+class Numbers:
+    """Samples that are their own numbers."""
+
+    bytes_read = bytes_needed = 0
+
+    def __init__(self, is_remote=False):
+        self.is_remote, self.announced, self.loaded = is_remote, [], []
+
+    def load_block(self, samples, is_dummy):
+        assert not self.is_remote or set(samples) <= set(np.concatenate(self.announced[-2:]))
+        self.loaded.append(samples)
+        return tuple(samples), is_dummy
+
+    def prefetch(self, samples):
+        self.announced.append(samples)
+
+
+def small_plan(epoch):
     from data_shards.plan import Plan
 
-    def plan_of_epoch(epoch):
-        return Plan(np.ones(10), np.ones(10), np.zeros(10), seed=0, epoch=epoch, global_batch_size=4, micro_batch_size=2)
+    return Plan(np.ones(10), np.ones(10), np.arange(10) // 3, seed=0, epoch=epoch, global_batch_size=4, micro_batch_size=2, window_shards=1)
 
-    def steps(first_step):
-        return list(stream_blocks(plan_of_epoch, lambda samples, is_dummy: (tuple(samples), is_dummy), rank=1, world_size=2, first_step=first_step, num_steps=7))
 
-    whole = steps(0)
-    assert [step for step, _ in whole] == list(range(7))
-    assert steps(4) == whole[4:]
-    assert whole[2][1][0][1][1] is True  # ten samples, two ranks: the third step has one block
+def walk(steps, samples=None, world_size=2):
+    return list(walk_steps(small_plan, samples or Numbers(), rank=1, world_size=world_size, steps=steps))
+
+
+def test_steps_can_be_streamed_from_anywhere_and_dummies_fill_the_last_batch():
+    whole = walk(range(7))
+    assert [step.number for step in whole] == list(range(7))
+    assert walk(range(4, 7)) == whole[4:]
+    assert whole[2].blocks[0][1][1] is True  # ten samples, two ranks: the third step has one block
+
+
+@pytest.mark.parametrize("walkers", [1, 2, 3, 5])
+def test_walkers_that_share_the_work_yield_what_one_alone_does(walkers):
+    shared = [walk(range(7)[i::walkers]) for i in range(walkers)]
+    assert [shared[step % walkers][step // walkers] for step in range(7)] == walk(range(7))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_all_that_is_read_was_announced_in_this_window_or_the_one_before(world_size):
+    samples = Numbers(is_remote=True)
+    assert len(walk(range(7), samples, world_size) if world_size > 1 else list(walk_steps(small_plan, samples, rank=0, world_size=1, steps=range(7)))) == 7
+    assert len(samples.announced) > 2 and sum(map(len, samples.announced)) == sum(map(len, samples.loaded))
 
 
 def test_an_error_in_the_reading_thread_reaches_the_training_loop():
-    from data_shards.plan import Plan
-
-    def load(samples, is_dummy):
+    def items():
+        yield 1
         raise ShardError("broken")
 
-    plan = Plan(np.ones(4), np.ones(4), np.zeros(4), seed=0, epoch=0, global_batch_size=4, micro_batch_size=2)
+    loaded = load_ahead(items())
+    assert next(loaded) == 1
     with pytest.raises(ShardError, match="broken"):
-        list(stream_blocks(lambda epoch: plan, load, rank=0, world_size=1, first_step=0, num_steps=1))
+        next(loaded)
 
 
 def test_tasks_cover_every_sample_once_and_rationales_join_by_qid(tiny_data, tmp_path):
@@ -154,6 +187,11 @@ def test_tasks_cover_every_sample_once_and_rationales_join_by_qid(tiny_data, tmp
         read_rationales(tmp_path, "train")
     close_output(tmp_path, files=files, summary={})
     assert read_rationales(tmp_path, "train") == {qid: f"r{qid}\u2028" for qid in reader.qids}
+    rationales = RationaleReader(tmp_path, "train")
+    for sample in (63, 0, 25, 26):
+        assert rationales.text(*reader.place(sample), reader.qid(sample)) == f"r{reader.qid(sample)}\u2028"
+    with pytest.raises(ShardError, match="question other of split 'train' has no rationale"):
+        rationales.text(0, 3, "other")
     path.write_bytes(path.read_bytes().replace(b"r", b"R", 1))
     with pytest.raises(ShardError, match="not what was written"):
         read_rationales(tmp_path, "train")

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from data_shards.storage import commit_json, read_json
-from data_shards.stream import SplitReader
+from data_shards.reader import SplitReader
 from launcher.engine import learning_rate
 from launcher.ledger import LedgerError, prove_ledger
 from launcher.journal import Journal, JournalReader
@@ -76,6 +76,14 @@ def test_the_ledger_of_a_killed_and_resumed_training_adds_up_and_a_forged_one_do
     path.write_text("".join(json.dumps(line) + "\n" for line in forged))
     with pytest.raises(LedgerError, match=rf"epoch 0: used twice \['{stolen}'\], never"):
         prove_ledger(run_dir, "rationale", qids)
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_loader_processes_load_what_the_thread_loads(make_job, undisturbed, processes):
+    job = make_job(f"loaders-{processes}", loader_processes=processes)
+    weights = trained(job)
+    _, expected = undisturbed
+    assert all((weights[name] == expected[name]).all() for name in expected)
 
 
 def test_one_rank_computes_the_losses_and_weights_of_two(make_job, undisturbed):

@@ -1,0 +1,204 @@
+"""The samples of a split, by number: text and features joined index by index.
+
+A sample is one checksummed read a member. Where tars are remote, ``prefetch`` asks for
+what will be needed, in few requests, and reading waits for what it needs of them.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from data_shards.index import ShardError
+from data_shards.members import Members, RemoteAccess
+from data_shards.ranges import plan_ranges
+from data_shards.writer import problem_of_member, read_manifest
+from mmcot.problem import Problem
+
+_REQUESTS = 16  # at a time
+_WINDOWS_HELD = 2  # the one in use and the next
+_NPY_MAGIC = b"\x93NUMPY\x01\x00"
+
+
+class SplitReader:
+    """The samples of one split of a data folder, by number in shard order.
+
+    Args:
+        shards_dir: a local data folder; its tars may lie elsewhere.
+        features: name of the feature folder to join, or None for text alone.
+        access: how remote tars are read.
+
+    Raises:
+        ShardError: a manifest or index is missing, or features and text do not match.
+    """
+
+    def __init__(
+        self, shards_dir: str | Path, split: str, *, features: str | None = None, access: RemoteAccess = RemoteAccess()
+    ) -> None:
+        shards_dir = Path(shards_dir)
+        self.split = split
+        self._text = Members(shards_dir / "text", split, "json", access)
+        self._features: Members | None = None
+        self.feature_shape = (0, 0)
+        if features is not None:
+            folder = shards_dir / "features" / features
+            if not folder.exists():
+                raise ShardError(f"{folder} does not exist; build it with `mmcot data shard`, or set data.features")
+            self._features = Members(folder, split, "npy", access)
+            if [s.num_samples for s in self._features.shards] != [s.num_samples for s in self._text.shards]:
+                raise ShardError(f"{folder} does not hold the questions of {shards_dir / 'text'}; build it again")
+            manifest = read_manifest(folder)
+            self.feature_shape = (manifest["num_patches"], manifest["dim"])
+        self.bytes_needed = 0
+        self._joined: set[int] = set()
+        self._pool: ThreadPoolExecutor | None = None
+        self._held: deque[dict[tuple[str, int], tuple[Future, int]]] = deque(maxlen=_WINDOWS_HELD)
+
+    def __len__(self) -> int:
+        return len(self._text)
+
+    @property
+    def qids(self) -> np.ndarray:
+        """Question ids by sample number; for a large split, ask ``qid`` instead."""
+        columns = [self._text.columns(shard)["qid"] for shard in range(len(self._text.shards))]
+        return np.concatenate(columns or [np.empty(0, object)])
+
+    def qid(self, sample: int) -> str:
+        """The question id of a sample."""
+        shard, position = self._text.place(sample)
+        return str(self._text.columns(shard)["qid"][position])
+
+    @property
+    def shard_of_sample(self) -> np.ndarray:
+        """Shard number of each sample, int32 [N]."""
+        return np.repeat(np.arange(len(self._text.shards), dtype=np.int32), [s.num_samples for s in self._text.shards])
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether any tar lies behind a URL."""
+        parts = [self._text, *([self._features] if self._features else [])]
+        return any(part.is_remote(shard) for part in parts for shard in range(len(part.shards)))
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that came from files and servers so far; ``bytes_needed`` of them were used."""
+        return self._text.bytes_read + (self._features.bytes_read if self._features else 0)
+
+    def place(self, sample: int) -> tuple[int, int]:
+        """Number of the shard in its split and position in the shard."""
+        shard, position = self._text.place(sample)
+        return self._text.shards[shard].number, position
+
+    def problem(self, sample: int) -> Problem:
+        """Read one question."""
+        shard, position = self._text.place(sample)
+        return problem_of_member(str(self._text.columns(shard)["qid"][position]), self._read(self._text, shard, position))
+
+    def features(self, sample: int) -> np.ndarray | None:
+        """Read one feature array, float16 [p, D] with p = 0 where there is no picture."""
+        if self._features is None:
+            return None
+        shard, position = self._text.place(sample)
+        self._check_joined(shard)
+        array = _parse_npy(self._read(self._features, shard, position))
+        if array.ndim != 2 or array.shape[1] != self.feature_shape[1] or len(array) > self.feature_shape[0]:
+            raise ShardError(
+                f"question {self.qid(sample)}: features of shape {array.shape}; expected at most "
+                f"{self.feature_shape}; build the feature shards again"
+            )
+        return array
+
+    def samples_of_shard(self, shard_name: str) -> np.ndarray:
+        """Sample numbers of one text shard, such as ``train-000012``, in its order."""
+        number = [shard.name for shard in self._text.shards].index(shard_name)
+        return np.arange(self._text.first_sample[number], self._text.first_sample[number + 1])
+
+    def prefetch(self, samples: np.ndarray, *, features: bool = True) -> None:
+        """Start fetching what reading these samples will need, in their order; the last two calls' are held.
+
+        Local tars need none of it. Memory: the bytes of these samples, while they are held.
+        """
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_REQUESTS, thread_name_prefix="prefetch")
+        parts = [self._text, *([self._features] if self._features and features else [])]
+        places = [self._text.place(sample) for sample in dict.fromkeys(map(int, samples))]
+        if not any(part.in_ranges(shard) for part in parts for shard, _ in places[:1]):
+            for shard in dict.fromkeys(shard for shard, _ in places):
+                for part in parts:
+                    if part.is_remote(shard):
+                        self._pool.submit(part.open_shard, shard)
+            return
+        self._held.append(self._fetch_ranges(parts, places))
+
+    def _fetch_ranges(self, parts: list[Members], places: list[tuple[int, int]]) -> dict:
+        shards = list(dict.fromkeys(shard for shard, _ in places))
+        list(self._pool.map(lambda pair: pair[0].columns(pair[1]), [(part, shard) for part in parts for shard in shards]))
+        keys = [(number, shard, position) for shard, position in places for number in range(len(parts))]
+        where = np.array(
+            [[parts[number].columns(shard)[name][position] for name in ("offset", "size")] for number, shard, position in keys]
+        )
+        files = np.array([number + len(parts) * shard for number, shard, _ in keys])
+        ranges, range_of_member = plan_ranges(files, where[:, 0], where[:, 1])
+        futures: dict[int, Future] = {}
+        for index in range_of_member:  # in the order of need
+            if index not in futures:
+                file, start, stop = map(int, ranges[index])
+                futures[index] = self._pool.submit(parts[file % len(parts)].fetch, file // len(parts), start, stop - start)
+        return {
+            (parts[number].extension, shard, position): (futures[index], int(offset - ranges[index][1]))
+            for (number, shard, position), (offset, _), index in zip(keys, where, range_of_member, strict=True)
+        }
+
+    def close(self) -> None:
+        """Close the shards that were opened."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+        self._held.clear()
+        for members in (self._text, self._features):
+            if members is not None:
+                members.close()
+
+    def _read(self, members: Members, shard: int, position: int) -> bytes:
+        size = int(members.columns(shard)["size"][position])
+        self.bytes_needed += size
+        for window in self._held:
+            if held := window.get((members.extension, shard, position)):
+                future, start = held
+                try:
+                    return members.check(shard, position, future.result()[start : start + size])
+                except ShardError:  # once more by itself; what is wrong now is wrong there
+                    break
+        return members.read(shard, position)
+
+    def _check_joined(self, shard: int) -> None:
+        if shard not in self._joined:
+            if not np.array_equal(self._features.columns(shard)["qid"], self._text.columns(shard)["qid"]):
+                name = self._features.shards[shard].name
+                raise ShardError(f"{self._features.folder / name} does not hold the questions of its text shard in their order; build it again")
+            self._joined.add(shard)
+
+
+def _parse_npy(data: bytes) -> np.ndarray:
+    """An array from the bytes of an .npy file, without a copy; the header of equal files is parsed once."""
+    end = 10 + int.from_bytes(data[8:10], "little")
+    if data[:8] != _NPY_MAGIC:
+        raise ShardError(f"features are not in npy format 1.0 (they begin with {data[:8]!r}); build the feature shards again")
+    dtype, shape = _parse_npy_header(data[10:end])
+    if dtype.itemsize * int(np.prod(shape)) != len(data) - end:
+        raise ShardError(f"features of shape {shape} and {dtype} have {len(data) - end} bytes; build the feature shards again")
+    return np.frombuffer(data, dtype, offset=end).reshape(shape)
+
+
+@functools.lru_cache(256)
+def _parse_npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
+    facts = ast.literal_eval(header.decode("latin1"))
+    dtype = np.dtype(facts["descr"])
+    if dtype.hasobject or facts["fortran_order"]:
+        raise ShardError(f"features of dtype {dtype}, fortran_order {facts['fortran_order']} are not read; write plain C-ordered numbers")
+    return dtype, facts["shape"]
