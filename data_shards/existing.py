@@ -71,7 +71,7 @@ def pictures_in_tars(shards_dir: str | Path) -> Callable[[Problem], list[bytes]]
     def pictures(problem: Problem) -> list[bytes]:
         found = []
         for path, offset, size, crc32 in where.get(problem.qid, []):
-            name = f"{path}, picture of {problem.qid}"
+            name = (path, problem.qid)
             if is_remote(path):
                 data = read_range(str(path), offset, size)
                 check_member(data, size=size, crc32=crc32, name=name)
@@ -105,7 +105,7 @@ def _index_features(folder: Path, text: Path, shards: list[Shard], name: str, te
             if not np.array_equal(rows["qid"], qids):
                 raise ShardError(f"{shard.path}: every question needs one .npy of features (of shape [0, D] without a picture)")
             for qid, offset, size, crc32 in zip(*rows.values(), strict=True):
-                data = read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=f"{shard.path}, {qid}")
+                data = read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=(shard.tar(text), qid))
                 array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
                 if array.ndim != 2 or array.dtype.kind != "f":
                     raise ShardError(f"{shard.path}, question {qid}: features of {array.dtype}{array.shape}, expected floats [P, D]")

@@ -90,7 +90,7 @@ def read_index(index_file: str | Path) -> pa.Table:
     return table
 
 
-def read_member(descriptor: int, *, offset: int, size: int, crc32: int, name: str) -> bytes:
+def read_member(descriptor: int, *, offset: int, size: int, crc32: int, name: tuple[str | Path, str]) -> bytes:
     """Read one member's bytes from an open tar and hold them against their checksum.
 
     Raises:
@@ -101,15 +101,15 @@ def read_member(descriptor: int, *, offset: int, size: int, crc32: int, name: st
     return data
 
 
-def check_member(data: bytes, *, size: int, crc32: int, name: str) -> None:
-    """Hold a member's bytes against its index.
+def check_member(data: bytes, *, size: int, crc32: int, name: tuple[str | Path, str]) -> None:
+    """Hold a member's bytes against its index; ``name`` is the tar and the question.
 
     Raises:
         ShardError: fewer bytes than the index says, or other ones.
     """
     if len(data) != size or zlib.crc32(data) != crc32:
         raise ShardError(
-            f"{name}: the bytes are not those that were indexed (size {len(data)} of {size}, crc32 {zlib.crc32(data):08x} "
+            f"{name[0]}, question {name[1]}: the bytes are not those that were indexed (size {len(data)} of {size}, crc32 {zlib.crc32(data):08x} "
             f"instead of {crc32:08x}); the shard was cut off or altered: write or fetch it again"
         )
 

@@ -7,8 +7,10 @@ one, or from ranges that were fetched ahead.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
+import itertools
 import os
 import threading
 from collections import OrderedDict
@@ -51,28 +53,26 @@ class Members:
     def __init__(self, folder: Path, split: str, extension: str, access: RemoteAccess) -> None:
         self.folder, self.extension, self.access = folder, extension, access
         self.shards = manifest_shards(read_manifest(folder), split)
-        self.first_sample = np.concatenate([[0], np.cumsum([shard.num_samples for shard in self.shards], dtype=np.int64)])
-        self.bytes_read = 0
+        self.locations = [str(shard.tar(folder)) for shard in self.shards]
+        self.is_remote = [is_remote(location) for location in self.locations]
+        self.first_sample = [0, *itertools.accumulate(shard.num_samples for shard in self.shards)]
+        self.bytes_read = self.num_requests = 0
         self.columns = functools.lru_cache(_OPEN_SHARDS)(self._read_columns)
         self._cache = ShardCache(access.cache_dir, max_bytes=access.cache_bytes)
         self._descriptors: OrderedDict[int, int] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return int(self.first_sample[-1])
+        return self.first_sample[-1]
 
     def place(self, sample: int) -> tuple[int, int]:
         """Shard number of a sample and its position in the shard."""
-        shard = int(np.searchsorted(self.first_sample, sample, side="right")) - 1
-        return shard, int(sample - self.first_sample[shard])
-
-    def is_remote(self, shard: int) -> bool:
-        """Whether a shard's tar lies behind a URL."""
-        return is_remote(self.shards[shard].tar(self.folder))
+        shard = bisect.bisect_right(self.first_sample, sample) - 1
+        return shard, int(sample) - self.first_sample[shard]
 
     def in_ranges(self, shard: int) -> bool:
         """Whether a shard is read by ranges from afar."""
-        return self.access.mode == "ranges" and self.is_remote(shard)
+        return self.access.mode == "ranges" and self.is_remote[shard]
 
     def read(self, shard: int, position: int) -> bytes:
         """One member's bytes, held against their checksum."""
@@ -81,19 +81,23 @@ class Members:
             data = self.fetch(shard, offset, size)
         else:
             data = os.pread(self._descriptor(shard), size, offset)
-            self._count(0 if self.is_remote(shard) else size)
+            self._count(0 if self.is_remote[shard] else size)
         return self.check(shard, position, data)
 
     def fetch(self, shard: int, offset: int, size: int) -> bytes:
         """Any range of a remote shard."""
         self._count(size)
-        return read_range(str(self.shards[shard].tar(self.folder)), offset, size)
+        with self._lock:
+            self.num_requests += 1
+        return read_range(self.locations[shard], offset, size)
 
     def check(self, shard: int, position: int, data: bytes) -> bytes:
         """``data`` itself, if it is the indexed member's."""
         columns = self.columns(shard)
-        name = f"{self.shards[shard].tar(self.folder)}, question {columns['qid'][position]}"
-        check_member(data, size=int(columns["size"][position]), crc32=int(columns["crc32"][position]), name=name)
+        check_member(
+            data, size=int(columns["size"][position]), crc32=int(columns["crc32"][position]),
+            name=(self.locations[shard], columns["qid"][position]),
+        )  # fmt: skip
         return data
 
     def open_shard(self, shard: int) -> None:
@@ -112,9 +116,9 @@ class Members:
             if shard in self._descriptors:
                 self._descriptors.move_to_end(shard)
                 return self._descriptors[shard]
-        location, facts = self.shards[shard].tar(self.folder), self.shards[shard]
-        if is_remote(location):
-            descriptor, fetched = self._cache.open(str(location), sha256=facts.sha256, size=facts.size_bytes)
+        location, facts = self.locations[shard], self.shards[shard]
+        if self.is_remote[shard]:
+            descriptor, fetched = self._cache.open(location, sha256=facts.sha256, size=facts.size_bytes)
             self._count(fetched)
         else:
             descriptor = os.open(location, os.O_RDONLY)

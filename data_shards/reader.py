@@ -82,12 +82,17 @@ class SplitReader:
     def is_remote(self) -> bool:
         """Whether any tar lies behind a URL."""
         parts = [self._text, *([self._features] if self._features else [])]
-        return any(part.is_remote(shard) for part in parts for shard in range(len(part.shards)))
+        return any(remote for part in parts for remote in part.is_remote)
 
     @property
     def bytes_read(self) -> int:
         """Bytes that came from files and servers so far; ``bytes_needed`` of them were used."""
         return self._text.bytes_read + (self._features.bytes_read if self._features else 0)
+
+    @property
+    def num_requests(self) -> int:
+        """Ranges asked of servers so far."""
+        return self._text.num_requests + (self._features.num_requests if self._features else 0)
 
     def place(self, sample: int) -> tuple[int, int]:
         """Number of the shard in its split and position in the shard."""
@@ -130,7 +135,7 @@ class SplitReader:
         if not any(part.in_ranges(shard) for part in parts for shard, _ in places[:1]):
             for shard in dict.fromkeys(shard for shard, _ in places):
                 for part in parts:
-                    if part.is_remote(shard):
+                    if part.is_remote[shard]:
                         self._pool.submit(part.open_shard, shard)
             return
         self._held.append(self._fetch_ranges(parts, places))

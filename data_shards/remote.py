@@ -22,6 +22,7 @@ from data_shards.storage import commit_bytes, commit_json, committing, exclusive
 
 PROTOCOLS = ("s3", "gs", "http", "https", "hf")
 MAX_TRIES = 5
+FIRST_WAIT_S = 0.25
 _PIECE_BYTES = 8 << 20
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 T = TypeVar("T")
@@ -163,7 +164,7 @@ def _open(url: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise ShardError(f"{url}: {protocol}:// needs another package ({error}); `pip install 'mmcot[remote]'`") from error
+        raise ShardError(f"{url}: {protocol}:// needs another package: {error}") from error
 
 
 def _try(attempt: Callable[[], T], url: str) -> T:
@@ -178,5 +179,5 @@ def _try(attempt: Callable[[], T], url: str) -> T:
         except Exception as error:  # every package behind fsspec has its own kinds
             if number == MAX_TRIES:
                 raise ShardError(f"{url} could not be read in {MAX_TRIES} tries; the last error: {type(error).__name__}: {error}") from error
-            time.sleep(0.25 * 2**number)
+            time.sleep(FIRST_WAIT_S * 2**number)
     raise AssertionError("unreachable")

@@ -131,7 +131,7 @@ def read_problems(folder: Path, shard: Shard) -> Iterator[Problem]:
     rows = rows_of_extension(open_index(folder, shard), "json")
     with local_copy(shard.tar(folder)) as path, open(path, "rb") as file:
         for qid, offset, size, crc32 in zip(*rows.values(), strict=True):
-            name = f"{shard.tar(folder)}, question {qid}"
+            name = (shard.tar(folder), qid)
             yield problem_of_member(qid, read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=name))
 
 

@@ -30,6 +30,10 @@ class TrainingLine:
             f"  step {step:,}/{self._num_steps:,}   loss {metrics['loss']:.4f}   "
             f"{metrics['tokens_per_s']:,.0f} tokens/s   {self._time_left(step, point['time_ms'])}"
         )
+        if step == self._num_steps:
+            self._report(
+                f"  {metrics['gigabytes_read']:.3f} GB of shards read, {metrics['bytes_read_per_needed']:.2f} bytes for each byte needed"
+            )
 
     def _time_left(self, step: int, time_ms: int) -> str:
         first_step, first_ms = self._first or (step, time_ms)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 
@@ -77,3 +78,25 @@ def make_job(tiny_settings, tiny_data, workplace):
         )  # fmt: skip
 
     return make
+
+
+@pytest.fixture(scope="session")
+def s3(tiny_data):
+    """The tiny data folder in a bucket of a real S3 server; yields its URL."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request otherwise
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    environment = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    filesystem = s3fs.S3FileSystem()
+    filesystem.mkdir("bucket")
+    filesystem.put(str(tiny_data.path) + "/", "bucket/data/", recursive=True)
+    yield "s3://bucket/data"
+    server.stop()
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.update({name: value})

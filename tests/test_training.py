@@ -78,12 +78,23 @@ def test_the_ledger_of_a_killed_and_resumed_training_adds_up_and_a_forged_one_do
         prove_ledger(run_dir, "rationale", qids)
 
 
-@pytest.mark.parametrize("processes", [1, 3])
-def test_loader_processes_load_what_the_thread_loads(make_job, undisturbed, processes):
-    job = make_job(f"loaders-{processes}", loader_processes=processes)
+def test_two_loader_processes_load_what_the_thread_loads(make_job, undisturbed):
+    job = make_job("loaders", loader_processes=2)
     weights = trained(job)
     _, expected = undisturbed
     assert all((weights[name] == expected[name]).all() for name in expected)
+
+
+@pytest.mark.parametrize("remote", ["ranges", "cache"])
+def test_a_training_from_s3_is_the_one_from_local_shards(make_job, undisturbed, s3, tmp_path, remote):
+    job = make_job(f"s3-{remote}", loader_processes=1)
+    data = job.settings.data.model_copy(update={"remote": remote, "cache_dir": str(tmp_path)})
+    job = dataclasses.replace(job, shards_dir=s3, settings=job.settings.model_copy(update={"data": data}))
+    weights = trained(job)
+    _, expected = undisturbed
+    assert all((weights[name] == expected[name]).all() for name in expected)
+    points = [point["metrics"] for point in JournalReader(RunDir(Path(job.run_dir)).journal("rationale")).read()]
+    assert [metrics["gigabytes_read"] for metrics in points if "loss" in metrics][-1] > 0
 
 
 def test_one_rank_computes_the_losses_and_weights_of_two(make_job, undisturbed):

@@ -1,0 +1,192 @@
+"""Our stream against plain webdataset on the same tars, and what remote reading costs.
+
+    python benchmarks/stream.py DATA_SET          # ScienceQA's folder, or any data set we read
+
+1. Samples a second of one process that reads, decodes and stacks text and features [100, 256] in batches
+   of 8: ours in the shuffled order of the plan, webdataset in the order of the tars (its fastest); then with
+   the prompts tokenized as well. Interleaved; median and spread of the ratios.
+2. Bytes read over bytes needed at world sizes 1, 2 and 8, each rank simulated in turn against an S3 server on
+   this machine.
+3. Peak memory of a walk over a few and over many shards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import logging
+import multiprocessing
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import webdataset as wds
+
+from data_shards.members import RemoteAccess
+from data_shards.plan import Plan
+from data_shards.questions import QuestionSet
+from data_shards.reader import SplitReader
+from data_shards.remote import mirror_folder
+from data_shards.sources import read_questions
+from data_shards.stream import walk_steps
+from data_shards.writer import write_feature_shards, write_text_shards
+from launcher.samples import StageSamples
+from mmcot.encoding import collate, encode_pair, train_tokenizer
+from mmcot.problem import Problem
+from mmcot.prompts import build_pair
+
+SHAPE, BATCH = (100, 256), 8
+
+
+def build(source: str, folder: Path, num_samples: int) -> None:
+    """A data folder of ``num_samples`` training questions: the texts of ``source`` over and over, every other with features."""
+    problems = read_questions(source).problems["train"]
+    repeated = [dataclasses.replace(problems[n % len(problems)], qid=f"q{n}") for n in range(num_samples)]
+    write_text_shards(QuestionSet({"train": repeated, "val": [], "test": []}, lambda problem: []), folder, samples_per_shard=512)
+    random = np.random.default_rng(0)
+
+    def features_of(problem: Problem, counts: dict) -> np.ndarray:
+        return random.standard_normal(SHAPE if int(problem.qid[1:]) % 2 else (0, SHAPE[1])).astype(np.float16)
+
+    write_feature_shards(folder, name="random", features_of=features_of, shape=SHAPE)
+
+
+def plan_of(reader: SplitReader, global_batch_size: int = BATCH) -> Plan:
+    ones = np.ones(len(reader), np.int32)
+    return Plan(ones, ones, reader.shard_of_sample, seed=0, epoch=0, global_batch_size=global_batch_size, micro_batch_size=min(BATCH, global_batch_size))
+
+
+class Raw:
+    """Reads and stacks, without prompts."""
+
+    is_remote = False
+
+    def __init__(self, reader: SplitReader) -> None:
+        self.reader = reader
+        self.is_remote = reader.is_remote
+
+    def __getattr__(self, name: str):
+        return getattr(self.reader, name)
+
+    def load_block(self, samples: np.ndarray, is_dummy: bool):
+        problems = [self.reader.problem(sample) for sample in samples]
+        return problems, stack([self.reader.features(sample) for sample in samples])
+
+
+def stack(arrays: list[np.ndarray]) -> torch.Tensor:
+    """float16 [B, 100, 256]"""
+    stacked = torch.zeros((len(arrays), *SHAPE), dtype=torch.float16)
+    for row, array in zip(stacked, arrays, strict=True):
+        row[: len(array)] = torch.tensor(array)
+    return stacked
+
+
+def ours(folder: Path, tokenizer) -> float:
+    reader = SplitReader(folder, "train", features="random")
+    samples = Raw(reader) if tokenizer is None else StageSamples(
+        reader, tokenizer, format="QCM-E", use_caption=False, max_source_tokens=512, max_target_tokens=512
+    )  # fmt: skip
+    plan = plan_of(reader)
+    started = time.perf_counter()
+    for _ in walk_steps(lambda epoch: plan, samples, rank=0, world_size=1, steps=range(plan.num_steps)):
+        pass
+    return len(reader) / (time.perf_counter() - started)
+
+
+def theirs(folder: Path, tokenizer) -> float:
+    tars = sorted((folder / "text").glob("*.tar"))
+    text = wds.WebDataset([str(tar) for tar in tars], shardshuffle=False)
+    features = wds.WebDataset([str(folder / "features" / "random" / tar.name) for tar in tars], shardshuffle=False)
+    started, number, rows = time.perf_counter(), 0, []
+
+    def finish() -> None:
+        if tokenizer is None:
+            stack([array for _, array in rows])
+        else:
+            problems = [Problem.from_record(record) for record, _ in rows]
+            pairs = [encode_pair(tokenizer, *build_pair(p, "QCM-E"), max_source_tokens=512, max_target_tokens=512) for p in problems]
+            collate(pairs, [array for _, array in rows], feature_shape=SHAPE, pad_token_id=0)
+        rows.clear()
+
+    for sample, feature in zip(text, features, strict=True):
+        rows.append((json.loads(sample["json"]), np.load(io.BytesIO(feature["npy"]), allow_pickle=False)))
+        number += 1
+        if len(rows) == BATCH:
+            finish()
+    return number / (time.perf_counter() - started)
+
+
+def throughput(folder: Path, tokenizer, name: str, rounds: int = 7) -> None:
+    pairs = [(ours(folder, tokenizer), theirs(folder, tokenizer)) for _ in range(rounds)]
+    ratios = sorted(a / b for a, b in pairs)
+    print(
+        f"{name:<28} ours {statistics.median(a for a, _ in pairs):8,.0f}/s   webdataset {statistics.median(b for _, b in pairs):8,.0f}/s   "
+        f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f} over {rounds})"
+    )
+
+
+def remote_bytes(folder: Path) -> None:
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request otherwise
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    os.environ.update(AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing", AWS_ENDPOINT_URL=f"http://{host}:{port}")
+    filesystem = s3fs.S3FileSystem()
+    filesystem.mkdir("bucket")
+    filesystem.put(f"{folder}/", "bucket/data/", recursive=True)
+    for world_size in (1, 2, 8):
+        with tempfile.TemporaryDirectory() as cache:
+            read = needed = requests = 0
+            for rank in range(world_size):
+                reader = SplitReader(mirror_folder("s3://bucket/data", cache, features="random"), "train", features="random", access=RemoteAccess("ranges", cache))
+                plan = plan_of(reader, global_batch_size=64)
+                for _ in walk_steps(lambda epoch: plan, Raw(reader), rank=rank, world_size=world_size, steps=range(plan.num_steps)):
+                    pass
+                read, needed, requests = read + reader.bytes_read, needed + reader.bytes_needed, requests + reader.num_requests
+                reader.close()
+            print(f"ranges, {world_size} ranks: {read / 1e6:,.0f} MB read, {needed / 1e6:,.0f} MB needed, ratio {read / needed:.3f}, {requests:,} requests")
+    server.stop()
+
+
+def _peak(folder: Path, queue) -> None:
+    ours(folder, None)
+    status = Path("/proc/self/status").read_text()  # getrusage would tell the parent's peak
+    queue.put(int(status.split("VmHWM:")[1].split()[0]) / 1e3)
+
+
+def peak_memory(folder: Path) -> float:
+    """Peak of a fresh process that walks over an epoch, in MB."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_peak, args=(folder, queue))
+    process.start()
+    peak = queue.get()
+    process.join()
+    return peak
+
+
+def main(source: str) -> None:
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        small, large = Path(name) / "small", Path(name) / "large"
+        build(source, small, 4_096)
+        build(source, large, 32_768)
+        pairs = (text for problem in read_questions(source).problems["train"] for text in build_pair(problem, "QCM-E"))
+        tokenizer = train_tokenizer(pairs, Path(name) / "tokenizer", vocab_size=8000)
+        throughput(small, None, "read, decode and stack")
+        throughput(small, tokenizer, "with prompts, tokenized")
+        remote_bytes(small)
+        print(f"peak memory of a walk: {peak_memory(small):,.0f} MB over 8 shards, {peak_memory(large):,.0f} MB over 64")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
