@@ -201,3 +201,13 @@ def test_outputs_of_another_model_are_not_mixed(tmp_path):
     open_output(tmp_path, {"model": "a"})
     with pytest.raises(ShardError, match="model = 'a', now it is 'b'"):
         open_output(tmp_path, {"model": "b"})
+
+
+def test_lengths_are_the_same_from_one_process_and_from_several(tiny_settings, tiny_data, monkeypatch):
+    from launcher import lengths
+
+    monkeypatch.setattr(lengths, "_CHUNK", 20)
+    whose = lengths.LengthsOf(tiny_settings, "rationale", "train", str(tiny_data.path), None)
+    alone, shared = (lengths.count_lengths(whose, whose.open(), processes=processes) for processes in (1, 2))
+    assert alone.keys() == shared.keys() and all((alone[name] == shared[name]).all() and len(alone[name]) == 64 for name in alone)
+    assert alone["source"].min() > 10 and alone["target_cut"].max() > 0
