@@ -21,6 +21,7 @@ app.add_typer(config_app, name="config")
 Preset = Annotated[str | None, typer.Option(help="Shipped settings, such as demo.")]
 Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, laid over the preset.")]
 Set = Annotated[list[str], typer.Option("--set", help="One setting: section.key=value. May be repeated.")]
+WriteJob = Annotated[Path | None, typer.Option(help="Write this training for `torchrun -m launcher.rank FILE` instead of running it.")]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/demo.")]
 
 
@@ -88,15 +89,15 @@ def import_checkpoint(
 
 
 @train_app.command("rationale")
-def train_rationale(preset: Preset = None, config: Config = None, set_: Set = []) -> None:  # noqa: B006
+def train_rationale(preset: Preset = None, config: Config = None, set_: Set = [], write_job: WriteJob = None) -> None:  # noqa: B006
     """Train stage one, which writes the rationale."""
-    _run_until("train-rationale", preset, config, set_)
+    _run_until("train-rationale", preset, config, set_, write_job)
 
 
 @train_app.command("answer")
-def train_answer(preset: Preset = None, config: Config = None, set_: Set = []) -> None:  # noqa: B006
+def train_answer(preset: Preset = None, config: Config = None, set_: Set = [], write_job: WriteJob = None) -> None:  # noqa: B006
     """Train stage two, which reads the rationale and answers, and whatever must come before."""
-    _run_until("train-answer", preset, config, set_)
+    _run_until("train-answer", preset, config, set_, write_job)
 
 
 @data_app.command("make")
@@ -278,7 +279,7 @@ def _tell_cut(num_cut: int) -> None:
         typer.echo(f"note: {num_cut:,} prompts were cut at the model's length limit", err=True)
 
 
-def _run_until(step: str, preset: str | None, config: Path | None, overrides: list[str]) -> None:
+def _run_until(step: str, preset: str | None, config: Path | None, overrides: list[str], write_job: Path | None = None) -> None:
     with _explained():
         from launcher.config import load_settings
 
@@ -286,7 +287,7 @@ def _run_until(step: str, preset: str | None, config: Path | None, overrides: li
         from launcher.pipeline import run_pipeline
         from launcher.status import describe_end
 
-        run_dir = run_pipeline(settings, until=step, report=typer.echo)
+        run_dir = run_pipeline(settings, until=step, report=typer.echo, write_job=write_job)
         for line in describe_end(settings, run_dir):
             typer.echo(line)
 
@@ -298,6 +299,11 @@ class _explained:
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        from launcher.run_dir import Stopped
+
+        if isinstance(error, Stopped):
+            typer.echo(str(error))
+            raise typer.Exit(128 + 15) from None
         if isinstance(error, (ValueError, RuntimeError, OSError, ImportError)):
             typer.secho(f"error: {error}", fg="red", err=True)
             raise typer.Exit(1) from None

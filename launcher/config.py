@@ -11,6 +11,7 @@ them plain arguments.
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -93,7 +94,8 @@ class Training(_Section):
     )
     freeze_backbone: bool = Field(False, description="train the fusion layers alone")
     warmup_steps: NonNegativeInt = Field(0, description="steps of linear warm-up")
-    final_lr_fraction: float = Field(0.0, ge=0, le=1, description="learning rate at the end over its peak, linear decay")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="how the learning rate falls after the warm-up")
+    final_lr_fraction: float = Field(0.0, ge=0, le=1, description="learning rate at the end over its peak")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first beta")
     beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second beta")
     weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay, on matrices only")
@@ -105,12 +107,24 @@ class Training(_Section):
     loader_processes: NonNegativeInt = Field(0, description="processes a worker that read and tokenize ahead; 0: a thread")
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="number format of the forward pass")
+    activation_checkpointing: bool = Field(False, description="compute activations again in the backward pass instead of keeping them")
+    offload: Literal["none", "cpu", "nvme"] = Field(
+        "none", description="where the optimizer's state lives (and under ZeRO-3 the weights): the device, main memory, or nvme_dir"
+    )
+    nvme_dir: str | None = Field(None, description="folder on a local NVMe disk, for offload=nvme")
+    deepspeed: str | dict[str, Any] | None = Field(
+        None, description="DeepSpeed settings of your own, a JSON file or a mapping, laid over ours; batch arithmetic stays ours"
+    )
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
     keep_checkpoints: PositiveInt = Field(2, description="checkpoints kept of each stage")
+    checkpoint_url: str | None = Field(
+        None, description="object store for checkpoints (s3://bucket/folder, gs://...); none: the run's folder"
+    )
     validate_every: PositiveInt = Field(500, description="steps between validation losses")
     log_every: PositiveInt = Field(10, description="steps between logged points")
     ledger: bool = Field(False, description="record the question ids of every step, for `mmcot data ledger RUN`")
     max_failures: NonNegativeInt = Field(3, description="lost workers a training survives")
+    hang_timeout_s: PositiveFloat = Field(600.0, description="seconds without progress after which a rank counts as hung")
 
     @pydantic.model_validator(mode="after")
     def _batch_divides(self) -> Training:
@@ -120,6 +134,10 @@ class Training(_Section):
                 f"global_batch_size ({self.global_batch_size}) must be a multiple of micro_batch_size "
                 f"({self.micro_batch_size}); try {nearest}"
             )
+        if self.offload != "none" and self.zero_stage == 0:
+            raise ValueError("offload needs a zero_stage of 1, 2 or 3; zero_stage 0 shards nothing that could move")
+        if self.offload == "nvme" and (self.nvme_dir is None or self.zero_stage != 3):
+            raise ValueError("offload=nvme needs zero_stage 3 and a folder in nvme_dir")
         if self.zero_stage == 0 and self.precision == "bf16":
             raise ValueError("zero_stage 0 keeps no fp32 weights beside bf16 ones and trains differently; use zero_stage 1")
         return self
@@ -157,8 +175,18 @@ class Generation(_Section):
 class Cluster(_Section):
     address: str = Field("local", description="Ray to join: 'local' starts one, 'auto' or host:port joins it")
     num_workers: PositiveInt = Field(2, description="training and generation workers")
+    min_workers: PositiveInt | None = Field(
+        None, description="go on with as few when workers or nodes are lost, and grow back; none: always num_workers"
+    )
     cpus_per_worker: PositiveInt = Field(1, description="processors a worker; also its threads")
     use_gpu: bool = Field(False, description="one GPU a worker (nccl); without: gloo")
+
+
+    @pydantic.model_validator(mode="after")
+    def _range(self) -> Cluster:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(f"min_workers ({self.min_workers}) must be at most num_workers ({self.num_workers})")
+        return self
 
 
 class Tracking(_Section):
@@ -280,6 +308,23 @@ def _explain(problem: Any) -> str:
 def _nearest(name: str, names: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f" did you mean {close[0]}?" if close else ""
+
+
+def read_deepspeed(value: str | dict[str, Any] | None) -> dict[str, Any]:
+    """A user's DeepSpeed settings: a mapping, or the JSON file it stands in.
+
+    Raises:
+        SettingsError: the file is not there, or is no JSON object.
+    """
+    if not isinstance(value, str):
+        return value or {}
+    try:
+        config = json.loads(Path(value).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise SettingsError(f"training.deepspeed {value}: {error}; give a JSON file of DeepSpeed settings") from None
+    if not isinstance(config, dict):
+        raise SettingsError(f"training.deepspeed {value} holds a {type(config).__name__}, expected a JSON object")
+    return config
 
 
 def setting_names(section: type[pydantic.BaseModel] = Settings, prefix: str = "") -> list[str]:

@@ -7,6 +7,7 @@ clips and updates.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,9 +15,26 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from launcher.config import Training
+from launcher.config import SettingsError, Training, read_deepspeed
 
 DUMMY_GRADIENT_ACCUMULATION = 1  # DeepSpeed wants one; our loop accumulates by itself
+_DECIDED_BY = {
+    "train_micro_batch_size_per_gpu": "training.micro_batch_size",
+    "train_batch_size": "training.micro_batch_size times the number of workers",
+    "gradient_accumulation_steps": "training.global_batch_size, counted in blocks by our own loop,",
+    "managed_gradient_accumulation": "our own loop",
+    "gradient_clipping": "training.clip_norm",
+    "zero_optimization.stage": "training.zero_stage",
+    "bf16.enabled": "training.precision",
+    "zero_allow_untested_optimizer": "our own optimizer",
+    "checkpoint.load_universal": "the checkpoint that is loaded",
+}
+_NOT_THEIRS = {
+    "optimizer": "the optimizer is AdamW with training.learning_rate, beta1, beta2 and weight_decay",
+    "scheduler": "the learning rate is training.schedule's",
+    "fp16": "T5 overflows fp16; use training.precision=bf16",
+    "pipeline": "pipelines are not used here",
+}
 
 
 def init_distributed(*, use_gpu: bool) -> None:
@@ -29,32 +47,67 @@ def init_distributed(*, use_gpu: bool) -> None:
     deepspeed.init_distributed("nccl" if use_gpu else "gloo", verbose=False)
 
 
-def deepspeed_config(training: Training, *, world_size: int) -> dict[str, Any]:
-    """The DeepSpeed settings of a training."""
-    return {
+def deepspeed_config(training: Training, *, world_size: int, load_universal: bool = False) -> dict[str, Any]:
+    """The DeepSpeed settings of a training, with the user's own laid over them.
+
+    Args:
+        load_universal: whether the checkpoint to be loaded was converted from another world size.
+
+    Raises:
+        SettingsError: the user's settings contradict ours.
+    """
+    config = {
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_accumulation_steps": DUMMY_GRADIENT_ACCUMULATION,
         "train_batch_size": training.micro_batch_size * world_size,
         "managed_gradient_accumulation": False,
         "gradient_clipping": training.clip_norm,
-        "zero_optimization": {"stage": training.zero_stage, "overlap_comm": False},
+        "zero_optimization": {"stage": training.zero_stage, "overlap_comm": False, **_offload(training)},
         "bf16": {"enabled": training.precision == "bf16"},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
+        "checkpoint": {"load_universal": load_universal},
     }
+    return _lay_over(config, read_deepspeed(training.deepspeed))
+
+
+def _offload(training: Training) -> dict[str, Any]:
+    if training.offload == "none":
+        return {}
+    target: dict[str, Any] = {"device": training.offload, "pin_memory": torch.cuda.is_available()}
+    if training.offload == "nvme":
+        target["nvme_path"] = training.nvme_dir
+    return {"offload_optimizer": target} | ({"offload_param": target} if training.zero_stage == 3 else {})
+
+
+def _lay_over(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Merge; what our arithmetic or settings decide may be repeated or "auto", not changed."""
+    merged = dict(ours)
+    for key, value in theirs.items():
+        name = f"{prefix}{key}"
+        if name in _NOT_THEIRS:
+            raise SettingsError(f"training.deepspeed sets {name}; {_NOT_THEIRS[name]}")
+        if isinstance(value, dict) and isinstance(ours.get(key, {}), dict):
+            merged[key] = _lay_over(ours.get(key, {}), value, f"{name}.")
+        elif name in _DECIDED_BY:
+            if value not in ("auto", ours.get(key)):
+                raise SettingsError(f"training.deepspeed sets {name} = {value!r}, {_DECIDED_BY[name]} makes it {ours.get(key)!r}; leave it out there")
+        elif value != "auto":
+            merged[key] = value
+    return merged
 
 
 def build_engine(
-    build_model: Callable[[], torch.nn.Module], training: Training, *, world_size: int
+    build_model: Callable[[], torch.nn.Module], training: Training, *, world_size: int, load_universal: bool = False
 ) -> deepspeed.DeepSpeedEngine:
     """Build the model and wrap it.
 
     Under ZeRO-3 an ``HfDeepSpeedConfig`` is alive while ``build_model`` runs, so that
     transformers builds sharded and initialises as usual.
     """
-    config = deepspeed_config(training, world_size=world_size)
+    config = deepspeed_config(training, world_size=world_size, load_universal=load_universal)
     if training.zero_stage == 3:
         from transformers.integrations import HfDeepSpeedConfig
 
@@ -63,6 +116,8 @@ def build_engine(
         del keep_alive
     else:
         model = build_model()
+    if training.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     optimizer = torch.optim.AdamW(
         _parameter_groups(model, training),
         lr=training.learning_rate,
@@ -73,12 +128,12 @@ def build_engine(
 
 
 def learning_rate(step: int, *, training: Training, total_steps: int) -> float:
-    """Linear warm-up to the peak, then linear decay to ``final_lr_fraction`` of it."""
+    """Linear warm-up to the peak, then down to ``final_lr_fraction`` of it as ``schedule`` says."""
     if step < training.warmup_steps:
         return training.learning_rate * (step + 1) / training.warmup_steps
-    decay_steps = max(1, total_steps - training.warmup_steps)
-    fraction = 1.0 - (1.0 - training.final_lr_fraction) * (step - training.warmup_steps) / decay_steps
-    return training.learning_rate * max(training.final_lr_fraction, fraction)
+    done = min(1.0, (step - training.warmup_steps) / max(1, total_steps - training.warmup_steps))
+    height = {"linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done)), "constant": 1.0}[training.schedule]
+    return training.learning_rate * (training.final_lr_fraction + (1.0 - training.final_lr_fraction) * height)
 
 
 def set_learning_rate(engine: deepspeed.DeepSpeedEngine, value: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from launcher.config import Settings
 
@@ -22,6 +23,10 @@ class TrainJob:
     num_steps: int
     attempt: int
     rationales_dir: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, as ``launcher.rank`` reads them."""
+        return {**vars(self), "settings": self.settings.model_dump()}
 
 
 @dataclasses.dataclass(frozen=True)

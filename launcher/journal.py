@@ -2,7 +2,7 @@
 
     {"step": 400, "time_ms": 1790000000000, "metrics": {"loss": 0.41, "learning_rate": 0.0012}}
 
-One appender (rank 0, or the driver), one line a point, flushed to the file at once:
+A line may carry a ``note`` for a person instead. One appender (rank 0, or the driver), one line a point, flushed to the file at once:
 training never waits for a server. After a restart a step may be written again; readers
 keep the first.
 """
@@ -40,6 +40,10 @@ class Journal(LineFile):
     def log(self, step: int, metrics: dict[str, float]) -> None:
         """Append the metrics of one step."""
         self.append({"step": step, "time_ms": int(time.time() * 1000), "metrics": metrics})
+
+    def note(self, step: int, text: str) -> None:
+        """Append a sentence for the person who watches."""
+        self.append({"step": step, "time_ms": int(time.time() * 1000), "metrics": {}, "note": text})
 
 
 class JournalReader:

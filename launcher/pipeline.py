@@ -17,7 +17,7 @@ from data_shards.rationales import close_output, list_tasks, open_output, read_r
 from data_shards.scienceqa import SPLITS
 from data_shards.storage import commit_json, fingerprint, sha256_of_file
 from launcher.cluster import ray_session
-from launcher.config import Settings
+from launcher.config import Settings, read_deepspeed
 from launcher.data import DataFolder, describe_data, prepare_data, require_all_splits
 from launcher.jobs import GenerationJob, TrainJob
 from launcher.preflight import check_machine, check_settings, fetch_pretrained
@@ -29,8 +29,13 @@ STEPS = ("data", "train-rationale", "rationales", "train-answer", "evaluate")
 Report = Callable[[str], None]
 
 
-def run_pipeline(settings: Settings, *, until: str = STEPS[-1], report: Report = print) -> RunDir:
+def run_pipeline(
+    settings: Settings, *, until: str = STEPS[-1], report: Report = print, write_job: Path | None = None
+) -> RunDir:
     """Run all steps up to ``until`` that are not done yet.
+
+    Args:
+        write_job: write the training step ``until`` into this file, for torchrun, instead of running it.
 
     Raises:
         SettingsError: the folder holds a run of other settings.
@@ -44,7 +49,7 @@ def run_pipeline(settings: Settings, *, until: str = STEPS[-1], report: Report =
     run_dir.path.mkdir(parents=True, exist_ok=True)
     claim_settings(run_dir, settings)
     with owned(run_dir) as attempt, contextlib.ExitStack() as resources:
-        pipeline = _Pipeline(settings, run_dir, attempt, report, resources)
+        pipeline = _Pipeline(settings, run_dir, attempt, report, resources, (until, write_job) if write_job else None)
         for name in STEPS[: STEPS.index(until) + 1]:
             getattr(pipeline, name.replace("-", "_"))()
         if not pipeline.num_run:
@@ -56,10 +61,11 @@ class _Pipeline:
     """The steps of one attempt and what they share."""
 
     def __init__(
-        self, settings: Settings, run_dir: RunDir, attempt: int, report: Report, resources: contextlib.ExitStack
-    ) -> None:
+        self, settings: Settings, run_dir: RunDir, attempt: int, report: Report, resources: contextlib.ExitStack,
+        write_job: tuple[str, Path] | None,
+    ) -> None:  # fmt: skip
         self.settings, self.run_dir, self.attempt, self.report = settings, run_dir, attempt, report
-        self._resources = resources
+        self._resources, self._write_job = resources, write_job
         self._tracker: Tracker | None = None
         self._ray_open = False
         self.num_run = 0
@@ -178,6 +184,12 @@ class _Pipeline:
         from launcher.samples import tokenizer_fingerprint
 
         inputs = inputs | {"tokenizer": tokenizer_fingerprint(self.settings, self.folder.path)}
+        if self._write_job and self._write_job[0] == f"train-{stage}":
+            path = self._write_job[1]
+            commit_json(path, self._train_job(stage, inputs).to_json())
+            self.num_run += 1
+            self.report(f"{path}: run it with `torchrun --nproc-per-node N -m launcher.rank {path}`; then the same command without --write-job takes the model over")
+            return
 
         def run(child: ChildRun) -> dict[str, Any]:
             from launcher.worker import launch_training
@@ -187,6 +199,7 @@ class _Pipeline:
             line = TrainingLine(job.num_steps, self.report)
             with child.follow(self.run_dir.journal(stage), line.show):
                 launch_training(job, report=self.report)
+            self.report(f"  {line.goodput()}")
             return {f"{stage}_model": sha256_of_file(self.run_dir.model(stage) / "model.safetensors")}
 
         self._step(f"train-{stage}", inputs, run)
@@ -219,7 +232,7 @@ class _Pipeline:
             f"padding factor {plan.padding_factor():.2f}, imbalance of {workers} workers {plan.imbalance(workers):.2f}"
         )
         return TrainJob(
-            stage=stage, settings=_with_absolute_model(settings), run_dir=str(self.run_dir.path.absolute()),
+            stage=stage, settings=_for_workers(settings), run_dir=str(self.run_dir.path.absolute()),
             shards_dir=self.folder.location, lengths=paths, num_steps=num_steps, attempt=self.attempt,
             rationales_dir=rationales_dir,
         )  # fmt: skip
@@ -266,12 +279,14 @@ class _Pipeline:
         return {"task_samples": self.settings.generation.task_samples}
 
 
-def _with_absolute_model(settings: Settings) -> Settings:
-    """Workers run in folders of their own: a model's folder must not depend on the current one."""
-    name = settings.model.pretrained
-    if name is None or not Path(name).is_dir():
-        return settings
-    return settings.model_copy(update={"model": settings.model.model_copy(update={"pretrained": str(Path(name).absolute())})})
+def _for_workers(settings: Settings) -> Settings:
+    """Workers run in folders of their own: nothing they read may depend on the current one."""
+    model, training = settings.model, settings.training
+    if model.pretrained is not None and Path(model.pretrained).is_dir():
+        model = model.model_copy(update={"pretrained": str(Path(model.pretrained).absolute())})
+    if training.deepspeed is not None:
+        training = training.model_copy(update={"deepspeed": read_deepspeed(training.deepspeed)})
+    return settings.model_copy(update={"model": model, "training": training})
 
 
 def _flatten(scores: dict[str, Any]) -> dict[str, float | None]:

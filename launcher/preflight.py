@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 from data_shards.remote import is_remote
@@ -11,6 +13,7 @@ from launcher.data import ready_made_file
 from mmcot.prompts import split_format
 
 MIN_FREE_BYTES = 1_000_000_000
+COMPILE_LOCK_STALE_S = 600.0  # the longest of DeepSpeed's extensions takes some three minutes
 
 
 def check_settings(settings: Settings) -> None:
@@ -40,6 +43,7 @@ def check_machine(settings: Settings) -> None:
         SettingsError: GPUs are asked for where there are none, or the disk is full.
     """
     _check_gpus(settings)
+    _check_deepspeed(settings)
     _check_disk(settings.run_dir)
 
 
@@ -67,6 +71,19 @@ def fetch_pretrained(name: str) -> None:
         ) from None
 
 
+def clear_compile_locks(cache: Path | None = None) -> list[Path]:
+    """Remove what a killed compilation left, on which every later one would wait for ever, in silence.
+
+    Args:
+        cache: torch's folder of compiled extensions; default TORCH_EXTENSIONS_DIR or torch's own.
+    """
+    cache = cache or Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions"))
+    stale = [path for path in cache.glob("**/lock") if path.stat().st_mtime < time.time() - COMPILE_LOCK_STALE_S]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return stale
+
+
 def _check_features(settings: Settings) -> None:
     from mmcot.vision import FEATURES
 
@@ -89,6 +106,16 @@ def _check_features(settings: Settings) -> None:
         f"folder that holds features/{name} (tars of {{qid}}.npy in the order of the text shards, with manifest.json), "
         f"put the published {name}.npy (or .pth) into data.path/vision_features beside name_map.json, or set data.features=patch"
     )
+
+
+def _check_deepspeed(settings: Settings) -> None:
+    training = settings.training
+    if training.deepspeed:
+        from launcher.engine import deepspeed_config
+
+        deepspeed_config(training, world_size=settings.cluster.num_workers)
+    if training.offload == "nvme" and not Path(training.nvme_dir or "").is_dir():
+        raise SettingsError(f"training.nvme_dir {training.nvme_dir} is no folder here; make one on a local NVMe disk")
 
 
 def _check_gpus(settings: Settings) -> None:

@@ -15,14 +15,20 @@ class TrainingLine:
     def __init__(self, num_steps: int, report: Callable[[str], None]) -> None:
         self._num_steps, self._report = num_steps, report
         self._shown_at = time.monotonic()
+        self._started_ms = time.time() * 1000
+        self._seconds_of: dict[int, float] = {}  # each step's last computation; earlier ones were lost
         self._first: tuple[int, int] | None = None
 
     def show(self, point: dict[str, Any]) -> None:
         """Show a point, unless one was shown a moment ago."""
         metrics, step = point["metrics"], point["step"]
+        if "note" in point and point["time_ms"] >= self._started_ms:
+            self._report(f"  {point['note']}")
         if "loss" not in metrics:
             return
         self._first = self._first or (step, point["time_ms"])
+        if point["time_ms"] >= self._started_ms:
+            self._seconds_of[step] = metrics["interval_s"]
         if time.monotonic() - self._shown_at < SHOW_EVERY_S and step < self._num_steps:
             return
         self._shown_at = time.monotonic()
@@ -40,6 +46,13 @@ class TrainingLine:
         if step == first_step:
             return "time left unknown"
         return "time left " + format_seconds((self._num_steps - step) * (time_ms - first_ms) / 1000 / (step - first_step))
+
+
+    def goodput(self) -> str:
+        """The share of this command's training time that went into steps that count."""
+        total = time.time() - self._started_ms / 1000
+        useful = sum(self._seconds_of.values())
+        return f"goodput {100 * useful / total:.0f}% of {format_seconds(total)} (the rest: start, validation, checkpoints, lost steps)"
 
 
 class GenerationLine:

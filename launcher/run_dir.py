@@ -32,11 +32,28 @@ from launcher.config import Settings, SettingsError, dump_settings, parse_settin
 
 HEARTBEAT_S = 5.0
 STALE_AFTER_S = 60.0
-_FREE_SETTINGS = (("cluster", "address"), ("tracking", "uri"), ("tracking", "send_every_s"), ("run", "dir"))
+_FREE_SETTINGS = {  # what may change between attempts, because no result depends on it
+    ("run", "dir"),
+    *(("data", name) for name in ("remote", "cache_dir", "cache_gb")),
+    *(("cluster", name) for name in ("address", "num_workers", "min_workers")),
+    *(("tracking", name) for name in ("uri", "send_every_s")),
+    ("generation", "max_attempts"),
+    *(
+        ("training", name)
+        for name in (
+            "checkpoint_every", "keep_checkpoints", "checkpoint_url", "validate_every", "log_every", "max_failures", "hang_timeout_s",
+            "loader_processes", "activation_checkpointing", "offload", "nvme_dir",
+        )
+    ),
+}  # fmt: skip
 
 
 class RunError(RuntimeError):
     """The run's folder cannot be used as asked; the message names it."""
+
+
+class Stopped(RuntimeError):
+    """A step was asked to stop and did, with a checkpoint; the same command goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +101,15 @@ class RunDir:
     def mark_done(self, step: str, marker: dict[str, Any]) -> None:
         """Commit a step's marker; the last act of a step."""
         commit_json(self.path / "steps" / f"{step}.json", marker)
+
+    def request_stop(self, attempt: int) -> None:
+        """Ask the ranks of an attempt to write a checkpoint and stop."""
+        commit_json(self.path / "stop.json", {"attempt": attempt})
+
+    def stop_requested(self, attempt: int) -> bool:
+        """Whether that was asked of this attempt."""
+        path = self.path / "stop.json"
+        return path.exists() and read_json(path)["attempt"] == attempt
 
     def check_attempt(self, attempt: int) -> None:
         """Raise RunError if ``attempt`` no longer owns the run."""

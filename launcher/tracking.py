@@ -25,7 +25,7 @@ from typing import Any
 from data_shards.storage import commit_json, read_json
 from launcher.config import Settings, setting_names
 from launcher.journal import JournalReader
-from launcher.run_dir import RunDir
+from launcher.run_dir import RunDir, Stopped
 
 _LOG = logging.getLogger("mmcot.tracking")
 _MAX_METRICS_PER_CALL = 900  # MLflow takes at most 1,000
@@ -191,9 +191,9 @@ def _status(client: Any, run_id: str) -> Iterator[None]:
     client.update_run(run_id, status="RUNNING")
     try:
         yield
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(Exception):  # the error that ended the step is the one to show
-            client.set_terminated(run_id, status="FAILED")
+            client.set_terminated(run_id, status="KILLED" if isinstance(error, Stopped) else "FAILED")
         raise
     client.set_terminated(run_id, status="FINISHED")
 

@@ -6,23 +6,25 @@ launcher that makes a process group can start it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
-from data_shards.plan import Plan
 from data_shards.storage import commit_folder
-from launcher.checkpoint import check_probe, latest_checkpoint, load_checkpoint, save_checkpoint
+from data_shards.stream import Step
+from launcher.checkpoint import Found, check_probe, find_checkpoint, load_state, save_checkpoint
 from launcher.config import Settings
 from launcher.engine import build_engine, full_state_dict, init_distributed, learning_rate, set_learning_rate
+from launcher.guards import HangGuard, Meter, StopRequest
 from launcher.jobs import TrainJob
 from launcher.journal import Journal
 from launcher.ledger import Ledger
@@ -41,11 +43,14 @@ class TrainingError(RuntimeError):
 
 def train(
     job: TrainJob, *, rank: int, world_size: int, report: Callable[[dict[str, float]], None] = lambda metrics: None
-) -> None:
+) -> bool:
     """Train a stage from its latest checkpoint (or the start) to its end and export the model.
 
     Args:
         report: called on every rank alike with step and validation loss.
+
+    Returns:
+        False if it was asked to stop before its end; a checkpoint holds all that was done.
     """
     settings, training, run_dir = job.settings, job.settings.training, RunDir(Path(job.run_dir))
     torch.set_num_threads(settings.cluster.cpus_per_worker)
@@ -54,67 +59,91 @@ def train(
     tokenizer = load_tokenizer(settings, job.shards_dir)
     streams = {split: StageStream(job, split).open() for split in ("train", "val")}
     samples = streams["train"].samples
-    engine = build_engine(lambda: build_model(settings, samples), training, world_size=world_size)
-    first_plan, val_plan = streams["train"].plan(0), streams["val"].plan(0)
+    first_plan, num_val_steps = streams["train"].plan(0), streams["val"].plan(0).num_steps
     facts = {
         "plan_fingerprint": first_plan.fingerprint,
         "world_size": world_size, "zero_stage": training.zero_stage, "precision": training.precision,
     }  # fmt: skip
-    step = _resume(engine, run_dir.checkpoints(job.stage), facts, samples, first_plan)
-    steps_per_epoch = first_plan.num_steps
-    _LOG.info("ready to go on at step %d of %d", step, job.num_steps)
+    checkpoints, probe = run_dir.checkpoints(job.stage), first_plan.batch_blocks(0)[0]
+
+    def may_commit() -> None:
+        run_dir.check_attempt(job.attempt)
+
+    found = find_checkpoint(checkpoints, facts=facts, may_commit=may_commit)
+    engine = build_engine(
+        lambda: build_model(settings, samples), training, world_size=world_size, load_universal=bool(found and found.is_universal)
+    )
     journal = Journal(run_dir.journal(job.stage)) if rank == 0 else None
-    ledger = Ledger(run_dir.ledger(job.stage, rank), steps_per_epoch) if training.ledger else None
-    traffic = [0.0, 0.0]
-    clock = time.perf_counter()
+    ledger = Ledger(run_dir.ledger(job.stage, rank), first_plan.num_steps) if training.ledger else None
+    first_step = last_checkpoint = _resume(engine, found, samples, probe, precision=training.precision, journal=journal)
+    _LOG.info("ready to go on at step %d of %d", first_step, job.num_steps)
+    meter, hang_guard, stop_request = Meter(), HangGuard(training.hang_timeout_s), StopRequest(run_dir, job.attempt)
 
-    for loaded in load_steps(
-        job, rank=rank, world_size=world_size, steps=range(step, job.num_steps), pin_memory=settings.cluster.use_gpu
-    ):
-        step, blocks = loaded.number, loaded.blocks
-        traffic = [traffic[0] + loaded.bytes_read, traffic[1] + loaded.bytes_needed]
-        num_targets, num_sources, num_questions = _global_sum(engine, _count(blocks))
-        set_learning_rate(engine, learning_rate(step, training=training, total_steps=job.num_steps))
-        engine.train()
-        loss_sum = 0.0
-        for index, block in blocks:
-            torch.manual_seed(_dropout_seed(settings.run.seed, step, index))
-            loss = _block_loss(engine, block)
-            loss_sum += loss.item()
-            _check_finite(loss_sum, step, f"loss of questions {', '.join(block.qids)}")
-            engine.backward(loss * world_size / num_targets, scale_wrt_gas=False)
-        engine.step()
-        _check_applied(engine, step)
-        done = step + 1
-        if ledger:
-            ledger.record(step, [(index, block.qids) for index, block in blocks if block.qids])
-        if _due(done, training.log_every, job):
-            metrics = {
-                "loss": _global_sum(engine, [loss_sum])[0] / num_targets,
-                "learning_rate": learning_rate(step, training=training, total_steps=job.num_steps),
-                "epoch": done / steps_per_epoch,
-                **_rates(time.perf_counter() - clock, num_targets + num_sources, num_questions),
-                **_gradient_norm(engine),
-                **_traffic(*_global_sum(engine, traffic)),
-            }
-            if journal:
-                journal.log(done, metrics)
-        if _due(done, training.validate_every, job):
-            validation = validation_loss(engine, streams["val"], val_plan.num_steps, rank=rank, world_size=world_size)
-            if journal:
-                journal.log(done, {"validation_loss": validation})
-            report({"step": done, "validation_loss": validation})
-        if _due(done, training.checkpoint_every, job):
-            facts["probe_loss"] = _probe_loss(engine, samples, first_plan)
-            _check_finite(facts["probe_loss"], step, "loss of the probe batch after the update")
-            save_checkpoint(
-                engine, run_dir.checkpoints(job.stage), step=done, facts=facts, keep=training.keep_checkpoints,
-                may_commit=lambda: run_dir.check_attempt(job.attempt),
-            )  # fmt: skip
-            _LOG.info("checkpoint after step %d", done)
-        clock = time.perf_counter()
+    with stop_request.listening(), contextlib.closing(hang_guard):
+        for loaded in load_steps(
+            job, rank=rank, world_size=world_size, steps=range(first_step, job.num_steps), pin_memory=settings.cluster.use_gpu
+        ):
+            meter.lap("data")
+            hang_guard.progress()
+            step, done = loaded.number, loaded.number + 1
+            sums = _global_sum(engine, [*_count(loaded), float(stop_request.seen())])
+            stopping = sums.pop() > 0
+            rate = learning_rate(step, training=training, total_steps=job.num_steps)
+            set_learning_rate(engine, rate)
+            loss = _step(engine, loaded, seed=settings.run.seed, scale=world_size / sums[0], meter=meter) / sums[0]
+            _check_applied(engine, loaded, loss, last_checkpoint)
+            meter.add(*sums)
+            if ledger:
+                ledger.record(step, [(index, block.qids) for index, block in loaded.blocks if block.qids])
+            if journal and (_due(done, training.log_every, job) or stopping):
+                point = {"loss": loss, "learning_rate": rate, "epoch": done / first_plan.num_steps, **_gradient_norm(engine)}
+                journal.log(done, point | meter.take())
+            if _due(done, training.validate_every, job):
+                validation = validation_loss(
+                    engine, streams["val"], num_val_steps, rank=rank, world_size=world_size, hang_guard=hang_guard
+                )
+                if journal:
+                    journal.log(done, {"validation_loss": validation})
+                report({"step": done, "validation_loss": validation})
+                meter.lap("validation")
+            if _due(done, training.checkpoint_every, job) or stopping:
+                hang_guard.progress()
+                facts["probe_loss"] = _probe_loss(engine, samples, probe)
+                _check_finite({"loss of the probe batch after the update": facts["probe_loss"]}, step, last_checkpoint)
+                save_checkpoint(engine, checkpoints, step=done, facts=facts, keep=training.keep_checkpoints, may_commit=may_commit)
+                last_checkpoint = done
+                _LOG.info("checkpoint after step %d", done)
+                meter.lap("checkpoint")
+            if stopping and done < job.num_steps:
+                if journal:
+                    journal.note(done, f"stopped after step {done:,}, as asked; its checkpoint stands")
+                return False
 
-    export_model(engine, tokenizer, run_dir.model(job.stage), may_commit=lambda: run_dir.check_attempt(job.attempt))
+    export_model(engine, tokenizer, run_dir.model(job.stage), may_commit=may_commit)
+    return True
+
+
+def _step(engine: Any, loaded: Step, *, seed: int, scale: float, meter: Meter) -> float:
+    """One optimizer step over this rank's blocks; returns the loss summed over the global batch.
+
+    Args:
+        scale: world size over the target tokens of the global batch; DeepSpeed averages over ranks.
+    """
+    engine.train()
+    loss_sum = 0.0
+    for index, block in loaded.blocks:
+        torch.manual_seed(_dropout_seed(seed, loaded.number, index))
+        meter.lap("own")
+        loss = _block_loss(engine, block)
+        loss_sum += loss.item()
+        meter.lap("forward")
+        engine.backward(loss * scale, scale_wrt_gas=False)
+        meter.lap("backward")
+    engine.step()
+    meter.lap("update")
+    (global_sum,) = _global_sum(engine, [loss_sum])
+    meter.lap("wait")
+    return global_sum
 
 
 def build_model(settings: Settings, samples: StageSamples) -> T5ForMultimodalGeneration:
@@ -146,11 +175,14 @@ def _check_vision_dim(pretrained: str, dim: int) -> None:
         )
 
 
-def validation_loss(engine: Any, stream: StageStream, num_steps: int, *, rank: int, world_size: int) -> float:
+def validation_loss(
+    engine: Any, stream: StageStream, num_steps: int, *, rank: int, world_size: int, hang_guard: HangGuard
+) -> float:
     """Teacher-forced loss a target token over a whole split."""
     engine.eval()
     total = [0.0, 0.0]
     for step in stream.steps(rank=rank, world_size=world_size, steps=range(num_steps)):
+        hang_guard.progress()
         for _, block in step.blocks:
             with torch.no_grad():
                 total[0] += _block_loss(engine, block).item()
@@ -176,20 +208,26 @@ def _due(done: int, every: int, job: TrainJob) -> bool:
     return done % every == 0 or done == job.num_steps
 
 
-def _resume(engine: Any, folder: Path, facts: dict[str, Any], samples: StageSamples, plan: Plan) -> int:
-    path = latest_checkpoint(folder)
-    if path is None:
+def _resume(
+    engine: Any, found: Found | None, samples: StageSamples, probe: np.ndarray, *, precision: str, journal: Journal | None
+) -> int:
+    """Load what was found and prove it; returns the steps that are done."""
+    if found is None:
         return 0
-    manifest = load_checkpoint(engine, path, facts=facts)
-    found = _probe_loss(engine, samples, plan)
-    check_probe(path, expected=manifest["probe_loss"], found=found, precision=facts["precision"])
-    return manifest["step"]
+    load_state(engine, found)
+    loss = _probe_loss(engine, samples, probe)
+    check_probe(found.path, expected=found.manifest["probe_loss"], found=loss, precision=precision)
+    for note in found.notes:
+        _LOG.warning(note)
+        if journal:
+            journal.note(found.step, note)
+    return found.step
 
 
-def _probe_loss(engine: Any, samples: StageSamples, plan: Plan) -> float:
+def _probe_loss(engine: Any, samples: StageSamples, probe: np.ndarray) -> float:
     """Loss a token on a fixed batch, the same on every rank: the plan's first block."""
     engine.eval()
-    block = samples.load_block(plan.batch_blocks(0)[0])
+    block = samples.load_block(probe)
     with torch.no_grad():
         return _block_loss(engine, block).item() / count_target_tokens(block.labels)
 
@@ -201,13 +239,15 @@ def _block_loss(engine: Any, block: Block) -> torch.Tensor:
     return token_loss_sum(engine(**inputs, decoder_input_ids=decoder_inputs, use_cache=False).logits, labels)
 
 
-def _count(blocks: list[tuple[int, Block]]) -> list[float]:
-    """Target tokens, source tokens and questions of this rank, dummies left out."""
-    real = [block for _, block in blocks if block.qids]
+def _count(loaded: Step) -> list[float]:
+    """Target tokens, source tokens and questions of this rank, dummies left out; bytes read and needed for them."""
+    real = [block for _, block in loaded.blocks if block.qids]
     return [
         sum(count_target_tokens(block.labels) for block in real),
         sum(int(block.tensors["attention_mask"].sum()) for block in real),
         sum(len(block.qids) for block in real),
+        loaded.bytes_read,
+        loaded.bytes_needed,
     ]
 
 
@@ -222,32 +262,35 @@ def _dropout_seed(seed: int, step: int, index: int) -> int:
     return (seed * 1_000_003 + step) * 4_099 + index
 
 
-def _rates(seconds: float, num_tokens: float, num_questions: float) -> dict[str, float]:
-    return {"tokens_per_s": num_tokens / seconds, "questions_per_s": num_questions / seconds, "step_time_s": seconds}
-
-
-def _traffic(bytes_read: float, bytes_needed: float) -> dict[str, float]:
-    """What reading took since the start, over all ranks; 1.0 is not a byte too many."""
-    return {"gigabytes_read": bytes_read / 1e9, "bytes_read_per_needed": bytes_read / max(1.0, bytes_needed)}
-
-
 def _gradient_norm(engine: Any) -> dict[str, float]:
     """The norm before clipping; DeepSpeed reports none under ZeRO-0."""
     norm = engine.get_global_grad_norm()
     return {} if norm is None else {"grad_norm": float(norm)}
 
 
-def _check_finite(value: float, step: int, name: str) -> None:
-    if not math.isfinite(value):
-        raise TrainingError(
-            f"step {step}: the {name} is {value}; nothing of this step was kept, the last checkpoint stands. Lower "
-            "training.learning_rate, or use training.precision=fp32"
-        )
+def _check_finite(values: dict[str, float], step: int, last_checkpoint: int, culprits: str = "") -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"step {step}: the {name} is {value}; nothing of this step was kept, the checkpoint of step {last_checkpoint} "
+                f"stands. Lower training.learning_rate, or use training.precision=fp32.{culprits}"
+            )
 
 
-def _check_applied(engine: Any, step: int) -> None:
-    """DeepSpeed may skip an update without a word; that would make the plan untrue."""
-    for name, norm in _gradient_norm(engine).items():
-        _check_finite(norm, step, name)
-    if engine.skipped_steps:
-        raise TrainingError(f"step {step}: DeepSpeed skipped the update; lower training.learning_rate")
+def _check_applied(engine: Any, loaded: Step, loss: float, last_checkpoint: int) -> None:
+    """Stop on every rank alike where a step was not finite, or skipped without a word: the plan would be untrue.
+
+    Raises:
+        TrainingError: with the questions of the global batch.
+    """
+    values = {"loss": loss, **{"gradient norm": norm for norm in _gradient_norm(engine).values()}}
+    if all(map(math.isfinite, values.values())) and not engine.skipped_steps:
+        return
+    qids: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(qids, [qid for _, block in loaded.blocks for qid in block.qids])
+    culprits = f" The questions of its batch: {', '.join(qid for share in qids for qid in share)}"
+    _check_finite(values, loaded.number, last_checkpoint, culprits)
+    raise TrainingError(
+        f"step {loaded.number}: DeepSpeed skipped the update; the checkpoint of step {last_checkpoint} stands. Lower "
+        f"training.learning_rate.{culprits}"
+    )

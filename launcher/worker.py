@@ -12,7 +12,9 @@ import contextlib
 import faulthandler
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.jobs import TrainJob
-from launcher.preflight import fetch_pretrained
-from launcher.run_dir import RunDir
+from launcher.preflight import clear_compile_locks, fetch_pretrained
+from launcher.run_dir import RunDir, Stopped
 
 
 class WorkersFailed(RuntimeError):
@@ -34,6 +36,7 @@ def run_worker(job: TrainJob) -> None:
     sys.modules.setdefault("mlflow", None)
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if job.settings.cluster.use_gpu else "cpu")
+    clear_compile_locks()
     import ray.train
 
     from launcher.train import train
@@ -51,17 +54,24 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
     """Run a training on Ray workers; lost workers are replaced and go on from LATEST.
 
     Whether to start again is decided here, not by Ray: a lost worker is worth another
-    start, an exception in our own code would only come again.
+    start, an exception in our own code would only come again. SIGTERM to this process
+    makes the workers write a checkpoint and stop.
 
     Raises:
         WorkersFailed: a worker raised, or workers were lost more often than allowed.
+        Stopped: SIGTERM came before the end.
     """
     run_dir, max_failures = RunDir(Path(job.run_dir)), job.settings.training.max_failures
     for num_losses in range(max_failures + 1):
         started = time.time()
         try:
-            _trainer(job, num_losses).fit()
+            with _sigterm_stops(run_dir, job.attempt, report):
+                _trainer(job, num_losses).fit()
+            if run_dir.stop_requested(job.attempt) and not (run_dir.model(job.stage) / "config.json").exists():
+                raise Stopped(f"training of stage {job.stage!r} stopped as asked; the same command goes on from its checkpoint")
             return
+        except Stopped:
+            raise
         except Exception as error:
             if text := _first_traceback(run_dir.logs, job.stage, since=started):
                 raise WorkersFailed(f"training of stage {job.stage!r} failed\n{text}") from None
@@ -71,6 +81,25 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
                     f"{max_failures}); the checkpoints stand, run again to go on. The last loss:\n{error}"
                 ) from None
             report(f"  a worker was lost; starting again from the last checkpoint ({num_losses + 1} of {max_failures})")
+
+
+@contextlib.contextmanager
+def _sigterm_stops(run_dir: RunDir, attempt: int, report: Callable[[str], None]) -> Iterator[None]:
+    """Hand SIGTERM on to the ranks as a request, once; a second one ends this process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        run_dir.request_stop(attempt)
+        report("  asked to stop: writing a checkpoint first")
+
+    before = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _trainer(job: TrainJob, num_losses: int) -> Any:
@@ -83,7 +112,7 @@ def _trainer(job: TrainJob, num_losses: int) -> Any:
         train_loop_config=job,
         torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=cluster.num_workers,
+            num_workers=(cluster.min_workers, cluster.num_workers) if cluster.min_workers else cluster.num_workers,
             use_gpu=cluster.use_gpu,
             resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
         ),
@@ -121,10 +150,10 @@ def _log_to(path: Path) -> Iterator[None]:
 
 
 def _is_lost_peer(error: Exception) -> bool:
-    """Whether an error only says that another rank is gone."""
+    """Whether an error only says that another process is gone."""
     from torch.distributed import DistError
 
-    return isinstance(error, DistError) or any(sign in str(error) for sign in ("gloo", "NCCL", "Connection closed by peer"))
+    return isinstance(error, DistError) or any(sign in str(error) for sign in ("gloo", "NCCL", "Connection closed by peer", "DataLoader worker"))
 
 
 def _first_traceback(logs: Path, stage: str, *, since: float) -> str:

@@ -1,31 +1,38 @@
-"""One rank of a training under torchrun, for tests: ``rank.py JOB.json [die_rank die_step]``.
+"""Ranks under torchrun, for tests: ``rank.py [--die RANK STEP] JOB.json [JOB.json ...]``.
 
-Rank ``die_rank`` kills itself with -9 when step ``die_step`` is reported.
+Rank ``RANK`` kills itself with -9 when step ``STEP`` is reported (a negative one: sends itself SIGTERM). Several jobs run one after the other in
+the same processes; an error that is expected is written beside its job.
 """
 
-import json
 import os
 import signal
 import sys
+from pathlib import Path
 
-from launcher.config import parse_settings
-from launcher.jobs import TrainJob
-from launcher.train import train
-
+from launcher.rank import STOPPED, read_job
+from launcher.train import TrainingError, train
 
 
 def main():
-    with open(sys.argv[1]) as file:
-        values = json.load(file)
+    arguments = sys.argv[1:]
+    die_rank = die_step = -1
+    if arguments[0] == "--die":
+        die_rank, die_step = map(int, arguments[1:3])
+        arguments = arguments[3:]
     rank = int(os.environ["RANK"])
-    die_rank, die_step = (int(sys.argv[2]), int(sys.argv[3])) if len(sys.argv) > 2 else (-1, -1)
 
     def report(metrics):
-        if rank == die_rank and metrics["step"] >= die_step:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if rank == die_rank and metrics["step"] >= abs(die_step):
+            os.kill(os.getpid(), signal.SIGKILL if die_step > 0 else signal.SIGTERM)
 
-    job = TrainJob(**{**values, "settings": parse_settings(values["settings"])})
-    train(job, rank=rank, world_size=int(os.environ["WORLD_SIZE"]), report=report)
+    for path in arguments:
+        try:
+            if not train(read_job(path), rank=rank, world_size=int(os.environ["WORLD_SIZE"]), report=report):
+                sys.exit(STOPPED)
+        except TrainingError as error:
+            if len(arguments) == 1:
+                raise
+            Path(path).with_suffix(f".error{rank}").write_text(str(error))
 
 
 if __name__ == "__main__":  # loader processes import this file

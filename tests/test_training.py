@@ -5,58 +5,92 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from data_shards.storage import commit_json, read_json
 from data_shards.reader import SplitReader
+from data_shards.writer import manifest_shards, read_problems, write_feature_shards
 from launcher.engine import learning_rate
 from launcher.ledger import LedgerError, prove_ledger
 from launcher.journal import Journal, JournalReader
 from launcher.run_dir import RunDir
 
-def torchrun(job, *, world_size, die=()):
-    path = Path(job.run_dir) / "job.json"
-    commit_json(path, dataclasses.asdict(dataclasses.replace(job, settings=job.settings.model_dump())))
+
+def torchrun(*jobs, world_size, die=()):
+    """Run jobs one after the other in the same ranks."""
+    paths = [Path(job.run_dir) / "job.json" for job in jobs]
+    for path, job in zip(paths, jobs, strict=True):
+        commit_json(path, job.to_json())
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world_size), "--master-port", "0"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
-    return subprocess.run(
-        [*command, str(Path(__file__).with_name("rank.py")), str(path), *map(str, die)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(Path(__file__).with_name("rank.py"))]
+    command += ["--die", *map(str, die)] if die else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    return subprocess.run([*command, *map(str, paths)], env=environment, capture_output=True, text=True, timeout=400)
 
 
 def trained(job, *, world_size=2):
     result = torchrun(job, world_size=world_size)
     assert result.returncode == 0, result.stderr[-3000:]
+    return weights_of(job)
+
+
+def weights_of(job):
     return load_file(RunDir(Path(job.run_dir)).model("rationale") / "model.safetensors")
 
 
+def points_of(job):
+    return [point for point in JournalReader(RunDir(Path(job.run_dir)).journal("rationale")).read()]
+
+
 def losses(job):
-    points = JournalReader(RunDir(Path(job.run_dir)).journal("rationale")).read()
-    return {point["step"]: point["metrics"]["loss"] for point in points if "loss" in point["metrics"]}
+    return {point["step"]: point["metrics"]["loss"] for point in points_of(job) if "loss" in point["metrics"]}
+
+
+def assert_equal_weights(job, expected_job):
+    weights, expected = weights_of(job), weights_of(expected_job)
+    assert weights.keys() == expected.keys()
+    assert all((weights[name] == expected[name]).all() for name in expected)
+
+
+def from_s3(job, s3, cache_dir):
+    data = job.settings.data.model_copy(update={"remote": "ranges", "cache_dir": str(cache_dir)})
+    return dataclasses.replace(job, shards_dir=s3, settings=job.settings.model_copy(update={"data": data}))
 
 
 @pytest.fixture(scope="module")
-def undisturbed(make_job):
-    job = make_job("undisturbed")
-    return job, trained(job)
+def together(make_job, s3, tmp_path_factory):
+    """Trainings of two ranks that differ in what must not matter, one after the other in the same processes."""
+    jobs = {
+        "undisturbed": make_job("undisturbed"),
+        "zero3": make_job("zero3", zero_stage=3),
+        "activations": make_job("activations", activation_checkpointing=True, offload="cpu"),
+        "s3": from_s3(make_job("s3", loader_processes=2), s3, tmp_path_factory.mktemp("cache")),
+    }
+    result = torchrun(*jobs.values(), world_size=2)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return jobs
+
+
+@pytest.fixture(scope="module")
+def undisturbed(together):
+    return together["undisturbed"]
 
 
 def test_a_rank_killed_with_9_resumes_to_bit_equal_weights(make_job, undisturbed):
     job = make_job("killed")
     assert torchrun(job, world_size=2, die=(1, 3)).returncode != 0
     assert (RunDir(Path(job.run_dir)).checkpoints("rationale") / "LATEST").read_text() == "step-000002\n"
-    weights = trained(job)
-    expected_job, expected = undisturbed
-    assert weights.keys() == expected.keys()
-    assert all((weights[name] == expected[name]).all() for name in expected)
-    assert losses(job) == losses(expected_job)  # step 3 was computed twice, alike
+    trained(job)
+    assert_equal_weights(job, undisturbed)
+    assert losses(job) == losses(undisturbed)  # step 3 was computed twice, alike
 
 
 def test_the_ledger_of_a_killed_and_resumed_training_adds_up_and_a_forged_one_does_not(make_job, tiny_data):
@@ -78,62 +112,124 @@ def test_the_ledger_of_a_killed_and_resumed_training_adds_up_and_a_forged_one_do
         prove_ledger(run_dir, "rationale", qids)
 
 
-def test_two_loader_processes_load_what_the_thread_loads(make_job, undisturbed):
-    job = make_job("loaders", loader_processes=2)
-    weights = trained(job)
-    _, expected = undisturbed
-    assert all((weights[name] == expected[name]).all() for name in expected)
+def test_a_training_from_s3_through_two_loader_processes_is_the_one_from_local_shards(together, undisturbed):
+    assert_equal_weights(together["s3"], undisturbed)
+    read = [point["metrics"]["gigabytes_read"] for point in points_of(together["s3"]) if "loss" in point["metrics"]]
+    assert 0 < read[0] <= read[-1]
 
 
-@pytest.mark.parametrize("remote", ["ranges", "cache"])
-def test_a_training_from_s3_is_the_one_from_local_shards(make_job, undisturbed, s3, tmp_path, remote):
-    job = make_job(f"s3-{remote}", loader_processes=1)
-    data = job.settings.data.model_copy(update={"remote": remote, "cache_dir": str(tmp_path)})
-    job = dataclasses.replace(job, shards_dir=s3, settings=job.settings.model_copy(update={"data": data}))
-    weights = trained(job)
-    _, expected = undisturbed
-    assert all((weights[name] == expected[name]).all() for name in expected)
-    points = [point["metrics"] for point in JournalReader(RunDir(Path(job.run_dir)).journal("rationale")).read()]
-    assert [metrics["gigabytes_read"] for metrics in points if "loss" in metrics][-1] > 0
+def test_computing_activations_again_and_offloading_change_nothing(together, undisturbed):
+    assert losses(together["activations"]) == pytest.approx(losses(undisturbed), rel=1e-6)
 
 
 def test_one_rank_computes_the_losses_and_weights_of_two(make_job, undisturbed):
     # Three blocks a batch: with two ranks one of them runs a dummy block at each step.
     job = make_job("alone")
     weights = trained(job, world_size=1)
-    expected_job, expected = undisturbed
-    assert losses(job) == pytest.approx(losses(expected_job), rel=1e-6)
+    expected = weights_of(undisturbed)
+    assert losses(job) == pytest.approx(losses(undisturbed), rel=1e-6)
     assert max((weights[name] - expected[name]).abs().max().item() for name in expected) < 1e-5
 
 
-def test_zero_3_computes_the_losses_of_zero_2_and_exports_the_whole_model(make_job, undisturbed):
-    job = make_job("zero3", zero_stage=3)
-    weights = trained(job)
-    expected_job, expected = undisturbed
+def test_checkpoints_of_two_ranks_go_on_with_one_and_say_so(make_job, together):
+    jobs = []
+    for name in ("undisturbed", "zero3"):
+        jobs.append(make_job(f"fewer-{name}", zero_stage=together[name].settings.training.zero_stage))
+        checkpoints = RunDir(Path(jobs[-1].run_dir)).checkpoints("rationale")
+        shutil.copytree(RunDir(Path(together[name].run_dir)).checkpoints("rationale"), checkpoints)
+        (checkpoints / "LATEST").write_text("step-000004\n")
+        jobs[-1] = dataclasses.replace(jobs[-1], num_steps=8)
+    steady = [dataclasses.replace(make_job(f"steady-{job.settings.training.zero_stage}", zero_stage=job.settings.training.zero_stage), num_steps=8) for job in jobs]
+    for job, other in zip(steady, jobs, strict=True):
+        shutil.copytree(RunDir(Path(other.run_dir)).checkpoints("rationale"), RunDir(Path(job.run_dir)).checkpoints("rationale"))
+    for group, world_size in ((jobs, 1), (steady, 2)):
+        result = torchrun(*group, world_size=world_size)
+        assert result.returncode == 0, result.stderr[-3000:]
+    for job, expected in zip(jobs, steady, strict=True):
+        assert losses(job).keys() == {5, 6, 7, 8} and losses(job) == pytest.approx(losses(expected), rel=1e-5)
+        assert any("step-000004 is converted to another number of workers" in point.get("note", "") for point in points_of(job))
+
+
+def test_zero_3_computes_the_losses_of_zero_2_and_exports_the_whole_model(together, undisturbed):
+    weights, expected = weights_of(together["zero3"]), weights_of(undisturbed)
     assert {name: w.shape for name, w in weights.items()} == {name: w.shape for name, w in expected.items()}
-    assert losses(job) == pytest.approx(losses(expected_job), rel=1e-6)
+    assert losses(together["zero3"]) == pytest.approx(losses(undisturbed), rel=1e-6)
 
 
-def test_a_checkpoint_keeps_its_promises(make_job, undisturbed):
-    job, _ = undisturbed
-    folder = RunDir(Path(job.run_dir)).checkpoints("rationale")
+def test_a_step_that_is_not_finite_stops_every_stage_and_precision_and_names_its_questions(make_job, tiny_data, tmp_path):
+    shards = tmp_path / "shards"
+    shutil.copytree(tiny_data.path, shards)
+    questions = [problem for shard in manifest_shards(tiny_data.text, "train") for problem in read_problems(tiny_data.path / "text", shard)]
+    bad = next(problem.qid for problem in questions if problem.images)
+
+    def poisoned(problem, counts):
+        array = np.zeros((64, 208), np.float16) if problem.images else np.zeros((0, 208), np.float16)
+        return np.full_like(array, np.inf) if problem.qid == bad else array
+
+    shutil.rmtree(shards / "features" / "patch")
+    write_feature_shards(shards, name="patch", features_of=poisoned, shape=(64, 208))
+    engines = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
+    jobs = [
+        dataclasses.replace(make_job(f"inf-{stage}-{precision}", zero_stage=stage, precision=precision), shards_dir=str(shards))
+        for stage, precision in engines
+    ]
+    result = torchrun(*jobs, world_size=2)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for job, engine in zip(jobs, engines, strict=True):
+        for rank in (0, 1):
+            message = (Path(job.run_dir) / f"job.error{rank}").read_text()
+            match = re.match(r"step (\d): the loss is (nan|inf); nothing of this step was kept, the checkpoint of step (\d) stands", message)
+            assert match and int(match[3]) == int(match[1]) // 2 * 2, (engine, message)
+            assert bad in message.rpartition("batch: ")[2].split(", ") and len(message.rpartition("batch: ")[2].split(", ")) == 12
+
+
+def test_sigterm_writes_a_checkpoint_and_ends_with_a_status_that_says_so(make_job, undisturbed):
+    job = make_job("stopped", checkpoint_every=1000)
+    assert torchrun(job, world_size=2, die=(1, -3)).returncode != 0  # a minus: SIGTERM instead of SIGKILL
+    assert (RunDir(Path(job.run_dir)).checkpoints("rationale") / "LATEST").read_text() == "step-000004\n"
+    assert any("stopped after step 4, as asked" in point.get("note", "") for point in points_of(job))
+    trained(job)
+    assert_equal_weights(job, undisturbed)
+
+
+def test_a_full_disk_is_explained_and_the_last_checkpoint_stands(make_job, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        job = dataclasses.replace(make_job("full"), run_dir=str(small / "run"))
+        commit_json(small / "run" / "lock.json", {"attempt": 1})
+        result = torchrun(job, world_size=2)
+        assert result.returncode != 0
+        message = re.search(r"CheckpointError: the checkpoint of step \d could not be written to .* GB free\).*", result.stderr)
+        latest = (RunDir(Path(job.run_dir)).checkpoints("rationale") / "LATEST").read_text().strip()
+        assert message and latest in ("step-000002", "step-000004") and f"{latest} stands: make room and run again" in message[0]
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_checkpoint_keeps_its_promises(undisturbed):
+    folder = RunDir(Path(undisturbed.run_dir)).checkpoints("rationale")
     manifest = read_json(folder / "step-000005" / "manifest.json")
     assert manifest["step"] == 5 and manifest["world_size"] == 2 and len(manifest["files"]) >= 3
     assert sorted(path.name for path in folder.glob("step-*")) == ["step-000004", "step-000005"]  # two are kept
 
 
-def test_an_altered_checkpoint_and_another_plan_are_refused_by_name(make_job, undisturbed):
-    expected_job, _ = undisturbed
-    job = make_job("altered")
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(make_job, undisturbed):
+    job = make_job("damaged")
     checkpoints = RunDir(Path(job.run_dir)).checkpoints("rationale")
-    shutil.copytree(RunDir(Path(expected_job.run_dir)).checkpoints("rationale"), checkpoints)
+    shutil.copytree(RunDir(Path(undisturbed.run_dir)).checkpoints("rationale"), checkpoints)
     other = dataclasses.replace(job, settings=job.settings.model_copy(update={"run": job.settings.run.model_copy(update={"seed": 5})}))
     result = torchrun(other, world_size=2)
     assert result.returncode != 0 and "was written with plan_fingerprint" in result.stderr
     victim = next((checkpoints / "step-000005" / "state").glob("*optim_states.pt"))
     victim.write_bytes(victim.read_bytes()[:-10] + b"0123456789")
-    result = torchrun(job, world_size=2)
-    assert result.returncode != 0 and f"{victim.name} is missing or altered" in result.stderr
+    trained(job)
+    assert_equal_weights(job, undisturbed)
+    note = next(point["note"] for point in points_of(job) if "note" in point)
+    assert f"step-000005 is damaged ({victim.name} is missing or altered" in note and "the one before is used" in note
+    assert (checkpoints / "damaged-step-000005").exists() and min(losses(job)) == 5
 
 
 def test_the_exported_model_opens_with_from_pretrained_and_its_tokenizer(undisturbed):
@@ -141,7 +237,7 @@ def test_the_exported_model_opens_with_from_pretrained_and_its_tokenizer(undistu
 
     from mmcot.model import T5ForMultimodalGeneration
 
-    folder = RunDir(Path(undisturbed[0].run_dir)).model("rationale")
+    folder = RunDir(Path(undisturbed.run_dir)).model("rationale")
     model = T5ForMultimodalGeneration.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert model.config.vision_dim == 208 and len(tokenizer) == model.config.vocab_size
