@@ -83,6 +83,34 @@ def fetch_file(url: str, target: str | Path) -> str:
     return _try(fetch, url)
 
 
+def put_file(path: str | Path, url: str) -> None:
+    """Copy a local file to a URL; what stood there is replaced when all of it has arrived."""
+    filesystem, target = _open(url)
+    _try(lambda: filesystem.put_file(str(path), target), url)
+
+
+def put_bytes(data: bytes, url: str) -> None:
+    """Write a small file."""
+    filesystem, target = _open(url)
+    _try(lambda: filesystem.pipe_file(target, data), url)
+
+
+def list_names(url: str) -> list[str]:
+    """Names of what lies directly in a folder, sorted; none where there is no folder."""
+    filesystem, path = _open(url)
+    filesystem.invalidate_cache()
+    try:
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in _try(lambda: filesystem.ls(path, detail=False), url))
+    except FileNotFoundError:
+        return []
+
+
+def remove_folder(url: str) -> None:
+    """Remove a folder and all in it."""
+    filesystem, path = _open(url)
+    _try(lambda: filesystem.rm(path, recursive=True), url)
+
+
 @contextlib.contextmanager
 def local_copy(location: str | Path) -> Iterator[Path]:
     """A file on this machine with the content of ``location``, for as long as the block lasts."""

@@ -98,10 +98,10 @@ def find_checkpoint(folder: Path, *, facts: dict[str, Any], may_commit: Callable
     """
     notes: list[str] = []
     rank = dist.get_rank()
-    while (path := _agreed(lambda: _latest(folder))) is not None:
-        damage = _agreed(lambda: _read_manifest(path)[1])
+    while (path := agreed(lambda: _latest(folder))) is not None:
+        damage = agreed(lambda: _read_manifest(path)[1])
         if damage is None:
-            manifest = _agreed(lambda: _read_manifest(path)[0])
+            manifest = agreed(lambda: _read_manifest(path)[0])
             damage = _damage(path / _STATE, manifest["files"])
         if damage is None:
             _check_facts(path, manifest, facts)
@@ -199,7 +199,7 @@ def _set_aside(folder: Path, path: Path) -> None:
 def _convert(path: Path, notes: list[str]) -> None:
     """Have ``path/universal``: DeepSpeed's form for any world size, made once and kept."""
     manifest_path = path / f"{_UNIVERSAL}.json"
-    files = _agreed(lambda: read_json(manifest_path) if manifest_path.exists() else None)
+    files = agreed(lambda: read_json(manifest_path) if manifest_path.exists() else None)
     if files is not None and _damage(path / _UNIVERSAL, files) is None:
         return
     notes.append(f"{path} is converted to another number of workers")
@@ -230,7 +230,7 @@ def _explained(error: Exception, folder: Path, step: int) -> CheckpointError:
     )
 
 
-def _agreed(ask: Callable[[], Any]) -> Any:
+def agreed(ask: Callable[[], Any]) -> Any:
     """Rank 0's answer, on every rank."""
     answer = [ask() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(answer, src=0)
@@ -239,7 +239,7 @@ def _agreed(ask: Callable[[], Any]) -> Any:
 
 def _hash_share(folder: Path, rank: int, world_size: int) -> dict[str, dict[str, Any]]:
     """Hash every ``world_size``-th file; all ranks go by the first rank's listing."""
-    names = _agreed(lambda: sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
+    names = agreed(lambda: sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
     paths = {name: folder / name for name in names[rank::world_size]}
     return {
         name: {"size_bytes": path.stat().st_size, "sha256": sha256_of_file(path)} for name, path in paths.items()

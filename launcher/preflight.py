@@ -23,6 +23,8 @@ def check_settings(settings: Settings) -> None:
         SettingsError: a prompt format is unknown, data.path is not there, or features can be
             neither found nor made.
     """
+    if settings.training.checkpoint_url and not is_remote(settings.training.checkpoint_url):
+        raise SettingsError(f"training.checkpoint_url {settings.training.checkpoint_url!r} is no URL such as s3://bucket/folder; a folder is run.dir")
     for stage in ("rationale", "answer"):
         try:
             split_format(getattr(settings, stage).format)

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 
 from data_shards.storage import commit_json, read_json
 from data_shards.reader import SplitReader
+from data_shards.remote import list_names, put_bytes
 from data_shards.writer import manifest_shards, read_problems, write_feature_shards
-from launcher.engine import learning_rate
 from launcher.ledger import LedgerError, prove_ledger
 from launcher.journal import Journal, JournalReader
 from launcher.run_dir import RunDir
@@ -72,7 +72,7 @@ def together(make_job, s3, tmp_path_factory):
         "undisturbed": make_job("undisturbed"),
         "zero3": make_job("zero3", zero_stage=3),
         "activations": make_job("activations", activation_checkpointing=True, offload="cpu"),
-        "s3": from_s3(make_job("s3", loader_processes=2), s3, tmp_path_factory.mktemp("cache")),
+        "s3": from_s3(make_job("s3", loader_processes=2, checkpoint_url="s3://bucket/checkpoints"), s3, tmp_path_factory.mktemp("cache")),
     }
     result = torchrun(*jobs.values(), world_size=2)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -131,7 +131,7 @@ def test_one_rank_computes_the_losses_and_weights_of_two(make_job, undisturbed):
     assert max((weights[name] - expected[name]).abs().max().item() for name in expected) < 1e-5
 
 
-def test_checkpoints_of_two_ranks_go_on_with_one_and_say_so(make_job, together):
+def test_checkpoints_of_two_ranks_go_on_with_one_and_say_so_and_one_in_s3_with_none_here(make_job, together, undisturbed):
     jobs = []
     for name in ("undisturbed", "zero3"):
         jobs.append(make_job(f"fewer-{name}", zero_stage=together[name].settings.training.zero_stage))
@@ -142,12 +142,18 @@ def test_checkpoints_of_two_ranks_go_on_with_one_and_say_so(make_job, together):
     steady = [dataclasses.replace(make_job(f"steady-{job.settings.training.zero_stage}", zero_stage=job.settings.training.zero_stage), num_steps=8) for job in jobs]
     for job, other in zip(steady, jobs, strict=True):
         shutil.copytree(RunDir(Path(other.run_dir)).checkpoints("rationale"), RunDir(Path(job.run_dir)).checkpoints("rationale"))
-    for group, world_size in ((jobs, 1), (steady, 2)):
+    restored = make_job("restored", checkpoint_url="s3://bucket/checkpoints")
+    store = "s3://bucket/checkpoints/demo/rationale"
+    assert list_names(store) == ["LATEST", "step-000004", "step-000005"]
+    put_bytes(b"step-000004\n", f"{store}/LATEST")
+    for group, world_size in ((jobs, 1), ([*steady, restored], 2)):
         result = torchrun(*group, world_size=world_size)
         assert result.returncode == 0, result.stderr[-3000:]
     for job, expected in zip(jobs, steady, strict=True):
         assert losses(job).keys() == {5, 6, 7, 8} and losses(job) == pytest.approx(losses(expected), rel=1e-5)
         assert any("step-000004 is converted to another number of workers" in point.get("note", "") for point in points_of(job))
+    assert losses(restored).keys() == {5}
+    assert_equal_weights(restored, undisturbed)
 
 
 def test_zero_3_computes_the_losses_of_zero_2_and_exports_the_whole_model(together, undisturbed):
@@ -243,14 +249,6 @@ def test_the_exported_model_opens_with_from_pretrained_and_its_tokenizer(undistu
     assert model.config.vision_dim == 208 and len(tokenizer) == model.config.vocab_size
     text = "Solution: The north pole is red."
     assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
-
-
-def test_the_learning_rate_warms_up_then_falls_linearly(tiny_settings):
-    training = tiny_settings.training.model_copy(update={"learning_rate": 1.0, "warmup_steps": 10, "final_lr_fraction": 0.1})
-    rates = [learning_rate(step, training=training, total_steps=110) for step in range(110)]
-    assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and rates[10] == 1.0
-    assert rates[60] == pytest.approx(0.55) and min(rates) >= 0.1
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
 
 
 def test_a_journal_torn_by_a_kill_loses_only_the_torn_line(tmp_path):

@@ -26,29 +26,34 @@ def ray_up(tiny_settings):
         yield
 
 
-def kill_a_rank_after(checkpoint: Path, killed: list[int]) -> None:
-    """Wait for a checkpoint, then kill -9 the last rank that wrote its process number into its log."""
+def signal_a_rank_after(checkpoint: Path, number: int, signalled: list[int]) -> None:
+    """Wait for a checkpoint, then signal the last rank that wrote its process number into its log."""
     deadline = time.time() + 120
     while not checkpoint.exists() and time.time() < deadline:
         time.sleep(0.01)
     log = checkpoint.parents[2] / "logs" / "rationale-rank1.log"
     pid = int(log.read_text().rpartition("process ")[2].split()[0])
     assert "ray" in " ".join(psutil.Process(pid).cmdline())
-    os.kill(pid, signal.SIGKILL)
-    killed.append(pid)
+    os.kill(pid, number)
+    signalled.append(pid)
 
 
-def test_a_rank_killed_with_9_is_replaced_and_the_training_ends_at_its_last_step(make_job, ray_up):
-    job = dataclasses.replace(make_job("ray-killed"), num_steps=60)
-    run_dir, killed, lines = RunDir(Path(job.run_dir)), [], []
-    killer = threading.Thread(target=kill_a_rank_after, args=(run_dir.checkpoints("rationale") / "LATEST", killed))
-    killer.start()
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed with 9", "hung"])
+def test_a_lost_rank_is_replaced_and_the_training_ends_at_its_last_step(make_job, ray_up, number):
+    job = dataclasses.replace(make_job(f"ray-{number}", hang_timeout_s=8), num_steps=60)
+    run_dir, signalled, lines = RunDir(Path(job.run_dir)), [], []
+    arguments = (run_dir.checkpoints("rationale") / "LATEST", number, signalled)
+    thread = threading.Thread(target=signal_a_rank_after, args=arguments)
+    thread.start()
     launch_training(job, report=lines.append)
-    killer.join()
-    assert killed and lines == ["  a worker was lost; starting again from the last checkpoint (1 of 3)"]
+    thread.join()
+    assert signalled and lines == ["  a worker was lost; starting again from the last checkpoint (1 of 3)"]
     points = JournalReader(run_dir.journal("rationale")).read()
     assert {point["step"] for point in points if "loss" in point["metrics"]} == set(range(1, 61))
     assert (run_dir.model("rationale") / "model.safetensors").exists()
+    if number == signal.SIGSTOP:
+        assert "Timeout (0:00:08)!" in (run_dir.logs / "rationale-rank0.log").read_text()
+        assert not psutil.pid_exists(signalled[0])
 
 
 def test_an_error_in_a_rank_is_shown_with_its_traceback_last_and_not_repeated(make_job, ray_up, tmp_path):
