@@ -1,0 +1,193 @@
+"""How fast texts are written, against transformers' own generate.
+
+    PYTHONPATH=. python benchmarks/generation.py DATA_SET [--model DIR] [--questions 256] [--rounds 3]
+
+The model has T5-small's size and is trained for some minutes on 48 short pairs of the data
+set, so that it writes words and ends by itself (kept in DIR for the next time). Then every
+engine writes, for each question, exactly as many tokens as the real explanation has: equal
+work on real lengths. Rounds alternate between the engines; what is printed is tokens per
+CPU-second on one thread (wall time says more about the neighbours), the median of the
+ratios round by round and their range. Both engines stop a row at its length; transformers
+goes on until the longest of a batch has ended, in data order, as one would call it.
+
+Then, free-running: ids equal to generate's, with the margin between the two best logits
+where they part; and the peak memory for few and for many questions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, StoppingCriteria, StoppingCriteriaList
+
+from data_shards.sources import read_questions
+from mmcot.encoding import EncodedPair, collate, encode_pair, train_tokenizer
+from mmcot.generation import generate_ids
+from mmcot.model import MultimodalT5Config, T5ForMultimodalGeneration
+from mmcot.prompts import build_pair
+
+MAX_NEW_TOKENS, SHAPE = 256, (100, 256)
+
+
+def train_model(texts: list[tuple[str, str]], folder: Path, seconds: float) -> None:
+    """Fit a T5 of small size to 48 short pairs and save it with a tokenizer of 8000 pieces."""
+    tokenizer = train_tokenizer((text for pair in texts for text in pair), folder, vocab_size=8000)
+    pairs = [encode_pair(tokenizer, *pair, max_source_tokens=512, max_target_tokens=MAX_NEW_TOKENS) for pair in texts]
+    pairs = [pair for pair in pairs if len(pair.source_ids) <= 80 and 8 <= len(pair.target_ids) <= 60][:48]
+    torch.manual_seed(0)
+    config = MultimodalT5Config(
+        vocab_size=len(tokenizer), d_model=512, d_ff=2048, num_layers=6, num_heads=8, d_kv=64, dropout_rate=0.0,
+        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    model, chance, started = T5ForMultimodalGeneration(config).train(), random.Random(0), time.perf_counter()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    for step in range(100_000):
+        if time.perf_counter() - started > seconds:
+            break
+        chosen = sorted(chance.sample(pairs, 16), key=lambda pair: len(pair.target_ids))[8 * (step % 2) :][:8]
+        optimizer.param_groups[0]["lr"] = 1e-3 * min(1, (step + 1) / 50)
+        loss = model(**collate(chosen, [None] * len(chosen), feature_shape=SHAPE, pad_token_id=0)).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    print(f"trained {step} steps, loss of the last batch {loss.item():.2f}", flush=True)
+    model.eval().save_pretrained(folder)
+
+
+class OwnLengths(StoppingCriteria):
+    """A row has ended when it has its own number of tokens."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        self.lengths = torch.tensor(lengths)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
+        return input_ids.shape[1] - 1 >= self.lengths
+
+
+def with_transformers(model, pairs: list[EncodedPair], *, batch_size: int, use_cache: bool = True, pad_to: int = 0) -> list[list[int]]:
+    """``generate`` in data order, each batch until its longest row has its number of tokens."""
+    settings = copy.deepcopy(model.generation_config)
+    settings.eos_token_id, settings.do_sample, settings.num_beams, settings.use_cache = None, False, 1, use_cache
+    written = []
+    for start in range(0, len(pairs), batch_size):
+        chosen = pairs[start : start + batch_size]
+        width = max([pad_to, *(len(pair.source_ids) for pair in chosen)])
+        ids = torch.tensor([[*pair.source_ids, *[0] * (width - len(pair.source_ids))] for pair in chosen])
+        lengths = [len(pair.target_ids) for pair in chosen]
+        settings.max_new_tokens = max(lengths)
+        outputs = model.generate(
+            input_ids=ids, attention_mask=(ids != 0).long(), generation_config=settings,
+            stopping_criteria=StoppingCriteriaList([OwnLengths(lengths)]),
+        )  # fmt: skip
+        written += [row[1 : 1 + length] for row, length in zip(outputs.tolist(), lengths, strict=True)]
+    return written
+
+
+def with_ours(model, pairs: list[EncodedPair], *, num_rows: int) -> list[list[int]]:
+    return generate_ids(
+        model, [pair.source_ids for pair in pairs], [None] * len(pairs), feature_shape=SHAPE, num_rows=num_rows,
+        max_new_tokens=[len(pair.target_ids) for pair in pairs], eos_token_ids=(),
+    )  # fmt: skip
+
+
+def compare(name: str, engines: dict, num_tokens: int, rounds: int) -> float:
+    """Alternate between the engines; print tokens per CPU-second and ratios to the first; return ours."""
+    rates = {engine: [] for engine in engines}
+    for _ in range(rounds):
+        for engine, write in engines.items():
+            started = time.process_time()
+            write()
+            rates[engine].append(num_tokens / (time.process_time() - started))
+    first = next(iter(engines))
+    for engine, values in rates.items():
+        ratios = [value / base for value, base in zip(values, rates[first], strict=True)]
+        print(f"{name} {engine:<28} {statistics.median(values):7.0f} tokens/s   x{statistics.median(ratios):5.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+    return statistics.median(values)
+
+
+def compare_ids(model, pairs: list[EncodedPair]) -> None:
+    """Free-running greedy: what generate writes for one prompt at a time, and what we write for all."""
+    ours = generate_ids(
+        model, [pair.source_ids for pair in pairs], [None] * len(pairs), feature_shape=SHAPE, num_rows=32,
+        max_new_tokens=MAX_NEW_TOKENS, eos_token_ids=(1,),
+    )  # fmt: skip
+    num_equal, parted = 0, []
+    for pair, ids in zip(pairs, ours, strict=True):
+        source = torch.tensor([pair.source_ids])
+        theirs = model.generate(input_ids=source, attention_mask=torch.ones_like(source), do_sample=False, num_beams=1, max_new_tokens=MAX_NEW_TOKENS)[0, 1:].tolist()  # fmt: skip
+        num_equal += theirs == ids
+        if theirs != ids:
+            place = next(i for i, (a, b) in enumerate(zip(theirs, ids, strict=False)) if a != b)
+            best = model(input_ids=source, decoder_input_ids=torch.tensor([[0, *ids[:place]]])).logits[0, -1].topk(2).values
+            parted.append(f"token {place}: margin {best[0] - best[1]:.1e}")
+    distinct = np.mean([len(set(ids)) / len(ids) for ids in ours])
+    print(f"{model.dtype} free-running: {num_equal} of {len(pairs)} equal to generate, {sum(ids[-1] == 1 for ids in ours)} ended by themselves, "
+          f"distinct tokens {distinct:.0%}, {len({tuple(ids) for ids in ours})} different texts; parted at: {parted or 'none'}", flush=True)  # fmt: skip
+
+
+def peak_memory(arguments: argparse.Namespace, num_questions: int) -> float:
+    """GB of a fresh process that writes this many texts."""
+    command = [sys.executable, __file__, arguments.data, "--model", str(arguments.model), "--questions", str(num_questions), "--memory"]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+@torch.inference_mode()
+def main(arguments: argparse.Namespace) -> None:
+    torch.set_num_threads(1)
+    texts = [build_pair(problem, "QCM-E") for problem in read_questions(arguments.data).problems["train"]]
+    if not (arguments.model / "config.json").exists():
+        with torch.inference_mode(False):
+            train_model(texts, arguments.model, arguments.train_s)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    model = T5ForMultimodalGeneration.from_pretrained(arguments.model).eval()
+    pairs = [encode_pair(tokenizer, *pair, max_source_tokens=512, max_target_tokens=MAX_NEW_TOKENS) for pair in texts][-arguments.questions :]
+    if arguments.memory:
+        with_ours(model, pairs, num_rows=arguments.batch_size)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+        return
+    lengths = [len(pair.target_ids) for pair in pairs]
+    print(f"{len(pairs)} questions, source {np.mean([len(pair.source_ids) for pair in pairs]):.0f} tokens, target {np.mean(lengths):.0f} (longest {max(lengths)})")
+    for dtype in (getattr(torch, name) for name in arguments.dtypes):
+        model, name = model.to(dtype), str(dtype).removeprefix("torch.")
+        engines = {"transformers": lambda: with_transformers(model, pairs, batch_size=32)}
+        for num_rows in sorted({arguments.batch_size, 2 * arguments.batch_size}):
+            engines[f"ours, {num_rows} rows"] = lambda num_rows=num_rows: with_ours(model, pairs, num_rows=num_rows)
+        written = with_ours(model, pairs, num_rows=arguments.batch_size)
+        distinct = np.mean([len(set(ids)) / len(ids) for ids in written])
+        assert [len(ids) for ids in written] == lengths and distinct > 0.25, f"distinct tokens {distinct:.0%}"
+        ours = compare(name, engines, sum(lengths), arguments.rounds)
+        if dtype == torch.float32:
+            few = pairs[:4]
+            started = time.process_time()
+            with_transformers(model, few, batch_size=4, use_cache=False, pad_to=512)
+            rate = sum(len(pair.target_ids) for pair in few) / (time.process_time() - started)
+            print(f"{name} {'no cache, padded to 512':<28} {rate:7.1f} tokens/s; ours is x{ours / rate:.0f} ({len(few)} prompts, once)", flush=True)
+        compare_ids(model, pairs[: arguments.ids])
+    few, many = (peak_memory(arguments, number) for number in (32, len(texts)))
+    print(f"peak memory of a process: {few:.2f} GB for 32 questions, {many:.2f} GB for {len(texts)}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data")
+    parser.add_argument("--model", type=Path, default=Path(tempfile.gettempdir()) / "benchmark_generation_model")
+    parser.add_argument("--train-s", type=float, default=480.0)
+    parser.add_argument("--questions", type=int, default=256)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--ids", type=int, default=64, help="questions whose ids are compared")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
+    parser.add_argument("--memory", action="store_true", help="only print the peak memory of writing the texts")
+    main(parser.parse_args())

@@ -1,0 +1,232 @@
+"""T5's decoder, one token a row and call, from the weights of a transformers model.
+
+    decoder = StepDecoder(model, num_rows=32, max_source_tokens=512, max_new_tokens=256)
+    decoder.admit(0, states_SD)                      # a source takes row 0
+    logits_BV = decoder.step([0], positions=[0])     # the start token, at position 0
+    logits_BV = decoder.step([417], positions=[1])
+
+Every row has a position of its own: T5's bias depends on the distance between query and
+key alone, so a row may begin again while its neighbours are in the middle of a sentence.
+Live rows are always the first ones; what leaves is replaced (``admit``) or the last row
+moves into its place (``move``). This module knows neither texts nor when a row ends.
+
+Shape suffixes: B live rows, H heads, K head width, D model width, S source positions,
+T target positions, V vocabulary, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.nn import functional as F
+from transformers import T5ForConditionalGeneration
+
+Linear = Callable[[torch.Tensor], torch.Tensor]
+
+# Rows that share an attention call on a CPU, padded to the longest of them. A call costs
+# about what 4 rows' padding would: fewer rows waste calls, more waste columns.
+ROWS_PER_ATTENTION = 4
+
+# The number of rows oneDNN lays weights out for; another number is right as well, and about as fast.
+PACKED_FOR_ROWS = 32
+
+
+def pack_linear(weight: torch.Tensor) -> Linear:
+    """Return a function that applies ``weight`` [out, in] without bias.
+
+    On a CPU the weight is laid out once as oneDNN wants it. The operators are private to
+    torch: where they are missing or refuse this weight, the plain ``F.linear`` is returned.
+    """
+    weight = weight.detach()
+    if weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16):
+        try:
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR_ROWS)
+            apply = torch.ops.mkldnn._linear_pointwise.default
+            apply(weight.new_zeros(1, weight.shape[1]), packed, None, "none", [], "")
+        except (AttributeError, NotImplementedError, RuntimeError):
+            pass
+        else:
+            return lambda states: apply(states, packed, None, "none", [], "")
+    return lambda states: F.linear(states, weight)
+
+
+class StepDecoder:
+    """The decoder of ``model`` with the keys and values of ``num_rows`` rows."""
+
+    @torch.inference_mode()
+    def __init__(
+        self, model: T5ForConditionalGeneration, *, num_rows: int, max_source_tokens: int, max_new_tokens: int
+    ) -> None:
+        config, stack = model.config, model.decoder
+        if model.dtype == torch.float16:
+            raise ValueError("the model is in float16, in which T5 overflows; use float32 or bfloat16")
+        self.num_heads, self.head_width, self.max_new_tokens = config.num_heads, config.d_kv, max_new_tokens
+        self.device, self.dtype = model.device, model.dtype
+        self.rows_per_attention = ROWS_PER_ATTENTION if self.device.type == "cpu" else num_rows
+        self.embeddings = stack.embed_tokens.weight
+        self.layers = [_Layer(block) for block in stack.block]
+        self.final_norm = _norm(stack.final_layer_norm)
+        self.output_scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
+        self.lm_head = pack_linear(model.lm_head.weight)
+        self.cross_keys_values = pack_linear(
+            torch.cat([w for block in stack.block for w in _weights(block.layer[1].EncDecAttention, "kv")])
+        )
+        shape = (len(self.layers), 2, num_rows, self.num_heads)
+        like = {"device": self.device, "dtype": self.dtype}
+        # Zeros, not rubbish: masked columns are multiplied by 0, and 0 * NaN is NaN.
+        self.own_L2BHTK = torch.zeros(*shape, max_new_tokens, self.head_width, **like)
+        self.cross_L2BHSK = torch.zeros(*shape, max_source_tokens, self.head_width, **like)
+        self.source_lengths = [0] * num_rows
+        self._cross_groups: list[_Group] | None = None
+        self._own_flat = [layer.view(-1, self.head_width) for layer in self.own_L2BHTK]
+        self._first_column_2BH = (
+            torch.arange(2 * num_rows * self.num_heads, device=self.device).view(2, num_rows, -1) * max_new_tokens
+        )
+        self._reversed_bias_HT = self._reverse_bias(stack.block[0].layer[0].SelfAttention)
+
+    def _reverse_bias(self, attention: torch.nn.Module) -> torch.Tensor:
+        """Bias of the last position to every other [H, 2T - 1], and -inf to those that follow it.
+
+        A window that starts at column T - 1 - p is the bias of position p to positions 0, 1, ...
+        """
+        last = self.max_new_tokens - 1
+        bias_HT = attention.compute_bias(1, last + 1, device=self.device, past_seen_tokens=last)[0, :, 0]
+        future_HT = bias_HT.new_full((self.num_heads, last), float("-inf"))
+        return torch.cat([bias_HT, future_HT], dim=1).to(self.dtype)
+
+    @torch.inference_mode()
+    def admit(self, row: int, states_SD: torch.Tensor) -> None:
+        """Give ``row`` to the source with these encoder states; its next position is 0."""
+        length = len(states_SD)
+        keys_values = self.cross_keys_values(states_SD).view(length, len(self.layers), 2, self.num_heads, self.head_width)
+        self.cross_L2BHSK[:, :, row, :, :length] = keys_values.permute(1, 2, 3, 0, 4)
+        self.source_lengths[row] = length
+        self._cross_groups = None
+
+    @torch.inference_mode()
+    def move(self, row: int, *, to: int, num_positions: int) -> None:
+        """Copy what ``row`` holds of its source and its ``num_positions`` first tokens."""
+        length = self.source_lengths[to] = self.source_lengths[row]
+        self.own_L2BHTK[:, :, to, :, :num_positions] = self.own_L2BHTK[:, :, row, :, :num_positions]
+        self.cross_L2BHSK[:, :, to, :, :length] = self.cross_L2BHSK[:, :, row, :, :length]
+        self._cross_groups = None
+
+    @torch.inference_mode()
+    def step(self, token_ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        """Read one more token in each of the first ``len(token_ids)`` rows.
+
+        Args:
+            token_ids: the token of each row.
+            positions: where it stands, 0 for a row's first; the row has read all before it.
+
+        Returns:
+            logits [B, V] of what follows.
+        """
+        num_rows, width = len(token_ids), self.num_heads * self.head_width
+        ids_B, positions_B = torch.tensor([token_ids, positions], device=self.device)
+        columns = (self._first_column_2BH[:, :num_rows] + positions_B[:, None]).flatten()
+        own_groups = self._group_own(positions, positions_B)
+        if self._cross_groups is None or self._cross_groups[-1].stop != num_rows:
+            self._cross_groups = self._group_sources(num_rows)
+        hidden_BD = F.embedding(ids_B, self.embeddings)
+        for number, layer in enumerate(self.layers):
+            qkv_B3HK = layer.qkv(layer.own_norm(hidden_BD)).view(num_rows, 3, self.num_heads, self.head_width)
+            self._own_flat[number].index_copy_(0, columns, qkv_B3HK[:, 1:].transpose(0, 1).reshape(-1, self.head_width))
+            attended = _attend(qkv_B3HK[:, 0, :, None], self.own_L2BHTK[number], own_groups)
+            hidden_BD = hidden_BD + layer.own_output(attended.reshape(num_rows, width))
+            query_BH1K = layer.cross_query(layer.cross_norm(hidden_BD)).view(num_rows, self.num_heads, 1, self.head_width)
+            attended = _attend(query_BH1K, self.cross_L2BHSK[number], self._cross_groups)
+            hidden_BD = hidden_BD + layer.cross_output(attended.reshape(num_rows, width))
+            hidden_BD = hidden_BD + layer.feed_forward(layer.feed_forward_norm(hidden_BD))
+        return self.lm_head(self.final_norm(hidden_BD) * self.output_scale)
+
+    def _group_own(self, positions: Sequence[int], positions_B: torch.Tensor) -> list[_Group]:
+        windows = self._reversed_bias_HT.unfold(1, max(positions) + 1, 1)
+        bias_BH1T = windows.index_select(1, self.max_new_tokens - 1 - positions_B).transpose(0, 1).unsqueeze(2)
+        return [
+            _Group(start, stop, width, bias_BH1T[start:stop, ..., :width])
+            for start, stop, width in self._spans([position + 1 for position in positions])
+        ]
+
+    def _group_sources(self, num_rows: int) -> list[_Group]:
+        lengths = self.source_lengths[:num_rows]
+        lengths_B111 = torch.tensor(lengths, device=self.device).view(-1, 1, 1, 1)
+        columns = torch.arange(max(lengths), device=self.device)
+        mask_B11S = torch.zeros(num_rows, 1, 1, max(lengths), dtype=self.dtype, device=self.device)
+        mask_B11S.masked_fill_(columns >= lengths_B111, float("-inf"))
+        return [
+            _Group(start, stop, width, None if min(lengths[start:stop]) == width else mask_B11S[start:stop, ..., :width])
+            for start, stop, width in self._spans(lengths)
+        ]
+
+    def _spans(self, widths: list[int]) -> list[tuple[int, int, int]]:
+        size = self.rows_per_attention
+        return [(i, min(i + size, len(widths)), max(widths[i : i + size])) for i in range(0, len(widths), size)]
+
+
+class _Group:
+    """Rows ``start:stop``, which attend ``width`` columns under an additive mask [b, H or 1, 1, width]."""
+
+    __slots__ = ("mask", "start", "stop", "width")
+
+    def __init__(self, start: int, stop: int, width: int, mask: torch.Tensor | None) -> None:
+        self.start, self.stop, self.width, self.mask = start, stop, width, mask
+
+
+class _Layer:
+    """One block's weights as functions of states [B, D]."""
+
+    def __init__(self, block: torch.nn.Module) -> None:
+        own, cross, feed_forward = block.layer
+        self.own_norm, self.cross_norm, self.feed_forward_norm = (_norm(part.layer_norm) for part in block.layer)
+        self.qkv = pack_linear(torch.cat(_weights(own.SelfAttention, "qkv")))
+        self.own_output = pack_linear(own.SelfAttention.o.weight)
+        self.cross_query = pack_linear(cross.EncDecAttention.q.weight)
+        self.cross_output = pack_linear(cross.EncDecAttention.o.weight)
+        self.feed_forward = _feed_forward(feed_forward.DenseReluDense)
+
+
+def _weights(attention: torch.nn.Module, names: str) -> list[torch.Tensor]:
+    return [getattr(attention, name).weight for name in names]
+
+
+def _norm(norm: torch.nn.Module) -> Linear:
+    """T5's layer norm: scale without shift, its mean square taken in float32."""
+    weight, epsilon = norm.weight.detach(), norm.variance_epsilon
+
+    def apply(states_BD: torch.Tensor) -> torch.Tensor:
+        scale = states_BD.float().square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
+        return weight * (states_BD * scale).to(weight.dtype)
+
+    return apply
+
+
+def _feed_forward(module: torch.nn.Module) -> Linear:
+    activation, output, output_dtype = module.act, pack_linear(module.wo.weight), module.wo.weight.dtype
+    if not hasattr(module, "wi_0"):
+        inner = pack_linear(module.wi.weight)
+        return lambda states_BD: output(activation(inner(states_BD)).to(output_dtype))
+    both = pack_linear(torch.cat([module.wi_0.weight, module.wi_1.weight]))
+
+    def gated(states_BD: torch.Tensor) -> torch.Tensor:
+        gate, linear = both(states_BD).chunk(2, dim=-1)
+        return output((activation(gate) * linear).to(output_dtype))
+
+    return gated
+
+
+def _attend(query_BH1K: torch.Tensor, keys_values_2BHTK: torch.Tensor, groups: list[_Group]) -> torch.Tensor:
+    """T5's attention, unscaled, group by group; returns [B, H, 1, K]."""
+    keys_BHTK, values_BHTK = keys_values_2BHTK.unbind(0)
+    attended = [
+        F.scaled_dot_product_attention(
+            query_BH1K[group.start : group.stop],
+            keys_BHTK[group.start : group.stop, :, : group.width],
+            values_BHTK[group.start : group.stop, :, : group.width],
+            attn_mask=group.mask,
+            scale=1.0,
+        )
+        for group in groups
+    ]
+    return attended[0] if len(attended) == 1 else torch.cat(attended)
