@@ -32,9 +32,23 @@ def run(preset: Preset = None, config: Config = None, set_: Set = []) -> None:  
 
 
 @app.command()
-def rationales(preset: Preset = None, config: Config = None, set_: Set = []) -> None:  # noqa: B006
-    """Run the pipeline up to the rationales of all splits."""
-    _run_until("rationales", preset, config, set_)
+def rationales(
+    preset: Preset = None, config: Config = None, set_: Set = [],  # noqa: B006
+    model: Annotated[Path | None, typer.Option(help="A stage-one model's folder; without: the pipeline up to the rationales.")] = None,
+    shards: Annotated[str | None, typer.Option(help="The data folder, or its URL.")] = None,
+    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "all",
+    out: Annotated[Path | None, typer.Option(help="Folder for the rationales; again: only what is missing is written.")] = None,
+) -> None:  # fmt: skip
+    """Write rationales: of a run (the pipeline up to there), or by any model over any shards."""
+    if model is None:
+        _run_until("rationales", preset, config, set_)
+        return
+    with _explained():
+        if shards is None or out is None or split not in ("train", "val", "test", "all") or preset or config:
+            raise ValueError("--model needs --shards DIR, --out DIR and a --split of train, val, test or all; settings by --set alone")
+        from launcher.rationales import write_rationales
+
+        write_rationales(model, shards, split, out, overrides=set_, report=typer.echo)
 
 
 @app.command()

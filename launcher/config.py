@@ -169,7 +169,11 @@ class AnswerStage(Stage):
 class Generation(_Section):
     batch_size: PositiveInt = Field(64, description="questions decoded together")
     task_samples: int = Field(256, ge=1, le=256, description="questions a task")
-    max_attempts: PositiveInt = Field(3, description="times a task is tried before the step fails")
+    max_attempts: PositiveInt = Field(3, description="times a task is tried before it is set aside")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy; above, rationales are drawn, seeded by question")
+    top_p: float = Field(1.0, gt=0, le=1, description="draw from the likeliest tokens with this much probability")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="number format of the weights in generation")
+    gpus_per_worker: float = Field(1.0, gt=0, description="GPUs a generation worker takes; a fraction lets several share one")
 
 
 class Cluster(_Section):
@@ -243,8 +247,13 @@ def load_settings(
     if config is not None:
         values = _merge(values, _read_yaml(Path(config)))
     for override in overrides:
-        values = _merge(values, _parse_override(override))
+        values = merge_override(values, override)
     return parse_settings(values)
+
+
+def merge_override(values: dict[str, Any], override: str) -> dict[str, Any]:
+    """Lay one ``section.key=value`` over plain values."""
+    return _merge(values, _parse_override(override))
 
 
 def parse_settings(values: dict[str, Any]) -> Settings:

@@ -2,7 +2,7 @@
 
 The driver hands tasks to workers; a worker reads its samples, writes their texts and
 commits one file. A worker that dies is replaced and its task is run again; a task whose
-file stands is never computed again. What a file holds depends on the model, the data and
+file stands is never computed again; one that always fails is set aside and the rest goes on. What a file holds depends on the model, the data and
 the task alone: batches never cross a task.
 """
 
@@ -15,10 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_shards.rationales import Task, read_lines, write_task
-from data_shards.storage import sha256_of_file
+from data_shards.index import rows_of_extension
+from data_shards.rationales import Task, close_output, list_tasks, open_output, read_lines, write_task
+from data_shards.storage import commit_json, sha256_of_file
+from data_shards.writer import manifest_shards, open_index, read_manifest, shard_qids
 from launcher.jobs import GenerationJob
 from launcher.run_dir import RunDir
+from mmcot.quality import is_repetitive
 
 
 class GenerationError(RuntimeError):
@@ -51,17 +54,22 @@ class GenerationWorker:
         torch.set_num_threads(job.settings.cluster.cpus_per_worker)
         self.job = job
         self.tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
-        self.model = T5ForMultimodalGeneration.from_pretrained(job.model_dir).eval()
+        dtype = torch.bfloat16 if job.settings.generation.precision == "bf16" else torch.float32
+        self.model = T5ForMultimodalGeneration.from_pretrained(job.model_dir, dtype=dtype).eval()
         if job.settings.cluster.use_gpu:
             self.model.to("cuda")
         self.samples: dict[str, Any] = {}
+
+    def is_ready(self) -> bool:
+        """True once the model is loaded."""
+        return True
 
     def run(self, task: Task) -> int:
         """Run and commit a task; returns the tokens it wrote."""
         from launcher.samples import open_stage
         from mmcot.generation import generate_texts
 
-        job, spec = self.job, getattr(self.job.settings, self.job.stage)
+        job, spec, generation = self.job, getattr(self.job.settings, self.job.stage), self.job.settings.generation
         if task.split not in self.samples:
             self.samples[task.split] = open_stage(
                 job.settings, job.stage, task.split,
@@ -78,7 +86,11 @@ class GenerationWorker:
             [samples.reader.features(number) for number in numbers],
             feature_shape=samples.reader.feature_shape,
             max_new_tokens=spec.max_target_tokens,
-            batch_size=job.settings.generation.batch_size,
+            batch_size=generation.batch_size,
+            temperature=generation.temperature,
+            top_p=generation.top_p,
+            seed=job.settings.run.seed,
+            keys=[samples.reader.qid(number) for number in numbers],
         )
         lines = [
             {"qid": samples.reader.qid(number), job.stage: text.text, "num_tokens": text.num_tokens, "finish": text.finish}
@@ -90,34 +102,94 @@ class GenerationWorker:
         return sum(line["num_tokens"] for line in lines)
 
 
+def write_split_texts(
+    job: GenerationJob, splits: Sequence[str], inputs: dict[str, Any],
+    *, open_ray: Callable[[], None] = lambda: None, report: Callable[[Progress], None] = lambda progress: None,
+) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:  # fmt: skip
+    """Write a stage's texts for some splits; only what is missing is computed.
+
+    Args:
+        inputs: what the content depends on; a folder made with others is refused.
+        open_ray: called before the first task, if there is one to run.
+
+    Returns:
+        every file with its counts and sha256, and the counts over all.
+
+    Raises:
+        GenerationError: tasks were set aside; the others' files stand.
+        ShardError: the folder holds output of other inputs.
+    """
+    open_output(job.output_dir, inputs)
+    tasks = list_tasks(job.local_shards_dir(), splits, task_samples=job.settings.generation.task_samples)
+    if any(not (Path(job.output_dir) / task.file_name).exists() for task in tasks):
+        open_ray()
+    files = run_tasks(job, tasks, report=report)
+    counts = ("num_samples", "num_tokens", "num_truncated", "num_empty", "num_repetitive")
+    summary = {name: sum(file[name] for file in files.values()) for name in counts}
+    close_output(job.output_dir, files=files, summary=summary)
+    return files, summary
+
+
+def describe_summary(summary: dict[str, int]) -> str:
+    """The counts in a sentence for a person."""
+    return (
+        f"{summary['num_samples']:,} texts, {summary['num_tokens']:,} tokens; {summary['num_truncated']:,} cut at the length limit, "
+        f"{summary['num_empty']:,} empty, {summary['num_repetitive']:,} repetitive"
+    )
+
+
 def run_tasks(
     job: GenerationJob, tasks: Sequence[Task], *, report: Callable[[Progress], None] = lambda progress: None
 ) -> dict[str, dict[str, Any]]:
     """Run all tasks whose file does not stand yet; returns every file with its counts.
 
     Raises:
-        GenerationError: a task failed ``generation.max_attempts`` times.
+        GenerationError: tasks failed ``generation.max_attempts`` times; all others are done.
     """
     output_dir = Path(job.output_dir)
     missing = [task for task in tasks if not (output_dir / task.file_name).exists()]
-    if missing:
-        _run_missing(job, missing, sum(task.num_samples for task in tasks), report)
+    set_aside = _run_missing(job, missing, sum(task.num_samples for task in tasks), report) if missing else {}
+    commit_json(output_dir / "set_aside.json", {task.file_name: error for task, error in set_aside.items()})
+    if set_aside:
+        task, error = next(iter(set_aside.items()))
+        raise GenerationError(
+            f"{len(set_aside)} of {len(tasks)} tasks failed {job.settings.generation.max_attempts} times and were set aside "
+            f"({output_dir / 'set_aside.json'} has their errors and questions); the other files stand, run again to retry them. "
+            f"The first, task {task.file_name}:\n{error['error']}"
+        )
     return {task.file_name: _describe(output_dir / task.file_name, task, job.stage) for task in tasks}
+
+
+def expected_costs(shards_dir: str | Path, tasks: Sequence[Task]) -> dict[Task, int]:
+    """The bytes of each task's questions: what is long to read is long to write about."""
+    folder = Path(shards_dir) / "text"
+    shards = {shard.name: shard for shard in manifest_shards(read_manifest(folder))}
+    sizes = {name: rows_of_extension(open_index(folder, shards[name]), "json")["size"] for name in {task.shard for task in tasks}}
+    return {task: int(sizes[task.shard][task.start : task.start + task.num_samples].sum()) for task in tasks}
 
 
 def _run_missing(
     job: GenerationJob, missing: Sequence[Task], num_total: int, report: Callable[[Progress], None]
-) -> None:
+) -> dict[Task, dict[str, Any]]:
+    """Hand tasks to workers, the longest first; returns those that always failed, with their errors."""
     import ray
 
-    cluster = job.settings.cluster
+    cluster, generation = job.settings.cluster, job.settings.generation
     actor_class = ray.remote(GenerationWorker).options(
-        num_cpus=cluster.cpus_per_worker, num_gpus=int(cluster.use_gpu), max_restarts=0, max_task_retries=0
-    )
-    queue, attempts = deque(missing), dict.fromkeys(missing, 0)
+        num_cpus=cluster.cpus_per_worker, num_gpus=generation.gpus_per_worker if cluster.use_gpu else 0,
+        max_restarts=0, max_task_retries=0,
+    )  # fmt: skip
+    costs = expected_costs(job.local_shards_dir(), missing)
+    queue, attempts = deque(sorted(missing, key=lambda task: (-costs[task], task))), dict.fromkeys(missing, 0)
+    set_aside: dict[Task, dict[str, Any]] = {}
     progress = Progress(num_total - sum(task.num_samples for task in missing), num_total, 0, 0.0)
     started = time.perf_counter()
+    starting: dict[Any, Any] = {}  # a worker takes its first task when it is there: those of nodes that join later, later
     running: dict[Any, tuple[Task, Any]] = {}
+
+    def start_worker() -> None:
+        worker = actor_class.remote(job)
+        starting[worker.is_ready.remote()] = worker
 
     def start_next(worker: Any) -> None:
         if queue:
@@ -126,32 +198,46 @@ def _run_missing(
             running[worker.run.remote(task)] = (task, worker)
 
     for _ in range(min(cluster.num_workers, len(missing))):
-        start_next(actor_class.remote(job))
-    while running:
-        (finished, *_), _ = ray.wait(list(running), num_returns=1)
+        start_worker()
+    while running or (queue and starting):
+        (finished, *_), _ = ray.wait([*running, *starting], num_returns=1)
+        if finished in starting:
+            worker = starting.pop(finished)
+            try:
+                ray.get(finished)
+            except ray.exceptions.RayActorError:
+                start_worker()
+            else:
+                start_next(worker)
+            continue
         task, worker = running.pop(finished)
+        error: Exception | None = None
         try:
             progress.num_tokens += ray.get(finished)
-        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as error:
-            lost = isinstance(error, ray.exceptions.RayActorError)
-            if lost:
-                ray.kill(worker)  # one that only cannot be reached must not write beside its successor
-                worker = actor_class.remote(job)
+        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as caught:
+            error = caught
             if (Path(job.output_dir) / task.file_name).exists():  # it died between the commit and its answer
-                progress.num_done += task.num_samples
-                start_next(worker)
-                continue
-            if attempts[task] >= job.settings.generation.max_attempts:
-                raise GenerationError(
-                    f"task {task.file_name} failed {attempts[task]} times; the other tasks' files stand, "
-                    f"run again to retry it. The last error:\n{error}"
-                ) from None
-            queue.appendleft(task)
-        else:
+                error = None
+        if error is None:
             progress.num_done += task.num_samples
             progress.seconds = time.perf_counter() - started
             report(progress)
-        start_next(worker)
+        elif attempts[task] < generation.max_attempts:
+            queue.appendleft(task)
+        else:
+            set_aside[task] = {"error": str(error), "qids": _qids(job, task)}
+        if isinstance(error, ray.exceptions.RayActorError):
+            ray.kill(worker)  # one that only cannot be reached must not write beside its successor
+            start_worker()
+        else:
+            start_next(worker)
+    return set_aside
+
+
+def _qids(job: GenerationJob, task: Task) -> list[str]:
+    folder = job.local_shards_dir() / "text"
+    shard = next(shard for shard in manifest_shards(read_manifest(folder)) if shard.name == task.shard)
+    return shard_qids(folder, shard, "json")[task.start : task.start + task.num_samples]
 
 
 def _describe(path: Path, task: Task, stage: str) -> dict[str, Any]:
@@ -163,5 +249,6 @@ def _describe(path: Path, task: Task, stage: str) -> dict[str, Any]:
         "num_tokens": sum(line["num_tokens"] for line in lines),
         "num_truncated": sum(line["finish"] == "length" for line in lines),
         "num_empty": sum(not line[stage].strip() for line in lines),
+        "num_repetitive": sum(is_repetitive(line[stage]) for line in lines),
         "sha256": sha256_of_file(path),
     }

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
+from data_shards.remote import local_folder
 from launcher.config import Settings
+
+MODEL_FACTS_FILE = "mmcot.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,3 +48,16 @@ class GenerationJob:
     rationales_dir: str | None = None
     run_dir: str | None = None
     attempt: int | None = None
+
+    def local_shards_dir(self) -> Path:
+        """The data folder on this machine."""
+        return local_folder(self.shards_dir, self.settings.data.cache_dir, features=self.settings.data.features)
+
+
+def model_facts(settings: Settings, stage: str) -> dict[str, Any]:
+    """What a model's user must know about its prompts; stored beside the weights."""
+    spec = getattr(settings, stage)
+    return {
+        "stage": stage, "format": spec.format, "max_source_tokens": spec.max_source_tokens,
+        "max_target_tokens": spec.max_target_tokens, "use_caption": settings.data.use_caption, "features": settings.data.features,
+    }  # fmt: skip

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_shards.rationales import close_output, list_tasks, open_output, read_rationales
+from data_shards.rationales import list_tasks, read_rationales
 from data_shards.scienceqa import SPLITS
 from data_shards.storage import commit_json, fingerprint, sha256_of_file
 from launcher.cluster import ray_session
@@ -241,29 +241,19 @@ class _Pipeline:
         self, stage: str, splits: tuple[str, ...], output_dir: Path, inputs: dict[str, Any], child: ChildRun
     ) -> str:
         """Write a stage's texts for some splits; returns the fingerprint of all files."""
-        from launcher.generate import run_tasks
+        from launcher.generate import describe_summary, write_split_texts
 
-        open_output(output_dir, inputs)
-        tasks = list_tasks(self.folder.path, splits, **self._task_size())
-        self._open_ray()
         job = GenerationJob(
             stage=stage, settings=self.settings, model_dir=str(self.run_dir.model(stage).absolute()),
             shards_dir=self.folder.location, output_dir=str(output_dir.absolute()),
             rationales_dir=str(self.run_dir.rationales.absolute()) if stage == "answer" else None,
             run_dir=str(self.run_dir.path.absolute()), attempt=self.attempt,
         )  # fmt: skip
-        line = GenerationLine(self.report)
-        files = run_tasks(job, tasks, report=line.show)
-        summary = {
-            key: sum(file[key] for file in files.values())
-            for key in ("num_samples", "num_tokens", "num_truncated", "num_empty")
-        }
-        close_output(output_dir, files=files, summary=summary)
-        child.log_scores({key: float(value) for key, value in summary.items()})
-        self.report(
-            f"{summary['num_samples']:,} texts, {summary['num_tokens']:,} tokens; "
-            f"{summary['num_truncated']:,} cut at the length limit, {summary['num_empty']:,} empty"
+        files, summary = write_split_texts(
+            job, splits, inputs, open_ray=self._open_ray, report=GenerationLine(self.report).show
         )
+        child.log_scores({key: float(value) for key, value in summary.items()})
+        self.report(describe_summary(summary))
         return fingerprint(files)
 
     def _generation_inputs(self, stage: str, model: dict[str, Any]) -> dict[str, Any]:
@@ -271,12 +261,20 @@ class _Pipeline:
         return {
             **model, **self.folder.fingerprints(), "format": spec.format,
             "max_source_tokens": spec.max_source_tokens, "max_target_tokens": spec.max_target_tokens,
-            "use_caption": self.settings.data.use_caption, "batch_size": self.settings.generation.batch_size,
-            **self._task_size(),
+            "use_caption": self.settings.data.use_caption, **generation_inputs(self.settings),
         }  # fmt: skip
 
     def _task_size(self) -> dict[str, int]:
         return {"task_samples": self.settings.generation.task_samples}
+
+
+def generation_inputs(settings: Settings) -> dict[str, Any]:
+    """What generated texts depend on, beside the model, the data and the prompts."""
+    generation = settings.generation
+    inputs = {"batch_size": generation.batch_size, "task_samples": generation.task_samples, "precision": generation.precision}
+    if generation.temperature > 0:
+        inputs |= {"temperature": generation.temperature, "top_p": generation.top_p, "seed": settings.run.seed}
+    return inputs
 
 
 def _for_workers(settings: Settings) -> Settings:

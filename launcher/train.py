@@ -19,14 +19,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data_shards.storage import commit_folder
+from data_shards.storage import commit_folder, commit_json
 from data_shards.stream import Step
 from launcher.checkpoint import Found, check_probe, find_checkpoint, load_state, save_checkpoint
 from launcher.checkpoint_store import fetch_checkpoint, upload_checkpoint
 from launcher.config import Settings
 from launcher.engine import build_engine, full_state_dict, init_distributed, learning_rate, set_learning_rate
 from launcher.guards import HangGuard, Meter, StopRequest
-from launcher.jobs import TrainJob
+from launcher.jobs import MODEL_FACTS_FILE, TrainJob, model_facts
 from launcher.journal import Journal
 from launcher.ledger import Ledger
 from launcher.loader import StageStream, load_steps
@@ -125,7 +125,7 @@ def train(
                     journal.note(done, f"stopped after step {done:,}, as asked; its checkpoint stands")
                 return False
 
-    export_model(engine, tokenizer, run_dir.model(job.stage), may_commit=may_commit)
+    export_model(engine, tokenizer, run_dir.model(job.stage), facts=model_facts(settings, job.stage), may_commit=may_commit)
     return True
 
 
@@ -197,14 +197,17 @@ def validation_loss(
     return loss_sum / num_tokens
 
 
-def export_model(engine: Any, tokenizer: Any, folder: Path, *, may_commit: Callable[[], None]) -> None:
-    """Commit the model and tokenizer as a folder that ``from_pretrained`` opens."""
+def export_model(
+    engine: Any, tokenizer: Any, folder: Path, *, facts: dict[str, Any], may_commit: Callable[[], None]
+) -> None:
+    """Commit the model and tokenizer as a folder that ``from_pretrained`` opens; ``facts`` say how it is prompted."""
     state = full_state_dict(engine)
     if dist.get_rank() == 0:
         staging = folder.with_name(".staging-model")
         shutil.rmtree(staging, ignore_errors=True)
         engine.module.save_pretrained(staging, state_dict=state)
         tokenizer.save_pretrained(staging)
+        commit_json(staging / MODEL_FACTS_FILE, facts)
         may_commit()
         commit_folder(staging, folder)
     dist.barrier()

@@ -100,3 +100,16 @@ def s3(tiny_data):
     server.stop()
     for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture(scope="session")
+def model_dir(tiny_settings, tiny_data, workplace):
+    """A stage-one model of random weights, exported as training exports it."""
+    from launcher.samples import load_tokenizer, open_stage
+    from launcher.train import build_model
+
+    tokenizer = load_tokenizer(tiny_settings, tiny_data.path)
+    samples = open_stage(tiny_settings, "rationale", "train", shards_dir=tiny_data.path, tokenizer=tokenizer, rationales_dir=None)
+    build_model(tiny_settings, samples).save_pretrained(workplace / "model")
+    tokenizer.save_pretrained(workplace / "model")
+    return workplace / "model"

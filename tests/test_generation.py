@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,23 +11,13 @@ import psutil
 import pytest
 
 from data_shards.rationales import list_tasks, read_lines
+from data_shards.reader import SplitReader
 from data_shards.scienceqa import SPLITS
+from data_shards.storage import read_json
 from launcher.cluster import ray_session
-from launcher.generate import GenerationError, GenerationWorker, run_tasks
+from launcher.generate import GenerationError, GenerationWorker, expected_costs, run_tasks, write_split_texts
 from launcher.jobs import GenerationJob
-
-
-@pytest.fixture(scope="module")
-def model_dir(tiny_settings, tiny_data, workplace):
-    """A stage-one model of random weights, exported as training exports it."""
-    from launcher.samples import load_tokenizer, open_stage
-    from launcher.train import build_model
-
-    tokenizer = load_tokenizer(tiny_settings, tiny_data.path)
-    samples = open_stage(tiny_settings, "rationale", "train", shards_dir=tiny_data.path, tokenizer=tokenizer, rationales_dir=None)
-    build_model(tiny_settings, samples).save_pretrained(workplace / "model")
-    tokenizer.save_pretrained(workplace / "model")
-    return workplace / "model"
+from mmcot.quality import is_repetitive
 
 
 @pytest.fixture
@@ -87,13 +78,35 @@ def test_a_committed_file_is_never_computed_again(job, ray_up):
 
 
 @pytest.mark.ray
-def test_a_task_that_always_fails_is_named_after_its_attempts(job, ray_up, tmp_path):
+def test_a_task_that_always_fails_is_set_aside_with_its_questions_and_the_rest_completes(job, ray_up, tmp_path):
     import dataclasses
 
     shards = tmp_path / "shards"
     shutil.copytree(job.shards_dir, shards)
     tar = shards / "text" / "val-000000.tar"
-    tar.write_bytes(b"\0" * tar.stat().st_size)
+    whole = tar.read_bytes()
+    tar.write_bytes(b"\0" * len(whole))
     broken = dataclasses.replace(job, shards_dir=str(shards))
-    with pytest.raises(GenerationError, match=r"task val/000000-000000.jsonl failed 3 times[\s\S]*cut off or altered"):
-        run_tasks(broken, list_tasks(shards, ["val"], task_samples=16))
+    with pytest.raises(GenerationError, match=r"1 of 2 tasks failed 3 times and were set aside[\s\S]*task val/000000-000000.jsonl[\s\S]*cut off or altered"):
+        write_split_texts(broken, ["val", "test"], {"model": "a"})
+    set_aside = read_json(f"{job.output_dir}/set_aside.json")
+    assert len(set_aside["val/000000-000000.jsonl"]["qids"]) == 16 and os.path.exists(f"{job.output_dir}/test/000000-000000.jsonl")
+    tar.write_bytes(whole)
+    files, summary = write_split_texts(broken, ["val", "test"], {"model": "a"})
+    assert summary["num_samples"] == 32 and read_json(f"{job.output_dir}/set_aside.json") == {}
+    assert len(files) == 2
+
+
+def test_the_longest_tasks_come_first(job):
+    tasks = list_tasks(job.shards_dir, SPLITS, task_samples=8)
+    costs = expected_costs(job.shards_dir, tasks)
+    assert len(costs) == 12 and min(costs.values()) > 0
+    short, long = min(tasks, key=costs.get), max(tasks, key=costs.get)
+    reader = SplitReader(job.shards_dir, long.split)
+    read = sum(len(json.dumps(reader.problem(n).to_record(), ensure_ascii=False)) for n in reader.samples_of_shard(long.shard)[long.start : long.start + 8])
+    assert costs[long] > costs[short] and abs(costs[long] - read) < 0.1 * read
+
+
+@pytest.mark.parametrize(("text", "repetitive"), [("", False), ("a b c d e f g h i j k l m", False), ("the cat sat on " * 6, True), ("yes " * 5, False)])
+def test_a_text_that_goes_round_in_circles_is_told_from_one_that_does_not(text, repetitive):
+    assert is_repetitive(text) == repetitive

@@ -1,0 +1,72 @@
+"""Rationales without a run: any model of ours over any data folder, in shards, by the same queue.
+
+    mmcot rationales --model runs/demo/rationale/model --shards data/mine --split all --out rationales/
+
+The prompt's format and limits are those the model was trained with (``mmcot.json`` beside
+its weights); ``--set rationale.format=...`` gives them to a model that has none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_shards.questions import SPLITS
+from data_shards.remote import local_folder
+from data_shards.storage import read_json, sha256_of_file
+from launcher.cluster import ray_session
+from launcher.config import Settings, SettingsError, merge_override, parse_settings
+from launcher.data import open_data
+from launcher.jobs import MODEL_FACTS_FILE, GenerationJob, model_facts
+from launcher.pipeline import generation_inputs
+from launcher.progress import GenerationLine
+
+def write_rationales(
+    model_dir: Path, shards: str, split: str, out: Path, *, overrides: Sequence[str] = (), report: Callable[[str], None] = print
+) -> dict[str, int]:
+    """Write what is missing of the rationales of a split, or of all; returns the counts.
+
+    Raises:
+        SettingsError: the model is none, or says nothing of its prompts.
+        GenerationError: tasks were set aside; the others' files stand.
+        ShardError: ``out`` holds rationales of another model, data or settings.
+    """
+    from launcher.generate import describe_summary, write_split_texts
+
+    settings = _settings(model_dir, overrides)
+    folder = open_data(settings.data, local_folder(shards, settings.data.cache_dir, features=settings.data.features))
+    splits = [name for name in SPLITS if folder.text["num_samples"][name]] if split == "all" else [split]
+    weights = sorted(model_dir.glob("*.safetensors"))
+    inputs = {
+        "model": [sha256_of_file(path) for path in weights], **folder.fingerprints(), "splits": splits,
+        **model_facts(settings, "rationale"), **generation_inputs(settings),
+    }  # fmt: skip
+    job = GenerationJob(
+        stage="rationale", settings=settings, model_dir=str(model_dir.absolute()), shards_dir=folder.location, output_dir=str(out.absolute())
+    )
+    with contextlib.ExitStack() as resources:
+        _, summary = write_split_texts(
+            job, splits, inputs, report=GenerationLine(report).show,
+            open_ray=lambda: resources.enter_context(ray_session(settings.cluster)),
+        )  # fmt: skip
+    report(describe_summary(summary))
+    return summary
+
+
+def _settings(model_dir: Path, overrides: Sequence[str]) -> Settings:
+    if not list(model_dir.glob("*.safetensors")):
+        raise SettingsError(f"--model {model_dir} holds no .safetensors; give the folder of a model, such as runs/demo/rationale/model")
+    path = model_dir / MODEL_FACTS_FILE
+    facts = read_json(path) if path.exists() else {}
+    prompts = {name: facts[name] for name in ("format", "max_source_tokens", "max_target_tokens") if name in facts}
+    values: dict[str, Any] = {
+        "rationale": {"num_steps": 1, **prompts}, "answer": {"num_steps": 1},
+        "data": {name: facts[name] for name in ("use_caption", "features") if name in facts},
+    }  # fmt: skip
+    for override in overrides:
+        values = merge_override(values, override)
+    if not facts and "format" not in values["rationale"]:
+        raise SettingsError(f"{model_dir} has no {MODEL_FACTS_FILE}; give --set rationale.format=QCM-E (or what it was trained with)")
+    return parse_settings(values)

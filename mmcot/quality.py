@@ -1,0 +1,23 @@
+"""What can be seen to be wrong with a generated text without knowing the right one."""
+
+from __future__ import annotations
+
+NGRAM = 4  # words
+MIN_NGRAMS = 8  # a shorter text repeats nothing worth counting
+MAX_REPEATED_SHARE = 0.5
+
+
+def repeated_share(text: str) -> float:
+    """The share of a text's 4-grams of words that had come before: 0 is none, near 1 a loop.
+
+    The measure of arXiv:1908.04319 (seq-rep-4), over words.
+    """
+    words = text.split()
+    ngrams = [tuple(words[start : start + NGRAM]) for start in range(len(words) - NGRAM + 1)]
+    return 1.0 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def is_repetitive(text: str) -> bool:
+    """Whether a text of some length says the same over and over."""
+    long_enough = len(text.split()) >= MIN_NGRAMS + NGRAM - 1
+    return long_enough and repeated_share(text) > MAX_REPEATED_SHARE
