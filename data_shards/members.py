@@ -80,7 +80,7 @@ class Members:
         if self.in_ranges(shard):
             data = self.fetch(shard, offset, size)
         else:
-            data = os.pread(self._descriptor(shard), size, offset)
+            data = self._pread(shard, offset, size)
             self._count(0 if self.is_remote[shard] else size)
         return self.check(shard, position, data)
 
@@ -111,6 +111,13 @@ class Members:
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 
+    def _pread(self, shard: int, offset: int, size: int) -> bytes:
+        while True:
+            descriptor = self._descriptor(shard)
+            with self._lock:  # another thread may have closed it in between
+                if self._descriptors.get(shard) == descriptor:
+                    return os.pread(descriptor, size, offset)
+
     def _descriptor(self, shard: int) -> int:
         with self._lock:
             if shard in self._descriptors:
@@ -126,10 +133,17 @@ class Members:
             if shard in self._descriptors:  # another thread was faster
                 os.close(descriptor)
                 return self._descriptors[shard]
+            self._close_removed()
             self._descriptors[shard] = descriptor
             if len(self._descriptors) > _OPEN_SHARDS:
                 os.close(self._descriptors.popitem(last=False)[1])
         return descriptor
+
+    def _close_removed(self) -> None:
+        """Let go of copies that the cache has removed: while they are open, they take their room."""
+        for shard, descriptor in list(self._descriptors.items()):
+            if self.is_remote[shard] and os.fstat(descriptor).st_nlink == 0:
+                os.close(self._descriptors.pop(shard))
 
     def _count(self, num_bytes: int) -> None:
         with self._lock:

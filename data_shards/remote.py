@@ -86,13 +86,13 @@ def fetch_file(url: str, target: str | Path) -> str:
 def put_file(path: str | Path, url: str) -> None:
     """Copy a local file to a URL; what stood there is replaced when all of it has arrived."""
     filesystem, target = _open(url)
-    _try(lambda: filesystem.put_file(str(path), target), url)
+    _try(lambda: filesystem.put_file(str(path), target), url, "written")
 
 
 def put_bytes(data: bytes, url: str) -> None:
     """Write a small file."""
     filesystem, target = _open(url)
-    _try(lambda: filesystem.pipe_file(target, data), url)
+    _try(lambda: filesystem.pipe_file(target, data), url, "written")
 
 
 def list_names(url: str) -> list[str]:
@@ -108,7 +108,7 @@ def list_names(url: str) -> list[str]:
 def remove_folder(url: str) -> None:
     """Remove a folder and all in it."""
     filesystem, path = _open(url)
-    _try(lambda: filesystem.rm(path, recursive=True), url)
+    _try(lambda: filesystem.rm(path, recursive=True), url, "removed")
 
 
 @contextlib.contextmanager
@@ -195,7 +195,7 @@ def _open(url: str) -> tuple[Any, str]:
         raise ShardError(f"{url}: {protocol}:// needs another package: {error}") from error
 
 
-def _try(attempt: Callable[[], T], url: str) -> T:
+def _try(attempt: Callable[[], T], url: str, done: str = "read") -> T:
     """Run ``attempt`` until it succeeds, a few times, waiting longer each time."""
     for number in range(1, MAX_TRIES + 1):
         try:
@@ -203,9 +203,9 @@ def _try(attempt: Callable[[], T], url: str) -> T:
         except (ShardError, FileNotFoundError):
             raise
         except PermissionError as error:
-            raise ShardError(f"{url} may not be read ({error}); give the credentials by environment, as fsspec's packages read them") from error
+            raise ShardError(f"{url} may not be {done} ({error}); give the credentials by environment, as fsspec's packages read them") from error
         except Exception as error:  # every package behind fsspec has its own kinds
             if number == MAX_TRIES:
-                raise ShardError(f"{url} could not be read in {MAX_TRIES} tries; the last error: {type(error).__name__}: {error}") from error
+                raise ShardError(f"{url} could not be {done} in {MAX_TRIES} tries; the last error: {type(error).__name__}: {error}") from error
             time.sleep(FIRST_WAIT_S * 2**number)
     raise AssertionError("unreachable")

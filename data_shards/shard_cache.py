@@ -7,8 +7,11 @@ until it closes it, as POSIX has it.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from data_shards.index import ShardError
@@ -16,6 +19,7 @@ from data_shards.remote import fetch_file
 from data_shards.storage import exclusive
 
 _STALE_S = 3600
+_MAX_FETCHES = 10
 
 
 class ShardCache:
@@ -30,20 +34,24 @@ class ShardCache:
 
     def open(self, url: str, *, sha256: str, size: int) -> tuple[int, int]:
         """A descriptor of the shard's copy, and the bytes that had to be fetched for it (0 or its size)."""
+        if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+            raise ShardError(f"{url}: its manifest gives {sha256!r} as sha256, expected 64 hex digits; build the shards again")
         path = self.folder / f"{sha256}.tar"
         if size > self.max_bytes:
             raise ShardError(f"{url} has {size / 1e9:.1f} GB, data.cache_gb allows {self.max_bytes / 1e9:.1f}; raise it, or set data.remote=ranges")
-        try:
+        for _ in range(_MAX_FETCHES):  # others may need the room before it is opened
+            with contextlib.suppress(FileNotFoundError):
+                return self._open_or_fetch(url, path, sha256, size)
+        raise ShardError(f"{url} was put out of the cache {_MAX_FETCHES} times before it could be read; raise data.cache_gb, or set data.remote=ranges")
+
+    def _open_or_fetch(self, url: str, path: Path, sha256: str, size: int) -> tuple[int, int]:
+        with contextlib.suppress(FileNotFoundError):
             return self._open(path), 0
-        except FileNotFoundError:
-            pass
         with exclusive(self.folder / "claims" / sha256[:2]):  # one process fetches, the others wait for it
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 return self._open(path), 0
-            except FileNotFoundError:
-                pass
             self._make_room(size)
-            found = fetch_file(url, path)
+            found = self._fetch(url, path)
             if found != sha256:
                 path.unlink()
                 raise ShardError(f"{url} has sha256 {found}, its manifest says {sha256}; copy the shard there again")
@@ -59,12 +67,26 @@ class ShardCache:
     def _make_room(self, size: int) -> None:
         with exclusive(self.folder):
             for path in self.folder.glob(".tmp-*"):  # left by processes that were killed
-                if path.stat().st_mtime < time.time() - _STALE_S:
-                    path.unlink(missing_ok=True)
-            standing = sorted(((path, path.stat()) for path in self.folder.glob("*.tar")), key=lambda entry: entry[1].st_mtime)
+                with contextlib.suppress(FileNotFoundError):
+                    if path.stat().st_mtime < time.time() - _STALE_S:
+                        path.unlink()
+            standing = sorted(self._standing(), key=lambda entry: entry[1].st_mtime)
             excess = sum(stat.st_size for _, stat in standing) + size - self.max_bytes
             for path, stat in standing:
                 if excess <= 0:
                     return
-                path.unlink()
+                path.unlink(missing_ok=True)
                 excess -= stat.st_size
+
+    def _standing(self) -> Iterator[tuple[Path, os.stat_result]]:
+        """Whole shards; ``glob`` would take files that are still being fetched for them too."""
+        for path in self.folder.glob("*.tar"):
+            if not path.name.startswith("."):
+                with contextlib.suppress(FileNotFoundError):
+                    yield path, path.stat()
+
+    def _fetch(self, url: str, path: Path) -> str:
+        try:
+            return fetch_file(url, path)
+        except FileNotFoundError as error:
+            raise ShardError(f"{url} does not exist ({error}); copy the shard there again") from error

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,6 +35,7 @@ from data_shards.tables import row_to_record
 from mmcot.problem import Problem
 
 SCHEMA_VERSION = 1
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +162,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 def manifest_shards(manifest: dict[str, Any], split: str | None = None) -> list[Shard]:
     """The shards of a manifest, of one split or of all, in order."""
+    for shard in manifest["shards"]:
+        if not _NAME.fullmatch(shard["name"]):
+            raise ShardError(f"a manifest names a shard {shard['name']!r}, expected such as train-000012; build the shards again")
     return [Shard(**shard) for shard in manifest["shards"] if split in (None, shard["split"])]
 
 

@@ -65,6 +65,7 @@ def save_checkpoint(
     rank, world_size = dist.get_rank(), dist.get_world_size()
     staging = folder / f".staging-{step:06d}"
     if rank == 0:
+        may_commit()
         for stale in folder.glob(".staging-*"):
             shutil.rmtree(stale, ignore_errors=True)
         (staging / _STATE).mkdir(parents=True)
@@ -83,7 +84,7 @@ def save_checkpoint(
             commit_bytes(folder / "LATEST", f"step-{step:06d}\n".encode())
         except OSError as error:
             raise _explained(error, folder, step) from error
-        for old in sorted(folder.glob("step-*"))[:-keep]:
+        for old in _by_step(folder)[:-keep]:
             shutil.rmtree(old)
     dist.barrier()
 
@@ -106,6 +107,8 @@ def find_checkpoint(folder: Path, *, facts: dict[str, Any], may_commit: Callable
         if damage is None:
             _check_facts(path, manifest, facts)
             is_universal = manifest["world_size"] != facts["world_size"] and manifest["zero_stage"] > 0
+            if is_universal and facts["nvme"]:
+                raise CheckpointError(f"{path} was written by {manifest['world_size']} workers; with offload=nvme it cannot go on with {facts['world_size']}")
             if is_universal:
                 _convert(path, notes)
             return Found(path, manifest, is_universal, notes)
@@ -166,7 +169,16 @@ def _latest(folder: Path) -> Path | None:
     path = latest_checkpoint(folder)
     if path is None or path.exists():
         return path
-    return max(folder.glob("step-*"), default=None)
+    return next(reversed(_by_step(folder)), None)
+
+
+def step_of(name: str) -> int:
+    """The step in a folder's name: 400 of ``step-000400``."""
+    return int(name.rpartition("-")[2])
+
+
+def _by_step(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"), key=lambda path: step_of(path.name))
 
 
 def _read_manifest(path: Path) -> tuple[dict[str, Any], str | None]:
@@ -189,7 +201,7 @@ def _set_aside(folder: Path, path: Path) -> None:
     target = path.with_name(f"damaged-{path.name}")
     shutil.rmtree(target, ignore_errors=True)
     path.rename(target)
-    older = max(folder.glob("step-*"), default=None)
+    older = next(reversed(_by_step(folder)), None)
     if older is None:
         (folder / "LATEST").unlink(missing_ok=True)
     else:

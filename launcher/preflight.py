@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -80,9 +81,12 @@ def clear_compile_locks(cache: Path | None = None) -> list[Path]:
         cache: torch's folder of compiled extensions; default TORCH_EXTENSIONS_DIR or torch's own.
     """
     cache = cache or Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions"))
-    stale = [path for path in cache.glob("**/lock") if path.stat().st_mtime < time.time() - COMPILE_LOCK_STALE_S]
-    for path in stale:
-        path.unlink(missing_ok=True)
+    stale = []
+    for path in cache.glob("**/lock"):
+        with contextlib.suppress(FileNotFoundError):  # another rank was faster
+            if path.stat().st_mtime < time.time() - COMPILE_LOCK_STALE_S:
+                path.unlink()
+                stale.append(path)
     return stale
 
 

@@ -28,7 +28,8 @@ class TrainingLine:
             return
         self._first = self._first or (step, point["time_ms"])
         if point["time_ms"] >= self._started_ms:
-            self._seconds_of[step] = metrics["interval_s"]
+            beside = metrics.get("time_share_validation", 0.0) + metrics.get("time_share_checkpoint", 0.0)
+            self._seconds_of[step] = metrics["interval_s"] * (1.0 - beside)
         if time.monotonic() - self._shown_at < SHOW_EVERY_S and step < self._num_steps:
             return
         self._shown_at = time.monotonic()

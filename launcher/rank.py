@@ -3,7 +3,8 @@
     mmcot train rationale --preset single-gpu --write-job job.json
     torchrun --nproc-per-node 8 -m launcher.rank job.json
 
-SIGTERM makes all ranks write a checkpoint and end with status 143; the same command goes on.
+SIGTERM makes all ranks write a checkpoint and end with status 143 (torchrun itself with 1); the
+same command goes on. torchrun waits 30 s for that; TORCH_ELASTIC_SHUTDOWN_TIMEOUT gives it more.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from typing import Any
 import psutil
 import yaml
 
-from data_shards.storage import commit_bytes, commit_json, exclusive, read_json
+from data_shards.storage import commit_bytes, commit_json, exclusive, fingerprint, read_json
 from launcher.config import Settings, SettingsError, dump_settings, parse_settings
 
 HEARTBEAT_S = 5.0
@@ -116,6 +116,11 @@ class RunDir:
         current = read_json(self.path / "lock.json")["attempt"]
         if current != attempt:
             raise RunError(f"{self.path} is now owned by attempt {current}; attempt {attempt} may not commit anything")
+
+
+def settings_fingerprint(settings: Settings) -> str:
+    """Names what a run's results depend on: two runs of the same name are told apart."""
+    return fingerprint(_without_free(settings.model_dump()))
 
 
 def claim_settings(run_dir: RunDir, settings: Settings) -> None:

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from data_shards.storage import commit_folder, commit_json
 from data_shards.stream import Step
 from launcher.checkpoint import Found, check_probe, find_checkpoint, load_state, save_checkpoint
-from launcher.checkpoint_store import fetch_checkpoint, upload_checkpoint
+from launcher.checkpoint_store import checkpoint_store, fetch_checkpoint, upload_checkpoint
 from launcher.config import Settings
 from launcher.engine import build_engine, full_state_dict, init_distributed, learning_rate, set_learning_rate
 from launcher.guards import HangGuard, Meter, StopRequest
@@ -64,15 +64,16 @@ def train(
     facts = {
         "plan_fingerprint": first_plan.fingerprint,
         "world_size": world_size, "zero_stage": training.zero_stage, "precision": training.precision,
+        "nvme": training.offload == "nvme",
     }  # fmt: skip
     checkpoints, probe = run_dir.checkpoints(job.stage), first_plan.batch_blocks(0)[0]
 
     def may_commit() -> None:
         run_dir.check_attempt(job.attempt)
 
-    store = f"{training.checkpoint_url.rstrip('/')}/{settings.run.name}/{job.stage}" if training.checkpoint_url else None
+    store = checkpoint_store(settings, job.stage)
     if store:
-        fetch_checkpoint(store, checkpoints)
+        fetch_checkpoint(store, checkpoints, may_commit=may_commit)
     found = find_checkpoint(checkpoints, facts=facts, may_commit=may_commit)
     engine = build_engine(
         lambda: build_model(settings, samples), training, world_size=world_size, load_universal=bool(found and found.is_universal)
@@ -115,6 +116,7 @@ def train(
                 facts["probe_loss"] = _probe_loss(engine, samples, probe)
                 _check_finite({"loss of the probe batch after the update": facts["probe_loss"]}, step, last_checkpoint)
                 save_checkpoint(engine, checkpoints, step=done, facts=facts, keep=training.keep_checkpoints, may_commit=may_commit)
+                hang_guard.close()  # copying to a store has retries of its own and may take its time
                 if store:
                     upload_checkpoint(checkpoints, store, step=done, keep=training.keep_checkpoints)
                 last_checkpoint = done

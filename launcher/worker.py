@@ -43,7 +43,7 @@ def run_worker(job: TrainJob) -> None:
 
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    with _log_to(RunDir(Path(job.run_dir)).logs / f"{job.stage}-rank{rank}.log"):
+    with _log_to(RunDir(Path(job.run_dir)).logs / f"{job.stage}-rank{rank}.log", job.attempt):
         if job.settings.model.pretrained:
             fetch_pretrained(job.settings.model.pretrained)  # the hub's own lock makes it once a node
         # Progress goes through the journal: ray.train.report would hold every rank until the controller's next look.
@@ -73,7 +73,7 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
         except Stopped:
             raise
         except Exception as error:
-            if text := _first_traceback(run_dir.logs, job.stage, since=started):
+            if text := _first_traceback(run_dir.logs, job, since=started):
                 raise WorkersFailed(f"training of stage {job.stage!r} failed\n{text}") from None
             if num_losses == max_failures:
                 raise WorkersFailed(
@@ -126,7 +126,7 @@ def _trainer(job: TrainJob, num_losses: int) -> Any:
 
 
 @contextlib.contextmanager
-def _log_to(path: Path) -> Iterator[None]:
+def _log_to(path: Path, attempt: int) -> Iterator[None]:
     """Send this process's output to a file; an exception leaves its traceback there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8", buffering=1) as file:
@@ -142,7 +142,7 @@ def _log_to(path: Path) -> Iterator[None]:
             except Exception as error:
                 print(traceback.format_exc(), file=sys.stderr)
                 if not _is_lost_peer(error):
-                    failure = path.with_suffix(".failure")
+                    failure = path.with_suffix(f".{attempt}.failure")
                     failure.write_text(f"{path.stem} (process {os.getpid()}):\n{traceback.format_exc()}", encoding="utf-8")
                 raise
             finally:
@@ -153,9 +153,10 @@ def _is_lost_peer(error: Exception) -> bool:
     """Whether an error only says that another process is gone."""
     from torch.distributed import DistError
 
-    return isinstance(error, DistError) or any(sign in str(error) for sign in ("gloo", "NCCL", "Connection closed by peer", "DataLoader worker"))
+    signs = ("gloo", "NCCL", "Connection closed by peer", "DataLoader worker (pid")  # the last: killed, not "Caught ... in DataLoader worker"
+    return isinstance(error, DistError) or any(sign in str(error) for sign in signs)
 
 
-def _first_traceback(logs: Path, stage: str, *, since: float) -> str:
-    failures = [path for path in logs.glob(f"{stage}-rank*.failure") if path.stat().st_mtime >= since]
+def _first_traceback(logs: Path, job: TrainJob, *, since: float) -> str:
+    failures = [path for path in logs.glob(f"{job.stage}-rank*.{job.attempt}.failure") if path.stat().st_mtime >= since]
     return min(failures, key=lambda path: path.stat().st_mtime).read_text(encoding="utf-8") if failures else ""

@@ -1,6 +1,6 @@
 """Ranks under torchrun, for tests: ``rank.py [--die RANK STEP] JOB.json [JOB.json ...]``.
 
-Rank ``RANK`` kills itself with -9 when step ``STEP`` is reported (a negative one: sends itself SIGTERM). Several jobs run one after the other in
+Rank ``RANK`` kills itself with -9 when step ``STEP`` is reported (a negative one: sends its process group SIGTERM). Several jobs run one after the other in
 the same processes; an error that is expected is written beside its job.
 """
 
@@ -23,7 +23,10 @@ def main():
 
     def report(metrics):
         if rank == die_rank and metrics["step"] >= abs(die_step):
-            os.kill(os.getpid(), signal.SIGKILL if die_step > 0 else signal.SIGTERM)
+            if die_step > 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            else:
+                os.killpg(os.getpgrp(), signal.SIGTERM)  # as torchrun does
 
     for path in arguments:
         try:

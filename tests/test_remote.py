@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import http.server
+import json
 import os
 import shutil
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -114,6 +117,33 @@ def test_the_cache_stays_within_its_bound_and_lets_the_longest_unused_go(s3, tmp
     assert sum(path.stat().st_size for path in (tmp_path / "shards").glob("*.tar")) <= cache.max_bytes
     with pytest.raises(ShardError, match="data.cache_gb allows 0.0"):
         ShardCache(tmp_path, max_bytes=1000).open(shards[0].path, sha256="0" * 64, size=shards[0].size_bytes)
+
+
+def test_many_threads_share_a_cache_that_holds_few_shards(web, tmp_path):
+    url, folder = web
+    shards = manifest_shards(read_manifest(remote.mirror_folder(url, tmp_path, features="patch") / "features" / "patch"))
+    cache = ShardCache(tmp_path, max_bytes=int(2.5 * max(shard.size_bytes for shard in shards)))
+
+    def read(number):
+        shard = shards[number % len(shards)]
+        descriptor, _ = cache.open(shard.path, sha256=shard.sha256, size=shard.size_bytes)
+        with os.fdopen(descriptor, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest() == shard.sha256
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(pool.map(read, range(80)))
+    assert sum(path.stat().st_size for path in (tmp_path / "shards").glob("*.tar")) <= cache.max_bytes
+
+
+def test_names_that_lead_out_of_a_folder_are_refused(web, tmp_path):
+    url, folder = web
+    path = folder / "text" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for change, message in (({"name": "../../x"}, "names a shard '../../x'"), ({"sha256": "../../x"}, "gives '../../x' as sha256")):
+        shards = [{**shard, **change} for shard in manifest["shards"]]
+        path.write_text(json.dumps({**manifest, "fingerprint": str(change), "shards": shards}))
+        with pytest.raises(ShardError, match=message):
+            SplitReader(remote.mirror_folder(url, tmp_path, features=None), "train", access=RemoteAccess("cache", str(tmp_path))).problem(0)
 
 
 class _Counting:

@@ -19,6 +19,7 @@ from data_shards.storage import commit_json, read_json
 from data_shards.reader import SplitReader
 from data_shards.remote import list_names, put_bytes
 from data_shards.writer import manifest_shards, read_problems, write_feature_shards
+from launcher.checkpoint_store import checkpoint_store
 from launcher.ledger import LedgerError, prove_ledger
 from launcher.journal import Journal, JournalReader
 from launcher.run_dir import RunDir
@@ -143,7 +144,7 @@ def test_checkpoints_of_two_ranks_go_on_with_one_and_say_so_and_one_in_s3_with_n
     for job, other in zip(steady, jobs, strict=True):
         shutil.copytree(RunDir(Path(other.run_dir)).checkpoints("rationale"), RunDir(Path(job.run_dir)).checkpoints("rationale"))
     restored = make_job("restored", checkpoint_url="s3://bucket/checkpoints")
-    store = "s3://bucket/checkpoints/demo/rationale"
+    store = checkpoint_store(restored.settings, "rationale")
     assert list_names(store) == ["LATEST", "step-000004", "step-000005"]
     put_bytes(b"step-000004\n", f"{store}/LATEST")
     for group, world_size in ((jobs, 1), ([*steady, restored], 2)):
@@ -190,7 +191,7 @@ def test_a_step_that_is_not_finite_stops_every_stage_and_precision_and_names_its
 
 
 def test_sigterm_writes_a_checkpoint_and_ends_with_a_status_that_says_so(make_job, undisturbed):
-    job = make_job("stopped", checkpoint_every=1000)
+    job = make_job("stopped", checkpoint_every=1000, loader_processes=1)
     assert torchrun(job, world_size=2, die=(1, -3)).returncode != 0  # a minus: SIGTERM instead of SIGKILL
     assert (RunDir(Path(job.run_dir)).checkpoints("rationale") / "LATEST").read_text() == "step-000004\n"
     assert any("stopped after step 4, as asked" in point.get("note", "") for point in points_of(job))

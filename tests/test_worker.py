@@ -15,7 +15,7 @@ import pytest
 from launcher.cluster import ray_session
 from launcher.journal import JournalReader
 from launcher.run_dir import RunDir
-from launcher.worker import WorkersFailed, launch_training
+from launcher.worker import WorkersFailed, _is_lost_peer, launch_training
 
 pytestmark = pytest.mark.ray
 
@@ -54,6 +54,19 @@ def test_a_lost_rank_is_replaced_and_the_training_ends_at_its_last_step(make_job
     if number == signal.SIGSTOP:
         assert "Timeout (0:00:08)!" in (run_dir.logs / "rationale-rank0.log").read_text()
         assert not psutil.pid_exists(signalled[0])
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [
+        (RuntimeError("DataLoader worker (pid 12) is killed by signal: Killed."), True),
+        (RuntimeError("Caught ShardError in DataLoader worker process 0.\nOriginal Traceback ..."), False),
+        (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"), True),
+        (ValueError("a wrong value"), False),
+    ],
+)
+def test_a_process_that_is_gone_is_told_from_an_error_that_would_come_again(error, is_lost):
+    assert _is_lost_peer(error) == is_lost
 
 
 def test_an_error_in_a_rank_is_shown_with_its_traceback_last_and_not_repeated(make_job, ray_up, tmp_path):
