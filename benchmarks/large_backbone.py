@@ -34,7 +34,10 @@ SETTINGS = [
     "model.shape.num_heads=16", "model.shape.feed_forward_proj=gated-gelu", "model.shape.tie_word_embeddings=false",
     "model.shape.vocab_size=32128", "training.zero_stage=3", "training.global_batch_size=2", "training.micro_batch_size=1",
     "training.checkpoint_every=2", "training.validate_every=1000", "training.log_every=1", "training.learning_rate=1e-5",
-    "training.activation_checkpointing=true", "rationale.num_steps=3", "training.keep_checkpoints=1",
+    # DeepSpeed's own buckets are made for GPUs: at their size both ranks would hold the whole model beside their shares.
+    "training.deepspeed.zero_optimization.reduce_bucket_size=20_000_000", "training.deepspeed.zero_optimization.stage3_max_live_parameters=50_000_000",
+    "training.deepspeed.zero_optimization.stage3_max_reuse_distance=0", "training.deepspeed.zero_optimization.stage3_prefetch_bucket_size=10_000_000",
+    "training.deepspeed.zero_optimization.sub_group_size=50_000_000", "training.activation_checkpointing=true", "rationale.num_steps=3", "training.keep_checkpoints=1",
 ]  # fmt: skip
 
 
