@@ -126,6 +126,7 @@ def train(
                 if journal:
                     journal.note(done, f"stopped after step {done:,}, as asked; its checkpoint stands")
                 return False
+            meter.lap("own")  # else the next wait for data would be charged for it
 
     export_model(engine, tokenizer, run_dir.model(job.stage), facts=model_facts(settings, job.stage), may_commit=may_commit)
     return True
