@@ -41,14 +41,14 @@ MAX_NEW_TOKENS, SHAPE = 256, (100, 256)
 
 
 def train_model(texts: list[tuple[str, str]], folder: Path, seconds: float) -> None:
-    """Fit a T5 of small size to 48 short pairs and save it with a tokenizer of 8000 pieces."""
+    """Fit a T5 of small size to the short pairs of the texts and save it with a tokenizer of 8000 pieces."""
     tokenizer = train_tokenizer((text for pair in texts for text in pair), folder, vocab_size=8000)
     pairs = [encode_pair(tokenizer, *pair, max_source_tokens=512, max_target_tokens=MAX_NEW_TOKENS) for pair in texts]
-    pairs = [pair for pair in pairs if len(pair.source_ids) <= 80 and 8 <= len(pair.target_ids) <= 60][:48]
+    pairs = [pair for pair in pairs if len(pair.source_ids) <= 64 and 8 <= len(pair.target_ids) <= 48]
     torch.manual_seed(0)
     config = MultimodalT5Config(
         vocab_size=len(tokenizer), d_model=512, d_ff=2048, num_layers=6, num_heads=8, d_kv=64, dropout_rate=0.0,
-        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1,
+        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, tie_word_embeddings=True,
     )  # fmt: skip
     model, chance, started = T5ForMultimodalGeneration(config).train(), random.Random(0), time.perf_counter()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
@@ -62,6 +62,8 @@ def train_model(texts: list[tuple[str, str]], folder: Path, seconds: float) -> N
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        if step % 50 == 0:
+            print(f"step {step}, loss {loss.item():.2f}, {len(pairs)} pairs", flush=True)
     print(f"trained {step} steps, loss of the last batch {loss.item():.2f}", flush=True)
     model.eval().save_pretrained(folder)
 

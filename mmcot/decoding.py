@@ -78,7 +78,7 @@ class StepDecoder:
         self.own_L2BHTK = torch.zeros(*shape, max_new_tokens, self.head_width, **like)
         self.cross_L2BHSK = torch.zeros(*shape, max_source_tokens, self.head_width, **like)
         self.source_lengths = [0] * num_rows
-        self._cross_groups: list[_Group] | None = None
+        self._cross_groups: list[Group] | None = None
         self._own_flat = [layer.view(-1, self.head_width) for layer in self.own_L2BHTK]
         self._first_column_2BH = (
             torch.arange(2 * num_rows * self.num_heads, device=self.device).view(2, num_rows, -1) * max_new_tokens
@@ -123,12 +123,23 @@ class StepDecoder:
         Returns:
             logits [B, V] of what follows.
         """
-        num_rows, width = len(token_ids), self.num_heads * self.head_width
+        num_rows = len(token_ids)
         ids_B, positions_B = torch.tensor([token_ids, positions], device=self.device)
-        columns = (self._first_column_2BH[:, :num_rows] + positions_B[:, None]).flatten()
-        own_groups = self._group_own(positions, positions_B)
         if self._cross_groups is None or self._cross_groups[-1].stop != num_rows:
             self._cross_groups = self._group_sources(num_rows)
+        bias_BH1T = self.bias_to_past(positions_B, max(positions) + 1)
+        own_groups = [
+            Group(start, stop, width, bias_BH1T[start:stop, ..., :width])
+            for start, stop, width in self._spans([position + 1 for position in positions])
+        ]
+        return self.run(ids_B, positions_B, own_groups, self._cross_groups)
+
+    def run(
+        self, ids_B: torch.Tensor, positions_B: torch.Tensor, own_groups: list[Group], cross_groups: list[Group]
+    ) -> torch.Tensor:
+        """What ``step`` does once it is known which columns are attended: tensor operations alone."""
+        num_rows, width = len(ids_B), self.num_heads * self.head_width
+        columns = (self._first_column_2BH[:, :num_rows] + positions_B[:, None]).flatten()
         hidden_BD = F.embedding(ids_B, self.embeddings)
         for number, layer in enumerate(self.layers):
             qkv_B3HK = layer.qkv(layer.own_norm(hidden_BD)).view(num_rows, 3, self.num_heads, self.head_width)
@@ -136,27 +147,24 @@ class StepDecoder:
             attended = _attend(qkv_B3HK[:, 0, :, None], self.own_L2BHTK[number], own_groups)
             hidden_BD = hidden_BD + layer.own_output(attended.reshape(num_rows, width))
             query_BH1K = layer.cross_query(layer.cross_norm(hidden_BD)).view(num_rows, self.num_heads, 1, self.head_width)
-            attended = _attend(query_BH1K, self.cross_L2BHSK[number], self._cross_groups)
+            attended = _attend(query_BH1K, self.cross_L2BHSK[number], cross_groups)
             hidden_BD = hidden_BD + layer.cross_output(attended.reshape(num_rows, width))
             hidden_BD = hidden_BD + layer.feed_forward(layer.feed_forward_norm(hidden_BD))
         return self.lm_head(self.final_norm(hidden_BD) * self.output_scale)
 
-    def _group_own(self, positions: Sequence[int], positions_B: torch.Tensor) -> list[_Group]:
-        windows = self._reversed_bias_HT.unfold(1, max(positions) + 1, 1)
-        bias_BH1T = windows.index_select(1, self.max_new_tokens - 1 - positions_B).transpose(0, 1).unsqueeze(2)
-        return [
-            _Group(start, stop, width, bias_BH1T[start:stop, ..., :width])
-            for start, stop, width in self._spans([position + 1 for position in positions])
-        ]
+    def bias_to_past(self, positions_B: torch.Tensor, width: int) -> torch.Tensor:
+        """Additive mask [B, H, 1, width]: T5's bias towards what a row has read, -inf towards the rest."""
+        windows = self._reversed_bias_HT.unfold(1, width, 1)
+        return windows.index_select(1, self.max_new_tokens - 1 - positions_B).transpose(0, 1).unsqueeze(2)
 
-    def _group_sources(self, num_rows: int) -> list[_Group]:
+    def _group_sources(self, num_rows: int) -> list[Group]:
         lengths = self.source_lengths[:num_rows]
         lengths_B111 = torch.tensor(lengths, device=self.device).view(-1, 1, 1, 1)
         columns = torch.arange(max(lengths), device=self.device)
         mask_B11S = torch.zeros(num_rows, 1, 1, max(lengths), dtype=self.dtype, device=self.device)
         mask_B11S.masked_fill_(columns >= lengths_B111, float("-inf"))
         return [
-            _Group(start, stop, width, None if min(lengths[start:stop]) == width else mask_B11S[start:stop, ..., :width])
+            Group(start, stop, width, None if min(lengths[start:stop]) == width else mask_B11S[start:stop, ..., :width])
             for start, stop, width in self._spans(lengths)
         ]
 
@@ -165,7 +173,7 @@ class StepDecoder:
         return [(i, min(i + size, len(widths)), max(widths[i : i + size])) for i in range(0, len(widths), size)]
 
 
-class _Group:
+class Group:
     """Rows ``start:stop``, which attend ``width`` columns under an additive mask [b, H or 1, 1, width]."""
 
     __slots__ = ("mask", "start", "stop", "width")
@@ -216,7 +224,7 @@ def _feed_forward(module: torch.nn.Module) -> Linear:
     return gated
 
 
-def _attend(query_BH1K: torch.Tensor, keys_values_2BHTK: torch.Tensor, groups: list[_Group]) -> torch.Tensor:
+def _attend(query_BH1K: torch.Tensor, keys_values_2BHTK: torch.Tensor, groups: list[Group]) -> torch.Tensor:
     """T5's attention, unscaled, group by group; returns [B, H, 1, K]."""
     keys_BHTK, values_BHTK = keys_values_2BHTK.unbind(0)
     attended = [

@@ -21,8 +21,10 @@ from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 
 from mmcot.decoding import StepDecoder
 from mmcot.encoding import stack_features
+from mmcot.static_decoding import StaticDecoder
 
 SOURCES_PER_ENCODING = 16  # encoded together, then waiting for a row
+BYTES_PER_CHARACTER = 4  # at most, in UTF-8
 
 # Settings of a model folder's generation_config.json that would change what is chosen; the
 # value is the one that changes nothing.
@@ -119,8 +121,10 @@ def generate_texts(
     if num_beams > 1:
         return _beam_search(model, tokenizer, sources, features, feature_shape, max_new_tokens, batch_size, num_beams)
 
+    tail = BYTES_PER_CHARACTER * max(map(len, stop), default=0) + 8  # a token is a byte at least
+
     def is_stopped(ids: list[int]) -> bool:
-        text = tokenizer.decode(ids, skip_special_tokens=True)
+        text = tokenizer.decode(ids[-tail:], skip_special_tokens=True)
         return any(string in text for string in stop)
 
     ends = _end_tokens(model, tokenizer)
@@ -167,6 +171,8 @@ def generate_ids(
     decoder = StepDecoder(
         model, num_rows=num_rows, max_source_tokens=max(map(len, sources)), max_new_tokens=max(limits)
     )
+    if model.device.type == "cuda":
+        decoder = StaticDecoder(decoder)
     choose = _greedy if sampling.temperature == 0 else _sampler(sampling, keys)
     start, ends = model.generation_config.decoder_start_token_id, frozenset(eos_token_ids)
     start = model.config.decoder_start_token_id if start is None else start

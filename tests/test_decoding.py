@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-import mmcot.decoding as decoding
+from mmcot import decoding, generation, static_decoding
 from mmcot.encoding import collate, encode_pair, train_tokenizer
 from mmcot.generation import Sampling, draw_uniform, generate_ids, generate_texts, sample_tokens
 from mmcot.model import MultimodalT5Config, T5ForMultimodalGeneration
@@ -138,6 +138,13 @@ def test_rows_in_all_and_one_row_at_a_time_write_the_same(trained):
     assert write(trained, num_rows=1) == write(trained, num_rows=100) == write(trained, num_rows=7)
 
 
+def test_with_shapes_that_do_not_change_the_ids_are_the_same(trained, monkeypatch):
+    plain = write(trained, trained.pictures)
+    monkeypatch.setattr(static_decoding, "WIDTH_STEP", 16)  # several widths within the limit
+    monkeypatch.setattr(generation, "StepDecoder", lambda *args, **sizes: static_decoding.StaticDecoder(decoding.StepDecoder(*args, **sizes)))
+    assert write(trained, trained.pictures) == plain
+
+
 def test_without_onednns_private_operators_the_ids_are_the_same(trained, monkeypatch):
     packed = write(trained)
     monkeypatch.setattr(decoding.torch.ops, "mkldnn", types.SimpleNamespace())
@@ -220,6 +227,14 @@ def test_a_stop_string_ends_a_text_before_it_and_saves_the_rest(trained):
         else:
             assert after == before
     assert sum(text.num_tokens for text in stopped) < sum(text.num_tokens for text in plain)
+
+
+def test_a_stop_string_is_found_however_long_the_text_before_it_is(trained):
+    whole = texts_of(trained)
+    late = [text.text[-6:-2] for text in whole if text.num_tokens > 30]
+    assert late
+    stopped = texts_of(trained, stop=late[:1])
+    assert [text.text for text in stopped] == [text.text.partition(late[0])[0] for text in whole]
 
 
 def test_beam_search_is_transformers_own(trained):
