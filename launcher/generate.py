@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from data_shards.storage import commit_json, sha256_of_file
 from data_shards.writer import manifest_shards, open_index, read_manifest, shard_qids
 from launcher.jobs import GenerationJob
 from launcher.run_dir import RunDir
+from launcher.task_queue import TaskQueue
 from mmcot.quality import is_repetitive
 
 
@@ -30,16 +30,35 @@ class GenerationError(RuntimeError):
 
 @dataclasses.dataclass
 class Progress:
-    """How far a generation is."""
+    """How far a generation is.
+
+    ``busy_s`` and ``waited_s`` are summed over workers: in a task, and between one task and the next.
+    """
 
     num_done: int
     num_total: int
-    num_tokens: int
-    seconds: float
+    num_tokens: int = 0
+    seconds: float = 0.0
+    busy_s: float = 0.0
+    waited_s: float = 0.0
 
     @property
     def tokens_per_s(self) -> float:
         return self.num_tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def waiting_share(self) -> float:
+        """The part of the workers' time that went into handing tasks out."""
+        return self.waited_s / (self.busy_s + self.waited_s) if self.waited_s else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskDone:
+    """What a worker says of a task: tokens written, seconds in it, seconds it waited for it."""
+
+    num_tokens: int
+    busy_s: float
+    waited_s: float
 
 
 class GenerationWorker:
@@ -59,13 +78,21 @@ class GenerationWorker:
         if job.settings.cluster.use_gpu:
             self.model.to("cuda")
         self.samples: dict[str, Any] = {}
+        self.free_since: float | None = None
 
     def is_ready(self) -> bool:
         """True once the model is loaded."""
         return True
 
-    def run(self, task: Task) -> int:
-        """Run and commit a task; returns the tokens it wrote."""
+    def run(self, task: Task) -> TaskDone:
+        """Run and commit a task."""
+        started = time.perf_counter()
+        waited = started - (self.free_since or started)
+        num_tokens = self._write(task)
+        self.free_since = time.perf_counter()
+        return TaskDone(num_tokens, self.free_since - started, waited)
+
+    def _write(self, task: Task) -> int:
         from launcher.samples import open_stage
         from mmcot.generation import generate_texts
 
@@ -179,10 +206,8 @@ def _run_missing(
         num_cpus=cluster.cpus_per_worker, num_gpus=generation.gpus_per_worker if cluster.use_gpu else 0,
         max_restarts=0, max_task_retries=0,
     )  # fmt: skip
-    costs = expected_costs(job.local_shards_dir(), missing)
-    queue, attempts = deque(sorted(missing, key=lambda task: (-costs[task], task))), dict.fromkeys(missing, 0)
-    set_aside: dict[Task, dict[str, Any]] = {}
-    progress = Progress(num_total - sum(task.num_samples for task in missing), num_total, 0, 0.0)
+    queue = TaskQueue(expected_costs(job.local_shards_dir(), missing), max_attempts=generation.max_attempts)
+    progress = Progress(num_total - sum(task.num_samples for task in missing), num_total)
     started = time.perf_counter()
     starting: dict[Any, Any] = {}  # a worker takes its first task when it is there: those of nodes that join later, later
     running: dict[Any, tuple[Task, Any]] = {}
@@ -192,9 +217,7 @@ def _run_missing(
         starting[worker.is_ready.remote()] = worker
 
     def start_next(worker: Any) -> None:
-        if queue:
-            task = queue.popleft()
-            attempts[task] += 1
+        if (task := queue.take()) is not None:
             running[worker.run.remote(task)] = (task, worker)
 
     for _ in range(min(cluster.num_workers, len(missing))):
@@ -213,25 +236,24 @@ def _run_missing(
         task, worker = running.pop(finished)
         error: Exception | None = None
         try:
-            progress.num_tokens += ray.get(finished)
+            done = ray.get(finished)
+            progress.num_tokens += done.num_tokens
+            progress.busy_s += done.busy_s
+            progress.waited_s += done.waited_s
         except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as caught:
             error = caught
-            if (Path(job.output_dir) / task.file_name).exists():  # it died between the commit and its answer
-                error = None
-        if error is None:
+        if error is None or (Path(job.output_dir) / task.file_name).exists():  # it may die between commit and answer
             progress.num_done += task.num_samples
             progress.seconds = time.perf_counter() - started
             report(progress)
-        elif attempts[task] < generation.max_attempts:
-            queue.appendleft(task)
         else:
-            set_aside[task] = {"error": str(error), "qids": _qids(job, task)}
+            queue.failed(task, str(error))
         if isinstance(error, ray.exceptions.RayActorError):
             ray.kill(worker)  # one that only cannot be reached must not write beside its successor
             start_worker()
         else:
             start_next(worker)
-    return set_aside
+    return {task: {"error": error, "qids": _qids(job, task)} for task, error in queue.set_aside.items()}
 
 
 def _qids(job: GenerationJob, task: Task) -> list[str]:
