@@ -253,6 +253,23 @@ def status(folder: RunFolder) -> None:
             typer.echo(line)
 
 
+@app.command()
+def sync(folder: RunFolder, uri: Annotated[str | None, typer.Option(help="MLflow; default: the run's own.")] = None) -> None:
+    """Send whatever MLflow has not got of a run, such as after it was away; nothing comes twice."""
+    with _explained():
+        from launcher.run_dir import RunDir, RunError, owner, settings_of
+
+        run_dir = RunDir(folder)
+        settings = settings_of(run_dir)
+        if current := owner(run_dir):
+            raise RunError(f"{folder} is being run by process {current['pid']} on {current['host']}, which sends by itself")
+        if uri:
+            settings = settings.model_copy(update={"tracking": settings.tracking.model_copy(update={"uri": uri})})
+        from launcher.mlflow_sync import sync_run
+
+        typer.echo(f"{sync_run(run_dir, settings):,} values sent")
+
+
 def _tars_by_split(arguments: list[str]) -> dict[str, list[Path | str]]:
     import glob
 

@@ -197,6 +197,14 @@ class Tracking(_Section):
     uri: str | None = Field(None, description="MLflow; default MLFLOW_TRACKING_URI, else mlflow.db beside the runs")
     experiment: str = Field("mmcot", description="MLflow experiment")
     send_every_s: PositiveFloat = Field(2.0, description="seconds between batches of points")
+    register_models: bool = Field(True, description="copy finished models into MLflow's registry")
+
+    @pydantic.field_validator("uri")
+    @classmethod
+    def _no_secrets(cls, uri: str | None) -> str | None:
+        if uri and "@" in uri.partition("://")[2].partition("/")[0]:
+            raise ValueError("tracking.uri holds a user or password; give them as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
+        return uri
 
 
 class Settings(_Section):

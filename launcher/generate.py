@@ -20,6 +20,7 @@ from data_shards.storage import commit_json, sha256_of_file
 from data_shards.writer import manifest_shards, open_index, read_manifest, shard_qids
 from launcher.jobs import GenerationJob
 from launcher.run_dir import RunDir
+from launcher.system_metrics import sampling
 from launcher.task_queue import TaskQueue
 from mmcot.quality import is_repetitive
 
@@ -79,6 +80,9 @@ class GenerationWorker:
             self.model.to("cuda")
         self.samples: dict[str, Any] = {}
         self.free_since: float | None = None
+        if job.run_dir is not None:
+            self.sampling = sampling(RunDir(Path(job.run_dir)).logs, "rationales" if job.stage == "rationale" else "evaluate")
+            self.sampling.__enter__()  # until this process ends
 
     def is_ready(self) -> bool:
         """True once the model is loaded."""

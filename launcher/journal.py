@@ -47,21 +47,21 @@ class Journal(LineFile):
 
 
 class JournalReader:
-    """Reads the complete lines that were appended since the last look."""
+    """Reads the complete lines that were appended since the last look, from byte ``offset`` on."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, offset: int = 0) -> None:
         self._path = path
-        self._offset = 0
+        self.offset = offset
 
     def read(self) -> Iterator[dict[str, Any]]:
         """Yield new points in order; a half-written last line waits for the next call."""
         if not self._path.exists():
             return
         with open(self._path, "rb") as file:
-            file.seek(self._offset)
+            file.seek(self.offset)
             data = file.read()
         complete = data[: data.rfind(b"\n") + 1]
-        self._offset += len(complete)
+        self.offset += len(complete)
         for line in complete.splitlines():
             try:
                 yield json.loads(line)

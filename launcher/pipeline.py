@@ -20,10 +20,11 @@ from launcher.cluster import ray_session
 from launcher.config import Settings, read_deepspeed
 from launcher.data import DataFolder, describe_data, prepare_data, require_all_splits
 from launcher.jobs import GenerationJob, TrainJob
+from launcher.journal import Journal
 from launcher.preflight import check_machine, check_settings, fetch_pretrained
-from launcher.progress import GenerationLine, TrainingLine
+from launcher.progress import GenerationLine, TrainingLine, showing
 from launcher.run_dir import RunDir, RunError, claim_settings, owned
-from launcher.tracking import ChildRun, Tracker, open_tracker
+from launcher.tracking import RunLog, Tracker, open_tracker
 
 STEPS = ("data", "train-rationale", "rationales", "train-answer", "evaluate")
 Report = Callable[[str], None]
@@ -76,13 +77,14 @@ class _Pipeline:
         self.folder = prepare_data(self.settings, self.report)
         require_all_splits(self.folder)
 
-        def run(child: ChildRun) -> dict[str, Any]:
+        def run(child: RunLog) -> dict[str, Any]:
             for line in describe_data(self.folder):
                 self.report(line)
             counts = {f"num_{split}": float(n) for split, n in self.folder.text["num_samples"].items()}
             for split, pictures in (self.folder.features or {}).get("counts", {}).items():
                 counts |= {f"{split}_{name}": float(value) for name, value in pictures.items()}
             child.log_scores(counts)
+            self._log_data(child, {"train": "training", "val": "validation", "test": "test"})
             child.log_params({"shards_dir": self.folder.location, **self.folder.fingerprints()})
             return self.folder.fingerprints() | {"shards_dir": self.folder.location}
 
@@ -94,7 +96,7 @@ class _Pipeline:
     def rationales(self) -> None:
         inputs = self._generation_inputs("rationale", self.outputs["train-rationale"])
 
-        def run(child: ChildRun) -> dict[str, Any]:
+        def run(child: RunLog) -> dict[str, Any]:
             return {"rationales": self._generate("rationale", SPLITS, self.run_dir.rationales, inputs, child)}
 
         self._step("rationales", inputs, run)
@@ -109,7 +111,7 @@ class _Pipeline:
         answer_inputs = self._generation_inputs("answer", self.outputs["train-answer"]) | self.outputs["rationales"]
         problems = {split: read_problems(self.folder.path, split) for split in ("val", "test")}  # test comes last
 
-        def run(child: ChildRun) -> dict[str, Any]:
+        def run(child: RunLog) -> dict[str, Any]:
             parts = self.run_dir.predictions / "parts"
             self._generate("answer", tuple(problems), parts, answer_inputs, child)
             reports = {}
@@ -126,6 +128,9 @@ class _Pipeline:
             flat = {name: value for split in reports for name, value in _flatten(reports[split]).items()}
             child.log_scores(flat)
             self.tracker.parent.log_scores({k: v for k, v in flat.items() if k.startswith("test_")})
+            self._log_data(child, {"val": "validation", "test": "test"})
+            if self.settings.tracking.register_models:
+                self._register(reports["val"]["accuracy"]["AVG"])
             return {"scores": reports}
 
         outputs = self._step("evaluate", answer_inputs, run)
@@ -141,7 +146,7 @@ class _Pipeline:
     @property
     def tracker(self) -> Tracker:
         if self._tracker is None:
-            self._tracker = self._resources.enter_context(open_tracker(self.settings, self.run_dir))
+            self._tracker = self._resources.enter_context(open_tracker(self.settings, self.run_dir, report=self.report))
         return self._tracker
 
     def _open_ray(self) -> None:
@@ -149,7 +154,7 @@ class _Pipeline:
             self._resources.enter_context(ray_session(self.settings.cluster))
             self._ray_open = True
 
-    def _step(self, name: str, inputs: dict[str, Any], run: Callable[[ChildRun], dict[str, Any]]) -> dict[str, Any]:
+    def _step(self, name: str, inputs: dict[str, Any], run: Callable[[RunLog], dict[str, Any]]) -> dict[str, Any]:
         """Run a step unless its marker stands; returns its outputs."""
         marker = self.run_dir.marker(name)
         if marker is not None:
@@ -170,11 +175,8 @@ class _Pipeline:
             child.log_scores({"step_seconds": seconds})
             self.run_dir.mark_done(
                 name,
-                {
-                    "step": name, "inputs": inputs, "outputs": outputs, "attempt": self.attempt,
-                    "mlflow_run_id": child.run_id, "seconds": seconds,
-                },
-            )  # fmt: skip
+                {"step": name, "inputs": inputs, "outputs": outputs, "attempt": self.attempt, "seconds": seconds},
+            )
         self.report(f"{name} took {seconds:.0f} s")
         self.outputs[name] = outputs
         self.num_run += 1
@@ -191,16 +193,25 @@ class _Pipeline:
             self.report(f"{path}: run it with `torchrun --nproc-per-node N -m launcher.rank {path}`; then the same command without --write-job takes the model over")
             return
 
-        def run(child: ChildRun) -> dict[str, Any]:
+        def run(child: RunLog) -> dict[str, Any]:
             from launcher.worker import launch_training
 
             job = self._train_job(stage, inputs)
             self._open_ray()
             line = TrainingLine(job.num_steps, self.report)
-            with child.follow(self.run_dir.journal(stage), line.show):
+            child.follow(self.run_dir.journal(stage).name)
+            child.follow(f"train-{stage}-system-*.jsonl")
+            self._log_data(child, {"train": "training", "val": "validation"})
+            with showing(self.run_dir.journal(stage), line.show):
                 launch_training(job, report=self.report)
             self.report(f"  {line.goodput()}")
-            return {f"{stage}_model": sha256_of_file(self.run_dir.model(stage) / "model.safetensors")}
+            sha256 = sha256_of_file(self.run_dir.model(stage) / "model.safetensors")
+            if stage == "rationale" and self.settings.tracking.register_models:
+                child.log_model(
+                    name="rationale", stages=["rationale"], alias="candidate", accuracy=None, data=self._data_fingerprint(),
+                    tags={"mmcot.model_sha256": sha256},
+                )  # fmt: skip
+            return {f"{stage}_model": sha256}
 
         self._step(f"train-{stage}", inputs, run)
 
@@ -238,7 +249,7 @@ class _Pipeline:
         )  # fmt: skip
 
     def _generate(
-        self, stage: str, splits: tuple[str, ...], output_dir: Path, inputs: dict[str, Any], child: ChildRun
+        self, stage: str, splits: tuple[str, ...], output_dir: Path, inputs: dict[str, Any], child: RunLog
     ) -> str:
         """Write a stage's texts for some splits; returns the fingerprint of all files."""
         from launcher.generate import describe_summary, write_split_texts
@@ -249,12 +260,35 @@ class _Pipeline:
             rationales_dir=str(self.run_dir.rationales.absolute()) if stage == "answer" else None,
             run_dir=str(self.run_dir.path.absolute()), attempt=self.attempt,
         )  # fmt: skip
-        files, summary = write_split_texts(
-            job, splits, inputs, open_ray=self._open_ray, report=GenerationLine(self.report).show
-        )
+        step = "rationales" if stage == "rationale" else "evaluate"
+        child.follow(f"{step}-metrics.jsonl")
+        child.follow(f"{step}-system-*.jsonl")
+        with GenerationLine(self.report, Journal(self.run_dir.journal_of(step))) as line:
+            files, summary = write_split_texts(job, splits, inputs, open_ray=self._open_ray, report=line.show)
         child.log_scores({key: float(value) for key, value in summary.items()})
         self.report(describe_summary(summary))
         return fingerprint(files)
+
+    def _log_data(self, child: RunLog, contexts: dict[str, str]) -> None:
+        for split, context in contexts.items():
+            child.log_dataset(
+                name=f"{Path(self.folder.location).name}/{split}", digest=self._data_fingerprint(), source=self.folder.location,
+                context=context, profile={"num_questions": self.folder.text["num_samples"][split]},
+            )  # fmt: skip
+
+    def _data_fingerprint(self) -> str:
+        return fingerprint(self.folder.fingerprints())
+
+    def _register(self, accuracy: float | None) -> None:
+        """Offer the pair of models as a version of ``answer``; it is chosen by the validation split."""
+        self.tracker.parent.log_model(
+            name="answer", stages=["rationale", "answer"], alias="champion", accuracy=accuracy, data=self._data_fingerprint(),
+            tags={
+                "mmcot.model_sha256": self.outputs["train-answer"]["answer_model"],
+                "mmcot.rationale_model_sha256": self.outputs["train-rationale"]["rationale_model"],
+                "mmcot.rationales": self.outputs["rationales"]["rationales"],
+            },
+        )  # fmt: skip
 
     def _generation_inputs(self, stage: str, model: dict[str, Any]) -> dict[str, Any]:
         spec = getattr(self.settings, stage)

@@ -30,18 +30,18 @@ BULK_SIZE = 256  # questions in memory at once
 
 
 class RunPredictor:
-    """The two models of a run, opened once.
+    """The two models of a run, opened once; or the first ``stages`` of them.
 
     Raises:
         RunError: the folder is no run, or its models are not trained yet.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, stages: Sequence[str] = ("rationale", "answer")) -> None:
         if not (folder / "run.yaml").exists():
             raise RunError(f"{folder} holds no run (no run.yaml); give the folder of a finished one, such as runs/demo")
         self.settings = parse_settings(yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8")))
         self.num_cut = 0
-        self._stages = [_open_stage(self.settings, RunDir(folder), stage) for stage in ("rationale", "answer")]
+        self._stages = [_open_stage(self.settings, RunDir(folder), stage) for stage in stages]
         config = self._stages[0].model.config
         self._feature_shape = (config.vision_num_patches, config.vision_dim)
 
@@ -49,7 +49,7 @@ class RunPredictor:
         """Answer questions whose pictures lie in ``folder``."""
         features = [self._features(problem, folder) for problem in problems]
         predictions, num_cut = answer_questions(
-            *self._stages, problems, features, feature_shape=self._feature_shape
+            *(*self._stages, None)[:2], problems, features, feature_shape=self._feature_shape
         )
         self.num_cut += num_cut
         for problem, prediction in zip(problems, predictions, strict=True):

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
+
+from launcher.journal import Journal, JournalReader
 
 SHOW_EVERY_S = 5.0
 
@@ -56,18 +61,49 @@ class TrainingLine:
         return f"goodput {100 * useful / total:.0f}% of {format_seconds(total)} (the rest: start, validation, checkpoints, lost steps)"
 
 
-class GenerationLine:
-    """Turns a generation's progress into lines: questions, tokens/s, time left."""
+@contextlib.contextmanager
+def showing(journal: Path, on_point: Callable[[dict[str, Any]], None], *, every_s: float = 1.0) -> Iterator[None]:
+    """Hand on a journal's points while they are written, in a thread, and the rest at the end."""
+    reader, stopped = JournalReader(journal), threading.Event()
 
-    def __init__(self, report: Callable[[str], None]) -> None:
-        self._report = report
+    def show() -> None:
+        last = False
+        while not last:
+            last = stopped.wait(every_s)
+            for point in reader.read():
+                on_point(point)
+
+    thread = threading.Thread(target=show, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()
+
+
+class GenerationLine:
+    """Turns a generation's progress into lines (questions, tokens/s, time left) and points of a journal."""
+
+    def __init__(self, report: Callable[[str], None], journal: Journal | None = None) -> None:
+        self._report, self._journal = report, journal
         self._shown_at = time.monotonic()
+
+    def __enter__(self) -> GenerationLine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._journal:
+            self._journal.close()
 
     def show(self, progress: Any) -> None:
         """Show a progress, unless one was shown a moment ago."""
         if time.monotonic() - self._shown_at < SHOW_EVERY_S and progress.num_done < progress.num_total:
             return
         self._shown_at = time.monotonic()
+        if self._journal:
+            values = {"generation_tokens_per_s": progress.tokens_per_s, "generation_waiting_share": progress.waiting_share}
+            self._journal.log(progress.num_done, values)
         left = (progress.num_total - progress.num_done) * progress.seconds / max(1, progress.num_done)
         self._report(
             f"  {progress.num_done:,}/{progress.num_total:,} questions   {progress.tokens_per_s:,.0f} tokens/s   "

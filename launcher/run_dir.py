@@ -20,6 +20,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ _FREE_SETTINGS = {  # what may change between attempts, because no result depend
     ("run", "dir"),
     *(("data", name) for name in ("remote", "cache_dir", "cache_gb")),
     *(("cluster", name) for name in ("address", "num_workers", "min_workers")),
-    *(("tracking", name) for name in ("uri", "send_every_s")),
+    *(("tracking", name) for name in ("uri", "send_every_s", "register_models")),
     ("generation", "max_attempts"),
     *(
         ("training", name)
@@ -69,10 +70,30 @@ class RunDir:
         return self.path / stage / "model"
 
     def journal(self, stage: str) -> Path:
-        return self.path / "logs" / f"{stage}-metrics.jsonl"
+        return self.journal_of(stage)
+
+    def journal_of(self, writer: str) -> Path:
+        return self.path / "logs" / f"{writer}-metrics.jsonl"
 
     def ledger(self, stage: str, rank: int) -> Path:
         return self.path / "logs" / f"{stage}-ledger-rank{rank}.jsonl"
+
+    @property
+    def tracking(self) -> Path:
+        """What MLflow is to be told, in order."""
+        return self.path / "logs" / "tracking.jsonl"
+
+    @property
+    def mlflow_state(self) -> Path:
+        """What MLflow has been told."""
+        return self.path / "mlflow.json"
+
+    def identity(self) -> str:
+        """A name for this folder that no other has, made when it is first asked for."""
+        path = self.path / "logs" / "identity"
+        if not path.exists():
+            commit_bytes(path, uuid.uuid4().hex.encode())
+        return path.read_text()
 
     @property
     def lengths(self) -> Path:
@@ -142,6 +163,19 @@ def claim_settings(run_dir: RunDir, settings: Settings) -> None:
             f"{run_dir.path} holds a run of other settings ({changes}); "
             "give this run a folder of its own with --set run.dir=runs/ANOTHER-NAME"
         )
+
+
+def settings_of(run_dir: RunDir) -> Settings:
+    """The settings a run was made with, in this place.
+
+    Raises:
+        RunError: the folder holds no run.
+    """
+    path = run_dir.path / "run.yaml"
+    if not path.exists():
+        raise RunError(f"{run_dir.path} holds no run (no run.yaml); give the folder of one, such as runs/demo")
+    settings = parse_settings(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return settings.model_copy(update={"run": settings.run.model_copy(update={"dir": str(run_dir.path)})})
 
 
 def shards_dir_of(run_dir: RunDir) -> str:

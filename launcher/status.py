@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
-
-from launcher.config import Settings, parse_settings
+from launcher.config import Settings
 from launcher.journal import JournalReader
-from launcher.run_dir import RunDir, RunError, owner
+from launcher.run_dir import RunDir, owner, settings_of
 from launcher.tracking import tracking_uri
 
 STAGE_OF_STEP = {"train-rationale": "rationale", "train-answer": "answer"}
@@ -22,9 +20,8 @@ def describe_run(folder: Path) -> list[str]:
     """
     from launcher.pipeline import STEPS
 
-    if not (folder / "run.yaml").exists():
-        raise RunError(f"{folder} holds no run (no run.yaml); give the folder of one, such as runs/demo")
     run_dir = RunDir(folder)
+    settings = settings_of(run_dir)
     lines, current = [], owner(run_dir)
     next_step = None
     for step in STEPS:
@@ -39,7 +36,6 @@ def describe_run(folder: Path) -> list[str]:
         lines.append(f"owner: process {current['pid']} on {current['host']}, attempt {current['attempt']}")
     elif next_step:
         lines.append(f"nobody is running it; the same `mmcot run` goes on at {next_step!r}")
-    settings = parse_settings(yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8")))
     return [*lines, *_mlflow_lines(settings, run_dir)]
 
 

@@ -1,34 +1,33 @@
-"""The run tree in MLflow: a parent run a pipeline, a child a step.
+"""What a run tells MLflow, written down first: a tree of one parent run a pipeline and a child a step.
 
-    with open_tracker(settings.tracking, run_dir, settings) as tracker:
-        with tracker.step("train-rationale") as child:
-            child.follow(run_dir.journal("rationale"))     # points are sent as they are written
+    with open_tracker(settings, run_dir) as tracker, tracker.step("train-rationale") as child:
+        child.log_params({"learning_rate": 1e-3})
+        child.follow("rationale-metrics.jsonl")      # points are sent as they are written
 
-Points come from journals and are sent in batches by a thread of the driver. The first
-value of a (key, step) stands: what MLflow has already is not sent again, so a restart
-continues the same runs and histories never step back. Run ids are kept in the run's
-folder.
+Every call appends a line to ``logs/tracking.jsonl`` and returns:
+
+    {"run": "train-rationale", "do": "params", "time_ms": 1790000000000, "values": {"learning_rate": "0.001"}}
+
+A thread (``launcher/mlflow_sync.py``) makes MLflow agree with the file, now or when a server
+that was away is back. Nothing here imports MLflow or waits for it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_shards.storage import commit_json, read_json
 from launcher.config import Settings, setting_names
-from launcher.journal import JournalReader
+from launcher.journal import LineFile
 from launcher.run_dir import RunDir, Stopped
 
-_LOG = logging.getLogger("mmcot.tracking")
-_MAX_METRICS_PER_CALL = 900  # MLflow takes at most 1,000
+PARENT = "pipeline"
+_LONGEST_PARAM = 6000  # characters MLflow takes
 
 
 def tracking_uri(settings: Settings) -> str:
@@ -37,165 +36,84 @@ def tracking_uri(settings: Settings) -> str:
     return settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
 
 
-@dataclasses.dataclass
-class ChildRun:
-    """One MLflow run, for a step of the pipeline."""
+@dataclasses.dataclass(frozen=True)
+class RunLog:
+    """One run of the tree: what is told of it is appended to the file."""
 
-    client: Any
-    run_id: str
-    send_every_s: float
+    file: LineFile
+    run: str
 
     def log_params(self, params: dict[str, Any]) -> None:
-        """Log parameters once; MLflow refuses to change them later."""
-        standing = self.client.get_run(self.run_id).data.params
-        for key, value in params.items():
-            if key not in standing:
-                self.client.log_param(self.run_id, key, str(value)[:6000])
+        """Parameters; the first value of each stands, as in MLflow."""
+        self._append("params", values={key: str(value)[:_LONGEST_PARAM] for key, value in params.items()})
+
+    def log_tags(self, tags: dict[str, str]) -> None:
+        """Tags; the last value of each stands."""
+        self._append("tags", values=tags)
 
     def log_scores(self, scores: dict[str, float | None]) -> None:
-        """Log final values, once."""
-        standing = self.client.get_run(self.run_id).data.metrics
-        for key, value in scores.items():
-            if value is not None and key not in standing:
-                self.client.log_metric(self.run_id, key, value)
+        """Final values; the first of each stands."""
+        self._append("scores", values={key: float(value) for key, value in scores.items() if value is not None})
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Copy a file into the run's artifacts."""
-        self.client.log_artifact(self.run_id, str(path), folder)
+        """A file to be copied into the run's artifacts."""
+        self._append("artifact", path=str(path.absolute()), folder=folder)
+
+    def log_dataset(self, *, name: str, digest: str, source: str, context: str, profile: dict[str, Any]) -> None:
+        """A data set the run read; ``context`` says what for, such as "training"."""
+        self._append("dataset", name=name, digest=digest[:36], source=source, context=context, profile=profile)
+
+    def log_model(self, **values: Any) -> None:
+        """A finished model for the registry; see ``launcher/registry.py`` for the values."""
+        self._append("model", **values)
+
+    def follow(self, pattern: str) -> None:
+        """Send the points of all files of this name in ``logs/``, now and later."""
+        self._append("follow", pattern=pattern)
 
     @contextlib.contextmanager
-    def follow(
-        self, journal: Path, on_point: Callable[[dict[str, Any]], None] = lambda point: None
-    ) -> Iterator[None]:
-        """Send a journal's points while the block lasts, and the rest at its end."""
-        stopped = threading.Event()
-        sender = threading.Thread(target=self._send_until, args=(journal, on_point, stopped), daemon=True)
-        sender.start()
+    def running(self, *, name: str, tags: dict[str, str]) -> Iterator[None]:
+        """Begin or continue the run; its end is that of the block."""
+        self._append("start", name=name, tags=tags)
         try:
             yield
-        finally:
-            stopped.set()
-            sender.join()
+        except BaseException as error:
+            self._append("end", status="KILLED" if isinstance(error, (Stopped, KeyboardInterrupt)) else "FAILED")
+            raise
+        self._append("end", status="FINISHED")
 
-    def _send_until(self, journal: Path, on_point: Callable, stopped: threading.Event) -> None:
-        reader, sent, waiting = JournalReader(journal), self._sent_points(), []
-        while True:
-            last_look = stopped.wait(self.send_every_s)
-            for point in reader.read():
-                on_point(point)
-                waiting += [(key, point["step"], value, point["time_ms"]) for key, value in point["metrics"].items()]
-            sent = self._sent_points() if sent is None else sent
-            if sent is not None:
-                first = {(key, step): (key, step, value, time_ms) for key, step, value, time_ms in reversed(waiting)}
-                waiting = self._send([point for (key, step), point in reversed(first.items()) if (key, step) not in sent])
-                sent |= first.keys() - {(key, step) for key, step, *_ in waiting}
-            if last_look:
-                if waiting:
-                    _LOG.warning("%d points of %s did not reach MLflow; they stand in the file", len(waiting), journal)
-                return
-
-    def _sent_points(self) -> set[tuple[str, int]] | None:
-        """(key, step) of everything the run has already; None while MLflow does not answer."""
-        try:
-            keys = self.client.get_run(self.run_id).data.metrics
-            return {(key, m.step) for key in keys for m in self.client.get_metric_history(self.run_id, key)}
-        except Exception as error:  # tracking never stops training
-            _LOG.warning("MLflow did not answer, trying again: %s", error)
-            return None
-
-    def _send(self, points: list[tuple]) -> list[tuple]:
-        """Send what can be sent; returns what is left for the next time."""
-        from mlflow.entities import Metric
-
-        while points:
-            batch = [Metric(key, value, time_ms, step) for key, step, value, time_ms in points[:_MAX_METRICS_PER_CALL]]
-            try:
-                self.client.log_batch(self.run_id, metrics=batch)
-            except Exception as error:  # tracking never stops training
-                _LOG.warning("MLflow did not take %d points, trying again: %s", len(batch), error)
-                return points
-            points = points[_MAX_METRICS_PER_CALL:]
-        return []
+    def _append(self, do: str, **values: Any) -> None:
+        self.file.append({"run": self.run, "do": do, "time_ms": int(time.time() * 1000), **values})
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Tracker:
-    """The parent run of a pipeline and its children."""
+    """The parent run of a pipeline, and its children."""
 
-    client: Any
-    experiment_id: str
-    parent: ChildRun
-    run_dir: RunDir
-    settings: Settings
+    parent: RunLog
 
     @contextlib.contextmanager
-    def step(self, name: str) -> Iterator[ChildRun]:
+    def step(self, name: str) -> Iterator[RunLog]:
         """The child run of a step, continued if it exists."""
-        run_id = _continue_or_create(
-            self.client, self.experiment_id, self.run_dir, name, run_name=name,
-            tags={"mlflow.parentRunId": self.parent.run_id, "mmcot.step": name},
-        )  # fmt: skip
-        with _status(self.client, run_id):
-            yield ChildRun(self.client, run_id, self.settings.tracking.send_every_s)
+        child = RunLog(self.parent.file, name)
+        with child.running(name=name, tags={"mmcot.step": name}):
+            yield child
 
 
 @contextlib.contextmanager
-def open_tracker(settings: Settings, run_dir: RunDir) -> Iterator[Tracker]:
-    """Open (or continue) the parent run of a run's folder."""
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    from mlflow import MlflowClient
+def open_tracker(settings: Settings, run_dir: RunDir, *, report: Callable[[str], None] = print) -> Iterator[Tracker]:
+    """Open (or continue) the parent run of a run's folder, and send while the block lasts."""
+    from launcher.environment import describe_environment
+    from launcher.mlflow_sync import sending
 
-    uri = tracking_uri(settings)
-    client = MlflowClient(tracking_uri=uri)
-    experiment_id = _experiment(client, settings, uri)
-    run_id = _continue_or_create(
-        client, experiment_id, run_dir, "pipeline", run_name=settings.run.name, tags={"mmcot.run_dir": str(run_dir.path)}
-    )
-    with _status(client, run_id):
-        parent = ChildRun(client, run_id, settings.tracking.send_every_s)
-        flat = {name: _get(settings, name) for name in setting_names()}
-        parent.log_params(flat)
-        parent.log_artifact(run_dir.path / "run.yaml")
-        yield Tracker(client, experiment_id, parent, run_dir, settings)
-
-
-def _experiment(client: Any, settings: Settings, uri: str) -> str:
-    name = settings.tracking.experiment
-    standing = client.get_experiment_by_name(name)
-    if standing is not None:
-        return standing.experiment_id
-    artifacts = None
-    if uri.startswith("sqlite:"):
-        artifacts = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").absolute().as_uri()
-    return client.create_experiment(name, artifact_location=artifacts)
-
-
-def _continue_or_create(
-    client: Any, experiment_id: str, run_dir: RunDir, name: str, *, run_name: str, tags: dict[str, str]
-) -> str:
-    """The run id kept for ``name``; a new one where there is none (or MLflow lost it)."""
-    path = run_dir.path / "mlflow.json"
-    ids = read_json(path) if path.exists() else {}
-    if name in ids:
-        with contextlib.suppress(Exception):
-            return client.get_run(ids[name]).info.run_id
-    run = client.create_run(experiment_id, run_name=run_name, tags=tags, start_time=int(time.time() * 1000))
-    commit_json(path, {**ids, name: run.info.run_id})
-    return run.info.run_id
-
-
-@contextlib.contextmanager
-def _status(client: Any, run_id: str) -> Iterator[None]:
-    client.update_run(run_id, status="RUNNING")
-    try:
-        yield
-    except BaseException as error:
-        with contextlib.suppress(Exception):  # the error that ended the step is the one to show
-            client.set_terminated(run_id, status="KILLED" if isinstance(error, Stopped) else "FAILED")
-        raise
-    client.set_terminated(run_id, status="FINISHED")
+    file = LineFile(run_dir.tracking)
+    parent = RunLog(file, PARENT)
+    with contextlib.closing(file), sending(settings, run_dir, report=report):
+        with parent.running(name=settings.run.name, tags={"mmcot.run_dir": str(run_dir.path)}):
+            parent.log_params({name: _get(settings, name) for name in setting_names()})
+            parent.log_tags(describe_environment())
+            parent.log_artifact(run_dir.path / "run.yaml")
+            yield Tracker(parent)
 
 
 def _get(settings: Settings, name: str) -> Any:

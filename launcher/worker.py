@@ -24,6 +24,7 @@ from typing import Any
 from launcher.jobs import TrainJob
 from launcher.preflight import clear_compile_locks, fetch_pretrained
 from launcher.run_dir import RunDir, Stopped
+from launcher.system_metrics import sampling
 
 
 class WorkersFailed(RuntimeError):
@@ -47,7 +48,8 @@ def run_worker(job: TrainJob) -> None:
         if job.settings.model.pretrained:
             fetch_pretrained(job.settings.model.pretrained)  # the hub's own lock makes it once a node
         # Progress goes through the journal: ray.train.report would hold every rank until the controller's next look.
-        train(job, rank=rank, world_size=world_size)
+        with sampling(RunDir(Path(job.run_dir)).logs, f"train-{job.stage}"):
+            train(job, rank=rank, world_size=world_size)
 
 
 def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda line: None) -> None:

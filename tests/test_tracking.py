@@ -1,56 +1,110 @@
-"""MLflow: one run tree, points once, training never stopped by it."""
+"""MLflow: one run tree, points once, a run never stopped by it."""
 
 from __future__ import annotations
 
-import pytest
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
 
-from data_shards.storage import commit_bytes
-from launcher.config import load_settings
+import pytest
+from typer.testing import CliRunner
+
+from data_shards.storage import commit_bytes, read_json
+from launcher.cli import app
+from launcher.config import SettingsError, dump_settings, load_settings
+from launcher.environment import describe_environment, hide_credentials
 from launcher.journal import Journal
 from launcher.run_dir import RunDir
+from launcher.system_metrics import sampling
 from launcher.tracking import open_tracker, tracking_uri
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def make_place(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    settings = load_settings(preset="demo", overrides=[f"run.dir={tmp_path / 'runs' / 'a'}", "tracking.send_every_s=0.1"])
-    run_dir = RunDir(settings.run_dir)
-    commit_bytes(run_dir.path / "run.yaml", b"{}")
-    return settings, run_dir
+
+    def make(name="a", *overrides):
+        changes = [f"run.dir={tmp_path / 'runs' / name}", "tracking.send_every_s=0.1", *overrides]
+        settings = load_settings(preset="demo", overrides=changes)
+        run_dir = RunDir(settings.run_dir)
+        commit_bytes(run_dir.path / "run.yaml", dump_settings(settings).encode())
+        return settings, run_dir
+
+    return make
 
 
-def log_once(settings, run_dir, points):
-    with open_tracker(settings, run_dir) as tracker, tracker.step("train-rationale") as child:
+@pytest.fixture
+def place(make_place):
+    return make_place()
+
+
+def client_of(settings):
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri(settings))
+
+
+def log_once(settings, run_dir, points, *, said=None):
+    with open_tracker(settings, run_dir, report=(said if said is not None else []).append) as tracker, tracker.step("train-rationale") as child:
         journal = Journal(run_dir.journal("rationale"))
-        with child.follow(run_dir.journal("rationale")):
-            for step, loss in points:
-                journal.log(step, {"loss": loss})
-        return tracker.client, child.run_id
+        child.follow("rationale-metrics.jsonl")
+        for step, loss in points:
+            journal.log(step, {"loss": loss})
+    return read_json(run_dir.mlflow_state)["runs"].get("train-rationale") if run_dir.mlflow_state.exists() else None
+
+
+def history(settings, run_id, key="loss"):
+    return [(metric.step, metric.value) for metric in client_of(settings).get_metric_history(run_id, key)]
 
 
 def test_a_restart_continues_the_same_run_and_the_first_value_of_a_step_stands(place):
     settings, run_dir = place
-    _, first = log_once(settings, run_dir, [(1, 0.9), (2, 0.8), (3, 0.7)])
-    client, second = log_once(settings, run_dir, [(2, 5.0), (3, 5.0), (4, 0.6)])
-    assert first == second
-    history = {metric.step: metric.value for metric in client.get_metric_history(first, "loss")}
-    assert history == {1: 0.9, 2: 0.8, 3: 0.7, 4: 0.6}
-    assert len(client.get_metric_history(first, "loss")) == 4
+    first = log_once(settings, run_dir, [(1, 0.9), (2, 0.8), (3, 0.7)])
+    assert log_once(settings, run_dir, [(2, 5.0), (3, 5.0), (4, 0.6)]) == first
+    assert sorted(history(settings, first)) == [(1, 0.9), (2, 0.8), (3, 0.7), (4, 0.6)]
 
 
-def test_a_server_that_is_away_does_not_stop_a_step_and_the_points_come_later(place, monkeypatch):
+def test_a_run_that_was_made_but_not_written_down_is_found_again(place):
     settings, run_dir = place
-    from mlflow import MlflowClient
+    first = log_once(settings, run_dir, [(1, 0.9)])
+    run_dir.mlflow_state.unlink()  # killed between the two
+    assert log_once(settings, run_dir, [(2, 0.8)]) == first
+    assert sorted(history(settings, first)) == [(1, 0.9), (2, 0.8)]
+    assert len(client_of(settings).search_runs([client_of(settings).get_experiment_by_name("mmcot").experiment_id])) == 2
 
-    def refuse(*args, **kwargs):
-        raise ConnectionError("away")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(MlflowClient, "log_batch", refuse)
-        log_once(settings, run_dir, [(1, 0.9)])
-    client, run_id = log_once(settings, run_dir, [(2, 0.8)])
-    assert [m.step for m in client.get_metric_history(run_id, "loss")] == [1, 2]
+def test_the_tree_says_what_was_run_with_what_on_which_data(place):
+    settings, run_dir = place
+    with open_tracker(settings, run_dir) as tracker, tracker.step("data") as child:
+        child.log_dataset(name="mini/train", digest="abc", source="data/mini", context="training", profile={"num_questions": 64})
+        child.log_dataset(name="mini/train", digest="abc", source="data/mini", context="training", profile={"num_questions": 64})
+        child.log_scores({"num_train": 64.0, "unknown": None})
+        child.log_artifact(run_dir.path / "run.yaml", "settings")
+    runs, client = read_json(run_dir.mlflow_state)["runs"], client_of(settings)
+    parent, child = client.get_run(runs["pipeline"]), client.get_run(runs["data"])
+    assert child.data.tags["mlflow.parentRunId"] == runs["pipeline"] and {parent.info.status, child.info.status} == {"FINISHED"}
+    assert parent.data.params["training.learning_rate"] == "0.002" and "mmcot.versions" in parent.data.tags
+    (dataset,) = child.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest, dataset.tags[0].value) == ("mini/train", "abc", "training")
+    assert child.data.metrics == {"num_train": 64.0}
+    assert [file.path for file in client.list_artifacts(runs["data"], "settings")] == ["settings/run.yaml"]
+
+
+def test_a_step_that_fails_is_marked_failed_and_one_that_is_asked_to_stop_killed(place):
+    from launcher.run_dir import Stopped
+
+    settings, run_dir = place
+    for error, status in ((RuntimeError("boom"), "FAILED"), (Stopped("asked"), "KILLED")):
+        with pytest.raises(RuntimeError), open_tracker(settings, run_dir) as tracker, tracker.step("data"):
+            raise error
+        runs = read_json(run_dir.mlflow_state)["runs"]
+        assert {client_of(settings).get_run(run_id).info.status for run_id in runs.values()} == {status}
 
 
 def test_the_default_store_lies_beside_the_runs_and_the_environment_goes_before_it(place, monkeypatch):
@@ -60,8 +114,115 @@ def test_the_default_store_lies_beside_the_runs_and_the_environment_goes_before_
     assert tracking_uri(settings) == "http://127.0.0.1:5999"
 
 
-def test_a_step_that_fails_is_marked_failed(place):
-    settings, run_dir = place
-    with pytest.raises(RuntimeError, match="boom"), open_tracker(settings, run_dir) as tracker, tracker.step("data") as child:
-        raise RuntimeError("boom")
-    assert tracker.client.get_run(child.run_id).info.status == "FAILED"
+def test_a_password_in_the_address_is_refused_and_hidden_in_command_lines(make_place):
+    with pytest.raises(SettingsError, match="MLFLOW_TRACKING_PASSWORD"):
+        make_place("b", "tracking.uri=http://me:secret@host:5000")
+    assert hide_credentials("mmcot run --set x=s3://key:secret@host/a") == "mmcot run --set x=s3://***@host/a"
+    assert describe_environment()["mmcot.host"] == socket.gethostname()
+
+
+def test_one_process_of_a_machine_samples_it(tmp_path):
+    with sampling(tmp_path, "train", every_s=0.05), sampling(tmp_path, "train", every_s=0.05):
+        time.sleep(0.4)
+    (path,) = tmp_path.glob("train-system-*.jsonl")
+    points = [json.loads(line) for line in path.read_text().splitlines()]
+    assert 2 <= len(points) <= 10
+    assert {key.split("/")[0] for point in points for key in point["metrics"]} == {"system"}
+    assert all(0 <= point["metrics"][key] <= 100 for point in points for key in point["metrics"] if "cpu" in key)
+
+
+class Server:
+    """A real MLflow server that can be taken away and brought back."""
+
+    def __init__(self, folder) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.uri, self._folder = f"http://127.0.0.1:{self.port}", folder
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(self.port), "--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db", "--artifacts-destination", str(self._folder / "artifacts")]
+        with open(self._folder / "server.log", "a") as log:
+            self._process = subprocess.Popen(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, stdout=log, stderr=log, start_new_session=True)
+        deadline = time.time() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"{self.uri}/health", timeout=1)
+                return
+            except OSError:
+                assert time.time() < deadline and self._process.poll() is None, (self._folder / "server.log").read_text()
+                time.sleep(0.2)
+
+    def stop(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = Server(tmp_path_factory.mktemp("mlflow"))
+    yield server
+    server.stop()
+
+
+def test_two_runs_at_once_and_an_outage_in_both_lose_nothing_and_double_nothing(make_place, server):
+    places = [make_place(name, f"tracking.uri={server.uri}", "tracking.experiment=outage") for name in ("a", "b")]
+    slowest, errors = [], []
+
+    def train(settings, run_dir):
+        try:
+            with open_tracker(settings, run_dir) as tracker, tracker.step("train-rationale") as child:
+                journal = Journal(run_dir.journal("rationale"))
+                child.follow("rationale-metrics.jsonl")
+                for step in range(1, 61):
+                    started = time.perf_counter()
+                    journal.log(step, {"loss": 1 / step})
+                    child.log_scores({f"score_{step}": 1.0})
+                    slowest.append(time.perf_counter() - started)
+                    if step == 20:
+                        halfway.wait()
+                        away.wait()
+                    time.sleep(0.02)
+                back.wait()
+        except Exception as error:
+            errors.append(error)
+
+    halfway, away, back = threading.Barrier(3), threading.Event(), threading.Event()
+    threads = [threading.Thread(target=train, args=place) for place in places]
+    for thread in threads:
+        thread.start()
+    halfway.wait()
+    time.sleep(1)
+    server.stop()
+    away.set()
+    time.sleep(2)
+    server.start()
+    back.set()
+    for thread in threads:
+        thread.join()
+    assert not errors and sorted(slowest)[-3] < 0.05  # a server that is away holds nobody up
+    ids = [read_json(run_dir.mlflow_state)["runs"] for _, run_dir in places]
+    for (settings, _), runs in zip(places, ids, strict=True):
+        assert [step for step, _ in history(settings, runs["train-rationale"])] == list(range(1, 61))
+        assert len(client_of(settings).get_run(runs["train-rationale"]).data.metrics) == 61
+    client = client_of(places[0][0])
+    assert len(client.search_runs([client.get_experiment_by_name("outage").experiment_id])) == 4
+
+
+def test_without_a_server_a_run_goes_on_and_sync_sends_it_afterwards_once(make_place, server):
+    nobody = "http://127.0.0.1:9"
+    settings, run_dir = make_place("c", f"tracking.uri={nobody}", "tracking.experiment=late")
+    said, started = [], time.perf_counter()
+    log_once(settings, run_dir, [(1, 0.9), (2, 0.8)], said=said)
+    assert time.perf_counter() - started < 20
+    assert any("mmcot sync" in line and nobody in line for line in said)
+    failed = CliRunner().invoke(app, ["sync", str(run_dir.path)])
+    assert failed.exit_code == 1 and "nothing is lost" in failed.output
+    for sent in (True, False):
+        done = CliRunner().invoke(app, ["sync", str(run_dir.path), "--uri", server.uri])
+        assert done.exit_code == 0 and done.output.startswith("0 values") is not sent, done.output
+    runs = read_json(run_dir.mlflow_state)["runs"]
+    settings, _ = make_place("c", f"tracking.uri={server.uri}")
+    assert history(settings, runs["train-rationale"]) == [(1, 0.9), (2, 0.8)]
+    assert client_of(settings).get_run(runs["pipeline"]).info.status == "FINISHED"

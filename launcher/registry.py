@@ -1,0 +1,97 @@
+"""Finished models in MLflow's registry.
+
+    mlflow.pyfunc.load_model("models:/answer@champion").predict([{"question": ..., "choices": [...], "image": "a.png"}])
+
+A version of ``answer`` holds both stages, so that it can answer; one of ``rationale`` the first
+alone. A version is tagged with the run, the data and the rationales it comes from. The alias
+moves by itself: ``rationale@candidate`` to the newest, ``answer@champion`` to a better one, by
+accuracy on the validation split of the same data.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from launcher.run_dir import RunDir
+
+FOLDER = "model"  # among the run's artifacts
+
+
+def register_model(client: Any, run_id: str, run_dir: RunDir, values: dict[str, Any], *, log: Callable[..., None]) -> None:
+    """Register what a run trained, once, and move the alias if it may.
+
+    Args:
+        values: ``name`` of the model, ``stages`` it holds, ``alias``, ``data`` (a fingerprint),
+            ``accuracy`` on the validation split or None where the newest is meant, and further ``tags``.
+    """
+    name = values["name"]
+    version = _version_of_run(client, name, run_id)
+    if version is None:
+        _upload(client, run_id, run_dir, values["stages"])
+        _create_name(client, name)
+        tags = {"mmcot.data": values["data"], **values["tags"]}
+        if values["accuracy"] is not None:
+            tags["mmcot.validation_accuracy"] = f"{values['accuracy']:.4f}"
+        source = f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}"
+        version = client.create_model_version(name, source=source, run_id=run_id, tags=tags)
+    if may_take_alias(_current(client, name, values["alias"]), values, log=log):
+        client.set_registered_model_alias(name, values["alias"], version.version)
+
+
+def may_take_alias(current: Any, values: dict[str, Any], *, log: Callable[..., None]) -> bool:
+    """Whether a model may follow the version that has the alias now, or None."""
+    if current is None or values["accuracy"] is None:
+        return True
+    if current.tags.get("mmcot.data") != values["data"]:
+        log(
+            "%s@%s (version %s) was chosen on other data (%s, here %s) and stays; move the alias by hand if you mean to",
+            values["name"], values["alias"], current.version, current.tags.get("mmcot.data"), values["data"],
+        )  # fmt: skip
+        return False
+    return values["accuracy"] > float(current.tags["mmcot.validation_accuracy"])
+
+
+def _upload(client: Any, run_id: str, run_dir: RunDir, stages: list[str]) -> None:
+    import mlflow.pyfunc
+
+    with tempfile.TemporaryDirectory() as temporary:
+        bundle = Path(temporary) / "run"
+        bundle.mkdir()
+        shutil.copy(run_dir.path / "run.yaml", bundle)
+        for stage in stages:
+            (bundle / stage).mkdir()
+            (bundle / stage / "model").symlink_to(run_dir.model(stage).absolute())  # followed when it is copied
+        folder = Path(temporary) / FOLDER
+        mlflow.pyfunc.save_model(
+            folder, python_model=str(Path(__file__).with_name("pyfunc_model.py")), artifacts={"run": str(bundle)},
+            pip_requirements=["mmcot"],  # given, because MLflow would otherwise load the model to guess them
+        )  # fmt: skip
+        client.log_artifacts(run_id, str(folder), FOLDER)
+
+
+def _version_of_run(client: Any, name: str, run_id: str) -> Any:
+    found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    return found[0] if found else None
+
+
+def _create_name(client: Any, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _current(client: Any, name: str, alias: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException:
+        return None
