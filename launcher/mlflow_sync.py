@@ -9,7 +9,7 @@ their key, parameters and scores by their name, and of points the first value of
 stands, so histories never step back. Whatever fails is tried again later; nothing here stops
 a training. How far it came is kept in ``mlflow.json``, for one MLflow at a time:
 
-    {"uri": "http://...", "runs": {"pipeline": "8f3c..."}, "applied": 41, "read": {"rationale-metrics.jsonl": 120311}}
+    {"uri": "http://...", "runs": {"pipeline": "8f3c..."}, "applied": 41, "read": {"rationale-metrics.jsonl": 120311}, "refused": []}
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from launcher.tracking import PARENT, tracking_uri
 _LOG = logging.getLogger("mmcot.tracking")
 _MAX_METRICS_PER_CALL = 900  # MLflow takes at most 1,000
 _MAX_PARAMS_PER_CALL = 100
+_MAX_FAILURES = 3
 _LAST_WORDS_S = 90.0  # a run's end waits so long for MLflow, at most
 
 Point = tuple[str, int, float, int]  # key, step, value, time in ms
@@ -46,7 +47,7 @@ class MlflowSync:
         self._experiment_id = ""
         self._state = self._read_state()
         self._lines, self._waiting_lines = JournalReader(run_dir.tracking), []
-        self._num_read = 0
+        self._num_read = self._num_failures = 0
         self._followed: dict[str, str] = {}  # pattern: run
         self._readers: dict[str, JournalReader] = {}
         self._waiting_points: dict[str, list[Point]] = {}
@@ -61,9 +62,10 @@ class MlflowSync:
         self._connect()
         try:
             for line in self._new_lines():
-                self._apply(line)
+                self._apply_or_refuse(line)
                 self._waiting_lines.pop(0)
                 self._state["applied"] += 1
+                self._num_failures = 0
             for run in set(self._followed.values()):
                 self._send_points(run)
         finally:
@@ -76,6 +78,11 @@ class MlflowSync:
             for run in set(self._followed.values()):
                 self._read_points(run)
         return len(self._waiting_lines) + sum(map(len, self._waiting_points.values()))
+
+    @property
+    def refused(self) -> list[dict[str, Any]]:
+        """Lines that MLflow answered with an error every time, and the errors."""
+        return self._state["refused"]
 
     def _new_lines(self) -> list[dict[str, Any]]:
         """Lines not applied yet; of those applied by an earlier process only what is followed is remembered."""
@@ -124,13 +131,27 @@ class MlflowSync:
     def _read_state(self) -> dict[str, Any]:
         path = self._run_dir.mlflow_state
         state = read_json(path) if path.exists() else {}
-        fresh = {"uri": self._uri, "runs": {}, "applied": 0, "read": {}}
-        return state if state.get("uri") == self._uri else fresh
+        return state if state.get("uri") == self._uri else self._fresh_state()
+
+    def _fresh_state(self) -> dict[str, Any]:
+        return {"uri": self._uri, "runs": {}, "applied": 0, "read": {}, "refused": []}
 
     def _forget(self) -> None:
-        self._state = {"uri": self._uri, "runs": {}, "applied": 0, "read": {}}
+        self._state = self._fresh_state()
         self._lines, self._waiting_lines, self._num_read = JournalReader(self._run_dir.tracking), [], 0
         self._followed, self._readers, self._waiting_points, self._sent_points = {}, {}, {}, {}
+
+    def _apply_or_refuse(self, line: dict[str, Any]) -> None:
+        """Apply a line; one that a living MLflow refuses again and again must not hold up the others."""
+        try:
+            self._apply(line)
+        except Exception as error:
+            self._client.get_experiment(self._experiment_id)  # raises where MLflow is away: then the line waits
+            self._num_failures += 1
+            if self._num_failures < _MAX_FAILURES or line["do"] == "start":
+                raise
+            _LOG.warning("MLflow refuses a line of %s (%s): %s", self._run_dir.tracking, line["do"], error)
+            self._state["refused"].append({"run": line["run"], "do": line["do"], "error": str(error)[:500]})
 
     def _apply(self, line: dict[str, Any]) -> None:
         run, do = line["run"], line["do"]
@@ -256,18 +277,22 @@ def sending(settings: Settings, run_dir: RunDir, *, report: Callable[[str], None
         waiting = sync.num_waiting() if not thread.is_alive() else None
         if waiting != 0:
             report(f"MLflow at {tracking_uri(settings)} did not take everything ({waiting or 'some'} values wait); `mmcot sync {run_dir.path}` sends them")
+        if refused := sync.refused:
+            report(f"MLflow refused {len(refused)} values, the first of {refused[0]['run']}: {refused[0]['error']} (all in {run_dir.mlflow_state})")
 
 
 def _send_until(sync: MlflowSync, stopped: threading.Event, every_s: float) -> None:
     """Send now and then, less often while MLflow does not answer; one last time at the end."""
-    pause, last = every_s, False
-    while not last:
-        last = stopped.wait(pause)
+    pause, num_last = every_s, 0
+    while num_last < _MAX_FAILURES:
+        num_last += stopped.wait(pause if not num_last else 0.5)
         try:
             sync.send()
             pause = every_s
+            if num_last:
+                return
         except Exception as error:  # tracking never stops a run
-            _LOG.warning("MLflow did not answer, trying again: %s", error)
+            _LOG.warning("MLflow did not take it, trying again: %s", error)
             pause = min(60.0, 2 * pause)
 
 

@@ -24,7 +24,7 @@ class RunModel(mlflow.pyfunc.PythonModel):
         folder = Path(context.artifacts["run"])
         self.predictor = RunPredictor(folder, stages=[stage for stage in ("rationale", "answer") if (folder / stage).exists()])
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    def predict(self, context, model_input, params=None):  # without hints: MLflow would check rows against them
         """Answer a list of rows, or a data frame of them."""
         rows = model_input.to_dict("records") if hasattr(model_input, "to_dict") else list(model_input)
         with tempfile.TemporaryDirectory() as folder:

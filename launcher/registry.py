@@ -10,12 +10,14 @@ accuracy on the validation split of the same data.
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data_shards.storage import read_json
 from launcher.run_dir import RunDir
 
 FOLDER = "model"  # among the run's artifacts
@@ -33,7 +35,7 @@ def register_model(client: Any, run_id: str, run_dir: RunDir, values: dict[str, 
     if version is None:
         _upload(client, run_id, run_dir, values["stages"])
         _create_name(client, name)
-        tags = {"mmcot.data": values["data"], **values["tags"]}
+        tags = {"mmcot.data": values["data"], **values["tags"], **_written_by(client, name, run_dir)}
         if values["accuracy"] is not None:
             tags["mmcot.validation_accuracy"] = f"{values['accuracy']:.4f}"
         source = f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}"
@@ -58,19 +60,25 @@ def may_take_alias(current: Any, values: dict[str, Any], *, log: Callable[..., N
 def _upload(client: Any, run_id: str, run_dir: RunDir, stages: list[str]) -> None:
     import mlflow.pyfunc
 
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory(dir=run_dir.path, prefix=".tmp-model-") as temporary:  # beside the weights, to link them
         bundle = Path(temporary) / "run"
         bundle.mkdir()
         shutil.copy(run_dir.path / "run.yaml", bundle)
         for stage in stages:
-            (bundle / stage).mkdir()
-            (bundle / stage / "model").symlink_to(run_dir.model(stage).absolute())  # followed when it is copied
+            shutil.copytree(run_dir.model(stage), bundle / stage / "model", copy_function=os.link)
         folder = Path(temporary) / FOLDER
         mlflow.pyfunc.save_model(
             folder, python_model=str(Path(__file__).with_name("pyfunc_model.py")), artifacts={"run": str(bundle)},
             pip_requirements=["mmcot"],  # given, because MLflow would otherwise load the model to guess them
         )  # fmt: skip
         client.log_artifacts(run_id, str(folder), FOLDER)
+
+
+def _written_by(client: Any, name: str, run_dir: RunDir) -> dict[str, str]:
+    """Which registered model wrote the rationales that an answer model learned from."""
+    run_id = read_json(run_dir.mlflow_state)["runs"].get("train-rationale") if run_dir.mlflow_state.exists() else None
+    version = _version_of_run(client, "rationale", run_id) if run_id and name == "answer" else None
+    return {"mmcot.rationale_version": str(version.version)} if version else {}
 
 
 def _version_of_run(client: Any, name: str, run_id: str) -> Any:

@@ -131,6 +131,17 @@ def test_one_process_of_a_machine_samples_it(tmp_path):
     assert all(0 <= point["metrics"][key] <= 100 for point in points for key in point["metrics"] if "cpu" in key)
 
 
+def test_what_mlflow_refuses_does_not_hold_up_what_follows_and_is_told(place):
+    settings, run_dir = place
+    said = []
+    with open_tracker(settings, run_dir, report=said.append) as tracker, tracker.step("data") as child:
+        child.log_tags({"x" * 400: "too long a name"})
+        child.log_scores({"after": 1.0})
+    state = read_json(run_dir.mlflow_state)
+    assert client_of(settings).get_run(state["runs"]["data"]).data.metrics == {"after": 1.0}
+    assert [line["do"] for line in state["refused"]] == ["tags"] and any("refused 1 value" in line for line in said)
+
+
 class Server:
     """A real MLflow server that can be taken away and brought back."""
 
