@@ -124,6 +124,9 @@ class Training(_Section):
     log_every: PositiveInt = Field(10, description="steps between logged points")
     ledger: bool = Field(False, description="record the question ids of every step, for `mmcot data ledger RUN`")
     max_failures: NonNegativeInt = Field(3, description="lost workers a training survives")
+    peak_tflops: PositiveFloat | None = Field(
+        None, description="what a worker's device can do, in 10^12 operations a second, for MFU; none: measured at the start"
+    )
     hang_timeout_s: PositiveFloat = Field(600.0, description="seconds without progress after which a rank counts as hung")
 
     @pydantic.model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""What watches over a rank: its meter, its progress, and requests to stop."""
+"""What watches over a rank: its progress, and requests to stop."""
 
 from __future__ import annotations
 
@@ -8,52 +8,11 @@ import signal
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Iterator
 
 from launcher.run_dir import RunDir
 
 _LOOK_EVERY_S = 1.0
-
-
-class Meter:
-    """Counts what a rank does and where its time goes, between two logged points.
-
-    ``lap("forward")`` books the time since the last lap; what no other lap books is "own".
-    """
-
-    def __init__(self) -> None:
-        self._started = self._last = time.perf_counter()
-        self._seconds: dict[str, float] = defaultdict(float)
-        self._steps, self._sums = 0, [0.0] * 5
-        self._bytes = [0.0, 0.0]
-
-    def lap(self, name: str) -> None:
-        """Book the time since the last lap under ``name``."""
-        now = time.perf_counter()
-        self._seconds[name] += now - self._last
-        self._last = now
-
-    def add(self, *sums: float) -> None:
-        """Add a step: target tokens, source tokens, questions, bytes read and bytes needed, over all ranks."""
-        self._steps += 1
-        self._sums = [total + value for total, value in zip(self._sums, sums, strict=True)]
-
-    def take(self) -> dict[str, float]:
-        """The metrics since the last take: rates, and the shares of the time; bytes since the start."""
-        self.lap("own")
-        seconds = time.perf_counter() - self._started
-        targets, sources, questions, *new_bytes = self._sums
-        self._bytes = [total + new for total, new in zip(self._bytes, new_bytes, strict=True)]
-        metrics = {
-            "tokens_per_s": (targets + sources) / seconds, "questions_per_s": questions / seconds,
-            "interval_s": seconds, "step_time_s": seconds / self._steps,
-            "gigabytes_read": self._bytes[0] / 1e9, "bytes_read_per_needed": self._bytes[0] / max(1.0, self._bytes[1]),
-            **{f"time_share_{name}": spent / seconds for name, spent in self._seconds.items()},
-        }  # fmt: skip
-        self._started, self._seconds = time.perf_counter(), defaultdict(float)
-        self._steps, self._sums = 0, [0.0] * 5
-        return metrics
 
 
 class HangGuard:

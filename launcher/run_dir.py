@@ -43,7 +43,7 @@ _FREE_SETTINGS = {  # what may change between attempts, because no result depend
         ("training", name)
         for name in (
             "checkpoint_every", "keep_checkpoints", "checkpoint_url", "validate_every", "log_every", "max_failures", "hang_timeout_s",
-            "loader_processes", "activation_checkpointing", "offload", "nvme_dir",
+            "peak_tflops", "loader_processes", "activation_checkpointing", "offload", "nvme_dir",
         )
     ),
 }  # fmt: skip

@@ -7,10 +7,10 @@ launcher that makes a process group can start it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,27 +19,65 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data_shards.storage import commit_folder, commit_json
 from data_shards.stream import Step
+from launcher.backbone import build_model, export_model
 from launcher.checkpoint import Found, check_probe, find_checkpoint, load_state, save_checkpoint
 from launcher.checkpoint_store import checkpoint_store, fetch_checkpoint, upload_checkpoint
-from launcher.config import Settings
-from launcher.engine import build_engine, full_state_dict, init_distributed, learning_rate, set_learning_rate
-from launcher.guards import HangGuard, Meter, StopRequest
-from launcher.jobs import MODEL_FACTS_FILE, TrainJob, model_facts
+from launcher.config import Training
+from launcher.engine import build_engine, init_distributed, learning_rate, set_learning_rate
+from launcher.guards import HangGuard, StopRequest
+from launcher.jobs import TrainJob, model_facts
 from launcher.journal import Journal
 from launcher.ledger import Ledger
 from launcher.loader import StageStream, load_steps
+from launcher.meter import GateOpening, Meter, count_step
 from launcher.run_dir import RunDir
-from launcher.samples import Block, StageSamples, load_tokenizer
+from launcher.samples import Block, load_tokenizer
+from mmcot.flops import measure_peak_flops
 from mmcot.loss import count_target_tokens, token_loss_sum
-from mmcot.model import MultimodalT5Config, T5ForMultimodalGeneration
 
 _LOG = logging.getLogger("mmcot.train")
 
 
 class TrainingError(RuntimeError):
     """The training stopped itself; the message says at which step and why."""
+
+
+@dataclasses.dataclass
+class _Training:
+    """What the loop works with; ``last_checkpoint`` is the step whose checkpoint stands."""
+
+    job: TrainJob
+    rank: int
+    world_size: int
+    engine: Any
+    tokenizer: Any
+    streams: dict[str, StageStream]
+    num_val_steps: int
+    steps_per_epoch: int
+    facts: dict[str, Any]
+    probe: np.ndarray
+    store: Any
+    journal: Journal | None
+    last_checkpoint: int
+    meter: Meter
+    gate: GateOpening
+    hang_guard: HangGuard
+
+    @property
+    def run_dir(self) -> RunDir:
+        return RunDir(Path(self.job.run_dir))
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run_dir.checkpoints(self.job.stage)
+
+    def may_commit(self) -> None:
+        self.run_dir.check_attempt(self.job.attempt)
+
+    def note(self, step: int, metrics: dict[str, float]) -> None:
+        if self.journal:
+            self.journal.log(step, metrics)
 
 
 def train(
@@ -53,20 +91,57 @@ def train(
     Returns:
         False if it was asked to stop before its end; a checkpoint holds all that was done.
     """
+    settings, training = job.settings, job.settings.training
+    this = _open(job, rank=rank, world_size=world_size)
+    engine, meter = this.engine, this.meter
+    ledger = Ledger(this.run_dir.ledger(job.stage, rank), this.steps_per_epoch) if training.ledger else None
+    stop_request = StopRequest(this.run_dir, job.attempt)
+    steps = range(this.last_checkpoint, job.num_steps)
+    with stop_request.listening(), contextlib.closing(this.hang_guard):
+        for loaded in load_steps(job, rank=rank, world_size=world_size, steps=steps, pin_memory=settings.cluster.use_gpu):
+            meter.lap("data")
+            this.hang_guard.progress()
+            step, done = loaded.number, loaded.number + 1
+            *counts, asked = _global_sum(engine, [*count_step(loaded, engine.module.config), float(stop_request.seen())])
+            stopping, num_tokens = asked > 0, counts[0]
+            rate = learning_rate(step, training=training, total_steps=job.num_steps)
+            set_learning_rate(engine, rate)
+            logging_now = _due(done, training.log_every, job) or stopping
+            loss = _step(engine, loaded, seed=settings.run.seed, scale=world_size / num_tokens, meter=meter, gate=this.gate if logging_now else None) / num_tokens
+            _check_applied(engine, loaded, loss, this.last_checkpoint)
+            meter.add(counts)
+            if ledger:
+                ledger.record(step, [(index, block.qids) for index, block in loaded.blocks if block.qids])
+            if logging_now:
+                point = {"loss": loss, "learning_rate": rate, "epoch": done / this.steps_per_epoch, **_gradient_norm(engine)}
+                this.note(done, point | meter.take() | this.gate.take())
+            if _due(done, training.validate_every, job):
+                report({"step": done, "validation_loss": _validate(this, done)})
+            if _due(done, training.checkpoint_every, job) or stopping:
+                _checkpoint(this, done)
+            if stopping and done < job.num_steps:
+                if this.journal:
+                    this.journal.note(done, f"stopped after step {done:,}, as asked; its checkpoint stands")
+                return False
+            meter.lap("own")  # else the next wait for data would be charged for it
+    facts = model_facts(settings, job.stage)
+    export_model(engine, this.tokenizer, this.run_dir.model(job.stage), facts=facts, may_commit=this.may_commit)
+    return True
+
+
+def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
+    """Join the group, open the data, build the engine and go back to the latest checkpoint."""
     settings, training, run_dir = job.settings, job.settings.training, RunDir(Path(job.run_dir))
     torch.set_num_threads(settings.cluster.cpus_per_worker)
     init_distributed(use_gpu=settings.cluster.use_gpu)
     _LOG.info("rank %d of %d joined its group, process %d", rank, world_size, os.getpid())
-    tokenizer = load_tokenizer(settings, job.shards_dir)
     streams = {split: StageStream(job, split).open() for split in ("train", "val")}
-    samples = streams["train"].samples
-    first_plan, num_val_steps = streams["train"].plan(0), streams["val"].plan(0).num_steps
+    plan, checkpoints = streams["train"].plan(0), run_dir.checkpoints(job.stage)
     facts = {
-        "plan_fingerprint": first_plan.fingerprint,
+        "plan_fingerprint": plan.fingerprint,
         "world_size": world_size, "zero_stage": training.zero_stage, "precision": training.precision,
         "nvme": training.offload == "nvme",
     }  # fmt: skip
-    checkpoints, probe = run_dir.checkpoints(job.stage), first_plan.batch_blocks(0)[0]
 
     def may_commit() -> None:
         run_dir.check_attempt(job.attempt)
@@ -75,113 +150,81 @@ def train(
     if store:
         fetch_checkpoint(store, checkpoints, may_commit=may_commit)
     found = find_checkpoint(checkpoints, facts=facts, may_commit=may_commit)
+    samples = streams["train"].samples
     engine = build_engine(
         lambda: build_model(settings, samples), training, world_size=world_size, load_universal=bool(found and found.is_universal)
     )
-    journal = Journal(run_dir.journal(job.stage)) if rank == 0 else None
-    ledger = Ledger(run_dir.ledger(job.stage, rank), first_plan.num_steps) if training.ledger else None
-    first_step = last_checkpoint = _resume(engine, found, samples, probe, precision=training.precision, journal=journal)
-    _LOG.info("ready to go on at step %d of %d", first_step, job.num_steps)
-    meter, hang_guard, stop_request = Meter(), HangGuard(training.hang_timeout_s), StopRequest(run_dir, job.attempt)
-
-    with stop_request.listening(), contextlib.closing(hang_guard):
-        for loaded in load_steps(
-            job, rank=rank, world_size=world_size, steps=range(first_step, job.num_steps), pin_memory=settings.cluster.use_gpu
-        ):
-            meter.lap("data")
-            hang_guard.progress()
-            step, done = loaded.number, loaded.number + 1
-            sums = _global_sum(engine, [*_count(loaded), float(stop_request.seen())])
-            stopping = sums.pop() > 0
-            rate = learning_rate(step, training=training, total_steps=job.num_steps)
-            set_learning_rate(engine, rate)
-            loss = _step(engine, loaded, seed=settings.run.seed, scale=world_size / sums[0], meter=meter) / sums[0]
-            _check_applied(engine, loaded, loss, last_checkpoint)
-            meter.add(*sums)
-            if ledger:
-                ledger.record(step, [(index, block.qids) for index, block in loaded.blocks if block.qids])
-            if journal and (_due(done, training.log_every, job) or stopping):
-                point = {"loss": loss, "learning_rate": rate, "epoch": done / first_plan.num_steps, **_gradient_norm(engine)}
-                journal.log(done, point | meter.take())
-            if _due(done, training.validate_every, job):
-                validation = validation_loss(
-                    engine, streams["val"], num_val_steps, rank=rank, world_size=world_size, hang_guard=hang_guard
-                )
-                if journal:
-                    journal.log(done, {"validation_loss": validation})
-                report({"step": done, "validation_loss": validation})
-                meter.lap("validation")
-            if _due(done, training.checkpoint_every, job) or stopping:
-                hang_guard.progress()
-                facts["probe_loss"] = _probe_loss(engine, samples, probe)
-                _check_finite({"loss of the probe batch after the update": facts["probe_loss"]}, step, last_checkpoint)
-                save_checkpoint(engine, checkpoints, step=done, facts=facts, keep=training.keep_checkpoints, may_commit=may_commit)
-                hang_guard.close()  # copying to a store has retries of its own and may take its time
-                if store:
-                    upload_checkpoint(checkpoints, store, step=done, keep=training.keep_checkpoints)
-                last_checkpoint = done
-                _LOG.info("checkpoint after step %d", done)
-                meter.lap("checkpoint")
-            if stopping and done < job.num_steps:
-                if journal:
-                    journal.note(done, f"stopped after step {done:,}, as asked; its checkpoint stands")
-                return False
-            meter.lap("own")  # else the next wait for data would be charged for it
-
-    export_model(engine, tokenizer, run_dir.model(job.stage), facts=model_facts(settings, job.stage), may_commit=may_commit)
-    return True
+    this = _Training(
+        job=job, rank=rank, world_size=world_size, engine=engine, tokenizer=load_tokenizer(settings, job.shards_dir), streams=streams,
+        num_val_steps=streams["val"].plan(0).num_steps, steps_per_epoch=plan.num_steps, facts=facts, probe=plan.batch_blocks(0)[0],
+        store=store, journal=Journal(run_dir.journal(job.stage)) if rank == 0 else None, last_checkpoint=0,
+        meter=Meter(peak_flops=_peak_flops(engine, training)), gate=GateOpening(engine.module),
+        hang_guard=HangGuard(training.hang_timeout_s),
+    )  # fmt: skip
+    this.last_checkpoint = _resume(this, found)
+    _LOG.info("ready to go on at step %d of %d", this.last_checkpoint, job.num_steps)
+    this.meter.restart()
+    return this
 
 
-def _step(engine: Any, loaded: Step, *, seed: int, scale: float, meter: Meter) -> float:
+def _peak_flops(engine: Any, training: Training) -> float:
+    """What all ranks together could do, as given or as measured on each of them."""
+    dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
+    own = training.peak_tflops * 1e12 if training.peak_tflops else measure_peak_flops(engine.device, dtype)
+    (total,) = _global_sum(engine, [own])
+    return total
+
+
+def _validate(this: _Training, done: int) -> float:
+    loss = validation_loss(
+        this.engine, this.streams["val"], this.num_val_steps, rank=this.rank, world_size=this.world_size, hang_guard=this.hang_guard
+    )
+    this.note(done, {"validation_loss": loss})
+    this.meter.lap("validation")
+    return loss
+
+
+def _checkpoint(this: _Training, done: int) -> None:
+    """Commit a checkpoint that has proved itself on the probe batch, and copy it to the store."""
+    this.hang_guard.progress()
+    keep = this.job.settings.training.keep_checkpoints
+    this.facts["probe_loss"] = _probe_loss(this)
+    _check_finite({"loss of the probe batch after the update": this.facts["probe_loss"]}, done - 1, this.last_checkpoint)
+    save_checkpoint(this.engine, this.checkpoints, step=done, facts=this.facts, keep=keep, may_commit=this.may_commit)
+    this.hang_guard.close()  # copying to a store has retries of its own and may take its time
+    if this.store:
+        upload_checkpoint(this.checkpoints, this.store, step=done, keep=keep)
+    this.last_checkpoint = done
+    _LOG.info("checkpoint after step %d", done)
+    this.meter.lap("checkpoint")
+
+
+def _step(engine: Any, loaded: Step, *, seed: int, scale: float, meter: Meter, gate: GateOpening | None) -> float:
     """One optimizer step over this rank's blocks; returns the loss summed over the global batch.
 
     Args:
         scale: world size over the target tokens of the global batch; DeepSpeed averages over ranks.
+        gate: looks at the fusion in this step.
     """
     engine.train()
     loss_sum = 0.0
     for index, block in loaded.blocks:
         torch.manual_seed(_dropout_seed(seed, loaded.number, index))
+        if gate:
+            gate.watch(block.tensors)
         meter.lap("own")
         loss = _block_loss(engine, block)
         loss_sum += loss.item()
         meter.lap("forward")
         engine.backward(loss * scale, scale_wrt_gas=False)
         meter.lap("backward")
+    if gate:
+        gate.watch(None)
     engine.step()
     meter.lap("update")
     (global_sum,) = _global_sum(engine, [loss_sum])
     meter.lap("wait")
     return global_sum
-
-
-def build_model(settings: Settings, samples: StageSamples) -> T5ForMultimodalGeneration:
-    """A pretrained T5 with new fusion layers, or one of random weights; seeded."""
-    torch.manual_seed(settings.run.seed)
-    num_patches, dim = samples.reader.feature_shape if settings.data.features else (1, 1)
-    vision = {
-        "vision_num_patches": num_patches, "vision_dim": dim,
-        "fusion": settings.model.fusion, "mask_absent_patches": settings.model.mask_absent_patches,
-    }  # fmt: skip
-    if settings.model.pretrained:
-        _check_vision_dim(settings.model.pretrained, dim)
-        return T5ForMultimodalGeneration.from_pretrained(settings.model.pretrained, dtype=torch.float32, **vision)
-    tokenizer = samples.tokenizer
-    shape = settings.model.shape.model_dump() | {"vocab_size": settings.model.shape.vocab_size or len(tokenizer)}
-    config = MultimodalT5Config(
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id, **shape, **vision,
-    )  # fmt: skip
-    return T5ForMultimodalGeneration._from_config(config)
-
-
-def _check_vision_dim(pretrained: str, dim: int) -> None:
-    trained = MultimodalT5Config.get_config_dict(pretrained)[0].get("vision_dim", dim)
-    if trained != dim:
-        raise TrainingError(
-            f"{pretrained} was trained on features of width {trained}, data.features has width {dim}; "
-            "use the features it was trained on, or a text-only backbone"
-        )
 
 
 def validation_loss(
@@ -200,48 +243,30 @@ def validation_loss(
     return loss_sum / num_tokens
 
 
-def export_model(
-    engine: Any, tokenizer: Any, folder: Path, *, facts: dict[str, Any], may_commit: Callable[[], None]
-) -> None:
-    """Commit the model and tokenizer as a folder that ``from_pretrained`` opens; ``facts`` say how it is prompted."""
-    state = full_state_dict(engine)
-    if dist.get_rank() == 0:
-        staging = folder.with_name(".staging-model")
-        shutil.rmtree(staging, ignore_errors=True)
-        engine.module.save_pretrained(staging, state_dict=state)
-        tokenizer.save_pretrained(staging)
-        commit_json(staging / MODEL_FACTS_FILE, facts)
-        may_commit()
-        commit_folder(staging, folder)
-    dist.barrier()
-
-
 def _due(done: int, every: int, job: TrainJob) -> bool:
     return done % every == 0 or done == job.num_steps
 
 
-def _resume(
-    engine: Any, found: Found | None, samples: StageSamples, probe: np.ndarray, *, precision: str, journal: Journal | None
-) -> int:
+def _resume(this: _Training, found: Found | None) -> int:
     """Load what was found and prove it; returns the steps that are done."""
     if found is None:
         return 0
-    load_state(engine, found)
-    loss = _probe_loss(engine, samples, probe)
-    check_probe(found.path, expected=found.manifest["probe_loss"], found=loss, precision=precision)
+    load_state(this.engine, found)
+    loss = _probe_loss(this)
+    check_probe(found.path, expected=found.manifest["probe_loss"], found=loss, precision=this.job.settings.training.precision)
     for note in found.notes:
         _LOG.warning(note)
-        if journal:
-            journal.note(found.step, note)
+        if this.journal:
+            this.journal.note(found.step, note)
     return found.step
 
 
-def _probe_loss(engine: Any, samples: StageSamples, probe: np.ndarray) -> float:
+def _probe_loss(this: _Training) -> float:
     """Loss a token on a fixed batch, the same on every rank: the plan's first block."""
-    engine.eval()
-    block = samples.load_block(probe)
+    this.engine.eval()
+    block = this.streams["train"].samples.load_block(this.probe)
     with torch.no_grad():
-        return _block_loss(engine, block).item() / count_target_tokens(block.labels)
+        return _block_loss(this.engine, block).item() / count_target_tokens(block.labels)
 
 
 def _block_loss(engine: Any, block: Block) -> torch.Tensor:
@@ -249,18 +274,6 @@ def _block_loss(engine: Any, block: Block) -> torch.Tensor:
     labels = inputs.pop("labels")
     decoder_inputs = engine.module._shift_right(labels)
     return token_loss_sum(engine(**inputs, decoder_input_ids=decoder_inputs, use_cache=False).logits, labels)
-
-
-def _count(loaded: Step) -> list[float]:
-    """Target tokens, source tokens and questions of this rank, dummies left out; bytes read and needed for them."""
-    real = [block for _, block in loaded.blocks if block.qids]
-    return [
-        sum(count_target_tokens(block.labels) for block in real),
-        sum(int(block.tensors["attention_mask"].sum()) for block in real),
-        sum(len(block.qids) for block in real),
-        loaded.bytes_read,
-        loaded.bytes_needed,
-    ]
 
 
 def _global_sum(engine: Any, values: list[float]) -> list[float]:

@@ -51,7 +51,7 @@ def make_job(tiny_settings, tiny_data, workplace):
     from launcher.jobs import TrainJob
     from launcher.lengths import LengthsOf, cached_lengths
     from launcher.samples import load_tokenizer
-    from launcher.train import build_model
+    from launcher.backbone import build_model
 
     tokenizer = load_tokenizer(tiny_settings, tiny_data.path)
     pretrained = workplace / "pretrained"  # so that every ZeRO stage starts from the same weights
@@ -106,7 +106,7 @@ def s3(tiny_data):
 def model_dir(tiny_settings, tiny_data, workplace):
     """A stage-one model of random weights, exported as training exports it."""
     from launcher.samples import load_tokenizer, open_stage
-    from launcher.train import build_model
+    from launcher.backbone import build_model
 
     tokenizer = load_tokenizer(tiny_settings, tiny_data.path)
     samples = open_stage(tiny_settings, "rationale", "train", shards_dir=tiny_data.path, tokenizer=tokenizer, rationales_dir=None)

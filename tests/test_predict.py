@@ -17,7 +17,7 @@ from launcher.config import dump_settings
 def finished_run(tiny_settings, tiny_data, workplace):
     """A run's folder with two models of random weights."""
     from launcher.samples import load_tokenizer, open_stage
-    from launcher.train import build_model
+    from launcher.backbone import build_model
 
     run = workplace / "runs" / "predict"
     tokenizer = load_tokenizer(tiny_settings, tiny_data.path)

@@ -1,0 +1,63 @@
+"""The model a stage starts from, and the folder it ends as."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from data_shards.storage import commit_folder, commit_json
+from launcher.config import Settings
+from launcher.engine import full_state_dict
+from launcher.jobs import MODEL_FACTS_FILE
+from launcher.samples import StageSamples
+from mmcot.model import MultimodalT5Config, T5ForMultimodalGeneration
+
+
+def build_model(settings: Settings, samples: StageSamples) -> T5ForMultimodalGeneration:
+    """A pretrained T5 with new fusion layers, or one of random weights; seeded."""
+    torch.manual_seed(settings.run.seed)
+    num_patches, dim = samples.reader.feature_shape if settings.data.features else (1, 1)
+    vision = {
+        "vision_num_patches": num_patches, "vision_dim": dim,
+        "fusion": settings.model.fusion, "mask_absent_patches": settings.model.mask_absent_patches,
+    }  # fmt: skip
+    if settings.model.pretrained:
+        _check_vision_dim(settings.model.pretrained, dim)
+        return T5ForMultimodalGeneration.from_pretrained(settings.model.pretrained, dtype=torch.float32, **vision)
+    tokenizer = samples.tokenizer
+    shape = settings.model.shape.model_dump() | {"vocab_size": settings.model.shape.vocab_size or len(tokenizer)}
+    config = MultimodalT5Config(
+        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id, **shape, **vision,
+    )  # fmt: skip
+    return T5ForMultimodalGeneration._from_config(config)
+
+
+def _check_vision_dim(pretrained: str, dim: int) -> None:
+    trained = MultimodalT5Config.get_config_dict(pretrained)[0].get("vision_dim", dim)
+    if trained != dim:
+        raise ValueError(
+            f"{pretrained} was trained on features of width {trained}, data.features has width {dim}; "
+            "use the features it was trained on, or a text-only backbone"
+        )
+
+
+def export_model(
+    engine: Any, tokenizer: Any, folder: Path, *, facts: dict[str, Any], may_commit: Callable[[], None]
+) -> None:
+    """Commit the model and tokenizer as a folder that ``from_pretrained`` opens; ``facts`` say how it is prompted."""
+    state = full_state_dict(engine)
+    if dist.get_rank() == 0:
+        staging = folder.with_name(".staging-model")
+        shutil.rmtree(staging, ignore_errors=True)
+        engine.module.save_pretrained(staging, state_dict=state)
+        tokenizer.save_pretrained(staging)
+        commit_json(staging / MODEL_FACTS_FILE, facts)
+        may_commit()
+        commit_folder(staging, folder)
+    dist.barrier()
