@@ -14,9 +14,11 @@ app = typer.Typer(
 data_app = typer.Typer(help="Make, shard and check data.", no_args_is_help=True)
 train_app = typer.Typer(help="Train one stage.", no_args_is_help=True)
 config_app = typer.Typer(help="Look at settings.", no_args_is_help=True)
+mlflow_app = typer.Typer(help="Serve MLflow.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(train_app, name="train")
 app.add_typer(config_app, name="config")
+app.add_typer(mlflow_app, name="mlflow")
 
 Preset = Annotated[str | None, typer.Option(help="Shipped settings, such as demo.")]
 Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, laid over the preset.")]
@@ -241,6 +243,30 @@ def config_show(preset: Preset = None, config: Config = None, set_: Set = []) ->
             typer.echo(f"presets: {', '.join(preset_names())}  (show one with --preset NAME)")
         else:
             typer.echo(dump_settings(load_settings(preset=preset, config=config, overrides=set_)), nl=False)
+
+
+@mlflow_app.command("up")
+def mlflow_up(
+    runs: Annotated[Path, typer.Option(help="The folder that holds the runs, and mlflow.db and mlartifacts beside them.")] = Path("runs"),
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
+    host: Annotated[str, typer.Option(help="Address to listen on; other than loopback only with --auth.")] = "127.0.0.1",
+    backend_store_uri: Annotated[str | None, typer.Option(help="Database instead of mlflow.db; with a password: by MLFLOW_BACKEND_STORE_URI[_FILE].")] = None,
+    artifacts: Annotated[str | None, typer.Option(help="Folder or s3:// URL instead of mlartifacts; clients need no access to it.")] = None,
+    auth: Annotated[bool, typer.Option("--auth", help="Ask for name and password; the first: MLFLOW_AUTH_ADMIN_USERNAME, _PASSWORD[_FILE].")] = False,
+    workers: Annotated[int, typer.Option(help="Worker processes.")] = 1,
+    allowed_hosts: Annotated[str | None, typer.Option(help="Names clients use for this server, comma-separated; default: its own names.")] = None,
+) -> None:
+    """Serve the runs of a folder, or a team's, until Ctrl-C."""
+    with _explained():
+        import os
+
+        from launcher.mlflow_server import plan_server, serve
+
+        server = plan_server(
+            runs=runs, environment=dict(os.environ), port=port, host=host, backend_store_uri=backend_store_uri,
+            artifacts=artifacts, auth=auth, workers=workers, allowed_hosts=allowed_hosts,
+        )  # fmt: skip
+        serve(server, report=typer.echo)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from launcher.config import Settings
@@ -56,6 +57,10 @@ def _training_state(run_dir: RunDir, step: str) -> str:
 
 def _mlflow_lines(settings: Settings, run_dir: RunDir) -> list[str]:
     uri = tracking_uri(settings)
-    if uri.startswith("sqlite:"):
-        return [f"MLflow: mlflow server --workers 1 --backend-store-uri {uri}   then open http://127.0.0.1:5000"]
-    return [f"MLflow: {uri}"]
+    if not uri.startswith("sqlite:"):
+        return [f"MLflow: {uri}"]
+    folder = settings.run_dir.parent
+    command = f"mmcot mlflow up --backend-store-uri {uri}"
+    if uri == f"sqlite:///{folder.absolute() / 'mlflow.db'}":
+        command = "mmcot mlflow up" if folder == Path("runs") else f"mmcot mlflow up --runs {shlex.quote(str(folder))}"
+    return [f"MLflow: {command}   then open http://127.0.0.1:5000"]

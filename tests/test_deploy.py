@@ -6,7 +6,10 @@ as text.
 
 import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -17,7 +20,7 @@ import yaml
 from launcher.config import load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
-DEPLOYMENT_FILES = [ROOT / "ray_cluster.yaml", ROOT / "deploy" / "Dockerfile", ROOT / "deploy" / "README.md"]
+DEPLOYMENT_FILES = [ROOT / "ray_cluster.yaml", *(path for path in sorted((ROOT / "deploy").rglob("*")) if path.is_file() and "secrets" not in path.parts)]
 
 SECRET_KEY = re.compile(r"secret|password|passwd|access_?key|api_?key|private_?key|credential|token$", re.IGNORECASE)
 # Values: an AWS key id, a private key's head, Hugging Face and GitHub tokens, and a token given in the open.
@@ -33,9 +36,9 @@ def cluster() -> dict:
     return yaml.safe_load((ROOT / "ray_cluster.yaml").read_text())
 
 
-@pytest.fixture(scope="module")
-def dockerfile() -> list[tuple[str, str]]:
-    return parse_dockerfile((ROOT / "deploy" / "Dockerfile").read_text())
+@pytest.fixture(scope="module", params=["deploy/Dockerfile", "deploy/mlflow/Dockerfile"])
+def dockerfile(request) -> list[tuple[str, str]]:
+    return parse_dockerfile((ROOT / request.param).read_text())
 
 
 def parse_dockerfile(text: str) -> list[tuple[str, str]]:
@@ -93,7 +96,7 @@ def test_cluster_file_has_no_secret_looking_key(cluster):
     assert cluster["file_mounts"]["~/.ray/auth_token"].startswith("~/")
 
 
-@pytest.mark.parametrize("path", DEPLOYMENT_FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DEPLOYMENT_FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_deployment_file_holds_no_secret_looking_value(path):
     assert SECRET_VALUE.findall(path.read_text()) == []
 
@@ -120,7 +123,11 @@ def test_dockerfile_pins_every_base_image_by_a_version_tag(dockerfile):
             assert re.fullmatch(r"[\w./-]+:\d+\.\d+[\w.-]*(@sha256:[0-9a-f]{64})?", base), base
         if alias:
             stages.add(alias[-1])
-    assert len(stages) >= 1, "one stage to build, one to run"
+
+
+def test_the_training_image_is_built_in_one_stage_and_runs_in_another():
+    froms = [rest for name, rest in parse_dockerfile((ROOT / "deploy" / "Dockerfile").read_text()) if name == "FROM"]
+    assert len(froms) == 2 and " AS " in froms[0], "one stage to build, with compilers; one to run, without"
 
 
 def test_dockerfile_does_not_run_as_root(dockerfile):
@@ -137,7 +144,7 @@ def test_dockerfile_takes_no_secret_as_build_argument_or_environment(dockerfile)
     assert [name for name in names if SECRET_KEY.search(name)] == []
 
 
-@pytest.mark.parametrize("path", DEPLOYMENT_FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", DEPLOYMENT_FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_pinned_version_contradicts_pyproject(path):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     requirements = [*project["dependencies"], *sum(project.get("optional-dependencies", {}).values(), [])]
@@ -157,3 +164,53 @@ def test_every_run_command_of_the_guide_names_a_preset_and_settings_that_exist()
     for command in commands:
         preset = re.search(r"--preset (\S+)", command)[1]
         load_settings(preset=preset, overrides=re.findall(r"--set (\S+)", command))
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict:
+    return yaml.safe_load((ROOT / "deploy" / "mlflow" / "docker-compose.yaml").read_text())
+
+
+def test_the_team_server_publishes_the_database_nowhere_and_mlflow_on_loopback_alone(compose):
+    published = {name: service.get("ports", []) for name, service in compose["services"].items()}
+    assert published == {"postgres": [], "mlflow": ["127.0.0.1:5000:5000"], "caddy": ["80:80", "443:443"]}
+    assert compose["services"]["caddy"]["profiles"] == ["https"]
+    for name in ("postgres", "caddy"):
+        assert re.fullmatch(r"[a-z]+:\d+\.\d+[\w.-]*", compose["services"][name]["image"])
+
+
+def test_the_team_servers_secrets_are_files_outside_git_and_every_one_is_declared(compose):
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    assert {"/deploy/mlflow/secrets/", "/deploy/mlflow/.env"} <= set(ignored)
+    assert all(list(secret) == ["file"] and secret["file"].startswith("secrets/") for secret in compose["secrets"].values())
+    for service in compose["services"].values():
+        assert set(service.get("secrets", [])) <= set(compose["secrets"])
+        for key, value in service.get("environment", {}).items():
+            if SECRET_KEY.search(key):
+                assert key.endswith("_FILE") and Path(value).parent == Path("/run/secrets") and Path(value).name in service["secrets"]
+
+
+def test_the_team_servers_command_is_one_that_the_command_line_knows(compose, monkeypatch):
+    from typer.testing import CliRunner
+
+    from launcher import mlflow_server
+    from launcher.cli import app
+
+    planned = {}
+    monkeypatch.setattr(mlflow_server, "plan_server", lambda **settings: planned.update(settings))
+    monkeypatch.setattr(mlflow_server, "serve", lambda server, report: None)
+    command = [re.sub(r"\$\{(\w+)[^}]*\}", r"\1", word) for word in compose["services"]["mlflow"]["command"]]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.output
+    assert planned["auth"] and planned["host"] == "0.0.0.0" and planned["allowed_hosts"] == "NAME" and planned["artifacts"] == "ARTIFACTS"
+
+
+def test_the_team_servers_image_needs_neither_torch_nor_ray(tmp_path):
+    dockerfile = (ROOT / "deploy" / "mlflow" / "Dockerfile").read_text()
+    wanted = set(re.findall(r"'([\w-]+)'", re.search(r"wanted = (\{.*?\})", dockerfile)[1]))
+    assert wanted == {"mlflow", "typer", "psutil", "pydantic", "PyYAML"}
+    block = ("import sys\nfor name in ('torch', 'ray', 'deepspeed', 'transformers', 'webdataset', 'evaluate', 'safetensors', 'fsspec', 'PIL'):\n"
+             "    sys.modules[name] = None\nfrom launcher.cli import app\napp(sys.argv[1:])\n")  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", block, "mlflow", "up", "--host", "0.0.0.0"], capture_output=True, text=True, cwd=tmp_path,
+                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert done.returncode == 1 and "add --auth" in done.stderr, done.stderr

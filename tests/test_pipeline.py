@@ -77,7 +77,7 @@ def test_the_last_lines_are_the_table_the_run_and_how_to_open_mlflow(finished):
     tail = finished.splitlines()[-16:]
     assert any(line.split() == ["NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "AVG"] for line in tail)
     assert any(line.startswith("ceiling, text alone, greedy chain") for line in tail)
-    assert "run: runs/demo" in tail and tail[-1].startswith("MLflow: mlflow server")
+    assert "run: runs/demo" in tail and tail[-1].startswith("MLflow: mmcot mlflow up")
 
 
 def test_every_question_has_one_rationale_and_one_prediction(folder, finished):
