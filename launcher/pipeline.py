@@ -19,6 +19,7 @@ from data_shards.storage import commit_json, fingerprint, sha256_of_file
 from launcher.cluster import ray_session
 from launcher.config import Settings, read_deepspeed
 from launcher.data import DataFolder, describe_data, prepare_data, require_all_splits
+from launcher.guards import sigterm_stops
 from launcher.jobs import GenerationJob, TrainJob
 from launcher.preflight import check_machine, check_settings, fetch_pretrained
 from launcher.progress import GenerationLine, TrainingLine
@@ -40,6 +41,7 @@ def run_pipeline(
     Raises:
         SettingsError: the folder holds a run of other settings.
         RunError: another process runs it, or a finished step's inputs have changed.
+        Stopped: SIGTERM came; the same command goes on.
     """
     check_settings(settings)
     check_machine(settings)
@@ -48,7 +50,7 @@ def run_pipeline(
     run_dir = RunDir(settings.run_dir)
     run_dir.path.mkdir(parents=True, exist_ok=True)
     claim_settings(run_dir, settings)
-    with owned(run_dir) as attempt, contextlib.ExitStack() as resources:
+    with sigterm_stops(), owned(run_dir) as attempt, contextlib.ExitStack() as resources:
         pipeline = _Pipeline(settings, run_dir, attempt, report, resources, (until, write_job) if write_job else None)
         for name in STEPS[: STEPS.index(until) + 1]:
             getattr(pipeline, name.replace("-", "_"))()

@@ -193,7 +193,7 @@ def _status(client: Any, run_id: str) -> Iterator[None]:
         yield
     except BaseException as error:
         with contextlib.suppress(Exception):  # the error that ended the step is the one to show
-            client.set_terminated(run_id, status="KILLED" if isinstance(error, Stopped) else "FAILED")
+            client.set_terminated(run_id, status="FAILED" if isinstance(error, Exception) and not isinstance(error, Stopped) else "KILLED")
         raise
     client.set_terminated(run_id, status="FINISHED")
 
