@@ -24,7 +24,7 @@ from launcher.jobs import GenerationJob, TrainJob
 from launcher.preflight import check_machine, check_settings, fetch_pretrained
 from launcher.progress import GenerationLine, TrainingLine
 from launcher.run_dir import RunDir, RunError, claim_settings, owned
-from launcher.tracking import ChildRun, Tracker, open_tracker
+from launcher.tracking import ChildRun, Tracker, is_parent_finished, open_tracker
 
 STEPS = ("data", "train-rationale", "rationales", "train-answer", "evaluate")
 Report = Callable[[str], None]
@@ -55,6 +55,9 @@ def run_pipeline(
         for name in STEPS[: STEPS.index(until) + 1]:
             getattr(pipeline, name.replace("-", "_"))()
         if not pipeline.num_run:
+            if not is_parent_finished(run_dir):
+                with open_tracker(settings, run_dir):
+                    pass  # the last attempt was ended after the last marker
             report(f"{run_dir.path} is finished up to step {until!r}; there is nothing to do")
     return run_dir
 
@@ -170,13 +173,14 @@ class _Pipeline:
             self.run_dir.check_attempt(self.attempt)
             seconds = round(time.time() - started, 1)
             child.log_scores({"step_seconds": seconds})
-            self.run_dir.mark_done(
-                name,
-                {
-                    "step": name, "inputs": inputs, "outputs": outputs, "attempt": self.attempt,
-                    "mlflow_run_id": child.run_id, "seconds": seconds,
-                },
-            )  # fmt: skip
+        self.run_dir.check_attempt(self.attempt)
+        self.run_dir.mark_done(  # after MLflow has the end of it: what is marked is never looked at again
+            name,
+            {
+                "step": name, "inputs": inputs, "outputs": outputs, "attempt": self.attempt,
+                "mlflow_run_id": child.run_id, "seconds": seconds,
+            },
+        )  # fmt: skip
         self.report(f"{name} took {seconds:.0f} s")
         self.outputs[name] = outputs
         self.num_run += 1

@@ -7,7 +7,8 @@
 Points come from journals and are sent in batches by a thread of the driver. The first
 value of a (key, step) stands: what MLflow has already is not sent again, so a restart
 continues the same runs and histories never step back. Run ids are kept in the run's
-folder.
+folder, with a key that finds a run whose creator was killed before it could keep the id, and
+whether the last attempt left the parent as FINISHED.
 """
 
 from __future__ import annotations
@@ -18,11 +19,12 @@ import logging
 import os
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_shards.storage import commit_json, read_json
+from data_shards.storage import clear_unfinished, commit_json, committing, exclusive, read_json
 from launcher.config import Settings, setting_names
 from launcher.journal import JournalReader
 from launcher.run_dir import RunDir, Stopped
@@ -148,17 +150,40 @@ def open_tracker(settings: Settings, run_dir: RunDir) -> Iterator[Tracker]:
     from mlflow import MlflowClient
 
     uri = tracking_uri(settings)
+    _create_store(uri)
     client = MlflowClient(tracking_uri=uri)
     experiment_id = _experiment(client, settings, uri)
     run_id = _continue_or_create(
         client, experiment_id, run_dir, "pipeline", run_name=settings.run.name, tags={"mmcot.run_dir": str(run_dir.path)}
     )
+    _keep(run_dir, parent_finished=False)
     with _status(client, run_id):
         parent = ChildRun(client, run_id, settings.tracking.send_every_s)
         flat = {name: _get(settings, name) for name in setting_names()}
         parent.log_params(flat)
         parent.log_artifact(run_dir.path / "run.yaml")
         yield Tracker(client, experiment_id, parent, run_dir, settings)
+    _keep(run_dir, parent_finished=True)
+
+
+def is_parent_finished(run_dir: RunDir) -> bool:
+    """Whether the last attempt that opened the parent run lived to mark it FINISHED."""
+    return _kept(run_dir).get("parent_finished", True)
+
+
+def _create_store(uri: str) -> None:
+    """Make an SQLite store whole or not at all: one whose migrations were killed half-way never opens again."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or path.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    with exclusive(path.parent):
+        if path.exists():  # another run made it meanwhile
+            return
+        clear_unfinished(path.parent, f"{path.name}*")  # with its journal
+        with committing(path) as temporary:
+            SqlAlchemyStore(f"sqlite:///{temporary}", (path.parent / "mlartifacts").absolute().as_uri()).engine.dispose()
 
 
 def _experiment(client: Any, settings: Settings, uri: str) -> str:
@@ -175,15 +200,27 @@ def _experiment(client: Any, settings: Settings, uri: str) -> str:
 def _continue_or_create(
     client: Any, experiment_id: str, run_dir: RunDir, name: str, *, run_name: str, tags: dict[str, str]
 ) -> str:
-    """The run id kept for ``name``; a new one where there is none (or MLflow lost it)."""
-    path = run_dir.path / "mlflow.json"
-    ids = read_json(path) if path.exists() else {}
-    if name in ids:
+    """The run id kept for ``name``, or not kept in time; a new one where there is none (or MLflow lost it)."""
+    kept = _kept(run_dir)
+    if name in kept:
         with contextlib.suppress(Exception):
-            return client.get_run(ids[name]).info.run_id
-    run = client.create_run(experiment_id, run_name=run_name, tags=tags, start_time=int(time.time() * 1000))
-    commit_json(path, {**ids, name: run.info.run_id})
+            return client.get_run(kept[name]).info.run_id
+    if "key" not in kept:
+        _keep(run_dir, key=uuid.uuid4().hex)
+    tags = {**tags, "mmcot.key": f"{_kept(run_dir)['key']}-{name}"}
+    created = client.search_runs([experiment_id], f"tags.`mmcot.key` = '{tags['mmcot.key']}'", max_results=1)
+    run = created[0] if created else client.create_run(experiment_id, run_name=run_name, tags=tags, start_time=int(time.time() * 1000))
+    _keep(run_dir, **{name: run.info.run_id})
     return run.info.run_id
+
+
+def _kept(run_dir: RunDir) -> dict[str, Any]:
+    path = run_dir.path / "mlflow.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _keep(run_dir: RunDir, **values: Any) -> None:
+    commit_json(run_dir.path / "mlflow.json", {**_kept(run_dir), **values})
 
 
 @contextlib.contextmanager
