@@ -27,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import ray
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 
@@ -109,7 +108,8 @@ class Pipeline:
     def progress(self, step: str) -> int:
         """Files of the data folder, training steps or committed tasks."""
         if step == "data":
-            return sum(not path.name.startswith(".tmp-") for path in (self.folder / "data").rglob("*.*"))
+            names = [name for _, _, names in os.walk(self.folder / "data") for name in names]  # a folder may be renamed meanwhile
+            return sum("." in name and not name.startswith(".tmp-") for name in names)
         if step.startswith("train"):
             points = JournalReader(self.run_dir.journal(step.removeprefix("train-"))).read()
             return max((point["step"] for point in points if "loss" in point["metrics"]), default=0)
@@ -274,8 +274,8 @@ def main() -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         cluster.add_node(num_cpus=1)
+    calm, disturbed = (Pipeline(folder / name, cluster.address) for name in ("calm", "disturbed"))
     try:
-        calm, disturbed = (Pipeline(folder / name, cluster.address) for name in ("calm", "disturbed"))
         run(calm, [], dict.fromkeys(STEPS, 0), cluster, chance)
         totals = {step: calm.progress(step) for step in STEPS}
         print(f"undisturbed: {time.time() - started:.0f} s, {totals}", flush=True)
@@ -285,7 +285,9 @@ def main() -> None:
             print(f"{str(not wrong):<6} {name}{': ' + ', '.join(wrong[:6]) if wrong else ''}")
         print(f"seed {options.seed}, {options.kills} kills, {time.time() - started:.0f} s in all")
     finally:
-        ray.shutdown()
+        for pipeline in (calm, disturbed):
+            if pipeline.driver and pipeline.driver.poll() is None:
+                pipeline.driver.kill()
         cluster.shutdown()
     sys.exit(any(found.values()))
 
