@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import random
 import resource
 import statistics
@@ -104,6 +105,43 @@ def with_ours(model, pairs: list[EncodedPair], *, num_rows: int) -> list[list[in
     )  # fmt: skip
 
 
+def make_ctranslate2(model, tokenizer, folder: Path):
+    """The same weights in CTranslate2 (fp32, one thread), or None where it is not installed.
+
+    It takes a plain T5: the fusion is left out, which text alone does not use.
+    """
+    try:
+        import ctranslate2
+        from ctranslate2.converters import TransformersConverter
+    except ImportError:
+        return None
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    names = ("vocab_size", "d_model", "d_ff", "num_layers", "num_heads", "d_kv", "pad_token_id", "eos_token_id", "decoder_start_token_id", "feed_forward_proj")
+    plain = T5ForConditionalGeneration(T5Config(**{name: getattr(model.config, name) for name in names}))
+    plain.load_state_dict({name: weight for name, weight in model.state_dict().items() if name in plain.state_dict()})
+    plain.save_pretrained(folder / "plain")
+    tokenizer.save_pretrained(folder / "plain")
+    TransformersConverter(str(folder / "plain")).convert(str(folder / "converted"), force=True)
+    config = json.loads((folder / "converted" / "config.json").read_text())
+    config |= {name: tokenizer.pad_token for name, token in config.items() if name.endswith("_token") and token is None}  # it takes no null
+    (folder / "converted" / "config.json").write_text(json.dumps(config))
+    return ctranslate2.Translator(str(folder / "converted"), device="cpu", compute_type="float32", inter_threads=1, intra_threads=1)
+
+
+def with_ctranslate2(translator, tokenizer, pairs: list[EncodedPair], *, batch_size: int) -> None:
+    """Batches in data order, each row stopped at its own length."""
+    for start in range(0, len(pairs), batch_size):
+        chosen = pairs[start : start + batch_size]
+        lengths = [len(pair.target_ids) for pair in chosen]
+        written = translator.translate_batch(
+            [tokenizer.convert_ids_to_tokens(pair.source_ids) for pair in chosen], beam_size=1, max_decoding_length=max(lengths),
+            min_decoding_length=max(lengths), callback=lambda step, lengths=lengths: step.step + 1 >= lengths[step.batch_id],
+        )  # fmt: skip
+        got = [len(row.hypotheses[0]) for row in written]
+        assert all(abs(a - b) <= 1 for a, b in zip(got, lengths, strict=True)), (got, lengths)
+
+
 def compare(name: str, engines: dict, num_tokens: int, rounds: int) -> float:
     """Alternate between the engines; print tokens per CPU-second and ratios to the first; return ours."""
     rates = {engine: [] for engine in engines}
@@ -166,6 +204,8 @@ def main(arguments: argparse.Namespace) -> None:
         engines = {"transformers": lambda: with_transformers(model, pairs, batch_size=32)}
         for num_rows in sorted({arguments.batch_size, 2 * arguments.batch_size}):
             engines[f"ours, {num_rows} rows"] = lambda num_rows=num_rows: with_ours(model, pairs, num_rows=num_rows)
+        if dtype == torch.float32 and (translator := make_ctranslate2(model, tokenizer, arguments.model / "ctranslate2")):
+            engines["CTranslate2, data order"] = lambda translator=translator: with_ctranslate2(translator, tokenizer, pairs, batch_size=32)
         written = with_ours(model, pairs, num_rows=arguments.batch_size)
         distinct = np.mean([len(set(ids)) / len(ids) for ids in written])
         assert [len(ids) for ids in written] == lengths and distinct > 0.25, f"distinct tokens {distinct:.0%}"

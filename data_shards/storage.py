@@ -71,6 +71,12 @@ def commit_folder(staging: str | Path, target: str | Path) -> None:
     _fsync(target.parent)
 
 
+def clear_unfinished(folder: str | Path, name: str = "*") -> None:
+    """Remove the temporary files that killed writers left in a folder; only for who has it alone (``exclusive``)."""
+    for path in Path(folder).glob(f".tmp-*-{name}"):
+        path.unlink(missing_ok=True)
+
+
 def read_json(path: str | Path) -> Any:
     """Read a JSON file; a broken one is named."""
     path = Path(path)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 
 from launcher.config import Cluster
@@ -30,6 +32,7 @@ def ray_session(cluster: Cluster) -> Iterator[None]:
     os.environ.setdefault("OMP_NUM_THREADS", str(cluster.cpus_per_worker))
     import ray
 
+    handler = signal.getsignal(signal.SIGTERM)
     needed = cluster.num_workers * cluster.cpus_per_worker
     if cluster.address == "local":
         ray.init(
@@ -41,6 +44,8 @@ def ray_session(cluster: Cluster) -> Iterator[None]:
         )
     else:
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+    if callable(handler) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray has put its own in place, which exits with another status
     try:
         if cluster.address == "local" and cluster.use_gpu:
             found = int(ray.cluster_resources().get("GPU", 0))

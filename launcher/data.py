@@ -7,7 +7,7 @@ of everything that decides its content, so that two data sets never meet in one.
 from __future__ import annotations
 
 import dataclasses
-import os
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from data_shards.mini_sqa import write_mini_sqa
 from data_shards.questions import SPLITS
 from data_shards.remote import is_remote, local_folder, mirror_folder, origin_of
 from data_shards.sources import read_questions
-from data_shards.storage import commit_folder, commit_json, exclusive, fingerprint, read_json, sha256_of_file
+from data_shards.storage import clear_unfinished, commit_folder, commit_json, exclusive, fingerprint, read_json, sha256_of_file
 from data_shards.writer import (
     SCHEMA_VERSION,
     check_shards,
@@ -116,6 +116,8 @@ def _missing(settings: Settings, shards_dir: Path) -> set[str]:
 
 def _build_missing(settings: Settings, source: Path, shards_dir: Path, report: Report) -> None:
     missing = _missing(settings, shards_dir)
+    for folder in (shards_dir / "text", shards_dir / "features" / str(settings.data.features)):
+        clear_unfinished(folder)
     if "text" in missing:
         questions = read_questions(source)
         text = write_text_shards(questions, shards_dir, samples_per_shard=settings.data.samples_per_shard)
@@ -232,7 +234,8 @@ def _source_folder(data: Data, report: Report) -> Path:
     folder = Path("data") / f"mini_sqa-source-{fingerprint({**sizes, 'version': MINI_SQA_VERSION})}"
     with exclusive(folder.parent):
         if not (folder / "problems.json").exists():
-            staging = folder.with_name(f".staging-{os.getpid()}-{folder.name}")
+            staging = folder.with_name(f".staging-{folder.name}")
+            shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
             write_mini_sqa(staging, **sizes)
             commit_folder(staging, folder)
             report(f"MiniSQA: drawn into {folder}")
@@ -355,7 +358,8 @@ def _open_ready_made(source: Path, name: str) -> tuple[FeaturesOf, tuple[int, in
 def _build_tokenizer(settings: Settings, shards_dir: Path, report: Report) -> None:
     from mmcot.encoding import train_tokenizer
 
-    staging = shards_dir / f".staging-tokenizer-{os.getpid()}"
+    staging = shards_dir / ".staging-tokenizer"
+    shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
     tokenizer = train_tokenizer(_corpus(settings, shards_dir), staging, vocab_size=settings.data.tokenizer_vocab_size)
     commit_folder(staging, shards_dir / "tokenizer")
     report(f"tokenizer: {len(tokenizer)} pieces, trained on the training split")

@@ -215,6 +215,7 @@ def _run_missing(
     started = time.perf_counter()
     starting: dict[Any, Any] = {}  # a worker takes its first task when it is there: those of nodes that join later, later
     running: dict[Any, tuple[Task, Any]] = {}
+    failed_starts = 0  # by an exception, in a row; a worker lost in its start is only started again
 
     def start_worker() -> None:
         worker = actor_class.remote(job)
@@ -232,9 +233,13 @@ def _run_missing(
             worker = starting.pop(finished)
             try:
                 ray.get(finished)
-            except ray.exceptions.RayActorError:
+            except ray.exceptions.RayActorError as error:
+                failed_starts += error.actor_init_failed
+                if failed_starts == generation.max_attempts:
+                    raise GenerationError(f"workers failed {failed_starts} times in a row before their first task; the last:\n{error}") from None
                 start_worker()
             else:
+                failed_starts = 0
                 start_next(worker)
             continue
         task, worker = running.pop(finished)

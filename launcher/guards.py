@@ -10,9 +10,39 @@ import threading
 import time
 from collections.abc import Iterator
 
-from launcher.run_dir import RunDir
+from launcher.run_dir import RunDir, Stopped
 
 _LOOK_EVERY_S = 1.0
+
+
+@contextlib.contextmanager
+def sigterm_stops() -> Iterator[None]:
+    """SIGTERM unwinds the block as Ctrl-C does and leaves it as Stopped; a second one ends the process.
+
+    Raises:
+        Stopped: SIGTERM came.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    asked = False
+
+    def on_signal(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise KeyboardInterrupt  # of all exceptions the one that Ray lets out of its waits
+
+    before = signal.signal(signal.SIGTERM, on_signal)
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        if not asked and isinstance(error, KeyboardInterrupt):
+            raise
+        # SystemExit: Ray takes SIGTERM itself while it starts.
+        raise Stopped("stopped as asked; what was committed stands, the same command goes on") from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class HangGuard:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_shards.storage import commit_json, exclusive, read_json
+from data_shards.storage import clear_unfinished, commit_json, committing, exclusive, read_json
 from launcher.config import Settings
 from launcher.journal import JournalReader
 from launcher.run_dir import RunDir
@@ -123,7 +123,9 @@ class MlflowSync:
     def _alone(self) -> Iterator[None]:
         """Let one process at a time create an SQLite database: two would race its migration."""
         if self._uri.startswith("sqlite:///"):
-            with exclusive(Path(self._uri.removeprefix("sqlite:///")).parent):
+            # The folder's `.mlflow` is what a starting server (launcher/mlflow_server.py) holds too.
+            with exclusive(Path(self._uri.removeprefix("sqlite:///")).parent / ".mlflow"):
+                _create_store(self._uri)
                 yield
         else:
             yield
@@ -312,6 +314,26 @@ def sync_run(run_dir: RunDir, settings: Settings) -> int:
             "(`mmcot mlflow up`, or set MLFLOW_TRACKING_URI) and run this again"
         ) from error
     return waiting
+
+
+def is_everything_told(run_dir: RunDir) -> bool:
+    """Whether MLflow has every line of a run, and its parent run has ended well."""
+    lines = list(JournalReader(run_dir.tracking).read())
+    applied = read_json(run_dir.mlflow_state)["applied"] if run_dir.mlflow_state.exists() else 0
+    ended = [line.get("status") for line in lines if line["run"] == PARENT and line["do"] in ("start", "end")]
+    return applied == len(lines) and (not ended or ended[-1] == "FINISHED")
+
+
+def _create_store(uri: str) -> None:
+    """Make an SQLite store whole or not at all: one whose migrations were killed half-way never opens again."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if path.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    clear_unfinished(path.parent, f"{path.name}*")  # with its journal
+    with committing(path) as temporary:
+        SqlAlchemyStore(f"sqlite:///{temporary}", (path.parent / "mlartifacts").absolute().as_uri()).engine.dispose()
 
 
 def _experiment(client: Any, name: str, uri: str) -> str:

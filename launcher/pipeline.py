@@ -19,8 +19,10 @@ from data_shards.storage import commit_json, fingerprint, sha256_of_file
 from launcher.cluster import ray_session
 from launcher.config import Settings, read_deepspeed
 from launcher.data import DataFolder, describe_data, prepare_data, require_all_splits
+from launcher.guards import sigterm_stops
 from launcher.jobs import GenerationJob, TrainJob
 from launcher.journal import Journal
+from launcher.mlflow_sync import is_everything_told
 from launcher.preflight import check_machine, check_settings, fetch_pretrained
 from launcher.progress import GenerationLine, TrainingLine, showing
 from launcher.run_dir import RunDir, RunError, claim_settings, owned
@@ -41,6 +43,7 @@ def run_pipeline(
     Raises:
         SettingsError: the folder holds a run of other settings.
         RunError: another process runs it, or a finished step's inputs have changed.
+        Stopped: SIGTERM came; the same command goes on.
     """
     check_settings(settings)
     check_machine(settings)
@@ -49,11 +52,14 @@ def run_pipeline(
     run_dir = RunDir(settings.run_dir)
     run_dir.path.mkdir(parents=True, exist_ok=True)
     claim_settings(run_dir, settings)
-    with owned(run_dir) as attempt, contextlib.ExitStack() as resources:
+    with sigterm_stops(), owned(run_dir) as attempt, contextlib.ExitStack() as resources:
         pipeline = _Pipeline(settings, run_dir, attempt, report, resources, (until, write_job) if write_job else None)
         for name in STEPS[: STEPS.index(until) + 1]:
             getattr(pipeline, name.replace("-", "_"))()
         if not pipeline.num_run:
+            if not is_everything_told(run_dir):
+                with open_tracker(settings, run_dir, report=report):
+                    pass  # the last attempt was ended after the last marker
             report(f"{run_dir.path} is finished up to step {until!r}; there is nothing to do")
     return run_dir
 
@@ -173,10 +179,11 @@ class _Pipeline:
             self.run_dir.check_attempt(self.attempt)
             seconds = round(time.time() - started, 1)
             child.log_scores({"step_seconds": seconds})
-            self.run_dir.mark_done(
-                name,
-                {"step": name, "inputs": inputs, "outputs": outputs, "attempt": self.attempt, "seconds": seconds},
-            )
+        self.run_dir.check_attempt(self.attempt)
+        self.run_dir.mark_done(  # after its end is told: what is marked is never looked at again
+            name,
+            {"step": name, "inputs": inputs, "outputs": outputs, "attempt": self.attempt, "seconds": seconds},
+        )
         self.report(f"{name} took {seconds:.0f} s")
         self.outputs[name] = outputs
         self.num_run += 1

@@ -19,6 +19,7 @@ from data_shards.storage import read_json, sha256_of_file
 from launcher.cluster import ray_session
 from launcher.config import Settings, SettingsError, merge_override, parse_settings
 from launcher.data import open_data
+from launcher.guards import sigterm_stops
 from launcher.jobs import MODEL_FACTS_FILE, GenerationJob, model_facts
 from launcher.pipeline import generation_inputs
 from launcher.progress import GenerationLine
@@ -32,6 +33,7 @@ def write_rationales(
         SettingsError: the model is none, or says nothing of its prompts.
         GenerationError: tasks were set aside; the others' files stand.
         ShardError: ``out`` holds rationales of another model, data or settings.
+        Stopped: SIGTERM came; the same command goes on.
     """
     from launcher.generate import describe_summary, write_split_texts
 
@@ -46,7 +48,7 @@ def write_rationales(
     job = GenerationJob(
         stage="rationale", settings=settings, model_dir=str(model_dir.absolute()), shards_dir=folder.location, output_dir=str(out.absolute())
     )
-    with contextlib.ExitStack() as resources:
+    with sigterm_stops(), contextlib.ExitStack() as resources:
         _, summary = write_split_texts(
             job, splits, inputs, report=GenerationLine(report).show,
             open_ray=lambda: resources.enter_context(ray_session(settings.cluster)),

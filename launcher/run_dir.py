@@ -241,7 +241,8 @@ def _is_alive(lock: dict[str, Any]) -> bool:
     if lock["host"] != socket.gethostname():
         return time.time() - lock["heartbeat"] < STALE_AFTER_S
     try:
-        return abs(psutil.Process(lock["pid"]).create_time() - lock["process_started"]) < 1.0
+        process = psutil.Process(lock["pid"])
+        return abs(process.create_time() - lock["process_started"]) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

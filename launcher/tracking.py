@@ -78,7 +78,7 @@ class RunLog:
         try:
             yield
         except BaseException as error:
-            self._append("end", status="KILLED" if isinstance(error, (Stopped, KeyboardInterrupt)) else "FAILED")
+            self._append("end", status="FAILED" if isinstance(error, Exception) and not isinstance(error, Stopped) else "KILLED")
             raise
         self._append("end", status="FINISHED")
 

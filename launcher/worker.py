@@ -61,7 +61,7 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
 
     Raises:
         WorkersFailed: a worker raised, or workers were lost more often than allowed.
-        Stopped: SIGTERM came before the end.
+        Stopped: SIGTERM came.
     """
     run_dir, max_failures = RunDir(Path(job.run_dir)), job.settings.training.max_failures
     for num_losses in range(max_failures + 1):
@@ -69,7 +69,7 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
         try:
             with _sigterm_stops(run_dir, job.attempt, report):
                 _trainer(job, num_losses).fit()
-            if run_dir.stop_requested(job.attempt) and not (run_dir.model(job.stage) / "config.json").exists():
+            if run_dir.stop_requested(job.attempt):  # also in the last step: the pipeline must not go on to the next one
                 raise Stopped(f"training of stage {job.stage!r} stopped as asked; the same command goes on from its checkpoint")
             return
         except Stopped:

@@ -6,7 +6,9 @@ import errno
 import os
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 
 from data_shards.storage import commit_bytes, commit_json, committing, read_json
@@ -43,6 +45,17 @@ def test_a_lock_of_a_dead_process_is_taken_over_at_once(run_dir):
     assert read_json(run_dir.path / "lock.json")["released"] is False and owner(run_dir) is None
     with owned(run_dir) as attempt:
         assert attempt == 2
+
+
+def test_a_lock_of_a_dead_process_that_nobody_has_waited_for_is_taken_over_too(run_dir):
+    run_dir.path.mkdir()
+    code = "import os, sys; from pathlib import Path; from launcher.run_dir import RunDir, owned\nwith owned(RunDir(Path(sys.argv[1]))): os._exit(9)"
+    process = subprocess.Popen([sys.executable, "-c", code, str(run_dir.path)])
+    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    with owned(run_dir) as attempt:
+        assert attempt == 2
+    process.wait()
 
 
 def test_an_older_attempt_may_not_commit(run_dir):

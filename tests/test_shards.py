@@ -13,7 +13,7 @@ import webdataset as wds
 
 from data_shards.index import ShardError, build_index
 from data_shards.rationales import RationaleReader, close_output, list_tasks, open_output, read_rationales, write_task
-from data_shards.storage import sha256_of_file
+from data_shards.storage import commit_bytes, sha256_of_file
 from data_shards.sources import read_questions
 from data_shards.reader import SplitReader
 from data_shards.stream import load_ahead, walk_steps
@@ -211,3 +211,18 @@ def test_lengths_are_the_same_from_one_process_and_from_several(tiny_settings, t
     alone, shared = (lengths.count_lengths(whose, whose.open(), processes=processes) for processes in (1, 2))
     assert alone.keys() == shared.keys() and all((alone[name] == shared[name]).all() and len(alone[name]) == 64 for name in alone)
     assert alone["source"].min() > 10 and len(set(alone["source"])) > 5
+
+
+def test_what_a_killed_build_left_is_cleared_by_the_next(tiny_settings, tmp_path, monkeypatch):
+    from launcher import data
+
+    monkeypatch.chdir(tmp_path)
+    settings = tiny_settings.model_copy(update={"data": tiny_settings.data.model_copy(update={"shards_dir": "shards"})})
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "commit_folder", lambda staging, folder: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            data.prepare_data(settings, lambda line: None)
+    commit_bytes(tmp_path / "shards" / "text" / ".tmp-0123456789ab-train-000000.tar", b"half")
+    assert [path.name for path in (tmp_path / "data").glob(".staging-*")]
+    data.prepare_data(settings, lambda line: None)
+    assert not [path for pattern in (".tmp-*", ".staging-*") for path in tmp_path.rglob(pattern)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,19 +17,32 @@ import urllib.request
 import pytest
 from typer.testing import CliRunner
 
-from data_shards.storage import commit_bytes, read_json
+from data_shards.storage import commit_bytes, commit_json, read_json
 from launcher.cli import app
 from launcher.config import SettingsError, dump_settings, load_settings
 from launcher.environment import describe_environment, hide_credentials
-from launcher.journal import Journal
-from launcher.run_dir import RunDir
+from launcher.guards import sigterm_stops
+from launcher.journal import Journal, LineFile
+from launcher.mlflow_sync import _create_store, is_everything_told
+from launcher.pipeline import _Pipeline
+from launcher.run_dir import RunDir, Stopped
 from launcher.system_metrics import sampling
 from launcher.tracking import open_tracker, tracking_uri
 
 
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory):
+    """An SQLite store to copy: making one takes seconds."""
+    path = tmp_path_factory.mktemp("store") / "mlflow.db"
+    _create_store(f"sqlite:///{path}")
+    return path
+
+
 @pytest.fixture
-def make_place(tmp_path, monkeypatch):
+def make_place(tmp_path, monkeypatch, empty_store):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "runs").mkdir()
+    shutil.copy(empty_store, tmp_path / "runs" / "mlflow.db")
 
     def make(name="a", *overrides):
         changes = [f"run.dir={tmp_path / 'runs' / name}", "tracking.send_every_s=0.1", *overrides]
@@ -97,8 +112,6 @@ def test_the_tree_says_what_was_run_with_what_on_which_data(place):
 
 
 def test_a_step_that_fails_is_marked_failed_and_one_that_is_asked_to_stop_killed(place):
-    from launcher.run_dir import Stopped
-
     settings, run_dir = place
     for error, status in ((RuntimeError("boom"), "FAILED"), (Stopped("asked"), "KILLED")):
         with pytest.raises(RuntimeError), open_tracker(settings, run_dir) as tracker, tracker.step("data"):
@@ -140,6 +153,57 @@ def test_what_mlflow_refuses_does_not_hold_up_what_follows_and_is_told(place):
     state = read_json(run_dir.mlflow_state)
     assert client_of(settings).get_run(state["runs"]["data"]).data.metrics == {"after": 1.0}
     assert [line["do"] for line in state["refused"]] == ["tags"] and any("refused 1 value" in line for line in said)
+
+
+def test_a_kill_while_the_store_is_made_leaves_none_or_a_whole_one(tmp_path):
+    path = tmp_path / "mlflow.db"
+    code = (
+        "import os, sys, threading; from alembic import command; from launcher.mlflow_sync import _create_store\n"
+        "upgrade = command.upgrade\n"
+        "command.upgrade = lambda *a: (threading.Timer(0.3, lambda: os._exit(9)).start(), upgrade(*a))\n"
+        "_create_store(sys.argv[1])"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, f"sqlite:///{path}"], capture_output=True, check=False)
+    assert killed.returncode == 9 and not path.exists() and list(tmp_path.glob(".tmp-*"))
+    _create_store(f"sqlite:///{path}")
+    from mlflow import MlflowClient
+
+    assert [e.name for e in MlflowClient(f"sqlite:///{path}").search_experiments()] == ["Default"]
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_run_that_was_ended_before_its_last_words_is_known(place):
+    settings, run_dir = place
+    assert is_everything_told(run_dir)
+    with open_tracker(settings, run_dir):
+        assert not is_everything_told(run_dir)
+    assert is_everything_told(run_dir)
+    LineFile(run_dir.tracking).append({"run": "pipeline", "do": "tags", "time_ms": 0, "values": {"a": "b"}})
+    assert not is_everything_told(run_dir)
+
+
+def test_sigterm_leaves_the_runs_as_killed(place):
+    settings, run_dir = place
+    with pytest.raises(Stopped, match="the same command goes on"), sigterm_stops(), open_tracker(settings, run_dir) as tracker, tracker.step("data"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    runs = read_json(run_dir.mlflow_state)["runs"]
+    assert {client_of(settings).get_run(run_id).info.status for run_id in runs.values()} == {"KILLED"}
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_step_is_marked_done_only_after_its_end_is_told(place, monkeypatch):
+    settings, run_dir = place
+    commit_json(run_dir.path / "lock.json", {"attempt": 1})
+    ends = []
+
+    def mark_done(self, step, marker):  # a driver killed after this never looks at the step again
+        lines = [json.loads(line) for line in run_dir.tracking.read_text().splitlines()]
+        ends.append([line["status"] for line in lines if line["do"] == "end"])
+
+    monkeypatch.setattr(RunDir, "mark_done", mark_done)
+    with contextlib.ExitStack() as resources:
+        _Pipeline(settings, run_dir, 1, lambda line: None, resources, None)._step("data", {}, lambda child: {})
+    assert ends == [["FINISHED"]]
 
 
 class Server:

@@ -12,9 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from data_shards.storage import commit_json
 from launcher.cluster import ray_session
 from launcher.journal import JournalReader
-from launcher.run_dir import RunDir
+from launcher.run_dir import RunDir, Stopped
 from launcher.worker import WorkersFailed, _is_lost_peer, launch_training
 
 pytestmark = pytest.mark.ray
@@ -54,6 +55,20 @@ def test_a_lost_rank_is_replaced_and_the_training_ends_at_its_last_step(make_job
     if number == signal.SIGSTOP:
         assert "Timeout (0:00:08)!" in (run_dir.logs / "rationale-rank0.log").read_text()
         assert not psutil.pid_exists(signalled[0])
+
+
+def test_a_stop_asked_for_in_the_last_step_is_not_forgotten(make_job, monkeypatch):
+    job = make_job("stopped-late")
+    run_dir = RunDir(Path(job.run_dir))
+
+    class EndsAsAsked:
+        def fit(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            commit_json(run_dir.model("rationale") / "config.json", {})
+
+    monkeypatch.setattr("launcher.worker._trainer", lambda job, num_losses: EndsAsAsked())
+    with pytest.raises(Stopped):
+        launch_training(job)
 
 
 @pytest.mark.parametrize(
