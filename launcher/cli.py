@@ -296,6 +296,22 @@ def sync(folder: RunFolder, uri: Annotated[str | None, typer.Option(help="MLflow
         typer.echo(f"{sync_run(run_dir, settings):,} values sent")
 
 
+@app.command("report")
+def report_command(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="The folder of a run, finished or not; of several: a comparison.")],
+    out: Annotated[Path | None, typer.Option(help="File to write; default RUN/report.html, or report.html for several.")] = None,
+    pictures: Annotated[int, typer.Option(min=0, help="Pictures embedded of each split, wrong answers first; more where they are tiny.")] = 200,
+    looking: Annotated[int, typer.Option(min=0, help="Questions whose attention is measured, wrong answers first.")] = 24,
+) -> None:
+    """Write a page to look at: scores, curves, questions, and where the model looked. One file, no network."""
+    with _explained():
+        from launcher.report import write_report
+
+        target = out or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
+        path = write_report(folders, target, num_pictures=pictures, num_looked_at=looking)
+        typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")
+
+
 def _tars_by_split(arguments: list[str]) -> dict[str, list[Path | str]]:
     import glob
 

@@ -230,8 +230,7 @@ def _source_folder(data: Data, report: Report) -> Path:
     """The data set in ScienceQA's layout; MiniSQA is drawn where no path is given."""
     if data.path is not None:
         return Path(data.path)
-    sizes = data.mini_sqa.model_dump()
-    folder = Path("data") / f"mini_sqa-source-{fingerprint({**sizes, 'version': MINI_SQA_VERSION})}"
+    folder, sizes = mini_sqa_folder(data), data.mini_sqa.model_dump()
     with exclusive(folder.parent):
         if not (folder / "problems.json").exists():
             staging = folder.with_name(f".staging-{folder.name}")
@@ -240,6 +239,11 @@ def _source_folder(data: Data, report: Report) -> Path:
             commit_folder(staging, folder)
             report(f"MiniSQA: drawn into {folder}")
     return folder
+
+
+def mini_sqa_folder(data: Data) -> Path:
+    """Where MiniSQA of these sizes is drawn, below the current folder."""
+    return Path("data") / f"mini_sqa-source-{fingerprint({**data.mini_sqa.model_dump(), 'version': MINI_SQA_VERSION})}"
 
 
 def _inputs(settings: Settings, source: Path) -> dict[str, Any]:

@@ -56,10 +56,9 @@ def run_pipeline(
         pipeline = _Pipeline(settings, run_dir, attempt, report, resources, (until, write_job) if write_job else None)
         for name in STEPS[: STEPS.index(until) + 1]:
             getattr(pipeline, name.replace("-", "_"))()
+        if until == STEPS[-1] and (pipeline.num_run or not is_everything_told(run_dir)):
+            pipeline.write_report()  # also where the last attempt was ended after the last marker
         if not pipeline.num_run:
-            if not is_everything_told(run_dir):
-                with open_tracker(settings, run_dir, report=report):
-                    pass  # the last attempt was ended after the last marker
             report(f"{run_dir.path} is finished up to step {until!r}; there is nothing to do")
     return run_dir
 
@@ -148,6 +147,18 @@ class _Pipeline:
                 f"ROUGE-L {scores['rationale']['rougeL']:.2f}   BLEU-4 {scores['rationale']['bleu4']:.2f}   "
                 f"answers that could not be read {scores['parse_failure_rate']:.2f}%"
             )
+
+    def write_report(self) -> None:
+        """Write the page for people; a run whose page fails is still a run."""
+        from launcher.report import write_report
+
+        path = self.run_dir.report
+        try:
+            write_report([self.run_dir.path], path)
+        except Exception as error:
+            self.report(f"the report could not be written ({type(error).__name__}: {error}); `mmcot report {self.run_dir.path}` tries again")
+            return
+        self.tracker.parent.log_artifact(path)
 
     @property
     def tracker(self) -> Tracker:

@@ -79,6 +79,10 @@ class RunDir:
         return self.path / "logs" / f"{stage}-ledger-rank{rank}.jsonl"
 
     @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    @property
     def tracking(self) -> Path:
         """What MLflow is to be told, in order."""
         return self.path / "logs" / "tracking.jsonl"

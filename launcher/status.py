@@ -42,7 +42,8 @@ def describe_run(folder: Path) -> list[str]:
 
 def describe_end(settings: Settings, run_dir: RunDir) -> list[str]:
     """The last lines of a run: where it lies and how to open the MLflow page."""
-    return ["", f"run: {run_dir.path}", *_mlflow_lines(settings, run_dir)]
+    page = [f"report: {run_dir.report}   (a page to look at, offline)"] if run_dir.report.exists() else []
+    return ["", f"run: {run_dir.path}", *page, *_mlflow_lines(settings, run_dir)]
 
 
 def _training_state(run_dir: RunDir, step: str) -> str:

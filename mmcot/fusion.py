@@ -64,6 +64,21 @@ class SingleHeadAttention(nn.Module):
             attended_BSD = attended_BSD * visible_B[:, None, None].to(attended_BSD.dtype)
         return self.out_proj(attended_BSD)
 
+    def shares(self, query_BSD: torch.Tensor, memory_BPD: torch.Tensor, mask_BP: torch.Tensor | None = None) -> torch.Tensor:
+        """The softmax that ``forward`` never shows: [B, S, P], each position's shares of the patches; zeros where all are hidden."""
+        w_q, w_k, _ = self.in_proj_weight.chunk(3)
+        b_q, b_k, _ = self.in_proj_bias.chunk(3)
+        query_BSD, key_BPD = F.linear(query_BSD, w_q, b_q), F.linear(memory_BPD, w_k, b_k)
+        scores_BSP = query_BSD @ key_BPD.transpose(1, 2) / query_BSD.shape[-1] ** 0.5
+        if mask_BP is not None:
+            scores_BSP = scores_BSP.masked_fill(~mask_BP[:, None, :], float("-inf"))
+        return scores_BSP.softmax(dim=-1).nan_to_num(0.0)
+
+    def attend(self, shares_BSP: torch.Tensor, memory_BPD: torch.Tensor) -> torch.Tensor:
+        """What ``forward`` returns, from the shares: [B, S, D]."""
+        values_BPD = F.linear(memory_BPD, self.in_proj_weight.chunk(3)[2], self.in_proj_bias.chunk(3)[2])
+        return self.out_proj(shares_BSP @ values_BPD)
+
 
 class GatedCrossAttention(nn.Module):
     """Gated fusion of arXiv:2302.00923, section 4.2.
@@ -89,8 +104,12 @@ class GatedCrossAttention(nn.Module):
         """Return the fused states [B, S, D] of ``text_BSD`` [B, S, D] and ``vision_BPV`` [B, P, V]."""
         image_BPD = self.image_dense(vision_BPV.to(text_BSD.dtype))
         attended_BSD = self.mha_layer(text_BSD, image_BPD, mask_BP)
-        gate_BSD = torch.sigmoid(self.gate_dense(torch.cat([text_BSD, attended_BSD], dim=-1)))
+        gate_BSD = self.gate(text_BSD, attended_BSD)
         return (1 - gate_BSD) * text_BSD + gate_BSD * attended_BSD
+
+    def gate(self, text_BSD: torch.Tensor, attended_BSD: torch.Tensor) -> torch.Tensor:
+        """Lambda: how far each width of each state takes the picture's side, [B, S, D] in 0..1."""
+        return torch.sigmoid(self.gate_dense(torch.cat([text_BSD, attended_BSD], dim=-1)))
 
 
 FUSIONS = {"gated_cross_attention": GatedCrossAttention}

@@ -55,6 +55,11 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = MappingProxyType(
 Problems = Mapping[str, Problem] | Iterable[Problem]
 
 
+def columns_of(problem: Problem) -> tuple[str, ...]:
+    """The columns of the table that a question counts in."""
+    return tuple(name for name, test in _CLASSES.items() if test(problem))
+
+
 def accuracy_table(problems: Problems, predictions: Mapping[str, int | None]) -> dict[str, float | None]:
     """Score predictions in ScienceQA's nine classes.
 

@@ -81,6 +81,11 @@ class FusedEncoder(_FusionInitializer, T5Stack):
         self._fusion = (fusion,)  # in a tuple, so that its parts are registered once
         self.post_init()
 
+    @property
+    def fusion(self) -> nn.Module:
+        """The fusion, a kind of ``FUSIONS``; its parts are this stack's own."""
+        return self._fusion[0]
+
     def forward(self, input_ids=None, attention_mask=None, vision_features=None, vision_mask=None, **kwargs):
         outputs = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if vision_features is None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 import datasets
 import evaluate
@@ -62,12 +63,7 @@ class RougeL(_TextPairMetric):
     """
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
-        from rouge_score.rouge_scorer import RougeScorer
-
-        scorer = RougeScorer(["rougeL"], use_stemmer=False)
-        scores = [
-            scorer.score(gold, ours)["rougeL"].fmeasure for ours, gold in zip(predictions, references, strict=True)
-        ]
+        scores = rouge_l_of_each(predictions, references)
         return {"rougeL": sum(scores) / len(scores)}
 
 
@@ -89,6 +85,14 @@ class SentenceSimilarity(_TextPairMetric):
         ours_ND = encoder.encode(predictions, normalize_embeddings=True)
         gold_ND = encoder.encode(references, normalize_embeddings=True)
         return {"similarity": float((ours_ND * gold_ND).sum(axis=1).mean())}
+
+
+def rouge_l_of_each(predictions: Sequence[str], references: Sequence[str]) -> list[float]:
+    """ROUGE-L of each pair, as ``RougeL`` averages it."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(["rougeL"], use_stemmer=False)
+    return [scorer.score(gold, ours)["rougeL"].fmeasure for ours, gold in zip(predictions, references, strict=True)]
 
 
 def sentence_bleu(prediction: str, reference: str, max_order: int) -> float:

@@ -38,4 +38,7 @@ def patch_features(image: Image.Image) -> np.ndarray:
 
 # Shapes of the published system's features, [P, D] of one picture.
 PUBLISHED_SHAPES = {"detr": (100, 256), "clip": (49, 2048), "resnet": (512, 2048), "vit": (145, 1024)}
+# Features whose patches are squares of the whole picture in reading order, as (rows, columns). No kind that may crop
+# the picture, put a class token before it, pool it, or give objects instead of places (DETR's queries) stands here.
+PATCH_GRIDS = {"patch": (PATCH_IMAGE_SIZE // PATCH_SIZE, PATCH_IMAGE_SIZE // PATCH_SIZE)}
 FEATURES = {"patch": (patch_features, PATCH_SHAPE)}

@@ -74,10 +74,10 @@ def test_after_a_kill_of_the_driver_the_same_command_goes_on_at_the_unfinished_s
 
 
 def test_the_last_lines_are_the_table_the_run_and_how_to_open_mlflow(finished):
-    tail = finished.splitlines()[-16:]
+    tail = finished.splitlines()[-17:]
     assert any(line.split() == ["NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "AVG"] for line in tail)
     assert any(line.startswith("ceiling, text alone, greedy chain") for line in tail)
-    assert "run: runs/demo" in tail and tail[-1].startswith("MLflow: mmcot mlflow up")
+    assert "run: runs/demo" in tail and tail[-2].startswith("report: runs/demo/report.html") and tail[-1].startswith("MLflow: mmcot mlflow up")
 
 
 def test_every_question_has_one_rationale_and_one_prediction(folder, finished):
@@ -102,6 +102,13 @@ def test_mlflow_holds_one_parent_with_a_child_a_step_and_no_point_twice(folder, 
     history = client.get_metric_history(children["train-rationale"].info.run_id, "loss")
     assert sorted(metric.step for metric in history) == list(range(1, 41))
     assert parents[0].data.params["training.zero_stage"] == "2" and "test_accuracy_AVG" in parents[0].data.metrics
+    training = children["train-rationale"].data.metrics
+    assert {"mfu", "gate_opening", "padding_factor", "memory_gb", "time_share_backward", "validation_loss", "grad_norm"} <= set(training)
+    assert 0 < training["mfu"] < 1 and 0 < training["gate_opening"] < 1
+    assert "generation_tokens_per_s" in children["rationales"].data.metrics
+    assert len(children["data"].inputs.dataset_inputs) == 3 and len(children["train-answer"].inputs.dataset_inputs) == 2
+    assert "report.html" in [file.path for file in client.list_artifacts(parents[0].info.run_id)]
+    assert client.get_model_version_by_alias("answer", "champion").run_id == parents[0].info.run_id
 
 
 def test_a_finished_run_does_nothing_and_says_so(folder, arguments, finished):

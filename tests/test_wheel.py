@@ -43,6 +43,11 @@ def test_the_wheel_brings_every_preset(site, tmp_path):
     assert "learning_rate: 0.002" in output
 
 
+def test_the_wheel_brings_the_reports_page(site):
+    shipped = {path.name for path in (ROOT / "launcher" / "report_page").iterdir()}
+    assert {path.name for path in (site / "launcher" / "report_page").iterdir()} == shipped and "report.html" in shipped
+
+
 def test_the_wheel_makes_and_describes_data_outside_the_checkout(site, tmp_path):
     code = "import launcher, sys; print(launcher.__file__)"
     assert str(site) in run_outside(site, tmp_path, "-c", code)
