@@ -257,7 +257,7 @@ class MlflowSync:
                     break
             if batch:
                 self._client.log_batch(run_id, metrics=list(batch.values()))
-            sent |= batch.keys()
+            sent.update(batch)
             del waiting[:taken]
         for pattern, owner in self._followed.items():
             if owner == run:

@@ -85,6 +85,17 @@ def test_a_restart_continues_the_same_run_and_the_first_value_of_a_step_stands(p
     assert sorted(history(settings, first)) == [(1, 0.9), (2, 0.8), (3, 0.7), (4, 0.6)]
 
 
+def test_steps_that_an_orphan_and_its_successor_both_wrote_are_sent_once(place):
+    settings, run_dir = place
+    with open_tracker(settings, run_dir) as tracker, tracker.step("train-rationale") as child:
+        journal = Journal(run_dir.journal("rationale"))
+        child.follow("rationale-metrics.jsonl")
+        for loss in (0.9, 5.0):
+            journal.log(6, {"loss": loss})
+            time.sleep(1)  # several looks
+    assert history(settings, read_json(run_dir.mlflow_state)["runs"]["train-rationale"]) == [(6, 0.9)]
+
+
 def test_a_run_that_was_made_but_not_written_down_is_found_again(place):
     settings, run_dir = place
     first = log_once(settings, run_dir, [(1, 0.9)])
