@@ -1,0 +1,67 @@
+"""Are the ids of a run's rationales those of transformers' generate, question by question?
+
+    PYTHONPATH=. python benchmarks/generation_ids.py RUN [--split test] [--questions 800]
+
+RUN is a finished run: its stage-one model with its own pictures, which ends its texts by itself. Ours are written
+with rows that are refilled, theirs one question at a time. Where they part, the margin between the two
+best logits there is printed, and how far float32 itself is from float64 in these logits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from transformers import AutoTokenizer
+
+from launcher.config import parse_settings
+from launcher.run_dir import RunDir, shards_dir_of
+from launcher.samples import open_stage
+from mmcot.encoding import stack_features
+from mmcot.generation import generate_ids
+from mmcot.model import T5ForMultimodalGeneration
+
+
+@torch.inference_mode()
+def main(run: Path, split: str, num_questions: int) -> None:
+    torch.set_num_threads(1)
+    run_dir = RunDir(run)
+    settings = parse_settings(yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8")))
+    tokenizer = AutoTokenizer.from_pretrained(run_dir.model("rationale"))
+    model = T5ForMultimodalGeneration.from_pretrained(run_dir.model("rationale")).eval()
+    samples = open_stage(settings, "rationale", split, shards_dir=run.parent.parent / shards_dir_of(run_dir), tokenizer=tokenizer, rationales_dir=None)
+    numbers = range(min(num_questions, len(samples)))
+    sources = [list(samples.encode(number).source_ids) for number in numbers]
+    features = [samples.reader.features(number) for number in numbers]
+    limit, shape = settings.rationale.max_target_tokens, samples.reader.feature_shape
+    ours = generate_ids(model, sources, features, feature_shape=shape, max_new_tokens=limit, num_rows=64, eos_token_ids=[1])
+    exact, parted, errors = copy.deepcopy(model).double(), [], []
+    for number, (source, picture, ids) in enumerate(zip(sources, features, ours, strict=True)):
+        inputs = {"input_ids": torch.tensor([source]), "attention_mask": torch.ones(1, len(source), dtype=torch.long)}
+        inputs |= stack_features([picture], shape)
+        theirs = model.generate(**inputs, max_new_tokens=limit, do_sample=False, num_beams=1)[0, 1:].tolist()
+        if theirs != ids or number % 40 == 0:
+            given = torch.tensor([[0, *ids[:-1]]])
+            logits = model(**inputs, decoder_input_ids=given).logits[0]
+            errors.append((logits - exact(**inputs, decoder_input_ids=given).logits[0]).abs().max().item())
+        if theirs != ids:
+            place = next(i for i, (a, b) in enumerate(zip(theirs, ids, strict=False)) if a != b)
+            best = logits[place].topk(2).values
+            parted.append(f"question {samples.reader.qid(number)}, token {place}: margin {best[0] - best[1]:.1e}")
+    lengths = [len(ids) for ids in ours]
+    print(f"{len(ours) - len(parted)} of {len(ours)} equal to generate; {sum(ids[-1] == 1 for ids in ours)} ended by themselves, "
+          f"{min(lengths)} to {max(lengths)} tokens, {len({tuple(ids) for ids in ours})} different texts")  # fmt: skip
+    print(f"parted at: {parted or 'none'}; float32 and float64 logits differ by {np.median(errors):.1e} (median), {max(errors):.1e} (most)")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--questions", type=int, default=800)
+    arguments = parser.parse_args()
+    main(arguments.run, arguments.split, arguments.questions)
