@@ -32,7 +32,7 @@ from ray.cluster_utils import Cluster
 
 from data_shards.storage import read_json
 from launcher.journal import JournalReader
-from launcher.pipeline import STEPS
+from launcher.chains import STEPS
 from launcher.run_dir import RunDir
 
 SETTINGS = [
@@ -102,7 +102,7 @@ class Pipeline:
     def mlflow_status(self) -> str:
         """The parent run's, as the store has it."""
         path = self.run_dir.path / "mlflow.json"
-        parent = read_json(path).get("pipeline") if path.exists() else None
+        parent = read_json(path)["runs"].get("pipeline") if path.exists() else None
         return self.mlflow().get_run(parent).info.status if parent else "not open"
 
     def progress(self, step: str) -> int:

@@ -21,6 +21,10 @@ import pydantic
 import yaml
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from launcher.chains import CHAINS, Chain
+from mmcot.problem import Problem
+from mmcot.prompts import split_format
+
 
 class SettingsError(ValueError):
     """Settings that cannot be; the message lists every wrong one with its remedy."""
@@ -34,6 +38,9 @@ class Run(_Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9_.-]+$", description="name of the run; MLflow shows it")
     dir: str | None = Field(None, description="folder of the run; default runs/<name>")
     seed: NonNegativeInt = Field(0, description="seed of weights, order and dropout")
+    chain: Literal["two-stage", "answer", "reason-then-answer", "answer-then-explain"] = Field(
+        "two-stage", description="what is trained: reasons first and then the answer, or one model for both, or the answer alone"
+    )
 
 
 class MiniSQA(_Section):
@@ -165,7 +172,7 @@ class RationaleStage(Stage):
 
 
 class AnswerStage(Stage):
-    format: str = Field("QCMG-A", description="prompt format of stage two")
+    format: str = Field(description="prompt format of the model that answers; none given: the chain's own")
     rationale_source: Literal["generated", "gold"] = Field("generated", description="rationales that stage two trains on")
 
 
@@ -221,11 +228,39 @@ class Settings(_Section):
     cluster: Cluster = Cluster()
     tracking: Tracking = Tracking()
 
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _answer_format(cls, values: Any) -> Any:
+        """Where no format is given, the chain's own."""
+        if not isinstance(values, dict) or not isinstance(answer := values.get("answer"), dict) or answer.get("format"):
+            return values
+        chain = CHAINS.get((values.get("run") or {}).get("chain", "two-stage"))
+        return values | {"answer": answer | {"format": chain.answer_format}} if chain else values
+
+    @pydantic.model_validator(mode="after")
+    def _chain_fits(self) -> Settings:
+        reads_rationale = "G" in split_format(self.answer.format)[0]
+        if reads_rationale != self.chain.has_rationale_stage:
+            raise ValueError(
+                f"answer.format {self.answer.format} does not go with run.chain {self.run.chain}, which "
+                f"{'reads a rationale' if self.chain.has_rationale_stage else 'has none to read'}; use {self.chain.answer_format}"
+            )
+        return self
+
     @pydantic.model_validator(mode="after")
     def _something_to_train(self) -> Settings:
         if self.training.freeze_backbone and self.data.features is None:
             raise ValueError("training.freeze_backbone leaves nothing to train without data.features; set one of them")
         return self
+
+    @property
+    def chain(self) -> Chain:
+        """What is trained, in which order."""
+        return CHAINS[self.run.chain]
+
+    def gold_reasons(self, problem: Problem) -> str | None:
+        """What this run's rationales are held against; None where it writes none."""
+        return self.chain.gold_reasons(problem, rationale_format=self.rationale.format, answer_format=self.answer.format)
 
     @property
     def run_dir(self) -> Path:

@@ -33,6 +33,7 @@ from data_shards.writer import (
     write_feature_shards,
     write_text_shards,
 )
+from launcher.chains import CHAINS
 from launcher.config import Data, Settings, SettingsError
 from mmcot.vision import FEATURES, PUBLISHED_SHAPES
 
@@ -258,7 +259,7 @@ def _inputs(settings: Settings, source: Path) -> dict[str, Any]:
         "files": {file.name if file == source else str(file.relative_to(source)): sha256_of_file(file) for file in files},
         "samples_per_shard": data.samples_per_shard,
         "tokenizer_vocab_size": data.tokenizer_vocab_size,
-        "tokenizer_formats": None if settings.model.pretrained else [settings.rationale.format, settings.answer.format],
+        "tokenizer_formats": None if settings.model.pretrained else _tokenizer_formats(settings),
     }
 
 
@@ -375,8 +376,14 @@ def _corpus(settings: Settings, shards_dir: Path) -> Iterable[str]:
 
     for shard in manifest_shards(read_manifest(shards_dir / "text"), "train"):
         for problem in read_problems(shards_dir / "text", shard):
-            for stage in (settings.rationale, settings.answer):
-                yield from build_pair(problem, stage.format, use_caption=True)
+            for format in _tokenizer_formats(settings):
+                yield from build_pair(problem, format, use_caption=True)
+
+
+def _tokenizer_formats(settings: Settings) -> list[str]:
+    """One tokenizer for all chains, so that they share a data folder: that of the two stages."""
+    answer = settings.answer.format if settings.chain.has_rationale_stage else CHAINS["two-stage"].answer_format
+    return [settings.rationale.format, answer]
 
 
 def _pictures(features: dict[str, Any]) -> int:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from data_shards import writer
 from data_shards.rationales import Task, read_lines
 from data_shards.storage import commit_bytes
 from data_shards.writer import manifest_shards, read_manifest
+from launcher.chains import Chain
 from mmcot.answers import parse_answer
 from mmcot.metrics import COLUMNS, expected_accuracy_table, score_report
 from mmcot.problem import Problem
-from mmcot.prompts import gold_rationale
 
 
 def read_problems(shards_dir: str | Path, split: str) -> dict[str, Problem]:
@@ -29,29 +29,36 @@ def read_problems(shards_dir: str | Path, split: str) -> dict[str, Problem]:
 
 
 def write_predictions(
-    path: Path, *, parts_dir: Path, tasks: list[Task], problems: Mapping[str, Problem], rationales: Mapping[str, str]
+    path: Path, *, parts_dir: Path, tasks: list[Task], problems: Mapping[str, Problem], rationales: Mapping[str, str], chain: Chain
 ) -> list[dict[str, Any]]:
-    """Join the answers of all tasks into one file, a line a question in shard order."""
+    """Join the answers of all tasks into one file, a line a question in shard order.
+
+    Args:
+        rationales: what stage one wrote; of a chain without it the reasons are read out of the answer.
+    """
     lines = []
     for task in tasks:
         for answer in read_lines(parts_dir / task.file_name):
             qid, text = answer["qid"], answer["answer"]
             prediction = parse_answer(text, len(problems[qid].choices))
-            lines.append({"qid": qid, "rationale": rationales.get(qid), "answer_text": text, "prediction": prediction})
+            reasons = rationales.get(qid) if chain.has_rationale_stage else chain.reasons(text)
+            lines.append({"qid": qid, "rationale": reasons, "answer_text": text, "prediction": prediction})
     commit_bytes(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
     return lines
 
 
 def score(
-    lines: list[dict[str, Any]], problems: Mapping[str, Problem], *, split: str, rationale_format: str
+    lines: list[dict[str, Any]], problems: Mapping[str, Problem], *, split: str, gold_reasons: Callable[[Problem], str | None]
 ) -> dict[str, Any]:
-    """Score predictions against the gold answers, and rationales against the gold ones."""
+    """Score predictions against the gold answers, and rationales, where there are any, against the gold ones."""
+    references = {qid: gold_reasons(problem) for qid, problem in problems.items()}
+    has_reasons = None not in references.values()
     return score_report(
         problems,
         {line["qid"]: line["prediction"] for line in lines},
         split=split,
-        rationales={line["qid"]: line["rationale"] for line in lines},
-        references={qid: gold_rationale(problem, rationale_format) for qid, problem in problems.items()},
+        rationales={line["qid"]: line["rationale"] for line in lines} if has_reasons else None,
+        references=references if has_reasons else None,
     )
 
 

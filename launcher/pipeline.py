@@ -17,7 +17,7 @@ from data_shards.rationales import list_tasks, read_rationales
 from data_shards.scienceqa import SPLITS
 from data_shards.storage import commit_json, fingerprint, sha256_of_file
 from launcher.cluster import ray_session
-from launcher.config import Settings, read_deepspeed
+from launcher.config import Settings, SettingsError, read_deepspeed
 from launcher.data import DataFolder, describe_data, prepare_data, require_all_splits
 from launcher.guards import sigterm_stops
 from launcher.jobs import GenerationJob, TrainJob
@@ -28,12 +28,12 @@ from launcher.progress import GenerationLine, TrainingLine, showing
 from launcher.run_dir import RunDir, RunError, claim_settings, owned
 from launcher.tracking import RunLog, Tracker, open_tracker
 
-STEPS = ("data", "train-rationale", "rationales", "train-answer", "evaluate")
+LAST_STEP = "evaluate"
 Report = Callable[[str], None]
 
 
 def run_pipeline(
-    settings: Settings, *, until: str = STEPS[-1], report: Report = print, write_job: Path | None = None
+    settings: Settings, *, until: str = LAST_STEP, report: Report = print, write_job: Path | None = None
 ) -> RunDir:
     """Run all steps up to ``until`` that are not done yet.
 
@@ -41,10 +41,13 @@ def run_pipeline(
         write_job: write the training step ``until`` into this file, for torchrun, instead of running it.
 
     Raises:
-        SettingsError: the folder holds a run of other settings.
+        SettingsError: the folder holds a run of other settings, or the chain has no such step.
         RunError: another process runs it, or a finished step's inputs have changed.
         Stopped: SIGTERM came; the same command goes on.
     """
+    steps = settings.chain.steps
+    if until not in steps:
+        raise SettingsError(f"run.chain {settings.run.chain!r} has no step {until!r}; it has {', '.join(steps)}")
     check_settings(settings)
     check_machine(settings)
     if settings.model.pretrained:
@@ -54,9 +57,9 @@ def run_pipeline(
     claim_settings(run_dir, settings)
     with sigterm_stops(), owned(run_dir) as attempt, contextlib.ExitStack() as resources:
         pipeline = _Pipeline(settings, run_dir, attempt, report, resources, (until, write_job) if write_job else None)
-        for name in STEPS[: STEPS.index(until) + 1]:
+        for name in steps[: steps.index(until) + 1]:
             getattr(pipeline, name.replace("-", "_"))()
-        if until == STEPS[-1] and (pipeline.num_run or not is_everything_told(run_dir)):
+        if until == LAST_STEP and (pipeline.num_run or not is_everything_told(run_dir)):
             pipeline.write_report()  # also where the last attempt was ended after the last marker
         if not pipeline.num_run:
             report(f"{run_dir.path} is finished up to step {until!r}; there is nothing to do")
@@ -107,13 +110,12 @@ class _Pipeline:
         self._step("rationales", inputs, run)
 
     def train_answer(self) -> None:
-        inputs = self.folder.fingerprints() | self.outputs["rationales"]
-        self._train("answer", inputs)
+        self._train("answer", self.folder.fingerprints() | self.outputs.get("rationales", {}))
 
     def evaluate(self) -> None:
         from launcher.evaluate import ceiling_rows, format_table, read_problems, score, write_predictions
 
-        answer_inputs = self._generation_inputs("answer", self.outputs["train-answer"]) | self.outputs["rationales"]
+        answer_inputs = self._generation_inputs("answer", self.outputs["train-answer"]) | self.outputs.get("rationales", {})
         problems = {split: read_problems(self.folder.path, split) for split in ("val", "test")}  # test comes last
 
         def run(child: RunLog) -> dict[str, Any]:
@@ -124,9 +126,10 @@ class _Pipeline:
                 path = self.run_dir.predictions / f"{split}.jsonl"
                 lines = write_predictions(
                     path, parts_dir=parts, tasks=list_tasks(self.folder.path, [split], **self._task_size()),
-                    problems=problems[split], rationales=read_rationales(self.run_dir.rationales, split),
+                    problems=problems[split], chain=self.settings.chain,
+                    rationales=read_rationales(self.run_dir.rationales, split) if self._rationales_dir("answer") else {},
                 )  # fmt: skip
-                reports[split] = score(lines, problems[split], split=split, rationale_format=self.settings.rationale.format)
+                reports[split] = score(lines, problems[split], split=split, gold_reasons=self.settings.gold_reasons)
                 commit_json(self.run_dir.scores(split), reports[split])
                 child.log_artifact(path, "predictions")
                 child.log_artifact(self.run_dir.scores(split))
@@ -143,10 +146,11 @@ class _Pipeline:
             rows = {f"{split}, {scores['num_questions']:,} questions": scores["accuracy"]}
             rows |= ceiling_rows(problems[split], self.folder.ceilings) if split == "test" else {}
             self.report(f"\n{format_table(rows)}")
-            self.report(
-                f"ROUGE-L {scores['rationale']['rougeL']:.2f}   BLEU-4 {scores['rationale']['bleu4']:.2f}   "
-                f"answers that could not be read {scores['parse_failure_rate']:.2f}%"
-            )
+            rationale = "".join(
+                f"{name} {scores['rationale'][key]:.2f}   "
+                for name, key in (("ROUGE-L", "rougeL"), ("BLEU-4", "bleu4")) if scores["rationale"][key] is not None
+            )  # fmt: skip
+            self.report(f"{rationale}answers that could not be read {scores['parse_failure_rate']:.2f}%")
 
     def write_report(self) -> None:
         """Write the page for people; a run whose page fails is still a run."""
@@ -183,7 +187,8 @@ class _Pipeline:
                 )
             self.outputs[name] = marker["outputs"]
             return marker["outputs"]
-        self.report(f"\n[{STEPS.index(name) + 1}/{len(STEPS)}] {name}")
+        steps = self.settings.chain.steps
+        self.report(f"\n[{steps.index(name) + 1}/{len(steps)}] {name}")
         started = time.time()
         with self.tracker.step(name) as child:
             outputs = run(child)
@@ -239,7 +244,7 @@ class _Pipeline:
         from launcher.samples import make_plan
 
         settings, spec = self.settings, getattr(self.settings, stage)
-        rationales_dir = str(self.run_dir.rationales.absolute()) if stage == "answer" else None
+        rationales_dir = self._rationales_dir(stage)
         cache = self.run_dir.lengths if self.folder.is_remote else self.folder.path / "lengths"
         paths, lengths, shards = {}, {}, {}
         for split in ("train", "val"):
@@ -275,7 +280,7 @@ class _Pipeline:
         job = GenerationJob(
             stage=stage, settings=self.settings, model_dir=str(self.run_dir.model(stage).absolute()),
             shards_dir=self.folder.location, output_dir=str(output_dir.absolute()),
-            rationales_dir=str(self.run_dir.rationales.absolute()) if stage == "answer" else None,
+            rationales_dir=self._rationales_dir(stage),
             run_dir=str(self.run_dir.path.absolute()), attempt=self.attempt,
         )  # fmt: skip
         step = "rationales" if stage == "rationale" else "evaluate"
@@ -300,11 +305,13 @@ class _Pipeline:
     def _register(self, accuracy: float | None) -> None:
         """Offer the pair of models as a version of ``answer``; it is chosen by the validation split."""
         self.tracker.parent.log_model(
-            name="answer", stages=["rationale", "answer"], alias="champion", accuracy=accuracy, data=self._data_fingerprint(),
+            name="answer", stages=list(self.settings.chain.stages), alias="champion", accuracy=accuracy, data=self._data_fingerprint(),
             tags={
-                "mmcot.model_sha256": self.outputs["train-answer"]["answer_model"],
-                "mmcot.rationale_model_sha256": self.outputs["train-rationale"]["rationale_model"],
-                "mmcot.rationales": self.outputs["rationales"]["rationales"],
+                "mmcot.chain": self.settings.run.chain,
+                **{
+                    f"mmcot.{name}": value
+                    for step in ("train-answer", "train-rationale", "rationales") for name, value in self.outputs.get(step, {}).items()
+                },
             },
         )  # fmt: skip
 
@@ -315,6 +322,11 @@ class _Pipeline:
             "max_source_tokens": spec.max_source_tokens, "max_target_tokens": spec.max_target_tokens,
             "use_caption": self.settings.data.use_caption, **generation_inputs(self.settings),
         }  # fmt: skip
+
+    def _rationales_dir(self, stage: str) -> str | None:
+        """Where a stage's rationales lie, if it reads any."""
+        reads = stage == "answer" and self.settings.chain.has_rationale_stage
+        return str(self.run_dir.rationales.absolute()) if reads else None
 
     def _task_size(self) -> dict[str, int]:
         return {"task_samples": self.settings.generation.task_samples}

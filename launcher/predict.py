@@ -30,32 +30,33 @@ BULK_SIZE = 256  # questions in memory at once
 
 
 class RunPredictor:
-    """The two models of a run, opened once; or the first ``stages`` of them.
+    """The models of a run, opened once; or those ``stages`` of them alone.
 
     Raises:
         RunError: the folder is no run, or its models are not trained yet.
     """
 
-    def __init__(self, folder: Path, *, stages: Sequence[str] = ("rationale", "answer")) -> None:
+    def __init__(self, folder: Path, *, stages: Sequence[str] | None = None) -> None:
         if not (folder / "run.yaml").exists():
             raise RunError(f"{folder} holds no run (no run.yaml); give the folder of a finished one, such as runs/demo")
         self.settings = parse_settings(yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8")))
         self.num_cut = 0
-        self._stages = [_open_stage(self.settings, RunDir(folder), stage) for stage in stages]
-        config = self._stages[0].model.config
+        stages = self.settings.chain.stages if stages is None else stages
+        self._stages = {stage: _open_stage(self.settings, RunDir(folder), stage) for stage in stages}
+        config = next(iter(self._stages.values())).model.config
         self._feature_shape = (config.vision_num_patches, config.vision_dim)
 
     def answer(self, problems: Sequence[Problem], folder: Path) -> Iterator[dict[str, Any]]:
         """Answer questions whose pictures lie in ``folder``."""
         features = [self._features(problem, folder) for problem in problems]
         predictions, num_cut = answer_questions(
-            *(*self._stages, None)[:2], problems, features, feature_shape=self._feature_shape
+            self._stages.get("rationale"), self._stages.get("answer"), problems, features, feature_shape=self._feature_shape
         )
         self.num_cut += num_cut
         for problem, prediction in zip(problems, predictions, strict=True):
             choice = None if prediction.prediction is None else problem.choices[prediction.prediction]
             yield {
-                "qid": prediction.qid, "rationale": prediction.rationale, "answer_text": prediction.answer_text,
+                "qid": prediction.qid, "rationale": prediction.rationale or self.settings.chain.reasons(prediction.answer_text) or "", "answer_text": prediction.answer_text,
                 "prediction": prediction.prediction, "choice": choice,
             }  # fmt: skip
 

@@ -86,14 +86,14 @@ class _Book:
         self, facts: dict[str, Any], run_dir: RunDir, settings: Settings, shards_dir: Path
     ) -> dict[str, dict[str, Problem]]:
         problems = {split: read_problems(shards_dir, split) for split in SPLITS}
-        key, rationale_format = read_manifest(shards_dir / "text")["fingerprint"], settings.rationale.format
+        key = read_manifest(shards_dir / "text")["fingerprint"]
         if key not in self.sets:
             self.sets[key] = {
-                split: [describe_question(problem, rationale_format) for problem in part.values()] for split, part in problems.items()
+                split: [describe_question(problem, settings.gold_reasons(problem)) for problem in part.values()] for split, part in problems.items()
             }
         facts["set"] = list(self.sets).index(key)
         for split, part in problems.items():
-            facts["said"][split] = judge(read_said(run_dir, split), part, rationale_format)
+            facts["said"][split] = judge(read_said(run_dir, split), part, settings.gold_reasons)
             facts["groups"][split] = break_down(part, facts["said"][split])
         return problems
 

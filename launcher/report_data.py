@@ -80,7 +80,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
 def read_steps(run_dir: RunDir) -> list[dict[str, Any]]:
     """Each step in order: whether it is done, its seconds and its attempt."""
-    from launcher.pipeline import STEPS
+    from launcher.chains import STEPS
 
     markers = {step: run_dir.marker(step) for step in STEPS}
     return [

@@ -34,7 +34,6 @@ from launcher.report_data import SPLITS, wilson
 from launcher.run_dir import RunDir
 from mmcot.metrics import COLUMNS, columns_of
 from mmcot.problem import Problem
-from mmcot.prompts import gold_rationale
 
 MAX_TEXT = 20_000  # characters of one text on the page
 LONGEST_SIDE = 256  # pixels
@@ -67,11 +66,11 @@ def find_pictures(run_dir: RunDir, settings: Settings, shards_dir: Path) -> Call
     return read_questions(source).pictures if source and _is_source_of(shards_dir, source) else None
 
 
-def describe_question(problem: Problem, rationale_format: str) -> dict[str, Any]:
+def describe_question(problem: Problem, gold: str | None) -> dict[str, Any]:
     """A question as the page shows it."""
     return {
         "qid": problem.qid, "question": cut(problem.question), "choices": [cut(choice) for choice in problem.choices],
-        "answer": problem.answer, "context": cut(problem.hint), "gold": cut(gold_rationale(problem, rationale_format)),
+        "answer": problem.answer, "context": cut(problem.hint), "gold": cut(gold),
         **{field: getattr(problem, field) for field in FIELDS},
         "columns": list(columns_of(problem)), "num_pictures": len(problem.images), "picture": None,
     }  # fmt: skip
@@ -86,12 +85,12 @@ def read_said(run_dir: RunDir, split: str) -> dict[str, dict[str, Any]]:
     return {line["qid"]: {"rationale": line["rationale"]} for file in files for line in read_lines(file)}
 
 
-def judge(said: Mapping[str, dict[str, Any]], problems: Mapping[str, Problem], rationale_format: str) -> dict[str, dict[str, Any]]:
+def judge(said: Mapping[str, dict[str, Any]], problems: Mapping[str, Problem], gold_reasons: Callable[[Problem], str | None]) -> dict[str, dict[str, Any]]:
     """Hold what was said against the gold rationale and answer."""
     from mmcot.rationale_metrics import rouge_l_of_each
 
     said = {qid: line for qid, line in said.items() if qid in problems}
-    gold = {qid: gold_rationale(problems[qid], rationale_format) for qid in said}
+    gold = {qid: gold_reasons(problems[qid]) for qid in said}
     is_exact = {qid: _words(line.get("rationale")) == _words(gold[qid]) for qid, line in said.items()}
     others = [qid for qid in said if not is_exact[qid] and gold[qid] and said[qid].get("rationale")]
     rouge = dict(zip(others, rouge_l_of_each([said[qid]["rationale"] for qid in others], [gold[qid] for qid in others]), strict=True))

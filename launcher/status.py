@@ -19,13 +19,11 @@ def describe_run(folder: Path) -> list[str]:
     Raises:
         RunError: the folder holds no run.
     """
-    from launcher.pipeline import STEPS
-
     run_dir = RunDir(folder)
     settings = settings_of(run_dir)
     lines, current = [], owner(run_dir)
     next_step = None
-    for step in STEPS:
+    for step in settings.chain.steps:
         marker = run_dir.marker(step)
         if marker:
             lines.append(f"{step:<16} done in {marker['seconds']:.0f} s (attempt {marker['attempt']})")

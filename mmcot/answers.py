@@ -34,6 +34,15 @@ def parse_answer(text: str, num_choices: int) -> int | None:
     return index if index < num_choices else None
 
 
+def split_reasons(text: str) -> str:
+    """The reasons of a text that holds an answer too, before it or after it (behind ``BECAUSE:``)."""
+    match = ANSWER_PATTERN.search(text)
+    if match is None:
+        return text.strip()
+    after = text[match.end() :].lstrip(". ").removeprefix("BECAUSE:")
+    return (text[: match.start()].strip() + " " + after.strip()).strip()
+
+
 def guess_answer(qid: str, num_choices: int, seed: int) -> int | None:
     """Guess as the published system does where it cannot read an answer.
 

@@ -63,7 +63,7 @@ class Prediction:
 
 
 def answer_questions(
-    rationale_stage: StageModel,
+    rationale_stage: StageModel | None,
     answer_stage: StageModel | None,
     problems: Sequence[Problem],
     features: Sequence[np.ndarray | None],
@@ -74,6 +74,7 @@ def answer_questions(
     """Reason about each question, then answer it.
 
     Args:
+        rationale_stage: None where one model writes both; the rationales are empty.
         answer_stage: None writes the reasons alone; the answers are empty.
         features: an array [p, V] for each problem (p = 0 without a picture), or all None.
         feature_shape: [P, V] with p <= P.
@@ -82,13 +83,16 @@ def answer_questions(
         predictions in the order of ``problems``, and how many sources were cut at their limit.
     """
     shape = {"feature_shape": feature_shape, "batch_size": batch_size}
-    rationales, num_cut = rationale_stage.write(problems, features, [None] * len(problems), **shape)
-    texts = [rationale.text for rationale in rationales]
+    texts: list[str | None] = [None] * len(problems)
+    num_cut = 0
+    if rationale_stage is not None:
+        rationales, num_cut = rationale_stage.write(problems, features, texts, **shape)
+        texts = [rationale.text for rationale in rationales]
     if answer_stage is None:
         return [Prediction(problem.qid, text, "", None) for problem, text in zip(problems, texts, strict=True)], num_cut
     answers, more_cut = answer_stage.write(problems, features, texts, **shape)
     predictions = [
-        Prediction(problem.qid, text, answer.text, parse_answer(answer.text, len(problem.choices)))
+        Prediction(problem.qid, text or "", answer.text, parse_answer(answer.text, len(problem.choices)))
         for problem, text, answer in zip(problems, texts, answers, strict=True)
     ]
     return predictions, num_cut + more_cut

@@ -60,5 +60,5 @@ def _write_texts(run_dir, settings, data, wrong, spoil, *, with_answers):
         if with_answers:
             run_dir.predictions.mkdir(exist_ok=True)
             (run_dir.predictions / f"{split}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
-            commit_json(run_dir.scores(split), score(lines, problems, split=split, rationale_format=settings.rationale.format))
+            commit_json(run_dir.scores(split), score(lines, problems, split=split, gold_reasons=settings.gold_reasons))
     close_output(run_dir.rationales, files=files, summary={})

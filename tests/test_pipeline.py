@@ -14,7 +14,7 @@ import pytest
 
 from data_shards.storage import read_json
 from launcher.journal import JournalReader
-from launcher.pipeline import STEPS
+from launcher.chains import STEPS
 
 SIZES = [
     "data.mini_sqa.num_train=64", "data.mini_sqa.num_val=16", "data.mini_sqa.num_test=16", "data.samples_per_shard=24",
