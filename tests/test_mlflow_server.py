@@ -23,13 +23,13 @@ import psutil
 import pytest
 import requests
 
-from data_shards.storage import commit_bytes
+from data_shards.storage import commit_bytes, read_json
 from launcher import mlflow_server
 from launcher.config import load_settings
 from launcher.mlflow_server import _hosts_and_origins, plan_server
 from launcher.run_dir import RunDir
 from launcher.status import describe_end
-from launcher.tracking import open_tracker
+from launcher.tracking import open_tracker, tracking_uri
 
 ROOT = Path(__file__).parents[1]
 PASSWORD = "correct horse 100%"  # a percent sign: MLflow reads its settings with configparser
@@ -91,7 +91,10 @@ def track(run: Path, monkeypatch, uri: str | None = None, password: str | None =
     with open_tracker(settings, RunDir(run)) as tracker, tracker.step("train-rationale") as child:
         child.log_params({"answer": 42})
         child.log_scores({"accuracy": 0.75})
-    return tracker.client, child.run_id, tracker.parent.run_id
+    from mlflow import MlflowClient
+
+    runs = read_json(RunDir(run).mlflow_state)["runs"]
+    return MlflowClient(tracking_uri(settings)), runs["train-rationale"], runs["pipeline"]
 
 
 def status_of(url: str, data: bytes | None = None, **headers: str) -> int:

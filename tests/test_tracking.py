@@ -195,11 +195,12 @@ def test_a_run_that_was_ended_before_its_last_words_is_known(place):
 
 def test_sigterm_leaves_the_runs_as_killed(place):
     settings, run_dir = place
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Stopped, match="the same command goes on"), sigterm_stops(), open_tracker(settings, run_dir) as tracker, tracker.step("data"):
         os.kill(os.getpid(), signal.SIGTERM)
     runs = read_json(run_dir.mlflow_state)["runs"]
     assert {client_of(settings).get_run(run_id).info.status for run_id in runs.values()} == {"KILLED"}
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_a_step_is_marked_done_only_after_its_end_is_told(place, monkeypatch):

@@ -27,34 +27,34 @@ def ray_up(tiny_settings):
         yield
 
 
-def signal_a_rank_after(checkpoint: Path, number: int, signalled: list[int]) -> None:
-    """Wait for a checkpoint, then signal the last rank that wrote its process number into its log."""
-    deadline = time.time() + 120
-    while not checkpoint.exists() and time.time() < deadline:
-        time.sleep(0.01)
-    log = checkpoint.parents[2] / "logs" / "rationale-rank1.log"
-    pid = int(log.read_text().rpartition("process ")[2].split()[0])
-    assert "ray" in " ".join(psutil.Process(pid).cmdline())
-    os.kill(pid, number)
-    signalled.append(pid)
+def signal_ranks(run_dir: RunDir, faults: list[tuple[int, int]], signalled: list[int]) -> None:
+    """At each checkpoint (step, signal): signal the last rank that wrote its process number into its log."""
+    for step, number in faults:
+        deadline = time.time() + 120
+        while not (checkpoint := run_dir.checkpoints("rationale") / f"step-{step:06d}").exists() and time.time() < deadline:
+            time.sleep(0.005)
+        assert checkpoint.exists()
+        pid = int((run_dir.logs / "rationale-rank1.log").read_text().rpartition("process ")[2].split()[0])
+        assert "ray" in " ".join(psutil.Process(pid).cmdline())
+        os.kill(pid, number)
+        signalled.append(pid)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed with 9", "hung"])
-def test_a_lost_rank_is_replaced_and_the_training_ends_at_its_last_step(make_job, ray_up, number):
-    job = dataclasses.replace(make_job(f"ray-{number}", hang_timeout_s=8), num_steps=60)
+def test_ranks_killed_with_9_and_hung_are_replaced_and_the_training_ends_at_its_last_step(make_job, ray_up):
+    job = dataclasses.replace(make_job("ray-faults", hang_timeout_s=8), num_steps=100)
     run_dir, signalled, lines = RunDir(Path(job.run_dir)), [], []
-    arguments = (run_dir.checkpoints("rationale") / "LATEST", number, signalled)
-    thread = threading.Thread(target=signal_a_rank_after, args=arguments)
+    faults = [(2, signal.SIGKILL), (40, signal.SIGSTOP)]
+    thread = threading.Thread(target=signal_ranks, args=(run_dir, faults, signalled))
     thread.start()
     launch_training(job, report=lines.append)
     thread.join()
-    assert signalled and lines == ["  a worker was lost; starting again from the last checkpoint (1 of 3)"]
+    assert len(set(signalled)) == 2
+    assert lines == [f"  a worker was lost; starting again from the last checkpoint ({number} of 3)" for number in (1, 2)]
     points = JournalReader(run_dir.journal("rationale")).read()
-    assert {point["step"] for point in points if "loss" in point["metrics"]} == set(range(1, 61))
+    assert {point["step"] for point in points if "loss" in point["metrics"]} == set(range(1, 101))
     assert (run_dir.model("rationale") / "model.safetensors").exists()
-    if number == signal.SIGSTOP:
-        assert "Timeout (0:00:08)!" in (run_dir.logs / "rationale-rank0.log").read_text()
-        assert not psutil.pid_exists(signalled[0])
+    assert "Timeout (0:00:08)!" in (run_dir.logs / "rationale-rank0.log").read_text()
+    assert not psutil.pid_exists(signalled[1])
 
 
 def test_a_stop_asked_for_in_the_last_step_is_not_forgotten(make_job, monkeypatch):
