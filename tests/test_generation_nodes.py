@@ -106,6 +106,7 @@ def test_a_node_lost_in_generation_loses_no_line_and_doubles_none(cluster, nodes
     assert len(computed(job)) <= len(tasks) + 1  # at most the task that the lost node was in came twice
 
 
+@pytest.mark.slow  # Ray may take a minute to place a worker on a node that has just joined
 def test_a_node_that_joins_later_takes_tasks(cluster, nodes, job):
     tasks = list_tasks(job.shards_dir, SPLITS, task_samples=2)
     cluster.add_node(num_cpus=1)
