@@ -34,6 +34,36 @@ def run(preset: Preset = None, config: Config = None, set_: Set = []) -> None:  
 
 
 @app.command()
+def tune(
+    preset: Preset = None, config: Config = None, set_: Set = [],  # noqa: B006
+    num_samples: Annotated[int | None, typer.Option(min=1, help="Trials; as tuning.num_samples.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time; as tuning.max_concurrent.")] = None,
+) -> None:  # fmt: skip
+    """Search settings with Ray Tune: tuning.space says which. Run again to go on."""
+    with _explained():
+        from launcher.config import load_settings
+
+        given = {"num_samples": num_samples, "max_concurrent": max_concurrent}
+        extra = [f"tuning.{name}={value}" for name, value in given.items() if value is not None]
+        settings = load_settings(preset=preset, config=config, overrides=[*set_, *extra])
+        from launcher.tune import run_tuning
+
+        typer.echo(f"\ntuning: {run_tuning(settings, report=typer.echo).path}")
+
+
+@app.command()
+def ablate(preset: Preset = None, config: Config = None, set_: Set = []) -> None:  # noqa: B006
+    """Compare arms (chains, vision, rationales) over seeds: one table. Without settings: the paper's comparison on MiniSQA."""
+    with _explained():
+        from launcher.config import load_settings
+
+        settings = load_settings(preset=preset or (None if config else "ablation"), config=config, overrides=set_)
+        from launcher.ablate import run_ablation
+
+        typer.echo(f"\nablation: {run_ablation(settings, report=typer.echo).path / 'ablation.md'}")
+
+
+@app.command()
 def rationales(
     preset: Preset = None, config: Config = None, set_: Set = [],  # noqa: B006
     model: Annotated[Path | None, typer.Option(help="A stage-one model's folder; without: the pipeline up to the rationales.")] = None,

@@ -32,6 +32,9 @@ def ray_session(cluster: Cluster) -> Iterator[None]:
     os.environ.setdefault("OMP_NUM_THREADS", str(cluster.cpus_per_worker))
     import ray
 
+    if ray.is_initialized():  # within a tuning's trial
+        yield
+        return
     handler = signal.getsignal(signal.SIGTERM)
     needed = cluster.num_workers * cluster.cpus_per_worker
     if cluster.address == "local":

@@ -217,6 +217,40 @@ class Tracking(_Section):
         return uri
 
 
+class Tuning(_Section):
+    space: dict[str, Any] = Field({}, description="what is searched: setting: {loguniform|uniform|randint|choice|grid: [...]}")
+    arms: dict[str, dict[str, Any]] = Field({}, description="named settings that belong together; each arm is a trial, for every point of the grids")
+    stage: Literal["rationale", "answer", "pipeline"] = Field("rationale", description="what a trial trains: the pipeline up to there, or all of it")
+    objective: Literal["validation_loss", "rougeL", "accuracy"] = Field(
+        "validation_loss", description="what is best: the stage's validation loss, or a score of the validation split at the trial's end"
+    )
+    search: Literal["random", "optuna"] = Field("random", description="how values are drawn; grids are always gone through")
+    scheduler: Literal["none", "asha", "median", "pbt"] = Field("asha", description="which trials are ended early, by validation loss")
+    num_samples: PositiveInt = Field(8, description="trials (with grids: times the whole grid)")
+    max_concurrent: PositiveInt | None = Field(None, description="trials at a time; none: as many as fit")
+    grace_steps: PositiveInt | None = Field(None, description="steps every trial may take; with pbt: between hand-overs; none: training.validate_every")
+    reduction_factor: float = Field(3.0, gt=1, description="asha keeps one trial in so many at each rung")
+    time_budget_s: PositiveFloat | None = Field(None, description="seconds after which no trial goes on")
+
+    @pydantic.model_validator(mode="after")
+    def _early_ends_need_losses(self) -> Tuning:
+        if self.scheduler != "none" and self.objective != "validation_loss":
+            raise ValueError(f"scheduler {self.scheduler} ends trials by validation_loss; with objective {self.objective} use scheduler none")
+        if self.scheduler != "none" and self.stage == "pipeline":
+            raise ValueError(f"scheduler {self.scheduler} needs one training to watch: stage rationale or answer, not pipeline")
+        return self
+
+    @property
+    def watched_stage(self) -> str:
+        """The training whose validation loss is followed."""
+        return "rationale" if self.stage == "rationale" else "answer"
+
+    @property
+    def until(self) -> str:
+        """The last step of a trial."""
+        return "evaluate" if self.stage == "pipeline" or self.objective != "validation_loss" else f"train-{self.stage}"
+
+
 class Settings(_Section):
     run: Run = Run()
     data: Data = Data()
@@ -227,6 +261,7 @@ class Settings(_Section):
     generation: Generation = Generation()
     cluster: Cluster = Cluster()
     tracking: Tracking = Tracking()
+    tuning: Tuning = Tuning()
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -300,6 +335,13 @@ def load_settings(
 def merge_override(values: dict[str, Any], override: str) -> dict[str, Any]:
     """Lay one ``section.key=value`` over plain values."""
     return _merge(values, _parse_override(override))
+
+
+def set_value(values: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """Lay one value over plain values, by its dotted name."""
+    for key in reversed(name.split(".")):
+        value = {key: value}
+    return _merge(values, value)
 
 
 def parse_settings(values: dict[str, Any]) -> Settings:

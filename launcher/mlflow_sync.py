@@ -178,10 +178,18 @@ class MlflowSync:
                 tags = {"mmcot.key": key, **line["tags"]}
                 if run != PARENT:
                     tags["mlflow.parentRunId"] = runs[PARENT]
+                elif line.get("parent_key"):
+                    tags["mlflow.parentRunId"] = self._find(line["parent_key"])
                 made = self._client.create_run(self._experiment_id, run_name=line["name"], tags=tags, start_time=line["time_ms"])
                 runs[run] = made.info.run_id
             commit_json(self._run_dir.mlflow_state, self._state)
         self._client.update_run(runs[run], status="RUNNING")
+
+    def _find(self, key: str) -> str:
+        found = self._client.search_runs([self._experiment_id], f"tags.`mmcot.key` = '{key}'", max_results=1)
+        if not found:
+            raise LookupError(f"MLflow has no run of key {key} yet")  # its own folder will tell of it
+        return found[0].info.run_id
 
     def _send_params(self, run_id: str, line: dict[str, Any]) -> None:
         from mlflow.entities import Param

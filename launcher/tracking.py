@@ -72,9 +72,13 @@ class RunLog:
         self._append("follow", pattern=pattern)
 
     @contextlib.contextmanager
-    def running(self, *, name: str, tags: dict[str, str]) -> Iterator[None]:
-        """Begin or continue the run; its end is that of the block."""
-        self._append("start", name=name, tags=tags)
+    def running(self, *, name: str, tags: dict[str, str], parent_key: str | None = None) -> Iterator[None]:
+        """Begin or continue the run; its end is that of the block.
+
+        Args:
+            parent_key: of a run of another folder that this one is a child of.
+        """
+        self._append("start", name=name, tags=tags, parent_key=parent_key)
         try:
             yield
         except BaseException as error:
@@ -101,7 +105,9 @@ class Tracker:
 
 
 @contextlib.contextmanager
-def open_tracker(settings: Settings, run_dir: RunDir, *, report: Callable[[str], None] = print) -> Iterator[Tracker]:
+def open_tracker(
+    settings: Settings, run_dir: RunDir, *, report: Callable[[str], None] = print, parent_key: str | None = None
+) -> Iterator[Tracker]:
     """Open (or continue) the parent run of a run's folder, and send while the block lasts."""
     from launcher.environment import describe_environment
     from launcher.mlflow_sync import sending
@@ -109,7 +115,7 @@ def open_tracker(settings: Settings, run_dir: RunDir, *, report: Callable[[str],
     file = LineFile(run_dir.tracking)
     parent = RunLog(file, PARENT)
     with contextlib.closing(file), sending(settings, run_dir, report=report):
-        with parent.running(name=settings.run.name, tags={"mmcot.run_dir": str(run_dir.path)}):
+        with parent.running(name=settings.run.name, tags={"mmcot.run_dir": str(run_dir.path)}, parent_key=parent_key):
             parent.log_params({name: _get(settings, name) for name in setting_names()})
             parent.log_tags(describe_environment())
             parent.log_artifact(run_dir.path / "run.yaml")

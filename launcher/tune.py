@@ -1,0 +1,195 @@
+"""A tuning: trials under Ray Tune, each a run of its own, all children of one MLflow run.
+
+    run_tuning(settings)     # `mmcot tune`; again: finished trials stay, the others go on
+
+    runs/<name>/
+      tuning.yaml            settings, the space among them; other settings are refused
+      trials/<id>/           a run folder each
+      tune/                  Ray Tune's own state
+      trials.json best.yaml  every trial with its values, state and reason; the best as settings
+      best.png parallel.png importance.png
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data_shards.storage import commit_bytes, commit_json
+from launcher.cluster import ray_session
+from launcher.config import Settings, SettingsError, dump_settings
+from launcher.data import prepare_data
+from launcher.guards import sigterm_stops
+from launcher.preflight import check_machine, check_settings
+from launcher.run_dir import RunDir, claim_settings, owned
+from launcher.tracking import PARENT, Tracker, open_tracker
+from launcher.trial import OBJECTIVES, TrialJob, run_trial, trial_settings
+from launcher.tuning_space import check_space, num_grid_points, with_values
+
+TRIAL_MEMORY = 500_000_000  # bytes of the process that leads a trial
+Report = Callable[[str], None]
+Finish = Callable[[Settings, RunDir, list[dict[str, Any]], Tracker, Report], None]
+
+
+def run_tuning(settings: Settings, *, report: Report = print, finish: Finish | None = None) -> RunDir:
+    """Run the trials of ``settings.tuning`` that are not finished; write what came out.
+
+    Args:
+        finish: writes it, given settings, folder, trials, tracker and report; default: the best settings and pictures.
+
+    Raises:
+        SettingsError: the space does not fit the schema, or the folder holds another tuning.
+        RunError: another process runs it.
+    """
+    check_space(settings)
+    check_settings(settings)
+    check_machine(settings)
+    run_dir = RunDir(settings.run_dir.absolute())
+    run_dir.path.mkdir(parents=True, exist_ok=True)
+    claim_settings(run_dir, settings)
+    with sigterm_stops(), owned(run_dir), contextlib.ExitStack() as resources:
+        folder = prepare_data(settings, report)  # once for all trials, whose data settings may still differ
+        resources.enter_context(ray_session(settings.cluster))
+        concurrent = count_concurrent(settings, report)
+        tracker = resources.enter_context(open_tracker(settings, run_dir, report=report))
+        base = settings.model_copy(update={"data": settings.data.model_copy(update={"shards_dir": str(Path(folder.location).absolute())})})
+        job = TrialJob(settings=base, folder=str(run_dir.path), parent_key=f"{run_dir.identity()}/{PARENT}", working_dir=os.getcwd())
+        results = _tuner(job, concurrent).fit()
+        (finish or _finish)(settings, run_dir, _describe_trials(results, settings, run_dir), tracker, report)
+    return run_dir
+
+
+def count_concurrent(settings: Settings, report: Report) -> int:
+    """How many trials fit at a time.
+
+    Raises:
+        SettingsError: not even one does; with the arithmetic.
+    """
+    import ray
+
+    cluster, have = settings.cluster, ray.cluster_resources()
+    needs = {"CPU": cluster.num_workers * cluster.cpus_per_worker} | ({"GPU": cluster.num_workers} if cluster.use_gpu else {})
+    fits = min(int(have.get(name, 0) // number) for name, number in needs.items())
+    sums = ", ".join(f"{number} of {have.get(name, 0):g} {name}" for name, number in needs.items())
+    if fits < 1:
+        raise SettingsError(
+            f"no trial fits: one needs {sums} (cluster.num_workers {cluster.num_workers} x {cluster.cpus_per_worker} processors); "
+            "lower cluster.num_workers or cluster.cpus_per_worker, or join a larger cluster"
+        )
+    wanted = settings.tuning.max_concurrent or fits
+    report(f"{min(fits, wanted)} trials at a time: one takes {sums}")
+    return min(fits, wanted)
+
+
+def _tuner(job: TrialJob, concurrent: int) -> Any:
+    from ray import tune
+
+    os.environ.update(TUNE_FORCE_TRIAL_CLEANUP_S="3", TUNE_GLOBAL_CHECKPOINT_S="5")  # a trial that is ended frees its workers at once
+    settings, storage = job.settings.tuning, Path(job.folder) / "tune"
+    # No processor of its own: what works are its workers, and a fraction here would keep the last of them out.
+    trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), {"memory": TRIAL_MEMORY})
+    path = storage / "trials"
+    if tune.Tuner.can_restore(str(path)):
+        return tune.Tuner.restore(str(path), trainable, resume_unfinished=True, resume_errored=False)
+    return tune.Tuner(
+        trainable,
+        param_space=_param_space(job.settings),
+        tune_config=tune.TuneConfig(
+            metric=settings.objective, mode=OBJECTIVES[settings.objective],
+            num_samples=settings.num_samples, max_concurrent_trials=concurrent, time_budget_s=settings.time_budget_s,
+            search_alg=_search(settings, job.settings.run.seed), scheduler=_scheduler(job.settings),
+            trial_name_creator=lambda trial: trial.trial_id, trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(name="trials", storage_path=str(storage), verbose=0),
+    )  # fmt: skip
+
+
+def _param_space(settings: Settings) -> dict[str, Any]:
+    from ray import tune
+
+    make = {
+        "loguniform": lambda values: tune.loguniform(*values), "uniform": lambda values: tune.uniform(*values),
+        "randint": lambda values: tune.randint(*values), "choice": tune.choice, "grid": tune.grid_search,
+    }  # fmt: skip
+    space = {name: make[kind](values) for name, spec in settings.tuning.space.items() for kind, values in spec.items()}
+    return space | ({"arm": tune.grid_search(list(settings.tuning.arms))} if settings.tuning.arms else {})
+
+
+def _search(tuning: Any, seed: int) -> Any:
+    if tuning.search == "optuna":
+        from ray.tune.search.optuna import OptunaSearch
+
+        return OptunaSearch(seed=seed)
+    from ray.tune.search import BasicVariantGenerator
+
+    return BasicVariantGenerator(random_state=seed)
+
+
+def _scheduler(settings: Settings) -> Any:
+    from ray.tune import schedulers
+
+    tuning, every = settings.tuning, settings.training.validate_every
+    if tuning.scheduler == "asha":
+        stage = getattr(settings, tuning.stage)
+        if stage.num_steps is None:
+            raise SettingsError(f"scheduler asha counts steps; give {tuning.stage}.num_steps instead of num_epochs")
+        return schedulers.ASHAScheduler(  # one step more than there are, so that the last ones may export their model
+            time_attr="step", max_t=stage.num_steps + 1, grace_period=tuning.grace_steps or every, reduction_factor=tuning.reduction_factor
+        )
+    if tuning.scheduler == "median":
+        return schedulers.MedianStoppingRule(time_attr="step", grace_period=tuning.grace_steps or every)
+    if tuning.scheduler == "pbt":
+        mutations = {name: _param_space(settings)[name] for name, spec in tuning.space.items() if "grid" not in spec}
+        return schedulers.PopulationBasedTraining(time_attr="step", perturbation_interval=tuning.grace_steps or every, hyperparam_mutations=mutations)
+    return schedulers.FIFOScheduler()
+
+
+def _describe_trials(results: Any, settings: Settings, run_dir: RunDir) -> list[dict[str, Any]]:
+    """Every trial: its values, how far it came, what it reached, and why it failed."""
+    tuning, trials = settings.tuning, []
+    planned = getattr(settings, tuning.stage).num_steps if tuning.stage != "pipeline" else None
+    for result in results:
+        metrics = result.metrics or {}
+        step = metrics.get("step", 0)
+        state = "failed" if result.error else "stopped early" if planned and tuning.objective == "validation_loss" and step < planned else "finished"
+        trials.append(
+            {
+                "trial": Path(result.path).name, "values": result.config, "state": state, "step": step,
+                tuning.objective: metrics.get(tuning.objective), "error": str(result.error).strip().splitlines()[-1] if result.error else None,
+            }
+        )  # fmt: skip
+    return trials
+
+
+def _finish(settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]], tracker: Tracker, report: Report) -> None:
+    """Write the table, the best settings and the pictures; log them on the parent run."""
+    objective = settings.tuning.objective
+    commit_json(run_dir.path / "trials.json", trials)
+    tracker.parent.log_artifact(run_dir.path / "trials.json")
+    for trial in trials:
+        value = "-" if trial[objective] is None else f"{trial[objective]:.4f}"
+        report(f"  {trial['trial']}  {objective} {value}  step {trial['step']:,}  {trial['state']}  {trial['error'] or ''}  {trial['values']}")
+    ranked = rank(trials, objective)
+    if not ranked:
+        raise RuntimeError(f"no trial reported {objective}; the reasons are above and in {run_dir.path / 'trials'}/*/logs/trial.log")
+    best = ranked[0]
+    values = with_values(settings, best["values"])
+    values = values.model_copy(update={"run": values.run.model_copy(update={"dir": None, "name": f"{settings.run.name}-best"})})
+    commit_bytes(run_dir.path / "best.yaml", dump_settings(values).encode())
+    tracker.parent.log_artifact(run_dir.path / "best.yaml")
+    tracker.parent.log_scores({f"best_{objective}": best[objective], "num_trials": len(trials), "num_failed": sum(t["state"] == "failed" for t in trials)})
+    tracker.parent.log_tags({f"best.{name}": str(value) for name, value in best["values"].items()})
+    from launcher.tuning_plots import plot_trials
+
+    for path in plot_trials(trials, run_dir.path, objective=objective, mode=OBJECTIVES[objective]):
+        tracker.parent.log_artifact(path)
+    report(f"best: {objective} {best[objective]:.4f} with {best['values']}; `mmcot run --config {run_dir.path / 'best.yaml'}`")
+
+
+def rank(trials: list[dict[str, Any]], objective: str) -> list[dict[str, Any]]:
+    """Trials that reported the objective, the best first."""
+    sign = 1 if OBJECTIVES[objective] == "min" else -1
+    return sorted((trial for trial in trials if trial[objective] is not None), key=lambda trial: sign * trial[objective])
