@@ -82,9 +82,13 @@ class RunLog:
         try:
             yield
         except BaseException as error:
-            self._append("end", status="FAILED" if isinstance(error, Exception) and not isinstance(error, Stopped) else "KILLED")
+            self.end("FAILED" if isinstance(error, Exception) and not isinstance(error, Stopped) else "KILLED")
             raise
-        self._append("end", status="FINISHED")
+        self.end("FINISHED")
+
+    def end(self, status: str) -> None:
+        """The run's end: FINISHED, FAILED or KILLED."""
+        self._append("end", status=status)
 
     def _append(self, do: str, **values: Any) -> None:
         self.file.append({"run": self.run, "do": do, "time_ms": int(time.time() * 1000), **values})

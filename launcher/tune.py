@@ -23,9 +23,11 @@ from launcher.cluster import ray_session
 from launcher.config import Settings, SettingsError, dump_settings
 from launcher.data import prepare_data
 from launcher.guards import sigterm_stops
+from launcher.journal import JournalReader, LineFile
+from launcher.mlflow_sync import sync_run
 from launcher.preflight import check_machine, check_settings
 from launcher.run_dir import RunDir, claim_settings, owned
-from launcher.tracking import PARENT, Tracker, open_tracker
+from launcher.tracking import PARENT, RunLog, Tracker, open_tracker, tracking_uri
 from launcher.trial import OBJECTIVES, TrialJob, run_trial, trial_settings
 from launcher.tuning_space import check_space, num_grid_points, with_values
 
@@ -55,9 +57,14 @@ def run_tuning(settings: Settings, *, report: Report = print, finish: Finish | N
         resources.enter_context(ray_session(settings.cluster))
         concurrent = count_concurrent(settings, report)
         tracker = resources.enter_context(open_tracker(settings, run_dir, report=report))
-        base = settings.model_copy(update={"data": settings.data.model_copy(update={"shards_dir": str(Path(folder.location).absolute())})})
+        shared = {  # of all trials, wherever their folders are
+            "data": settings.data.model_copy(update={"shards_dir": str(Path(folder.location).absolute())}),
+            "tracking": settings.tracking.model_copy(update={"uri": tracking_uri(settings)}),
+        }
+        base = settings.model_copy(update=shared)
         job = TrialJob(settings=base, folder=str(run_dir.path), parent_key=f"{run_dir.identity()}/{PARENT}", working_dir=os.getcwd())
-        results = _tuner(job, concurrent).fit()
+        results = _tuner(job, concurrent, report).fit()
+        end_trials(base, run_dir)
         (finish or _finish)(settings, run_dir, _describe_trials(results, settings, run_dir), tracker, report)
     return run_dir
 
@@ -84,7 +91,7 @@ def count_concurrent(settings: Settings, report: Report) -> int:
     return min(fits, wanted)
 
 
-def _tuner(job: TrialJob, concurrent: int) -> Any:
+def _tuner(job: TrialJob, concurrent: int, report: Report) -> Any:
     from ray import tune
 
     os.environ.update(TUNE_FORCE_TRIAL_CLEANUP_S="3", TUNE_GLOBAL_CHECKPOINT_S="5")  # a trial that is ended frees its workers at once
@@ -103,8 +110,42 @@ def _tuner(job: TrialJob, concurrent: int) -> Any:
             search_alg=_search(settings, job.settings.run.seed), scheduler=_scheduler(job.settings),
             trial_name_creator=lambda trial: trial.trial_id, trial_dirname_creator=lambda trial: trial.trial_id,
         ),
-        run_config=tune.RunConfig(name="trials", storage_path=str(storage), verbose=0),
+        run_config=tune.RunConfig(name="trials", storage_path=str(storage), verbose=0, callbacks=[_lines(report)]),
     )  # fmt: skip
+
+
+def _lines(report: Report) -> Any:
+    """Tell a person of every loss and end."""
+    from ray.tune import Callback
+
+    class Lines(Callback):
+        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+            told = ", ".join(f"{name} {result[name]:.4f}" for name in OBJECTIVES if name in result)
+            report(f"  {trial.trial_id} step {result.get('step', 0):,}: {told}")
+
+        def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            report(f"  {trial.trial_id} failed; the others go on")
+
+    return Lines()
+
+
+def end_trials(settings: Settings, run_dir: RunDir) -> None:
+    """Tell MLflow the end of trials that were ended from outside, and whatever else they could not send."""
+    for folder in sorted((run_dir.path / "trials").iterdir()):
+        trial = RunDir(folder)
+        if not trial.tracking.exists():
+            continue
+        open_runs: dict[str, None] = {}
+        for line in JournalReader(trial.tracking).read():
+            if line["do"] == "start":
+                open_runs[line["run"]] = None
+            elif line["do"] == "end":
+                open_runs.pop(line["run"], None)
+        with contextlib.closing(LineFile(trial.tracking)) as file:
+            for name in reversed(open_runs):
+                RunLog(file, name).end("KILLED")
+        with contextlib.suppress(RuntimeError):  # MLflow is away; `mmcot sync` of the trial sends it
+            sync_run(trial, settings)
 
 
 def _param_space(settings: Settings) -> dict[str, Any]:
