@@ -313,17 +313,21 @@ def status(folder: RunFolder) -> None:
 def sync(folder: RunFolder, uri: Annotated[str | None, typer.Option(help="MLflow; default: the run's own.")] = None) -> None:
     """Send whatever MLflow has not got of a run, such as after it was away; nothing comes twice."""
     with _explained():
+        from data_shards.storage import read_json
         from launcher.run_dir import RunDir, RunError, owner, settings_of
 
         run_dir = RunDir(folder)
         settings = settings_of(run_dir)
+        told = read_json(run_dir.mlflow_state).get("uri") if run_dir.mlflow_state.exists() else None
+        uri = uri or settings.tracking.uri or told  # the one that has the rest, whatever this shell's environment says
         if current := owner(run_dir):
             raise RunError(f"{folder} is being run by process {current['pid']} on {current['host']}, which sends by itself")
         if uri:
             settings = settings.model_copy(update={"tracking": settings.tracking.model_copy(update={"uri": uri})})
         from launcher.mlflow_sync import sync_run
+        from launcher.tracking import tracking_uri
 
-        typer.echo(f"{sync_run(run_dir, settings):,} values sent")
+        typer.echo(f"{sync_run(run_dir, settings):,} values sent to {tracking_uri(settings)}")
 
 
 @app.command("report")

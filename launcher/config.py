@@ -209,13 +209,6 @@ class Tracking(_Section):
     send_every_s: PositiveFloat = Field(2.0, description="seconds between batches of points")
     register_models: bool = Field(True, description="copy finished models into MLflow's registry")
 
-    @pydantic.field_validator("uri")
-    @classmethod
-    def _no_secrets(cls, uri: str | None) -> str | None:
-        if uri and "@" in uri.partition("://")[2].partition("/")[0]:
-            raise ValueError("tracking.uri holds a user or password; give them as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD")
-        return uri
-
 
 class Tuning(_Section):
     space: dict[str, Any] = Field({}, description="what is searched: setting: {loguniform|uniform|randint|choice|grid: [...]}")
@@ -269,16 +262,25 @@ class Settings(_Section):
         """Where no format is given, the chain's own."""
         if not isinstance(values, dict) or not isinstance(answer := values.get("answer"), dict) or answer.get("format"):
             return values
-        chain = CHAINS.get((values.get("run") or {}).get("chain", "two-stage"))
+        run = values.get("run")
+        name = run.get("chain", "two-stage") if isinstance(run, dict) else "two-stage"
+        chain = CHAINS.get(name) if isinstance(name, str) else None
         return values | {"answer": answer | {"format": chain.answer_format}} if chain else values
 
     @pydantic.model_validator(mode="after")
     def _chain_fits(self) -> Settings:
-        reads_rationale = "G" in split_format(self.answer.format)[0]
-        if reads_rationale != self.chain.has_rationale_stage:
+        if self.chain.has_rationale_stage:
+            return self
+        reads, writes = split_format(self.answer.format)
+        if "G" in reads:
             raise ValueError(
-                f"answer.format {self.answer.format} does not go with run.chain {self.run.chain}, which "
-                f"{'reads a rationale' if self.chain.has_rationale_stage else 'has none to read'}; use {self.chain.answer_format}"
+                f"answer.format {self.answer.format} does not go with run.chain {self.run.chain}, which has no rationale to read; "
+                f"use {self.chain.answer_format}"
+            )
+        if writes != "A" and self.answer.max_target_tokens < self.rationale.max_target_tokens:
+            raise ValueError(
+                f"answer.max_target_tokens ({self.answer.max_target_tokens}) would cut off the reasons that run.chain {self.run.chain} writes with "
+                f"the answer; give them more room than rationale.max_target_tokens ({self.rationale.max_target_tokens})"
             )
         return self
 
@@ -329,7 +331,24 @@ def load_settings(
         values = _merge(values, _read_yaml(Path(config)))
     for override in overrides:
         values = merge_override(values, override)
-    return parse_settings(values)
+    settings = parse_settings(values)
+    for name in ("tracking.uri", "data.path", "data.shards_dir", "training.checkpoint_url"):
+        section, _, key = name.partition(".")
+        check_no_credentials(name, getattr(getattr(settings, section), key))
+    return settings
+
+
+def check_no_credentials(name: str, address: str | None) -> None:
+    """Refuse an address with a user or password: settings are shown in run.yaml, MLflow and the report.
+
+    Raises:
+        SettingsError: it holds some.
+    """
+    if address and "://" in address and "@" in address.partition("://")[2]:
+        raise SettingsError(
+            f"{name} holds a user or password, which would be shown wherever settings are; take it out and give it in the environment "
+            "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or as the object store's own tools read it)"
+        )
 
 
 def merge_override(values: dict[str, Any], override: str) -> dict[str, Any]:

@@ -25,6 +25,9 @@ from launcher.task_queue import TaskQueue
 from mmcot.quality import is_repetitive
 
 
+LOST_STARTS = 3  # workers lost in their start count as one that failed: nodes go, but memory may also never suffice
+
+
 class GenerationError(RuntimeError):
     """Generation could not complete; the message names the task and the reason."""
 
@@ -204,11 +207,13 @@ def _run_missing(
 ) -> dict[Task, dict[str, Any]]:
     """Hand tasks to workers, the longest first; returns those that always failed, with their errors."""
     import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
     cluster, generation = job.settings.cluster, job.settings.generation
     actor_class = ray.remote(GenerationWorker).options(
         num_cpus=cluster.cpus_per_worker, num_gpus=generation.gpus_per_worker if cluster.use_gpu else 0,
         max_restarts=0, max_task_retries=0,
+        scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),  # a tuning's trial has a group of its own
     )  # fmt: skip
     queue = TaskQueue(expected_costs(job.local_shards_dir(), missing), max_attempts=generation.max_attempts)
     progress = Progress(num_total - sum(task.num_samples for task in missing), num_total)
@@ -234,9 +239,9 @@ def _run_missing(
             try:
                 ray.get(finished)
             except ray.exceptions.RayActorError as error:
-                failed_starts += error.actor_init_failed
-                if failed_starts == generation.max_attempts:
-                    raise GenerationError(f"workers failed {failed_starts} times in a row before their first task; the last:\n{error}") from None
+                failed_starts += 1 if error.actor_init_failed else 1 / LOST_STARTS
+                if failed_starts >= generation.max_attempts:
+                    raise GenerationError(f"workers failed {failed_starts:g} times in a row before their first task; the last:\n{error}") from None
                 start_worker()
             else:
                 failed_starts = 0
@@ -257,7 +262,7 @@ def _run_missing(
             report(progress)
         else:
             queue.failed(task, str(error))
-        if isinstance(error, ray.exceptions.RayActorError):
+        if isinstance(error, ray.exceptions.RayActorError) or (error is not None and cluster.use_gpu):  # CUDA errors stay in a process
             ray.kill(worker)  # one that only cannot be reached must not write beside its successor
             start_worker()
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from typing import Any
@@ -39,7 +40,7 @@ class Meter:
     ``lap("forward")`` books the time since the last lap; what no other lap books is "own".
 
     Args:
-        peak_flops: operations a second that all ranks together could do.
+        peak_flops: operations a second that all ranks together could do; infinite where the count would be wrong.
     """
 
     def __init__(self, *, peak_flops: float) -> None:
@@ -82,12 +83,16 @@ class Meter:
             "padding_factor": sums["padded_tokens"] / max(1.0, real),
             "interval_s": seconds, "step_time_s": seconds / self._steps,
             "gigabytes_read": self._bytes_read / 1e9, "bytes_read_per_needed": self._bytes_read / max(1.0, self._bytes_needed),
-            "tflops_per_s": sums["flops"] / seconds / 1e12, "mfu": sums["flops"] / seconds / self._peak_flops,
-            **self._memory(),
+            **self._utilization(sums["flops"] / seconds), **self._memory(),
             **{f"time_share_{name}": spent / seconds for name, spent in self._seconds.items()},
         }  # fmt: skip
         self._begin()
         return metrics
+
+    def _utilization(self, flops_per_s: float) -> dict[str, float]:
+        if math.isinf(self._peak_flops):
+            return {}
+        return {"tflops_per_s": flops_per_s / 1e12, "mfu": flops_per_s / self._peak_flops}
 
     def _memory(self) -> dict[str, float]:
         values = {"memory_gb": self._process.memory_info().rss / 1e9}

@@ -218,7 +218,7 @@ def _read_secret_files(environment: dict[str, str]) -> dict[str, str]:
 
 
 def _refuse_password(uri: str) -> None:
-    if "@" in uri and _url(uri).password:
+    if "://" in uri and (_url(uri).password or "password" in _url(uri).query):
         raise ValueError(
             "--backend-store-uri holds a password, which every user of this machine could read; put the address into the "
             "environment variable MLFLOW_BACKEND_STORE_URI, or into a file that MLFLOW_BACKEND_STORE_URI_FILE names"

@@ -9,7 +9,7 @@ their key, parameters and scores by their name, and of points the first value of
 stands, so histories never step back. Whatever fails is tried again later; nothing here stops
 a training. How far it came is kept in ``mlflow.json``, for one MLflow at a time:
 
-    {"uri": "http://...", "runs": {"pipeline": "8f3c..."}, "applied": 41, "read": {"rationale-metrics.jsonl": 120311}, "refused": []}
+    {"uri": "http://...", "identity": "5f0c...", "runs": {"pipeline": "8f3c..."}, "applied": 41, "read": {"rationale-metrics.jsonl": 120311}, "refused": []}
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.storage import clear_unfinished, commit_json, committing, exclusive, read_json
+from launcher.chains import STEPS
 from launcher.config import Settings
+from launcher.environment import hide_credentials
 from launcher.journal import JournalReader
 from launcher.run_dir import RunDir
 from launcher.tracking import PARENT, tracking_uri
@@ -59,7 +61,13 @@ class MlflowSync:
         Raises:
             Exception: whatever MLflow raises; what was not applied is tried by the next call.
         """
-        self._connect()
+        with exclusive(self._run_dir.logs / ".mlflow"):  # one sender a run: two would both create it
+            if (standing := self._read_state()) != self._state:
+                self._restart(standing)
+            self._connect()
+            self._send_new()
+
+    def _send_new(self) -> None:
         try:
             for line in self._new_lines():
                 self._apply_or_refuse(line)
@@ -68,6 +76,9 @@ class MlflowSync:
                 self._num_failures = 0
             for run in set(self._followed.values()):
                 self._send_points(run)
+        except Exception:
+            self._client = None  # look anew next time: the server may have lost the run
+            raise
         finally:
             commit_json(self._run_dir.mlflow_state, self._state)
 
@@ -111,12 +122,14 @@ class MlflowSync:
             experiment_id = _experiment(client, self._experiment, self._uri)
             if PARENT in self._state["runs"]:
                 try:
-                    client.get_run(self._state["runs"][PARENT])
+                    is_lost = client.get_run(self._state["runs"][PARENT]).info.lifecycle_stage == "deleted"
                 except MlflowException as error:
                     if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                         raise
-                    _LOG.warning("%s no longer has this run; sending all of it again", self._uri)
-                    self._forget()
+                    is_lost = True
+                if is_lost:
+                    _LOG.warning("%s no longer has this run; sending all of it again", hide_credentials(self._uri))
+                    self._restart(self._fresh_state())
         self._client, self._experiment_id = client, experiment_id
 
     @contextlib.contextmanager
@@ -133,15 +146,20 @@ class MlflowSync:
     def _read_state(self) -> dict[str, Any]:
         path = self._run_dir.mlflow_state
         state = read_json(path) if path.exists() else {}
-        return state if state.get("uri") == self._uri else self._fresh_state()
+        if PARENT in state:  # of an earlier version, which kept ids alone
+            return self._fresh_state() | {"runs": {name: run_id for name, run_id in state.items() if name in (PARENT, *STEPS)}}
+        is_known = state.get("uri") == self._uri and state.get("identity") == self._run_dir.identity()
+        return state if is_known else self._fresh_state()
 
     def _fresh_state(self) -> dict[str, Any]:
-        return {"uri": self._uri, "runs": {}, "applied": 0, "read": {}, "refused": []}
+        return {"uri": self._uri, "identity": self._run_dir.identity(), "runs": {}, "applied": 0, "read": {}, "refused": []}
 
-    def _forget(self) -> None:
-        self._state = self._fresh_state()
+    def _restart(self, state: dict[str, Any]) -> None:
+        """Go on from another state than this process had."""
+        self._state = state
         self._lines, self._waiting_lines, self._num_read = JournalReader(self._run_dir.tracking), [], 0
         self._followed, self._readers, self._waiting_points, self._sent_points = {}, {}, {}, {}
+        self._num_failures = 0
 
     def _apply_or_refuse(self, line: dict[str, Any]) -> None:
         """Apply a line; one that a living MLflow refuses again and again must not hold up the others."""
@@ -152,8 +170,9 @@ class MlflowSync:
             self._num_failures += 1
             if self._num_failures < _MAX_FAILURES or line["do"] == "start":
                 raise
-            _LOG.warning("MLflow refuses a line of %s (%s): %s", self._run_dir.tracking, line["do"], error)
-            self._state["refused"].append({"run": line["run"], "do": line["do"], "error": str(error)[:500]})
+            said = hide_credentials(str(error))[:500]
+            _LOG.warning("MLflow refuses a line of %s (%s): %s", self._run_dir.tracking, line["do"], said)
+            self._state["refused"].append({"run": line["run"], "do": line["do"], "error": said})
 
     def _apply(self, line: dict[str, Any]) -> None:
         run, do = line["run"], line["do"]
@@ -302,7 +321,7 @@ def _send_until(sync: MlflowSync, stopped: threading.Event, every_s: float) -> N
             if num_last:
                 return
         except Exception as error:  # tracking never stops a run
-            _LOG.warning("MLflow did not take it, trying again: %s", error)
+            _LOG.warning("MLflow did not take it, trying again: %s", hide_credentials(str(error)))
             pause = min(60.0, 2 * pause)
 
 
@@ -318,7 +337,7 @@ def sync_run(run_dir: RunDir, settings: Settings) -> int:
         sync.send()
     except Exception as error:
         raise RuntimeError(
-            f"MLflow at {tracking_uri(settings)} did not take it ({error}); nothing is lost: start the server "
+            f"MLflow at {tracking_uri(settings)} did not take it ({hide_credentials(str(error))}); nothing is lost: start the server "
             "(`mmcot mlflow up`, or set MLFLOW_TRACKING_URI) and run this again"
         ) from error
     return waiting
@@ -327,7 +346,7 @@ def sync_run(run_dir: RunDir, settings: Settings) -> int:
 def is_everything_told(run_dir: RunDir) -> bool:
     """Whether MLflow has every line of a run, and its parent run has ended well."""
     lines = list(JournalReader(run_dir.tracking).read())
-    applied = read_json(run_dir.mlflow_state)["applied"] if run_dir.mlflow_state.exists() else 0
+    applied = read_json(run_dir.mlflow_state).get("applied", 0) if run_dir.mlflow_state.exists() else 0
     ended = [line.get("status") for line in lines if line["run"] == PARENT and line["do"] in ("start", "end")]
     return applied == len(lines) and (not ended or ended[-1] == "FINISHED")
 

@@ -26,7 +26,7 @@ from launcher.mlflow_sync import is_everything_told
 from launcher.preflight import check_machine, check_settings, fetch_pretrained
 from launcher.progress import GenerationLine, TrainingLine, showing
 from launcher.run_dir import RunDir, RunError, claim_settings, owned
-from launcher.tracking import RunLog, Tracker, open_tracker
+from launcher.tracking import RunLog, Tracker, open_tracker, tracking_uri
 
 LAST_STEP = "evaluate"
 Report = Callable[[str], None]
@@ -51,6 +51,7 @@ def run_pipeline(
         raise SettingsError(f"run.chain {settings.run.chain!r} has no step {until!r}; it has {', '.join(steps)}")
     check_settings(settings)
     check_machine(settings)
+    tracking_uri(settings)  # refused before any work, if it must be
     if settings.model.pretrained:
         fetch_pretrained(settings.model.pretrained)
     run_dir = RunDir(settings.run_dir)

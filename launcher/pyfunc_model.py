@@ -27,9 +27,15 @@ class RunModel(mlflow.pyfunc.PythonModel):
     def predict(self, context, model_input, params=None):  # without hints: MLflow would check rows against them
         """Answer a list of rows, or a data frame of them."""
         rows = model_input.to_dict("records") if hasattr(model_input, "to_dict") else list(model_input)
+        rows = [{name: value for name, value in row.items() if not _is_missing(value)} for row in rows]
         with tempfile.TemporaryDirectory() as folder:
             problems = [_problem(row, number, Path(folder)) for number, row in enumerate(rows)]
             return list(self.predictor.answer(problems, Path(folder)))
+
+
+def _is_missing(value: Any) -> bool:
+    """None, or the NaN that a data frame puts where a row has no value."""
+    return value is None or (isinstance(value, float) and value != value)
 
 
 def _problem(row: dict[str, Any], number: int, folder: Path) -> Any:

@@ -40,7 +40,9 @@ def register_model(client: Any, run_id: str, run_dir: RunDir, values: dict[str, 
             tags["mmcot.validation_accuracy"] = f"{values['accuracy']:.4f}"
         source = f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}"
         version = client.create_model_version(name, source=source, run_id=run_id, tags=tags)
-    if may_take_alias(_current(client, name, values["alias"]), values, log=log):
+    current = _current(client, name, values["alias"])
+    is_older = current is not None and int(current.version) > int(version.version)  # told again, much later
+    if not is_older and may_take_alias(current, values, log=log):
         client.set_registered_model_alias(name, values["alias"], version.version)
 
 
@@ -60,6 +62,8 @@ def may_take_alias(current: Any, values: dict[str, Any], *, log: Callable[..., N
 def _upload(client: Any, run_id: str, run_dir: RunDir, stages: list[str]) -> None:
     import mlflow.pyfunc
 
+    for left in run_dir.path.glob(".tmp-model-*"):  # of a process that was killed; a run has one sender
+        shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=run_dir.path, prefix=".tmp-model-") as temporary:  # beside the weights, to link them
         bundle = Path(temporary) / "run"
         bundle.mkdir()
@@ -101,5 +105,7 @@ def _current(client: Any, name: str, alias: str) -> Any:
 
     try:
         return client.get_model_version_by_alias(name, alias)
-    except MlflowException:
+    except MlflowException as error:  # anything but "there is none" must not read as such: a worse model would take the alias
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
         return None

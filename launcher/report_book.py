@@ -19,7 +19,7 @@ from data_shards.questions import Picture
 from data_shards.writer import read_manifest
 from launcher.config import Settings
 from launcher.evaluate import ceiling_rows, read_problems
-from launcher.report_data import SPLITS, STAGES, open_run, read_run
+from launcher.report_data import SPLITS, open_run, read_run
 from launcher.report_looking import grid_of, look_at_questions
 from launcher.report_questions import (
     break_down,
@@ -142,8 +142,9 @@ def _look(
     shown = [qid for qid, problem in problems["test"].items() if problem.images]
     qids = choose_qids(shown, lambda qid: said.get(qid, {}).get("right") is False, limit)
     ready = {"rationale": bool(facts["models"]["rationale"]), "answer": bool(facts["models"]["answer"]) and _is_done(facts, "rationales")}
+    ready = {stage: ready[stage] for stage in settings.chain.stages}
     stages = {
-        stage: look_at_questions(run_dir, settings, stage, "test", qids, shards_dir=shards_dir) for stage in STAGES if ready[stage] and qids
+        stage: look_at_questions(run_dir, settings, stage, "test", qids, shards_dir=shards_dir) for stage, is_ready in ready.items() if is_ready and qids
     }
     if not stages:
         why = "No test question has a picture." if not shown else "No model is trained yet." if limit else "Nothing was asked to be looked at."
@@ -152,7 +153,7 @@ def _look(
 
 
 def _is_done(facts: dict[str, Any], name: str) -> bool:
-    return next(step["done"] for step in facts["steps"] if step["name"] == name)
+    return next((step["done"] for step in facts["steps"] if step["name"] == name), True)  # a step that the chain does not take
 
 
 def _published() -> dict[str, Any]:

@@ -57,7 +57,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         RunError: the folder holds no run.
     """
     run_dir, settings = open_run(folder)
-    steps = read_steps(run_dir)
+    steps = read_steps(run_dir, settings.chain.steps)
     points = {stage: list(JournalReader(run_dir.journal(stage)).read()) for stage in STAGES}
     notes = {stage: _notes(points[stage]) for stage in STAGES}
     return {
@@ -73,16 +73,14 @@ def read_run(folder: Path) -> dict[str, Any]:
         "curves": {stage: curves_of(points[stage]) for stage in STAGES},
         "notes": {stage: lines for stage, lines in notes.items() if lines},
         "scores": {split: read_json(path) for split in SPLITS if (path := run_dir.scores(split)).exists()},
-        "mlflow": read_json(folder / "mlflow.json") if (folder / "mlflow.json").exists() else {},
+        "mlflow": read_json(folder / "mlflow.json").get("runs", {}) if (folder / "mlflow.json").exists() else {},
         "time": _time(run_dir, points),
     }
 
 
-def read_steps(run_dir: RunDir) -> list[dict[str, Any]]:
+def read_steps(run_dir: RunDir, steps: Iterable[str]) -> list[dict[str, Any]]:
     """Each step in order: whether it is done, its seconds and its attempt."""
-    from launcher.chains import STEPS
-
-    markers = {step: run_dir.marker(step) for step in STEPS}
+    markers = {step: run_dir.marker(step) for step in steps}
     return [
         {"name": step, "done": marker is not None, "seconds": (marker or {}).get("seconds"), "attempt": (marker or {}).get("attempt")}
         for step, marker in markers.items()

@@ -159,7 +159,8 @@ def cut(text: Any) -> str | None:
 
 
 def _find(folder: Path, run_dir: RunDir, member: str) -> Path | None:
-    candidates = [folder, Path("data") / folder.name, run_dir.path.absolute().parents[1] / "data" / folder.name]
+    parents = run_dir.path.absolute().parents
+    candidates = [folder, Path("data") / folder.name, *(above / "data" / folder.name for above in parents[1:2])]
     return next((path for path in candidates if (path / member if member else path).exists()), None)
 
 

@@ -77,8 +77,7 @@ def _sample_gpus() -> dict[str, float]:
         return {}
     values = {}
     for number in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(number)
-        values[f"gpu_{number}_memory_usage_percentage"] = 100 * (1 - free / total)
-        with contextlib.suppress(Exception):  # needs NVIDIA's management library
+        with contextlib.suppress(Exception):  # by NVIDIA's management library: a CUDA call would take memory on every GPU
+            values[f"gpu_{number}_memory_usage_megabytes"] = torch.cuda.device_memory_used(number) / 1e6
             values[f"gpu_{number}_utilization_percentage"] = float(torch.cuda.utilization(number))
     return values

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.config import Settings, setting_names
+from launcher.config import Settings, check_no_credentials, setting_names
 from launcher.journal import LineFile
 from launcher.run_dir import RunDir, Stopped
 
@@ -31,7 +31,12 @@ _LONGEST_PARAM = 6000  # characters MLflow takes
 
 
 def tracking_uri(settings: Settings) -> str:
-    """The setting, else MLFLOW_TRACKING_URI, else mlflow.db in the folder that holds the runs."""
+    """The setting, else MLFLOW_TRACKING_URI, else mlflow.db in the folder that holds the runs.
+
+    Raises:
+        SettingsError: MLFLOW_TRACKING_URI holds a user or password, which would be shown wherever the address is.
+    """
+    check_no_credentials("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI"))
     default = f"sqlite:///{(settings.run_dir.absolute().parent / 'mlflow.db')}"
     return settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
 

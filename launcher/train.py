@@ -169,6 +169,8 @@ def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
 
 def _peak_flops(engine: Any, training: Training) -> float:
     """What all ranks together could do, as given or as measured on each of them."""
+    if training.freeze_backbone:
+        return math.inf  # most of the backward pass is left out: three forward passes would be too many
     dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
     own = training.peak_tflops * 1e12 if training.peak_tflops else measure_peak_flops(engine.device, dtype)
     (total,) = _global_sum(engine, [own])
@@ -211,7 +213,7 @@ def _step(engine: Any, loaded: Step, *, seed: int, scale: float, meter: Meter, g
     for index, block in loaded.blocks:
         torch.manual_seed(_dropout_seed(seed, loaded.number, index))
         if gate:
-            gate.watch(block.tensors)
+            gate.watch(block.tensors if block.qids else None)  # a dummy is nobody's question
         meter.lap("own")
         loss = _block_loss(engine, block)
         loss_sum += loss.item()

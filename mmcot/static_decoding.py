@@ -76,7 +76,7 @@ class StaticDecoder:
                 self._compute(width)
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads of the process may use the GPU
             logits_BV = self._compute(width)
 
         def replay() -> torch.Tensor:

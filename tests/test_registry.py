@@ -6,6 +6,7 @@ import base64
 import io
 
 import numpy as np
+import pandas
 import pytest
 from PIL import Image
 
@@ -53,6 +54,9 @@ def test_the_champion_changes_only_for_a_better_one_on_the_same_data(register):
     _, better = register("better", 70.0)
     assert client.get_model_version_by_alias("answer", "champion").run_id == better["pipeline"]
     register("better", 70.0)  # the same run again makes no other version
+    newest = client.get_model_version_by_alias("rationale", "candidate").version
+    register("first", 60.0)  # told again, much later: the newest stays
+    assert client.get_model_version_by_alias("rationale", "candidate").version == newest
     assert len(client.search_model_versions("name = 'answer'")) == 4
 
 
@@ -75,5 +79,19 @@ def test_the_registered_pair_answers_a_question_with_a_picture_as_predict_does(r
     ]
     answers = model.predict(rows)
     assert [answer["qid"] for answer in answers] == ["0", "b"] and set(answers[0]) >= {"rationale", "answer_text", "prediction"}
+    assert [answer["rationale"] for answer in model.predict(pandas.DataFrame(rows))] == [answer["rationale"] for answer in answers]
     assert [row["rationale"] for row in writer.predict(rows)] == [answer["rationale"] for answer in answers]
     assert not [path for path in client.list_artifacts(client.get_model_version_by_alias("answer", "champion").run_id, "model") if path.path.endswith(".pkl")]
+
+
+def test_a_registry_that_does_not_answer_gives_no_alias_away():
+    from mlflow.exceptions import MlflowException
+
+    from launcher.registry import _current
+
+    class Away:
+        def get_model_version_by_alias(self, name, alias):
+            raise MlflowException("API request failed with exception timeout")
+
+    with pytest.raises(MlflowException, match="timeout"):
+        _current(Away(), "answer", "champion")

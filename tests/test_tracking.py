@@ -27,7 +27,7 @@ from launcher.mlflow_sync import _create_store, is_everything_told
 from launcher.pipeline import _Pipeline
 from launcher.run_dir import RunDir, Stopped
 from launcher.system_metrics import sampling
-from launcher.tracking import open_tracker, tracking_uri
+from launcher.tracking import RunLog, open_tracker, tracking_uri
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +138,14 @@ def test_the_default_store_lies_beside_the_runs_and_the_environment_goes_before_
     assert tracking_uri(settings) == "http://127.0.0.1:5999"
 
 
-def test_a_password_in_the_address_is_refused_and_hidden_in_command_lines(make_place):
+def test_a_password_in_an_address_is_refused_and_hidden_in_command_lines(make_place, monkeypatch):
     with pytest.raises(SettingsError, match="MLFLOW_TRACKING_PASSWORD"):
         make_place("b", "tracking.uri=http://me:secret@host:5000")
+    with pytest.raises(SettingsError, match="data.shards_dir holds a user"):
+        make_place("c", "data.shards_dir=https://me:secret@host/x")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@host:5000")
+    with pytest.raises(SettingsError, match="MLFLOW_TRACKING_URI holds a user"):
+        tracking_uri(load_settings(preset="demo"))
     assert hide_credentials("mmcot run --set x=s3://key:secret@host/a") == "mmcot run --set x=s3://***@host/a"
     assert describe_environment()["mmcot.host"] == socket.gethostname()
 
@@ -216,6 +221,39 @@ def test_a_step_is_marked_done_only_after_its_end_is_told(place, monkeypatch):
     with contextlib.ExitStack() as resources:
         _Pipeline(settings, run_dir, 1, lambda line: None, resources, None)._step("data", {}, lambda child: {})
     assert ends == [["FINISHED"]]
+
+
+def test_two_senders_of_a_run_make_it_once(place):
+    settings, run_dir = place
+    from launcher.mlflow_sync import MlflowSync
+
+    file = LineFile(run_dir.tracking)
+    senders = [MlflowSync(run_dir, uri=tracking_uri(settings), experiment="mmcot") for _ in range(2)]
+    RunLog(file, "pipeline")._append("start", name="a", tags={}, parent_key=None)
+    senders[0].send()
+    RunLog(file, "data")._append("start", name="data", tags={}, parent_key=None)
+    senders[1].send()
+    senders[0].send()
+    client = client_of(settings)
+    assert len(client.search_runs([client.get_experiment_by_name("mmcot").experiment_id])) == 2
+
+
+def test_a_run_that_was_deleted_in_mlflow_is_told_again(place):
+    settings, run_dir = place
+    first = log_once(settings, run_dir, [(1, 0.9)])
+    for run_id in read_json(run_dir.mlflow_state)["runs"].values():
+        client_of(settings).delete_run(run_id)
+    second = log_once(settings, run_dir, [(2, 0.8)])
+    assert second != first and sorted(history(settings, second)) == [(1, 0.9), (2, 0.8)]
+
+
+def test_the_ids_of_an_earlier_version_are_gone_on_with(place):
+    settings, run_dir = place
+    first = log_once(settings, run_dir, [(1, 0.9)])
+    commit_json(run_dir.mlflow_state, read_json(run_dir.mlflow_state)["runs"])
+    run_dir.tracking.unlink()
+    assert is_everything_told(run_dir)
+    assert log_once(settings, run_dir, [(2, 0.8)]) == first
 
 
 class Server:
