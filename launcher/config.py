@@ -231,6 +231,8 @@ class Tuning(_Section):
             raise ValueError(f"scheduler {self.scheduler} ends trials by validation_loss; with objective {self.objective} use scheduler none")
         if self.scheduler != "none" and self.stage == "pipeline":
             raise ValueError(f"scheduler {self.scheduler} needs one training to watch: stage rationale or answer, not pipeline")
+        if self.search == "optuna" and (self.arms or any("grid" in spec for spec in self.space.values() if isinstance(spec, dict))):
+            raise ValueError("search optuna draws every value and goes through no grid or arms; use choice instead of grid, or search random")
         return self
 
     @property

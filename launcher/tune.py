@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -47,6 +48,8 @@ def run_tuning(settings: Settings, *, report: Report = print, finish: Finish | N
         RunError: another process runs it.
     """
     check_space(settings)
+    if settings.tuning.search == "optuna" and importlib.util.find_spec("optuna") is None:
+        raise SettingsError("tuning.search optuna needs a package: pip install 'mmcot[optuna]', or use tuning.search=random")
     check_settings(settings)
     check_machine(settings)
     run_dir = RunDir(settings.run_dir.absolute())

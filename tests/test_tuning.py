@@ -52,6 +52,11 @@ def test_a_scheduler_that_has_nothing_to_watch_is_refused():
             load_settings(preset="demo", overrides=[override])
 
 
+def test_optuna_and_a_grid_are_refused_together():
+    with pytest.raises(SettingsError, match="goes through no grid"):
+        load_settings(preset="demo", overrides=["tuning.search=optuna", "tuning.space={run.seed: {grid: [0, 1]}}"])
+
+
 def test_a_trial_that_does_not_fit_is_refused_with_the_arithmetic(monkeypatch):
     import ray
 
