@@ -109,8 +109,8 @@ def _tuner(job: TrialJob, concurrent: int, report: Report) -> Any:
         param_space=_param_space(job.settings),
         tune_config=tune.TuneConfig(
             metric=settings.objective, mode=OBJECTIVES[settings.objective],
-            num_samples=settings.num_samples, max_concurrent_trials=concurrent, time_budget_s=settings.time_budget_s,
-            search_alg=_search(settings, job.settings.run.seed), scheduler=_scheduler(job.settings),
+            num_samples=settings.num_samples, time_budget_s=settings.time_budget_s,
+            search_alg=_search(settings, job.settings.run.seed, concurrent), scheduler=_scheduler(job.settings),
             trial_name_creator=lambda trial: trial.trial_id, trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(name="trials", storage_path=str(storage), verbose=0, callbacks=[_lines(report)]),
@@ -162,14 +162,15 @@ def _param_space(settings: Settings) -> dict[str, Any]:
     return space | ({"arm": tune.grid_search(list(settings.tuning.arms))} if settings.tuning.arms else {})
 
 
-def _search(tuning: Any, seed: int) -> Any:
+def _search(tuning: Any, seed: int, concurrent: int) -> Any:
     if tuning.search == "optuna":
+        from ray.tune.search import ConcurrencyLimiter
         from ray.tune.search.optuna import OptunaSearch
 
-        return OptunaSearch(seed=seed)
+        return ConcurrencyLimiter(OptunaSearch(seed=seed), max_concurrent=concurrent)
     from ray.tune.search import BasicVariantGenerator
 
-    return BasicVariantGenerator(random_state=seed)
+    return BasicVariantGenerator(max_concurrent=concurrent, random_state=seed)  # TuneConfig's limit does not reach it
 
 
 def _scheduler(settings: Settings) -> Any:
