@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas
 
 
 class RunModel(mlflow.pyfunc.PythonModel):
@@ -24,8 +25,8 @@ class RunModel(mlflow.pyfunc.PythonModel):
         folder = Path(context.artifacts["run"])
         self.predictor = RunPredictor(folder, stages=[stage for stage in ("rationale", "answer") if (folder / stage).exists()])
 
-    def predict(self, context, model_input, params=None):  # without hints: MLflow would check rows against them
-        """Answer a list of rows, or a data frame of them."""
+    def predict(self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Answer a data frame of rows, or a list of them (MLflow has no hint for either, and warns without one)."""
         rows = model_input.to_dict("records") if hasattr(model_input, "to_dict") else list(model_input)
         rows = [{name: value for name, value in row.items() if not _is_missing(value)} for row in rows]
         with tempfile.TemporaryDirectory() as folder:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,12 +71,10 @@ def _upload(client: Any, run_id: str, run_dir: RunDir, stages: list[str]) -> Non
         for stage in stages:
             shutil.copytree(run_dir.model(stage), bundle / stage / "model", copy_function=os.link)
         folder = Path(temporary) / FOLDER
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*type hints", category=UserWarning)  # rows are checked by us, not by MLflow
-            mlflow.pyfunc.save_model(
-                folder, python_model=str(Path(__file__).with_name("pyfunc_model.py")), artifacts={"run": str(bundle)},
-                pip_requirements=["mmcot"],  # given, because MLflow would otherwise load the model to guess them
-            )  # fmt: skip
+        mlflow.pyfunc.save_model(
+            folder, python_model=str(Path(__file__).with_name("pyfunc_model.py")), artifacts={"run": str(bundle)},
+            pip_requirements=["mmcot"],  # given, because MLflow would otherwise load the model to guess them
+        )  # fmt: skip
         client.log_artifacts(run_id, str(folder), FOLDER)
 
 
