@@ -22,7 +22,6 @@ import json
 import multiprocessing
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np

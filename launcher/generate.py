@@ -24,8 +24,8 @@ from launcher.system_metrics import sampling
 from launcher.task_queue import TaskQueue
 from mmcot.quality import is_repetitive
 
-
-LOST_STARTS = 3  # workers lost in their start count as one that failed: nodes go, but memory may also never suffice
+# So many workers lost in their start count as one that failed by itself: nodes go, but memory may also never suffice.
+LOST_STARTS = 3
 
 
 class GenerationError(RuntimeError):
@@ -220,7 +220,7 @@ def _run_missing(
     started = time.perf_counter()
     starting: dict[Any, Any] = {}  # a worker takes its first task when it is there: those of nodes that join later, later
     running: dict[Any, tuple[Task, Any]] = {}
-    failed_starts = 0  # by an exception, in a row; a worker lost in its start is only started again
+    failed_starts = 0.0  # in a row; see LOST_STARTS
 
     def start_worker() -> None:
         worker = actor_class.remote(job)

@@ -18,7 +18,6 @@ import contextlib
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -47,13 +46,7 @@ class MlflowSync:
         self._run_dir, self._uri, self._experiment = run_dir, uri, experiment
         self._client: Any = None
         self._experiment_id = ""
-        self._state = self._read_state()
-        self._lines, self._waiting_lines = JournalReader(run_dir.tracking), []
-        self._num_read = self._num_failures = 0
-        self._followed: dict[str, str] = {}  # pattern: run
-        self._readers: dict[str, JournalReader] = {}
-        self._waiting_points: dict[str, list[Point]] = {}
-        self._sent_points: dict[str, set[tuple[str, int]]] = {}
+        self._restart(self._read_state())
 
     def send(self) -> None:
         """Apply what is new.
@@ -155,11 +148,15 @@ class MlflowSync:
         return {"uri": self._uri, "identity": self._run_dir.identity(), "runs": {}, "applied": 0, "read": {}, "refused": []}
 
     def _restart(self, state: dict[str, Any]) -> None:
-        """Go on from another state than this process had."""
+        """Begin, or go on from another state than this process had."""
         self._state = state
-        self._lines, self._waiting_lines, self._num_read = JournalReader(self._run_dir.tracking), [], 0
-        self._followed, self._readers, self._waiting_points, self._sent_points = {}, {}, {}, {}
-        self._num_failures = 0
+        self._lines: JournalReader = JournalReader(self._run_dir.tracking)
+        self._waiting_lines: list[dict[str, Any]] = []
+        self._num_read = self._num_failures = 0
+        self._followed: dict[str, str] = {}  # pattern: run
+        self._readers: dict[str, JournalReader] = {}
+        self._waiting_points: dict[str, list[Point]] = {}
+        self._sent_points: dict[str, set[tuple[str, int]]] = {}
 
     def _apply_or_refuse(self, line: dict[str, Any]) -> None:
         """Apply a line; one that a living MLflow refuses again and again must not hold up the others."""
@@ -190,25 +187,24 @@ class MlflowSync:
         run, runs = line["run"], self._state["runs"]
         if run not in runs:
             key = f"{self._run_dir.identity()}/{run}"
-            found = self._client.search_runs([self._experiment_id], f"tags.`mmcot.key` = '{key}'", max_results=1)
-            if found:  # made by a process that ended before it could write that down
-                runs[run] = found[0].info.run_id
+            if found := self._find(key):  # made by a process that ended before it could write that down
+                runs[run] = found
             else:
                 tags = {"mmcot.key": key, **line["tags"]}
                 if run != PARENT:
                     tags["mlflow.parentRunId"] = runs[PARENT]
                 elif line.get("parent_key"):
-                    tags["mlflow.parentRunId"] = self._find(line["parent_key"])
+                    tags["mlflow.parentRunId"] = parent = self._find(line["parent_key"])
+                    if parent is None:
+                        raise LookupError(f"MLflow has no run of key {line['parent_key']} yet")  # its own folder will tell of it
                 made = self._client.create_run(self._experiment_id, run_name=line["name"], tags=tags, start_time=line["time_ms"])
                 runs[run] = made.info.run_id
             commit_json(self._run_dir.mlflow_state, self._state)
         self._client.update_run(runs[run], status="RUNNING")
 
-    def _find(self, key: str) -> str:
+    def _find(self, key: str) -> str | None:
         found = self._client.search_runs([self._experiment_id], f"tags.`mmcot.key` = '{key}'", max_results=1)
-        if not found:
-            raise LookupError(f"MLflow has no run of key {key} yet")  # its own folder will tell of it
-        return found[0].info.run_id
+        return found[0].info.run_id if found else None
 
     def _send_params(self, run_id: str, line: dict[str, Any]) -> None:
         from mlflow.entities import Param
@@ -338,7 +334,7 @@ def sync_run(run_dir: RunDir, settings: Settings) -> int:
     except Exception as error:
         raise RuntimeError(
             f"MLflow at {tracking_uri(settings)} did not take it ({hide_credentials(str(error))}); nothing is lost: start the server "
-            "(`mmcot mlflow up`, or set MLFLOW_TRACKING_URI) and run this again"
+            "(`mmcot mlflow up`) and run this again, or name another with --uri"
         ) from error
     return waiting
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from launcher.beside import beside
 from launcher.journal import Journal, JournalReader
 
 SHOW_EVERY_S = 5.0
@@ -64,22 +65,17 @@ class TrainingLine:
 @contextlib.contextmanager
 def showing(journal: Path, on_point: Callable[[dict[str, Any]], None], *, every_s: float = 1.0) -> Iterator[None]:
     """Hand on a journal's points while they are written, in a thread, and the rest at the end."""
-    reader, stopped = JournalReader(journal), threading.Event()
+    reader = JournalReader(journal)
 
-    def show() -> None:
+    def show(stopped: threading.Event) -> None:
         last = False
         while not last:
             last = stopped.wait(every_s)
             for point in reader.read():
                 on_point(point)
 
-    thread = threading.Thread(target=show, name="progress", daemon=True)
-    thread.start()
-    try:
+    with beside(show, name="progress"):
         yield
-    finally:
-        stopped.set()
-        thread.join()
 
 
 class GenerationLine:

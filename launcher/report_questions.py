@@ -30,7 +30,7 @@ from data_shards.sources import read_questions
 from data_shards.storage import read_json, sha256_of_file
 from launcher.config import Settings
 from launcher.data import is_indexed, mini_sqa_folder
-from launcher.report_data import SPLITS, wilson
+from launcher.report_data import wilson
 from launcher.run_dir import RunDir
 from mmcot.metrics import COLUMNS, columns_of
 from mmcot.problem import Problem

@@ -22,6 +22,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ import psutil
 import yaml
 
 from data_shards.storage import commit_bytes, commit_json, exclusive, fingerprint, read_json
+from launcher.beside import beside
 from launcher.config import Settings, SettingsError, dump_settings, parse_settings
 
 HEARTBEAT_S = 5.0
@@ -213,14 +215,10 @@ def owned(run_dir: RunDir) -> Iterator[int]:
                 )
             attempt = lock["attempt"] + 1
         commit_json(path, _lock(attempt))
-    stopped = threading.Event()
-    heart = threading.Thread(target=_beat, args=(path, attempt, stopped), name="heartbeat", daemon=True)
-    heart.start()
     try:
-        yield attempt
+        with beside(partial(_beat, path, attempt), name="heartbeat"):
+            yield attempt
     finally:
-        stopped.set()
-        heart.join()
         _write_own_lock(path, attempt, released=True)
 
 

@@ -14,10 +14,12 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import psutil
 
+from launcher.beside import beside
 from launcher.journal import Journal, JournalReader
 
 SAMPLE_EVERY_S = 10.0
@@ -35,17 +37,11 @@ def sampling(logs: Path, step: str, *, every_s: float = SAMPLE_EVERY_S) -> Itera
         except OSError:
             yield
             return
-        stopped = threading.Event()
-        thread = threading.Thread(target=_sample_until, args=(path, node, stopped, every_s), name="system-metrics", daemon=True)
-        thread.start()
-        try:
+        with beside(partial(_sample_until, path, node, every_s), name="system-metrics"):
             yield
-        finally:
-            stopped.set()
-            thread.join()
 
 
-def _sample_until(path: Path, node: str, stopped: threading.Event, every_s: float) -> None:
+def _sample_until(path: Path, node: str, every_s: float, stopped: threading.Event) -> None:
     first = next((point["time_ms"] / 1000 for point in JournalReader(path).read()), time.time())
     journal, network = Journal(path), psutil.net_io_counters()
     psutil.cpu_percent()  # the first call has nothing to compare with

@@ -3,7 +3,7 @@
     run_tuning(settings)     # `mmcot tune`; again: finished trials stay, the others go on
 
     runs/<name>/
-      tuning.yaml            settings, the space among them; other settings are refused
+      run.yaml               settings, the space among them; other settings are refused
       trials/<id>/           a run folder each
       tune/                  Ray Tune's own state
       trials.json best.yaml  every trial with its values, state and reason; the best as settings
@@ -29,8 +29,8 @@ from launcher.mlflow_sync import sync_run
 from launcher.preflight import check_machine, check_settings
 from launcher.run_dir import RunDir, claim_settings, owned
 from launcher.tracking import PARENT, RunLog, Tracker, open_tracker, tracking_uri
-from launcher.trial import OBJECTIVES, TrialJob, run_trial, trial_settings
-from launcher.tuning_space import check_space, num_grid_points, with_values
+from launcher.trial import OBJECTIVES, TrialJob, run_trial
+from launcher.tuning_space import check_space, with_values
 
 TRIAL_MEMORY = 500_000_000  # bytes of the process that leads a trial
 Report = Callable[[str], None]
@@ -68,7 +68,7 @@ def run_tuning(settings: Settings, *, report: Report = print, finish: Finish | N
         job = TrialJob(settings=base, folder=str(run_dir.path), parent_key=f"{run_dir.identity()}/{PARENT}", working_dir=os.getcwd())
         results = _tuner(job, concurrent, report).fit()
         end_trials(base, run_dir)
-        (finish or _finish)(settings, run_dir, _describe_trials(results, settings, run_dir), tracker, report)
+        (finish or _finish)(settings, run_dir, _describe_trials(results, settings), tracker, report)
     return run_dir
 
 
@@ -192,7 +192,7 @@ def _scheduler(settings: Settings) -> Any:
     return schedulers.FIFOScheduler()
 
 
-def _describe_trials(results: Any, settings: Settings, run_dir: RunDir) -> list[dict[str, Any]]:
+def _describe_trials(results: Any, settings: Settings) -> list[dict[str, Any]]:
     """Every trial: its values, how far it came, what it reached, and why it failed."""
     tuning, trials = settings.tuning, []
     planned = getattr(settings, tuning.stage).num_steps if tuning.stage != "pipeline" else None

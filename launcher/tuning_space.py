@@ -14,8 +14,7 @@ A name is that of any setting. Values at the edges of every range are tried agai
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launcher.config import Settings, SettingsError, parse_settings, set_value
@@ -55,18 +54,6 @@ def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
     for name, value in values.items():
         plain = set_value(plain, name, value)
     return parse_settings(plain)
-
-
-def grid_points(space: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every combination of the grids; of the other names nothing."""
-    grids = {name: spec["grid"] for name, spec in space.items() if "grid" in spec}
-    for values in itertools.product(*grids.values()):
-        yield dict(zip(grids, values, strict=True))
-
-
-def num_grid_points(space: Mapping[str, Any]) -> int:
-    """How many combinations of the grids there are; 1 without a grid."""
-    return math.prod(len(spec["grid"]) for spec in space.values() if "grid" in spec)
 
 
 def _edges(name: str, spec: Any) -> Sequence[Any]:

@@ -10,8 +10,8 @@ import pandas
 import pytest
 from PIL import Image
 
-from data_shards.storage import commit_bytes, commit_json, read_json
-from launcher.config import dump_settings, load_settings
+from data_shards.storage import commit_bytes, read_json
+from launcher.config import dump_settings
 from launcher.run_dir import RunDir
 from launcher.tracking import open_tracker, tracking_uri
 
