@@ -35,9 +35,13 @@ MAX_DRAWS = 200  # for one row, before its space counts as exhausted
 
 
 def write_mini_sqa(
-    output_dir: str | Path, *, num_train: int = 4000, num_val: int = 400, num_test: int = 800, seed: int = 0
-) -> None:
+    output_dir: str | Path, *, num_train: int = 4000, num_val: int = 400, num_test: int = 800, seed: int = 0,
+    shuffle_choices: bool = False,
+) -> None:  # fmt: skip
     """Write the data set to a folder; files of the same name are overwritten.
+
+    A skill's choices stand in one order, so that a letter is a word; with ``shuffle_choices`` each
+    row has an order of its own, and a letter must be looked up. Nothing else changes.
 
     The same arguments give the same texts and the same pixels. No two rows of all splits
     share question, hint and choices, and no two pictures are equal.
@@ -59,7 +63,7 @@ def write_mini_sqa(
         rows = _draw_split(split, size, seed=seed, texts=texts, pictures=pictures)
         splits[split] = [str(len(problems) + 1 + index) for index in range(len(rows))]
         for qid, (record, caption, tiles) in zip(splits[split], rows, strict=True):
-            problems[qid] = record
+            problems[qid] = _with_shuffled_choices(record, random.Random(f"choices-{seed}-{qid}")) if shuffle_choices else record
             if tiles is not None:
                 captions[qid] = caption
                 _write_picture(root / "images" / split / qid / "image.png", tiles)
@@ -201,6 +205,12 @@ def _greedy_answer(group: list[tuple[list[str], int, float]]) -> int:
         group = [row for row in group if "".join(row[0][place : place + 1]) == likeliest]
         place += 1
     return group[0][1]
+
+
+def _with_shuffled_choices(record: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    order = list(range(len(record["choices"])))
+    rng.shuffle(order)
+    return record | {"choices": [record["choices"][index] for index in order], "answer": order.index(record["answer"])}
 
 
 def _write_picture(path: Path, tiles: np.ndarray) -> None:

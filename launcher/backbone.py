@@ -15,6 +15,7 @@ from launcher.config import Settings
 from launcher.engine import full_state_dict
 from launcher.jobs import MODEL_FACTS_FILE
 from launcher.samples import StageSamples
+from mmcot.distance_bias import prefer_near
 from mmcot.model import MultimodalT5Config, T5ForMultimodalGeneration
 
 
@@ -30,12 +31,15 @@ def build_model(settings: Settings, samples: StageSamples) -> T5ForMultimodalGen
         _check_vision_dim(settings.model.pretrained, dim)
         return T5ForMultimodalGeneration.from_pretrained(settings.model.pretrained, dtype=torch.float32, **vision)
     tokenizer = samples.tokenizer
-    shape = settings.model.shape.model_dump() | {"vocab_size": settings.model.shape.vocab_size or len(tokenizer)}
+    shape = settings.model.shape.model_dump(exclude={"distance_bias"}) | {"vocab_size": settings.model.shape.vocab_size or len(tokenizer)}
     config = MultimodalT5Config(
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.pad_token_id, **shape, **vision,
     )  # fmt: skip
-    return T5ForMultimodalGeneration._from_config(config)
+    model = T5ForMultimodalGeneration._from_config(config)
+    if settings.model.shape.distance_bias:
+        prefer_near(model, settings.model.shape.distance_bias)
+    return model
 
 
 def _check_vision_dim(pretrained: str, dim: int) -> None:

@@ -48,6 +48,7 @@ class MiniSQA(_Section):
     num_val: PositiveInt = Field(400, description="validation questions")
     num_test: PositiveInt = Field(800, description="test questions")
     seed: NonNegativeInt = Field(0, description="seed of the generator")
+    shuffle_choices: bool = Field(False, description="an order of the choices for each question, instead of one for each skill")
 
 
 class Data(_Section):
@@ -83,6 +84,9 @@ class T5Shape(_Section):
     feed_forward_proj: Literal["relu", "gated-gelu"] = Field("relu", description="T5 v1.0 or Flan style")
     tie_word_embeddings: bool = Field(False, description="share lm_head with the input embedding")
     dropout_rate: float = Field(0.0, ge=0, lt=1, description="dropout")
+    distance_bias: float = Field(
+        0.0, ge=0, description="start the first head's attention lower by this much a token of distance, each further head by half of it (ALiBi); 0: T5's start"
+    )
 
 
 class Model(_Section):

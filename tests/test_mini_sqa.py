@@ -200,3 +200,14 @@ def test_an_exhausted_space_of_texts_is_an_error_that_says_what_to_do(tmp_path, 
 def test_a_negative_size_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"num_val \(-1\) must be 0 or more"):
         write_mini_sqa(tmp_path, num_val=-1)
+
+
+def test_shuffled_choices_keep_the_right_word_and_lose_the_fixed_order(tmp_path):
+    for name, shuffle in (("fixed", False), ("shuffled", True)):
+        write_mini_sqa(tmp_path / name, num_train=160, num_val=0, num_test=0, seed=5, shuffle_choices=shuffle)
+    fixed, shuffled = (json.loads((tmp_path / name / "problems.json").read_text()) for name in ("fixed", "shuffled"))
+    assert {qid: row["choices"][row["answer"]] for qid, row in fixed.items()} == {qid: row["choices"][row["answer"]] for qid, row in shuffled.items()}
+    kept = sum(fixed[qid]["choices"] == shuffled[qid]["choices"] for qid in fixed)
+    assert 40 < kept < 90  # a half of two choices, a sixth of three, a 24th of four: 61 in the mean
+    left_out = {"choices", "answer"}
+    assert all({k: v for k, v in fixed[qid].items() if k not in left_out} == {k: v for k, v in shuffled[qid].items() if k not in left_out} for qid in fixed)
