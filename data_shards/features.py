@@ -1,13 +1,13 @@
 """Where a problem's features come from: pictures on the spot, or an array made elsewhere.
 
-Both kinds are functions from a problem to a float16 array [p, D] (p = 0 without a usable
-picture) that count what they met, for ``writer.write_feature_shards``.
+A feature is a float16 array [p, D], p = 0 without a usable picture. Both kinds count what they
+met, under the names of ``PICTURE_COUNTS``.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
@@ -21,55 +21,81 @@ PICTURE_COUNTS = (
     "num_pictures_over_limit",
 )  # fmt: skip
 FeaturesOf = Callable[[Problem, Counter[str]], np.ndarray]
+OpenPictures = Callable[[Problem, Counter[str]], list[Image.Image]]
+Encode = Callable[[Sequence[Image.Image]], np.ndarray]
 
 
 class FeatureError(ValueError):
     """Ready-made features that cannot be used; the message names file and row."""
 
 
-def features_of_pictures(
-    pictures: Callable[[Problem], Sequence[Picture]],
-    featurize: Callable[[Image.Image], np.ndarray],
-    *,
-    shape: tuple[int, int],
-    max_pictures: int = 1,
-    count_unreadable: bool = False,
-) -> FeaturesOf:
-    """Features from pictures: the patches of up to ``max_pictures``, behind each other.
+def open_pictures_of(
+    pictures: Callable[[Problem], Sequence[Picture]], *, max_pictures: int = 1, count_unreadable: bool = False
+) -> OpenPictures:
+    """A function from a problem to its usable pictures, as RGB, that counts what it meets.
 
     Args:
         pictures: problem to its pictures, in reading order.
-        featurize: one RGB picture to a float16 array of ``shape``.
-        shape: [P, D] of one picture.
+        max_pictures: how many of them are opened.
         count_unreadable: count a picture that is there but cannot be read and go on
             without it, instead of raising ``PictureError``.
     """
 
-    def features_of(problem: Problem, counts: Counter[str]) -> np.ndarray:
+    def open_pictures(problem: Problem, counts: Counter[str]) -> list[Image.Image]:
         named = pictures(problem)
         present = [picture for picture in named if isinstance(picture, bytes) or picture.is_file()]
         counts["num_pictures_missing"] += len(named) - len(present) if present else 0
         counts["num_pictures_over_limit"] += max(0, len(present) - max_pictures)
-        arrays = []
+        opened = []
         for picture in present[:max_pictures]:
             name = f"question {problem.qid}: picture {'in the data set' if isinstance(picture, bytes) else picture}"
             try:
-                array = featurize(open_picture(picture, name=name))
+                opened.append(open_picture(picture, name=name))
             except PictureError:
                 if not count_unreadable:
                     raise
                 counts["num_pictures_unreadable"] += 1
-                continue
-            if array.shape != shape or array.dtype != np.float16:
-                raise ValueError(f"{name}: features of {array.dtype}{array.shape}, expected float16{shape}")
-            arrays.append(array)
-        if arrays:
+        if opened:
             counts["num_with_features"] += 1
         elif not present:
             counts["num_picture_absent" if problem.images else "num_no_image"] += 1
-        return np.concatenate(arrays) if arrays else np.zeros((0, shape[1]), dtype=np.float16)
+        return opened
 
-    return features_of
+    return open_pictures
+
+
+def features_of_pictures(
+    problems: Iterable[Problem], counts: Counter[str], *, open_pictures: OpenPictures, encode: Encode, shape: tuple[int, int], batch_size: int = 32,
+) -> Iterator[np.ndarray]:  # fmt: skip
+    """Features of every problem in order, float16 [p, D]: the patches of its pictures behind each other.
+
+    Args:
+        encode: RGB pictures to their features, float16 [B, P, D].
+        shape: [P, D] of one picture.
+        batch_size: pictures encoded together; the last of a batch may bring a few more.
+    """
+    waiting: list[tuple[Problem, int]] = []
+    images: list[Image.Image] = []
+
+    def encoded() -> Iterator[np.ndarray]:
+        arrays = encode(images) if images else np.zeros((0, *shape), dtype=np.float16)
+        if arrays.shape != (len(images), *shape) or arrays.dtype != np.float16:
+            first = waiting[0][0].qid
+            raise ValueError(f"features of {len(images)} pictures from question {first} on: {arrays.dtype}{arrays.shape}, expected float16{(len(images), *shape)}")
+        at = 0
+        for _, number in waiting:
+            yield arrays[at : at + number].reshape(-1, shape[1])
+            at += number
+        waiting.clear()
+        images.clear()
+
+    for problem in problems:
+        opened = open_pictures(problem, counts)
+        waiting.append((problem, len(opened)))
+        images += opened
+        if len(images) >= batch_size:
+            yield from encoded()
+    yield from encoded()
 
 
 def ready_made_features(

@@ -107,6 +107,22 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
         raise ShardError(f"{path} has a line that is no JSON ({error}); delete the file and run again") from error
 
 
+def verified_files(output_dir: str | Path) -> dict[str, dict[str, Any]]:
+    """The files of a complete output with their counts, each held against its sha256.
+
+    Raises:
+        ShardError: the output is not complete, or a file is not what was written.
+    """
+    path = Path(output_dir) / "manifest.json"
+    manifest = read_json(path) if path.exists() else {"complete": False}
+    if not manifest["complete"]:
+        raise ShardError(f"{output_dir} is not complete; run `mmcot rationales` to its end first")
+    for name, file in manifest["files"].items():
+        if not (Path(output_dir) / name).is_file() or sha256_of_file(Path(output_dir) / name) != file["sha256"]:
+            raise ShardError(f"{Path(output_dir) / name} is missing or not what was written; delete {output_dir} and run again")
+    return manifest["files"]
+
+
 class RationaleReader:
     """The rationales of a split, by shard number and position; files are read as they are needed.
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json
 import re
 import tarfile
@@ -111,21 +112,55 @@ def write_feature_shards(
             under the names of ``PICTURE_COUNTS``.
         shape: [P, D].
     """
-    shards_dir = Path(shards_dir)
-    folder = shards_dir / "features" / name
-    text = read_manifest(shards_dir / "text")
+    for shard in missing_feature_shards(shards_dir, name=name):
+        write_feature_shard(
+            shards_dir, name=name, shard=shard, arrays_of=lambda problems, counts: (features_of(problem, counts) for problem in problems)
+        )
+    return close_feature(shards_dir, name=name, shape=shape)
+
+
+def missing_feature_shards(shards_dir: str | Path, *, name: str) -> list[Shard]:
+    """The text shards whose features are not committed yet."""
+    folder = Path(shards_dir) / "features" / name
+    return [shard for shard in manifest_shards(read_manifest(Path(shards_dir) / "text")) if not _note(folder, shard).exists()]
+
+
+def write_feature_shard(
+    shards_dir: str | Path, *, name: str, shard: Shard, arrays_of: Callable[[Iterator[Problem], Counter[str]], Iterable[np.ndarray]]
+) -> dict[str, int]:
+    """Write the features of one text shard, committed with a note that ``close_feature`` reads; returns what was counted.
+
+    Args:
+        arrays_of: the shard's problems to their arrays, in order; counts what it met.
+    """
+    folder, counts = Path(shards_dir) / "features" / name, Counter(dict.fromkeys(PICTURE_COUNTS, 0))
+    named, computed = itertools.tee(read_problems(Path(shards_dir) / "text", shard))
+    arrays = ((f"{problem.qid}.npy", _npy_bytes(array)) for problem, array in zip(named, arrays_of(computed, counts), strict=True))
+    written = _write_shard(folder, shard.split, shard.number, arrays, shard.num_samples)
+    commit_json(_note(folder, shard), {"shard": dataclasses.asdict(written), "counts": dict(counts)})
+    return dict(counts)
+
+
+def close_feature(shards_dir: str | Path, *, name: str, shape: tuple[int, int]) -> dict[str, Any]:
+    """Commit the manifest of a feature all of whose shards are written, and return it."""
+    folder, text = Path(shards_dir) / "features" / name, read_manifest(Path(shards_dir) / "text")
+    notes = {shard: read_json(_note(folder, shard)) for shard in manifest_shards(text)}
     counts = {split: Counter(dict.fromkeys(PICTURE_COUNTS, 0)) for split in SPLITS}
-    shards = []
-    for text_shard in manifest_shards(text):
-        count = counts[text_shard.split]
-        problems = read_problems(shards_dir / "text", text_shard)
-        arrays = ((f"{problem.qid}.npy", _npy_bytes(features_of(problem, count))) for problem in problems)
-        shards.append(_write_shard(folder, text_shard.split, text_shard.number, arrays, text_shard.num_samples))
+    for shard, note in notes.items():
+        counts[shard.split].update(note["counts"])
     extra = {
         "feature": name, "num_patches": shape[0], "dim": shape[1], "dtype": "float16",
         "counts": {split: dict(count) for split, count in counts.items()}, "text_fingerprint": text["fingerprint"],
     }  # fmt: skip
-    return write_manifest(folder, "features", shards, extra)
+    manifest = write_manifest(folder, "features", [Shard(**note["shard"]) for note in notes.values()], extra)
+    for shard in notes:
+        _note(folder, shard).unlink()
+    return manifest
+
+
+def _note(folder: Path, shard: Shard) -> Path:
+    """What stands beside a feature shard until the feature's manifest does: it is whole, and what it met."""
+    return folder / f"{shard.name}.done.json"
 
 
 def read_problems(folder: Path, shard: Shard) -> Iterator[Problem]:

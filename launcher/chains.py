@@ -35,17 +35,23 @@ class Chain:
         return "rationale" in self.stages
 
     @property
+    def reads_rationales(self) -> bool:
+        """Whether the answering model reads what another model wrote, of this run or given."""
+        return self.has_rationale_stage or self.name == "given-rationales"
+
+    @property
     def steps(self) -> tuple[str, ...]:
         """Those of all ``STEPS`` that the chain takes."""
-        return STEPS if self.has_rationale_stage else tuple(step for step in STEPS if "rationale" not in step)
+        left_out = set() if self.has_rationale_stage else {"train-rationale"} if self.reads_rationales else {"train-rationale", "rationales"}
+        return tuple(step for step in STEPS if step not in left_out)
 
     def reasons(self, text: str) -> str | None:
         """The reasons within what the answering model wrote, or None where it gives none."""
-        return None if self.has_rationale_stage or self.name == "answer" else split_reasons(text)
+        return None if self.reads_rationales or self.name == "answer" else split_reasons(text)
 
     def gold_reasons(self, problem: Problem, *, rationale_format: str, answer_format: str) -> str | None:
         """What the reasons are held against: the target the model has learned, without the answer."""
-        if self.has_rationale_stage:
+        if self.reads_rationales:
             return gold_rationale(problem, rationale_format)
         return self.reasons(build_pair(problem, answer_format)[1])
 
@@ -55,6 +61,7 @@ CHAINS: Mapping[str, Chain] = MappingProxyType(
         chain.name: chain
         for chain in (
             Chain("two-stage", "QCM→R, QCMR→A", ("rationale", "answer"), "QCMG-A"),
+            Chain("given-rationales", "QCMR→A", ("answer",), "QCMG-A"),
             Chain("answer", "QCM→A", ("answer",), "QCM-A"),
             Chain("reason-then-answer", "QCM→RA", ("answer",), "QCM-LEA"),
             Chain("answer-then-explain", "QCM→AR", ("answer",), "QCM-ALE"),

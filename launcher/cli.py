@@ -117,6 +117,16 @@ def evaluate(
             typer.echo(line)
 
 
+@app.command("reference", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def reference_command(context: typer.Context, set_: Set = []) -> None:  # noqa: B006
+    """Run a command of the published system as typed: mmcot reference -- <options of its main.py>."""
+    with _explained():
+        from launcher.reference import num_gpus, parse_command, run_reference
+
+        run = parse_command(context.args, num_gpus=num_gpus(), overrides=set_)
+        typer.echo(f"\n{run_reference(run, report=typer.echo)}")
+
+
 @app.command("import-checkpoint")
 def import_checkpoint(
     source: Annotated[Path, typer.Argument(help="Folder of the published system: config.json and weights.")],
@@ -176,6 +186,20 @@ def data_shard(preset: Preset = None, config: Config = None, set_: Set = []) -> 
         folder = prepare_data(settings, typer.echo)
         for line in describe_data(folder):
             typer.echo(line)
+
+
+@data_app.command("caption")
+def data_caption(
+    path: Annotated[Path, typer.Argument(help="A data set with pictures, in any of the known forms.")],
+    model: Annotated[str, typer.Option(help="Hugging Face id or folder of a captioning model, such as Salesforce/blip-image-captioning-base.")],
+    out: Annotated[Path, typer.Option(help="The captions.json to write; use it by --set data.captions=FILE.")],
+    set_: Set = [],  # noqa: B006
+) -> None:
+    """Write captions of all pictures with a local model, on Ray workers. Run again to go on."""
+    with _explained():
+        from launcher.captions import write_captions
+
+        write_captions(path, model, out, overrides=set_, report=typer.echo)
 
 
 @data_app.command("index")

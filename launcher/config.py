@@ -38,8 +38,9 @@ class Run(_Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9_.-]+$", description="name of the run; MLflow shows it")
     dir: str | None = Field(None, description="folder of the run; default runs/<name>")
     seed: NonNegativeInt = Field(0, description="seed of weights, order and dropout")
-    chain: Literal["two-stage", "answer", "reason-then-answer", "answer-then-explain"] = Field(
-        "two-stage", description="what is trained: reasons first and then the answer, or one model for both, or the answer alone"
+    chain: Literal["two-stage", "given-rationales", "answer", "reason-then-answer", "answer-then-explain"] = Field(
+        "two-stage", description="what is trained: reasons first and then the answer, the answer over rationales that are given (answer.rationales), one model "
+        "for both, or the answer alone"
     )
 
 
@@ -66,10 +67,17 @@ class Data(_Section):
     cache_gb: PositiveFloat = Field(50.0, description="remote shards kept on a machine, in gigabytes; the longest unused go first")
     samples_per_shard: PositiveInt = Field(512, description="questions a shard")
     features: str | None = Field("patch", description="vision features to train on; none: text alone")
+    vision_features: str | None = Field(None, description="folder of published features and their name_map.json; none: data.path/vision_features")
+    vision_model: str | None = Field(
+        None, description="Hugging Face id or folder of the encoder that makes detr, clip, vit or resnet features of the pictures; none: published "
+        "features where they lie in data.path, else the kind's usual one"
+    )  # fmt: skip
     max_pictures: PositiveInt = Field(1, description="pictures a question brings at most; what is beyond is counted")
     unreadable_pictures: Literal["fail", "count"] = Field(
         "fail", description="a picture that cannot be read: stop and name it, or count it and go on without"
     )
+    captions: str | None = Field(None, description="a captions.json to use instead of the data set's own, such as `mmcot data caption` writes")
+    splits: dict[Literal["train", "val", "test"], str] = Field({}, description="lists of pid_splits.json that stand for a split, such as {train: minitrain}")
     use_caption: bool = Field(False, description="put the picture's caption into the context")
     tokenizer_vocab_size: PositiveInt = Field(2000, description="pieces of the tokenizer trained on the text")
 
@@ -178,6 +186,7 @@ class RationaleStage(Stage):
 class AnswerStage(Stage):
     format: str = Field(description="prompt format of the model that answers; none given: the chain's own")
     rationale_source: Literal["generated", "gold"] = Field("generated", description="rationales that stage two trains on")
+    rationales: str | None = Field(None, description="with run.chain given-rationales: the folder that `mmcot rationales --out` wrote")
 
 
 class Generation(_Section):
@@ -275,7 +284,9 @@ class Settings(_Section):
 
     @pydantic.model_validator(mode="after")
     def _chain_fits(self) -> Settings:
-        if self.chain.has_rationale_stage:
+        if (self.answer.rationales is not None) != (self.run.chain == "given-rationales"):
+            raise ValueError("answer.rationales and run.chain given-rationales belong together; set both, or neither")
+        if self.chain.reads_rationales:
             return self
         reads, writes = split_format(self.answer.format)
         if "G" in reads:

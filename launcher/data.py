@@ -16,10 +16,7 @@ import numpy as np
 
 from data_shards import hf_dataset
 from data_shards.duplicates import find_duplicates
-from data_shards.existing import pictures_in_tars
-from data_shards.features import FeatureError, FeaturesOf, features_of_pictures, ready_made_features
-from data_shards.mini_sqa import VERSION as MINI_SQA_VERSION
-from data_shards.mini_sqa import write_mini_sqa
+from data_shards.features import FeatureError, FeaturesOf, ready_made_features
 from data_shards.questions import SPLITS
 from data_shards.remote import is_remote, local_folder, mirror_folder, origin_of
 from data_shards.sources import read_questions
@@ -35,7 +32,10 @@ from data_shards.writer import (
 )
 from launcher.chains import CHAINS
 from launcher.config import Data, Settings, SettingsError
+from launcher.features import make_features
+from launcher.source import read_source, source_folder
 from mmcot.vision import FEATURES, PUBLISHED_SHAPES
+from mmcot.vision_encoders import ENCODERS
 
 _TROUBLES = {
     "num_picture_absent": "whose picture is absent (used without it)",
@@ -92,7 +92,7 @@ def prepare_data(settings: Settings, report: Report = print) -> DataFolder:
         return _open_remote(settings)
     if settings.data.shards_dir and is_indexed(settings.data.shards_dir):
         return _prepare_indexed(settings, Path(settings.data.shards_dir), report)
-    source = _source_folder(settings.data, report)
+    source = source_folder(settings.data, report)
     inputs = _inputs(settings, source)
     name = "mini_sqa" if settings.data.path is None else source.stem
     shards_dir = Path(settings.data.shards_dir or Path("data") / f"{name}-{fingerprint(inputs)}")
@@ -120,12 +120,12 @@ def _build_missing(settings: Settings, source: Path, shards_dir: Path, report: R
     for folder in (shards_dir / "text", shards_dir / "features" / str(settings.data.features)):
         clear_unfinished(folder)
     if "text" in missing:
-        questions = read_questions(source)
+        questions = read_source(settings.data, source)
         text = write_text_shards(questions, shards_dir, samples_per_shard=settings.data.samples_per_shard)
         for note in (*questions.notes, f"text: {_count(text['num_samples'])} in {len(text['shards'])} shards"):
             report(note)
     if "features" in missing:
-        _build_features(settings.data, read_questions(source).pictures, shards_dir, report)
+        _build_features(settings, source, shards_dir, report)
     if "tokenizer" in missing:
         _build_tokenizer(settings, shards_dir, report)
 
@@ -170,7 +170,7 @@ def _prepare_indexed(settings: Settings, shards_dir: Path, report: Report) -> Da
         with exclusive(shards_dir):
             missing = _missing(settings, shards_dir)
             if "features" in missing:
-                _build_features(settings.data, pictures_in_tars(shards_dir), shards_dir, report)
+                _build_features(settings, None, shards_dir, report)
             if "tokenizer" in missing:
                 _build_tokenizer(settings, shards_dir, report)
     return open_data(settings.data, shards_dir)
@@ -227,26 +227,6 @@ def check_data(shards_dir: str | Path, report: Report = print, *, features: str 
     return total
 
 
-def _source_folder(data: Data, report: Report) -> Path:
-    """The data set in ScienceQA's layout; MiniSQA is drawn where no path is given."""
-    if data.path is not None:
-        return Path(data.path)
-    folder, sizes = mini_sqa_folder(data), data.mini_sqa.model_dump()
-    with exclusive(folder.parent):
-        if not (folder / "problems.json").exists():
-            staging = folder.with_name(f".staging-{folder.name}")
-            shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
-            write_mini_sqa(staging, **sizes)
-            commit_folder(staging, folder)
-            report(f"MiniSQA: drawn into {folder}")
-    return folder
-
-
-def mini_sqa_folder(data: Data) -> Path:
-    """Where MiniSQA of these sizes is drawn, below the current folder."""
-    return Path("data") / f"mini_sqa-source-{fingerprint({**data.mini_sqa.model_dump(), 'version': MINI_SQA_VERSION})}"
-
-
 def _inputs(settings: Settings, source: Path) -> dict[str, Any]:
     """What decides the content of the text shards and the tokenizer."""
     data = settings.data
@@ -257,6 +237,8 @@ def _inputs(settings: Settings, source: Path) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "files": {file.name if file == source else str(file.relative_to(source)): sha256_of_file(file) for file in files},
+        **({"captions": sha256_of_file(Path(data.captions))} if data.captions else {}),
+        **({"splits": data.splits} if data.splits else {}),
         "samples_per_shard": data.samples_per_shard,
         "tokenizer_vocab_size": data.tokenizer_vocab_size,
         "tokenizer_formats": None if settings.model.pretrained else _tokenizer_formats(settings),
@@ -265,13 +247,21 @@ def _inputs(settings: Settings, source: Path) -> dict[str, Any]:
 
 def _feature_inputs(data: Data, source: Path) -> dict[str, Any]:
     """What decides the content of a feature's shards, beside the text."""
-    if data.features not in FEATURES:
-        return {"ready_made": _ready_made_facts(source, data.features)}
+    if not _makes_features(data):
+        return {"ready_made": _ready_made_facts(data)}
     return {
         "pictures": _pictures_fingerprint(source),
         "max_pictures": data.max_pictures,
         "unreadable_pictures": data.unreadable_pictures,
+        **({} if data.features in FEATURES else {"encoder": data.vision_model or ENCODERS[data.features].default_model}),
     }
+
+
+def _makes_features(data: Data) -> bool:
+    """Whether features are made of the pictures: where published ones lie, an encoder must be asked for by name."""
+    if data.features in FEATURES:
+        return True
+    return data.features in ENCODERS and (data.vision_model is not None or ready_made_file(data) is None)
 
 
 def _pictures_fingerprint(source: Path) -> str | None:
@@ -286,11 +276,10 @@ def _pictures_fingerprint(source: Path) -> str | None:
     return fingerprint(facts)
 
 
-def _ready_made_facts(source: Path, name: str) -> list[Any] | None:
-    path = ready_made_file(source, name)
+def _ready_made_facts(data: Data) -> list[Any] | None:
+    path, map_path = ready_made_file(data), _name_map(data)
     if path is None:
         return None
-    map_path = source / "name_map.json"
     return [path.name, path.stat().st_size, path.stat().st_mtime_ns, sha256_of_file(map_path) if map_path.exists() else None]
 
 
@@ -319,31 +308,40 @@ def _claim(folder: Path, inputs: dict[str, Any]) -> None:
         )
 
 
-def _build_features(data: Data, pictures: Callable, shards_dir: Path, report: Report) -> None:
-    if data.features in FEATURES:
-        featurize, shape = FEATURES[data.features]
-        features_of = features_of_pictures(
-            pictures, featurize, shape=shape,
-            max_pictures=data.max_pictures, count_unreadable=data.unreadable_pictures == "count",
-        )  # fmt: skip
-        shape = (shape[0] * data.max_pictures, shape[1])
+def _build_features(settings: Settings, source: Path | None, shards_dir: Path, report: Report) -> None:
+    """Features of a data set's pictures, or of those in indexed tars (``source`` None)."""
+    data = settings.data
+    if _makes_features(data):
+        manifest = make_features(settings, source, shards_dir, report)
     else:
-        features_of, shape = _open_ready_made(Path(data.path or ""), data.features)
-    manifest = write_feature_shards(shards_dir, name=data.features, features_of=features_of, shape=shape)
-    report(f"features {data.features}: {shape[0]} patches of {shape[1]}, {_pictures(manifest):,} pictures")
+        features_of, shape = _open_ready_made(data)
+        manifest = write_feature_shards(shards_dir, name=data.features, features_of=features_of, shape=shape)
+    report(f"features {data.features}: {manifest['num_patches']} patches of {manifest['dim']}, {_pictures(manifest):,} pictures")
 
 
-def ready_made_file(source: Path, name: str) -> Path | None:
+def ready_made_file(data: Data) -> Path | None:
     """The published feature file of a data set, such as ``vision_features/detr.npy``; None where there is none."""
-    found = [source / "vision_features" / f"{name}{suffix}" for suffix in (".npy", ".pth")]
+    if data.path is None and data.vision_features is None:
+        return None
+    found = [_features_folder(data) / f"{data.features}{suffix}" for suffix in (".npy", ".pth")]
     return next((path for path in found if path.exists()), None)
 
 
-def _open_ready_made(source: Path, name: str) -> tuple[FeaturesOf, tuple[int, int]]:
-    path, map_path = ready_made_file(source, name), source / "name_map.json"
+def _features_folder(data: Data) -> Path:
+    return Path(data.vision_features) if data.vision_features else Path(data.path or "") / "vision_features"
+
+
+def _name_map(data: Data) -> Path:
+    """The map from questions to rows: beside the features, or in the data set's folder."""
+    beside = _features_folder(data) / "name_map.json"
+    return beside if beside.exists() or data.path is None else Path(data.path) / "name_map.json"
+
+
+def _open_ready_made(data: Data) -> tuple[FeaturesOf, tuple[int, int]]:
+    name, path, map_path = data.features, ready_made_file(data), _name_map(data)
     if path is None or not map_path.exists():
         raise SettingsError(
-            f"features {name!r} need {source / 'vision_features' / name}.npy (or .pth) and {map_path}; put both there, "
+            f"features {name!r} need {_features_folder(data) / name}.npy (or .pth) and {map_path}; put both there, "
             "or set data.features=patch"
         )
     if path.suffix == ".npy":
@@ -355,7 +353,9 @@ def _open_ready_made(source: Path, name: str) -> tuple[FeaturesOf, tuple[int, in
         if not isinstance(array, torch.Tensor):
             raise FeatureError(f"{path} holds a {type(array).__name__}, expected one tensor [rows, patches, width]")
         array = array.float().numpy() if array.dtype == torch.bfloat16 else array.numpy()
-    if (published := PUBLISHED_SHAPES.get(name)) and tuple(array.shape[1:]) != published:
+    if array.ndim == 2:  # one pooled vector a row
+        array = array[:, None]
+    if (published := PUBLISHED_SHAPES.get(name)) and tuple(array.shape[1:]) not in (published, (1, published[1])):
         raise FeatureError(f"{path} has rows of shape {tuple(array.shape[1:])}, published {name} features have {published}")
     return ready_made_features(array, read_json(map_path), name=str(path))
 
@@ -382,7 +382,7 @@ def _corpus(settings: Settings, shards_dir: Path) -> Iterable[str]:
 
 def _tokenizer_formats(settings: Settings) -> list[str]:
     """One tokenizer for all chains, so that they share a data folder: that of the two stages."""
-    answer = settings.answer.format if settings.chain.has_rationale_stage else CHAINS["two-stage"].answer_format
+    answer = settings.answer.format if settings.chain.reads_rationales else CHAINS["two-stage"].answer_format
     return [settings.rationale.format, answer]
 
 

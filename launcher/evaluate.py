@@ -41,7 +41,7 @@ def write_predictions(
         for answer in read_lines(parts_dir / task.file_name):
             qid, text = answer["qid"], answer["answer"]
             prediction = parse_answer(text, len(problems[qid].choices))
-            reasons = rationales.get(qid) if chain.has_rationale_stage else chain.reasons(text)
+            reasons = rationales.get(qid) if chain.reads_rationales else chain.reasons(text)
             lines.append({"qid": qid, "rationale": reasons, "answer_text": text, "prediction": prediction})
     commit_bytes(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
     return lines

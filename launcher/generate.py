@@ -21,11 +21,8 @@ from data_shards.writer import manifest_shards, open_index, read_manifest, shard
 from launcher.jobs import GenerationJob
 from launcher.run_dir import RunDir
 from launcher.system_metrics import sampling
-from launcher.task_queue import TaskQueue
+from launcher.workers import WorkersError, run_on_workers
 from mmcot.quality import is_repetitive
-
-# So many workers lost in their start count as one that failed by itself: nodes go, but memory may also never suffice.
-LOST_STARTS = 3
 
 
 class GenerationError(RuntimeError):
@@ -206,68 +203,28 @@ def _run_missing(
     job: GenerationJob, missing: Sequence[Task], num_total: int, report: Callable[[Progress], None]
 ) -> dict[Task, dict[str, Any]]:
     """Hand tasks to workers, the longest first; returns those that always failed, with their errors."""
-    import ray
-    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
-
-    cluster, generation = job.settings.cluster, job.settings.generation
-    actor_class = ray.remote(GenerationWorker).options(
-        num_cpus=cluster.cpus_per_worker, num_gpus=generation.gpus_per_worker if cluster.use_gpu else 0,
-        max_restarts=0, max_task_retries=0,
-        scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),  # a tuning's trial has a group of its own
-    )  # fmt: skip
-    queue = TaskQueue(expected_costs(job.local_shards_dir(), missing), max_attempts=generation.max_attempts)
+    generation = job.settings.generation
     progress = Progress(num_total - sum(task.num_samples for task in missing), num_total)
     started = time.perf_counter()
-    starting: dict[Any, Any] = {}  # a worker takes its first task when it is there: those of nodes that join later, later
-    running: dict[Any, tuple[Task, Any]] = {}
-    failed_starts = 0.0  # in a row; see LOST_STARTS
 
-    def start_worker() -> None:
-        worker = actor_class.remote(job)
-        starting[worker.is_ready.remote()] = worker
+    def done(task: Task, result: TaskDone | None) -> None:
+        if result is not None:
+            progress.num_tokens += result.num_tokens
+            progress.busy_s += result.busy_s
+            progress.waited_s += result.waited_s
+        progress.num_done += task.num_samples
+        progress.seconds = time.perf_counter() - started
+        report(progress)
 
-    def start_next(worker: Any) -> None:
-        if (task := queue.take()) is not None:
-            running[worker.run.remote(task)] = (task, worker)
-
-    for _ in range(min(cluster.num_workers, len(missing))):
-        start_worker()
-    while running or (queue and starting):
-        (finished, *_), _ = ray.wait([*running, *starting], num_returns=1)
-        if finished in starting:
-            worker = starting.pop(finished)
-            try:
-                ray.get(finished)
-            except ray.exceptions.RayActorError as error:
-                failed_starts += 1 if error.actor_init_failed else 1 / LOST_STARTS
-                if failed_starts >= generation.max_attempts:
-                    raise GenerationError(f"workers failed {failed_starts:g} times in a row before their first task; the last:\n{error}") from None
-                start_worker()
-            else:
-                failed_starts = 0
-                start_next(worker)
-            continue
-        task, worker = running.pop(finished)
-        error: Exception | None = None
-        try:
-            done = ray.get(finished)
-            progress.num_tokens += done.num_tokens
-            progress.busy_s += done.busy_s
-            progress.waited_s += done.waited_s
-        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as caught:
-            error = caught
-        if error is None or (Path(job.output_dir) / task.file_name).exists():  # it may die between commit and answer
-            progress.num_done += task.num_samples
-            progress.seconds = time.perf_counter() - started
-            report(progress)
-        else:
-            queue.failed(task, str(error))
-        if isinstance(error, ray.exceptions.RayActorError) or (error is not None and cluster.use_gpu):  # CUDA errors stay in a process
-            ray.kill(worker)  # one that only cannot be reached must not write beside its successor
-            start_worker()
-        else:
-            start_next(worker)
-    return {task: {"error": error, "qids": _qids(job, task)} for task, error in queue.set_aside.items()}
+    try:
+        set_aside = run_on_workers(
+            GenerationWorker, job, expected_costs(job.local_shards_dir(), missing), cluster=job.settings.cluster,
+            gpus_per_worker=generation.gpus_per_worker, max_attempts=generation.max_attempts,
+            stands=lambda task: (Path(job.output_dir) / task.file_name).exists(), done=done,
+        )  # fmt: skip
+    except WorkersError as error:
+        raise GenerationError(str(error)) from None
+    return {task: {"error": error, "qids": _qids(job, task)} for task, error in set_aside.items()}
 
 
 def _qids(job: GenerationJob, task: Task) -> list[str]:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_shards.rationales import list_tasks, read_rationales
+from data_shards.rationales import list_tasks, read_rationales, verified_files
 from data_shards.scienceqa import SPLITS
-from data_shards.storage import commit_json, fingerprint, sha256_of_file
+from data_shards.storage import commit_folder, commit_json, fingerprint, sha256_of_file
 from launcher.cluster import ray_session
 from launcher.config import Settings, SettingsError, read_deepspeed
 from launcher.data import DataFolder, describe_data, prepare_data, require_all_splits
@@ -104,10 +105,35 @@ class _Pipeline:
         self._train("rationale", self.folder.fingerprints())
 
     def rationales(self) -> None:
+        if not self.settings.chain.has_rationale_stage:
+            self._take_rationales(Path(self.settings.answer.rationales))
+            return
         inputs = self._generation_inputs("rationale", self.outputs["train-rationale"])
 
         def run(child: RunLog) -> dict[str, Any]:
             return {"rationales": self._generate("rationale", SPLITS, self.run_dir.rationales, inputs, child)}
+
+        self._step("rationales", inputs, run)
+
+    def _take_rationales(self, source: Path) -> None:
+        """Copy rationales that were written before, each file checked against their manifest."""
+        files = verified_files(source)
+        needed = ("val", "test") if self.settings.answer.rationale_source == "gold" else SPLITS
+        for split in needed:
+            given = sum(file["num_samples"] for name, file in files.items() if name.startswith(f"{split}/"))
+            if given != (wanted := self.folder.text["num_samples"][split]):
+                raise SettingsError(
+                    f"answer.rationales {source} has {given:,} rationales of {split}, the data has {wanted:,} questions; write them with "
+                    "`mmcot rationales --split all` for this data folder, or train on gold ones: answer.rationale_source=gold"
+                )
+        inputs = self.folder.fingerprints() | {"given_rationales": fingerprint(files)}
+
+        def run(child: RunLog) -> dict[str, Any]:
+            staging = self.run_dir.path / ".staging-rationales"
+            shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+            shutil.copytree(source, staging)
+            commit_folder(staging, self.run_dir.rationales)
+            return {"rationales": fingerprint(files)}
 
         self._step("rationales", inputs, run)
 
@@ -139,7 +165,7 @@ class _Pipeline:
             child.log_scores(flat)
             self.tracker.parent.log_scores({k: v for k, v in flat.items() if k.startswith("test_")})
             self._log_data(child, {"val": "validation", "test": "test"})
-            if self.settings.tracking.register_models:
+            if self.settings.tracking.register_models and self.settings.run.chain != "given-rationales":  # half a predictor
                 self._register(reports["val"]["accuracy"]["AVG"])
             return {"scores": reports}
 
@@ -327,7 +353,7 @@ class _Pipeline:
 
     def _rationales_dir(self, stage: str) -> str | None:
         """Where a stage's rationales lie, if it reads any."""
-        reads = stage == "answer" and self.settings.chain.has_rationale_stage
+        reads = stage == "answer" and self.settings.chain.reads_rationales
         return str(self.run_dir.rationales.absolute()) if reads else None
 
     def _task_size(self) -> dict[str, int]:

@@ -15,16 +15,18 @@ from typing import Any
 
 import numpy as np
 import yaml
+from PIL import Image
 from transformers import AutoTokenizer
 
+from data_shards.features import Encode
 from data_shards.pictures import open_picture
 from data_shards.tables import read_rows, row_to_record
 from launcher.config import Settings, parse_settings
+from launcher.features import open_encoder
 from launcher.run_dir import RunDir, RunError
 from mmcot.model import T5ForMultimodalGeneration
 from mmcot.predict import StageModel, answer_questions
 from mmcot.problem import Problem, ProblemError
-from mmcot.vision import FEATURES
 
 BULK_SIZE = 256  # questions in memory at once
 
@@ -40,11 +42,14 @@ class RunPredictor:
         if not (folder / "run.yaml").exists():
             raise RunError(f"{folder} holds no run (no run.yaml); give the folder of a finished one, such as runs/demo")
         self.settings = parse_settings(yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8")))
+        if self.settings.run.chain == "given-rationales":
+            raise RunError(f"{folder} answers over rationales that were given to it and cannot write its own; give a run of another chain")
         self.num_cut = 0
         stages = self.settings.chain.stages if stages is None else stages
         self._stages = {stage: _open_stage(self.settings, RunDir(folder), stage) for stage in stages}
         config = next(iter(self._stages.values())).model.config
         self._feature_shape = (config.vision_num_patches, config.vision_dim)
+        self._encoder: Encode | None = None
 
     def answer(self, problems: Sequence[Problem], folder: Path) -> Iterator[dict[str, Any]]:
         """Answer questions whose pictures lie in ``folder``."""
@@ -64,9 +69,6 @@ class RunPredictor:
         name = self.settings.data.features
         if name is None:
             return None
-        if name not in FEATURES:
-            raise RunError(f"this run sees with {name!r} features, which cannot be made from a picture here (known: {', '.join(FEATURES)})")
-        featurize, shape = FEATURES[name]
         if len(problem.images) > self.settings.data.max_pictures:
             raise ProblemError(
                 f"question {problem.qid}: {len(problem.images)} pictures, the run was trained with at most "
@@ -76,8 +78,22 @@ class RunPredictor:
         for path in paths:
             if not path.is_file():
                 raise ProblemError(f"question {problem.qid}: picture {path} does not exist; give one that does, or none")
-        arrays = [featurize(open_picture(path, name=f"question {problem.qid}: picture {path}")) for path in paths]
-        return np.concatenate(arrays) if arrays else np.zeros((0, shape[1]), dtype=np.float16)
+        if not paths:
+            return np.zeros((0, self._feature_shape[1]), dtype=np.float16)
+        images = [open_picture(path, name=f"question {problem.qid}: picture {path}") for path in paths]
+        return np.concatenate(list(self._encode(images)))
+
+    def _encode(self, images: list[Image.Image]) -> np.ndarray:
+        """Features of pictures, [B, P, D], of the sort the run was trained with; the encoder is opened once."""
+        if self._encoder is None:
+            encode, shape = open_encoder(self.settings.data)
+            if (shape[0] * self.settings.data.max_pictures, shape[1]) != tuple(self._feature_shape):
+                raise RunError(
+                    f"this run was trained on {self.settings.data.features} features {list(self._feature_shape)} of a question, the encoder gives "
+                    f"{list(shape)} of a picture; set data.vision_model in its run.yaml to the encoder they were made with"
+                )
+            self._encoder = encode
+        return self._encoder(images)
 
 
 def read_input(path: Path) -> Iterator[list[Problem]]:

@@ -91,12 +91,12 @@ def clear_compile_locks(cache: Path | None = None) -> list[Path]:
 
 
 def _check_features(settings: Settings) -> None:
-    from mmcot.vision import FEATURES
+    from launcher.features import MADE_HERE
 
     name = settings.data.features
-    if name is None or name in FEATURES:
+    if name is None or name in MADE_HERE:
         return
-    if settings.data.path and ready_made_file(Path(settings.data.path), name):
+    if ready_made_file(settings.data):
         return
     if settings.data.shards_dir is None:
         where = f"data.shards_dir is not set, so the shards would be built without features/{name}"
@@ -108,7 +108,7 @@ def _check_features(settings: Settings) -> None:
             return
         where = f"{folder} is missing"
     raise SettingsError(
-        f"features {name!r} cannot be made here (known: {', '.join(FEATURES)}) and {where}; set data.shards_dir to a "
+        f"features {name!r} cannot be made here (known: {', '.join(MADE_HERE)}) and {where}; set data.shards_dir to a "
         f"folder that holds features/{name} (tars of {{qid}}.npy in the order of the text shards, with manifest.json), "
         f"put the published {name}.npy (or .pth) into data.path/vision_features beside name_map.json, or set data.features=patch"
     )

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.questions import SPLITS
+from data_shards.rationales import verified_files
 from data_shards.remote import local_folder
-from data_shards.storage import read_json, sha256_of_file
+from data_shards.storage import fingerprint, read_json, sha256_of_file
 from launcher.cluster import ray_session
 from launcher.config import Settings, SettingsError, merge_override, parse_settings
 from launcher.data import open_data
@@ -23,6 +24,7 @@ from launcher.guards import sigterm_stops
 from launcher.jobs import MODEL_FACTS_FILE, GenerationJob, model_facts
 from launcher.pipeline import generation_inputs
 from launcher.progress import GenerationLine
+
 
 def write_rationales(
     model_dir: Path, shards: str, split: str, out: Path, *, overrides: Sequence[str] = (), report: Callable[[str], None] = print
@@ -35,19 +37,41 @@ def write_rationales(
         ShardError: ``out`` holds rationales of another model, data or settings.
         Stopped: SIGTERM came; the same command goes on.
     """
+    settings = _settings(model_dir, overrides)
+    if split == "all":
+        folder = open_data(settings.data, local_folder(shards, settings.data.cache_dir, features=settings.data.features))
+        splits = [name for name in SPLITS if folder.text["num_samples"][name]]
+    else:
+        splits = [split]
+    return write_model_texts(settings, "rationale", model_dir, shards, splits, out, report=report)
+
+
+def write_model_texts(
+    settings: Settings, stage: str, model_dir: Path, shards: str, splits: Sequence[str], out: Path,
+    *, rationales_dir: Path | None = None, report: Callable[[str], None] = print,
+) -> dict[str, int]:  # fmt: skip
+    """Write what is missing of a model's texts for some splits; returns the counts.
+
+    Args:
+        stage: "rationale" or "answer", whose format and limits ``settings`` hold.
+        rationales_dir: what an answering model reads, if it does.
+
+    Raises:
+        As ``write_rationales``.
+    """
     from launcher.generate import describe_summary, write_split_texts
 
-    settings = _settings(model_dir, overrides)
     folder = open_data(settings.data, local_folder(shards, settings.data.cache_dir, features=settings.data.features))
-    splits = [name for name in SPLITS if folder.text["num_samples"][name]] if split == "all" else [split]
     weights = sorted(model_dir.glob("*.safetensors"))
     inputs = {
-        "model": [sha256_of_file(path) for path in weights], **folder.fingerprints(), "splits": splits,
-        **model_facts(settings, "rationale"), **generation_inputs(settings),
+        "model": [sha256_of_file(path) for path in weights], **folder.fingerprints(), "splits": list(splits),
+        **model_facts(settings, stage), **generation_inputs(settings),
+        **({"rationales": fingerprint(verified_files(rationales_dir))} if rationales_dir else {}),
     }  # fmt: skip
     job = GenerationJob(
-        stage="rationale", settings=settings, model_dir=str(model_dir.absolute()), shards_dir=folder.location, output_dir=str(out.absolute())
-    )
+        stage=stage, settings=settings, model_dir=str(model_dir.absolute()), shards_dir=folder.location, output_dir=str(out.absolute()),
+        rationales_dir=str(rationales_dir.absolute()) if rationales_dir else None,
+    )  # fmt: skip
     with sigterm_stops(), contextlib.ExitStack() as resources:
         _, summary = write_split_texts(
             job, splits, inputs, report=GenerationLine(report).show,

@@ -37,7 +37,7 @@ def look_at_questions(
         model = T5ForMultimodalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     samples = open_stage(
         settings, stage, split, shards_dir=shards_dir, tokenizer=tokenizer,
-        rationales_dir=run_dir.rationales if stage == "answer" and settings.chain.has_rationale_stage else None,
+        rationales_dir=run_dir.rationales if stage == "answer" and settings.chain.reads_rationales else None,
     )  # fmt: skip
     numbers = {str(qid): number for number, qid in enumerate(samples.reader.qids)}
     return [{"qid": qid, **_measure(model, tokenizer, samples, numbers[qid])} for qid in qids if qid in numbers]

@@ -29,9 +29,10 @@ from data_shards.remote import is_remote, local_folder
 from data_shards.sources import read_questions
 from data_shards.storage import read_json, sha256_of_file
 from launcher.config import Settings
-from launcher.data import is_indexed, mini_sqa_folder
+from launcher.data import is_indexed
 from launcher.report_data import wilson
 from launcher.run_dir import RunDir
+from launcher.source import mini_sqa_folder, read_source
 from mmcot.metrics import COLUMNS, columns_of
 from mmcot.problem import Problem
 
@@ -63,7 +64,8 @@ def find_pictures(run_dir: RunDir, settings: Settings, shards_dir: Path) -> Call
         source = _find(Path(settings.data.path), run_dir, "")
     else:
         source = _find(shards_dir.parent / mini_sqa_folder(settings.data).name, run_dir, "problems.json")
-    return read_questions(source).pictures if source and _is_source_of(shards_dir, source) else None
+    data = settings.data.model_copy(update={"captions": None})  # which may be gone
+    return read_source(data, source).pictures if source and _is_source_of(shards_dir, source) else None
 
 
 def describe_question(problem: Problem, gold: str | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ class TaskQueue(Generic[T]):
     """Hands tasks out, the most expensive first, so that what is handed out last is short."""
 
     def __init__(self, costs: Mapping[T, float], *, max_attempts: int) -> None:
-        self._waiting = deque(sorted(costs, key=lambda task: (-costs[task], task)))
+        self._waiting = deque(sorted(costs, key=lambda task: -costs[task]))
         self._attempts = dict.fromkeys(costs, 0)
         self._max_attempts = max_attempts
         self.set_aside: dict[T, str] = {}

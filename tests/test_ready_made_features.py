@@ -157,3 +157,20 @@ def test_absent_patches_are_attended_as_published_unless_the_model_masks_them():
     seen = torch.ones(1, 5, dtype=torch.bool)
     assert torch.equal(logits(False, zeros, hidden), logits(False, zeros, seen))
     assert not torch.allclose(logits(True, zeros, hidden), logits(True, zeros, seen))
+
+
+def test_published_features_may_lie_in_a_folder_of_their_own_with_their_map_beside_them(source, tmp_path):
+    folder, array, with_image = source
+    shutil.move(folder / "vision_features", tmp_path / "published")
+    shutil.move(folder / "name_map.json", tmp_path / "published" / "name_map.json")
+    np.save(tmp_path / "published" / "resnet.npy", array[:, 0, :1].repeat(2048, axis=1))  # one vector a row
+    settings = load_settings(
+        preset="demo",
+        overrides=[f"data.path={folder}", f"data.shards_dir={tmp_path / 'shards'}", "data.features=resnet", f"data.vision_features={tmp_path / 'published'}"],
+    )
+    check_settings(settings)
+    data = prepare_data(settings, lambda line: None)
+    reader = SplitReader(data.path, "train", features="resnet")
+    assert reader.feature_shape == (1, 2048)
+    number = next(n for n, qid in enumerate(reader.qids) if qid in with_image)
+    assert reader.features(number)[0, 0] == np.float16(array[with_image.index(reader.qids[number]), 0, 0])

@@ -17,7 +17,15 @@ from data_shards.storage import commit_bytes, sha256_of_file
 from data_shards.sources import read_questions
 from data_shards.reader import SplitReader
 from data_shards.stream import load_ahead, walk_steps
-from data_shards.writer import check_shards, manifest_shards, read_manifest, write_text_shards
+from data_shards.writer import (
+    check_shards,
+    manifest_shards,
+    missing_feature_shards,
+    read_manifest,
+    write_feature_shard,
+    write_feature_shards,
+    write_text_shards,
+)
 from launcher.data import describe_data, prepare_data
 from mmcot.problem import Problem, ProblemError
 
@@ -214,15 +222,38 @@ def test_lengths_are_the_same_from_one_process_and_from_several(tiny_settings, t
 
 
 def test_what_a_killed_build_left_is_cleared_by_the_next(tiny_settings, tmp_path, monkeypatch):
-    from launcher import data
+    from launcher import data, source
 
     monkeypatch.chdir(tmp_path)
     settings = tiny_settings.model_copy(update={"data": tiny_settings.data.model_copy(update={"shards_dir": "shards"})})
     with monkeypatch.context() as patch:
-        patch.setattr(data, "commit_folder", lambda staging, folder: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(source, "commit_folder", lambda staging, folder: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             data.prepare_data(settings, lambda line: None)
     commit_bytes(tmp_path / "shards" / "text" / ".tmp-0123456789ab-train-000000.tar", b"half")
     assert [path.name for path in (tmp_path / "data").glob(".staging-*")]
     data.prepare_data(settings, lambda line: None)
     assert not [path for pattern in (".tmp-*", ".staging-*") for path in tmp_path.rglob(pattern)]
+
+
+def test_features_that_were_interrupted_go_on_at_the_missing_shard_and_give_the_same_manifest(tiny_data, tmp_path):
+    shards_dir = tmp_path / "shards"
+    shutil.copytree(tiny_data.path / "text", shards_dir / "text")
+
+    def arrays_of(problems, counts):
+        for problem in problems:
+            counts["num_with_features"] += 1
+            yield np.full((1, 2), int(problem.qid), dtype=np.float16)
+
+    def features_of(problem, counts):
+        return next(arrays_of([problem], counts))
+
+    whole = write_feature_shards(shards_dir, name="whole", features_of=features_of, shape=(1, 2))
+    first, *others = missing_feature_shards(shards_dir, name="parts")
+    write_feature_shard(shards_dir, name="parts", shard=first, arrays_of=arrays_of)
+    tar = shards_dir / "features" / "parts" / f"{first.name}.tar"
+    before = tar.stat().st_mtime_ns
+    assert missing_feature_shards(shards_dir, name="parts") == others
+    parts = write_feature_shards(shards_dir, name="parts", features_of=features_of, shape=(1, 2))
+    assert tar.stat().st_mtime_ns == before and parts["counts"] == whole["counts"]
+    assert [shard["sha256"] for shard in parts["shards"]] == [shard["sha256"] for shard in whole["shards"]]

@@ -1,0 +1,138 @@
+"""Captions of a data set's pictures, by a local captioning model on Ray workers.
+
+    mmcot data caption SCIENCEQA --model Salesforce/blip-image-captioning-base --out captions.json
+
+    captions.json          {"captions": {qid: "a compass on a map"}, "made_by": "..."}   ScienceQA's layout
+    captions.json.parts/   a file a task, until all are there; again: only what is missing is written
+
+``data.captions=captions.json`` lays them over a data set, ``data.use_caption=true`` puts them into the prompts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_shards.features import open_pictures_of
+from data_shards.questions import SPLITS
+from data_shards.sources import read_questions
+from data_shards.storage import commit_json, read_json
+from launcher.cluster import ray_session
+from launcher.config import Settings, SettingsError, merge_override, parse_settings
+from launcher.guards import sigterm_stops
+from launcher.workers import run_on_workers
+from mmcot.captioning import Captioner
+
+TASK_PICTURES = 64
+BATCH_SIZE = 16
+
+
+class CaptionsError(RuntimeError):
+    """Captions that could not be written; the message names the questions and the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionsJob:
+    """What a worker needs to know; plain values, so that it crosses processes."""
+
+    settings: Settings
+    source: str
+    model: str
+    parts_dir: str
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class CaptionsTask:
+    """The questions of one file of captions."""
+
+    number: int
+    qids: tuple[str, ...]
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.number:06d}.json"
+
+
+class CaptionsWorker:
+    """Holds one captioning model and runs tasks; lives in a Ray actor."""
+
+    def __init__(self, job: CaptionsJob) -> None:
+        import torch
+
+        torch.set_num_threads(job.settings.cluster.cpus_per_worker)
+        self.job = job
+        self.captioner = Captioner(job.model, device="cuda" if job.settings.cluster.use_gpu else "cpu")
+        questions = read_questions(job.source)
+        self.problems = {problem.qid: problem for split in SPLITS for problem in questions.problems[split]}
+        self.open_pictures = open_pictures_of(questions.pictures)
+
+    def is_ready(self) -> bool:
+        """True once the model is loaded."""
+        return True
+
+    def run(self, task: CaptionsTask) -> int:
+        """Write the captions of a task; returns how many."""
+        captions: dict[str, str] = {}
+        for start in range(0, len(task.qids), BATCH_SIZE):
+            opened = {qid: self.open_pictures(self.problems[qid], Counter()) for qid in task.qids[start : start + BATCH_SIZE]}
+            seen = {qid: pictures[0] for qid, pictures in opened.items() if pictures}  # files that are absent have none
+            captions |= dict(zip(seen, self.captioner.caption(list(seen.values())), strict=True)) if seen else {}
+        commit_json(Path(self.job.parts_dir) / task.file_name, captions)
+        return len(captions)
+
+
+def write_captions(source: Path, model: str, out: Path, *, overrides: Sequence[str] = (), report: Callable[[str], None] = print) -> int:
+    """Write captions of the first picture of every question; returns how many there are.
+
+    Args:
+        overrides: ``section.key=value`` of ``cluster``, such as its number of workers.
+
+    Raises:
+        SettingsError: ``out`` exists, or holds parts of another model or data set.
+        CaptionsError: tasks failed; the others stand.
+    """
+    model = str(Path(model).absolute()) if Path(model).exists() else model  # workers run in folders of their own
+    if out.exists():
+        raise SettingsError(f"{out} exists; delete it, or give another --out")
+    values: dict[str, Any] = {"rationale": {"num_steps": 1}, "answer": {"num_steps": 1}}
+    for override in overrides:
+        values = merge_override(values, override)
+    settings = parse_settings(values)
+    questions = read_questions(source)
+    qids = [problem.qid for split in SPLITS for problem in questions.problems[split] if questions.pictures(problem)]
+    tasks = [CaptionsTask(number, tuple(qids[start : start + TASK_PICTURES])) for number, start in enumerate(range(0, len(qids), TASK_PICTURES))]
+    parts = out.with_name(f"{out.name}.parts")
+    inputs = {"model": model, "qids": qids}
+    if (parts / "inputs.json").exists() and read_json(parts / "inputs.json") != inputs:
+        raise SettingsError(f"{parts} holds captions of another model or data set; delete it, or give another --out")
+    commit_json(parts / "inputs.json", inputs)
+    missing = [task for task in tasks if not (parts / task.file_name).exists()]
+    if missing:
+        _run(CaptionsJob(settings, str(source.absolute()), model, str(parts.absolute())), missing, len(tasks), report)
+    captions = {qid: caption for task in tasks for qid, caption in read_json(parts / task.file_name).items()}
+    commit_json(out, {"captions": captions, "made_by": model})
+    shutil.rmtree(parts)
+    report(f"{out}: {len(captions):,} captions" + (f"; {len(qids) - len(captions):,} questions whose picture is absent have none" if len(captions) < len(qids) else ""))
+    return len(captions)
+
+
+def _run(job: CaptionsJob, missing: list[CaptionsTask], total: int, report: Callable[[str], None]) -> None:
+    finished = total - len(missing)
+
+    def done(task: CaptionsTask, result: int | None) -> None:
+        nonlocal finished
+        finished += 1
+        report(f"  captions: {finished}/{total} tasks")
+
+    with sigterm_stops(), ray_session(job.settings.cluster):
+        set_aside = run_on_workers(
+            CaptionsWorker, job, {task: len(task.qids) for task in missing}, cluster=job.settings.cluster, gpus_per_worker=1,
+            max_attempts=job.settings.generation.max_attempts, stands=lambda task: (Path(job.parts_dir) / task.file_name).exists(), done=done,
+        )  # fmt: skip
+    if set_aside:
+        task, error = next(iter(set_aside.items()))
+        raise CaptionsError(f"captions of {len(set_aside)} of {total} tasks failed; the others stand, run again to retry. Questions {', '.join(task.qids[:4])} ...:\n{error}")

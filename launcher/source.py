@@ -1,0 +1,42 @@
+"""The data set that shards are built from: a user's, or MiniSQA drawn on the spot."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from data_shards.mini_sqa import VERSION as MINI_SQA_VERSION
+from data_shards.mini_sqa import write_mini_sqa
+from data_shards.questions import QuestionSet, with_captions, with_lists
+from data_shards.sources import read_questions
+from data_shards.storage import commit_folder, exclusive, fingerprint
+from launcher.config import Data
+
+
+def source_folder(data: Data, report: Callable[[str], None]) -> Path:
+    """The data set in ScienceQA's layout; MiniSQA is drawn where no path is given."""
+    if data.path is not None:
+        return Path(data.path)
+    folder, sizes = mini_sqa_folder(data), data.mini_sqa.model_dump()
+    with exclusive(folder.parent):
+        if not (folder / "problems.json").exists():
+            staging = folder.with_name(f".staging-{folder.name}")
+            shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+            write_mini_sqa(staging, **sizes)
+            commit_folder(staging, folder)
+            report(f"MiniSQA: drawn into {folder}")
+    return folder
+
+
+def mini_sqa_folder(data: Data) -> Path:
+    """Where MiniSQA of these sizes is drawn, below the current folder."""
+    return Path("data") / f"mini_sqa-source-{fingerprint({**data.mini_sqa.model_dump(), 'version': MINI_SQA_VERSION})}"
+
+
+def read_source(data: Data, source: Path) -> QuestionSet:
+    """The questions of a data set, with the captions and lists that the settings choose."""
+    questions = read_questions(source)
+    if data.captions:
+        questions = with_captions(questions, data.captions)
+    return with_lists(questions, data.splits) if data.splits else questions

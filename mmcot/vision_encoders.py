@@ -1,0 +1,242 @@
+"""Vision features from published encoders: DETR, CLIP, ViT and ResNet.
+
+    encoder = VisionEncoder("clip")
+    features = encoder.encode([picture])  # float16 [1, 49, 768]
+
+A model is a Hugging Face id or a local folder, of the encoder alone or with any head on it. A picture
+is always seen whole: it is squeezed into the model's square, never cropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    DetrConfig,
+    DetrModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTModel,
+)
+from transformers.models.auto.image_processing_auto import get_image_processor_config
+
+_DEFAULT_IMAGE_SIZE = 224  # pixels, for models that take any size
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def _detr_features(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
+    """The last decoder layer's states of the object queries: [B, 3, H, W] to [B, queries, D]."""
+    mask = torch.ones(pixels.shape[0], *pixels.shape[2:], dtype=torch.long, device=pixels.device)
+    return model(pixel_values=pixels, pixel_mask=mask).last_hidden_state
+
+
+def _clip_features(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
+    """The last hidden states of the patches, without the class token: [B, 3, H, W] to [B, patches, D]."""
+    return model(pixel_values=pixels).last_hidden_state[:, 1:]
+
+
+def _vit_features(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
+    """The last hidden states, the class token first: [B, 3, H, W] to [B, 1 + patches, D]."""
+    return model(pixel_values=pixels).last_hidden_state
+
+
+def _resnet_features(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
+    """The pooled last stage as one vector: [B, 3, H, W] to [B, 1, D].
+
+    The published system repeats this vector 512 times. Keys that are identical share their attention
+    evenly and have one value, so attending to one gives what attending to 512 gives.
+    """
+    return model(pixel_values=pixels).pooler_output.flatten(1).unsqueeze(1)
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderKind:
+    """What sets one kind of encoder apart; normalisation and filter hold where the model's folder names none."""
+
+    default_model: str  # Hugging Face id
+    model_types: tuple[str, ...]  # what `model_type` in a config.json may say
+    config_class: type[PreTrainedConfig]
+    model_class: type[PreTrainedModel]
+    features: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]
+    mean_and_std: tuple[tuple[float, ...], tuple[float, ...]]
+    resample: Image.Resampling
+    model_settings: Mapping[str, object] = field(default_factory=dict)  # for the model's constructor
+
+
+ENCODERS: Mapping[str, EncoderKind] = MappingProxyType(
+    {
+        "detr": EncoderKind(
+            default_model="facebook/detr-resnet-101-dc5",
+            model_types=("detr",),
+            config_class=DetrConfig,
+            model_class=DetrModel,
+            features=_detr_features,
+            mean_and_std=_IMAGENET,
+            resample=Image.Resampling.BILINEAR,
+        ),
+        "clip": EncoderKind(
+            default_model="openai/clip-vit-base-patch32",
+            model_types=("clip", "clip_vision_model"),
+            config_class=CLIPVisionConfig,  # finds itself in a whole CLIP's configuration
+            model_class=CLIPVisionModel,
+            features=_clip_features,
+            mean_and_std=_CLIP,
+            resample=Image.Resampling.BICUBIC,
+        ),
+        "vit": EncoderKind(
+            default_model="google/vit-large-patch32-384",
+            model_types=("vit",),
+            config_class=ViTConfig,
+            model_class=ViTModel,
+            features=_vit_features,
+            mean_and_std=_HALF,
+            resample=Image.Resampling.BILINEAR,
+            model_settings={"add_pooling_layer": False},
+        ),
+        "resnet": EncoderKind(
+            default_model="microsoft/resnet-101",
+            model_types=("resnet",),
+            config_class=ResNetConfig,
+            model_class=ResNetModel,
+            features=_resnet_features,
+            mean_and_std=_IMAGENET,
+            resample=Image.Resampling.BICUBIC,
+        ),
+    }
+)
+
+
+class VisionEncoder:
+    """A frozen encoder from pictures to features.
+
+    Args:
+        kind: one of ``ENCODERS``: ``detr`` gives its object queries [100, 256], ``clip`` its patches
+            without the class token [49, 768], ``vit`` its class token and patches [145, 1024], ``resnet``
+            its pooled vector once, [1, 2048] (shapes of the default models; the published
+            CLIP features are of a ResNet tower, [49, 2048], that transformers lacks). The published system repeats
+            ResNet's vector 512 times; identical keys attend alike, so once is the same.
+        model: a Hugging Face id or a local folder; None for the kind's default.
+        device: where the model runs.
+
+    Attributes:
+        shape: [P, D] of one picture, found with one empty picture.
+        image_size: side of the model's square in pixels: its configuration's, 224 where that has none.
+
+    Raises:
+        ValueError: the kind is unknown, or the model is of another type, is not square or lacks weights.
+        ImportError: the model's backbone needs a package that is not installed.
+    """
+
+    def __init__(self, kind: str, model: str | Path | None = None, *, device: str = "cpu") -> None:
+        if kind not in ENCODERS:
+            raise ValueError(f"There is no vision encoder {kind!r}; choose one of {', '.join(ENCODERS)}.")
+        self.kind, self._kind = kind, ENCODERS[kind]
+        self.name = str(model or self._kind.default_model)
+        self.device = torch.device(device)
+        self._model = self._load().eval().requires_grad_(False).to(self.device)
+        self.image_size = self._read_image_size()
+        self._read_processor()
+        self.shape: tuple[int, int] = tuple(self._features(torch.zeros(1, 3, self.image_size, self.image_size)).shape[1:])
+
+    def preprocess(self, image: Image.Image) -> torch.Tensor:
+        """Bring a picture into the model's form.
+
+        Args:
+            image: any size and mode; resized to the model's square as RGB, nothing is cropped.
+
+        Returns:
+            float32 [3, H, W], scaled to 0..1, then normalised.
+        """
+        image = image.convert("RGB").resize((self.image_size, self.image_size), self._resample)
+        pixels = np.asarray(image, dtype=np.float32) / np.float32(255.0)
+        return torch.from_numpy(((pixels - self._mean) / self._std).transpose(2, 0, 1).copy())
+
+    def encode(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Encode pictures in one batch.
+
+        Args:
+            images: B pictures of any sizes and modes.
+
+        Returns:
+            float16 [B, P, D].
+
+        Raises:
+            ValueError: a feature is not finite or too large for float16.
+        """
+        if not images:
+            return np.zeros((0, *self.shape), np.float16)
+        features = self._features(torch.stack([self.preprocess(image) for image in images]))
+        halved = features.half()
+        bad = ~torch.isfinite(halved).flatten(1).all(dim=1)
+        if bad.any():
+            first = int(bad.nonzero()[0])
+            raise ValueError(
+                f"{self.kind} features of {self.name!r}: picture {first} of a batch of {len(images)} has values that are NaN, infinite "
+                f"or beyond float16 (the largest is {features[first].abs().max().item()}); expected finite values up to "
+                f"{torch.finfo(torch.float16).max:g}. Check that the checkpoint is whole, or use another model."
+            )
+        return halved.cpu().numpy()
+
+    @torch.inference_mode()
+    def _features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[B, 3, H, W] to float32 [B, P, D] on the encoder's device."""
+        return self._kind.features(self._model, pixels.to(self.device))
+
+    def _load(self) -> PreTrainedModel:
+        found = PreTrainedConfig.get_config_dict(self.name)[0].get("model_type")
+        if found not in self._kind.model_types:
+            raise ValueError(
+                f"{self.name!r} is a model of type {found!r}, but the encoder {self.kind!r} reads {' or '.join(map(repr, self._kind.model_types))}; "
+                f"name a matching model, such as {self._kind.default_model!r}, or another kind ({', '.join(ENCODERS)})."
+            )
+        try:
+            model, report = self._kind.model_class.from_pretrained(
+                self.name,
+                config=self._kind.config_class.from_pretrained(self.name),
+                dtype=torch.float32,  # transformers would take the checkpoint's own
+                output_loading_info=True,
+                **self._kind.model_settings,
+            )
+        except ImportError as error:
+            if "timm" not in str(error):
+                raise
+            message = f"The backbone of {self.name!r} ({self.kind}) is built by timm, which is not installed; run `pip install timm`."
+            raise ImportError(message) from error
+        missing = sorted(name for name in report["missing_keys"] if not name.endswith("num_batches_tracked"))  # plays no part here
+        if missing:
+            raise ValueError(
+                f"{self.name!r} lacks {len(missing)} weights of a {self.kind} encoder, such as {missing[0]!r}; expected all of them, as "
+                "transformers would draw them at random. Name a whole checkpoint of this kind."
+            )
+        return model
+
+    def _read_image_size(self) -> int:
+        size = getattr(self._model.config, "image_size", None) or _DEFAULT_IMAGE_SIZE
+        sizes = {size} if isinstance(size, int) else set(size)
+        if len(sizes) != 1:
+            raise ValueError(f"{self.name!r} ({self.kind}) takes pictures of {size} pixels; expected a square. Use a model with one `image_size`.")
+        return sizes.pop()
+
+    def _read_processor(self) -> None:
+        """Take mean, std and filter from preprocessor_config.json, and what it does not say from the kind."""
+        found = get_image_processor_config(self.name)
+        mean, std = self._kind.mean_and_std
+        if found.get("do_normalize", True) is False:
+            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        else:
+            mean, std = found.get("image_mean") or mean, found.get("image_std") or std
+        self._mean, self._std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+        self._resample = self._kind.resample if found.get("resample") is None else Image.Resampling(found["resample"])
