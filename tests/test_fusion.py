@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers import T5Config, T5ForConditionalGeneration
 
 from mmcot.fusion import GatedCrossAttention, SingleHeadAttention
 from mmcot.model import MultimodalT5Config, T5ForMultimodalGeneration
@@ -61,3 +62,12 @@ def test_features_of_another_shape_are_refused_with_both(model):
 def test_fusion_weights_start_at_the_scale_of_t5(model):
     assert model.encoder.image_dense.weight.std() < 1 / 7**0.5 * 1.3
     assert model.encoder.mha_layer.in_proj_weight.std() < 0.3 and model.encoder.gate_dense.weight.std() < 0.25
+
+
+def test_every_weight_of_t5_starts_as_transformers_own_t5_does():
+    sizes = {"vocab_size": 500, "d_model": 64, "d_kv": 16, "d_ff": 256, "num_layers": 2, "num_heads": 4}
+    plain = dict(T5ForConditionalGeneration(T5Config(**sizes)).named_parameters())
+    fused = dict(T5ForMultimodalGeneration._from_config(MultimodalT5Config(**sizes, vision_num_patches=3, vision_dim=5)).named_parameters())
+    for name, weight in plain.items():
+        if weight.std() > 0:
+            assert 0.8 < (fused[name].std() / weight.std()).item() < 1.25, name

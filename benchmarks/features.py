@@ -1,0 +1,105 @@
+"""Features of real pictures: two Ray workers in batches against the same model called picture by picture.
+
+    python benchmarks/features.py SCIENCEQA [ROUNDS]
+
+For each kind of encoder, at a small size and of random weights, over the pictures of SCIENCEQA's test split, interleaved:
+a loop that opens a picture, prepares it with transformers' own image processor and calls the model; and
+the product's task over Ray workers, from the first finished shard to the last, so that starts do not count.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, DetrConfig, DetrModel, ResNetConfig, ResNetModel, ViTConfig, ViTImageProcessorPil, ViTModel
+
+from data_shards.pictures import open_picture
+from data_shards.sources import read_questions
+from launcher.cluster import ray_session
+from launcher.config import load_settings
+from launcher.data import prepare_data
+from mmcot.vision_encoders import ENCODERS, VisionEncoder
+
+SIZE = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 3, "patch_size": 32, "image_size": 224}
+BACKBONE = {"embedding_size": 32, "hidden_sizes": [64, 128, 256, 512], "depths": [1, 1, 1, 1], "out_features": ["stage4"]}
+
+
+def write_model(kind: str, folder: Path) -> None:
+    torch.manual_seed(0)
+    if kind == "vit":
+        model = ViTModel(ViTConfig(**SIZE))
+    elif kind == "clip":
+        text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 99}
+        model = CLIPModel(CLIPConfig(text_config=text, vision_config=SIZE, projection_dim=16))
+    elif kind == "resnet":
+        model = ResNetModel(ResNetConfig(**BACKBONE))
+    else:
+        backbone = ResNetConfig(**BACKBONE)
+        sizes = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 256, "decoder_ffn_dim": 256, "num_queries": 100, "d_model": 64}
+        model = DetrModel(DetrConfig(use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone, **sizes))
+    model.save_pretrained(folder)
+
+
+def loop_rate(kind: str, folder: Path, paths: list[Path]) -> float:
+    """Pictures a second of a plain loop."""
+    processor_class = CLIPImageProcessorPil if kind == "clip" else ViTImageProcessorPil
+    processor = processor_class(size={"height": 224, "width": 224}, do_center_crop=False)
+    model = VisionEncoder(kind, folder)._model
+    begun = time.perf_counter()
+    with torch.inference_mode():
+        for path in paths:
+            pixels = processor(images=open_picture(path, name=str(path)), return_tensors="pt").pixel_values
+            ENCODERS[kind].features(model, pixels)[0].half().numpy()
+    return len(paths) / (time.perf_counter() - begun)
+
+
+def our_rate(kind: str, folder: Path, source: Path, shards_dir: Path) -> float:
+    """Pictures a second of two workers, between the first and the last finished shard that held pictures."""
+    told: list[tuple[float, int, int]] = []
+
+    def report(line: str) -> None:
+        if line.startswith(f"  features {kind}:"):
+            told.append((time.perf_counter(), *sum_pictures(shards_dir, kind)))
+
+    settings = load_settings(
+        preset="demo", overrides=[
+            f"data.path={source}", f"data.shards_dir={shards_dir}", f"data.features={kind}", f"data.vision_model={folder}", "data.samples_per_shard=16",
+        ],
+    )  # fmt: skip
+    prepare_data(settings, report)
+    seen = [(at, pictures) for at, pictures, _ in told if pictures]
+    return (seen[-1][1] - seen[0][1]) / (seen[-1][0] - seen[0][0])
+
+
+def sum_pictures(shards_dir: Path, kind: str) -> tuple[int, int]:
+    from data_shards.storage import read_json
+
+    notes = [read_json(path) for path in (shards_dir / "features" / kind).glob("*.done.json")]
+    return sum(note["counts"]["num_with_features"] for note in notes), len(notes)
+
+
+def main() -> None:
+    source, rounds = Path(sys.argv[1]).absolute(), int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    questions = read_questions(source)
+    paths = [path for problem in questions.problems["test"] for path in questions.pictures(problem)]
+    print(f"{len(paths)} pictures, {np.mean([path.stat().st_size for path in paths]) / 1e3:.0f} kB in the mean; {torch.get_num_threads()} threads in the loop")
+    with tempfile.TemporaryDirectory() as place, ray_session(load_settings(preset="demo").cluster):
+        for kind in ENCODERS:
+            write_model(kind, folder := Path(place) / kind)
+            ratios, rates = [], []
+            for number in range(rounds):
+                loop, ours = loop_rate(kind, folder, paths), our_rate(kind, folder, source, Path(place) / f"shards-{kind}-{number}")
+                ratios.append(ours / loop)
+                rates.append((loop, ours))
+            loop, ours = (statistics.median(column) for column in zip(*rates, strict=True))
+            print(f"{kind}: loop {loop:.1f}, two workers {ours:.1f} pictures/s, ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+
+
+if __name__ == "__main__":
+    main()
