@@ -10,6 +10,7 @@ accuracy on the validation split of the same data.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -71,6 +72,7 @@ def _upload(client: Any, run_id: str, run_dir: RunDir, stages: list[str]) -> Non
         for stage in stages:
             shutil.copytree(run_dir.model(stage), bundle / stage / "model", copy_function=os.link)
         folder = Path(temporary) / FOLDER
+        logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)  # it warns that a data frame's hint names no columns
         mlflow.pyfunc.save_model(
             folder, python_model=str(Path(__file__).with_name("pyfunc_model.py")), artifacts={"run": str(bundle)},
             pip_requirements=["mmcot"],  # given, because MLflow would otherwise load the model to guess them

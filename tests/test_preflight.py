@@ -42,7 +42,7 @@ def num_parameters_by_hand(shape, *, vision_dim):
 def test_the_model_of_every_preset_builds_on_the_meta_device(preset):
     settings = load_settings(preset=preset)
     num_patches, dim = (PUBLISHED_SHAPES | {name: shape for name, (_, shape) in FEATURES.items()})[settings.data.features]
-    shape = settings.model.shape.model_dump()
+    shape = settings.model.shape.model_dump(exclude={"distance_bias"})
     shape["vocab_size"] = shape["vocab_size"] or 1000
     with torch.device("meta"):
         config = MultimodalT5Config(vision_num_patches=num_patches, vision_dim=dim, decoder_start_token_id=0, **shape)
@@ -97,11 +97,11 @@ def test_the_xl_preset_on_four_gpus_is_refused_before_its_weights_are_fetched(mo
 
 
 def test_features_that_cannot_be_made_stop_the_run_before_any_work_and_say_how_to_supply_them(tmp_path):
-    settings = load_settings(preset="scienceqa-base", overrides=[f"data.path={tmp_path}"])
-    with pytest.raises(SettingsError, match=r"'vit' cannot be made here .* set data.shards_dir to a folder that holds features/vit"):
+    settings = load_settings(preset="scienceqa-base", overrides=[f"data.path={tmp_path}", "data.features=dino"])
+    with pytest.raises(SettingsError, match=r"'dino' cannot be made here .* set data.shards_dir to a folder that holds features/dino"):
         check_settings(settings)
-    settings = load_settings(preset="scienceqa-base", overrides=[f"data.path={tmp_path}", f"data.shards_dir={tmp_path}"])
-    with pytest.raises(SettingsError, match=r"features/vit is missing"):
+    settings = load_settings(preset="scienceqa-base", overrides=[f"data.path={tmp_path}", f"data.shards_dir={tmp_path}", "data.features=dino"])
+    with pytest.raises(SettingsError, match=r"features/dino is missing"):
         check_settings(settings)
 
 
