@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from launcher.cli_data import data_app
+from launcher.cli_options import Config, Preset, RunFolder, Set, explained
+
 app = typer.Typer(
     help="Train small multimodal models that write their reasons down, from a laptop to a cluster.",
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
 )  # fmt: skip
-data_app = typer.Typer(help="Make, shard and check data.", no_args_is_help=True)
 train_app = typer.Typer(help="Train one stage.", no_args_is_help=True)
 config_app = typer.Typer(help="Look at settings.", no_args_is_help=True)
 mlflow_app = typer.Typer(help="Serve MLflow.", no_args_is_help=True)
@@ -20,11 +22,7 @@ app.add_typer(train_app, name="train")
 app.add_typer(config_app, name="config")
 app.add_typer(mlflow_app, name="mlflow")
 
-Preset = Annotated[str | None, typer.Option(help="Shipped settings, such as demo.")]
-Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, laid over the preset.")]
-Set = Annotated[list[str], typer.Option("--set", help="One setting: section.key=value. May be repeated.")]
 WriteJob = Annotated[Path | None, typer.Option(help="Write this training for `torchrun -m launcher.rank FILE` instead of running it.")]
-RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/demo.")]
 
 
 @app.command()
@@ -40,7 +38,7 @@ def tune(
     max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time; as tuning.max_concurrent.")] = None,
 ) -> None:  # fmt: skip
     """Search settings with Ray Tune: tuning.space says which. Run again to go on."""
-    with _explained():
+    with explained():
         from launcher.config import load_settings
 
         given = {"num_samples": num_samples, "max_concurrent": max_concurrent}
@@ -54,7 +52,7 @@ def tune(
 @app.command()
 def ablate(preset: Preset = None, config: Config = None, set_: Set = []) -> None:  # noqa: B006
     """Compare arms (chains, vision, rationales) over seeds: one table. Without settings: the paper's comparison on MiniSQA."""
-    with _explained():
+    with explained():
         from launcher.config import load_settings
 
         settings = load_settings(preset=preset or (None if config else "ablation"), config=config, overrides=set_)
@@ -75,7 +73,7 @@ def rationales(
     if model is None:
         _run_until("rationales", preset, config, set_)
         return
-    with _explained():
+    with explained():
         if shards is None or out is None or split not in ("train", "val", "test", "all") or preset or config:
             raise ValueError("--model needs --shards DIR, --out DIR and a --split of train, val, test or all; settings by --set alone")
         from launcher.rationales import write_rationales
@@ -99,7 +97,7 @@ def evaluate(
     if predictions is None:
         _run_until("evaluate", preset, config, set_)
         return
-    with _explained():
+    with explained():
         if data is None or split not in ("train", "val", "test") or against not in (None, "paper"):
             raise ValueError("--predictions needs --data DIR, a --split of train, val or test, and --against paper or nothing")
         import json
@@ -120,7 +118,7 @@ def evaluate(
 @app.command("reference", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def reference_command(context: typer.Context, set_: Set = []) -> None:  # noqa: B006
     """Run a command of the published system as typed: mmcot reference -- <options of its main.py>."""
-    with _explained():
+    with explained():
         from launcher.reference import num_gpus, parse_command, run_reference
 
         run = parse_command(context.args, num_gpus=num_gpus(), overrides=set_)
@@ -135,7 +133,7 @@ def import_checkpoint(
     vision_dim: Annotated[int | None, typer.Option(help="Width of its features; default: read off the weights.")] = None,
 ) -> None:
     """Turn a checkpoint of the published system into a model that from_pretrained opens."""
-    with _explained():
+    with explained():
         from mmcot.reference import import_checkpoint
 
         done = import_checkpoint(source, out, vision_num_patches=vision_num_patches, vision_dim=vision_dim)
@@ -156,111 +154,6 @@ def train_answer(preset: Preset = None, config: Config = None, set_: Set = [], w
     _run_until("train-answer", preset, config, set_, write_job)
 
 
-@data_app.command("make")
-def data_make(
-    output: Annotated[Path, typer.Argument(help="Folder to write, in ScienceQA's layout.")],
-    num_train: Annotated[int, typer.Option(help="Training questions.")] = 4000,
-    num_val: Annotated[int, typer.Option(help="Validation questions.")] = 400,
-    num_test: Annotated[int, typer.Option(help="Test questions.")] = 800,
-    seed: Annotated[int, typer.Option(help="Seed of the generator.")] = 0,
-    shuffle_choices: Annotated[bool, typer.Option("--shuffle-choices", help="Give each question an order of its choices of its own.")] = False,
-) -> None:
-    """Write MiniSQA, the embedded data set."""
-    from data_shards.mini_sqa import write_mini_sqa
-
-    with _explained():
-        write_mini_sqa(output, num_train=num_train, num_val=num_val, num_test=num_test, seed=seed, shuffle_choices=shuffle_choices)
-        typer.echo(f"{output}: {num_train:,} train, {num_val:,} val, {num_test:,} test questions")
-
-
-@data_app.command("shard")
-def data_shard(preset: Preset = None, config: Config = None, set_: Set = []) -> None:  # noqa: B006
-    """Build text and feature shards, their indexes and the tokenizer."""
-    with _explained():
-        from launcher.config import load_settings
-        from launcher.data import describe_data, prepare_data
-        from launcher.preflight import check_settings
-
-        settings = load_settings(preset=preset, config=config, overrides=set_)
-        check_settings(settings)
-        folder = prepare_data(settings, typer.echo)
-        for line in describe_data(folder):
-            typer.echo(line)
-
-
-@data_app.command("caption")
-def data_caption(
-    path: Annotated[Path, typer.Argument(help="A data set with pictures, in any of the known forms.")],
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of a captioning model, such as Salesforce/blip-image-captioning-base.")],
-    out: Annotated[Path, typer.Option(help="The captions.json to write; use it by --set data.captions=FILE.")],
-    set_: Set = [],  # noqa: B006
-) -> None:
-    """Write captions of all pictures with a local model, on Ray workers. Run again to go on."""
-    with _explained():
-        from launcher.captions import write_captions
-
-        write_captions(path, model, out, overrides=set_, report=typer.echo)
-
-
-@data_app.command("index")
-def data_index(
-    tars: Annotated[list[str], typer.Argument(help="Tars by split: train=FILE or train='FOLDER/a-*.tar', paths or URLs; val=..., test=...")],
-    out: Annotated[Path, typer.Option(help="Data folder to write: indexes and manifests, no copies.")],
-    features: Annotated[str | None, typer.Option(help="Name under which .npy members become vision features.")] = None,
-) -> None:
-    """Index existing webdataset tars where they lie; then run with --set data.shards_dir=OUT."""
-    with _explained():
-        from data_shards.existing import index_tars
-
-        manifest = index_tars(_tars_by_split(tars), out, features=features)
-        counts = ", ".join(f"{number:,} {split}" for split, number in manifest["num_samples"].items())
-        typer.echo(f"{out}: {counts} questions in {len(manifest['shards'])} tars")
-
-
-@data_app.command("check")
-def data_check(
-    shards: Annotated[str, typer.Argument(help="A data folder, or its URL.")],
-    features: Annotated[str | None, typer.Option(help="Features to check of a folder behind a URL; locally all are checked.")] = None,
-) -> None:
-    """Hold every shard against its manifest: size, checksum, index, order of keys; look for repeated questions."""
-    with _explained():
-        from launcher.data import check_data
-
-        typer.echo(f"{check_data(shards, typer.echo, features=features):,} samples in order")
-
-
-@data_app.command("ledger")
-def data_ledger(folder: RunFolder) -> None:
-    """Prove that each epoch of a run used each training question exactly once."""
-    with _explained():
-        from data_shards.reader import SplitReader
-        from data_shards.remote import local_folder
-        from launcher.config import Data
-        from launcher.ledger import prove_ledger
-        from launcher.run_dir import RunDir, shards_dir_of
-
-        run_dir = RunDir(folder)
-        folder = local_folder(shards_dir_of(run_dir), Data().cache_dir, features=None)
-        qids = [str(qid) for qid in SplitReader(folder, "train").qids]
-        stages = [stage for stage in ("rationale", "answer") if list(run_dir.logs.glob(f"{stage}-ledger-*"))]
-        for stage in stages or ["rationale"]:
-            for line in prove_ledger(run_dir, stage, qids):
-                typer.echo(line)
-
-
-@data_app.command("describe")
-def data_describe(
-    path: Annotated[Path, typer.Argument(help="A data set: ScienceQA folder, .jsonl, .csv, or a saved Hugging Face data set.")],
-    tokenizer: Annotated[str | None, typer.Option(help="Hugging Face id or folder to count tokens with; else words.")] = None,
-) -> None:
-    """Count questions, pictures and contexts, and how long prompts are, before building anything."""
-    with _explained():
-        from launcher.describe import describe_questions
-
-        for line in describe_questions(path, tokenizer=tokenizer):
-            typer.echo(line)
-
-
 @app.command()
 def predict(
     model: Annotated[Path, typer.Option(help="The folder of a finished run, such as runs/demo.")],
@@ -272,7 +165,7 @@ def predict(
     output: Annotated[Path | None, typer.Option(help="Where to write the answers to --input; default: the screen.")] = None,
 ) -> None:
     """Answer one question, or many, with a finished run: the reasons first, then the answer."""
-    with _explained():
+    with explained():
         if (question is None) == (input is None):
             raise ValueError("give either --question with two or more --choice, or --input FILE.jsonl")
         if input is not None:
@@ -291,7 +184,7 @@ def predict(
 @config_app.command("show")
 def config_show(preset: Preset = None, config: Config = None, set_: Set = []) -> None:  # noqa: B006
     """Print the resolved settings, every default included."""
-    with _explained():
+    with explained():
         from launcher.config import dump_settings, load_settings, preset_names
 
         if preset is None and config is None:
@@ -312,7 +205,7 @@ def mlflow_up(
     allowed_hosts: Annotated[str | None, typer.Option(help="Names clients use for this server, comma-separated; default: its own names.")] = None,
 ) -> None:
     """Serve the runs of a folder, or a team's, until Ctrl-C."""
-    with _explained():
+    with explained():
         import os
 
         from launcher.mlflow_server import plan_server, serve
@@ -327,7 +220,7 @@ def mlflow_up(
 @app.command()
 def status(folder: RunFolder) -> None:
     """Say what a run has done, what it is doing and where it lies in MLflow."""
-    with _explained():
+    with explained():
         from launcher.status import describe_run
 
         for line in describe_run(folder):
@@ -337,7 +230,7 @@ def status(folder: RunFolder) -> None:
 @app.command()
 def sync(folder: RunFolder, uri: Annotated[str | None, typer.Option(help="MLflow; default: the run's own.")] = None) -> None:
     """Send whatever MLflow has not got of a run, such as after it was away; nothing comes twice."""
-    with _explained():
+    with explained():
         from data_shards.storage import read_json
         from launcher.run_dir import RunDir, RunError, owner, settings_of
 
@@ -363,29 +256,12 @@ def report_command(
     looking: Annotated[int, typer.Option(min=0, help="Questions whose attention is measured, wrong answers first.")] = 24,
 ) -> None:
     """Write a page to look at: scores, curves, questions, and where the model looked. One file, no network."""
-    with _explained():
+    with explained():
         from launcher.report import write_report
 
         target = out or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
         path = write_report(folders, target, num_pictures=pictures, num_looked_at=looking)
         typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")
-
-
-def _tars_by_split(arguments: list[str]) -> dict[str, list[Path | str]]:
-    import glob
-
-    from data_shards.remote import is_remote, list_urls
-
-    tars: dict[str, list[Path | str]] = {}
-    for argument in arguments:
-        split, equals, pattern = argument.partition("=")
-        if not equals or split not in ("train", "val", "test"):
-            raise ValueError(f"{argument!r} must be train=FILE, val=FILE or test=FILE")
-        found = list_urls(pattern) if is_remote(pattern) else [Path(path) for path in sorted(glob.glob(pattern))]
-        if not found:
-            raise FileNotFoundError(f"{pattern} matches no file; give the path of a tar, or a pattern in quotes")
-        tars.setdefault(split, []).extend(found)
-    return tars
 
 
 def _predict_many(model: Path, input: Path, output: Path | None) -> None:
@@ -412,7 +288,7 @@ def _tell_cut(num_cut: int) -> None:
 
 
 def _run_until(step: str, preset: str | None, config: Path | None, overrides: list[str], write_job: Path | None = None) -> None:
-    with _explained():
+    with explained():
         from launcher.config import load_settings
 
         settings = load_settings(preset=preset, config=config, overrides=overrides)
@@ -422,20 +298,3 @@ def _run_until(step: str, preset: str | None, config: Path | None, overrides: li
         run_dir = run_pipeline(settings, until=step, report=typer.echo, write_job=write_job)
         for line in describe_end(settings, run_dir):
             typer.echo(line)
-
-
-class _explained:
-    """Turns errors that carry their remedy into one message and exit status 1."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        from launcher.run_dir import Stopped
-
-        if isinstance(error, Stopped):
-            typer.echo(str(error))
-            raise typer.Exit(128 + 15) from None
-        if isinstance(error, (ValueError, RuntimeError, OSError, ImportError)):
-            typer.secho(f"error: {error}", fg="red", err=True)
-            raise typer.Exit(1) from None
