@@ -170,5 +170,5 @@ def _init_fusion_weights(module: nn.Module, factor: float) -> None:
         init.normal_(module.weight, mean=0.0, std=factor * module.in_features**-0.5)
         init.zeros_(module.bias)
     else:
-        init.normal_(module.in_proj_weight, mean=0.0, std=factor * module.in_proj_weight.shape[1] ** -0.5)
+        init.normal_(module.in_proj_weight, mean=0.0, std=factor * module.out_proj.in_features**-0.5)  # ZeRO-3 leaves no shape
         init.zeros_(module.in_proj_bias)

@@ -53,20 +53,20 @@ def killed(tmp_path_factory):
     """Two trials, one of which cannot train; their driver was killed with -9 in the middle, then started again."""
     folder = tmp_path_factory.mktemp("tuning")
     tuning = {"space": {"training.learning_rate": {"grid": [1e30, 1e-3]}}, "scheduler": "none", "num_samples": 1}
-    driver = start(folder, tuning, rationale={"num_steps": 120})
+    driver = start(folder, tuning, rationale={"num_steps": 80})
     deadline = time.time() + 300
-    while not (begun := sorted((folder / "runs" / "tuned" / "trials").glob("*/rationale/checkpoints/step-000030/manifest.json"))):
+    while not (begun := sorted((folder / "runs" / "tuned" / "trials").glob("*/rationale/checkpoints/step-000020/manifest.json"))):
         assert driver.poll() is None and time.time() < deadline, (folder / "output.log").read_text()
         time.sleep(0.05)
     os.kill(driver.pid, signal.SIGKILL)
     driver.wait()
-    return folder, begun[0].parents[3], finish(start(folder, tuning, rationale={"num_steps": 120}), folder)
+    return folder, begun[0].parents[3], finish(start(folder, tuning, rationale={"num_steps": 80}), folder)
 
 
 def test_a_trial_that_fails_is_recorded_with_its_reason_and_stops_no_other(killed):
     folder, _, trials = killed
     by_rate = {trial["values"]["training.learning_rate"]: trial for trial in trials.values()}
-    assert (by_rate[1e-3]["state"], by_rate[1e-3]["step"]) == ("finished", 120)
+    assert (by_rate[1e-3]["state"], by_rate[1e-3]["step"]) == ("finished", 80)
     assert by_rate[1e30]["state"] == "failed" and "the loss is nan" in by_rate[1e30]["error"]
 
 
@@ -75,7 +75,7 @@ def test_after_a_kill_of_the_driver_the_same_command_goes_on_from_the_trials_che
     assert interrupted.name in trials
     points = JournalReader(RunDir(interrupted).journal("rationale")).read()
     steps = [point["step"] for point in points if "loss" in point["metrics"]]
-    assert sorted(set(steps)) == list(range(5, 121, 5)) and len(steps) < 2 * 24 - 4  # the second attempt did not begin at step one
+    assert sorted(set(steps)) == list(range(5, 81, 5)) and len(steps) < 2 * 16 - 2  # the second attempt did not begin at step one
 
 
 def test_every_trial_is_a_child_of_the_tuning_in_mlflow(killed):
