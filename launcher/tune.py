@@ -31,6 +31,7 @@ from launcher.run_dir import RunDir, claim_settings, owned
 from launcher.tracking import PARENT, RunLog, Tracker, open_tracker, tracking_uri
 from launcher.trial import OBJECTIVES, TrialJob, run_trial
 from launcher.tuning_space import check_space, with_values
+from launcher.worker import free_workers
 
 TRIAL_MEMORY = 500_000_000  # bytes of the process that leads a trial
 Report = Callable[[str], None]
@@ -113,20 +114,31 @@ def _tuner(job: TrialJob, concurrent: int, report: Report) -> Any:
             search_alg=_search(settings, job.settings.run.seed, concurrent), scheduler=_scheduler(job.settings),
             trial_name_creator=lambda trial: trial.trial_id, trial_dirname_creator=lambda trial: trial.trial_id,
         ),
-        run_config=tune.RunConfig(name="trials", storage_path=str(storage), verbose=0, callbacks=[_lines(report)]),
+        run_config=tune.RunConfig(name="trials", storage_path=str(storage), verbose=0, callbacks=[_lines(Path(job.folder) / "trials", report)]),
     )  # fmt: skip
 
 
-def _lines(report: Report) -> Any:
-    """Tell a person of every loss and end."""
+def _lines(trials: Path, report: Report) -> Any:
+    """Tell a person of every loss and end; and take the workers from trials that are ended, or begin anew."""
     from ray.tune import Callback
+
+    def free(trial: Any) -> None:
+        for folder in trials.glob(f"{trial.trial_id}*"):
+            free_workers(RunDir(folder))
 
     class Lines(Callback):
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
             told = ", ".join(f"{name} {result[name]:.4f}" for name in OBJECTIVES if name in result)
             report(f"  {trial.trial_id} step {result.get('step', 0):,}: {told}")
 
+        def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            free(trial)
+
+        def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            free(trial)
+
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+            free(trial)
             report(f"  {trial.trial_id} failed; the others go on")
 
     return Lines()

@@ -21,10 +21,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from data_shards.storage import commit_bytes, read_json
 from launcher.jobs import TrainJob
 from launcher.preflight import clear_compile_locks, fetch_pretrained
 from launcher.run_dir import RunDir, Stopped
 from launcher.system_metrics import sampling
+
+
+PLACEMENT_GROUP_FILE = "placement_group"  # in the run's logs: what Ray reserved for the training that runs
 
 
 class WorkersFailed(RuntimeError):
@@ -43,6 +47,8 @@ def run_worker(job: TrainJob) -> None:
     from launcher.train import train
 
     context = ray.train.get_context()
+    if context.get_world_rank() == 0 and (group := ray.util.get_current_placement_group()):
+        commit_bytes(RunDir(Path(job.run_dir)).logs / PLACEMENT_GROUP_FILE, group.id.hex().encode())
     rank, world_size = context.get_world_rank(), context.get_world_size()
     with _log_to(RunDir(Path(job.run_dir)).logs / f"{job.stage}-rank{rank}.log", job.attempt):
         if job.settings.model.pretrained:
@@ -50,6 +56,21 @@ def run_worker(job: TrainJob) -> None:
         # Progress goes through the journal: ray.train.report would hold every rank until the controller's next look.
         with sampling(RunDir(Path(job.run_dir)).logs, f"train-{job.stage}"):
             train(job, rank=rank, world_size=world_size)
+
+
+def free_workers(run_dir: RunDir) -> None:
+    """Take the workers from a training whose driver was ended from outside; for who ended it.
+
+    Ray would do so by itself, but asks its dashboard whether the driver lives, and there may be none.
+    """
+    import ray
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    path = run_dir.logs / PLACEMENT_GROUP_FILE
+    if path.exists():
+        run_dir.request_stop(read_json(run_dir.path / "lock.json")["attempt"])
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(path.read_text(encoding="utf-8"))))
+        path.unlink()
 
 
 def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda line: None) -> None:
@@ -75,6 +96,8 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
         except Stopped:
             raise
         except Exception as error:
+            if run_dir.stop_requested(job.attempt):  # a tuning ended this trial and took its workers
+                raise Stopped(f"training of stage {job.stage!r} was ended") from None
             if text := _first_traceback(run_dir.logs, job, since=started):
                 raise WorkersFailed(f"training of stage {job.stage!r} failed\n{text}") from None
             if num_losses == max_failures:
