@@ -109,7 +109,7 @@ def test_population_based_training_hands_weights_over(tmp_path):
     for heir in heirs:
         _, _, rest = heir.name.partition("-from-")
         donor, _, step = rest.rpartition("-")
-        first = JournalReader(RunDir(heir).journal("rationale")).read()[0]
+        first = next(iter(JournalReader(RunDir(heir).journal("rationale")).read()))
         assert first["step"] > int(step)
         given = tmp_path / "runs" / "tuned" / "trials" / donor / "rationale" / "checkpoints" / f"step-{int(step):06d}" / "manifest.json"
         assert given.exists()
