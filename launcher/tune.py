@@ -114,11 +114,11 @@ def _tuner(job: TrialJob, concurrent: int, report: Report) -> Any:
             search_alg=_search(settings, job.settings.run.seed, concurrent), scheduler=_scheduler(job.settings),
             trial_name_creator=lambda trial: trial.trial_id, trial_dirname_creator=lambda trial: trial.trial_id,
         ),
-        run_config=tune.RunConfig(name="trials", storage_path=str(storage), verbose=0, callbacks=[_lines(Path(job.folder) / "trials", report)]),
+        run_config=tune.RunConfig(name="trials", storage_path=str(storage), verbose=0, callbacks=[_watch_trials(Path(job.folder) / "trials", report)]),
     )  # fmt: skip
 
 
-def _lines(trials: Path, report: Report) -> Any:
+def _watch_trials(trials: Path, report: Report) -> Any:
     """Tell a person of every loss and end; and take the workers from trials that are ended, or begin anew."""
     from ray.tune import Callback
 
@@ -126,7 +126,7 @@ def _lines(trials: Path, report: Report) -> Any:
         for folder in trials.glob(f"{trial.trial_id}*"):
             free_workers(RunDir(folder))
 
-    class Lines(Callback):
+    class Watch(Callback):
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
             told = ", ".join(f"{name} {result[name]:.4f}" for name in OBJECTIVES if name in result)
             report(f"  {trial.trial_id} step {result.get('step', 0):,}: {told}")
@@ -141,7 +141,7 @@ def _lines(trials: Path, report: Report) -> Any:
             free(trial)
             report(f"  {trial.trial_id} failed; the others go on")
 
-    return Lines()
+    return Watch()
 
 
 def end_trials(settings: Settings, run_dir: RunDir) -> None:
