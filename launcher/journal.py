@@ -2,7 +2,7 @@
 
     {"step": 400, "time_ms": 1790000000000, "metrics": {"loss": 0.41, "learning_rate": 0.0012}}
 
-A line may carry a ``note`` for a person instead. One appender (rank 0, or the driver), one line a point, flushed to the file at once:
+A line may carry a ``note`` for a person instead, or the ``total`` that an attempt sets out from this step to reach. One appender (rank 0, or the driver), one line a point, flushed to the file at once:
 training never waits for a server. After a restart a step may be written again; readers
 keep the first.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,32 @@ class Journal(LineFile):
         """Append the metrics of one step."""
         self.append({"step": step, "time_ms": int(time.time() * 1000), "metrics": metrics})
 
+    def begin(self, step: int, total: int) -> None:
+        """Append that an attempt begins here, and how far it is to go."""
+        self.append({"step": step, "time_ms": int(time.time() * 1000), "metrics": {}, "total": total})
+
     def note(self, step: int, text: str) -> None:
         """Append a sentence for the person who watches."""
         self.append({"step": step, "time_ms": int(time.time() * 1000), "metrics": {}, "note": text})
+
+
+def time_left(points: Iterable[dict[str, Any]]) -> tuple[int, int, float | None] | None:
+    """Step, total and seconds left, at the pace of the last attempt; the seconds are None before its second point.
+
+    Returns:
+        None where no attempt has begun.
+    """
+    begun = latest = None
+    for point in points:
+        if "total" in point:
+            begun = latest = point
+        elif begun and point["metrics"]:
+            latest = point
+    if begun is None or latest is None:
+        return None
+    num_done, total = latest["step"] - begun["step"], begun["total"]
+    seconds = (latest["time_ms"] - begun["time_ms"]) / 1000
+    return latest["step"], total, (total - latest["step"]) * seconds / num_done if num_done > 0 else None
 
 
 class JournalReader:

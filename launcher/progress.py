@@ -84,6 +84,7 @@ class GenerationLine:
     def __init__(self, report: Callable[[str], None], journal: Journal | None = None) -> None:
         self._report, self._journal = report, journal
         self._shown_at = time.monotonic()
+        self._begun = False
 
     def __enter__(self) -> GenerationLine:
         return self
@@ -94,6 +95,9 @@ class GenerationLine:
 
     def show(self, progress: Any) -> None:
         """Show a progress, unless one was shown a moment ago."""
+        if self._journal and not self._begun:
+            self._journal.begin(progress.num_done, progress.num_total)
+            self._begun = True
         if time.monotonic() - self._shown_at < SHOW_EVERY_S and progress.num_done < progress.num_total:
             return
         self._shown_at = time.monotonic()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shlex
+import time
 from pathlib import Path
 
+from data_shards.storage import read_json
 from launcher.config import Settings
-from launcher.journal import JournalReader
+from launcher.journal import JournalReader, time_left
+from launcher.progress import format_seconds
 from launcher.run_dir import RunDir, owner, settings_of
-from launcher.tracking import tracking_uri
+from launcher.tracking import PARENT, tracking_uri
 
 STAGE_OF_STEP = {"train-rationale": "rationale", "train-answer": "answer"}
 
 
 def describe_run(folder: Path) -> list[str]:
-    """Lines on each step, the last checkpoint, the owner and MLflow.
+    """Lines on each step (how far, how long still, the last checkpoint), on who owns the run, and where MLflow shows it.
 
     Raises:
         RunError: the folder holds no run.
@@ -30,9 +33,9 @@ def describe_run(folder: Path) -> list[str]:
             continue
         running = next_step is None and current is not None
         next_step = next_step or step
-        lines.append(f"{step:<16} {'running' if running else 'to do'}{_training_state(run_dir, step)}")
+        lines.append(f"{step:<16} {'running' if running else 'to do'}{_progress(run_dir, step, running=running)}")
     if current:
-        lines.append(f"owner: process {current['pid']} on {current['host']}, attempt {current['attempt']}")
+        lines.append(f"owner: process {current['pid']} on {current['host']}, attempt {current['attempt']}, last heard of {max(0.0, time.time() - current['heartbeat']):.0f} s ago")
     elif next_step:
         lines.append(f"nobody is running it; the same `mmcot run` goes on at {next_step!r}")
     return [*lines, *_mlflow_lines(settings, run_dir)]
@@ -44,22 +47,31 @@ def describe_end(settings: Settings, run_dir: RunDir) -> list[str]:
     return ["", f"run: {run_dir.path}", *page, *_mlflow_lines(settings, run_dir)]
 
 
-def _training_state(run_dir: RunDir, step: str) -> str:
+def _progress(run_dir: RunDir, step: str, *, running: bool) -> str:
+    """How far a step is by its journal, and its last checkpoint."""
     stage = STAGE_OF_STEP.get(step)
-    if stage is None:
-        return ""
-    points = [point for point in JournalReader(run_dir.journal(stage)).read() if "loss" in point["metrics"]]
-    latest = run_dir.checkpoints(stage) / "LATEST"
-    text = f", step {points[-1]['step']:,}, loss {points[-1]['metrics']['loss']:.4f}" if points else ""
-    return text + (f", last checkpoint {latest.read_text().strip()}" if latest.exists() else "")
+    points = list(JournalReader(run_dir.journal_of(stage or step)).read())
+    text = ""
+    if found := time_left(points):
+        done, total, seconds = found
+        text += f", {'step ' if stage else ''}{done:,} of {total:,}{'' if stage else ' questions'}"
+        if losses := [point["metrics"]["loss"] for point in points if "loss" in point["metrics"]]:
+            text += f", loss {losses[-1]:.4f}"
+        if running and seconds is not None:
+            text += f", time left {format_seconds(seconds)}"
+    latest = run_dir.checkpoints(stage) / "LATEST" if stage else None
+    return text + (f", last checkpoint {latest.read_text().strip()}" if latest and latest.exists() else "")
 
 
 def _mlflow_lines(settings: Settings, run_dir: RunDir) -> list[str]:
-    uri = tracking_uri(settings)
+    state = read_json(run_dir.mlflow_state) if run_dir.mlflow_state.exists() else {}
+    uri = state.get("uri") or tracking_uri(settings)
+    run_id = state.get("runs", {}).get(PARENT)
+    page = f"/#/runs/{run_id}" if run_id else ""
     if not uri.startswith("sqlite:"):
-        return [f"MLflow: {uri}"]
+        return [f"MLflow: {uri}{page}"]
     folder = settings.run_dir.parent
     command = f"mmcot mlflow up --backend-store-uri {uri}"
     if uri == f"sqlite:///{folder.absolute() / 'mlflow.db'}":
         command = "mmcot mlflow up" if folder == Path("runs") else f"mmcot mlflow up --runs {shlex.quote(str(folder))}"
-    return [f"MLflow: {command}   then open http://127.0.0.1:5000"]
+    return [f"MLflow: {command}   then open http://127.0.0.1:5000{page}"]

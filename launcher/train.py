@@ -163,6 +163,8 @@ def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
     )  # fmt: skip
     this.last_checkpoint = _resume(this, found)
     _LOG.info("ready to go on at step %d of %d", this.last_checkpoint, job.num_steps)
+    if this.journal:
+        this.journal.begin(this.last_checkpoint, job.num_steps)
     this.meter.restart()
     return this
 

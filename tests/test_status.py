@@ -1,0 +1,75 @@
+"""What `mmcot status` tells of a run that is under way."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from data_shards.storage import commit_bytes, commit_json
+from launcher.config import load_settings
+from launcher.journal import Journal, JournalReader, time_left
+from launcher.run_dir import RunDir, claim_settings, owned
+from launcher.status import describe_run
+
+
+def write_points(path, *points):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"metrics": {}} | point) + "\n" for point in points))
+
+
+def test_the_time_left_is_at_the_pace_of_the_last_attempt(tmp_path):
+    journal = tmp_path / "j.jsonl"
+    write_points(
+        journal, {"step": 0, "time_ms": 0, "total": 100}, {"step": 10, "time_ms": 1_000_000, "metrics": {"loss": 1.0}},  # 100 s a step, then lost
+        {"step": 5, "time_ms": 2_000_000, "total": 100}, {"step": 20, "time_ms": 2_030_000, "metrics": {"loss": 1.0}},
+    )  # fmt: skip
+    assert time_left(JournalReader(journal).read()) == (20, 100, 160.0)
+
+
+def test_before_the_first_point_the_time_left_is_unknown_and_a_journal_without_a_beginning_says_nothing(tmp_path):
+    journal = Journal(tmp_path / "j.jsonl")
+    journal.log(3, {"loss": 1.0})
+    assert time_left(JournalReader(tmp_path / "j.jsonl").read()) is None
+    journal.begin(40, 2000)
+    assert time_left(JournalReader(tmp_path / "j.jsonl").read()) == (40, 2000, None)
+
+
+@pytest.fixture
+def run_dir(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    settings = load_settings(preset="demo", overrides=[f"run.dir={tmp_path / 'demo'}", "tracking.uri=http://tracking.example.org:5000"])
+    run_dir = RunDir(settings.run_dir)
+    run_dir.path.mkdir()
+    claim_settings(run_dir, settings)
+    return run_dir
+
+
+def test_status_tells_step_time_left_checkpoint_owner_and_the_page_in_mlflow(run_dir):
+    run_dir.mark_done("data", {"seconds": 3.2, "attempt": 1})
+    now = int(time.time() * 1000)
+    write_points(
+        run_dir.journal("rationale"), {"step": 0, "time_ms": now - 60_000, "total": 2000},
+        {"step": 1200, "time_ms": now, "metrics": {"loss": 0.0123}}, {"step": 1200, "time_ms": now, "metrics": {"validation_loss": 0.5}},
+    )  # fmt: skip
+    commit_bytes(run_dir.checkpoints("rationale") / "LATEST", b"step-1200\n")
+    commit_json(run_dir.mlflow_state, {"uri": "http://tracking.example.org:5000", "runs": {"pipeline": "8f3c"}})
+    with owned(run_dir):
+        lines = describe_run(run_dir.path)
+    assert lines[1] == "train-rationale  running, step 1,200 of 2,000, loss 0.0123, time left 0:40, last checkpoint step-1200"
+    assert lines[2] == "rationales       to do"
+    assert lines[5].startswith("owner: process ") and lines[5].endswith(("last heard of 0 s ago", "last heard of 1 s ago"))
+    assert lines[6] == "MLflow: http://tracking.example.org:5000/#/runs/8f3c"
+
+
+def test_status_counts_questions_while_texts_are_written_and_promises_no_time_when_nobody_runs_it(run_dir):
+    for step in ("data", "train-rationale"):
+        run_dir.mark_done(step, {"seconds": 1.0, "attempt": 1})
+    write_points(
+        run_dir.journal_of("rationales"), {"step": 256, "time_ms": 0, "total": 5200},
+        {"step": 1280, "time_ms": 8_000, "metrics": {"generation_tokens_per_s": 100.0}},
+    )  # fmt: skip
+    lines = describe_run(run_dir.path)
+    assert lines[2] == "rationales       to do, 1,280 of 5,200 questions"
+    assert "goes on at 'rationales'" in lines[5]
