@@ -32,6 +32,24 @@ def run(preset: Preset = None, config: Config = None, set_: Set = []) -> None:  
 
 
 @app.command()
+def submit(
+    address: Annotated[str, typer.Option(help="The cluster's dashboard, such as http://127.0.0.1:8265.")],
+    preset: Preset = None, config: Config = None, set_: Set = [],  # noqa: B006
+    follow: Annotated[bool, typer.Option(help="Show the run's output until it ends, and end with its status.")] = True,
+) -> None:  # fmt: skip
+    """Send the run to a Ray cluster as a job; this installation's code goes along, data does not. Send again to go on."""
+    with explained():
+        from launcher.config import load_settings
+
+        settings = load_settings(preset=preset, config=config, overrides=set_)
+        from launcher.submit import submit_run
+
+        status = submit_run(settings, address=address, follow=follow, report=typer.echo)
+    if status:
+        raise typer.Exit(status)
+
+
+@app.command()
 def tune(
     preset: Preset = None, config: Config = None, set_: Set = [],  # noqa: B006
     num_samples: Annotated[int | None, typer.Option(min=1, help="Trials; as tuning.num_samples.")] = None,

@@ -460,6 +460,14 @@ def read_deepspeed(value: str | dict[str, Any] | None) -> dict[str, Any]:
     return config
 
 
+def value_of(settings: Settings, name: str) -> Any:
+    """A setting by its dotted name."""
+    value: Any = settings
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
 def setting_names(section: type[pydantic.BaseModel] = Settings, prefix: str = "") -> list[str]:
     """Dotted names of all settings."""
     names = []

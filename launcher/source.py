@@ -30,8 +30,9 @@ def source_folder(data: Data, report: Callable[[str], None]) -> Path:
 
 
 def mini_sqa_folder(data: Data) -> Path:
-    """Where MiniSQA of these sizes is drawn, below the current folder."""
-    return Path("data") / f"mini_sqa-source-{fingerprint({**data.mini_sqa.model_dump(), 'version': MINI_SQA_VERSION})}"
+    """Where MiniSQA of these sizes is drawn: beside the shards, which workers elsewhere see too."""
+    parent = Path(data.shards_dir).parent if data.shards_dir else Path("data")
+    return parent / f"mini_sqa-source-{fingerprint({**data.mini_sqa.model_dump(), 'version': MINI_SQA_VERSION})}"
 
 
 def read_source(data: Data, source: Path) -> QuestionSet:

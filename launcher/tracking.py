@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.config import Settings, check_no_credentials, setting_names
+from launcher.config import Settings, check_no_credentials, setting_names, value_of
 from launcher.journal import LineFile
 from launcher.run_dir import RunDir, Stopped
 
@@ -125,14 +125,7 @@ def open_tracker(
     parent = RunLog(file, PARENT)
     with contextlib.closing(file), sending(settings, run_dir, report=report):
         with parent.running(name=settings.run.name, tags={"mmcot.run_dir": str(run_dir.path)}, parent_key=parent_key):
-            parent.log_params({name: _get(settings, name) for name in setting_names()})
+            parent.log_params({name: value_of(settings, name) for name in setting_names()})
             parent.log_tags(describe_environment())
             parent.log_artifact(run_dir.path / "run.yaml")
             yield Tracker(parent)
-
-
-def _get(settings: Settings, name: str) -> Any:
-    value: Any = settings
-    for part in name.split("."):
-        value = getattr(value, part)
-    return value

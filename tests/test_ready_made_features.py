@@ -22,7 +22,7 @@ from mmcot.problem import Problem
 def source(workplace, tiny_data, tmp_path):
     """MiniSQA in ScienceQA's layout, with DETR-shaped features for its image questions."""
     folder = tmp_path / "source"
-    shutil.copytree(next(workplace.glob("data/mini_sqa-source-*")), folder)
+    shutil.copytree(next(workplace.glob("mini_sqa-source-*")), folder)
     problems = json.loads((folder / "problems.json").read_text())
     with_image = [qid for qid, record in problems.items() if record["image"]]
     (folder / "vision_features").mkdir()

@@ -89,7 +89,7 @@ def test_every_deviation_stands_in_the_documentation():
 def written(workplace, tiny_data, tmp_path_factory):
     """Both stages as a user of the published system runs them, then an evaluation of what was trained; on a tiny T5."""
     folder = tmp_path_factory.mktemp("reference")
-    shutil.copytree(next(workplace.glob("data/mini_sqa-source-*")), folder / "data" / "scienceqa")
+    shutil.copytree(next(workplace.glob("mini_sqa-source-*")), folder / "data" / "scienceqa")
     problems = read_json(folder / "data" / "scienceqa" / "problems.json")
     with_image = [qid for qid, record in problems.items() if record["image"]]
     (folder / "vision_features").mkdir()

@@ -54,7 +54,7 @@ def test_plain_webdataset_reads_every_sample_joined_in_order(tiny_data):
 
 
 def test_the_same_input_builds_the_same_bytes(tiny_data, workplace, tmp_path):
-    source = next(workplace.glob("data/mini_sqa-source-*"))
+    source = next(workplace.glob("mini_sqa-source-*"))
     manifest = write_text_shards(read_questions(source), tmp_path, samples_per_shard=24)
     assert manifest == tiny_data.text
 
@@ -67,7 +67,7 @@ def test_every_feature_tar_counts_what_it_has_no_picture_for(tiny_data):
 
 def test_a_named_picture_that_is_not_there_is_counted_and_gets_no_feature(workplace, tiny_settings, tiny_data, tmp_path, monkeypatch):
     source = tmp_path / "source"
-    shutil.copytree(next(workplace.glob("data/mini_sqa-source-*")), source)
+    shutil.copytree(next(workplace.glob("mini_sqa-source-*")), source)
     shutil.rmtree(source / "images" / "val")
     data = tiny_settings.data.model_copy(update={"path": str(source), "shards_dir": str(tmp_path / "shards")})
     folder = prepare_data(tiny_settings.model_copy(update={"data": data}), lambda line: None)
@@ -114,7 +114,7 @@ def test_a_manifest_of_another_schema_is_refused(copied_shards):
 
 def test_a_split_that_lists_an_unknown_question_is_refused(workplace, tmp_path, tiny_data):
     source = tmp_path / "source"
-    shutil.copytree(next(workplace.glob("data/mini_sqa-source-*")), source)
+    shutil.copytree(next(workplace.glob("mini_sqa-source-*")), source)
     splits = json.loads((source / "pid_splits.json").read_text())
     splits["val"].append("no-such-qid")
     (source / "pid_splits.json").write_text(json.dumps(splits))

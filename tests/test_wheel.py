@@ -59,3 +59,14 @@ def test_the_wheel_holds_nothing_but_the_three_packages_and_a_licence(site):
     names = {path.name for path in site.iterdir()}
     assert {name for name in names if not name.endswith(".dist-info")} == {"launcher", "mmcot", "data_shards"}
     assert list(site.glob("*.dist-info/licenses/LICENSE"))
+
+
+def test_what_is_sent_to_a_cluster_is_what_the_wheel_holds(site, tmp_path):
+    from launcher.config import load_settings
+    from launcher.submit import write_package
+
+    write_package(tmp_path, load_settings(preset="demo"))
+    packages = ("launcher", "mmcot", "data_shards")
+    held, sent = ({path.relative_to(root): path.read_bytes() for name in packages for path in (root / name).rglob("*") if path.is_file()} for root in (site, tmp_path))
+    assert sent == {path: data for path, data in held.items() if "__pycache__" not in path.parts}
+    assert {path.name for path in tmp_path.iterdir()} == {*packages, "run.yaml"}

@@ -1,0 +1,66 @@
+"""What `mmcot submit` sends, and what it refuses before anything is sent. tests/test_cluster.py sends for real."""
+
+from __future__ import annotations
+
+import pytest
+
+from launcher.config import SettingsError, load_settings
+from launcher.submit import for_cluster, submit_run, write_package
+
+SHARED = ["run.dir=/mnt/shared/runs/demo", "data.shards_dir=/mnt/shared/shards/demo"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_run_joins_the_cluster_it_is_sent_to_and_keeps_an_address_that_was_given():
+    assert for_cluster(load_settings(preset="demo", overrides=SHARED)).cluster.address == "auto"
+    given = load_settings(preset="demo", overrides=[*SHARED, "cluster.address=10.0.0.7:6379"])
+    assert for_cluster(given).cluster.address == "10.0.0.7:6379"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ([], ["run.dir is not given", "data.shards_dir is not given", "--set run.dir=/mnt/mmcot/runs/demo"]),
+        ([SHARED[0], "data.shards_dir=data/shards"], ["data.shards_dir is 'data/shards'"]),
+        ([*SHARED, "data.path=ScienceQA"], ["data.path is 'ScienceQA'"]),
+        ([*SHARED, "data.captions=captions.json"], ["data.captions is 'captions.json'"]),
+        ([*SHARED, "model.pretrained=my-t5"], ["model.pretrained is 'my-t5', a folder of this machine"]),
+    ],
+)
+def test_folders_that_the_nodes_cannot_see_are_named_and_refused(overrides, words, tmp_path):
+    (tmp_path / "my-t5").mkdir()
+    with pytest.raises(SettingsError) as refused:
+        for_cluster(load_settings(preset="demo", overrides=overrides))
+    assert all(word in str(refused.value) for word in words)
+
+
+def test_urls_hub_ids_and_a_deepspeed_file_of_this_machine_go_along(tmp_path):
+    (tmp_path / "ds.json").write_text('{"zero_optimization": {"overlap_comm": true}}')
+    overrides = [SHARED[0], "data.shards_dir=s3://bucket/shards", "model.pretrained=google/flan-t5-base", "training.deepspeed=ds.json"]
+    settings = for_cluster(load_settings(preset="demo", overrides=overrides))
+    assert settings.training.deepspeed == {"zero_optimization": {"overlap_comm": True}}
+
+
+def test_this_machines_mlflow_holds_for_the_run(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example.org:5000")
+    assert for_cluster(load_settings(preset="demo", overrides=SHARED)).tracking.uri == "http://tracking.example.org:5000"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert for_cluster(load_settings(preset="demo", overrides=SHARED)).tracking.uri == "sqlite:////mnt/shared/runs/mlflow.db"
+
+
+def test_no_secret_of_the_environment_goes_along(tmp_path, monkeypatch):
+    for name in ("MLFLOW_TRACKING_PASSWORD", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"):
+        monkeypatch.setenv(name, "planted-7c1e")
+    write_package(tmp_path / "sent", for_cluster(load_settings(preset="demo", overrides=SHARED)))
+    assert [path for path in (tmp_path / "sent").rglob("*") if path.is_file() and b"planted-7c1e" in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "127.0.0.1:8265", "auto"])
+def test_an_address_that_is_no_dashboards_is_refused(address):
+    with pytest.raises(SettingsError, match="such as http://127.0.0.1:8265"):
+        submit_run(load_settings(preset="demo", overrides=SHARED), address=address)
