@@ -49,7 +49,8 @@ leader='
 
 trap 'echo "asking the run for a checkpoint"; [ ! -s "$state/pid" ] || kill -TERM "$(cat "$state/pid")" || true' TERM
 
-srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=0 \
+# --cpus-per-task again: since 22.05 srun no longer takes it from the job.
+srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 \
   ray symmetric-run --address "$address:$PORT" --min-nodes "$SLURM_JOB_NUM_NODES" \
   --num-cpus "${SLURM_CPUS_PER_TASK:-1}" --disable-usage-stats -- bash -c "$leader" leader "$state" "$@" &
 step=$!
