@@ -128,7 +128,7 @@ class Plan:
         """Block indexes by micro-step and rank, int [M, W] (from ``len(blocks)`` on: dummies), and work by rank, [W]."""
         num_rounds = -(-len(blocks) // world_size)
         costs = np.zeros(num_rounds * world_size, dtype=np.int64)
-        costs[: len(blocks)] = [self._cost(block) for block in blocks]
+        costs[: len(blocks)] = self._costs(blocks)
         by_cost = np.argsort(-costs, kind="stable").reshape(num_rounds, world_size)
         indexes, work = np.empty_like(by_cost), np.zeros(world_size, dtype=np.int64)
         for dealt, longest_first in zip(indexes, by_cost, strict=True):
@@ -152,8 +152,12 @@ class Plan:
             busiest, mean = busiest + work.max(), mean + work.mean()
         return busiest / mean if mean else 1.0
 
-    def _cost(self, block: np.ndarray) -> int:
-        return int(self._block_costs(block[None])[0])
+    def _costs(self, blocks: list[np.ndarray]) -> np.ndarray:
+        """Tokens of the blocks of a batch, int64 [n]: all at once, for every rank asks at every step; the last may be short."""
+        samples, size = np.concatenate(blocks), self.micro_batch_size
+        num_full = len(samples) // size * size
+        costs = self._block_costs(samples[:num_full].reshape(-1, size))
+        return costs if num_full == len(samples) else np.append(costs, self._block_costs(samples[None, num_full:]))
 
     def _block_costs(self, blocks: np.ndarray) -> np.ndarray:
         """Tokens of each block with its padding, int64 [n], for sample numbers [n, size]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -47,10 +48,10 @@ def cached_lengths(whose: LengthsOf, samples: StageSamples, cache_dir: str | Pat
     return path
 
 
-def read_lengths(path: str | Path) -> dict[str, np.ndarray]:
-    """Token counts, int32 [N] each: source, target, source_cut, target_cut."""
+def read_lengths(path: str | Path, names: Sequence[str] = NAMES) -> dict[str, np.ndarray]:
+    """Token counts, int32 [N] each: source, target, source_cut, target_cut, or those of ``names`` alone."""
     with np.load(path, allow_pickle=False) as stored:
-        return dict(stored)
+        return {name: stored[name] for name in names}
 
 
 def count_lengths(whose: LengthsOf, samples: StageSamples, *, processes: int | None = None) -> dict[str, np.ndarray]:

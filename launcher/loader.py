@@ -39,7 +39,7 @@ class StageStream:
             job.settings, job.stage, self.split, shards_dir=job.shards_dir,
             tokenizer=load_tokenizer(job.settings, job.shards_dir), rationales_dir=job.rationales_dir,
         )  # fmt: skip
-        self.lengths = read_lengths(job.lengths[self.split])
+        self.lengths = read_lengths(job.lengths[self.split], ("source", "target"))  # what was cut off is the driver's to say
         return self
 
     def plan(self, epoch: int) -> Plan:

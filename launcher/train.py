@@ -156,7 +156,8 @@ def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
     )
     this = _Training(
         job=job, rank=rank, world_size=world_size, engine=engine, tokenizer=load_tokenizer(settings, job.shards_dir), streams=streams,
-        num_val_steps=streams["val"].plan(0).num_steps, steps_per_epoch=plan.num_steps, facts=facts, probe=plan.batch_blocks(0)[0],
+        num_val_steps=streams["val"].plan(0).num_steps, steps_per_epoch=plan.num_steps, facts=facts,
+        probe=plan.batch_blocks(0)[0].copy(),  # a view would keep the whole epoch's order
         store=store, journal=Journal(run_dir.journal(job.stage)) if rank == 0 else None, last_checkpoint=0,
         meter=Meter(peak_flops=_peak_flops(engine, training)), gate=GateOpening(engine.module),
         hang_guard=HangGuard(training.hang_timeout_s),
