@@ -34,6 +34,20 @@ def is_remote(location: str | Path) -> bool:
     return "://" in str(location)
 
 
+def check_url(url: str) -> None:
+    """Refuse a URL of another protocol, or with a secret in it: URLs stand in manifests and messages.
+
+    Raises:
+        ShardError: it is one of them.
+    """
+    if holds_credentials(url):
+        raise ShardError(
+            f"{hide_credentials(url)} holds a user, password or key; take it out and give it in the environment, as fsspec's packages read it"
+        )
+    if url.partition("://")[0] not in PROTOCOLS or "::" in url:
+        raise ShardError(f"{url!r} is not of a protocol that is read ({', '.join(f'{name}://' for name in PROTOCOLS)})")
+
+
 def read_range(url: str, start: int, size: int) -> bytes:
     """Read exactly ``size`` bytes of a file from byte ``start``.
 
@@ -187,17 +201,11 @@ def _parse_manifest(data: bytes, folder: str) -> dict[str, Any]:
 
 def _open(url: str) -> tuple[Any, str]:
     """The file system of a URL and the path in it."""
-    protocol = url.partition("://")[0]
-    if holds_credentials(url):  # it would stand in manifests and messages
-        raise ShardError(
-            f"{hide_credentials(url)} holds a user, password or key; take it out and give it in the environment, as fsspec's packages read it"
-        )
-    if protocol not in PROTOCOLS or "::" in url:
-        raise ShardError(f"{url!r} is not of a protocol that is read ({', '.join(f'{name}://' for name in PROTOCOLS)})")
+    check_url(url)
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise ShardError(f"{url}: {protocol}:// needs another package: {error}") from error
+        raise ShardError(f"{url}: {url.partition('://')[0]}:// needs another package: {error}") from error
 
 
 def _try(attempt: Callable[[], T], url: str, done: str = "read") -> T:

@@ -96,6 +96,9 @@ def test_an_address_with_a_secret_is_not_opened_and_not_repeated(tmp_path):
     with pytest.raises(ShardError) as error:
         remote.mirror_folder(f"http://127.0.0.1:9/data?token={SECRET}", tmp_path, features=None)
     assert SECRET not in str(error.value) and "environment" in str(error.value)
+    with pytest.raises(ShardError, match="environment"):
+        index_tars({"train": [f"http://127.0.0.1:9/a.tar?token={SECRET}"]}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()  # nor written down
 
 
 # Names that come from data
