@@ -5,7 +5,7 @@ PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(if $(shell $(p
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-cluster test-slow clean
+.PHONY: demo test test-cluster test-slow audit clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/mmcot run --preset demo
@@ -19,6 +19,13 @@ test-cluster: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m "slow"
+
+# Known vulnerabilities of every package of the bill of materials; fails where one could not be asked about.
+audit:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet pip-audit==2.10.1
+	build/audit/bin/python -c "import json; print(*(c['name'] + '==' + c['version'] for c in json.load(open('deploy/sbom.cdx.json'))['components']), sep='\n')" > build/audit/requirements.txt
+	build/audit/bin/pip-audit --strict --no-deps --disable-pip --requirement build/audit/requirements.txt
 
 $(INSTALLED): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; found neither python3.12, python3.11 nor a fitting python3"; exit 1; }

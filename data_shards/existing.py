@@ -18,7 +18,7 @@ import numpy as np
 from data_shards.features import PICTURE_COUNTS
 from data_shards.index import ShardError, check_member, read_index, read_member, rows_of_extension, write_index
 from data_shards.questions import SPLITS
-from data_shards.remote import is_remote, local_copy, read_range
+from data_shards.remote import check_url, is_remote, local_copy, read_range
 from data_shards.storage import commit_json, sha256_of_file
 from data_shards.writer import (
     Shard, count_questions, manifest_shards, read_manifest, read_problems, write_manifest,
@@ -41,6 +41,8 @@ def index_tars(
         ShardError: a tar is damaged, holds no question, or a feature is missing or of another shape.
         ProblemError: a question cannot be used.
     """
+    for path in (path for paths in tars.values() for path in paths if is_remote(path)):
+        check_url(str(path))  # before it is written down
     output_dir = Path(output_dir)
     folder = output_dir / "text"
     (folder / "manifest.json").unlink(missing_ok=True)  # until all is done the folder counts as unfinished

@@ -47,8 +47,8 @@ def read(path: Path) -> QuestionSet:
     def pictures(problem: Problem) -> list[Picture]:
         part, index = where[problem.qid]
         image = part[index].get("image") if problem.images else None
-        if isinstance(image, dict):
-            return [image["bytes"] if image.get("bytes") else path / (image["path"] or "no-picture")]
+        if isinstance(image, dict) and image.get("bytes"):
+            return [image["bytes"]]
         return [path / name for name in problem.images]
 
     return QuestionSet(problems, pictures)
@@ -58,5 +58,6 @@ def _problem(row: dict[str, Any], split: str, index: int) -> Problem:
     qid = str(row.get("qid") or row.get("id") or f"{split}-{index}")
     image = row.get("image")
     if isinstance(image, dict):
-        row = {**row, "image": Path(image.get("path") or "image.png").name}
+        name = image.get("path") or "no-picture"
+        row = {**row, "image": Path(name).name if image.get("bytes") else name}  # a path is followed, so it is checked whole
     return Problem.from_scienceqa(qid, row_to_record(row) | {"split": split})

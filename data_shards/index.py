@@ -43,12 +43,12 @@ def build_index(tar_path: str | Path) -> pa.Table:
     """
     rows: dict[str, list] = {name: [] for name in _SCHEMA.names}
     try:
-        with tarfile.open(tar_path) as tar:
+        with tarfile.open(tar_path, "r:") as tar:  # of a compressed one the offsets would be none of the file's
             for member in tar:
                 if member.isdir():
                     continue
                 qid, _, extension = Path(member.name).name.partition(".")
-                if not member.isfile() or extension.lower() not in ALLOWED_EXTENSIONS:
+                if not member.isfile() or member.issparse() or extension.lower() not in ALLOWED_EXTENSIONS:
                     raise ShardError(
                         f"{tar_path}: member {member.name!r} is not of an allowed kind; "
                         f"expected plain files ending in {', '.join('.' + e for e in ALLOWED_EXTENSIONS)}"

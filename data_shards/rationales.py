@@ -16,6 +16,7 @@ import bisect
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from data_shards.writer import manifest_shards, read_manifest
 
 MAX_TASK_SAMPLES = 256
 _OPEN_FILES = 512
+_FILE_NAME = re.compile(r"(train|val|test)/\d{6,}-\d{6,}\.jsonl")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -113,13 +115,21 @@ def verified_files(output_dir: str | Path) -> dict[str, dict[str, Any]]:
     Raises:
         ShardError: the output is not complete, or a file is not what was written.
     """
-    path = Path(output_dir) / "manifest.json"
+    files = _listed_files(Path(output_dir))
+    for name, file in files.items():
+        if not (Path(output_dir) / name).is_file() or sha256_of_file(Path(output_dir) / name) != file["sha256"]:
+            raise ShardError(f"{Path(output_dir) / name} is missing or not what was written; delete {output_dir} and run again")
+    return files
+
+
+def _listed_files(output_dir: Path) -> dict[str, dict[str, Any]]:
+    """What the manifest of a complete output lists, every name one that a task can have."""
+    path = output_dir / "manifest.json"
     manifest = read_json(path) if path.exists() else {"complete": False}
     if not manifest["complete"]:
         raise ShardError(f"{output_dir} is not complete; run `mmcot rationales` to its end first")
-    for name, file in manifest["files"].items():
-        if not (Path(output_dir) / name).is_file() or sha256_of_file(Path(output_dir) / name) != file["sha256"]:
-            raise ShardError(f"{Path(output_dir) / name} is missing or not what was written; delete {output_dir} and run again")
+    if strange := [name for name in manifest["files"] if not _FILE_NAME.fullmatch(name)]:
+        raise ShardError(f"{path} names a file {strange[0]!r}, expected such as train/000012-000256.jsonl; delete {output_dir} and run again")
     return manifest["files"]
 
 
@@ -133,11 +143,7 @@ class RationaleReader:
 
     def __init__(self, output_dir: str | Path, split: str) -> None:
         self.output_dir, self.split = Path(output_dir), split
-        path = self.output_dir / "manifest.json"
-        manifest = read_json(path) if path.exists() else {"complete": False}
-        if not manifest["complete"]:
-            raise ShardError(f"{output_dir} is not complete; run `mmcot rationales` to its end first")
-        self._files = {name: file for name, file in manifest["files"].items() if name.startswith(f"{split}/")}
+        self._files = {name: file for name, file in _listed_files(self.output_dir).items() if name.startswith(f"{split}/")}
         self._starts: dict[int, list[int]] = {}
         for name in sorted(self._files):
             shard, start = Path(name).stem.split("-")

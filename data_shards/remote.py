@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import fsspec
 
+from data_shards.credentials import hide_credentials, holds_credentials
 from data_shards.index import ShardError
 from data_shards.storage import commit_bytes, commit_json, committing, exclusive, fingerprint, read_json
 
@@ -31,6 +32,20 @@ T = TypeVar("T")
 def is_remote(location: str | Path) -> bool:
     """Whether a location is a URL rather than a path."""
     return "://" in str(location)
+
+
+def check_url(url: str) -> None:
+    """Refuse a URL of another protocol, or with a secret in it: URLs stand in manifests and messages.
+
+    Raises:
+        ShardError: it is one of them.
+    """
+    if holds_credentials(url):
+        raise ShardError(
+            f"{hide_credentials(url)} holds a user, password or key; take it out and give it in the environment, as fsspec's packages read it"
+        )
+    if url.partition("://")[0] not in PROTOCOLS or "::" in url:
+        raise ShardError(f"{url!r} is not of a protocol that is read ({', '.join(f'{name}://' for name in PROTOCOLS)})")
 
 
 def read_range(url: str, start: int, size: int) -> bytes:
@@ -186,13 +201,11 @@ def _parse_manifest(data: bytes, folder: str) -> dict[str, Any]:
 
 def _open(url: str) -> tuple[Any, str]:
     """The file system of a URL and the path in it."""
-    protocol = url.partition("://")[0]
-    if protocol not in PROTOCOLS or "::" in url:
-        raise ShardError(f"{url!r} is not of a protocol that is read ({', '.join(f'{name}://' for name in PROTOCOLS)})")
+    check_url(url)
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise ShardError(f"{url}: {protocol}:// needs another package: {error}") from error
+        raise ShardError(f"{url}: {url.partition('://')[0]}:// needs another package: {error}") from error
 
 
 def _try(attempt: Callable[[], T], url: str, done: str = "read") -> T:
@@ -203,9 +216,9 @@ def _try(attempt: Callable[[], T], url: str, done: str = "read") -> T:
         except (ShardError, FileNotFoundError):
             raise
         except PermissionError as error:
-            raise ShardError(f"{url} may not be {done} ({error}); give the credentials by environment, as fsspec's packages read them") from error
+            raise ShardError(f"{url} may not be {done} ({hide_credentials(str(error))}); give the credentials by environment, as fsspec's packages read them") from error
         except Exception as error:  # every package behind fsspec has its own kinds
             if number == MAX_TRIES:
-                raise ShardError(f"{url} could not be {done} in {MAX_TRIES} tries; the last error: {type(error).__name__}: {error}") from error
+                raise ShardError(f"{url} could not be {done} in {MAX_TRIES} tries; the last error: {type(error).__name__}: {hide_credentials(str(error))}") from error
             time.sleep(FIRST_WAIT_S * 2**number)
     raise AssertionError("unreachable")

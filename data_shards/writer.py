@@ -198,8 +198,11 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 def manifest_shards(manifest: dict[str, Any], split: str | None = None) -> list[Shard]:
     """The shards of a manifest, of one split or of all, in order."""
     for shard in manifest["shards"]:
-        if not _NAME.fullmatch(shard["name"]):
-            raise ShardError(f"a manifest names a shard {shard['name']!r}, expected such as train-000012; build the shards again")
+        if not _NAME.fullmatch(shard["name"]) or shard["split"] not in SPLITS:  # both become file names
+            raise ShardError(
+                f"a manifest names a shard {shard['name']!r} of split {shard['split']!r}, expected such as train-000012 of {', '.join(SPLITS)}; "
+                "build the shards again"
+            )
     return [Shard(**shard) for shard in manifest["shards"] if split in (None, shard["split"])]
 
 

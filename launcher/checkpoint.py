@@ -13,6 +13,7 @@ they are loaded only from a run's own folder, after every sha256 has matched.
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import subprocess
 import sys
@@ -142,7 +143,12 @@ def load_state(engine: Any, found: Found) -> None:
 def latest_checkpoint(folder: Path) -> Path | None:
     """The folder LATEST names, or None before the first checkpoint."""
     latest = folder / "LATEST"
-    return folder / latest.read_text().strip() if latest.exists() else None
+    if not latest.exists():
+        return None
+    name = latest.read_text().strip()
+    if not re.fullmatch(r"step-\d+", name):  # what it names is unpickled
+        raise CheckpointError(f"{latest} holds {name!r}, expected such as step-000400; write one of the checkpoints there into it")
+    return folder / name
 
 
 def check_probe(path: Path, *, expected: float, found: float, precision: str) -> None:

@@ -21,6 +21,7 @@ import pydantic
 import yaml
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from data_shards.credentials import find_credentials, hide_credentials
 from launcher.chains import CHAINS, Chain
 from mmcot.problem import Problem
 from mmcot.prompts import split_format
@@ -35,7 +36,7 @@ class _Section(pydantic.BaseModel):
 
 
 class Run(_Section):
-    name: str = Field("run", pattern=r"^[A-Za-z0-9_.-]+$", description="name of the run; MLflow shows it")
+    name: str = Field("run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$", description="name of the run; MLflow shows it")
     dir: str | None = Field(None, description="folder of the run; default runs/<name>")
     seed: NonNegativeInt = Field(0, description="seed of weights, order and dropout")
     chain: Literal["two-stage", "given-rationales", "answer", "reason-then-answer", "answer-then-explain"] = Field(
@@ -348,23 +349,19 @@ def load_settings(
         values = _merge(values, _read_yaml(Path(config)))
     for override in overrides:
         values = merge_override(values, override)
-    settings = parse_settings(values)
-    for name in ("tracking.uri", "data.path", "data.shards_dir", "training.checkpoint_url"):
-        section, _, key = name.partition(".")
-        check_no_credentials(name, getattr(getattr(settings, section), key))
-    return settings
+    return parse_settings(values)
 
 
-def check_no_credentials(name: str, address: str | None) -> None:
-    """Refuse an address with a user or password: settings are shown in run.yaml, MLflow and the report.
+def check_no_credentials(name: str, value: Any) -> None:
+    """Refuse a value with a secret in it, at any depth: settings are shown in run.yaml, MLflow and the report.
 
     Raises:
-        SettingsError: it holds some.
+        SettingsError: it holds one; the message names the place and not the secret.
     """
-    if address and "://" in address and "@" in address.partition("://")[2]:
+    if found := find_credentials(value, name):
         raise SettingsError(
-            f"{name} holds a user or password, which would be shown wherever settings are; take it out and give it in the environment "
-            "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or as the object store's own tools read it)"
+            f"{found} holds a user, password or key, which would be shown wherever settings are; take it out and give it in the environment "
+            "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, COMET_API_KEY, or as the object store's own tools read it)"
         )
 
 
@@ -383,10 +380,12 @@ def set_value(values: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
 def parse_settings(values: dict[str, Any]) -> Settings:
     """Check plain values, such as those of a run.yaml."""
     try:
-        return Settings.model_validate(values)
+        settings = Settings.model_validate(values)
     except pydantic.ValidationError as error:
         lines = [_explain(problem) for problem in error.errors()]
         raise SettingsError("\n".join(lines)) from None
+    check_no_credentials("", settings.model_dump())
+    return settings
 
 
 def dump_settings(settings: Settings) -> str:
@@ -400,16 +399,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise SettingsError(f"settings file {path} does not exist") from None
     except yaml.YAMLError as error:
-        raise SettingsError(f"settings file {path} is no valid YAML: {error}") from None
+        raise SettingsError(f"settings file {path} is no valid YAML: {hide_credentials(str(error))}") from None
     if not isinstance(values, dict):
-        raise SettingsError(f"settings file {path} must hold sections such as 'training:', it holds {values!r}")
+        raise SettingsError(f"settings file {path} must hold sections such as 'training:', it holds a {type(values).__name__}")
     return values
 
 
 def _parse_override(override: str) -> dict[str, Any]:
     name, equals, value = override.partition("=")
     if not equals or "." not in name:
-        raise SettingsError(f"--set {override!r} must look like section.key=value, such as training.learning_rate=1e-3")
+        raise SettingsError(f"--set {hide_credentials(override)!r} must look like section.key=value, such as training.learning_rate=1e-3")
     try:
         parsed: Any = yaml.safe_load(value)
     except yaml.YAMLError:
@@ -435,7 +434,7 @@ def _explain(problem: Any) -> str:
         return f"setting {name}: {problem['ctx']['error']}" if name else str(problem["ctx"]["error"])
     if problem["type"] == "missing":
         return f"setting {name} is missing; a preset such as `--preset demo` gives it a value"
-    return f"setting {name} = {problem['input']!r}: {problem['msg'].lower()}"
+    return f"setting {name} = {hide_credentials(repr(problem['input']))}: {problem['msg'].lower()}"
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:
@@ -447,7 +446,7 @@ def read_deepspeed(value: str | dict[str, Any] | None) -> dict[str, Any]:
     """A user's DeepSpeed settings: a mapping, or the JSON file it stands in.
 
     Raises:
-        SettingsError: the file is not there, or is no JSON object.
+        SettingsError: the file is not there, is no JSON object, or holds a secret.
     """
     if not isinstance(value, str):
         return value or {}
@@ -457,6 +456,7 @@ def read_deepspeed(value: str | dict[str, Any] | None) -> dict[str, Any]:
         raise SettingsError(f"training.deepspeed {value}: {error}; give a JSON file of DeepSpeed settings") from None
     if not isinstance(config, dict):
         raise SettingsError(f"training.deepspeed {value} holds a {type(config).__name__}, expected a JSON object")
+    check_no_credentials(f"training.deepspeed {value}", config)  # its content goes into files for workers
     return config
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import platform
-import re
 import shlex
 import shutil
 import socket
@@ -14,8 +13,9 @@ from importlib import metadata
 
 import psutil
 
+from data_shards.credentials import hide_credentials
+
 _PACKAGES = ("mmcot", "torch", "deepspeed", "transformers", "ray", "mlflow", "webdataset", "numpy")
-_CREDENTIALS = re.compile(r"://[^/@\s]+@")
 
 
 def describe_environment() -> dict[str, str]:
@@ -38,11 +38,6 @@ def describe_environment() -> dict[str, str]:
     if gpus := _output("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"):
         tags["mmcot.gpus"] = gpus.replace("\n", "; ")
     return tags
-
-
-def hide_credentials(text: str) -> str:
-    """Replace user and password of every address in a text."""
-    return _CREDENTIALS.sub("://***@", text)
 
 
 def _version(package: str) -> str:

@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from data_shards.credentials import hide_credentials
 from data_shards.storage import clear_unfinished, commit_json, committing, exclusive, read_json
 from launcher.chains import STEPS
 from launcher.config import Settings
-from launcher.environment import hide_credentials
 from launcher.journal import JournalReader
 from launcher.run_dir import RunDir
 from launcher.tracking import PARENT, tracking_uri

@@ -34,8 +34,9 @@ def tracking_uri(settings: Settings) -> str:
     """The setting, else MLFLOW_TRACKING_URI, else mlflow.db in the folder that holds the runs.
 
     Raises:
-        SettingsError: MLFLOW_TRACKING_URI holds a user or password, which would be shown wherever the address is.
+        SettingsError: the address holds a user, password or key, which would be shown wherever it is.
     """
+    check_no_credentials("tracking.uri", settings.tracking.uri)
     check_no_credentials("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI"))
     default = f"sqlite:///{(settings.run_dir.absolute().parent / 'mlflow.db')}"
     return settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default

@@ -97,6 +97,15 @@ def test_a_task_that_always_fails_is_set_aside_with_its_questions_and_the_rest_c
     assert len(files) == 2
 
 
+def test_a_local_ray_answers_nobody_without_its_token(ray_up):
+    import grpc
+    import ray
+
+    with grpc.insecure_channel(ray.get_runtime_context().gcs_address) as channel, pytest.raises(grpc.RpcError) as refusal:
+        channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo")(b"", timeout=10)
+    assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
 def test_the_longest_tasks_come_first(job):
     tasks = list_tasks(job.shards_dir, SPLITS, task_samples=8)
     costs = expected_costs(job.shards_dir, tasks)

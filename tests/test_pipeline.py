@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import psutil
@@ -25,9 +28,26 @@ SIZES = [
 pytestmark = pytest.mark.ray
 
 
+# Given to every command below, and to be found nowhere in what it leaves behind.
+PLANTED = {
+    name: f"pl4nted-{number}-{name.lower().replace('_', '-')}"
+    for number, name in enumerate(
+        ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_AUTH_ADMIN_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
+         "AWS_SESSION_TOKEN", "HF_TOKEN", "COMET_API_KEY", "RAY_AUTH_TOKEN", "AWS_SHARED_CREDENTIALS_FILE")
+    )
+}  # fmt: skip
+
+
 def start(folder, *arguments, log):
     command = [sys.executable, "-m", "launcher", *arguments]
-    return subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "MLFLOW_TRACKING_URI": ""})
+    (folder / "credentials").write_text(PLANTED["AWS_SHARED_CREDENTIALS_FILE"])
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": "", **PLANTED, "AWS_SHARED_CREDENTIALS_FILE": str(folder / "credentials"), "RAY_TMPDIR": str(ray_folder(folder))}
+    return subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment)
+
+
+def ray_folder(folder):
+    """Where Ray keeps its logs; short, for its sockets' sake."""
+    return (folder / "ray").resolve()
 
 
 def mmcot(folder, *arguments, timeout=400):
@@ -39,7 +59,10 @@ def mmcot(folder, *arguments, timeout=400):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("demo")
+    folder = tmp_path_factory.mktemp("demo")
+    (folder / "ray").symlink_to(tempfile.mkdtemp(prefix="ray-"))
+    yield folder
+    shutil.rmtree(ray_folder(folder), ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +147,16 @@ def test_a_run_folder_of_other_settings_is_refused_naming_run_dir(folder, argume
 def test_status_tells_what_was_done(folder, finished):
     status, output = mmcot(folder, "status", "runs/demo")
     assert status == 0 and all(step in output for step in STEPS) and "done in" in output and "MLflow" in output
+
+
+def test_no_secret_of_the_environment_stands_in_anything_a_run_leaves_behind(folder, finished):
+    secrets = {name: value.encode() for name, value in PLANTED.items()}
+    both = f"{PLANTED['MLFLOW_TRACKING_USERNAME']}:{PLANTED['MLFLOW_TRACKING_PASSWORD']}".encode()
+    secrets["as HTTP sends both"] = base64.b64encode(both)
+    files = [path for place in (folder, ray_folder(folder)) for path in place.rglob("*") if path.is_file() and path.name != "credentials"]
+    assert {"run.yaml", "report.html", "tracking.jsonl", "mlflow.json", "mlflow.db", "output.log", "killed.log", "raylet.out"} <= {path.name for path in files}
+    found = [(str(path), name) for path in files for data in [path.read_bytes()] for name, secret in secrets.items() if secret in data]
+    assert found == []
 
 
 def test_no_process_of_the_killed_driver_is_left(folder, finished):

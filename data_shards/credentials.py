@@ -1,0 +1,45 @@
+"""What a secret looks like in an address or a mapping, and how it is kept from being shown.
+
+    hide_credentials("s3://key:secret@bucket/a?X-Amz-Signature=0f3a")    # "s3://***@bucket/a?X-Amz-Signature=***"
+    find_credentials({"comet": {"api_key": "0f3a"}}, "deepspeed")        # "deepspeed.comet.api_key"
+
+A guard against a mistake, not against a person who hides one: settings, manifests, MLflow and
+reports are read by others, so secrets come from the environment or from files of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+# A user stands before @ in an address; behind the first slash @ names a revision (hf://datasets/a/b@main), unless a password holds the slash.
+_USER = re.compile(r"://(?:[^/@\s]+|[^/@\s]*:[^@\s]*)@")
+_QUERY = re.compile(r"([?&;#][\w.%-]*(?:token|key|secret|passw|pwd|signature|\bsig\b|credential|auth)[\w.%-]*=)[^&;#\s'\"]+", re.IGNORECASE)
+_KEY = re.compile(r"(?:api|access|private)[_-]?key|secret|passw|credential|token$", re.IGNORECASE)
+
+
+def holds_credentials(text: str) -> bool:
+    """Whether an address in a text has a user, a password, or a key or signature in its query."""
+    return _USER.search(text) is not None or _QUERY.search(text) is not None
+
+
+def hide_credentials(text: str) -> str:
+    """Replace them in every address of a text."""
+    return _QUERY.sub(r"\1***", _USER.sub("://***@", text))
+
+
+def find_credentials(value: Any, name: str) -> str | None:
+    """The dotted name of the first secret in a tree of plain values: an address with one, or a text under a key that names one."""
+    if isinstance(value, str):
+        return name if holds_credentials(value) else None
+    if isinstance(value, list):
+        return next(filter(None, (find_credentials(item, name) for item in value)), None)
+    if not isinstance(value, dict):
+        return None
+    for key, item in value.items():
+        inner = f"{name}.{key}" if name else str(key)
+        if isinstance(item, str) and item and _KEY.search(str(key)):
+            return inner
+        if found := find_credentials(item, inner):
+            return found
+    return None
