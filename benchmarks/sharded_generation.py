@@ -61,7 +61,7 @@ def in_processes(job: GenerationJob, tasks: list) -> Progress:
     done = [task for _ in processes for task in results.get()]
     for process in processes:
         process.join()
-    return Progress(0, 0, sum(t.num_tokens for t in done), 0.0, sum(t.busy_s for t in done), sum(t.waited_s for t in done))
+    return Progress(0, 0, sum(t.file["num_tokens"] for t in done), 0.0, sum(t.busy_s for t in done), sum(t.waited_s for t in done))
 
 
 def in_ray(job: GenerationJob, tasks: list) -> Progress:

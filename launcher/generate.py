@@ -55,9 +55,9 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class TaskDone:
-    """What a worker says of a task: tokens written, seconds in it, seconds it waited for it."""
+    """What a worker says of a task: its file's counts and sha256, seconds in it, seconds it waited for it."""
 
-    num_tokens: int
+    file: dict[str, Any]
     busy_s: float
     waited_s: float
 
@@ -92,11 +92,12 @@ class GenerationWorker:
         """Run and commit a task."""
         started = time.perf_counter()
         waited = started - (self.free_since or started)
-        num_tokens = self._write(task)
+        self._write(task)
+        file = _describe(Path(self.job.output_dir) / task.file_name, task, self.job.stage)
         self.free_since = time.perf_counter()
-        return TaskDone(num_tokens, self.free_since - started, waited)
+        return TaskDone(file, self.free_since - started, waited)
 
-    def _write(self, task: Task) -> int:
+    def _write(self, task: Task) -> None:
         from launcher.samples import open_stage
         from mmcot.generation import generate_texts
 
@@ -130,7 +131,6 @@ class GenerationWorker:
         if job.run_dir is not None and job.attempt is not None:
             RunDir(Path(job.run_dir)).check_attempt(job.attempt)
         write_task(job.output_dir, task, lines)
-        return sum(line["num_tokens"] for line in lines)
 
 
 def write_split_texts(
@@ -179,7 +179,8 @@ def run_tasks(
     """
     output_dir = Path(job.output_dir)
     missing = [task for task in tasks if not (output_dir / task.file_name).exists()]
-    set_aside = _run_missing(job, missing, sum(task.num_samples for task in tasks), report) if missing else {}
+    files: dict[Task, dict[str, Any]] = {}  # told by who wrote them: with many workers the driver alone would be long at it
+    set_aside = _run_missing(job, missing, sum(task.num_samples for task in tasks), files, report) if missing else {}
     commit_json(output_dir / "set_aside.json", {task.file_name: error for task, error in set_aside.items()})
     if set_aside:
         task, error = next(iter(set_aside.items()))
@@ -188,7 +189,7 @@ def run_tasks(
             f"({output_dir / 'set_aside.json'} has their errors and questions); the other files stand, run again to retry them. "
             f"The first, task {task.file_name}:\n{error['error']}"
         )
-    return {task.file_name: _describe(output_dir / task.file_name, task, job.stage) for task in tasks}
+    return {task.file_name: files.get(task) or _describe(output_dir / task.file_name, task, job.stage) for task in tasks}
 
 
 def expected_costs(shards_dir: str | Path, tasks: Sequence[Task]) -> dict[Task, int]:
@@ -200,16 +201,17 @@ def expected_costs(shards_dir: str | Path, tasks: Sequence[Task]) -> dict[Task, 
 
 
 def _run_missing(
-    job: GenerationJob, missing: Sequence[Task], num_total: int, report: Callable[[Progress], None]
+    job: GenerationJob, missing: Sequence[Task], num_total: int, files: dict[Task, dict[str, Any]], report: Callable[[Progress], None]
 ) -> dict[Task, dict[str, Any]]:
-    """Hand tasks to workers, the longest first; returns those that always failed, with their errors."""
+    """Hand tasks to workers, the longest first, and note their files; returns those that always failed, with their errors."""
     generation = job.settings.generation
     progress = Progress(num_total - sum(task.num_samples for task in missing), num_total)
     started = time.perf_counter()
 
     def done(task: Task, result: TaskDone | None) -> None:
         if result is not None:
-            progress.num_tokens += result.num_tokens
+            files[task] = result.file
+            progress.num_tokens += result.file["num_tokens"]
             progress.busy_s += result.busy_s
             progress.waited_s += result.waited_s
         progress.num_done += task.num_samples

@@ -10,6 +10,7 @@ keep the first.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ class LineFile:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torn = path.exists() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+        torn = _last_byte(path) not in (b"", b"\n")
         self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115, closed by close()
         if torn:  # the last writer was killed in mid-line
             self._file.write("\n")
@@ -32,6 +33,14 @@ class LineFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _last_byte(path: Path) -> bytes:
+    if not path.exists() or not path.stat().st_size:
+        return b""
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read()
 
 
 class Journal(LineFile):
