@@ -480,3 +480,14 @@ def test_the_team_servers_image_needs_neither_torch_nor_ray(tmp_path):
     done = subprocess.run([sys.executable, "-c", block, "mlflow", "up", "--host", "0.0.0.0"], capture_output=True, text=True, cwd=tmp_path,
                           env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
     assert done.returncode == 1 and "add --auth" in done.stderr, done.stderr
+
+
+def test_the_slurm_script_has_nothing_that_shellcheck_minds():
+    done = subprocess.run([Path(sys.executable).parent / "shellcheck", ROOT / "deploy" / "slurm.sh"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_slurm_script_asks_for_a_token_a_checkpoint_before_its_end_and_another_turn():
+    script = (ROOT / "deploy" / "slurm.sh").read_text()
+    for words in ("#SBATCH --signal=B:TERM@300", "#SBATCH --requeue", "export RAY_AUTH_MODE=token", "umask 077", "ray symmetric-run", "scontrol requeue"):
+        assert words in script
