@@ -44,15 +44,15 @@ def run_ablation(settings: Settings, *, report: Report = print) -> RunDir:
 
 
 def _finish(settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]], tracker: Tracker, report: Report) -> None:
-    rows = summarize(settings, run_dir, trials)
-    lines = format_rows(rows, ceilings_of(settings, run_dir, trials))
+    rows, ceilings = summarize(settings, run_dir, trials), ceilings_of(settings, run_dir, trials)
+    lines = format_rows(rows, ceilings)
     for trial in trials:
         if trial["error"]:
             lines.append(f"- {trial['values']['arm']}, seed {trial['values'].get('run.seed')} failed: {trial['error']}")
     for line in lines:
         report(line)
     commit_bytes(run_dir.path / "ablation.md", ("\n".join(lines) + "\n").encode())
-    _plot(rows, run_dir.path / "ablation.png")
+    _plot(rows, ceilings, run_dir.path / "ablation.png")
     for name in ("ablation.md", "ablation.png"):
         tracker.parent.log_artifact(run_dir.path / name)
     for row in rows:
@@ -120,7 +120,7 @@ def _mean(values: list[float]) -> float | None:
     return statistics.fmean(values) if values else None
 
 
-def _plot(rows: list[dict[str, Any]], path: Path) -> None:
+def _plot(rows: list[dict[str, Any]], ceilings: dict[str, dict[str, float | None]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -129,9 +129,14 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(8, 0.6 * len(rows) + 1.5), layout="constrained")
     for place, row in enumerate(reversed(rows)):
         axes.barh(place, _mean(row["AVG"]) or 0, color="tab:blue", alpha=0.35)
-        axes.plot(row["AVG"], [place] * len(row["AVG"]), "o", color="tab:blue")
+        axes.plot(row["AVG"], [place] * len(row["AVG"]), "o", color="tab:blue", alpha=0.7)
+        axes.text(1, place, _spread(row["AVG"]), va="center", fontsize=9)
+    for style, (name, columns) in zip(("--", ":"), ceilings.items(), strict=False):
+        axes.axvline(columns["AVG"], color="tab:red", linestyle=style, linewidth=1.2, label=name)
     axes.set_yticks(range(len(rows)), [row["arm"] for row in reversed(rows)])
-    axes.set_xlim(0, 100)
-    axes.set_xlabel("test accuracy, a dot a seed")
+    axes.set_xlim(0, 101)
+    axes.set_xlabel("test accuracy: mean ± standard deviation, a dot a seed")
+    if ceilings:
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.12), ncols=2, frameon=False)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
