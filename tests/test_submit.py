@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from launcher import submit
 from launcher.config import SettingsError, load_settings
 from launcher.submit import for_cluster, submit_run, write_package
 
@@ -64,3 +65,37 @@ def test_no_secret_of_the_environment_goes_along(tmp_path, monkeypatch):
 def test_an_address_that_is_no_dashboards_is_refused(address):
     with pytest.raises(SettingsError, match="such as http://127.0.0.1:8265"):
         submit_run(load_settings(preset="demo", overrides=SHARED), address=address)
+
+
+class Cluster:
+    """A job's output that is cut off once, and then its end."""
+
+    def __init__(self, status, exit_code):
+        self.tails, self.info = [["begins\n", "step 1\n"], ["begins\n", "step 1\nstep 2\n", "ends\n"]], JobInfo(status, exit_code)
+
+    async def tail_job_logs(self, job):
+        tail = self.tails.pop(0)
+        for text in tail:
+            yield text
+        if self.tails:
+            raise ConnectionError("the tunnel is gone")
+
+    def get_job_info(self, job):
+        return self.info
+
+
+class JobInfo:
+    def __init__(self, status, exit_code):
+        from ray.job_submission import JobStatus
+
+        self.status, self.driver_exit_code, self.message = JobStatus(status), exit_code, "the run's last words"
+
+
+@pytest.mark.parametrize(("status", "exit_code", "expected"), [("SUCCEEDED", 0, 0), ("FAILED", 1, 1), ("FAILED", 143, 143), ("STOPPED", None, 1)])
+def test_a_job_is_followed_to_its_end_over_a_lost_connection_and_nothing_is_shown_twice(status, exit_code, expected, monkeypatch):
+    monkeypatch.setattr(submit, "_RETRY_S", 0.01)
+    shown = []
+    assert submit._follow(Cluster(status, exit_code), "demo-1", shown.append) == expected
+    assert [line for line in "\n".join(shown).splitlines() if "connection" not in line][:4] == ["begins", "step 1", "step 2", "ends"]
+    assert sum("the connection is lost (ConnectionError: the tunnel is gone); trying again" in line for line in shown) == 1
+    assert ("the run's last words" in shown[-1]) == (expected != 0)
