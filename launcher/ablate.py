@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.storage import commit_bytes, read_json
-from launcher.config import Settings, SettingsError
 from launcher.evaluate import ceiling_rows, read_problems
 from launcher.run_dir import RunDir
+from launcher.settings import Settings, SettingsError
 from launcher.tracking import Tracker
 from launcher.tune import Report, run_tuning
 from launcher.tuning_space import with_values

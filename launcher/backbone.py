@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 
 from data_shards.storage import commit_folder, commit_json
-from launcher.config import Settings
 from launcher.engine import full_state_dict
 from launcher.jobs import MODEL_FACTS_FILE
 from launcher.samples import StageSamples
+from launcher.settings import Settings
 from mmcot.distance_bias import prefer_near
 from mmcot.model import MultimodalT5Config, T5ForMultimodalGeneration
 

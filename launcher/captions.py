@@ -22,8 +22,9 @@ from data_shards.questions import SPLITS
 from data_shards.sources import read_questions
 from data_shards.storage import commit_json, read_json
 from launcher.cluster import ray_session
-from launcher.config import Settings, SettingsError, merge_override, parse_settings
+from launcher.config import merge_override, parse_settings
 from launcher.guards import sigterm_stops
+from launcher.settings import Settings, SettingsError
 from launcher.workers import run_on_workers
 from mmcot.captioning import Captioner
 

@@ -20,8 +20,8 @@ import torch.distributed as dist
 from data_shards.remote import fetch_file, list_names, put_bytes, put_file, read_file, remove_folder
 from data_shards.storage import commit_bytes, commit_folder, read_json
 from launcher.checkpoint import CheckpointError, agreed, latest_checkpoint, step_of
-from launcher.config import Settings
 from launcher.run_dir import settings_fingerprint
+from launcher.settings import Settings
 
 
 def checkpoint_store(settings: Settings, stage: str) -> str | None:

@@ -91,9 +91,9 @@ def data_ledger(folder: RunFolder) -> None:
     with explained():
         from data_shards.reader import SplitReader
         from data_shards.remote import local_folder
-        from launcher.config import Data
         from launcher.ledger import prove_ledger
         from launcher.run_dir import RunDir, shards_dir_of
+        from launcher.settings import Data
 
         run_dir = RunDir(folder)
         folder = local_folder(shards_dir_of(run_dir), Data().cache_dir, features=None)

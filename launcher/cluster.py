@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.config import Cluster
+from launcher.settings import Cluster
 
 
 class ClusterError(RuntimeError):

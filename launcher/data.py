@@ -31,8 +31,8 @@ from data_shards.writer import (
     write_text_shards,
 )
 from launcher.chains import CHAINS
-from launcher.config import Data, Settings, SettingsError
 from launcher.features import make_features
+from launcher.settings import Data, Settings, SettingsError
 from launcher.source import read_source, source_folder
 from mmcot.vision import FEATURES, PUBLISHED_SHAPES
 from mmcot.vision_encoders import ENCODERS

@@ -15,7 +15,8 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from launcher.config import SettingsError, Training, read_deepspeed
+from launcher.config import read_deepspeed
+from launcher.settings import SettingsError, Training
 
 DUMMY_GRADIENT_ACCUMULATION = 1  # DeepSpeed wants one; our loop accumulates by itself
 _DECIDED_BY = {

@@ -21,7 +21,7 @@ from data_shards.existing import pictures_in_tars
 from data_shards.features import Encode, features_of_pictures, open_pictures_of
 from data_shards.writer import Shard, close_feature, manifest_shards, missing_feature_shards, read_manifest, write_feature_shard
 from launcher.cluster import ray_session
-from launcher.config import Data, Settings, SettingsError
+from launcher.settings import Data, Settings, SettingsError
 from launcher.source import read_source
 from launcher.workers import run_on_workers
 from mmcot.problem import Problem

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.remote import local_folder
-from launcher.config import Settings
+from launcher.settings import Settings
 
 MODEL_FACTS_FILE = "mmcot.json"
 

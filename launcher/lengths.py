@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.storage import committing, fingerprint
-from launcher.config import Settings
 from launcher.samples import StageSamples, load_tokenizer, open_stage
+from launcher.settings import Settings
 
 NAMES = ("source", "target", "source_cut", "target_cut")
 _PARALLEL_FROM = 50_000  # samples; below, starting processes takes longer than counting

@@ -21,9 +21,10 @@ from transformers import AutoTokenizer
 from data_shards.features import Encode
 from data_shards.pictures import open_picture
 from data_shards.tables import read_rows, row_to_record
-from launcher.config import Settings, parse_settings
+from launcher.config import parse_settings
 from launcher.features import open_encoder
 from launcher.run_dir import RunDir, RunError
+from launcher.settings import Settings
 from mmcot.model import T5ForMultimodalGeneration
 from mmcot.predict import StageModel, answer_questions
 from mmcot.problem import Problem, ProblemError

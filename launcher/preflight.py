@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 
 from data_shards.remote import is_remote
-from launcher.config import Settings, SettingsError
 from launcher.data import ready_made_file
+from launcher.settings import Settings, SettingsError
 from mmcot.prompts import split_format
 
 MIN_FREE_BYTES = 1_000_000_000

@@ -18,12 +18,13 @@ from data_shards.rationales import verified_files
 from data_shards.remote import local_folder
 from data_shards.storage import fingerprint, read_json, sha256_of_file
 from launcher.cluster import ray_session
-from launcher.config import Settings, SettingsError, merge_override, parse_settings
+from launcher.config import merge_override, parse_settings
 from launcher.data import open_data
 from launcher.guards import sigterm_stops
 from launcher.jobs import MODEL_FACTS_FILE, GenerationJob, model_facts
 from launcher.pipeline import generation_inputs
 from launcher.progress import GenerationLine
+from launcher.settings import Settings, SettingsError
 
 
 def write_rationales(

@@ -23,12 +23,13 @@ from typing import Any
 from data_shards.questions import SPLITS
 from data_shards.rationales import close_output, list_tasks, open_output, read_lines, write_task
 from data_shards.storage import commit_json, read_json, sha256_of_file
-from launcher.config import Settings, SettingsError, dump_settings, merge_override, parse_settings
+from launcher.config import dump_settings, merge_override, parse_settings
 from launcher.data import prepare_data
 from launcher.evaluate import read_problems
 from launcher.pipeline import run_pipeline
 from launcher.rationales import write_model_texts
 from launcher.run_dir import RunDir
+from launcher.settings import Settings, SettingsError
 from mmcot.answers import parse_answer
 from mmcot.metrics import score_report
 from mmcot.problem import Problem

@@ -17,10 +17,10 @@ from typing import Any
 
 from data_shards.questions import Picture
 from data_shards.writer import read_manifest
-from launcher.config import Settings
 from launcher.evaluate import ceiling_rows, read_problems
 from launcher.report_data import SPLITS, open_run, read_run
 from launcher.report_looking import grid_of, look_at_questions
+from launcher.settings import Settings
 from launcher.report_questions import (
     break_down,
     choose_qids,

@@ -21,9 +21,10 @@ from typing import Any
 import yaml
 
 from data_shards.storage import read_json
-from launcher.config import Settings, parse_settings
+from launcher.config import parse_settings
 from launcher.journal import JournalReader
 from launcher.run_dir import RunDir, RunError
+from launcher.settings import Settings
 
 STAGES = ("rationale", "answer")
 SPLITS = ("val", "test")

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from launcher.config import Settings
 from launcher.run_dir import RunDir
+from launcher.settings import Settings
 
 
 def look_at_questions(

@@ -28,10 +28,10 @@ from data_shards.rationales import read_lines
 from data_shards.remote import is_remote, local_folder
 from data_shards.sources import read_questions
 from data_shards.storage import read_json, sha256_of_file
-from launcher.config import Settings
 from launcher.data import is_indexed
 from launcher.report_data import wilson
 from launcher.run_dir import RunDir
+from launcher.settings import Settings
 from launcher.source import mini_sqa_folder, read_source
 from mmcot.metrics import COLUMNS, columns_of
 from mmcot.problem import Problem

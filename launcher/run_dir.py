@@ -31,7 +31,8 @@ import yaml
 
 from data_shards.storage import commit_bytes, commit_json, exclusive, fingerprint, read_json
 from launcher.beside import beside
-from launcher.config import Settings, SettingsError, dump_settings, parse_settings
+from launcher.config import dump_settings, parse_settings
+from launcher.settings import Settings, SettingsError
 
 HEARTBEAT_S = 5.0
 STALE_AFTER_S = 60.0

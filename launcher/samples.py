@@ -22,7 +22,7 @@ from data_shards.rationales import RationaleReader
 from data_shards.reader import SplitReader
 from data_shards.remote import local_folder
 from data_shards.storage import fingerprint, read_json
-from launcher.config import Settings
+from launcher.settings import Settings
 from mmcot.encoding import EncodedPair, collate, encode_pair
 from mmcot.problem import Problem
 from mmcot.prompts import build_pair, gold_rationale, split_format

@@ -11,7 +11,7 @@ from data_shards.mini_sqa import write_mini_sqa
 from data_shards.questions import QuestionSet, with_captions, with_lists
 from data_shards.sources import read_questions
 from data_shards.storage import commit_folder, exclusive, fingerprint
-from launcher.config import Data
+from launcher.settings import Data
 
 
 def source_folder(data: Data, report: Callable[[str], None]) -> Path:

@@ -22,9 +22,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.config import Settings, check_no_credentials, setting_names, value_of
+from launcher.config import check_no_credentials, setting_names, value_of
 from launcher.journal import LineFile
 from launcher.run_dir import RunDir, Stopped
+from launcher.settings import Settings
 
 PARENT = "pipeline"
 _LONGEST_PARAM = 6000  # characters MLflow takes

@@ -23,7 +23,6 @@ from data_shards.stream import Step
 from launcher.backbone import build_model, export_model
 from launcher.checkpoint import Found, check_probe, find_checkpoint, load_state, save_checkpoint
 from launcher.checkpoint_store import checkpoint_store, fetch_checkpoint, upload_checkpoint
-from launcher.config import Training
 from launcher.engine import build_engine, init_distributed, learning_rate, set_learning_rate
 from launcher.guards import HangGuard, StopRequest
 from launcher.jobs import TrainJob, model_facts
@@ -33,6 +32,7 @@ from launcher.loader import StageStream, load_steps
 from launcher.meter import GateOpening, Meter, count_step
 from launcher.run_dir import RunDir
 from launcher.samples import Block, load_tokenizer
+from launcher.settings import Training
 from mmcot.flops import measure_peak_flops
 from mmcot.loss import count_target_tokens, token_loss_sum
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.storage import commit_bytes, commit_folder, commit_json, read_json
-from launcher.config import Settings
 from launcher.journal import JournalReader
 from launcher.run_dir import RunDir
+from launcher.settings import Settings
 from launcher.tuning_space import with_values
 
 LOOK_EVERY_S = 0.5

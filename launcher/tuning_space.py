@@ -17,7 +17,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launcher.config import Settings, SettingsError, parse_settings, set_value
+from launcher.config import parse_settings, set_value
+from launcher.settings import Settings, SettingsError
 
 KINDS = ("loguniform", "uniform", "randint", "choice", "grid")
 _MAX_CORNERS = 256

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from launcher.config import Cluster
+from launcher.settings import Cluster
 from launcher.task_queue import TaskQueue
 
 # So many workers lost in their start count as one that failed by itself: nodes go, but memory may also never suffice.

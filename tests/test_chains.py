@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from launcher.chains import CHAINS, STEPS
-from launcher.config import SettingsError, load_settings
+from launcher.config import load_settings
+from launcher.settings import SettingsError
 from mmcot.answers import split_reasons
 from mmcot.problem import Problem
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.config import SettingsError, dump_settings, load_settings, parse_settings, preset_names, setting_names
+from launcher.config import dump_settings, load_settings, parse_settings, preset_names, setting_names
+from launcher.settings import SettingsError
 
 
 @pytest.mark.parametrize("preset", preset_names())
@@ -53,7 +54,7 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
 
 
 def test_every_setting_has_a_description():
-    from launcher.config import Settings
+    from launcher.settings import Settings
 
     def undescribed(section, prefix=""):
         for name, field in section.model_fields.items():

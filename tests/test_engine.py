@@ -8,9 +8,10 @@ import time
 
 import pytest
 
-from launcher.config import SettingsError, load_settings, read_deepspeed
+from launcher.config import load_settings, read_deepspeed
 from launcher.engine import deepspeed_config, learning_rate
 from launcher.preflight import clear_compile_locks
+from launcher.settings import SettingsError
 
 
 def training(*overrides):

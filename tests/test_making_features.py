@@ -21,8 +21,8 @@ from data_shards.reader import SplitReader
 from data_shards.storage import read_json
 from launcher.captions import write_captions
 from launcher.cluster import ray_session
-from launcher.config import SettingsError
 from launcher.data import prepare_data
+from launcher.settings import SettingsError
 from launcher.source import read_source, source_folder
 from mmcot.vision_encoders import VisionEncoder
 

@@ -15,12 +15,13 @@ from PIL import Image
 from data_shards.existing import index_tars
 from data_shards.index import ShardError
 from data_shards.pictures import PictureError, open_picture
-from data_shards.sources import read_questions
 from data_shards.reader import SplitReader
+from data_shards.sources import read_questions
 from data_shards.writer import check_shards
-from launcher.config import SettingsError, load_settings
+from launcher.config import load_settings
 from launcher.data import check_data, describe_data, prepare_data, require_all_splits
 from launcher.describe import describe_questions
+from launcher.settings import SettingsError
 from mmcot.problem import ProblemError
 
 ROW = {"qid": "a1", "question": "Which is bigger?", "choices": ["sun", "moon"], "answer": "sun", "split": "train"}

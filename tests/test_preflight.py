@@ -7,9 +7,10 @@ import json
 import pytest
 import torch
 
-from launcher.config import SettingsError, load_settings
+from launcher.config import load_settings
 from launcher.engine import _parameter_groups, deepspeed_config
 from launcher.preflight import check_machine, check_settings, fetch_pretrained
+from launcher.settings import SettingsError
 from mmcot.model import MultimodalT5Config, T5ForMultimodalGeneration
 from mmcot.vision import FEATURES, PUBLISHED_SHAPES
 

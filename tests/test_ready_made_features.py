@@ -12,9 +12,10 @@ import torch
 
 from data_shards.features import FeatureError, ready_made_features
 from data_shards.reader import SplitReader
-from launcher.config import SettingsError, load_settings
+from launcher.config import load_settings
 from launcher.data import prepare_data
 from launcher.preflight import check_settings
+from launcher.settings import SettingsError
 from mmcot.problem import Problem
 
 

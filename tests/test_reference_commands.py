@@ -12,9 +12,9 @@ from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from data_shards.storage import read_json
 from launcher.cluster import ray_session
-from launcher.config import Cluster, SettingsError
 from launcher.reference import DEVIATIONS, parse_command, run_reference
 from launcher.scoring import score_file
+from launcher.settings import Cluster, SettingsError
 
 ROOT = Path(__file__).parents[1]
 RATIONALE = (

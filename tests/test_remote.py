@@ -24,8 +24,8 @@ from data_shards.reader import SplitReader
 from data_shards.shard_cache import ShardCache
 from data_shards.stream import walk_steps
 from data_shards.writer import manifest_shards, read_manifest
-from launcher.config import SettingsError
 from launcher.data import check_data, prepare_data
+from launcher.settings import SettingsError
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):

@@ -12,8 +12,9 @@ import psutil
 import pytest
 
 from data_shards.storage import commit_bytes, commit_json, committing, read_json
-from launcher.config import SettingsError, load_settings
+from launcher.config import load_settings
 from launcher.run_dir import RunDir, RunError, claim_settings, owned, owner
+from launcher.settings import SettingsError
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from data_shards.scienceqa import read
 from data_shards.storage import commit_json, sha256_of_file
 from data_shards.writer import manifest_shards, missing_feature_shards, read_manifest
 from launcher.cluster import keep_token_private
-from launcher.config import SettingsError, load_settings, read_deepspeed
+from launcher.config import load_settings, read_deepspeed
+from launcher.settings import SettingsError
 from mmcot.problem import Problem, ProblemError
 
 ROOT = Path(__file__).parents[1]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from launcher import submit
-from launcher.config import SettingsError, load_settings
+from launcher.config import load_settings
+from launcher.settings import SettingsError
 from launcher.submit import for_cluster, submit_run, write_package
 
 SHARED = ["run.dir=/mnt/shared/runs/demo", "data.shards_dir=/mnt/shared/shards/demo"]

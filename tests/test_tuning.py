@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import yaml
 
-from launcher.config import SettingsError, load_settings, parse_settings
+from launcher.config import load_settings, parse_settings
+from launcher.settings import SettingsError
 from launcher.trial import copy_checkpoint, has_checkpoint
 from launcher.tune import _finish, count_concurrent, rank
 from launcher.tuning_plots import correlations
