@@ -365,8 +365,8 @@ def measure_files(folder: Path) -> None:
 def measure_mlflow(folder: Path) -> None:
     from launcher.journal import Journal, LineFile
     from launcher.mlflow_sync import MlflowSync
-    from launcher.run_dir import RunDir
-    from launcher.tracking import PARENT, RunLog
+    from launcher.run_dir import PARENT, RunDir
+    from launcher.tracking import RunLog
 
     names = [f"cpu_{n}" for n in range(7)] + [f"gpu_{n // 2}_{n % 2}" for n in range(16)]
     run_dir, steps = RunDir(folder / "runs" / "scale"), ["train-rationale", "rationales", "train-answer", "evaluate"]

@@ -260,8 +260,8 @@ def sync(folder: RunFolder, uri: Annotated[str | None, typer.Option(help="MLflow
             raise RunError(f"{folder} is being run by process {current['pid']} on {current['host']}, which sends by itself")
         if uri:
             settings = settings.model_copy(update={"tracking": settings.tracking.model_copy(update={"uri": uri})})
+        from launcher.config import tracking_uri
         from launcher.mlflow_sync import sync_run
-        from launcher.tracking import tracking_uri
 
         typer.echo(f"{sync_run(run_dir, settings):,} values sent to {tracking_uri(settings)}")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -155,6 +156,18 @@ def read_deepspeed(value: str | dict[str, Any] | None) -> dict[str, Any]:
         raise SettingsError(f"training.deepspeed {value} holds a {type(config).__name__}, expected a JSON object")
     check_no_credentials(f"training.deepspeed {value}", config)  # its content goes into files for workers
     return config
+
+
+def tracking_uri(settings: Settings) -> str:
+    """The setting, else MLFLOW_TRACKING_URI, else mlflow.db in the folder that holds the runs.
+
+    Raises:
+        SettingsError: the address holds a user, password or key, which would be shown wherever it is.
+    """
+    check_no_credentials("tracking.uri", settings.tracking.uri)
+    check_no_credentials("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI"))
+    default = f"sqlite:///{(settings.run_dir.absolute().parent / 'mlflow.db')}"
+    return settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
 
 
 def value_of(settings: Settings, name: str) -> Any:

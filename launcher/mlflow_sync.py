@@ -25,10 +25,10 @@ from typing import Any
 from data_shards.credentials import hide_credentials
 from data_shards.storage import clear_unfinished, commit_json, committing, exclusive, read_json
 from launcher.chains import STEPS
+from launcher.config import tracking_uri
 from launcher.journal import JournalReader
-from launcher.run_dir import RunDir
+from launcher.run_dir import PARENT, RunDir
 from launcher.settings import Settings
-from launcher.tracking import PARENT, tracking_uri
 
 _LOG = logging.getLogger("mmcot.tracking")
 _MAX_METRICS_PER_CALL = 900  # MLflow takes at most 1,000

@@ -18,7 +18,7 @@ from data_shards.rationales import list_tasks, read_rationales, verified_files
 from data_shards.scienceqa import SPLITS
 from data_shards.storage import commit_folder, commit_json, fingerprint, sha256_of_file
 from launcher.cluster import ray_session
-from launcher.config import read_deepspeed
+from launcher.config import read_deepspeed, tracking_uri
 from launcher.data import DataFolder, describe_data, prepare_data, require_all_splits
 from launcher.guards import sigterm_stops
 from launcher.jobs import GenerationJob, TrainJob
@@ -28,7 +28,7 @@ from launcher.preflight import check_machine, check_settings, fetch_pretrained
 from launcher.progress import GenerationLine, TrainingLine, showing
 from launcher.run_dir import RunDir, RunError, claim_settings, owned
 from launcher.settings import Settings, SettingsError
-from launcher.tracking import RunLog, Tracker, open_tracker, tracking_uri
+from launcher.tracking import RunLog, Tracker, open_tracker
 
 LAST_STEP = "evaluate"
 Report = Callable[[str], None]

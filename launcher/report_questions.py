@@ -26,7 +26,6 @@ from data_shards.pictures import PictureError, open_picture
 from data_shards.questions import Picture
 from data_shards.rationales import read_lines
 from data_shards.remote import is_remote, local_folder
-from data_shards.sources import read_questions
 from data_shards.storage import read_json, sha256_of_file
 from launcher.data import is_indexed
 from launcher.report_data import wilson

@@ -35,6 +35,7 @@ from launcher.config import dump_settings, parse_settings
 from launcher.settings import Settings, SettingsError
 
 HEARTBEAT_S = 5.0
+PARENT = "pipeline"  # the key of the whole run among its MLflow runs (mlflow.json)
 STALE_AFTER_S = 60.0
 _FREE_SETTINGS = {  # what may change between attempts, because no result depends on it
     ("run", "dir"),

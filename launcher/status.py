@@ -7,11 +7,11 @@ import time
 from pathlib import Path
 
 from data_shards.storage import read_json
+from launcher.config import tracking_uri
 from launcher.journal import JournalReader, time_left
 from launcher.progress import format_seconds
-from launcher.run_dir import RunDir, owner, settings_of
+from launcher.run_dir import PARENT, RunDir, owner, settings_of
 from launcher.settings import Settings
-from launcher.tracking import PARENT, tracking_uri
 
 STAGE_OF_STEP = {"train-rationale": "rationale", "train-answer": "answer"}
 

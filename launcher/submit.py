@@ -20,9 +20,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from launcher.config import dump_settings, read_deepspeed, value_of
+from launcher.config import dump_settings, read_deepspeed, tracking_uri, value_of
 from launcher.settings import Settings, SettingsError
-from launcher.tracking import tracking_uri
 
 PACKAGES = ("launcher", "mmcot", "data_shards")
 SETTINGS_FILE = "run.yaml"

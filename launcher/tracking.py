@@ -16,31 +16,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.config import check_no_credentials, setting_names, value_of
+from launcher.config import setting_names, value_of
 from launcher.journal import LineFile
-from launcher.run_dir import RunDir, Stopped
+from launcher.run_dir import PARENT, RunDir, Stopped
 from launcher.settings import Settings
 
-PARENT = "pipeline"
 _LONGEST_PARAM = 6000  # characters MLflow takes
-
-
-def tracking_uri(settings: Settings) -> str:
-    """The setting, else MLFLOW_TRACKING_URI, else mlflow.db in the folder that holds the runs.
-
-    Raises:
-        SettingsError: the address holds a user, password or key, which would be shown wherever it is.
-    """
-    check_no_credentials("tracking.uri", settings.tracking.uri)
-    check_no_credentials("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI"))
-    default = f"sqlite:///{(settings.run_dir.absolute().parent / 'mlflow.db')}"
-    return settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
 
 
 @dataclasses.dataclass(frozen=True)

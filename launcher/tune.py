@@ -21,15 +21,15 @@ from typing import Any
 
 from data_shards.storage import commit_bytes, commit_json
 from launcher.cluster import ray_session
-from launcher.config import dump_settings
+from launcher.config import dump_settings, tracking_uri
 from launcher.data import prepare_data
 from launcher.guards import sigterm_stops
 from launcher.journal import JournalReader, LineFile
 from launcher.mlflow_sync import sync_run
 from launcher.preflight import check_machine, check_settings
-from launcher.run_dir import RunDir, claim_settings, owned
+from launcher.run_dir import PARENT, RunDir, claim_settings, owned
 from launcher.settings import Settings, SettingsError
-from launcher.tracking import PARENT, RunLog, Tracker, open_tracker, tracking_uri
+from launcher.tracking import RunLog, Tracker, open_tracker
 from launcher.trial import OBJECTIVES, TrialJob, run_trial
 from launcher.tuning_space import check_space, with_values
 from launcher.worker import free_workers

@@ -25,11 +25,11 @@ import requests
 
 from data_shards.storage import commit_bytes, read_json
 from launcher import mlflow_server
-from launcher.config import load_settings
+from launcher.config import load_settings, tracking_uri
 from launcher.mlflow_server import _hosts_and_origins, plan_server
 from launcher.run_dir import RunDir
 from launcher.status import describe_end
-from launcher.tracking import open_tracker, tracking_uri
+from launcher.tracking import open_tracker
 
 ROOT = Path(__file__).parents[1]
 PASSWORD = "correct horse 100%"  # a percent sign: MLflow reads its settings with configparser

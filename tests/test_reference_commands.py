@@ -14,7 +14,7 @@ from data_shards.storage import read_json
 from launcher.cluster import ray_session
 from launcher.reference import DEVIATIONS, parse_command, run_reference
 from launcher.scoring import score_file
-from launcher.settings import Cluster, SettingsError
+from launcher.settings import Cluster
 
 ROOT = Path(__file__).parents[1]
 RATIONALE = (

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from data_shards.storage import commit_bytes, read_json
-from launcher.config import dump_settings
+from launcher.config import dump_settings, tracking_uri
 from launcher.run_dir import RunDir
-from launcher.tracking import open_tracker, tracking_uri
+from launcher.tracking import open_tracker
 
 
 @pytest.fixture(scope="module")

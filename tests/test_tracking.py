@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from data_shards.storage import commit_bytes, commit_json, read_json
 from launcher.cli import app
-from launcher.config import dump_settings, load_settings
+from launcher.config import dump_settings, load_settings, tracking_uri
 from launcher.environment import describe_environment
 from launcher.guards import sigterm_stops
 from launcher.journal import Journal, LineFile
@@ -28,7 +28,7 @@ from launcher.pipeline import _Pipeline
 from launcher.run_dir import RunDir, Stopped
 from launcher.settings import SettingsError
 from launcher.system_metrics import sampling
-from launcher.tracking import RunLog, open_tracker, tracking_uri
+from launcher.tracking import RunLog, open_tracker
 
 
 @pytest.fixture(scope="module")
