@@ -13,9 +13,9 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m "not slow and not gpu and not cluster"
 
-# Two hosts in network namespaces, one lost and replaced; needs root on Linux, else it skips and says why.
+# Two hosts in network namespaces, one lost and replaced; the same under Slurm's script. Needs root on Linux, else it skips and says why.
 test-cluster: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -s -m cluster tests/test_cluster.py
+	$(VENV)/bin/python -m pytest -s -m cluster tests/test_cluster.py tests/test_slurm.py
 
 test-slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m "slow"

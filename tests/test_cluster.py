@@ -130,15 +130,16 @@ def on_a_cluster(on_one_host, hosts, folder):
     tasks = run / "rationales"
     wait_until(lambda: len(list(tasks.glob("*/*.jsonl"))) >= 2, process, log)
     assert not (run / "steps" / "rationales.json").exists()
-    num_files, lost_at = len(list(tasks.glob("*/*.jsonl"))), time.monotonic()
+    committed, lost_at = {path: path.stat().st_mtime_ns for path in tasks.glob("*/*.jsonl")}, time.monotonic()
     hosts.lose(worker)
     cluster.add_worker("worker-3")
     wait_until(lambda: (run / "steps" / "rationales.json").exists(), process, log)
     times["generation"] = time.monotonic() - lost_at
+    assert committed == {path: path.stat().st_mtime_ns for path in committed}, "a file that was committed was written again"
 
     wait_until(lambda: process.poll() is not None or (run / "scores.json").exists(), process, log)
     status = process.wait(300)
-    print(f"\nhosts lost: {times['stage one']:.0f} s until 20 new steps were done; in generation ({num_files} files committed before) "
+    print(f"\nhosts lost: {times['stage one']:.0f} s until 20 new steps were done; in generation ({len(committed)} files committed before) "
           f"the rest took {times['generation']:.0f} s")  # fmt: skip
     assert status == 0, log.read_text()[-4000:]
     return run, log.read_text(), cluster
