@@ -228,7 +228,7 @@ class Tuning(_Section):
     num_samples: PositiveInt = Field(8, description="trials (with grids: times the whole grid)")
     max_concurrent: PositiveInt | None = Field(None, description="trials at a time; none: as many as fit")
     grace_steps: PositiveInt | None = Field(None, description="steps every trial may take; with pbt: between hand-overs; none: training.validate_every")
-    reduction_factor: float = Field(4.0, gt=1, description="asha keeps one trial in so many at each rung")
+    reduction_factor: float = Field(3.0, gt=1, description="asha keeps one trial in so many at each rung")
     time_budget_s: PositiveFloat | None = Field(None, description="seconds after which no trial goes on")
 
     @pydantic.model_validator(mode="after")
