@@ -231,7 +231,7 @@ def test_what_a_killed_build_left_is_cleared_by_the_next(tiny_settings, tmp_path
         with pytest.raises(KeyboardInterrupt):
             data.prepare_data(settings, lambda line: None)
     commit_bytes(tmp_path / "shards" / "text" / ".tmp-0123456789ab-train-000000.tar", b"half")
-    assert [path.name for path in (tmp_path / "data").glob(".staging-*")]
+    assert [path.name for path in tmp_path.glob(".staging-*")]
     data.prepare_data(settings, lambda line: None)
     assert not [path for pattern in (".tmp-*", ".staging-*") for path in tmp_path.rglob(pattern)]
 
