@@ -31,12 +31,16 @@ rm -f "$state/pid" "$state/status"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$state/token RAY_USAGE_STATS_ENABLED=0
 export PATH=$MMCOT_ENV/bin:$PATH
 
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-address=$(getent ahostsv4 "$first" | awk 'NR == 1 { print $1 }')
+# This script runs on the first node, and a node's own name may stand for its loopback.
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
+address=${MMCOT_HEAD_ADDRESS:-$(getent ahostsv4 "$first" | awk '$1 !~ /^127\./ { print $1; exit }' || true)}
+address=${address:-$(hostname -I | awk '{ print $1 }')}
 if [ -z "$address" ]; then
-  echo "the name of the first node, $first, has no IPv4 address here; Ray's nodes find each other by it" >&2
+  echo "no IPv4 address of the first node, $first, was found; set MMCOT_HEAD_ADDRESS to the one that the other nodes reach" >&2
   exit 1
 fi
+# Ray gives nodes 30 seconds to find each other; an environment that all of them read from shared storage takes longer.
+export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT:-300}
 
 # On the first node, where this script runs as well: its process id lets the trap below reach it, and its status is the
 # job's (`ray symmetric-run` ends with 0 when Ray itself does not start).
@@ -47,7 +51,9 @@ leader='
   wait $! && status=0 || status=$?
   echo "$status" > "$state/status"; exit "$status"'
 
-trap 'echo "asking the run for a checkpoint"; [ ! -s "$state/pid" ] || kill -TERM "$(cat "$state/pid")" || true' TERM
+trap 'rm -rf "$state"' EXIT
+asked=no
+trap 'asked=yes; echo "asking the run for a checkpoint"; [ ! -s "$state/pid" ] || kill -TERM "$(cat "$state/pid")" || true' TERM
 
 # --cpus-per-task again: since 22.05 srun no longer takes it from the job.
 srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --kill-on-bad-exit=0 \
@@ -57,9 +63,8 @@ step=$!
 until wait "$step" || ! kill -0 "$step" 2> /dev/null; do :; done # a signal ends a wait, not the step
 
 status=$(cat "$state/status" 2> /dev/null || echo 1)
-if [ ! -e "$state/status" ]; then echo "the run never began: Ray did not start on every node (above)" >&2; fi
-rm -rf "$state"
-if [ "$status" = 143 ]; then
+if [ ! -e "$state/status" ]; then echo "the run did not end by itself: Ray did not start on every node (above), or the job was cancelled" >&2; fi
+if [ "$status" = 143 ] && [ "$asked" = yes ]; then # not of a job that was cancelled
   echo "stopped with a checkpoint; queueing again to go on"
   scontrol requeue "$SLURM_JOB_ID"
 fi

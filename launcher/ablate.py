@@ -132,7 +132,8 @@ def _plot(rows: list[dict[str, Any]], ceilings: dict[str, dict[str, float | None
         axes.plot(row["AVG"], [place] * len(row["AVG"]), "o", color="tab:blue", alpha=0.7)
         axes.text(1, place, _spread(row["AVG"]), va="center", fontsize=9)
     for style, (name, columns) in zip(("--", ":"), ceilings.items(), strict=False):
-        axes.axvline(columns["AVG"], color="tab:red", linestyle=style, linewidth=1.2, label=name)
+        if columns["AVG"] is not None:
+            axes.axvline(columns["AVG"], color="tab:red", linestyle=style, linewidth=1.2, label=name)
     axes.set_yticks(range(len(rows)), [row["arm"] for row in reversed(rows)])
     axes.set_xlim(0, 101)
     axes.set_xlabel("test accuracy: mean ± standard deviation, a dot a seed")

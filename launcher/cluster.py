@@ -73,18 +73,24 @@ def keep_token_private() -> None:
     """
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
-    path = Path.home() / ".ray" / "auth_token"
+    try:
+        path = Path.home() / ".ray" / "auth_token"
+    except RuntimeError:  # a container's user may have no home
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        return
+    temporary = path.with_name(f".tmp-{secrets.token_hex(6)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".tmp-{secrets.token_hex(6)}")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(secrets.token_hex(32))
         with contextlib.suppress(FileExistsError):
             os.link(temporary, path)  # whole, and never in place of one that others use
-        temporary.unlink()
         if path.stat().st_mode & 0o077:
             path.chmod(0o600)
     except OSError:
         if not path.exists():  # a home that cannot be written to
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()

@@ -19,6 +19,8 @@ def source_folder(data: Data, report: Callable[[str], None]) -> Path:
     if data.path is not None:
         return Path(data.path)
     folder, sizes = mini_sqa_folder(data), data.mini_sqa.model_dump()
+    if (folder / "problems.json").exists():  # may be a place that cannot be written to
+        return folder
     with exclusive(folder.parent):
         if not (folder / "problems.json").exists():
             staging = folder.with_name(f".staging-{folder.name}")

@@ -55,7 +55,7 @@ def _progress(run_dir: RunDir, step: str, *, running: bool) -> str:
     if found := time_left(points):
         done, total, seconds = found
         text += f", {'step ' if stage else ''}{done:,} of {total:,}{'' if stage else ' questions'}"
-        if losses := [point["metrics"]["loss"] for point in points if "loss" in point["metrics"]]:
+        if losses := [point["metrics"]["loss"] for point in points if point["step"] == done and "loss" in point["metrics"]]:
             text += f", loss {losses[-1]:.4f}"
         if running and seconds is not None:
             text += f", time left {format_seconds(seconds)}"

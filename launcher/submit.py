@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import shutil
 import tempfile
 import time
@@ -19,8 +20,9 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from launcher.config import dump_settings, read_deepspeed, tracking_uri, value_of
+from launcher.config import check_no_credentials, dump_settings, read_deepspeed, tracking_uri, value_of
 from launcher.settings import Settings, SettingsError
 
 PACKAGES = ("launcher", "mmcot", "data_shards")
@@ -28,8 +30,9 @@ SETTINGS_FILE = "run.yaml"
 # `ray job stop` sends SIGTERM and, without this, SIGKILL three seconds later; the ranks first write a checkpoint.
 STOP_WAIT_S = 120
 _RETRY_S = 2.0
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _FOLDERS = (
-    "run.dir", "data.path", "data.shards_dir", "data.vision_features", "data.captions", "answer.rationales", "training.nvme_dir",
+    "run.dir", "data.path", "data.shards_dir", "data.vision_features", "data.captions", "data.cache_dir", "answer.rationales", "training.nvme_dir",
 )  # fmt: skip
 _IDS_OR_FOLDERS = ("model.pretrained", "data.vision_model")  # on the hub, or a folder
 
@@ -45,9 +48,11 @@ def submit_run(settings: Settings, *, address: str, follow: bool = True, report:
         SettingsError: a setting names what the cluster's nodes cannot see.
         SubmitError: the cluster cannot be reached, or refuses.
     """
+    check_no_credentials("--address", address)
     if not address.startswith(("http://", "https://")):
         raise SettingsError(f"--address {address!r} must be that of the cluster's dashboard, such as http://127.0.0.1:8265")
     settings = for_cluster(settings)
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
     with tempfile.TemporaryDirectory() as folder:
@@ -61,7 +66,7 @@ def submit_run(settings: Settings, *, address: str, follow: bool = True, report:
                 runtime_env={"working_dir": folder, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}},
                 metadata={"mmcot.run_dir": str(settings.run.dir)},
             )  # fmt: skip
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, RayError) as error:  # the last: no token, or another
             raise SubmitError(
                 f"the cluster at {address} does not take the job: {error}\nIs its dashboard forwarded to here, and the token that of the cluster "
                 "(RAY_AUTH_MODE=token, with RAY_AUTH_TOKEN or ~/.ray/auth_token)?"
@@ -82,7 +87,7 @@ def for_cluster(settings: Settings) -> Settings:
         value = value_of(settings, name)
         if value is None and name in ("run.dir", "data.shards_dir"):  # their defaults lie in the current folder
             wrong.append(f"{name} is not given")
-        elif value is not None and not (Path(value).is_absolute() or "://" in value):
+        elif value is not None and not (Path(value).expanduser().is_absolute() or (name == "data.shards_dir" and "://" in value)):
             wrong.append(f"{name} is {value!r}")
     for name in _IDS_OR_FOLDERS:
         value = value_of(settings, name)
@@ -90,10 +95,15 @@ def for_cluster(settings: Settings) -> Settings:
             wrong.append(f"{name} is {value!r}, a folder of this machine")
     if wrong:
         raise SettingsError(
-            "the cluster's nodes must see what the settings name: give an absolute path on storage that all of them share, or a URL, such as "
+            "the cluster's nodes must see what the settings name: give absolute paths on storage that all of them share (data.shards_dir may be a URL), such as "
             f"--set run.dir=/mnt/mmcot/runs/{settings.run.name} --set data.shards_dir=/mnt/mmcot/shards/{settings.run.name} ({'; '.join(wrong)})"
         )
     uri = tracking_uri(settings)  # this machine's MLFLOW_TRACKING_URI holds for the run
+    if urlsplit(uri).hostname in _LOOPBACK or re.match(r"sqlite:///(?!/)", uri):
+        raise SettingsError(
+            f"MLflow's address {uri} means another place on the cluster; give one that its head can reach (tracking.uri, or MLFLOW_TRACKING_URI), "
+            "or none at all for SQLite beside the runs"
+        )
     address = settings.cluster.address if settings.cluster.address != "local" else "auto"
     return settings.model_copy(update={
         "cluster": settings.cluster.model_copy(update={"address": address}),
@@ -112,7 +122,9 @@ def write_package(folder: Path, settings: Settings) -> None:
 
 def _follow(client: Any, job: str, report: Callable[[str], None]) -> int:
     """Show a job's output until it ends; a lost connection is taken up again."""
-    num_shown = 0
+    from ray.exceptions import RayError
+
+    num_shown, lost = 0, False
 
     async def show() -> None:
         nonlocal num_shown
@@ -128,12 +140,20 @@ def _follow(client: Any, job: str, report: Callable[[str], None]) -> int:
             asyncio.run(show())
             if (info := client.get_job_info(job)).status.is_terminal():
                 break
+            time.sleep(_RETRY_S)
         except KeyboardInterrupt:
             report(f"no longer following {job}; it goes on")
             return 130
         except Exception as error:  # the tunnel or the head: the job may well be running
-            report(f"the connection is lost ({type(error).__name__}: {error}); trying again")
-        time.sleep(_RETRY_S)
+            if isinstance(error, RayError) or "status code 404" in str(error):
+                report(f"{job} can no longer be followed ({error}); if the cluster began anew, the same command goes on where the run stopped")
+                return 1
+            if not lost:
+                report(f"the connection is lost ({type(error).__name__}: {error}); trying again")
+            lost = True
+            time.sleep(_RETRY_S)
+        else:
+            lost = False
     if info.status == "SUCCEEDED":
         return 0
     report(f"job {job} {info.status.value.lower()}: {info.message}")

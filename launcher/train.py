@@ -134,7 +134,7 @@ def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
     settings, training, run_dir = job.settings, job.settings.training, RunDir(Path(job.run_dir))
     torch.set_num_threads(settings.cluster.cpus_per_worker)
     init_distributed(use_gpu=settings.cluster.use_gpu)
-    _LOG.info("rank %d of %d joined its group, process %d, code of %s", rank, world_size, os.getpid(), Path(__file__).parent)
+    _LOG.info("rank %d of %d joined its group with the code of %s, process %d", rank, world_size, Path(__file__).parent, os.getpid())
     streams = {split: StageStream(job, split).open() for split in ("train", "val")}
     plan, checkpoints = streams["train"].plan(0), run_dir.checkpoints(job.stage)
     facts = {

@@ -92,8 +92,12 @@ class Network:
         self.hosts: list[Host] = []
         self._processes: dict[str, subprocess.Popen] = {}
         self._switch = self._start_first_process("switch", ("--net",))
-        self._on_switch("ip", "link", "add", "switch0", "type", "bridge")
-        self._on_switch("ip", "link", "set", "switch0", "up")
+        try:
+            self._on_switch("ip", "link", "add", "switch0", "type", "bridge")
+            self._on_switch("ip", "link", "set", "switch0", "up")
+        except subprocess.CalledProcessError:
+            self.end()
+            raise
 
     def add(self, name: str) -> Host:
         """Start a host and plug it in."""

@@ -404,8 +404,9 @@ def test_only_our_pods_and_the_operator_reach_a_cluster():
     assert ours["policyTypes"] == ["Ingress", "Egress"] and ours["ingress"] == [{"from": [{"podSelector": ours["podSelector"]}]}]
     assert operator["podSelector"]["matchLabels"]["ray.io/node-type"] == "head"
     assert [port["port"] for rule in operator["ingress"] for port in rule["ports"]] == [8265]
-    blocks = [peer["ipBlock"] for rule in ours["egress"] for peer in rule["to"] if "ipBlock" in peer]
-    assert all("169.254.0.0/16" in block["except"] for block in blocks)
+    blocks = [(peer["ipBlock"], {port["port"] for port in rule["ports"]}) for rule in ours["egress"] for peer in rule["to"] if "ipBlock" in peer]
+    assert len(blocks) == 2  # the node's DNS cache by its one address; everything else but the metadata service, over HTTPS
+    assert ({"cidr": "169.254.20.10/32"}, {53}) in blocks and ({"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}, {443}) in blocks
 
 
 def test_the_jobs_command_names_a_preset_and_settings_that_exist_and_writes_to_the_shared_folder():

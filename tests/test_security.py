@@ -51,7 +51,7 @@ def test_a_secret_in_an_address_is_found_and_hidden(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["hf://datasets/me/questions@main/data", "s3://bucket/a@b/c", "http://127.0.0.1:5000", "sqlite:////tmp/a@b/mlflow.db", "me@host", "https://host/a?page=3#part"],
+    ["hf://datasets/me/questions@main/data", "s3://bucket/a@b/c", "http://store:9000/bucket/data@v2", "http://127.0.0.1:5000", "sqlite:////tmp/a@b/mlflow.db", "me@host", "https://host/a?page=3#part"],
 )
 def test_what_is_no_secret_is_left_alone(text):
     assert not holds_credentials(text) and hide_credentials(text) == text

@@ -122,4 +122,4 @@ def test_a_job_whose_ray_does_not_start_fails(slurm, tmp_path):
     slurm.hosts[0].start([sys.executable, "-m", "http.server", "6379", "--bind", slurm.hosts[0].address], tmp_path / "in-the-way.log")
     time.sleep(1)
     assert slurm.submit(*RUN).wait(200) == 1
-    assert "the run never began" in slurm.log.read_text()
+    assert "Ray did not start on every node" in slurm.log.read_text()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from launcher import submit
@@ -31,6 +33,8 @@ def test_a_run_joins_the_cluster_it_is_sent_to_and_keeps_an_address_that_was_giv
         ([SHARED[0], "data.shards_dir=data/shards"], ["data.shards_dir is 'data/shards'"]),
         ([*SHARED, "data.path=ScienceQA"], ["data.path is 'ScienceQA'"]),
         ([*SHARED, "data.captions=captions.json"], ["data.captions is 'captions.json'"]),
+        (["run.dir=s3://bucket/runs/demo", SHARED[1]], ["run.dir is 's3://bucket/runs/demo'"]),
+        ([*SHARED, "data.cache_dir=cache"], ["data.cache_dir is 'cache'"]),
         ([*SHARED, "model.pretrained=my-t5"], ["model.pretrained is 'my-t5', a folder of this machine"]),
     ],
 )
@@ -53,6 +57,56 @@ def test_this_machines_mlflow_holds_for_the_run(monkeypatch):
     assert for_cluster(load_settings(preset="demo", overrides=SHARED)).tracking.uri == "http://tracking.example.org:5000"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert for_cluster(load_settings(preset="demo", overrides=SHARED)).tracking.uri == "sqlite:////mnt/shared/runs/mlflow.db"
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:5000", "http://localhost:5000/", "sqlite:///mlflow.db"])
+def test_an_mlflow_that_only_this_machine_has_is_refused(uri):
+    with pytest.raises(SettingsError, match="means another place on the cluster"):
+        for_cluster(load_settings(preset="demo", overrides=[*SHARED, f"tracking.uri={uri}"]))
+
+
+def test_a_cluster_that_wants_another_token_and_one_that_is_not_there_are_told_in_a_sentence(monkeypatch):
+    import ray.job_submission
+    from ray.exceptions import AuthenticationError
+
+    for error in (AuthenticationError("401"), ConnectionError("nobody listens")):
+        def refuse(address, error=error):
+            raise error
+
+        monkeypatch.setattr(ray.job_submission, "JobSubmissionClient", refuse)
+        with pytest.raises(submit.SubmitError, match="does not take the job"):
+            submit_run(load_settings(preset="demo", overrides=SHARED), address="http://127.0.0.1:8265")
+
+
+def test_a_job_is_sent_with_the_settings_the_code_and_nothing_else(monkeypatch, tmp_path):
+    import ray.job_submission
+
+    sent = {}
+
+    class Client:
+        def __init__(self, address):
+            self.address = address
+
+        def submit_job(self, **values):
+            sent.update(values, files={path.name for path in Path(values["runtime_env"]["working_dir"]).iterdir()})
+            return values["submission_id"]
+
+    monkeypatch.setattr(ray.job_submission, "JobSubmissionClient", Client)
+    assert submit_run(load_settings(preset="demo", overrides=SHARED), address="http://127.0.0.1:8265", follow=False, report=lambda line: None) == 0
+    assert sent["entrypoint"] == "python -m launcher run --config run.yaml" and sent["submission_id"].startswith("demo-")
+    assert sent["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "120"} and list(sent["runtime_env"]) == ["working_dir", "env_vars"]
+    assert sent["files"] == {"launcher", "mmcot", "data_shards", "run.yaml"}
+
+
+def test_a_job_that_the_cluster_no_longer_knows_is_followed_no_longer():
+    class Gone(Cluster):
+        async def tail_job_logs(self, job):
+            raise RuntimeError("Request failed with status code 404: no such job")
+            yield
+
+    shown = []
+    assert submit._follow(Gone("RUNNING", None), "demo-1", shown.append) == 1
+    assert "can no longer be followed" in shown[-1]
 
 
 def test_no_secret_of_the_environment_goes_along(tmp_path, monkeypatch):
