@@ -23,7 +23,7 @@ from data_shards.storage import read_json
 from launcher.journal import JournalReader
 from launcher.run_dir import RunDir
 
-SPACE = {"training.learning_rate": {"loguniform": [3.0e-5, 1.0e-1]}}
+SPACE = {"training.learning_rate": {"loguniform": [1.0e-4, 1.0e-2]}}
 SETTINGS = {
     "training": {"checkpoint_every": 100, "validate_every": 100, "micro_batch_size": 16},
     "cluster": {"num_workers": 1},
