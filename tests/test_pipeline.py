@@ -15,14 +15,17 @@ import time
 import psutil
 import pytest
 
+from data_shards.reader import SplitReader
 from data_shards.storage import read_json
-from launcher.journal import JournalReader
 from launcher.chains import STEPS
+from launcher.journal import JournalReader
+from launcher.ledger import LedgerError, prove_ledger
+from launcher.run_dir import RunDir, shards_dir_of
 
 SIZES = [
     "data.mini_sqa.num_train=64", "data.mini_sqa.num_val=16", "data.mini_sqa.num_test=16", "data.samples_per_shard=24",
     "rationale.num_steps=40", "rationale.max_target_tokens=24", "answer.num_steps=6", "training.checkpoint_every=5",
-    "training.validate_every=20", "training.log_every=1",
+    "training.validate_every=20", "training.log_every=1", "training.ledger=true",
 ]  # fmt: skip
 
 pytestmark = pytest.mark.ray
@@ -94,6 +97,24 @@ def test_after_a_kill_of_the_driver_the_same_command_goes_on_at_the_unfinished_s
     steps = [point["step"] for point in points if "loss" in point["metrics"]]
     assert set(steps) == set(range(1, 41))
     assert len(steps) < 2 * 40  # the second attempt began at a checkpoint, not at step one
+
+
+def test_the_ledger_of_a_killed_and_resumed_training_adds_up_and_a_forged_one_does_not(folder, finished, tmp_path):
+    run_dir = RunDir(folder / "runs" / "demo")
+    qids = [str(qid) for qid in SplitReader(folder / shards_dir_of(run_dir), "train").qids]
+    lines = prove_ledger(run_dir, "rationale", qids)
+    assert len(lines) == 10 and all(line.endswith("64 questions, each exactly once") for line in lines)
+    forged_dir = RunDir(tmp_path)
+    shutil.copytree(run_dir.logs, forged_dir.logs)
+    path = forged_dir.ledger("rationale", 1)
+    forged = [json.loads(line) for line in path.read_text().splitlines()]
+    stolen = next(iter(forged[0]["blocks"].values()))[0]
+    for line in forged:
+        if line["step"] == 1:
+            next(iter(line["blocks"].values()))[0] = stolen
+    path.write_text("".join(json.dumps(line) + "\n" for line in forged))
+    with pytest.raises(LedgerError, match=rf"epoch 0: used twice \['{stolen}'\], never"):
+        prove_ledger(forged_dir, "rationale", qids)
 
 
 def test_the_last_lines_are_the_table_the_run_and_how_to_open_mlflow(finished):

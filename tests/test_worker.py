@@ -41,7 +41,7 @@ def signal_ranks(run_dir: RunDir, faults: list[tuple[int, int]], signalled: list
 
 
 def test_ranks_killed_with_9_and_hung_are_replaced_and_the_training_ends_at_its_last_step(make_job, ray_up):
-    job = dataclasses.replace(make_job("ray-faults", hang_timeout_s=8), num_steps=100)
+    job = dataclasses.replace(make_job("ray-faults", hang_timeout_s=5), num_steps=100)
     run_dir, signalled, lines = RunDir(Path(job.run_dir)), [], []
     faults = [(2, signal.SIGKILL), (40, signal.SIGSTOP)]
     thread = threading.Thread(target=signal_ranks, args=(run_dir, faults, signalled))
@@ -53,7 +53,7 @@ def test_ranks_killed_with_9_and_hung_are_replaced_and_the_training_ends_at_its_
     points = JournalReader(run_dir.journal("rationale")).read()
     assert {point["step"] for point in points if "loss" in point["metrics"]} == set(range(1, 101))
     assert (run_dir.model("rationale") / "model.safetensors").exists()
-    assert "Timeout (0:00:08)!" in (run_dir.logs / "rationale-rank0.log").read_text()
+    assert "Timeout (0:00:05)!" in (run_dir.logs / "rationale-rank0.log").read_text()
     assert not psutil.pid_exists(signalled[1])
 
 
