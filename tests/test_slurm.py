@@ -68,6 +68,7 @@ class Slurm:
             "PATH": f"{self._folder / 'bin'}:{os.environ['PATH']}", "HOME": str(self._folder), "PYTHONPATH": str(ROOT),
             "MMCOT_ENV": str(Path(sys.prefix)), "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": str(len(self.hosts)),
             "SLURM_JOB_NODELIST": ",".join(host.name for host in self.hosts), "SLURM_CPUS_PER_TASK": "1",
+            "RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT": "30",  # nodes that wait for a Ray that never comes
         }  # fmt: skip
         process = self.hosts[0].start(["bash", str(ROOT / "deploy" / "slurm.sh"), *arguments], self.log, env=environment)
         threading.Thread(target=self._run_step, args=(process,), daemon=True).start()
