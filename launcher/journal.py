@@ -59,7 +59,7 @@ class Journal(LineFile):
         self.append({"step": step, "time_ms": int(time.time() * 1000), "metrics": {}, "note": text})
 
 
-def time_left(points: Iterable[dict[str, Any]]) -> tuple[int, int, float | None] | None:
+def how_far(points: Iterable[dict[str, Any]]) -> tuple[int, int, float | None] | None:
     """Step, total and seconds left, at the pace of the last attempt; the seconds are None before its second point.
 
     Returns:

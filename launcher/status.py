@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_shards.storage import read_json
 from launcher.config import tracking_uri
-from launcher.journal import JournalReader, time_left
+from launcher.journal import JournalReader, how_far
 from launcher.progress import format_seconds
 from launcher.run_dir import PARENT, RunDir, owner, settings_of
 from launcher.settings import Settings
@@ -52,7 +52,7 @@ def _progress(run_dir: RunDir, step: str, *, running: bool) -> str:
     stage = STAGE_OF_STEP.get(step)
     points = list(JournalReader(run_dir.journal_of(stage or step)).read())
     text = ""
-    if found := time_left(points):
+    if found := how_far(points):
         done, total, seconds = found
         text += f", {'step ' if stage else ''}{done:,} of {total:,}{'' if stage else ' questions'}"
         if losses := [point["metrics"]["loss"] for point in points if point["step"] == done and "loss" in point["metrics"]]:

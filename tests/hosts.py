@@ -19,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,7 +27,7 @@ from pathlib import Path
 NAMESPACES = ("--net", "--pid", "--mount", "--uts", "--ipc")
 # The first process of a host: it takes over orphans and lets none of them stay a zombie.
 FIRST_PROCESS = """
-import signal, sys
+import signal
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)
 print("ready", flush=True)
 while True:
@@ -43,7 +44,7 @@ def why_not() -> str | None:
     if missing := [name for name in ("ip", "unshare", "nsenter", "mount") if shutil.which(name) is None]:
         return f"not installed: {', '.join(missing)} (iproute2, util-linux)"
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(_scratch_folder())
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         try:
             hosts = stack.enter_context(network(folder))
             hosts.add("a").run(["true"])
@@ -51,14 +52,6 @@ def why_not() -> str | None:
             output = getattr(error, "stderr", "") or ""
             return f"no network namespaces here: {error} {output}".strip()
     return None
-
-
-@contextlib.contextmanager
-def _scratch_folder() -> Iterator[Path]:
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder)
 
 
 @dataclasses.dataclass(frozen=True)

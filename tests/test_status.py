@@ -9,7 +9,7 @@ import pytest
 
 from data_shards.storage import commit_bytes, commit_json
 from launcher.config import load_settings
-from launcher.journal import Journal, JournalReader, time_left
+from launcher.journal import Journal, JournalReader, how_far
 from launcher.run_dir import RunDir, claim_settings, owned
 from launcher.status import describe_run
 
@@ -25,15 +25,15 @@ def test_the_time_left_is_at_the_pace_of_the_last_attempt(tmp_path):
         journal, {"step": 0, "time_ms": 0, "total": 100}, {"step": 10, "time_ms": 1_000_000, "metrics": {"loss": 1.0}},  # 100 s a step, then lost
         {"step": 5, "time_ms": 2_000_000, "total": 100}, {"step": 20, "time_ms": 2_030_000, "metrics": {"loss": 1.0}},
     )  # fmt: skip
-    assert time_left(JournalReader(journal).read()) == (20, 100, 160.0)
+    assert how_far(JournalReader(journal).read()) == (20, 100, 160.0)
 
 
 def test_before_the_first_point_the_time_left_is_unknown_and_a_journal_without_a_beginning_says_nothing(tmp_path):
     journal = Journal(tmp_path / "j.jsonl")
     journal.log(3, {"loss": 1.0})
-    assert time_left(JournalReader(tmp_path / "j.jsonl").read()) is None
+    assert how_far(JournalReader(tmp_path / "j.jsonl").read()) is None
     journal.begin(40, 2000)
-    assert time_left(JournalReader(tmp_path / "j.jsonl").read()) == (40, 2000, None)
+    assert how_far(JournalReader(tmp_path / "j.jsonl").read()) == (40, 2000, None)
 
 
 @pytest.fixture
