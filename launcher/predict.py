@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ BULK_SIZE = 256  # questions in memory at once
 
 
 class RunPredictor:
-    """The models of a run, opened once; or those ``stages`` of them alone.
+    """The models of a run, or those ``stages`` of them alone; opened once, when the first questions are found to be in order.
 
     Raises:
         RunError: the folder is no run, or its models are not trained yet.
@@ -47,13 +48,30 @@ class RunPredictor:
             raise RunError(f"{folder} answers over rationales that were given to it and cannot write its own; give a run of another chain")
         self.num_cut = 0
         stages = self.settings.chain.stages if stages is None else stages
-        self._stages = {stage: _open_stage(self.settings, RunDir(folder), stage) for stage in stages}
-        config = next(iter(self._stages.values())).model.config
-        self._feature_shape = (config.vision_num_patches, config.vision_dim)
+        self._folders = {stage: _trained(RunDir(folder), stage) for stage in stages}
         self._encoder: Encode | None = None
 
+    @cached_property
+    def _stages(self) -> dict[str, StageModel]:
+        return {stage: _open_stage(self.settings, folder, stage) for stage, folder in self._folders.items()}
+
+    @cached_property
+    def _feature_shape(self) -> tuple[int, int]:
+        config = next(iter(self._stages.values())).model.config
+        return config.vision_num_patches, config.vision_dim
+
+    def load(self) -> None:
+        """Open the models now, for a server, whose first question should not wait for them."""
+        self._feature_shape  # noqa: B018
+
     def answer(self, problems: Sequence[Problem], folder: Path) -> Iterator[dict[str, Any]]:
-        """Answer questions whose pictures lie in ``folder``."""
+        """Answer questions whose pictures lie in ``folder``.
+
+        Raises:
+            ProblemError: a picture does not exist, or there are more than the run was trained with; said before a model is opened.
+        """
+        for problem in problems:
+            self._check_pictures(problem, folder)
         features = [self._features(problem, folder) for problem in problems]
         predictions, num_cut = answer_questions(
             self._stages.get("rationale"), self._stages.get("answer"), problems, features, feature_shape=self._feature_shape
@@ -66,19 +84,22 @@ class RunPredictor:
                 "prediction": prediction.prediction, "choice": choice,
             }  # fmt: skip
 
-    def _features(self, problem: Problem, folder: Path) -> np.ndarray | None:
-        name = self.settings.data.features
-        if name is None:
-            return None
+    def _check_pictures(self, problem: Problem, folder: Path) -> None:
+        if self.settings.data.features is None:
+            return
         if len(problem.images) > self.settings.data.max_pictures:
             raise ProblemError(
                 f"question {problem.qid}: {len(problem.images)} pictures, the run was trained with at most "
                 f"{self.settings.data.max_pictures}; give fewer"
             )
-        paths = [folder / image for image in problem.images]
-        for path in paths:
+        for path in (folder / image for image in problem.images):
             if not path.is_file():
                 raise ProblemError(f"question {problem.qid}: picture {path} does not exist; give one that does, or none")
+
+    def _features(self, problem: Problem, folder: Path) -> np.ndarray | None:
+        if self.settings.data.features is None:
+            return None
+        paths = [folder / image for image in problem.images]
         if not paths:
             return np.zeros((0, self._feature_shape[1]), dtype=np.float16)
         images = [open_picture(path, name=f"question {problem.qid}: picture {path}") for path in paths]
@@ -131,10 +152,14 @@ def to_json_line(prediction: dict[str, Any]) -> str:
     return json.dumps(prediction, ensure_ascii=False)
 
 
-def _open_stage(settings: Settings, run_dir: RunDir, stage: str) -> StageModel:
+def _trained(run_dir: RunDir, stage: str) -> Path:
     folder = run_dir.model(stage)
     if not (folder / "config.json").exists():
         raise RunError(f"{folder} does not exist: stage {stage!r} is not trained yet; run `mmcot run` to its end")
+    return folder
+
+
+def _open_stage(settings: Settings, folder: Path, stage: str) -> StageModel:
     spec = getattr(settings, stage)
     return StageModel(
         model=T5ForMultimodalGeneration.from_pretrained(folder).eval(),

@@ -24,6 +24,7 @@ class RunModel(mlflow.pyfunc.PythonModel):
 
         folder = Path(context.artifacts["run"])
         self.predictor = RunPredictor(folder, stages=[stage for stage in ("rationale", "answer") if (folder / stage).exists()])
+        self.predictor.load()
 
     def predict(self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
         """Answer a data frame of rows, or a list of them (MLflow has no hint for either, and warns without one)."""

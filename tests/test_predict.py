@@ -68,6 +68,17 @@ def test_a_wrong_question_is_met_with_a_sentence(finished_run, arguments, messag
     assert status == 1 and message in output and "Traceback" not in output
 
 
+def test_a_missing_picture_is_told_before_any_model_is_opened(finished_run, tmp_path, monkeypatch):
+    import launcher.predict
+
+    monkeypatch.setattr(launcher.predict, "_open_stage", lambda *arguments: pytest.fail("a model was opened"))
+    rows = [{"qid": "a", "question": "Which?", "choices": ["a", "b"]}, {"qid": "b", "question": "Which?", "choices": ["a", "b"], "image": "gone.png"}]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for arguments in (["--question", "Which?", "--choice", "a", "--choice", "b", "--image", tmp_path / "gone.png"], ["--input", tmp_path / "in.jsonl"]):
+        status, output = mmcot("predict", "--model", finished_run, *arguments)
+        assert status == 1 and f"{tmp_path}/gone.png does not exist" in output
+
+
 def test_a_long_context_is_cut_and_said_so(finished_run):
     status, output = mmcot(
         "predict", "--model", finished_run, "--question", "Which?", "--choice", "a", "--choice", "b", "--context", "word " * 10_000
