@@ -40,7 +40,7 @@ def run_ablation(settings: Settings, *, report: Report = print) -> RunDir:
         raise SettingsError("tuning.arms is empty; give the arms to compare, as the preset 'ablation' does")
     if settings.tuning.scheduler != "none" or settings.tuning.stage != "pipeline":
         raise SettingsError("an ablation runs every arm to its end: tuning.scheduler=none, tuning.stage=pipeline")
-    return run_tuning(settings, report=report, finish=_finish)
+    return run_tuning(settings, kind="arms", report=report, finish=_finish)
 
 
 def _finish(settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]], tracker: Tracker, report: Report) -> None:

@@ -29,7 +29,7 @@ class _Section(pydantic.BaseModel):
 
 class Run(_Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$", description="name of the run; MLflow shows it")
-    dir: str | None = Field(None, description="folder of the run; default runs/<name>")
+    dir: str | None = Field(None, description="folder of the run; default runs/<name>, of a tuning runs/<name>-tune, of an ablation runs/<name>-arms")
     seed: NonNegativeInt = Field(0, description="seed of weights, order and dropout")
     chain: Literal["two-stage", "given-rationales", "answer", "reason-then-answer", "answer-then-explain"] = Field(
         "two-stage", description="what is trained: reasons first and then the answer, the answer over rationales that are given (answer.rationales), one model "

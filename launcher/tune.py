@@ -2,7 +2,7 @@
 
     run_tuning(settings)     # `mmcot tune`; again: finished trials stay, the others go on
 
-    runs/<name>/
+    runs/<name>-tune/        beside the run of that name, not in it; or run.dir
       run.yaml               settings, the space among them; other settings are refused
       trials/<id>/           a run folder each
       tune/                  Ray Tune's own state
@@ -39,10 +39,11 @@ Report = Callable[[str], None]
 Finish = Callable[[Settings, RunDir, list[dict[str, Any]], Tracker, Report], None]
 
 
-def run_tuning(settings: Settings, *, report: Report = print, finish: Finish | None = None) -> RunDir:
+def run_tuning(settings: Settings, *, kind: str = "tune", report: Report = print, finish: Finish | None = None) -> RunDir:
     """Run the trials of ``settings.tuning`` that are not finished; write what came out.
 
     Args:
+        kind: ends the folder's default name.
         finish: writes it, given settings, folder, trials, tracker and report; default: the best settings and pictures.
 
     Raises:
@@ -52,6 +53,7 @@ def run_tuning(settings: Settings, *, report: Report = print, finish: Finish | N
     check_space(settings)
     if settings.tuning.search == "optuna" and importlib.util.find_spec("optuna") is None:
         raise SettingsError("tuning.search optuna needs a package: pip install 'mmcot[optuna]', or use tuning.search=random")
+    settings = in_own_folder(settings, kind)
     check_settings(settings)
     check_machine(settings)
     run_dir = RunDir(settings.run_dir.absolute())
@@ -72,6 +74,13 @@ def run_tuning(settings: Settings, *, report: Report = print, finish: Finish | N
         end_trials(base, run_dir)
         (finish or _finish)(settings, run_dir, _describe_trials(results, settings), tracker, report)
     return run_dir
+
+
+def in_own_folder(settings: Settings, kind: str) -> Settings:
+    """A tuning's settings with a name, and so a default folder, that no run of the same settings has."""
+    if settings.run.dir is not None:
+        return settings
+    return settings.model_copy(update={"run": settings.run.model_copy(update={"name": f"{settings.run.name}-{kind}"})})
 
 
 def count_concurrent(settings: Settings, report: Report) -> int:
@@ -235,7 +244,8 @@ def _finish(settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]], t
         raise RuntimeError(f"no trial reported {objective}; the reasons are above and in {run_dir.path / 'trials'}/*/logs/trial.log")
     best = ranked[0]
     values = with_values(settings, best["values"])
-    values = values.model_copy(update={"run": values.run.model_copy(update={"dir": None, "name": f"{settings.run.name}-best"})})
+    beside = None if settings.run.dir is None else f"{Path(settings.run.dir)}-best"
+    values = values.model_copy(update={"run": values.run.model_copy(update={"dir": beside, "name": f"{settings.run.name}-best"})})
     commit_bytes(run_dir.path / "best.yaml", dump_settings(values).encode())
     tracker.parent.log_artifact(run_dir.path / "best.yaml")
     tracker.parent.log_scores({f"best_{objective}": best[objective], "num_trials": len(trials), "num_failed": sum(t["state"] == "failed" for t in trials)})

@@ -9,7 +9,7 @@ import yaml
 from launcher.config import load_settings, parse_settings
 from launcher.settings import SettingsError
 from launcher.trial import copy_checkpoint, has_checkpoint
-from launcher.tune import _finish, count_concurrent, rank
+from launcher.tune import _finish, count_concurrent, in_own_folder, rank
 from launcher.tuning_plots import correlations
 from launcher.tuning_space import check_space, with_values
 
@@ -94,6 +94,24 @@ def test_the_best_trial_becomes_settings_that_run(tmp_path):
     assert {path.name for path in tmp_path.glob("*.png")} == {"best.png", "parallel.png", "importance.png"}
     with pytest.raises(RuntimeError, match="no trial reported"):
         _finish(settings, RunDir(tmp_path), [trials[2]], Told(), said.append)
+
+
+@pytest.mark.parametrize(("given", "folder", "best"), [(None, "runs/demo-tune", "runs/demo-tune-best"), ("else/where/", "else/where", "else/where-best")])
+def test_a_tuning_and_its_best_run_have_folders_of_their_own(tmp_path, given, folder, best):
+    from launcher.run_dir import RunDir
+
+    overrides = [] if given is None else [f"run.dir={given}"]
+    settings = in_own_folder(settings_of({"training.learning_rate": {"loguniform": [1e-4, 1e-2]}}, *overrides), "tune")
+    assert str(settings.run_dir) == folder
+
+    class Told:
+        def __getattr__(self, name):
+            return lambda *values, **named: None
+
+    Told.parent = Told()
+    trials = [{"trial": "a", "values": {"training.learning_rate": 1e-3}, "state": "finished", "step": 10, "validation_loss": 0.1, "error": None}]
+    _finish(settings, RunDir(tmp_path), trials, Told(), lambda line: None)
+    assert str(parse_settings(yaml.safe_load((tmp_path / "best.yaml").read_text())).run_dir) == best
 
 
 def test_what_decides_the_objective_has_the_highest_importance():

@@ -17,7 +17,7 @@ from launcher.journal import JournalReader
 from launcher.run_dir import RunDir
 
 SIZES = {
-    "run": {"name": "tuned"},
+    "run": {"name": "lr"},
     "data": {"mini_sqa": {"num_train": 64, "num_val": 16, "num_test": 16}, "samples_per_shard": 24},
     "training": {"checkpoint_every": 10, "validate_every": 10, "log_every": 5, "micro_batch_size": 16, "warmup_steps": 0},
     "rationale": {"num_steps": 40, "max_target_tokens": 24},
@@ -37,14 +37,14 @@ def start(folder, tuning, **sections):
 
 def finish(process, folder, timeout=500):
     assert process.wait(timeout) == 0, (folder / "output.log").read_text()
-    return {trial["trial"]: trial for trial in read_json(folder / "runs" / "tuned" / "trials.json")}
+    return {trial["trial"]: trial for trial in read_json(folder / "runs" / "lr-tune" / "trials.json")}
 
 
 def children(folder):
     """MLflow's runs right below the tuning's, by name."""
     client = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("mmcot").experiment_id], max_results=1000)
-    (parent,) = [run for run in runs if run.info.run_name == "tuned"]
+    (parent,) = [run for run in runs if run.info.run_name == "lr-tune"]
     return parent, {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
 
 
@@ -55,7 +55,7 @@ def killed(tmp_path_factory):
     tuning = {"space": {"training.learning_rate": {"grid": [1e30, 1e-3]}}, "scheduler": "none", "num_samples": 1}
     driver = start(folder, tuning, rationale={"num_steps": 80})
     deadline = time.time() + 300
-    while not (begun := sorted((folder / "runs" / "tuned" / "trials").glob("*/rationale/checkpoints/step-000020/manifest.json"))):
+    while not (begun := sorted((folder / "runs" / "lr-tune" / "trials").glob("*/rationale/checkpoints/step-000020/manifest.json"))):
         assert driver.poll() is None and time.time() < deadline, (folder / "output.log").read_text()
         time.sleep(0.05)
     os.kill(driver.pid, signal.SIGKILL)
@@ -91,10 +91,10 @@ def test_every_trial_is_a_child_of_the_tuning_in_mlflow(killed):
 @pytest.mark.slow
 def test_the_best_settings_run_as_they_stand(killed):
     folder, _, _ = killed
-    command = [sys.executable, "-m", "launcher", "train", "rationale", "--config", "runs/tuned/best.yaml", "--set", "rationale.num_steps=2"]
+    command = [sys.executable, "-m", "launcher", "train", "rationale", "--config", "runs/lr-tune/best.yaml", "--set", "rationale.num_steps=2"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "MLFLOW_TRACKING_URI": ""}, timeout=200)
     assert done.returncode == 0, done.stderr
-    assert (folder / "runs" / "tuned-best" / "rationale" / "model" / "model.safetensors").exists()
+    assert (folder / "runs" / "lr-tune-best" / "rationale" / "model" / "model.safetensors").exists()
 
 
 @pytest.mark.slow
@@ -104,14 +104,14 @@ def test_population_based_training_hands_weights_over(tmp_path):
     }  # fmt: skip
     trials = finish(start(tmp_path, tuning, rationale={"num_steps": 120}), tmp_path)
     assert len(trials) == 4
-    heirs = sorted((tmp_path / "runs" / "tuned" / "trials").glob("*-from-*-*"))
+    heirs = sorted((tmp_path / "runs" / "lr-tune" / "trials").glob("*-from-*-*"))
     assert heirs, "nothing was handed over"
     for heir in heirs:
         _, _, rest = heir.name.partition("-from-")
         donor, _, step = rest.rpartition("-")
         first = next(point for point in JournalReader(RunDir(heir).journal("rationale")).read() if point["metrics"])
         assert first["step"] > int(step)
-        given = tmp_path / "runs" / "tuned" / "trials" / donor / "rationale" / "checkpoints" / f"step-{int(step):06d}" / "manifest.json"
+        given = tmp_path / "runs" / "lr-tune" / "trials" / donor / "rationale" / "checkpoints" / f"step-{int(step):06d}" / "manifest.json"
         assert given.exists()
 
 
@@ -121,4 +121,4 @@ def test_other_searches_schedulers_and_budgets_come_to_an_end(tmp_path, tuning):
     space = {"training.learning_rate": {"loguniform": [1.0e-5, 3.0e-3]}}
     trials = finish(start(tmp_path, {"space": space, "num_samples": 4, "grace_steps": 10, "reduction_factor": 2, **tuning}), tmp_path)
     assert any(trial["validation_loss"] is not None for trial in trials.values())
-    assert (tmp_path / "runs" / "tuned" / "best.yaml").exists()
+    assert (tmp_path / "runs" / "lr-tune" / "best.yaml").exists()
