@@ -5,17 +5,21 @@ PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(if $(shell $(p
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-cluster test-slow audit clean
+.PHONY: demo test test-cluster test-docs test-slow audit clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/mmcot run --preset demo
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -m "not slow and not gpu and not cluster"
+	$(VENV)/bin/python -m pytest -m "not slow and not gpu and not cluster and not docs"
 
 # Two hosts in network namespaces, one lost and replaced; the same under Slurm's script. Needs root on Linux, else it skips and says why.
 test-cluster: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -s -m cluster tests/test_cluster.py tests/test_slurm.py
+
+# Every command of README.md, docs/ and deploy/ that needs no cluster, GPU, cloud or download, the demo among them.
+test-docs: $(INSTALLED)
+	$(VENV)/bin/python -m pytest -s -m docs tests/test_docs.py
 
 test-slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m "slow"
