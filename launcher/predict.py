@@ -25,6 +25,7 @@ from launcher.config import parse_settings
 from launcher.features import open_encoder
 from launcher.run_dir import RunDir, RunError
 from launcher.settings import Settings
+from mmcot.device import open_device
 from mmcot.model import T5ForMultimodalGeneration
 from mmcot.predict import StageModel, answer_questions
 from mmcot.problem import Problem, ProblemError
@@ -47,16 +48,16 @@ class RunPredictor:
             raise RunError(f"{folder} answers over rationales that were given to it and cannot write its own; give a run of another chain")
         self.num_cut = 0
         stages = self.settings.chain.stages if stages is None else stages
-        self._stages = {stage: _open_stage(self.settings, RunDir(folder), stage) for stage in stages}
-        config = next(iter(self._stages.values())).model.config
-        self._feature_shape = (config.vision_num_patches, config.vision_dim)
+        self.stages = {stage: _open_stage(self.settings, RunDir(folder), stage) for stage in stages}
+        config = next(iter(self.stages.values())).model.config
+        self.feature_shape = (config.vision_num_patches, config.vision_dim)
         self._encoder: Encode | None = None
 
     def answer(self, problems: Sequence[Problem], folder: Path) -> Iterator[dict[str, Any]]:
         """Answer questions whose pictures lie in ``folder``."""
         features = [self._features(problem, folder) for problem in problems]
         predictions, num_cut = answer_questions(
-            self._stages.get("rationale"), self._stages.get("answer"), problems, features, feature_shape=self._feature_shape
+            self.stages.get("rationale"), self.stages.get("answer"), problems, features, feature_shape=self.feature_shape
         )
         self.num_cut += num_cut
         for problem, prediction in zip(problems, predictions, strict=True):
@@ -80,7 +81,7 @@ class RunPredictor:
             if not path.is_file():
                 raise ProblemError(f"question {problem.qid}: picture {path} does not exist; give one that does, or none")
         if not paths:
-            return np.zeros((0, self._feature_shape[1]), dtype=np.float16)
+            return np.zeros((0, self.feature_shape[1]), dtype=np.float16)
         images = [open_picture(path, name=f"question {problem.qid}: picture {path}") for path in paths]
         return np.concatenate(list(self._encode(images)))
 
@@ -88,9 +89,9 @@ class RunPredictor:
         """Features of pictures, [B, P, D], of the sort the run was trained with; the encoder is opened once."""
         if self._encoder is None:
             encode, shape = open_encoder(self.settings.data)
-            if (shape[0] * self.settings.data.max_pictures, shape[1]) != tuple(self._feature_shape):
+            if (shape[0] * self.settings.data.max_pictures, shape[1]) != tuple(self.feature_shape):
                 raise RunError(
-                    f"this run was trained on {self.settings.data.features} features {list(self._feature_shape)} of a question, the encoder gives "
+                    f"this run was trained on {self.settings.data.features} features {list(self.feature_shape)} of a question, the encoder gives "
                     f"{list(shape)} of a picture; set data.vision_model in its run.yaml to the encoder they were made with"
                 )
             self._encoder = encode
@@ -137,7 +138,7 @@ def _open_stage(settings: Settings, run_dir: RunDir, stage: str) -> StageModel:
         raise RunError(f"{folder} does not exist: stage {stage!r} is not trained yet; run `mmcot run` to its end")
     spec = getattr(settings, stage)
     return StageModel(
-        model=T5ForMultimodalGeneration.from_pretrained(folder).eval(),
+        model=T5ForMultimodalGeneration.from_pretrained(folder).eval().to(open_device(use_gpu=False)),
         tokenizer=AutoTokenizer.from_pretrained(folder),
         format=spec.format, use_caption=settings.data.use_caption,
         max_source_tokens=spec.max_source_tokens, max_target_tokens=spec.max_target_tokens,
