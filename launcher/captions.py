@@ -23,10 +23,12 @@ from data_shards.sources import read_questions
 from data_shards.storage import commit_json, read_json
 from launcher.cluster import ray_session
 from launcher.config import merge_override, parse_settings
+from launcher.gpus import with_device
 from launcher.guards import sigterm_stops
 from launcher.settings import Settings, SettingsError
 from launcher.workers import run_on_workers
 from mmcot.captioning import Captioner
+from mmcot.device import open_device
 
 TASK_PICTURES = 64
 BATCH_SIZE = 16
@@ -66,7 +68,7 @@ class CaptionsWorker:
 
         torch.set_num_threads(job.settings.cluster.cpus_per_worker)
         self.job = job
-        self.captioner = Captioner(job.model, device="cuda" if job.settings.cluster.use_gpu else "cpu")
+        self.captioner = Captioner(job.model, device=open_device(use_gpu=job.settings.cluster.use_gpu).type)
         questions = read_questions(job.source)
         self.problems = {problem.qid: problem for split in SPLITS for problem in questions.problems[split]}
         self.open_pictures = open_pictures_of(questions.pictures)
@@ -102,7 +104,7 @@ def write_captions(source: Path, model: str, out: Path, *, overrides: Sequence[s
     values: dict[str, Any] = {"rationale": {"num_steps": 1}, "answer": {"num_steps": 1}}
     for override in overrides:
         values = merge_override(values, override)
-    settings = parse_settings(values)
+    settings = with_device(parse_settings(values), None, report)
     questions = read_questions(source)
     qids = [problem.qid for split in SPLITS for problem in questions.problems[split] if questions.pictures(problem)]
     tasks = [CaptionsTask(number, tuple(qids[start : start + TASK_PICTURES])) for number, start in enumerate(range(0, len(qids), TASK_PICTURES))]
