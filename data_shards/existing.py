@@ -107,7 +107,10 @@ def _index(location: Path | str, folder: Path, split: str, number: int, report: 
         raise ShardError(f"{location} holds no .json member; each question is a {{qid}}.json")
     orphans = set(table["qid"].to_pylist()) - set(rows_of_extension(table, "json")["qid"])
     if orphans:
-        report(f"{location}: members of {len(orphans):,} names belong to no question, such as those of {min(orphans)!r} (there is no {min(orphans)}.json); they are left out")
+        report(
+            f"{location}: members of {len(orphans):,} names belong to no question, such as those of {min(orphans)!r} "
+            f"(there is no {min(orphans)}.json); they are left out"
+        )
     return Shard(name, split, num_samples, size, sha256, location if is_remote(location) else str(Path(location).absolute()))
 
 

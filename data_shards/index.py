@@ -71,7 +71,7 @@ def _row(member: TarMember, tar: str | Path) -> tuple[str, str, int, int, int]:
             f"expected plain files ending in {', '.join('.' + e for e in ALLOWED_EXTENSIONS)}: write the shard again without it"
         )
     if any("\ud800" <= letter <= "\udfff" for letter in qid):  # bytes that are no UTF-8 come as lone surrogates, which no index can hold
-        raise ShardError(f"{tar}: member {member.name!r} has a name that is no UTF-8; expected letters, digits, '_' and '-' before the first dot: rename it")
+        raise ShardError(f"{tar}: the name of member {member.name!r} is no UTF-8; expected letters, digits, '_' and '-' up to the first dot")
     return qid, extension.lower(), member.offset, member.size, member.crc32
 
 

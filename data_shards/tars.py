@@ -105,7 +105,8 @@ class _Tar:
         padded = -(-size // BLOCK_BYTES) * BLOCK_BYTES
         if size < 0 or self.position + padded > self.size_bytes:
             raise TarFormatError(
-                f"{what} says that it has {size:,} bytes from byte {self.position:,} on, the file ends at byte {self.size_bytes:,}: it was cut off or altered"
+                f"{what} says that it has {size:,} bytes from byte {self.position:,} on, the file ends at byte {self.size_bytes:,}: "
+                "it was cut off or altered"
             )
         end = self.position + padded
         while self.position < end:
@@ -161,7 +162,7 @@ def _read_member(tar: _Tar, header: tarfile.TarInfo, facts: dict[str, str], at: 
     offset, size, crc32 = tar.position, header.size, 0
     if "size" in facts:
         if not re.fullmatch(r"[0-9]{1,19}", facts["size"]):
-            raise TarFormatError(f"the extended header of member {name!r} at byte {at:,} gives the size {facts['size'][:40]!r}, expected a number of bytes")
+            raise TarFormatError(f"member {name!r} at byte {at:,} has the size {facts['size'][:40]!r} in its extended header, no number of bytes")
         size = int(facts["size"])
     if kind == FILE:
         for piece in tar.read_content(size, f"member {name!r}"):
@@ -174,15 +175,15 @@ def _parse_header(block: bytes, at: int, *, is_first: bool) -> tarfile.TarInfo:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
         if is_first and at:
-            raise TarFormatError(f"behind the end of an archive, at byte {at:,}, there is neither zeros nor the header of another one ({error})") from None
+            raise TarFormatError(f"behind an archive, at byte {at:,}, there are neither zeros nor the header of another one ({error})") from None
         raise TarFormatError(f"at byte {at:,} there is no valid header of a member ({error})") from None
 
 
 def _check_end(tar: _Tar, extended: dict[str, str]) -> None:
     """The first block of zeros was read: the second must follow, and no header be left without its member."""
-    if extended:
-        raise TarFormatError(f"at byte {tar.position - BLOCK_BYTES:,} there are zeros in place of the member that the extended header before them describes")
     at = tar.position - BLOCK_BYTES
+    if extended:
+        raise TarFormatError(f"at byte {at:,} there are zeros in place of the member that the extended header before them describes")
     if tar.position < tar.size_bytes and tar.read_block() == _ZEROS:
         return
     raise TarFormatError(
