@@ -27,6 +27,7 @@ import numpy as np
 from PIL import Image
 
 from data_shards.mini_sqa_skills import SKILLS, Skill
+from data_shards.pictures import open_picture
 
 VERSION: int = 2
 TILE_PIXELS = 8
@@ -105,8 +106,8 @@ def content_sha256(data_dir: str | Path) -> str:
     problems = json.loads((root / "problems.json").read_text(encoding="utf-8"))
     for qid in sorted(problems, key=int):
         if problems[qid]["image"] is not None:
-            with Image.open(root / "images" / problems[qid]["split"] / qid / problems[qid]["image"]) as image:
-                digest.update(np.asarray(image.convert("RGB")).tobytes())
+            path = root / "images" / problems[qid]["split"] / qid / problems[qid]["image"]
+            digest.update(np.asarray(open_picture(path, name=str(path))).tobytes())
     return digest.hexdigest()
 
 

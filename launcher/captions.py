@@ -17,7 +17,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_shards.features import open_pictures_of
+from PIL import Image
+
+from data_shards.features import is_batch, open_pictures_of
 from data_shards.questions import SPLITS
 from data_shards.sources import read_questions
 from data_shards.storage import commit_json, read_json
@@ -80,10 +82,13 @@ class CaptionsWorker:
     def run(self, task: CaptionsTask) -> int:
         """Write the captions of a task; returns how many."""
         captions: dict[str, str] = {}
-        for start in range(0, len(task.qids), BATCH_SIZE):
-            opened = {qid: self.open_pictures(self.problems[qid], Counter()) for qid in task.qids[start : start + BATCH_SIZE]}
-            seen = {qid: pictures[0] for qid, pictures in opened.items() if pictures}  # files that are absent have none
-            captions |= dict(zip(seen, self.captioner.caption(list(seen.values())), strict=True)) if seen else {}
+        seen: dict[str, Image.Image] = {}
+        for qid in task.qids:
+            if pictures := self.open_pictures(self.problems[qid], Counter()):  # files that are absent have none
+                seen[qid] = pictures[0]
+            if seen and (qid == task.qids[-1] or is_batch(list(seen.values()), BATCH_SIZE)):
+                captions |= dict(zip(seen, self.captioner.caption(list(seen.values())), strict=True))
+                seen.clear()
         commit_json(Path(self.job.parts_dir) / task.file_name, captions)
         return len(captions)
 

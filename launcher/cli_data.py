@@ -69,7 +69,7 @@ def data_index(
     with explained():
         from data_shards.existing import index_tars
 
-        manifest = index_tars(_tars_by_split(tars), out, features=features)
+        manifest = index_tars(_tars_by_split(tars), out, features=features, report=typer.echo)
         counts = ", ".join(f"{number:,} {split}" for split, number in manifest["num_samples"].items())
         typer.echo(f"{out}: {counts} questions in {len(manifest['shards'])} tars")
 
