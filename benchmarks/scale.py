@@ -113,7 +113,7 @@ def _config(name: str) -> Any:
     from launcher.config import load_settings
     from mmcot.model import MultimodalT5Config
 
-    shape = load_settings(preset=f"scienceqa-{name}").model.shape.model_dump(exclude={"distance_bias"})
+    shape = load_settings(preset=f"scienceqa-{name}").model.shape.for_config
     return MultimodalT5Config(**shape, vision_num_patches=145, vision_dim=1024)
 
 

@@ -74,7 +74,7 @@ class Raw:
     def __getattr__(self, name: str):
         return getattr(self.reader, name)
 
-    def load_block(self, samples: np.ndarray, is_dummy: bool):
+    def load_block(self, samples: np.ndarray, is_dummy: bool, epoch: int):
         problems = [self.reader.problem(sample) for sample in samples]
         return problems, stack([self.reader.features(sample) for sample in samples])
 

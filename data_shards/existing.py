@@ -9,6 +9,7 @@ indexes and manifests that point to the tars.
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,20 @@ from data_shards.storage import commit_json, sha256_of_file
 from data_shards.writer import (
     Shard, count_questions, manifest_shards, read_manifest, read_problems, write_manifest,
 )  # fmt: skip
-from mmcot.problem import Problem
+from mmcot.problem import Problem, ProblemError
 
 PICTURE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 
 
 def index_tars(
-    tars: Mapping[str, Sequence[Path | str]], output_dir: str | Path, *, features: str | None = None
+    tars: Mapping[str, Sequence[Path | str]], output_dir: str | Path, *, features: str | None = None, report: Callable[[str], None] = print
 ) -> dict[str, Any]:
     """Index tars into a data folder and return its text manifest.
 
     Args:
         tars: split to its tars, in order: paths or URLs.
         features: the name under which ``.npy`` members become features; None leaves them alone.
+        report: is told of tars that hold several archives, or members of no question.
 
     Raises:
         ShardError: a tar is damaged, holds no question, or a feature is missing or of another shape.
@@ -48,12 +50,15 @@ def index_tars(
     (folder / "manifest.json").unlink(missing_ok=True)  # until all is done the folder counts as unfinished
     commit_json(output_dir / "inputs.json", {"indexed": [str(path) for split in SPLITS for path in tars.get(split, ())]})
     shards = [
-        _index(path, folder, split, number) for split in SPLITS for number, path in enumerate(tars.get(split, ()))
+        _index(path, folder, split, number, report) for split in SPLITS for number, path in enumerate(tars.get(split, ()))
     ]
-    everything = [problem for shard in shards for problem in read_problems(folder, shard)]
-    repeated = len(everything) - len({problem.qid for problem in everything})
+    everything = [_answered(problem, shard.tar(folder)) for shard in shards for problem in read_problems(folder, shard)]
+    repeated = [qid for qid, number in Counter(problem.qid for problem in everything).items() if number > 1]
     if repeated:
-        raise ShardError(f"{repeated:,} question ids come more than once in the tars; every question has an id of its own")
+        raise ShardError(
+            f"{len(repeated):,} question ids come more than once in the tars, such as {repeated[0]!r}; every question has an id of its own, "
+            "its member's name before the first dot without the folders before it: rename the members"
+        )
     manifest = write_manifest(folder, "text", shards, {"counts": count_questions(everything), "lists": {}, "ceilings": None})
     if features is not None:
         _index_features(output_dir / "features" / features, folder, shards, features, manifest["fingerprint"])
@@ -86,14 +91,26 @@ def pictures_in_tars(shards_dir: str | Path) -> Callable[[Problem], list[bytes]]
     return pictures
 
 
-def _index(location: Path | str, folder: Path, split: str, number: int) -> Shard:
+def _answered(problem: Problem, tar: Path | str) -> Problem:
+    if problem.answer is None:
+        raise ProblemError(f"{tar}, member {problem.qid}.json: the answer is missing; training and scoring need it")
+    return problem
+
+
+def _index(location: Path | str, folder: Path, split: str, number: int, report: Callable[[str], None]) -> Shard:
     name = f"{split}-{number:06d}"
     with local_copy(location) as path:
-        table = write_index(path, folder / f"{name}.parquet")
+        table = write_index(path, folder / f"{name}.parquet", name=location, report=report)
         size, sha256 = path.stat().st_size, sha256_of_file(path)
     num_samples = len(rows_of_extension(table, "json")["qid"])
     if not num_samples:
         raise ShardError(f"{location} holds no .json member; each question is a {{qid}}.json")
+    orphans = set(table["qid"].to_pylist()) - set(rows_of_extension(table, "json")["qid"])
+    if orphans:
+        report(
+            f"{location}: members of {len(orphans):,} names belong to no question, such as those of {min(orphans)!r} "
+            f"(there is no {min(orphans)}.json); they are left out"
+        )
     return Shard(name, split, num_samples, size, sha256, location if is_remote(location) else str(Path(location).absolute()))
 
 
@@ -102,7 +119,7 @@ def _index_features(folder: Path, text: Path, shards: list[Shard], name: str, te
     num_patches, dims = 0, set()
     for shard in shards:
         with local_copy(shard.tar(text)) as path, open(path, "rb") as file:
-            table = write_index(path, shard.index(folder))
+            table = write_index(path, shard.index(folder), name=shard.path)
             rows, qids = rows_of_extension(table, "npy"), rows_of_extension(table, "json")["qid"]
             if not np.array_equal(rows["qid"], qids):
                 raise ShardError(f"{shard.path}: every question needs one .npy of features (of shape [0, D] without a picture)")

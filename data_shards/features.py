@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from data_shards.pictures import PictureError, open_picture
+from data_shards.pictures import MAX_PIXELS, PictureError, open_picture
 from data_shards.questions import Picture
 from mmcot.problem import Problem
 
@@ -72,7 +72,7 @@ def features_of_pictures(
     Args:
         encode: RGB pictures to their features, float16 [B, P, D].
         shape: [P, D] of one picture.
-        batch_size: pictures encoded together; the last of a batch may bring a few more.
+        batch_size: pictures encoded together, fewer of very large ones; the last of a batch may bring a few more.
     """
     waiting: list[tuple[Problem, int]] = []
     images: list[Image.Image] = []
@@ -93,9 +93,14 @@ def features_of_pictures(
         opened = open_pictures(problem, counts)
         waiting.append((problem, len(opened)))
         images += opened
-        if len(images) >= batch_size:
+        if is_batch(images, batch_size):
             yield from encoded()
     yield from encoded()
+
+
+def is_batch(images: Sequence[Image.Image], batch_size: int) -> bool:
+    """Whether pictures are enough to be encoded together: by their number, or by the memory that they take."""
+    return len(images) >= batch_size or sum(image.width * image.height for image in images) >= MAX_PIXELS
 
 
 def ready_made_features(

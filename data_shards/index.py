@@ -13,8 +13,8 @@ rewritten.
 from __future__ import annotations
 
 import os
-import tarfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_shards.storage import committing
+from data_shards.tars import FILE, FOLDER, TarFormatError, TarMember, walk_tar
 
 ALLOWED_EXTENSIONS = ("json", "txt", "npy", "safetensors", "png", "jpg", "jpeg", "webp")
 _SCHEMA = pa.schema(
@@ -34,39 +35,51 @@ class ShardError(RuntimeError):
     """A shard or its index cannot be trusted; the message names the file."""
 
 
-def build_index(tar_path: str | Path) -> pa.Table:
-    """List the members of a tar.
+def build_index(tar_path: str | Path, *, name: str | Path | None = None, report: Callable[[str], None] | None = None) -> pa.Table:
+    """List the members of a tar, which is read to its end.
+
+    Args:
+        name: what to call it in messages, where ``tar_path`` is a copy.
+        report: is told of a file that holds several archives, one behind the other.
 
     Raises:
-        ShardError: the tar is damaged, or holds something other than plain files of the
+        ShardError: the tar is damaged or cut off, or holds something other than plain files of the
             allowed extensions (pickles are never read).
     """
-    rows: dict[str, list] = {name: [] for name in _SCHEMA.names}
+    name = name or tar_path
+    rows: list[tuple] = []
+    num_archives = 1
     try:
-        with tarfile.open(tar_path, "r:") as tar:  # of a compressed one the offsets would be none of the file's
-            for member in tar:
-                if member.isdir():
-                    continue
-                qid, _, extension = Path(member.name).name.partition(".")
-                if not member.isfile() or member.issparse() or extension.lower() not in ALLOWED_EXTENSIONS:
-                    raise ShardError(
-                        f"{tar_path}: member {member.name!r} is not of an allowed kind; "
-                        f"expected plain files ending in {', '.join('.' + e for e in ALLOWED_EXTENSIONS)}"
-                    )
-                data = tar.extractfile(member).read()
-                if len(data) != member.size:
-                    raise ShardError(f"{tar_path}: member {member.name!r} is cut off; write or fetch the shard again")
-                row = (qid, extension.lower(), member.offset_data, member.size, zlib.crc32(data))
-                for column, value in zip(rows.values(), row, strict=True):
-                    column.append(value)
-    except (tarfile.TarError, EOFError) as error:
-        raise ShardError(f"{tar_path} is not a readable tar ({error}); write or fetch the shard again") from error
-    return pa.Table.from_pydict(rows, schema=_SCHEMA)
+        with open(tar_path, "rb") as file:
+            for member in walk_tar(file):
+                num_archives = member.archive + 1
+                if member.kind != FOLDER:
+                    rows.append(_row(member, name))
+    except TarFormatError as error:
+        raise ShardError(f"{name} is not a readable tar: {error}; write or fetch the shard again") from error
+    if num_archives > 1 and report is not None:
+        report(f"{name} holds {num_archives} archives, one behind the other; all of them are read")
+    columns = zip(*rows, strict=True) if rows else [()] * len(_SCHEMA)
+    return pa.Table.from_arrays([pa.array(list(column), field.type) for column, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
 
 
-def write_index(tar_path: str | Path, index_file: str | Path) -> pa.Table:
-    """Build the index of a tar and commit it."""
-    table = build_index(tar_path)
+def _row(member: TarMember, tar: str | Path) -> tuple[str, str, int, int, int]:
+    qid, _, extension = Path(member.name).name.partition(".")
+    if member.kind != FILE or extension.lower() not in ALLOWED_EXTENSIONS:
+        raise ShardError(
+            f"{tar}: member {member.name!r} is not of an allowed kind ({member.kind}); "
+            f"expected plain files ending in {', '.join('.' + e for e in ALLOWED_EXTENSIONS)}: write the shard again without it"
+        )
+    if any("\ud800" <= letter <= "\udfff" for letter in qid):  # bytes that are no UTF-8 come as lone surrogates, which no index can hold
+        raise ShardError(f"{tar}: the name of member {member.name!r} is no UTF-8; expected letters, digits, '_' and '-' up to the first dot")
+    return qid, extension.lower(), member.offset, member.size, member.crc32
+
+
+def write_index(
+    tar_path: str | Path, index_file: str | Path, *, name: str | Path | None = None, report: Callable[[str], None] | None = None
+) -> pa.Table:
+    """Build the index of a tar and commit it; ``name`` and ``report`` as for ``build_index``."""
+    table = build_index(tar_path, name=name, report=report)
     with committing(index_file) as temporary:
         pq.write_table(table, temporary)
     return table

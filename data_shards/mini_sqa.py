@@ -27,21 +27,26 @@ import numpy as np
 from PIL import Image
 
 from data_shards.mini_sqa_skills import SKILLS, Skill
+from data_shards.pictures import open_picture
 
-VERSION: int = 1
+VERSION: int = 2
 TILE_PIXELS = 8
+MAX_CHOICES = 5  # as in ScienceQA
 FACT_CAPTION_SHARE = 0.1
 MAX_DRAWS = 200  # for one row, before its space counts as exhausted
 
 
 def write_mini_sqa(
     output_dir: str | Path, *, num_train: int = 4000, num_val: int = 400, num_test: int = 800, seed: int = 0,
-    shuffle_choices: bool = False,
+    shuffle_choices: bool = True, extra_choices: int = 2,
 ) -> None:  # fmt: skip
     """Write the data set to a folder; files of the same name are overwritten.
 
-    A skill's choices stand in one order, so that a letter is a word; with ``shuffle_choices`` each
-    row has an order of its own, and a letter must be looked up. Nothing else changes.
+    Args:
+        shuffle_choices: each row has an order of its choices of its own, so that a letter must be looked up;
+            off, a skill's choices stand in one order and a letter is a word.
+        extra_choices: half of the rows bring 0 to so many choices of other skills beside their own (at most
+            ``MAX_CHOICES`` in all). They tell nothing, because a skill's own choices are all there.
 
     The same arguments give the same texts and the same pixels. No two rows of all splits
     share question, hint and choices, and no two pictures are equal.
@@ -63,7 +68,9 @@ def write_mini_sqa(
         rows = _draw_split(split, size, seed=seed, texts=texts, pictures=pictures)
         splits[split] = [str(len(problems) + 1 + index) for index in range(len(rows))]
         for qid, (record, caption, tiles) in zip(splits[split], rows, strict=True):
-            problems[qid] = _with_shuffled_choices(record, random.Random(f"choices-{seed}-{qid}")) if shuffle_choices else record
+            choices = random.Random(f"choices-{seed}-{qid}")
+            record = _with_extra_choices(record, choices, extra_choices)
+            problems[qid] = _with_shuffled_choices(record, choices) if shuffle_choices else record
             if tiles is not None:
                 captions[qid] = caption
                 _write_picture(root / "images" / split / qid / "image.png", tiles)
@@ -99,8 +106,8 @@ def content_sha256(data_dir: str | Path) -> str:
     problems = json.loads((root / "problems.json").read_text(encoding="utf-8"))
     for qid in sorted(problems, key=int):
         if problems[qid]["image"] is not None:
-            with Image.open(root / "images" / problems[qid]["split"] / qid / problems[qid]["image"]) as image:
-                digest.update(np.asarray(image.convert("RGB")).tobytes())
+            path = root / "images" / problems[qid]["split"] / qid / problems[qid]["image"]
+            digest.update(np.asarray(open_picture(path, name=str(path))).tobytes())
     return digest.hexdigest()
 
 
@@ -205,6 +212,13 @@ def _greedy_answer(group: list[tuple[list[str], int, float]]) -> int:
         group = [row for row in group if "".join(row[0][place : place + 1]) == likeliest]
         place += 1
     return group[0][1]
+
+
+def _with_extra_choices(record: dict[str, Any], rng: random.Random, most: int) -> dict[str, Any]:
+    own = record["choices"]
+    others = sorted({choice for skill in SKILLS for choice in skill.choices} - set(own))
+    number = rng.choice((0, *range(min(most, MAX_CHOICES - len(own)) + 1)))
+    return record | {"choices": own + rng.sample(others, number)}
 
 
 def _with_shuffled_choices(record: dict[str, Any], rng: random.Random) -> dict[str, Any]:

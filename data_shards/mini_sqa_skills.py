@@ -205,7 +205,7 @@ MAP = Skill(
     skill="Read a map with a compass", subject="social science", topic="geography", category="Maps", grade="grade2",
     lecture="The dark part of the compass points to the north. If it points down, north is at the bottom of the "
             "map and east at the left.",
-    choices=("Red", "Blue", "Green", "Yellow"),
+    choices=("red", "blue", "green", "yellow"),
     table=tuple(
         ((direction, compass, colour), share * 0.5 / 2)
         for direction, colours in (("north", ("red", "blue")), ("east", ("green", "yellow")))

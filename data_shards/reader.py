@@ -102,7 +102,8 @@ class SplitReader:
     def problem(self, sample: int) -> Problem:
         """Read one question."""
         shard, position = self._text.place(sample)
-        return problem_of_member(str(self._text.columns(shard)["qid"][position]), self._read(self._text, shard, position))
+        qid = str(self._text.columns(shard)["qid"][position])
+        return problem_of_member(qid, self._read(self._text, shard, position), tar=self._text.locations[shard])
 
     def features(self, sample: int) -> np.ndarray | None:
         """Read one feature array, float16 [p, D] with p = 0 where there is no picture."""

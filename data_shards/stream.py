@@ -31,8 +31,8 @@ class Samples(Protocol):
     bytes_needed: int
     is_remote: bool
 
-    def load_block(self, samples: np.ndarray, is_dummy: bool) -> Any:
-        """Sample numbers to a batch; a dummy must contribute no gradient."""
+    def load_block(self, samples: np.ndarray, is_dummy: bool, epoch: int) -> Any:
+        """Sample numbers to a batch as the epoch shows them; a dummy must contribute no gradient."""
 
     def prefetch(self, samples: np.ndarray) -> None:
         """Announce what will be loaded: the window in use and the next are held."""
@@ -85,7 +85,7 @@ def walk_steps(
         prefetch(following)
         plan, local_steps = current
         for step in local_steps:
-            blocks = [(index, samples.load_block(block, is_dummy)) for index, block, is_dummy in dealt(plan, step)]
+            blocks = [(index, samples.load_block(block, is_dummy, plan.epoch)) for index, block, is_dummy in dealt(plan, step)]
             yield Step(next(numbers), blocks, samples.bytes_read - read, samples.bytes_needed - needed)
             read, needed = samples.bytes_read, samples.bytes_needed
         current = following

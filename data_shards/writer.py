@@ -27,13 +27,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_shards.index import ShardError, read_index, read_member, rows_of_extension, write_index
+from data_shards.index import ShardError, build_index, read_index, read_member, rows_of_extension, write_index
 from data_shards.features import PICTURE_COUNTS
 from data_shards.questions import SPLITS, QuestionSet
 from data_shards.remote import fetch_file, is_remote, local_copy
 from data_shards.storage import commit_json, committing, fingerprint, read_json, sha256_of_file
 from data_shards.tables import row_to_record
-from mmcot.problem import Problem
+from mmcot.problem import Problem, ProblemError
 
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -169,12 +169,25 @@ def read_problems(folder: Path, shard: Shard) -> Iterator[Problem]:
     with local_copy(shard.tar(folder)) as path, open(path, "rb") as file:
         for qid, offset, size, crc32 in zip(*rows.values(), strict=True):
             name = (shard.tar(folder), qid)
-            yield problem_of_member(qid, read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=name))
+            data = read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=name)
+            yield problem_of_member(qid, data, tar=shard.tar(folder))
 
 
-def problem_of_member(qid: str, data: bytes) -> Problem:
-    """The problem in a ``{qid}.json`` member, in ScienceQA's field names or those of a table."""
-    return Problem.from_scienceqa(qid, row_to_record(json.loads(data)))
+def problem_of_member(qid: str, data: bytes, *, tar: str | Path) -> Problem:
+    """The problem in a ``{qid}.json`` member, in ScienceQA's field names or those of a table.
+
+    Raises:
+        ProblemError: it is no JSON object, or the question in it cannot be used; the tar and the member are named.
+    """
+    try:
+        row = json.loads(data)
+        if not isinstance(row, dict):
+            raise ProblemError(f"expected an object with a question's fields, found {str(row)[:80]!r}")
+        return Problem.from_scienceqa(qid, row_to_record(row))
+    except ProblemError as error:
+        raise ProblemError(f"{tar}, member {qid}.json: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ProblemError(f"{tar}, member {qid}.json: no valid JSON ({error}); write the shard again") from None
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
@@ -220,10 +233,10 @@ def open_index(folder: Path, shard: Shard) -> pa.Table:
 
 
 def check_shards(shards_dir: str | Path) -> Iterator[tuple[str, int]]:
-    """Hold every shard against its manifest and index; yield (shard path, samples) as they pass.
+    """Hold every shard against its manifest and index, and read it to its end; yield (shard path, samples) as they pass.
 
     Raises:
-        ShardError: a file is missing, altered, or its keys are not those of the text.
+        ShardError: a file is missing, altered, no whole tar, or its keys are not those of the text.
     """
     shards_dir = Path(shards_dir)
     text = read_manifest(shards_dir / "text")
@@ -242,11 +255,16 @@ def _check_shard(folder: Path, shard: Shard, extension: str, qids: list[str]) ->
     tar = shard.tar(folder)
     try:
         with local_copy(tar) as path:
-            digest = sha256_of_file(path)
+            if (digest := sha256_of_file(path)) != shard.sha256:
+                raise ShardError(f"{tar} has sha256 {digest}, its manifest says {shard.sha256}; the shard was cut off or altered")
+            table = build_index(path, name=tar)
     except FileNotFoundError:
         raise ShardError(f"{tar} is missing; fetch it, or build the shards again") from None
-    if digest != shard.sha256:
-        raise ShardError(f"{tar} has sha256 {digest}, its manifest says {shard.sha256}; the shard was cut off or altered")
+    if not table.equals(open_index(folder, shard)):
+        raise ShardError(
+            f"{shard.index(folder)} does not list the {len(table):,} members of {tar}; one of them was altered: make the index again "
+            "with `mmcot data shard` or `mmcot data index`"
+        )
     found = shard_qids(folder, shard, extension)
     if found != qids or len(found) != shard.num_samples:
         raise ShardError(f"{tar} does not hold the keys of its text shard in their order; build it again")

@@ -15,6 +15,7 @@ from launcher.engine import full_state_dict
 from launcher.jobs import MODEL_FACTS_FILE
 from launcher.samples import StageSamples
 from launcher.settings import Settings
+from mmcot.attention_start import start_with_lookup
 from mmcot.distance_bias import prefer_near
 from mmcot.model import MultimodalT5Config, T5ForMultimodalGeneration
 
@@ -25,13 +26,13 @@ def build_model(settings: Settings, samples: StageSamples) -> T5ForMultimodalGen
     num_patches, dim = samples.reader.feature_shape if settings.data.features else (1, 1)
     vision = {
         "vision_num_patches": num_patches, "vision_dim": dim,
-        "fusion": settings.model.fusion, "mask_absent_patches": settings.model.mask_absent_patches,
+        "fusion": settings.model.fusion, "gate_start": settings.model.gate_start, "mask_absent_patches": settings.model.mask_absent_patches,
     }  # fmt: skip
     if settings.model.pretrained:
         _check_vision_dim(settings.model.pretrained, dim)
         return T5ForMultimodalGeneration.from_pretrained(settings.model.pretrained, dtype=torch.float32, **vision)
     tokenizer = samples.tokenizer
-    shape = settings.model.shape.model_dump(exclude={"distance_bias"}) | {"vocab_size": settings.model.shape.vocab_size or len(tokenizer)}
+    shape = settings.model.shape.for_config | {"vocab_size": settings.model.shape.vocab_size or len(tokenizer)}
     config = MultimodalT5Config(
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
         decoder_start_token_id=tokenizer.pad_token_id, **shape, **vision,
@@ -39,6 +40,8 @@ def build_model(settings: Settings, samples: StageSamples) -> T5ForMultimodalGen
     model = T5ForMultimodalGeneration._from_config(config)
     if settings.model.shape.distance_bias:
         prefer_near(model, settings.model.shape.distance_bias)
+    if settings.model.shape.near_bias:
+        start_with_lookup(model, near_bias=settings.model.shape.near_bias, match_score=settings.model.shape.match_score)
     return model
 
 

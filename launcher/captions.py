@@ -17,16 +17,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_shards.features import open_pictures_of
+from PIL import Image
+
+from data_shards.features import is_batch, open_pictures_of
 from data_shards.questions import SPLITS
 from data_shards.sources import read_questions
 from data_shards.storage import commit_json, read_json
 from launcher.cluster import ray_session
 from launcher.config import merge_override, parse_settings
+from launcher.gpus import with_device
 from launcher.guards import sigterm_stops
 from launcher.settings import Settings, SettingsError
 from launcher.workers import run_on_workers
 from mmcot.captioning import Captioner
+from mmcot.device import open_device
 
 TASK_PICTURES = 64
 BATCH_SIZE = 16
@@ -66,7 +70,7 @@ class CaptionsWorker:
 
         torch.set_num_threads(job.settings.cluster.cpus_per_worker)
         self.job = job
-        self.captioner = Captioner(job.model, device="cuda" if job.settings.cluster.use_gpu else "cpu")
+        self.captioner = Captioner(job.model, device=open_device(use_gpu=job.settings.cluster.use_gpu).type)
         questions = read_questions(job.source)
         self.problems = {problem.qid: problem for split in SPLITS for problem in questions.problems[split]}
         self.open_pictures = open_pictures_of(questions.pictures)
@@ -78,10 +82,13 @@ class CaptionsWorker:
     def run(self, task: CaptionsTask) -> int:
         """Write the captions of a task; returns how many."""
         captions: dict[str, str] = {}
-        for start in range(0, len(task.qids), BATCH_SIZE):
-            opened = {qid: self.open_pictures(self.problems[qid], Counter()) for qid in task.qids[start : start + BATCH_SIZE]}
-            seen = {qid: pictures[0] for qid, pictures in opened.items() if pictures}  # files that are absent have none
-            captions |= dict(zip(seen, self.captioner.caption(list(seen.values())), strict=True)) if seen else {}
+        seen: dict[str, Image.Image] = {}
+        for qid in task.qids:
+            if pictures := self.open_pictures(self.problems[qid], Counter()):  # files that are absent have none
+                seen[qid] = pictures[0]
+            if seen and (qid == task.qids[-1] or is_batch(list(seen.values()), BATCH_SIZE)):
+                captions |= dict(zip(seen, self.captioner.caption(list(seen.values())), strict=True))
+                seen.clear()
         commit_json(Path(self.job.parts_dir) / task.file_name, captions)
         return len(captions)
 
@@ -102,7 +109,7 @@ def write_captions(source: Path, model: str, out: Path, *, overrides: Sequence[s
     values: dict[str, Any] = {"rationale": {"num_steps": 1}, "answer": {"num_steps": 1}}
     for override in overrides:
         values = merge_override(values, override)
-    settings = parse_settings(values)
+    settings = with_device(parse_settings(values), None, report)
     questions = read_questions(source)
     qids = [problem.qid for split in SPLITS for problem in questions.problems[split] if questions.pictures(problem)]
     tasks = [CaptionsTask(number, tuple(qids[start : start + TASK_PICTURES])) for number, start in enumerate(range(0, len(qids), TASK_PICTURES))]

@@ -19,13 +19,14 @@ def data_make(
     num_val: Annotated[int, typer.Option(help="Validation questions.")] = 400,
     num_test: Annotated[int, typer.Option(help="Test questions.")] = 800,
     seed: Annotated[int, typer.Option(help="Seed of the generator.")] = 0,
-    shuffle_choices: Annotated[bool, typer.Option("--shuffle-choices", help="Give each question an order of its choices of its own.")] = False,
+    shuffle_choices: Annotated[bool, typer.Option("--shuffle-choices/--fixed-choices", help="Give each question an order of its choices of its own.")] = True,
+    extra_choices: Annotated[int, typer.Option(help="At most so many choices of other skills beside a skill's own.", min=0, max=3)] = 2,
 ) -> None:
     """Write MiniSQA, the embedded data set."""
     from data_shards.mini_sqa import write_mini_sqa
 
     with explained():
-        write_mini_sqa(output, num_train=num_train, num_val=num_val, num_test=num_test, seed=seed, shuffle_choices=shuffle_choices)
+        write_mini_sqa(output, num_train=num_train, num_val=num_val, num_test=num_test, seed=seed, shuffle_choices=shuffle_choices, extra_choices=extra_choices)
         typer.echo(f"{output}: {num_train:,} train, {num_val:,} val, {num_test:,} test questions")
 
 
@@ -68,7 +69,7 @@ def data_index(
     with explained():
         from data_shards.existing import index_tars
 
-        manifest = index_tars(_tars_by_split(tars), out, features=features)
+        manifest = index_tars(_tars_by_split(tars), out, features=features, report=typer.echo)
         counts = ", ".join(f"{number:,} {split}" for split, number in manifest["num_samples"].items())
         typer.echo(f"{out}: {counts} questions in {len(manifest['shards'])} tars")
 

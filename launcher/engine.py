@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from launcher.config import read_deepspeed
 from launcher.settings import SettingsError, Training
+from mmcot.device import open_device
 
 DUMMY_GRADIENT_ACCUMULATION = 1  # DeepSpeed wants one; our loop accumulates by itself
 _DECIDED_BY = {
@@ -38,12 +39,19 @@ _NOT_THEIRS = {
 }
 
 
-def init_distributed(*, use_gpu: bool) -> None:
-    """Join the process group: nccl on GPUs, gloo without.
+def init_distributed(*, use_gpu: bool, gpu_index: int | None = None) -> None:
+    """Take this process's device and join the process group: nccl on GPUs, gloo without.
 
     DeepSpeed's shared-memory collectives are left out: they would compile C++ at the
     first start, which a machine without a compiler cannot.
+
+    Args:
+        gpu_index: which of the GPUs that this process sees is its own; None where the launcher has chosen it already, as Ray Train does.
+
+    Raises:
+        DeviceError: there is no such GPU.
     """
+    open_device(use_gpu=use_gpu, index=gpu_index)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("nccl" if use_gpu else "gloo", verbose=False)
 

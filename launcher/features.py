@@ -21,9 +21,11 @@ from data_shards.existing import pictures_in_tars
 from data_shards.features import Encode, features_of_pictures, open_pictures_of
 from data_shards.writer import Shard, close_feature, manifest_shards, missing_feature_shards, read_manifest, write_feature_shard
 from launcher.cluster import ray_session
+from launcher.gpus import with_device
 from launcher.settings import Data, Settings, SettingsError
 from launcher.source import read_source
 from launcher.workers import run_on_workers
+from mmcot.device import open_device
 from mmcot.problem import Problem
 from mmcot.vision import FEATURES
 from mmcot.vision_encoders import ENCODERS, VisionEncoder
@@ -56,7 +58,7 @@ class FeaturesWorker:
 
         torch.set_num_threads(job.settings.cluster.cpus_per_worker)
         self.job = job
-        self.device = "cuda" if job.settings.cluster.use_gpu else "cpu"
+        self.device = open_device(use_gpu=job.settings.cluster.use_gpu).type
         self.encode, self.shape = open_encoder(job.settings.data, device=self.device)
         self.pictures = read_source(job.settings.data, Path(job.source)).pictures if job.source else pictures_in_tars(job.shards_dir)
 
@@ -135,6 +137,8 @@ def _by_workers(job: FeaturesJob, missing: list[Shard], report: Callable[[str], 
         report(f"  features {data.features}: {state['done']}/{total} shards, {rate:,.1f} pictures/s")
 
     with ray_session(cluster):
+        cluster = with_device(job.settings, None, report).cluster
+        job = dataclasses.replace(job, settings=job.settings.model_copy(update={"cluster": cluster}))
         set_aside = run_on_workers(
             FeaturesWorker, job, {shard: shard.num_samples for shard in missing}, cluster=cluster, gpus_per_worker=1,
             max_attempts=job.settings.generation.max_attempts, stands=lambda shard: (folder / f"{shard.name}.done.json").exists(), done=done,

@@ -69,6 +69,7 @@ class GenerationWorker:
         import torch  # heavy imports belong to the worker, not to the driver's queue
         from transformers import AutoTokenizer
 
+        from mmcot.device import open_device
         from mmcot.model import T5ForMultimodalGeneration
 
         torch.set_num_threads(job.settings.cluster.cpus_per_worker)
@@ -76,8 +77,7 @@ class GenerationWorker:
         self.tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
         dtype = torch.bfloat16 if job.settings.generation.precision == "bf16" else torch.float32
         self.model = T5ForMultimodalGeneration.from_pretrained(job.model_dir, dtype=dtype).eval()
-        if job.settings.cluster.use_gpu:
-            self.model.to("cuda")
+        self.model.to(open_device(use_gpu=job.settings.cluster.use_gpu))
         self.samples: dict[str, Any] = {}
         self.free_since: float | None = None
         if job.run_dir is not None:

@@ -7,6 +7,7 @@ at the first step that is not. Ray and MLflow are opened at the first step that 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import shutil
 import time
@@ -20,6 +21,7 @@ from data_shards.storage import commit_folder, commit_json, fingerprint, sha256_
 from launcher.cluster import ray_session
 from launcher.config import read_deepspeed, tracking_uri
 from launcher.data import DataFolder, describe_data, prepare_data, require_all_splits
+from launcher.gpus import with_device
 from launcher.guards import sigterm_stops
 from launcher.jobs import GenerationJob, TrainJob
 from launcher.journal import Journal
@@ -60,7 +62,10 @@ def run_pipeline(
     run_dir.path.mkdir(parents=True, exist_ok=True)
     claim_settings(run_dir, settings)
     with sigterm_stops(), owned(run_dir) as attempt, contextlib.ExitStack() as resources:
-        pipeline = _Pipeline(settings, run_dir, attempt, report, resources, (until, write_job) if write_job else None, parent_key)
+        asked = settings.cluster.use_gpu
+        if not write_job or asked == "auto":
+            settings = with_device(settings, None if write_job else run_dir, report)
+        pipeline = _Pipeline(settings, run_dir, attempt, report, resources, (until, write_job, asked) if write_job else None, parent_key)
         for name in steps[: steps.index(until) + 1]:
             getattr(pipeline, name.replace("-", "_"))()
         if until == LAST_STEP and (pipeline.num_run or not is_everything_told(run_dir)):
@@ -75,7 +80,7 @@ class _Pipeline:
 
     def __init__(
         self, settings: Settings, run_dir: RunDir, attempt: int, report: Report, resources: contextlib.ExitStack,
-        write_job: tuple[str, Path] | None, parent_key: str | None = None,
+        write_job: tuple[str, Path, bool | str] | None, parent_key: str | None = None,
     ) -> None:  # fmt: skip
         self.settings, self.run_dir, self.attempt, self.report = settings, run_dir, attempt, report
         self._resources, self._write_job, self._parent_key = resources, write_job, parent_key
@@ -239,8 +244,10 @@ class _Pipeline:
 
         inputs = inputs | {"tokenizer": tokenizer_fingerprint(self.settings, self.folder.path)}
         if self._write_job and self._write_job[0] == f"train-{stage}":
-            path = self._write_job[1]
-            commit_json(path, self._train_job(stage, inputs).to_json())
+            _, path, asked = self._write_job
+            job = self._train_job(stage, inputs)
+            elsewhere = job.settings.cluster.model_copy(update={"use_gpu": asked})  # "auto" is decided where the ranks run
+            commit_json(path, dataclasses.replace(job, settings=job.settings.model_copy(update={"cluster": elsewhere})).to_json())
             self.num_run += 1
             self.report(f"{path}: run it with `torchrun --nproc-per-node N -m launcher.rank {path}`; then the same command without --write-job takes the model over")
             return

@@ -26,6 +26,7 @@ from launcher.config import parse_settings
 from launcher.features import open_encoder
 from launcher.run_dir import RunDir, RunError
 from launcher.settings import Settings
+from mmcot.device import open_device
 from mmcot.model import T5ForMultimodalGeneration
 from mmcot.predict import StageModel, answer_questions
 from mmcot.problem import Problem, ProblemError
@@ -52,17 +53,19 @@ class RunPredictor:
         self._encoder: Encode | None = None
 
     @cached_property
-    def _stages(self) -> dict[str, StageModel]:
+    def stages(self) -> dict[str, StageModel]:
+        """The models, by the stage they were trained in."""
         return {stage: _open_stage(self.settings, folder, stage) for stage, folder in self._folders.items()}
 
     @cached_property
-    def _feature_shape(self) -> tuple[int, int]:
-        config = next(iter(self._stages.values())).model.config
+    def feature_shape(self) -> tuple[int, int]:
+        """[P, V] of the features they take."""
+        config = next(iter(self.stages.values())).model.config
         return config.vision_num_patches, config.vision_dim
 
     def load(self) -> None:
         """Open the models now, for a server, whose first question should not wait for them."""
-        self._feature_shape  # noqa: B018
+        self.feature_shape  # noqa: B018
 
     def answer(self, problems: Sequence[Problem], folder: Path) -> Iterator[dict[str, Any]]:
         """Answer questions whose pictures lie in ``folder``.
@@ -74,7 +77,7 @@ class RunPredictor:
             self._check_pictures(problem, folder)
         features = [self._features(problem, folder) for problem in problems]
         predictions, num_cut = answer_questions(
-            self._stages.get("rationale"), self._stages.get("answer"), problems, features, feature_shape=self._feature_shape
+            self.stages.get("rationale"), self.stages.get("answer"), problems, features, feature_shape=self.feature_shape
         )
         self.num_cut += num_cut
         for problem, prediction in zip(problems, predictions, strict=True):
@@ -101,7 +104,7 @@ class RunPredictor:
             return None
         paths = [folder / image for image in problem.images]
         if not paths:
-            return np.zeros((0, self._feature_shape[1]), dtype=np.float16)
+            return np.zeros((0, self.feature_shape[1]), dtype=np.float16)
         images = [open_picture(path, name=f"question {problem.qid}: picture {path}") for path in paths]
         return np.concatenate(list(self._encode(images)))
 
@@ -109,9 +112,9 @@ class RunPredictor:
         """Features of pictures, [B, P, D], of the sort the run was trained with; the encoder is opened once."""
         if self._encoder is None:
             encode, shape = open_encoder(self.settings.data)
-            if (shape[0] * self.settings.data.max_pictures, shape[1]) != tuple(self._feature_shape):
+            if (shape[0] * self.settings.data.max_pictures, shape[1]) != tuple(self.feature_shape):
                 raise RunError(
-                    f"this run was trained on {self.settings.data.features} features {list(self._feature_shape)} of a question, the encoder gives "
+                    f"this run was trained on {self.settings.data.features} features {list(self.feature_shape)} of a question, the encoder gives "
                     f"{list(shape)} of a picture; set data.vision_model in its run.yaml to the encoder they were made with"
                 )
             self._encoder = encode
@@ -162,7 +165,7 @@ def _trained(run_dir: RunDir, stage: str) -> Path:
 def _open_stage(settings: Settings, folder: Path, stage: str) -> StageModel:
     spec = getattr(settings, stage)
     return StageModel(
-        model=T5ForMultimodalGeneration.from_pretrained(folder).eval(),
+        model=T5ForMultimodalGeneration.from_pretrained(folder).eval().to(open_device(use_gpu=False)),
         tokenizer=AutoTokenizer.from_pretrained(folder),
         format=spec.format, use_caption=settings.data.use_caption,
         max_source_tokens=spec.max_source_tokens, max_target_tokens=spec.max_target_tokens,

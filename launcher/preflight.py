@@ -10,7 +10,8 @@ from pathlib import Path
 
 from data_shards.remote import is_remote
 from launcher.data import ready_made_file
-from launcher.settings import Settings, SettingsError
+from launcher.gpus import count_own_gpus, require_gpus
+from launcher.settings import Cluster, Settings, SettingsError
 from mmcot.prompts import split_format
 
 MIN_FREE_BYTES = 1_000_000_000
@@ -45,8 +46,8 @@ def check_machine(settings: Settings) -> None:
     Raises:
         SettingsError: GPUs are asked for where there are none, or the disk is full.
     """
-    _check_gpus(settings)
     _check_deepspeed(settings)
+    _check_gpus(settings.cluster)
     _check_disk(settings.run_dir)
 
 
@@ -124,18 +125,9 @@ def _check_deepspeed(settings: Settings) -> None:
         raise SettingsError(f"training.nvme_dir {training.nvme_dir} is no folder here; make one on a local NVMe disk")
 
 
-def _check_gpus(settings: Settings) -> None:
-    if not settings.cluster.use_gpu or settings.cluster.address != "local":
-        return
-    import torch
-
-    found = torch.cuda.device_count()
-    if found < settings.cluster.num_workers:
-        raise SettingsError(
-            f"cluster.use_gpu is on and cluster.num_workers ({settings.cluster.num_workers}) needs a GPU each, this machine "
-            f"has {found}; lower cluster.num_workers, join a cluster with cluster.address, or set cluster.use_gpu=false "
-            "(and training.precision=fp32)"
-        )
+def _check_gpus(cluster: Cluster) -> None:
+    if cluster.use_gpu is True and cluster.address == "local":
+        require_gpus(cluster, count_own_gpus(), "this machine")
 
 
 def _check_disk(run_dir: Path) -> None:

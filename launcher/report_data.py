@@ -74,6 +74,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         "curves": {stage: curves_of(points[stage]) for stage in STAGES},
         "notes": {stage: lines for stage, lines in notes.items() if lines},
         "scores": {split: read_json(path) for split in SPLITS if (path := run_dir.scores(split)).exists()},
+        "choice_orders": read_json(path) if (path := folder / "choice_order.json").exists() else None,
         "mlflow": read_json(folder / "mlflow.json").get("runs", {}) if (folder / "mlflow.json").exists() else {},
         "time": _time(run_dir, points),
     }

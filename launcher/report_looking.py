@@ -29,12 +29,13 @@ def look_at_questions(
     from transformers import AutoTokenizer
 
     from launcher.samples import open_stage
+    from mmcot.device import open_device
     from mmcot.model import T5ForMultimodalGeneration
 
     folder = run_dir.model(stage)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with _no_progress_bar():
-        model = T5ForMultimodalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        model = T5ForMultimodalGeneration.from_pretrained(folder, dtype=torch.float32).eval().to(open_device(use_gpu=False))
     samples = open_stage(
         settings, stage, split, shards_dir=shards_dir, tokenizer=tokenizer,
         rationales_dir=run_dir.rationales if stage == "answer" and settings.chain.reads_rationales else None,

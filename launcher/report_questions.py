@@ -133,7 +133,7 @@ def embed_picture(pictures: Sequence[Picture], name: str) -> str | None:
         if not isinstance(picture, bytes) and not picture.is_file():
             continue
         try:
-            return to_data_uri(open_picture(picture, name=name))
+            return to_data_uri(open_picture(picture, name=name, longest_side=LONGEST_SIDE))
         except PictureError:
             return None
     return None

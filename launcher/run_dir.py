@@ -40,7 +40,7 @@ STALE_AFTER_S = 60.0
 _FREE_SETTINGS = {  # what may change between attempts, because no result depends on it
     ("run", "dir"),
     *(("data", name) for name in ("remote", "cache_dir", "cache_gb")),
-    *(("cluster", name) for name in ("address", "num_workers", "min_workers")),
+    *(("cluster", name) for name in ("address", "num_workers", "min_workers", "use_gpu")),  # the last: see launcher/gpus.py
     *(("tracking", name) for name in ("uri", "send_every_s", "register_models")),
     ("generation", "max_attempts"), ("tuning", "max_concurrent"), ("tuning", "time_budget_s"),
     *(
@@ -102,6 +102,11 @@ class RunDir:
         if not path.exists():
             commit_bytes(path, uuid.uuid4().hex.encode())
         return path.read_text()
+
+    @property
+    def device(self) -> Path:
+        """Whether the run computes on GPUs, decided at its first start."""
+        return self.path / "device.json"
 
     @property
     def lengths(self) -> Path:

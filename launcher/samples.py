@@ -7,6 +7,7 @@ into a batch. Training, validation and generation read through the same object.
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,7 @@ class StageSamples:
 
     Args:
         rationale_of: (sample number, problem) to its rationale, for a format that reads one; None otherwise.
+        permute_seed: of the order in which an epoch shows a question's choices; None keeps the order given.
     """
 
     def __init__(
@@ -61,11 +63,13 @@ class StageSamples:
         max_source_tokens: int,
         max_target_tokens: int,
         rationale_of: Callable[[int, Problem], str] | None = None,
+        permute_seed: int | None = None,
     ) -> None:
         self.reader, self.tokenizer = reader, tokenizer
         self.format, self.use_caption = format, use_caption
         self.max_source_tokens, self.max_target_tokens = max_source_tokens, max_target_tokens
         self.rationale_of = rationale_of
+        self.permute_seed = permute_seed
         self.is_remote = reader.is_remote
 
     def __len__(self) -> int:
@@ -85,9 +89,11 @@ class StageSamples:
         """Announce samples that will be loaded."""
         self.reader.prefetch(samples)
 
-    def encode(self, sample: int) -> EncodedPair:
-        """Prompt and target of a question as token ids."""
+    def encode(self, sample: int, epoch: int | None = None) -> EncodedPair:
+        """Prompt and target of a question as token ids; an epoch may show its choices in an order of its own."""
         problem = self.reader.problem(sample)
+        if epoch is not None and self.permute_seed is not None:
+            problem = with_permuted_choices(problem, seed=self.permute_seed, epoch=epoch)
         rationale = self.rationale_of(sample, problem) if self.rationale_of else None
         source, target = build_pair(problem, self.format, use_caption=self.use_caption, rationale=rationale)
         return encode_pair(
@@ -95,10 +101,10 @@ class StageSamples:
             max_source_tokens=self.max_source_tokens, max_target_tokens=self.max_target_tokens,
         )  # fmt: skip
 
-    def load_block(self, samples: np.ndarray, is_dummy: bool = False) -> Block:
-        """Read and collate a block of samples."""
+    def load_block(self, samples: np.ndarray, is_dummy: bool = False, epoch: int | None = None) -> Block:
+        """Read and collate a block of samples; without an epoch their choices stand in the order given."""
         tensors = collate(
-            [self.encode(sample) for sample in samples],
+            [self.encode(sample, epoch) for sample in samples],
             [self.reader.features(sample) for sample in samples],
             feature_shape=self.reader.feature_shape,
             pad_token_id=self.tokenizer.pad_token_id,
@@ -141,7 +147,15 @@ def open_stage(
         reader, tokenizer,
         format=spec.format, use_caption=data.use_caption, rationale_of=rationale_of,
         max_source_tokens=spec.max_source_tokens, max_target_tokens=spec.max_target_tokens,
+        permute_seed=settings.run.seed if data.permute_choices and split == "train" else None,
     )  # fmt: skip
+
+
+def with_permuted_choices(problem: Problem, *, seed: int, epoch: int) -> Problem:
+    """The question with its choices in a random order that depends on seed, qid and epoch alone."""
+    order = list(range(len(problem.choices)))
+    random.Random(f"{seed}-{problem.qid}-{epoch}").shuffle(order)
+    return problem.with_choices_in_order(order)
 
 
 def _local(settings: Settings, shards_dir: str | Path) -> Path:

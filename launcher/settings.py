@@ -42,7 +42,8 @@ class MiniSQA(_Section):
     num_val: PositiveInt = Field(400, description="validation questions")
     num_test: PositiveInt = Field(800, description="test questions")
     seed: NonNegativeInt = Field(0, description="seed of the generator")
-    shuffle_choices: bool = Field(False, description="an order of the choices for each question, instead of one for each skill")
+    shuffle_choices: bool = Field(True, description="an order of the choices for each question, instead of one for each skill")
+    extra_choices: NonNegativeInt = Field(2, le=3, description="at most so many choices of other skills beside a skill's own, in half of the questions")
 
 
 class Data(_Section):
@@ -71,6 +72,9 @@ class Data(_Section):
     )
     captions: str | None = Field(None, description="a captions.json to use instead of the data set's own, such as `mmcot data caption` writes")
     splits: dict[Literal["train", "val", "test"], str] = Field({}, description="lists of pid_splits.json that stand for a split, such as {train: minitrain}")
+    permute_choices: bool = Field(
+        False, description="training shows the choices of a question in another order at every epoch; not for rationales that name letters"
+    )
     use_caption: bool = Field(False, description="put the picture's caption into the context")
     tokenizer_vocab_size: PositiveInt = Field(2000, description="pieces of the tokenizer trained on the text")
 
@@ -88,12 +92,32 @@ class T5Shape(_Section):
     distance_bias: float = Field(
         0.0, ge=0, description="start the first head's attention lower by this much a token of distance, each further head by half of it (ALiBi); 0: T5's start"
     )
+    near_bias: float = Field(
+        0.0, ge=0, description="start half of the encoder's heads looking one, two, ... tokens back: their attention falls by this much a token from there"
+    )
+    match_score: float = Field(
+        0.0, ge=0, description="start the other half looking at equal tokens, which score this much; near_bias and match_score go together, 0: T5's start"
+    )
+
+    @property
+    def for_config(self) -> dict[str, Any]:
+        """What a T5 configuration knows of it: all but how attention starts."""
+        return self.model_dump(exclude={"distance_bias", "near_bias", "match_score"})
+
+    @pydantic.model_validator(mode="after")
+    def _one_start(self) -> T5Shape:
+        if (self.near_bias > 0) != (self.match_score > 0):
+            raise ValueError(f"near_bias ({self.near_bias:g}) and match_score ({self.match_score:g}) go together; set both, such as 8 and 24, or none")
+        if self.near_bias and self.distance_bias:
+            raise ValueError("distance_bias and near_bias start the same attention in two ways; set one of them to 0")
+        return self
 
 
 class Model(_Section):
     pretrained: str | None = Field(None, description="Hugging Face id or folder of a T5; none: random weights")
     shape: T5Shape = Field(T5Shape(), description="size of a model with random weights")
     fusion: Literal["gated_cross_attention"] = Field("gated_cross_attention", description="how the picture comes in")
+    gate_start: float = Field(0.0, description="bias of the fusion's gate before training: 0 opens it half, -4 nearly closes it; loaded fusions keep theirs")
     mask_absent_patches: bool = Field(
         False, description="hide the zeros of a missing picture from the fusion; off: attended, as published"
     )
@@ -199,8 +223,9 @@ class Cluster(_Section):
         None, description="go on with as few when workers or nodes are lost, and grow back; none: always num_workers"
     )
     cpus_per_worker: PositiveInt = Field(1, description="processors a worker; also its threads")
-    use_gpu: bool = Field(False, description="one GPU a worker (nccl); without: gloo")
-
+    use_gpu: Literal["auto"] | bool = Field(
+        "auto", description="one GPU a worker (nccl), or none (gloo); auto: GPUs if the Ray cluster (for torchrun the machine) has them at the run's first start"
+    )
 
     @pydantic.model_validator(mode="after")
     def _range(self) -> Cluster:

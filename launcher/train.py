@@ -81,17 +81,20 @@ class _Training:
 
 
 def train(
-    job: TrainJob, *, rank: int, world_size: int, report: Callable[[dict[str, float]], None] = lambda metrics: None
+    job: TrainJob, *, rank: int, world_size: int, gpu_index: int | None = None, report: Callable[[dict[str, float]], None] = lambda metrics: None
 ) -> bool:
     """Train a stage from its latest checkpoint (or the start) to its end and export the model.
 
     Args:
+        gpu_index: which of the GPUs that this process sees is its own; None where the launcher has chosen it.
         report: called on every rank alike with step and validation loss.
 
     Returns:
         False if it was asked to stop before its end; a checkpoint holds all that was done.
     """
     settings, training = job.settings, job.settings.training
+    torch.set_num_threads(settings.cluster.cpus_per_worker)
+    init_distributed(use_gpu=settings.cluster.use_gpu, gpu_index=gpu_index)
     this = _open(job, rank=rank, world_size=world_size)
     engine, meter = this.engine, this.meter
     ledger = Ledger(this.run_dir.ledger(job.stage, rank), this.steps_per_epoch) if training.ledger else None
@@ -107,7 +110,7 @@ def train(
             rate = learning_rate(step, training=training, total_steps=job.num_steps)
             set_learning_rate(engine, rate)
             logging_now = _due(done, training.log_every, job) or stopping
-            loss = _step(engine, loaded, seed=settings.run.seed, scale=world_size / num_tokens, meter=meter, gate=this.gate if logging_now else None) / num_tokens
+            loss = optimizer_step(engine, loaded, seed=settings.run.seed, scale=world_size / num_tokens, meter=meter, gate=this.gate if logging_now else None) / num_tokens
             _check_applied(engine, loaded, loss, this.last_checkpoint)
             meter.add(counts)
             if ledger:
@@ -130,10 +133,8 @@ def train(
 
 
 def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
-    """Join the group, open the data, build the engine and go back to the latest checkpoint."""
+    """Open the data, build the engine and go back to the latest checkpoint."""
     settings, training, run_dir = job.settings, job.settings.training, RunDir(Path(job.run_dir))
-    torch.set_num_threads(settings.cluster.cpus_per_worker)
-    init_distributed(use_gpu=settings.cluster.use_gpu)
     _LOG.info("rank %d of %d joined its group with the code of %s, process %d", rank, world_size, Path(__file__).parent, os.getpid())
     streams = {split: StageStream(job, split).open() for split in ("train", "val")}
     plan, checkpoints = streams["train"].plan(0), run_dir.checkpoints(job.stage)
@@ -204,7 +205,7 @@ def _checkpoint(this: _Training, done: int) -> None:
     this.meter.lap("checkpoint")
 
 
-def _step(engine: Any, loaded: Step, *, seed: int, scale: float, meter: Meter, gate: GateOpening | None) -> float:
+def optimizer_step(engine: Any, loaded: Step, *, seed: int, scale: float, meter: Meter, gate: GateOpening | None) -> float:
     """One optimizer step over this rank's blocks; returns the loss summed over the global batch.
 
     Args:

@@ -23,6 +23,7 @@ from data_shards.storage import commit_bytes, commit_json
 from launcher.cluster import ray_session
 from launcher.config import dump_settings, tracking_uri
 from launcher.data import prepare_data
+from launcher.gpus import with_device
 from launcher.guards import sigterm_stops
 from launcher.journal import JournalReader, LineFile
 from launcher.mlflow_sync import sync_run
@@ -62,6 +63,7 @@ def run_tuning(settings: Settings, *, kind: str = "tune", report: Report = print
     with sigterm_stops(), owned(run_dir), contextlib.ExitStack() as resources:
         folder = prepare_data(settings, report)  # once for all trials, whose data settings may still differ
         resources.enter_context(ray_session(settings.cluster))
+        settings = with_device(settings, run_dir, report)
         concurrent = count_concurrent(settings, report)
         tracker = resources.enter_context(open_tracker(settings, run_dir, report=report))
         shared = {  # of all trials, wherever their folders are

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.storage import commit_bytes, read_json
+from launcher.gpus import GpuFault, hold_gpus, is_gpu_fault, note_fault, read_faults
 from launcher.jobs import TrainJob
 from launcher.preflight import clear_compile_locks, fetch_pretrained
 from launcher.run_dir import RunDir, Stopped
@@ -85,6 +86,8 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
         Stopped: SIGTERM came.
     """
     run_dir, max_failures = RunDir(Path(job.run_dir)), job.settings.training.max_failures
+    faults: list[GpuFault] = []
+    held: list[Any] = []  # handles that keep failed GPUs from being given out again
     for num_losses in range(max_failures + 1):
         started = time.time()
         try:
@@ -106,6 +109,25 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
                     f"{max_failures}); the checkpoints stand, run again to go on. The last loss:\n{error}"
                 ) from None
             report(f"  a worker was lost; starting again from the last checkpoint ({num_losses + 1} of {max_failures})")
+            found = read_faults(path for path in run_dir.logs.glob(f"{job.stage}-rank*.{job.attempt}.gpu-fault") if path.stat().st_mtime >= started)
+            for fault in found:
+                report(f"  {fault} failed and is left out from now on: {fault.error.splitlines()[0]}")
+            faults += found
+            held += hold_gpus(found)
+            _check_gpus_left(job, faults, num_held=len(held))
+
+
+def _check_gpus_left(job: TrainJob, faults: list[GpuFault], *, num_held: int) -> None:
+    """Ray would wait for ever for GPUs that are left out."""
+    import ray
+
+    cluster = job.settings.cluster
+    left, needed = int(ray.cluster_resources().get("GPU", 0)) - num_held, cluster.min_workers or cluster.num_workers
+    if faults and left < needed:
+        raise WorkersFailed(
+            f"training of stage {job.stage!r} needs {needed} GPUs, {left} are left without {', '.join(map(str, faults))}, whose hardware failed; the "
+            "checkpoints stand. Repair or exclude these GPUs (CUDA_VISIBLE_DEVICES) and run again, or set cluster.min_workers lower"
+        )
 
 
 @contextlib.contextmanager
@@ -166,7 +188,9 @@ def _log_to(path: Path, attempt: int) -> Iterator[None]:
                 yield
             except Exception as error:
                 print(traceback.format_exc(), file=sys.stderr)
-                if not _is_lost_peer(error):
+                if is_gpu_fault(error):
+                    note_fault(path.with_suffix(f".{attempt}.gpu-fault"), error)
+                elif not _is_lost_peer(error):
                     failure = path.with_suffix(f".{attempt}.failure")
                     failure.write_text(f"{path.stem} (process {os.getpid()}):\n{traceback.format_exc()}", encoding="utf-8")
                 raise

@@ -18,6 +18,8 @@ from torch.nn import functional as F
 class FusionLinear(nn.Linear):
     """A linear layer of a fusion; a class of its own so that initialisation can tell it from T5's."""
 
+    bias_start = 0.0  # what initialisation fills the bias with
+
 
 class SingleHeadAttention(nn.Module):
     """Scaled dot-product attention with one head and biases.
@@ -90,13 +92,17 @@ class GatedCrossAttention(nn.Module):
 
     A question without a picture brings zeros, which are attended as any other patch
     (their keys are ``image_dense.bias``), unless a mask hides them.
+
+    Args:
+        gate_start: the bias of the gate before training: at 0 lambda starts near 0.5, at -4 near 0.02.
     """
 
-    def __init__(self, *, d_model: int, vision_dim: int) -> None:
+    def __init__(self, *, d_model: int, vision_dim: int, gate_start: float = 0.0) -> None:
         super().__init__()
         self.image_dense = FusionLinear(vision_dim, d_model)
         self.mha_layer = SingleHeadAttention(d_model)
         self.gate_dense = FusionLinear(2 * d_model, d_model)
+        self.gate_dense.bias_start = gate_start
 
     def forward(
         self, text_BSD: torch.Tensor, vision_BPV: torch.Tensor, mask_BP: torch.Tensor | None = None

@@ -25,7 +25,8 @@ class MultimodalT5Config(T5Config):
     """T5's configuration with the shape of the vision features, ``[vision_num_patches, vision_dim]``.
 
     ``mask_absent_patches`` hides the zeros that stand for a missing picture from the
-    fusion; off, they are attended as in the published system.
+    fusion; off, they are attended as in the published system. ``gate_start`` is the bias of
+    the fusion's gate before training; loaded weights replace it.
 
     transformers ties all embeddings whatever ``tie_word_embeddings`` says and keeps only
     ``scale_decoder_outputs`` of it; here that flag decides whether ``lm_head`` has
@@ -36,6 +37,7 @@ class MultimodalT5Config(T5Config):
     vision_dim: int = 256
     fusion: str = "gated_cross_attention"
     mask_absent_patches: bool = False
+    gate_start: float = 0.0
 
     def __post_init__(self, **kwargs) -> None:
         super().__post_init__(**kwargs)
@@ -84,7 +86,7 @@ class FusedEncoder(_FusionInitializer, T5Stack):
 
     def __init__(self, config: MultimodalT5Config) -> None:
         super().__init__(config)
-        fusion = FUSIONS[config.fusion](d_model=config.d_model, vision_dim=config.vision_dim)
+        fusion = FUSIONS[config.fusion](d_model=config.d_model, vision_dim=config.vision_dim, gate_start=config.gate_start)
         self.fusion_parts = [name for name, _ in fusion.named_children()]
         for name, part in fusion.named_children():
             self.add_module(name, part)
@@ -168,7 +170,7 @@ def _init_fusion_weights(module: nn.Module, factor: float) -> None:
     """Fan-in initialisation, T5's own rule; transformers' default (std 1) is far too large here."""
     if isinstance(module, FusionLinear):
         init.normal_(module.weight, mean=0.0, std=factor * module.in_features**-0.5)
-        init.zeros_(module.bias)
+        init.constant_(module.bias, module.bias_start)
     else:
         init.normal_(module.in_proj_weight, mean=0.0, std=factor * module.out_proj.in_features**-0.5)  # ZeRO-3 leaves no shape
         init.zeros_(module.in_proj_bias)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 QID_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
@@ -113,6 +114,11 @@ class Problem:
         record["choices"] = list(self.choices)
         record["image"] = None if not images else images[0] if len(images) == 1 else list(images)
         return record
+
+    def with_choices_in_order(self, order: Sequence[int]) -> Problem:
+        """The same question with its choices in another order: choice i is what was choice ``order[i]``."""
+        answer = None if self.answer is None else list(order).index(self.answer)
+        return dataclasses.replace(self, choices=tuple(self.choices[index] for index in order), answer=answer)
 
     @property
     def answer_letter(self) -> str:

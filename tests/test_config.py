@@ -28,7 +28,7 @@ def test_a_file_is_laid_over_the_preset_and_set_over_both(tmp_path):
     ("override", "message"),
     [
         ("training.learning_rte=1", r"training.learning_rte is unknown; did you mean training.learning_rate\?"),
-        ("training.global_batch_size=30", r"must be a multiple of micro_batch_size \(8\); try 32"),
+        ("training.global_batch_size=30", r"must be a multiple of micro_batch_size \(16\); try 32"),
         ("rationale.num_epochs=2", "exactly one of num_steps and num_epochs"),
         ("training.learning_rate=fast", "training.learning_rate = 'fast'"),
         ("learning_rate=1", "must look like section.key=value"),

@@ -21,7 +21,7 @@ FIELDS = {
 }  # fmt: skip
 # content_sha256 of write_mini_sqa(num_train=40, num_val=16, num_test=16, seed=0); it changes
 # only together with VERSION.
-GOLDEN_SHA256 = "cdf48f4916916d24b66800fa8b23b8c9728c5c4eec8d659a1a733d66361838be"
+GOLDEN_SHA256 = "da2a4a0b3ec181ba04fb411cc70c392559772c04efd215cefabd3f0ea36f2d25"
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +55,15 @@ def _told(record):
     return next((word for word in ("north", "east") if word in record["question"]), "")
 
 
+def _right(record):
+    """The right choice in words; its letter says nothing, because every row has an order of its own."""
+    return record["choices"][record["answer"]]
+
+
 def test_every_record_has_exactly_the_fields_of_scienceqa_and_is_a_problem(problems):
     for qid, record in problems.items():
         assert set(record) == FIELDS
-        assert Problem.from_scienceqa(qid, record).answer_letter in "ABCD"
+        assert Problem.from_scienceqa(qid, record).answer_letter in "ABCDE"
 
 
 def test_qids_run_over_all_splits_and_the_splits_list_them(data_dir, problems):
@@ -124,12 +129,12 @@ def test_no_word_of_an_image_question_gives_the_answer_away(problems):
         if record["image"] is not None:
             groups[record["skill"], _told(record)].append(record)
     for records in groups.values():
-        commonest = Counter(record["answer"] for record in records).most_common(1)[0][0]
-        share = np.mean([record["answer"] == commonest for record in records])
+        commonest = Counter(_right(record) for record in records).most_common(1)[0][0]
+        share = np.mean([_right(record) == commonest for record in records])
         words = defaultdict(list)
         for record in records:
             for word in set(f"{record['question']} {record['hint']}".split()):
-                words[word].append(record["answer"] == commonest)
+                words[word].append(_right(record) == commonest)
         for word, outcomes in words.items():
             deviation = (np.mean(outcomes) - share) * (len(outcomes) / (share * (1 - share))) ** 0.5
             assert abs(deviation) < 4.5, word  # standard deviations; some hundreds of words are looked at
@@ -142,12 +147,12 @@ def test_ceilings_match_a_count_over_the_written_rows(data_dir, problems):
         direct = chain = 0
         for told in {_told(record) for record in records}:
             group = [record for record in records if _told(record) == told]
-            direct += max(Counter(record["answer"] for record in group).values())
+            direct += max(Counter(map(_right, group)).values())
             written = ""
             while remaining := [r for r in group if r["solution"].startswith(written) and r["solution"] != written]:
                 written += Counter(record["solution"][len(written)] for record in remaining).most_common(1)[0][0]
-            answer = next(record["answer"] for record in group if record["solution"] == written)
-            chain += sum(record["answer"] == answer for record in group)
+            answer = next(_right(record) for record in group if record["solution"] == written)
+            chain += sum(_right(record) == answer for record in group)
         assert direct / len(records) == pytest.approx(ceilings[skill]["direct_text"], abs=0.02)
         assert chain / len(records) == pytest.approx(ceilings[skill]["chain_text"], abs=0.02)
 
@@ -202,12 +207,28 @@ def test_a_negative_size_is_refused(tmp_path):
         write_mini_sqa(tmp_path, num_val=-1)
 
 
-def test_shuffled_choices_keep_the_right_word_and_lose_the_fixed_order(tmp_path):
-    for name, shuffle in (("fixed", False), ("shuffled", True)):
-        write_mini_sqa(tmp_path / name, num_train=160, num_val=0, num_test=0, seed=5, shuffle_choices=shuffle)
-    fixed, shuffled = (json.loads((tmp_path / name / "problems.json").read_text()) for name in ("fixed", "shuffled"))
-    assert {qid: row["choices"][row["answer"]] for qid, row in fixed.items()} == {qid: row["choices"][row["answer"]] for qid, row in shuffled.items()}
+def test_by_default_every_question_has_an_order_of_its_choices_of_its_own(tmp_path):
+    for name, options in (("fixed", {"shuffle_choices": False}), ("default", {})):
+        write_mini_sqa(tmp_path / name, num_train=160, num_val=0, num_test=0, seed=5, **options)
+    fixed, shuffled = (json.loads((tmp_path / name / "problems.json").read_text()) for name in ("fixed", "default"))
+    assert all(sorted(fixed[qid]["choices"]) == sorted(shuffled[qid]["choices"]) and _right(fixed[qid]) == _right(shuffled[qid]) for qid in fixed)
     kept = sum(fixed[qid]["choices"] == shuffled[qid]["choices"] for qid in fixed)
-    assert 40 < kept < 90  # a half of two choices, a sixth of three, a 24th of four: 61 in the mean
+    assert 15 < kept < 75  # a half of two choices, a sixth of three, fewer of more
     left_out = {"choices", "answer"}
     assert all({k: v for k, v in fixed[qid].items() if k not in left_out} == {k: v for k, v in shuffled[qid].items() if k not in left_out} for qid in fixed)
+
+
+def test_half_of_the_questions_bring_choices_of_other_skills_beside_all_of_their_own(tmp_path):
+    for name, most in (("none", 0), ("two", 2)):
+        write_mini_sqa(tmp_path / name, num_train=400, num_val=0, num_test=0, seed=5, shuffle_choices=False, extra_choices=most)
+    plain, extended = (json.loads((tmp_path / name / "problems.json").read_text()) for name in ("none", "two"))
+    own = {skill.skill: skill.choices for skill in mini_sqa_skills.SKILLS}
+    everywhere = {choice for choices in own.values() for choice in choices}
+    extra = []
+    for qid, record in extended.items():
+        assert tuple(plain[qid]["choices"]) == own[record["skill"]]
+        assert record["choices"][: len(plain[qid]["choices"])] == plain[qid]["choices"] and record["answer"] == plain[qid]["answer"]
+        extra.append(record["choices"][len(plain[qid]["choices"]) :])
+        assert set(extra[-1]) <= everywhere - set(own[record["skill"]])
+    assert max(map(len, extra)) == 2 and max(len(record["choices"]) for record in extended.values()) == 5
+    assert 0.4 < sum(map(bool, extra)) / len(extra) < 0.6

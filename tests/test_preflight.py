@@ -43,7 +43,7 @@ def num_parameters_by_hand(shape, *, vision_dim):
 def test_the_model_of_every_preset_builds_on_the_meta_device(preset):
     settings = load_settings(preset=preset)
     num_patches, dim = (PUBLISHED_SHAPES | {name: shape for name, (_, shape) in FEATURES.items()})[settings.data.features]
-    shape = settings.model.shape.model_dump(exclude={"distance_bias"})
+    shape = settings.model.shape.for_config
     shape["vocab_size"] = shape["vocab_size"] or 1000
     with torch.device("meta"):
         config = MultimodalT5Config(vision_num_patches=num_patches, vision_dim=dim, decoder_start_token_id=0, **shape)
@@ -64,7 +64,7 @@ def test_flan_t5_xl_with_fusion_builds_from_its_own_configuration_and_the_preset
     with torch.device("meta"):
         model = T5ForMultimodalGeneration(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == XL_PARAMETERS
-    shape = settings.model.shape.model_dump(exclude={"distance_bias"})  # of random weights alone
+    shape = settings.model.shape.for_config  # of random weights alone
     assert {name: FLAN_T5_XL[name] for name in shape} == shape
     assert not config.is_tied and model.lm_head.weight is not model.shared.weight
 

@@ -157,7 +157,7 @@ class _Counting:
     def __getattr__(self, name):
         return getattr(self.reader, name)
 
-    def load_block(self, samples, is_dummy):
+    def load_block(self, samples, is_dummy, epoch):
         return [(self.reader.qid(sample), self.reader.problem(sample), self.reader.features(sample)) for sample in samples]
 
 

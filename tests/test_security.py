@@ -238,6 +238,8 @@ def what_would_run_code(name, keywords):
         return "torch.load without weights_only=True"
     if name in ("np.load", "numpy.load", "np.lib.format.read_array") and keywords.get("allow_pickle") is not False:
         return f"{name} without allow_pickle=False"
+    if name.endswith("Image.open") and "formats" not in keywords:
+        return f"{name} with every decoder that Pillow has, Ghostscript among them"
     return None
 
 
@@ -247,7 +249,7 @@ def test_no_call_runs_what_stands_in_data(path):
 
 
 def test_the_search_for_such_calls_finds_them(tmp_path):
-    lines = ["pickle.loads(x)", "eval(x)", "os.system(x)", "subprocess.run(x, shell=True)", "yaml.load(x)", "np.load(x)", "torch.load(x, weights_only=False)", "tar.extractall()"]
+    lines = ["pickle.loads(x)", "eval(x)", "os.system(x)", "subprocess.run(x, shell=True)", "yaml.load(x)", "np.load(x)", "torch.load(x, weights_only=False)", "tar.extractall()", "Image.open(x)"]
     (tmp_path / "bad.py").write_text("\n".join(lines))
     assert len([call for call in calls_of(tmp_path / "bad.py") if what_would_run_code(*call)]) == len(lines)
 

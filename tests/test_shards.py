@@ -130,7 +130,7 @@ class Numbers:
     def __init__(self, is_remote=False):
         self.is_remote, self.announced, self.loaded = is_remote, [], []
 
-    def load_block(self, samples, is_dummy):
+    def load_block(self, samples, is_dummy, epoch):
         assert not self.is_remote or set(samples) <= set(np.concatenate(self.announced[-2:]))
         self.loaded.append(samples)
         return tuple(samples), is_dummy

@@ -43,8 +43,10 @@ function drawScores() {
   const row = (name, values, attributes) => el("tr", attributes, el("th", { scope: "row" }, name), data.columns.map((column) => el("td", {}, percent(values[column]))));
   const bodies = ["val", "test"].map((split) => {
     const rows = runs.map((run, index) => run.scores[split] ? row([runLabel(index), ` ${SPLIT_NAMES[split]}, ${whole(run.scores[split].num_questions)} questions`], run.scores[split].accuracy, { class: "ours" }) : null);
+    const orders = runs.flatMap((run, index) => run.choice_orders && run.choice_orders.split === split ? Object.entries(run.choice_orders.accuracy).slice(1).map(([change, values]) =>
+      row([several ? [runLabel(index), ", "] : null, `choices ${change}, ${whole(run.choice_orders.num_questions[change])} questions`], values, {})) : []);
     const ceilings = new Map(runs.flatMap((run) => Object.entries(run.scores[split] ? run.ceilings[split] ?? {} : {})));
-    return [...rows, ...[...ceilings].map(([name, values]) => row(name, values, { class: "bound" }))].filter(Boolean);
+    return [...rows, ...orders, ...[...ceilings].map(([name, values]) => row(name, values, { class: "bound" }))].filter(Boolean);
   }).filter((rows) => rows.length);
   const paper = table("Test accuracy as published for ScienceQA, in percent", ["", ...data.columns], [Object.entries(data.published).map(([name, values]) => row(name, values))]);
   const isScienceQA = runs.some((run) => run.is_science_qa);

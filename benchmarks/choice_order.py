@@ -1,0 +1,74 @@
+"""Does a run's model read the choices, or did it learn letters? Its test questions again with their choices changed.
+
+    python benchmarks/choice_order.py runs/demo [--seed 0] [--split test] [--limit 200]
+
+Asks every question as given, with its choices reversed and rotated, and with one distractor replaced by another
+skill's, removed (of three or more) or added (to fewer than four). Prints accuracy by column, keeps it in the run's
+choice_order.json and writes the run's report anew, which shows it beside the scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+from data_shards.reader import SplitReader
+from data_shards.storage import commit_json
+from launcher.evaluate import format_table, read_problems
+from launcher.predict import RunPredictor
+from launcher.report import write_report
+from launcher.run_dir import RunDir, shards_dir_of
+from mmcot.choice_orders import CHANGES, change_choices
+from mmcot.metrics import accuracy_table
+from mmcot.predict import answer_questions
+
+
+def measure(folder: Path, *, split: str, seed: int, limit: int | None, batch_size: int = 64) -> dict[str, Any]:
+    """Accuracy of every change, in percent by column."""
+    predictor = RunPredictor(folder)
+    shards_dir, features_name = shards_dir_of(RunDir(folder)), predictor.settings.data.features
+    problems = list(read_problems(shards_dir, split).values())[:limit]
+    reader = SplitReader(Path(shards_dir), split, features=features_name)
+    features = {reader.qid(sample): reader.features(sample) if features_name else None for sample in range(len(problems))}
+    choices_of: dict[str, set[str]] = {}
+    for problem in problems:
+        choices_of.setdefault(problem.skill, set()).update(problem.choices)
+    result: dict[str, Any] = {"split": split, "seed": seed, "num_questions": {}, "accuracy": {}}
+    for change in CHANGES:
+        asked = {}
+        for problem in problems:
+            others = sorted(set().union(*(own for skill, own in choices_of.items() if skill != problem.skill)) - choices_of[problem.skill])
+            changed = change_choices(problem, change, rng=random.Random(f"{seed}-{change}-{problem.qid}"), others=others)
+            if changed is not None:
+                asked[problem.qid] = changed
+        if not asked:
+            continue
+        started = time.perf_counter()
+        predictions, _ = answer_questions(
+            predictor.stages.get("rationale"), predictor.stages.get("answer"), list(asked.values()), [features[qid] for qid in asked],
+            feature_shape=predictor.feature_shape, batch_size=batch_size,
+        )  # fmt: skip
+        result["num_questions"][change] = len(asked)
+        result["accuracy"][change] = accuracy_table(list(asked.values()), {prediction.qid: prediction.prediction for prediction in predictions})
+        print(f"{change}: {len(asked):,} questions, AVG {result['accuracy'][change]['AVG']:.2f}, {time.perf_counter() - started:.0f} s", flush=True)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws of distractors")
+    parser.add_argument("--limit", type=int, default=None, help="ask the first questions alone")
+    options = parser.parse_args()
+    result = measure(options.run, split=options.split, seed=options.seed, limit=options.limit)
+    print(format_table({f"{change}, {result['num_questions'][change]:,} questions": row for change, row in result["accuracy"].items()}))
+    commit_json(options.run / "choice_order.json", result)
+    write_report([options.run], RunDir(options.run).report)
+
+
+if __name__ == "__main__":
+    main()

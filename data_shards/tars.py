@@ -1,0 +1,226 @@
+"""Every member of a tar, read in one pass from the file's first byte to its last.
+
+Python's ``tarfile`` ends quietly at the first block that it cannot read, so that of a cut or
+altered tar a part of the questions is left. Here every block of 512 bytes has its place:
+
+    header      its checksum must hold; before it there may be extended headers (pax, GNU's long names)
+    data        as many bytes as the header says, up to a multiple of 512
+    ...
+    end mark    two blocks of zeros; then zeros up to the end of the file, or at a multiple of 10,240 bytes
+                the header of another archive, which is read too (``cat a.tar b.tar``)
+
+Anything else is damage. What a tar itself does not protect cannot be found here: the bytes of
+members, and of names in extended headers, have no checksum in it (our index has one), and
+a header's checksum is a sum, which two altered bytes may leave as it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tarfile
+import zlib
+from collections.abc import Generator, Iterator
+from typing import BinaryIO
+
+BLOCK_BYTES = 512
+RECORD_BYTES = 10_240  # tar writes whole records, so what is put behind an archive begins at one
+MAX_EXTENDED_BYTES = 1 << 20  # of an extended header: names and times, in practice some hundred bytes
+FILE, FOLDER = "a file", "a folder"
+
+_ZEROS = bytes(BLOCK_BYTES)
+_PIECE_BYTES = 4 << 20
+_PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+_KINDS = {
+    tarfile.REGTYPE: FILE, tarfile.AREGTYPE: FILE, tarfile.CONTTYPE: FILE, tarfile.DIRTYPE: FOLDER,
+    tarfile.LNKTYPE: "a hard link", tarfile.SYMTYPE: "a symbolic link", tarfile.CHRTYPE: "a device", tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a pipe", tarfile.GNUTYPE_SPARSE: "a sparse file",
+}  # fmt: skip
+# POSIX keeps keywords without a dot to itself; another one is one of these with an altered letter.
+_PAX_KEYWORDS = frozenset(
+    b"atime charset comment ctime dev devmajor devminor gid gname hdrcharset ino linkpath mode mtime nlink path size uid uname".split()
+)
+_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
+
+
+class TarFormatError(ValueError):
+    """A file that is no whole tar; the message says at which byte, or at which member."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TarMember:
+    """A member: where its data lies in the file, and what it is (``FILE``, ``FOLDER`` or another kind in words).
+
+    ``archive`` counts the archives of the file, from 0.
+    """
+
+    name: str
+    kind: str
+    offset: int
+    size: int
+    crc32: int
+    archive: int
+
+
+def walk_tar(file: BinaryIO) -> Iterator[TarMember]:
+    """Yield every member of a tar in order; when the last is out, the file was read to its end.
+
+    Args:
+        file: opened for reading in binary mode, at its start; may be buffered.
+
+    Raises:
+        TarFormatError: it is damaged, cut off, compressed or no tar.
+    """
+    tar = _Tar(file, size_bytes=file.seek(0, 2))
+    file.seek(0)
+    start_bytes = file.read(BLOCK_BYTES)
+    file.seek(0)
+    if not start_bytes:
+        raise TarFormatError("it is empty")
+    for magic, packer in _COMPRESSIONS.items():
+        if start_bytes.startswith(magic):
+            raise TarFormatError(f"it is compressed ({packer}); unpack it, because samples are read by their place in the file")
+    number, start = 0, 0
+    while start is not None:
+        yield from _walk_archive(tar, number, start)
+        number, start = number + 1, tar.find_next_archive()
+
+
+class _Tar:
+    """A file read block by block; ``position`` is where the next one begins."""
+
+    def __init__(self, file: BinaryIO, *, size_bytes: int) -> None:
+        self._file, self.size_bytes, self.position = file, size_bytes, 0
+
+    def read_block(self) -> bytes:
+        """The next 512 bytes."""
+        block = self._file.read(BLOCK_BYTES)
+        if len(block) < BLOCK_BYTES:
+            raise TarFormatError(f"it ends at byte {self.position + len(block):,} without the end mark of two blocks of zeros: it was cut off")
+        self.position += BLOCK_BYTES
+        return block
+
+    def read_content(self, size: int, what: str) -> Iterator[bytes]:
+        """The next ``size`` bytes in pieces, and the rest of their last block unseen."""
+        padded = -(-size // BLOCK_BYTES) * BLOCK_BYTES
+        if size < 0 or self.position + padded > self.size_bytes:
+            raise TarFormatError(
+                f"{what} says that it has {size:,} bytes from byte {self.position:,} on, the file ends at byte {self.size_bytes:,}: "
+                "it was cut off or altered"
+            )
+        end = self.position + padded
+        while self.position < end:
+            piece = self._file.read(min(_PIECE_BYTES, end - self.position))
+            if not piece:
+                raise TarFormatError(f"it ends at byte {self.position:,}, within {what}: it was cut off")
+            yield piece[:size]
+            size -= min(size, len(piece))
+            self.position += len(piece)
+
+    def find_next_archive(self) -> int | None:
+        """Go to the archive behind the zeros that follow an end mark, and say where it begins; None at the end of the file."""
+        mark = self.position
+        while piece := self._file.read(_PIECE_BYTES):
+            if piece.count(0) < len(piece):
+                other = self.position + len(piece) - len(piece.lstrip(b"\x00"))
+                self.position = other - other % BLOCK_BYTES
+                if self.position % RECORD_BYTES:
+                    raise TarFormatError(
+                        f"zeros end it at byte {mark:,} and byte {other:,} is none: a hole in the file, or something was added to it "
+                        f"(another archive may follow at a multiple of {RECORD_BYTES:,} bytes only)"
+                    )
+                self._file.seek(self.position)
+                return self.position
+            self.position += len(piece)
+        return None
+
+
+def _walk_archive(tar: _Tar, number: int, start: int) -> Generator[TarMember, None, None]:
+    """Yield the members of one archive, up to its end mark."""
+    shared: dict[str, str] = {}  # what pax says of all members that follow
+    extended: dict[str, str] = {}  # what extended headers say of the next member
+    while True:
+        at, block = tar.position, tar.read_block()
+        if block == _ZEROS:
+            _check_end(tar, extended)
+            return
+        header = _parse_header(block, at, is_first=at == start)
+        if header.type in (*_PAX, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
+            target = shared if header.type == tarfile.XGLTYPE else extended
+            target |= _read_extended(tar, header, at)
+            continue
+        facts = {**shared, **extended}
+        extended = {}
+        yield _read_member(tar, header, facts, at, number)
+
+
+def _read_member(tar: _Tar, header: tarfile.TarInfo, facts: dict[str, str], at: int, number: int) -> TarMember:
+    name = facts.get("path", header.name)
+    kind = _KINDS.get(header.type, f"of type {header.type!r}")
+    if any(key.startswith("GNU.sparse.") for key in facts):
+        kind = _KINDS[tarfile.GNUTYPE_SPARSE]
+    offset, size, crc32 = tar.position, header.size, 0
+    if "size" in facts:
+        if not re.fullmatch(r"[0-9]{1,19}", facts["size"]):
+            raise TarFormatError(f"member {name!r} at byte {at:,} has the size {facts['size'][:40]!r} in its extended header, no number of bytes")
+        size = int(facts["size"])
+    if kind == FILE:
+        for piece in tar.read_content(size, f"member {name!r}"):
+            crc32 = zlib.crc32(piece, crc32)
+    return TarMember(name, kind, offset, size if kind == FILE else 0, crc32, number)
+
+
+def _parse_header(block: bytes, at: int, *, is_first: bool) -> tarfile.TarInfo:
+    try:
+        return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        if is_first and at:
+            raise TarFormatError(f"behind an archive, at byte {at:,}, there are neither zeros nor the header of another one ({error})") from None
+        raise TarFormatError(f"at byte {at:,} there is no valid header of a member ({error})") from None
+
+
+def _check_end(tar: _Tar, extended: dict[str, str]) -> None:
+    """The first block of zeros was read: the second must follow, and no header be left without its member."""
+    at = tar.position - BLOCK_BYTES
+    if extended:
+        raise TarFormatError(f"at byte {at:,} there are zeros in place of the member that the extended header before them describes")
+    if tar.position < tar.size_bytes and tar.read_block() == _ZEROS:
+        return
+    raise TarFormatError(
+        f"there is one block of zeros at byte {at:,}, the end mark has two: it was cut off, or has a hole of zeros"
+    )
+
+
+def _read_extended(tar: _Tar, header: tarfile.TarInfo, at: int) -> dict[str, str]:
+    """What an extended header says of members: path, size and the like by pax's keywords."""
+    what = f"the extended header at byte {at:,}"
+    if not 0 < header.size <= MAX_EXTENDED_BYTES:
+        raise TarFormatError(f"{what} has {header.size:,} bytes, expected 1 to {MAX_EXTENDED_BYTES:,}")
+    data = b"".join(tar.read_content(header.size, what))
+    if header.type == tarfile.GNUTYPE_LONGLINK:
+        return {"linkpath": _text(data.rstrip(b"\x00"))}
+    if header.type == tarfile.GNUTYPE_LONGNAME:
+        name = data.rstrip(b"\x00")
+        if not name or b"\x00" in name:
+            raise TarFormatError(f"{what} holds {data[:80]!r}, expected a name")
+        return {"path": _text(name)}
+    return _parse_pax(data, what)
+
+
+def _parse_pax(data: bytes, what: str) -> dict[str, str]:
+    """Records such as ``27 path=a/long/name.json\\n``; the number counts all bytes of its record."""
+    facts, position = {}, 0
+    while position < len(data):
+        start = re.compile(rb"(\d{1,9}) ").match(data, position)
+        end = position + int(start[1]) if start else position
+        keyword, equals, value = data[start.end() if start else position : end - 1].partition(b"=")
+        known = keyword in _PAX_KEYWORDS or b"." in keyword
+        if not (start and equals and known and end <= len(data) and data[end - 1 : end] == b"\n"):
+            raise TarFormatError(f"{what} holds {data[position : position + 80]!r}, expected a record of pax such as b'15 path=a.json\\n'")
+        facts[_text(keyword)] = _text(value)
+        position = end
+    return facts
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
