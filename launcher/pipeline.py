@@ -16,10 +16,11 @@ from typing import Any
 
 from data_shards.rationales import list_tasks, read_rationales, verified_files
 from data_shards.scienceqa import SPLITS
-from data_shards.storage import commit_folder, commit_json, fingerprint, sha256_of_file
+from data_shards.storage import commit_folder, commit_json, fingerprint
 from launcher.cluster import ray_session
 from launcher.config import read_deepspeed, tracking_uri
 from launcher.data import DataFolder, describe_data, prepare_data, require_all_splits
+from launcher.exported import describe_export, verify_model
 from launcher.guards import sigterm_stops
 from launcher.jobs import GenerationJob, TrainJob
 from launcher.journal import Journal
@@ -216,6 +217,7 @@ class _Pipeline:
                 )
             self.outputs[name] = marker["outputs"]
             return marker["outputs"]
+        self._verify_models()
         steps = self.settings.chain.steps
         self.report(f"\n[{steps.index(name) + 1}/{len(steps)}] {name}")
         started = time.time()
@@ -234,12 +236,19 @@ class _Pipeline:
         self.num_run += 1
         return outputs
 
+    def _verify_models(self) -> None:
+        """Hold the models of finished steps against their markers, before a step that may use or publish them."""
+        for stage in self.settings.chain.stages:
+            if self.run_dir.marker(f"train-{stage}") is not None:
+                verify_model(self.run_dir.model(stage))
+
     def _train(self, stage: str, inputs: dict[str, Any]) -> None:
         from launcher.samples import tokenizer_fingerprint
 
         inputs = inputs | {"tokenizer": tokenizer_fingerprint(self.settings, self.folder.path)}
         if self._write_job and self._write_job[0] == f"train-{stage}":
             path = self._write_job[1]
+            self._verify_models()
             commit_json(path, self._train_job(stage, inputs).to_json())
             self.num_run += 1
             self.report(f"{path}: run it with `torchrun --nproc-per-node N -m launcher.rank {path}`; then the same command without --write-job takes the model over")
@@ -257,13 +266,13 @@ class _Pipeline:
             with showing(self.run_dir.journal(stage), line.show):
                 launch_training(job, report=self.report)
             self.report(f"  {line.goodput()}")
-            sha256 = sha256_of_file(self.run_dir.model(stage) / "model.safetensors")
+            outputs = describe_export(stage, self.run_dir.model(stage))
             if stage == "rationale" and self.settings.tracking.register_models:
                 child.log_model(
                     name="rationale", stages=["rationale"], alias="candidate", accuracy=None, data=self._data_fingerprint(),
-                    tags={"mmcot.model_sha256": sha256},
+                    tags={"mmcot.model_sha256": outputs["rationale_model"]}, exports={"rationale": outputs},
                 )  # fmt: skip
-            return {f"{stage}_model": sha256}
+            return outputs
 
         self._step(f"train-{stage}", inputs, run)
 
@@ -339,15 +348,16 @@ class _Pipeline:
                 "mmcot.chain": self.settings.run.chain,
                 **{
                     f"mmcot.{name}": value
-                    for step in ("train-answer", "train-rationale", "rationales") for name, value in self.outputs.get(step, {}).items()
+                    for step in ("train-answer", "train-rationale", "rationales") for name, value in self.outputs.get(step, {}).items() if name != "files"
                 },
             },
+            exports={stage: self.outputs[f"train-{stage}"] for stage in self.settings.chain.stages},
         )  # fmt: skip
 
     def _generation_inputs(self, stage: str, model: dict[str, Any]) -> dict[str, Any]:
         spec = getattr(self.settings, stage)
         return {
-            **model, **self.folder.fingerprints(), "format": spec.format,
+            f"{stage}_model": model[f"{stage}_model"], **self.folder.fingerprints(), "format": spec.format,
             "max_source_tokens": spec.max_source_tokens, "max_target_tokens": spec.max_target_tokens,
             "use_caption": self.settings.data.use_caption, **generation_inputs(self.settings),
         }  # fmt: skip

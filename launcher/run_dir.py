@@ -124,12 +124,15 @@ class RunDir:
 
     def marker(self, step: str) -> dict[str, Any] | None:
         """The marker of a finished step, or None."""
-        path = self.path / "steps" / f"{step}.json"
+        path = self.marker_path(step)
         return read_json(path) if path.exists() else None
+
+    def marker_path(self, step: str) -> Path:
+        return self.path / "steps" / f"{step}.json"
 
     def mark_done(self, step: str, marker: dict[str, Any]) -> None:
         """Commit a step's marker; the last act of a step."""
-        commit_json(self.path / "steps" / f"{step}.json", marker)
+        commit_json(self.marker_path(step), marker)
 
     def request_stop(self, attempt: int) -> None:
         """Ask the ranks of an attempt to write a checkpoint and stop."""
