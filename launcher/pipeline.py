@@ -22,6 +22,7 @@ from launcher.config import read_deepspeed, tracking_uri
 from launcher.data import DataFolder, describe_data, prepare_data, require_all_splits
 from launcher.exported import describe_export, verify_model
 from launcher.guards import sigterm_stops
+from launcher.identity import claim_store, run_facts, settle_identity, store_root
 from launcher.jobs import GenerationJob, TrainJob
 from launcher.journal import Journal
 from launcher.mlflow_sync import is_everything_told
@@ -89,6 +90,7 @@ class _Pipeline:
     def data(self) -> None:
         self.folder = prepare_data(self.settings, self.report)
         require_all_splits(self.folder)
+        settle_identity(self.run_dir, self.settings, self.folder)  # before MLflow's thread asks for an id
 
         def run(child: RunLog) -> dict[str, Any]:
             for line in describe_data(self.folder):
@@ -306,8 +308,16 @@ class _Pipeline:
         return TrainJob(
             stage=stage, settings=_for_workers(settings), run_dir=str(self.run_dir.path.absolute()),
             shards_dir=self.folder.location, lengths=paths, num_steps=num_steps, attempt=self.attempt,
-            rationales_dir=rationales_dir,
+            rationales_dir=rationales_dir, run_facts=self._run_facts(rationales_dir),
         )  # fmt: skip
+
+    def _run_facts(self, rationales_dir: str | None) -> dict[str, str]:
+        """Whose checkpoints a training writes; its folder of the store is claimed for this run."""
+        facts = run_facts(self.settings, self.folder, self.run_dir.identity(), rationales_dir=rationales_dir)
+        root = store_root(self.settings, facts)
+        if root and (note := claim_store(root, self.run_dir, facts["run_id"])):
+            self.report(f"note: {note}")
+        return facts
 
     def _generate(
         self, stage: str, splits: tuple[str, ...], output_dir: Path, inputs: dict[str, Any], child: RunLog

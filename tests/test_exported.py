@@ -139,6 +139,7 @@ def test_rationales_refuse_a_model_of_a_run(run_dir, tiny_data, tmp_path):
         "rationales", "--model", run_dir.model("rationale"), "--shards", tiny_data.path, "--split", "val", "--out", tmp_path / "out", "--set", "rationale.format=QCM-E"
     )
     assert status == 1 and "rationale/model/tokenizer.json is not the file that was exported" in output
+    assert not (tmp_path / "out").exists()  # its manifest would name a model that wrote nothing
 
 
 def test_a_generation_refuses_it_before_ray_is_started_and_in_every_worker(run_dir, tiny_settings, tiny_data, tmp_path):
