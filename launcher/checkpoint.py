@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 
 from data_shards.storage import commit_bytes, commit_folder, commit_json, read_json, sha256_of_file
+from launcher.jobs import HANDED_OVER, IDENTITY_FACTS
 
 _STATE, _UNIVERSAL = "state", "universal"
 # Relative. Reduction order alone moves a loss by about 1e-6 in fp32; bf16 rounds at 4e-3.
@@ -56,7 +57,7 @@ def save_checkpoint(
     """Commit the state after ``step`` optimizer steps; every rank calls it.
 
     Args:
-        facts: what a resume compares, such as plan_fingerprint, world_size, zero_stage.
+        facts: what a resume compares, such as plan_fingerprint, world_size, zero_stage, and whose it is (``launcher/identity.py``).
         keep: newest checkpoints that stay.
         may_commit: raises on rank 0 if this process no longer owns the run.
 
@@ -107,6 +108,7 @@ def find_checkpoint(folder: Path, *, facts: dict[str, Any], may_commit: Callable
             damage = _damage(path / _STATE, manifest["files"])
         if damage is None:
             _check_facts(path, manifest, facts)
+            notes += _unknown_facts(path, manifest, facts)
             is_universal = manifest["world_size"] != facts["world_size"] and manifest["zero_stage"] > 0
             if is_universal and facts["nvme"]:
                 raise CheckpointError(f"{path} was written by {manifest['world_size']} workers; with offload=nvme it cannot go on with {facts['world_size']}")
@@ -161,13 +163,28 @@ def check_probe(path: Path, *, expected: float, found: float, precision: str) ->
 
 
 def _check_facts(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> None:
-    reasons = {"zero_stage": " (stages keep different parts of the state)", "precision": " (fp32 weights are kept otherwise)"}
+    reasons = {
+        "zero_stage": " (stages keep different parts of the state)", "precision": " (fp32 weights are kept otherwise)",
+        "run_id": " (it is another run's)", "settings_fingerprint": " (settings that results depend on)",
+        "data_fingerprint": " (texts, features and tokenizer)", "rationales_fingerprint": " (the rationales that this stage reads)",
+    }  # fmt: skip
+    restored = {"run_id": "restore the checkpoints of this run", "data_fingerprint": "restore the data it was written with",
+                "rationales_fingerprint": "restore the rationales it was written with"}  # fmt: skip
     for key, value in facts.items():
-        if key != "world_size" and manifest.get(key) != value:
+        is_unknown = key in IDENTITY_FACTS and key not in manifest
+        if key != "world_size" and not is_unknown and manifest.get(key) != value:
             raise CheckpointError(
                 f"{path} was written with {key} = {manifest.get(key)!r}, now it is {value!r}{reasons.get(key, '')}; "
-                "go on with the settings it was written with, or start another run.dir"
+                f"{restored.get(key, 'go on with the settings it was written with')}, or start another run.dir"
             )
+
+
+def _unknown_facts(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]:
+    """A note on a checkpoint of an earlier version, which does not say whose it is."""
+    missing = [key for key in IDENTITY_FACTS if key in facts and key not in manifest]
+    if not missing or HANDED_OVER in manifest:
+        return []
+    return [f"{path} was written by an earlier version, which did not note {', '.join(missing)}: they could not be compared; the next checkpoint has them"]
 
 
 def _latest(folder: Path) -> Path | None:

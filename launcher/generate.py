@@ -18,6 +18,7 @@ from data_shards.index import rows_of_extension
 from data_shards.rationales import Task, close_output, list_tasks, open_output, read_lines, write_task
 from data_shards.storage import commit_json, sha256_of_file
 from data_shards.writer import manifest_shards, open_index, read_manifest, shard_qids
+from launcher.exported import verify_model
 from launcher.jobs import GenerationJob
 from launcher.run_dir import RunDir
 from launcher.system_metrics import sampling
@@ -74,6 +75,7 @@ class GenerationWorker:
 
         torch.set_num_threads(job.settings.cluster.cpus_per_worker)
         self.job = job
+        verify_model(job.model_dir)
         self.tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
         dtype = torch.bfloat16 if job.settings.generation.precision == "bf16" else torch.float32
         self.model = T5ForMultimodalGeneration.from_pretrained(job.model_dir, dtype=dtype).eval()
@@ -148,11 +150,13 @@ def write_split_texts(
 
     Raises:
         GenerationError: tasks were set aside; the others' files stand.
+        RunError: the model is not the one that its run exported.
         ShardError: the folder holds output of other inputs.
     """
     open_output(job.output_dir, inputs)
     tasks = list_tasks(job.local_shards_dir(), splits, task_samples=job.settings.generation.task_samples)
     if any(not (Path(job.output_dir) / task.file_name).exists() for task in tasks):
+        verify_model(job.model_dir)  # as every worker does; here the error is one sentence
         open_ray()
     files = run_tasks(job, tasks, report=report)
     counts = ("num_samples", "num_tokens", "num_truncated", "num_empty", "num_repetitive")

@@ -17,12 +17,14 @@ from typing import Any
 
 from data_shards.rationales import list_tasks, read_rationales, verified_files
 from data_shards.scienceqa import SPLITS
-from data_shards.storage import commit_folder, commit_json, fingerprint, sha256_of_file
+from data_shards.storage import commit_folder, commit_json, fingerprint
 from launcher.cluster import ray_session
 from launcher.config import read_deepspeed, tracking_uri
 from launcher.data import DataFolder, describe_data, prepare_data, require_all_splits
+from launcher.exported import describe_export, verify_model
 from launcher.gpus import with_device
 from launcher.guards import sigterm_stops
+from launcher.identity import claim_store, run_facts, settle_identity, store_root
 from launcher.jobs import GenerationJob, TrainJob
 from launcher.journal import Journal
 from launcher.mlflow_sync import is_everything_told
@@ -93,6 +95,7 @@ class _Pipeline:
     def data(self) -> None:
         self.folder = prepare_data(self.settings, self.report)
         require_all_splits(self.folder)
+        settle_identity(self.run_dir, self.settings, self.folder)  # before MLflow's thread asks for an id
 
         def run(child: RunLog) -> dict[str, Any]:
             for line in describe_data(self.folder):
@@ -221,6 +224,7 @@ class _Pipeline:
                 )
             self.outputs[name] = marker["outputs"]
             return marker["outputs"]
+        self._verify_models()
         steps = self.settings.chain.steps
         self.report(f"\n[{steps.index(name) + 1}/{len(steps)}] {name}")
         started = time.time()
@@ -239,12 +243,19 @@ class _Pipeline:
         self.num_run += 1
         return outputs
 
+    def _verify_models(self) -> None:
+        """Hold the models of finished steps against their markers, before a step that may use or publish them."""
+        for stage in self.settings.chain.stages:
+            if self.run_dir.marker(f"train-{stage}") is not None:
+                verify_model(self.run_dir.model(stage))
+
     def _train(self, stage: str, inputs: dict[str, Any]) -> None:
         from launcher.samples import tokenizer_fingerprint
 
         inputs = inputs | {"tokenizer": tokenizer_fingerprint(self.settings, self.folder.path)}
         if self._write_job and self._write_job[0] == f"train-{stage}":
             _, path, asked = self._write_job
+            self._verify_models()
             job = self._train_job(stage, inputs)
             elsewhere = job.settings.cluster.model_copy(update={"use_gpu": asked})  # "auto" is decided where the ranks run
             commit_json(path, dataclasses.replace(job, settings=job.settings.model_copy(update={"cluster": elsewhere})).to_json())
@@ -264,13 +275,13 @@ class _Pipeline:
             with showing(self.run_dir.journal(stage), line.show):
                 launch_training(job, report=self.report)
             self.report(f"  {line.goodput()}")
-            sha256 = sha256_of_file(self.run_dir.model(stage) / "model.safetensors")
+            outputs = describe_export(stage, self.run_dir.model(stage))
             if stage == "rationale" and self.settings.tracking.register_models:
                 child.log_model(
                     name="rationale", stages=["rationale"], alias="candidate", accuracy=None, data=self._data_fingerprint(),
-                    tags={"mmcot.model_sha256": sha256},
+                    tags={"mmcot.model_sha256": outputs["rationale_model"]}, exports={"rationale": outputs},
                 )  # fmt: skip
-            return {f"{stage}_model": sha256}
+            return outputs
 
         self._step(f"train-{stage}", inputs, run)
 
@@ -304,8 +315,16 @@ class _Pipeline:
         return TrainJob(
             stage=stage, settings=_for_workers(settings), run_dir=str(self.run_dir.path.absolute()),
             shards_dir=self.folder.location, lengths=paths, num_steps=num_steps, attempt=self.attempt,
-            rationales_dir=rationales_dir,
+            rationales_dir=rationales_dir, run_facts=self._run_facts(rationales_dir),
         )  # fmt: skip
+
+    def _run_facts(self, rationales_dir: str | None) -> dict[str, str]:
+        """Whose checkpoints a training writes; its folder of the store is claimed for this run."""
+        facts = run_facts(self.settings, self.folder, self.run_dir.identity(), rationales_dir=rationales_dir)
+        root = store_root(self.settings, facts)
+        if root and (note := claim_store(root, self.run_dir, facts["run_id"])):
+            self.report(f"note: {note}")
+        return facts
 
     def _generate(
         self, stage: str, splits: tuple[str, ...], output_dir: Path, inputs: dict[str, Any], child: RunLog
@@ -346,15 +365,16 @@ class _Pipeline:
                 "mmcot.chain": self.settings.run.chain,
                 **{
                     f"mmcot.{name}": value
-                    for step in ("train-answer", "train-rationale", "rationales") for name, value in self.outputs.get(step, {}).items()
+                    for step in ("train-answer", "train-rationale", "rationales") for name, value in self.outputs.get(step, {}).items() if name != "files"
                 },
             },
+            exports={stage: self.outputs[f"train-{stage}"] for stage in self.settings.chain.stages},
         )  # fmt: skip
 
     def _generation_inputs(self, stage: str, model: dict[str, Any]) -> dict[str, Any]:
         spec = getattr(self.settings, stage)
         return {
-            **model, **self.folder.fingerprints(), "format": spec.format,
+            f"{stage}_model": model[f"{stage}_model"], **self.folder.fingerprints(), "format": spec.format,
             "max_source_tokens": spec.max_source_tokens, "max_target_tokens": spec.max_target_tokens,
             "use_caption": self.settings.data.use_caption, **generation_inputs(self.settings),
         }  # fmt: skip

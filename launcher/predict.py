@@ -22,6 +22,7 @@ from data_shards.features import Encode
 from data_shards.pictures import open_picture
 from data_shards.tables import read_rows, row_to_record
 from launcher.config import parse_settings
+from launcher.exported import verify_model
 from launcher.features import open_encoder
 from launcher.run_dir import RunDir, RunError
 from launcher.settings import Settings
@@ -37,7 +38,7 @@ class RunPredictor:
     """The models of a run, opened once; or those ``stages`` of them alone.
 
     Raises:
-        RunError: the folder is no run, or its models are not trained yet.
+        RunError: the folder is no run, or its models are not trained yet or not those that were exported.
     """
 
     def __init__(self, folder: Path, *, stages: Sequence[str] | None = None) -> None:
@@ -136,6 +137,7 @@ def _open_stage(settings: Settings, run_dir: RunDir, stage: str) -> StageModel:
     folder = run_dir.model(stage)
     if not (folder / "config.json").exists():
         raise RunError(f"{folder} does not exist: stage {stage!r} is not trained yet; run `mmcot run` to its end")
+    verify_model(folder)
     spec = getattr(settings, stage)
     return StageModel(
         model=T5ForMultimodalGeneration.from_pretrained(folder).eval().to(open_device(use_gpu=False)),

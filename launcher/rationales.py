@@ -20,6 +20,7 @@ from data_shards.storage import fingerprint, read_json, sha256_of_file
 from launcher.cluster import ray_session
 from launcher.config import merge_override, parse_settings
 from launcher.data import open_data
+from launcher.exported import verify_model
 from launcher.gpus import with_device
 from launcher.guards import sigterm_stops
 from launcher.jobs import MODEL_FACTS_FILE, GenerationJob, model_facts
@@ -64,6 +65,7 @@ def write_model_texts(
     from launcher.generate import describe_summary, write_split_texts
 
     settings = with_device(settings, None, report)
+    verify_model(model_dir)
     folder = open_data(settings.data, local_folder(shards, settings.data.cache_dir, features=settings.data.features))
     weights = sorted(model_dir.glob("*.safetensors"))
     inputs = {

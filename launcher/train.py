@@ -21,10 +21,11 @@ import torch.distributed as dist
 
 from data_shards.stream import Step
 from launcher.backbone import build_model, export_model
-from launcher.checkpoint import Found, check_probe, find_checkpoint, load_state, save_checkpoint
-from launcher.checkpoint_store import checkpoint_store, fetch_checkpoint, upload_checkpoint
+from launcher.checkpoint import Found, agreed, check_probe, find_checkpoint, load_state, save_checkpoint
+from launcher.checkpoint_store import checkpoint_store, fetch_latest, upload_checkpoint
 from launcher.engine import build_engine, init_distributed, learning_rate, set_learning_rate
 from launcher.guards import HangGuard, StopRequest
+from launcher.identity import facts_of_job
 from launcher.jobs import TrainJob, model_facts
 from launcher.journal import Journal
 from launcher.ledger import Ledger
@@ -142,14 +143,14 @@ def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
         "plan_fingerprint": plan.fingerprint,
         "world_size": world_size, "zero_stage": training.zero_stage, "precision": training.precision,
         "nvme": training.offload == "nvme",
+        **(identity := job.run_facts or agreed(lambda: facts_of_job(job))),
     }  # fmt: skip
 
     def may_commit() -> None:
         run_dir.check_attempt(job.attempt)
 
-    store = checkpoint_store(settings, job.stage)
-    if store:
-        fetch_checkpoint(store, checkpoints, may_commit=may_commit)
+    store = checkpoint_store(settings, job.stage, identity)
+    notes = fetch_latest(settings, job.stage, checkpoints, facts=identity, may_commit=may_commit) if store else []
     found = find_checkpoint(checkpoints, facts=facts, may_commit=may_commit)
     samples = streams["train"].samples
     engine = build_engine(
@@ -164,6 +165,10 @@ def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
         hang_guard=HangGuard(training.hang_timeout_s),
     )  # fmt: skip
     this.last_checkpoint = _resume(this, found)
+    for note in [*notes, *(found.notes if found else ())]:
+        _LOG.warning(note)
+        if this.journal:
+            this.journal.note(this.last_checkpoint, note)
     _LOG.info("ready to go on at step %d of %d", this.last_checkpoint, job.num_steps)
     if this.journal:
         this.journal.begin(this.last_checkpoint, job.num_steps)
@@ -260,10 +265,6 @@ def _resume(this: _Training, found: Found | None) -> int:
     load_state(this.engine, found)
     loss = _probe_loss(this)
     check_probe(found.path, expected=found.manifest["probe_loss"], found=loss, precision=this.job.settings.training.precision)
-    for note in found.notes:
-        _LOG.warning(note)
-        if this.journal:
-            this.journal.note(found.step, note)
     return found.step
 
 

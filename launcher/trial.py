@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.storage import commit_bytes, commit_folder, commit_json, read_json
+from launcher.jobs import HANDED_OVER
 from launcher.journal import JournalReader
 from launcher.run_dir import RunDir
 from launcher.settings import Settings
@@ -119,11 +120,14 @@ def has_checkpoint(folder: Path, step: int) -> bool:
 
 
 def copy_checkpoint(source: Path, target: Path, *, step: int) -> None:
-    """Give another run the checkpoint of a step as its latest."""
+    """Give another run, of other settings, the checkpoint of a step as its latest."""
     name = f"step-{step:06d}"
     staging = target.with_name(f".staging-{target.name}")
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(source / name, staging / name)
+    manifest = read_json(staging / name / "manifest.json")
+    giver = {key: manifest.pop(key) for key in ("run_id", "settings_fingerprint") if key in manifest}
+    commit_json(staging / name / "manifest.json", {**manifest, HANDED_OVER: giver})
     commit_bytes(staging / "LATEST", f"{name}\n".encode())
     commit_folder(staging, target)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -42,6 +43,28 @@ def tiny_data(workplace, tiny_settings):
         return prepare_data(tiny_settings, lambda line: None)
     finally:
         os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def corrected_data(tiny_data, workplace):
+    """The tiny data folder with 6 of its 64 training texts corrected, each as long as before."""
+    from data_shards.questions import SPLITS, QuestionSet
+    from data_shards.storage import commit_json
+    from data_shards.writer import manifest_shards, read_problems, write_text_shards
+    from launcher.data import DataFolder
+
+    problems = {
+        split: [problem for shard in manifest_shards(tiny_data.text, split) for problem in read_problems(tiny_data.path / "text", shard)] for split in SPLITS
+    }
+    for number, problem in enumerate(problems["train"][:6]):
+        problems["train"][number] = dataclasses.replace(problem, question=problem.question[::-1])
+    folder = workplace / "corrected"
+    shutil.copytree(tiny_data.path, folder)
+    shutil.rmtree(folder / "text")
+    text = write_text_shards(QuestionSet(problems, pictures=lambda problem: []), folder, samples_per_shard=24)
+    features = tiny_data.features | {"text_fingerprint": text["fingerprint"]}
+    commit_json(folder / "features" / "patch" / "manifest.json", features)
+    return DataFolder(folder, text, features)
 
 
 @pytest.fixture(scope="session")
