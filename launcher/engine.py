@@ -101,15 +101,20 @@ def _lay_over(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") ->
 
 
 def build_engine(
-    build_model: Callable[[], torch.nn.Module], training: Training, *, world_size: int, load_universal: bool = False
+    build_model: Callable[[], torch.nn.Module], training: Training, *, world_size: int, random_weights: bool, load_universal: bool = False
 ) -> deepspeed.DeepSpeedEngine:
     """Build the model and wrap it.
 
-    Under ZeRO-3 an ``HfDeepSpeedConfig`` is alive while ``build_model`` runs, so that
-    transformers builds sharded and initialises as usual.
+    Under ZeRO-3 pretrained weights are read into shards: an ``HfDeepSpeedConfig`` is alive while
+    ``build_model`` runs. Random weights are made whole on every rank and sharded afterwards. Made in
+    shards they would be drawn in another order than at the other stages, and what ``build_model``
+    changes in place (``mmcot/distance_bias.py``) would be empty tensors.
+
+    Args:
+        random_weights: whether ``build_model`` draws the weights, the same on every rank, instead of reading them.
     """
     config = deepspeed_config(training, world_size=world_size, load_universal=load_universal)
-    if training.zero_stage == 3:
+    if training.zero_stage == 3 and not random_weights:
         from transformers.integrations import HfDeepSpeedConfig
 
         keep_alive = HfDeepSpeedConfig(config)

@@ -152,8 +152,9 @@ def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
     found = find_checkpoint(checkpoints, facts=facts, may_commit=may_commit)
     samples = streams["train"].samples
     engine = build_engine(
-        lambda: build_model(settings, samples), training, world_size=world_size, load_universal=bool(found and found.is_universal)
-    )
+        lambda: build_model(settings, samples), training, world_size=world_size,
+        random_weights=not settings.model.pretrained, load_universal=bool(found and found.is_universal),
+    )  # fmt: skip
     this = _Training(
         job=job, rank=rank, world_size=world_size, engine=engine, tokenizer=load_tokenizer(settings, job.shards_dir), streams=streams,
         num_val_steps=streams["val"].plan(0).num_steps, steps_per_epoch=plan.num_steps, facts=facts,
