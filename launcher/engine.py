@@ -15,6 +15,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
+from launcher.collectives import refuse_pickles
 from launcher.config import read_deepspeed
 from launcher.settings import SettingsError, Training
 
@@ -42,8 +43,9 @@ def init_distributed(*, use_gpu: bool) -> None:
     """Join the process group: nccl on GPUs, gloo without.
 
     DeepSpeed's shared-memory collectives are left out: they would compile C++ at the
-    first start, which a machine without a compiler cannot.
+    first start, which a machine without a compiler cannot. What other ranks send is never unpickled.
     """
+    refuse_pickles()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("nccl" if use_gpu else "gloo", verbose=False)
 

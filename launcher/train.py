@@ -23,6 +23,7 @@ from data_shards.stream import Step
 from launcher.backbone import build_model, export_model
 from launcher.checkpoint import Found, check_probe, find_checkpoint, load_state, save_checkpoint
 from launcher.checkpoint_store import checkpoint_store, fetch_checkpoint, upload_checkpoint
+from launcher.collectives import check_members, gather_json
 from launcher.engine import build_engine, init_distributed, learning_rate, set_learning_rate
 from launcher.guards import HangGuard, StopRequest
 from launcher.jobs import TrainJob, model_facts
@@ -134,6 +135,7 @@ def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
     settings, training, run_dir = job.settings, job.settings.training, RunDir(Path(job.run_dir))
     torch.set_num_threads(settings.cluster.cpus_per_worker)
     init_distributed(use_gpu=settings.cluster.use_gpu)
+    check_members(run_dir.rank_token())
     _LOG.info("rank %d of %d joined its group with the code of %s, process %d", rank, world_size, Path(__file__).parent, os.getpid())
     streams = {split: StageStream(job, split).open() for split in ("train", "val")}
     plan, checkpoints = streams["train"].plan(0), run_dir.checkpoints(job.stage)
@@ -317,8 +319,7 @@ def _check_applied(engine: Any, loaded: Step, loss: float, last_checkpoint: int)
     values = {"loss": loss, **{"gradient norm": norm for norm in _gradient_norm(engine).values()}}
     if all(map(math.isfinite, values.values())) and not engine.skipped_steps:
         return
-    qids: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(qids, [qid for _, block in loaded.blocks for qid in block.qids])
+    qids = gather_json([qid for _, block in loaded.blocks for qid in block.qids])
     culprits = f" The questions of its batch: {', '.join(qid for share in qids for qid in share)}"
     _check_finite(values, loaded.number, last_checkpoint, culprits)
     raise TrainingError(
