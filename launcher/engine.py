@@ -20,6 +20,7 @@ from launcher.config import read_deepspeed
 from launcher.settings import SettingsError, Training
 
 DUMMY_GRADIENT_ACCUMULATION = 1  # DeepSpeed wants one; our loop accumulates by itself
+_TORCHS_LINEAR = torch.nn.functional.linear
 _DECIDED_BY = {
     "train_micro_batch_size_per_gpu": "training.micro_batch_size",
     "train_batch_size": "training.micro_batch_size times the number of workers",
@@ -115,6 +116,8 @@ def build_engine(
     Args:
         random_weights: whether ``build_model`` draws the weights, the same on every rank, instead of reading them.
     """
+    # ZeRO-3 replaces this function for the rest of the process, and its own rounds otherwise on some processors.
+    torch.nn.functional.linear = _TORCHS_LINEAR
     config = deepspeed_config(training, world_size=world_size, load_universal=load_universal)
     if training.zero_stage == 3 and not random_weights:
         from transformers.integrations import HfDeepSpeedConfig
