@@ -25,6 +25,7 @@ import torch
 import torch.distributed as dist
 
 from data_shards.storage import commit_bytes, commit_folder, commit_json, read_json, sha256_of_file
+from launcher.collectives import broadcast_json, gather_json
 from launcher.jobs import HANDED_OVER, IDENTITY_FACTS
 
 _STATE, _UNIVERSAL = "state", "universal"
@@ -101,7 +102,8 @@ def find_checkpoint(folder: Path, *, facts: dict[str, Any], may_commit: Callable
     """
     notes: list[str] = []
     rank = dist.get_rank()
-    while (path := agreed(lambda: _latest(folder))) is not None:
+    while (name := agreed(lambda: _latest(folder))) is not None:
+        path = folder / name
         damage = agreed(lambda: _read_manifest(path)[1])
         if damage is None:
             manifest = agreed(lambda: _read_manifest(path)[0])
@@ -187,12 +189,12 @@ def _unknown_facts(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) 
     return [f"{path} was written by an earlier version, which did not note {', '.join(missing)}: they could not be compared; the next checkpoint has them"]
 
 
-def _latest(folder: Path) -> Path | None:
-    """What LATEST names; the newest folder if that is gone."""
+def _latest(folder: Path) -> str | None:
+    """The name in LATEST; that of the newest folder if that one is gone."""
     path = latest_checkpoint(folder)
-    if path is None or path.exists():
-        return path
-    return next(reversed(_by_step(folder)), None)
+    if path is not None and not path.exists():
+        path = next(reversed(_by_step(folder)), None)
+    return path.name if path else None
 
 
 def step_of(name: str) -> int:
@@ -266,10 +268,8 @@ def _explained(error: Exception, folder: Path, step: int) -> CheckpointError:
 
 
 def agreed(ask: Callable[[], Any]) -> Any:
-    """Rank 0's answer, on every rank."""
-    answer = [ask() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(answer, src=0)
-    return answer[0]
+    """Rank 0's answer, a JSON value, on every rank."""
+    return broadcast_json(ask() if dist.get_rank() == 0 else None)
 
 
 def _hash_share(folder: Path, rank: int, world_size: int) -> dict[str, dict[str, Any]]:
@@ -282,6 +282,4 @@ def _hash_share(folder: Path, rank: int, world_size: int) -> dict[str, dict[str,
 
 
 def _gather(share: dict[str, Any]) -> dict[str, Any]:
-    shares: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(shares, share)
-    return {name: value for part in shares for name, value in sorted(part.items())}
+    return {name: value for part in gather_json(share) for name, value in sorted(part.items())}

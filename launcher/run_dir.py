@@ -3,6 +3,7 @@
     runs/demo/
       run.yaml                     resolved settings
       lock.json                    owner (pid, host), attempt, heartbeat
+      rank-token                   what the ranks of a training prove to each other that they know
       steps/<step>.json            a finished step: fingerprints of its inputs, outputs, attempt
       rationale/ answer/           checkpoints/ and model/ of each training
       rationales/ predictions/     what was written
@@ -18,6 +19,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import secrets
 import socket
 import threading
 import time
@@ -126,6 +128,18 @@ class RunDir:
     def device(self) -> Path:
         """Whether the run computes on GPUs, decided at its first start."""
         return self.path / "device.json"
+
+    def rank_token(self) -> str:
+        """What this run's ranks know and others do not: drawn once by whichever rank comes first, readable by its user alone."""
+        path = self.path / "rank-token"
+        if not path.exists():
+            draft = self.path / f".tmp-{uuid.uuid4().hex[:12]}-{path.name}"
+            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+                file.write(secrets.token_hex(32))
+            with contextlib.suppress(FileExistsError):  # another rank was first, and its token counts
+                os.link(draft, path)
+            draft.unlink()
+        return path.read_text(encoding="ascii")
 
     @property
     def lengths(self) -> Path:

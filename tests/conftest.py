@@ -12,6 +12,47 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 
+RAY_STARTS: list[str] = []  # a line a call of ray.init in this process
+RAY_FIXTURES: set[str] = set()  # fixtures that made one: a test that asks for them uses Ray as well
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef, request):
+    before = len(RAY_STARTS)
+    try:
+        return (yield)
+    finally:
+        if len(RAY_STARTS) > before:
+            RAY_FIXTURES.add(fixturedef.argname)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    marked = item.get_closest_marker("ray") or item.get_closest_marker("cluster")
+    before = len(RAY_STARTS)
+    result = yield
+    uses = sorted(RAY_FIXTURES.intersection(item.fixturenames)) or RAY_STARTS[before:]
+    if uses and not marked:
+        pytest.fail(f"{item.nodeid} starts Ray ({uses[0]}) and lacks the marker: add @pytest.mark.ray")
+    return result
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _note_starts_of_ray():
+    """Have every ray.init of this process noted, so that a test without the marker ``ray`` is found."""
+    import ray
+
+    start = ray.init
+
+    def noted(*arguments, **options):
+        RAY_STARTS.append("ray.init")
+        return start(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "init", noted)
+        yield
+
+
 TINY = [
     "data.mini_sqa.num_train=64", "data.mini_sqa.num_val=16", "data.mini_sqa.num_test=16",
     "data.samples_per_shard=24", "training.log_every=1", "rationale.max_target_tokens=48", "generation.task_samples=16",

@@ -64,6 +64,13 @@ def from_s3(job, s3, cache_dir):
     return dataclasses.replace(job, shards_dir=s3, settings=job.settings.model_copy(update={"data": data}))
 
 
+def from_random_weights(job):
+    """The same job on a model of random weights, with its attention started by distance."""
+    model = job.settings.model.model_copy(update={"pretrained": None})
+    assert model.shape.near_bias
+    return dataclasses.replace(job, settings=job.settings.model_copy(update={"model": model}), num_steps=1)
+
+
 @pytest.fixture(scope="module")
 def together(make_job, s3, corrected_data, tmp_path_factory):
     """Trainings of two ranks that differ in what must not matter, one after the other in the same processes."""
@@ -74,6 +81,7 @@ def together(make_job, s3, corrected_data, tmp_path_factory):
         "s3": from_s3(make_job("s3", loader_processes=2, checkpoint_url="s3://bucket/checkpoints"), s3, tmp_path_factory.mktemp("cache")),
         # The same name, settings and store as the one before; its plan is the same too.
         "corrected": dataclasses.replace(make_job("corrected", checkpoint_url="s3://bucket/checkpoints"), shards_dir=str(corrected_data.path)),
+        **{f"random{stage}": from_random_weights(make_job(f"random{stage}", zero_stage=stage)) for stage in (1, 2, 3)},
     }
     result = torchrun(*jobs.values(), world_size=2)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -149,6 +157,11 @@ def test_zero_3_computes_the_losses_of_zero_2_and_exports_the_whole_model(togeth
     weights, expected = weights_of(together["zero3"]), weights_of(undisturbed)
     assert {name: w.shape for name, w in weights.items()} == {name: w.shape for name, w in expected.items()}
     assert losses(together["zero3"]) == pytest.approx(losses(undisturbed), rel=1e-6)
+
+
+def test_every_stage_starts_from_the_same_random_weights_with_attention_started_by_distance(together):
+    first = {stage: losses(together[f"random{stage}"])[1] for stage in (1, 2, 3)}
+    assert first[2] == pytest.approx(first[1], rel=1e-6) and first[3] == pytest.approx(first[1], rel=1e-6)
 
 
 def test_a_step_that_is_not_finite_stops_every_stage_and_precision_and_names_its_questions(make_job, tiny_data, tmp_path):
