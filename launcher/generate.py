@@ -31,7 +31,7 @@ class GenerationError(RuntimeError):
 
 @dataclasses.dataclass
 class Progress:
-    """How far a generation is.
+    """How far a generation is; ``num_before`` questions were done before this attempt.
 
     ``busy_s`` and ``waited_s`` are summed over workers: in a task, and between one task and the next.
     """
@@ -42,6 +42,7 @@ class Progress:
     seconds: float = 0.0
     busy_s: float = 0.0
     waited_s: float = 0.0
+    num_before: int = 0
 
     @property
     def tokens_per_s(self) -> float:
@@ -205,7 +206,8 @@ def _run_missing(
 ) -> dict[Task, dict[str, Any]]:
     """Hand tasks to workers, the longest first, and note their files; returns those that always failed, with their errors."""
     generation = job.settings.generation
-    progress = Progress(num_total - sum(task.num_samples for task in missing), num_total)
+    num_before = num_total - sum(task.num_samples for task in missing)
+    progress = Progress(num_before, num_total, num_before=num_before)
     started = time.perf_counter()
 
     def done(task: Task, result: TaskDone | None) -> None:
