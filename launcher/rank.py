@@ -3,7 +3,7 @@
     mmcot train rationale --preset single-gpu --write-job job.json
     torchrun --nproc-per-node 8 -m launcher.rank job.json
 
-SIGTERM makes all ranks write a checkpoint and end with status 143 (torchrun itself with 1); the
+SIGTERM, or Ctrl-C in its terminal, makes all ranks write a checkpoint and end with status 143 (torchrun itself with 1); the
 same command goes on. torchrun waits 30 s for that; TORCH_ELASTIC_SHUTDOWN_TIMEOUT gives it more.
 """
 
@@ -16,10 +16,9 @@ import sys
 from pathlib import Path
 
 from launcher.config import parse_settings
+from launcher.guards import STOPPED
 from launcher.jobs import TrainJob
 from launcher.preflight import clear_compile_locks
-
-STOPPED = 128 + 15
 
 
 def read_job(path: str | Path) -> TrainJob:
