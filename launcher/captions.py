@@ -25,7 +25,7 @@ from launcher.cluster import ray_session
 from launcher.config import merge_override, parse_settings
 from launcher.guards import sigterm_stops
 from launcher.settings import Settings, SettingsError
-from launcher.workers import run_on_workers
+from launcher.workers import Worker, run_on_workers
 from mmcot.captioning import Captioner
 
 TASK_PICTURES = 64
@@ -58,7 +58,7 @@ class CaptionsTask:
         return f"{self.number:06d}.json"
 
 
-class CaptionsWorker:
+class CaptionsWorker(Worker):
     """Holds one captioning model and runs tasks; lives in a Ray actor."""
 
     def __init__(self, job: CaptionsJob) -> None:
@@ -71,14 +71,11 @@ class CaptionsWorker:
         self.problems = {problem.qid: problem for split in SPLITS for problem in questions.problems[split]}
         self.open_pictures = open_pictures_of(questions.pictures)
 
-    def is_ready(self) -> bool:
-        """True once the model is loaded."""
-        return True
-
     def run(self, task: CaptionsTask) -> int:
         """Write the captions of a task; returns how many."""
         captions: dict[str, str] = {}
         for start in range(0, len(task.qids), BATCH_SIZE):
+            self.progress()
             opened = {qid: self.open_pictures(self.problems[qid], Counter()) for qid in task.qids[start : start + BATCH_SIZE]}
             seen = {qid: pictures[0] for qid, pictures in opened.items() if pictures}  # files that are absent have none
             captions |= dict(zip(seen, self.captioner.caption(list(seen.values())), strict=True)) if seen else {}
@@ -132,7 +129,8 @@ def _run(job: CaptionsJob, missing: list[CaptionsTask], total: int, report: Call
     with sigterm_stops(), ray_session(job.settings.cluster):
         set_aside = run_on_workers(
             CaptionsWorker, job, {task: len(task.qids) for task in missing}, cluster=job.settings.cluster, gpus_per_worker=1,
-            max_attempts=job.settings.generation.max_attempts, stands=lambda task: (Path(job.parts_dir) / task.file_name).exists(), done=done,
+            max_attempts=job.settings.generation.max_attempts, hang_timeout_s=job.settings.generation.hang_timeout_s,
+            stands=lambda task: (Path(job.parts_dir) / task.file_name).exists(), done=done, report=report,
         )  # fmt: skip
     if set_aside:
         task, error = next(iter(set_aside.items()))

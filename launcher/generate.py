@@ -21,7 +21,7 @@ from data_shards.writer import manifest_shards, open_index, read_manifest, shard
 from launcher.jobs import GenerationJob
 from launcher.run_dir import RunDir
 from launcher.system_metrics import sampling
-from launcher.workers import WorkersError, run_on_workers
+from launcher.workers import Worker, WorkersError, run_on_workers
 from mmcot.quality import is_repetitive
 
 
@@ -63,7 +63,7 @@ class TaskDone:
     waited_s: float
 
 
-class GenerationWorker:
+class GenerationWorker(Worker):
     """Holds one replica of the model and runs tasks; lives in a Ray actor."""
 
     def __init__(self, job: GenerationJob) -> None:
@@ -84,10 +84,6 @@ class GenerationWorker:
         if job.run_dir is not None:
             self.sampling = sampling(RunDir(Path(job.run_dir)).logs, "rationales" if job.stage == "rationale" else "evaluate")
             self.sampling.__enter__()  # until this process ends
-
-    def is_ready(self) -> bool:
-        """True once the model is loaded."""
-        return True
 
     def run(self, task: Task) -> TaskDone:
         """Run and commit a task."""
@@ -112,11 +108,16 @@ class GenerationWorker:
         numbers = samples.reader.samples_of_shard(task.shard)[task.start : task.start + task.num_samples]
         if samples.is_remote:
             samples.prefetch(numbers)
+        sources, features = [], []
+        for number in numbers:
+            self.progress()
+            sources.append(samples.encode(number).source_ids)
+            features.append(samples.reader.features(number))
         texts = generate_texts(
             self.model,
             self.tokenizer,
-            [samples.encode(number).source_ids for number in numbers],
-            [samples.reader.features(number) for number in numbers],
+            sources,
+            features,
             feature_shape=samples.reader.feature_shape,
             max_new_tokens=spec.max_target_tokens,
             batch_size=generation.batch_size,
@@ -124,6 +125,7 @@ class GenerationWorker:
             top_p=generation.top_p,
             seed=job.settings.run.seed,
             keys=[samples.reader.qid(number) for number in numbers],
+            on_step=self.progress,
         )
         lines = [
             {"qid": samples.reader.qid(number), job.stage: text.text, "num_tokens": text.num_tokens, "finish": text.finish}
@@ -137,12 +139,14 @@ class GenerationWorker:
 def write_split_texts(
     job: GenerationJob, splits: Sequence[str], inputs: dict[str, Any],
     *, open_ray: Callable[[], None] = lambda: None, report: Callable[[Progress], None] = lambda progress: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:  # fmt: skip
     """Write a stage's texts for some splits; only what is missing is computed.
 
     Args:
         inputs: what the content depends on; a folder made with others is refused.
         open_ray: called before the first task, if there is one to run.
+        say: takes lines for a person, on workers that are replaced.
 
     Returns:
         every file with its counts and sha256, and the counts over all.
@@ -155,7 +159,7 @@ def write_split_texts(
     tasks = list_tasks(job.local_shards_dir(), splits, task_samples=job.settings.generation.task_samples)
     if any(not (Path(job.output_dir) / task.file_name).exists() for task in tasks):
         open_ray()
-    files = run_tasks(job, tasks, report=report)
+    files = run_tasks(job, tasks, report=report, say=say)
     counts = ("num_samples", "num_tokens", "num_truncated", "num_empty", "num_repetitive")
     summary = {name: sum(file[name] for file in files.values()) for name in counts}
     close_output(job.output_dir, files=files, summary=summary)
@@ -171,8 +175,9 @@ def describe_summary(summary: dict[str, int]) -> str:
 
 
 def run_tasks(
-    job: GenerationJob, tasks: Sequence[Task], *, report: Callable[[Progress], None] = lambda progress: None
-) -> dict[str, dict[str, Any]]:
+    job: GenerationJob, tasks: Sequence[Task],
+    *, report: Callable[[Progress], None] = lambda progress: None, say: Callable[[str], None] = lambda line: None,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Run all tasks whose file does not stand yet; returns every file with its counts.
 
     Raises:
@@ -181,7 +186,7 @@ def run_tasks(
     output_dir = Path(job.output_dir)
     missing = [task for task in tasks if not (output_dir / task.file_name).exists()]
     files: dict[Task, dict[str, Any]] = {}  # told by who wrote them: with many workers the driver alone would be long at it
-    set_aside = _run_missing(job, missing, sum(task.num_samples for task in tasks), files, report) if missing else {}
+    set_aside = _run_missing(job, missing, sum(task.num_samples for task in tasks), files, report, say) if missing else {}
     commit_json(output_dir / "set_aside.json", {task.file_name: error for task, error in set_aside.items()})
     if set_aside:
         task, error = next(iter(set_aside.items()))
@@ -202,8 +207,9 @@ def expected_costs(shards_dir: str | Path, tasks: Sequence[Task]) -> dict[Task, 
 
 
 def _run_missing(
-    job: GenerationJob, missing: Sequence[Task], num_total: int, files: dict[Task, dict[str, Any]], report: Callable[[Progress], None]
-) -> dict[Task, dict[str, Any]]:
+    job: GenerationJob, missing: Sequence[Task], num_total: int, files: dict[Task, dict[str, Any]],
+    report: Callable[[Progress], None], say: Callable[[str], None],
+) -> dict[Task, dict[str, Any]]:  # fmt: skip
     """Hand tasks to workers, the longest first, and note their files; returns those that always failed, with their errors."""
     generation = job.settings.generation
     num_before = num_total - sum(task.num_samples for task in missing)
@@ -223,8 +229,8 @@ def _run_missing(
     try:
         set_aside = run_on_workers(
             GenerationWorker, job, expected_costs(job.local_shards_dir(), missing), cluster=job.settings.cluster,
-            gpus_per_worker=generation.gpus_per_worker, max_attempts=generation.max_attempts,
-            stands=lambda task: (Path(job.output_dir) / task.file_name).exists(), done=done,
+            gpus_per_worker=generation.gpus_per_worker, max_attempts=generation.max_attempts, hang_timeout_s=generation.hang_timeout_s,
+            stands=lambda task: (Path(job.output_dir) / task.file_name).exists(), done=done, report=say,
         )  # fmt: skip
     except WorkersError as error:
         raise GenerationError(str(error)) from None
