@@ -118,6 +118,7 @@ def test_a_stopped_process_is_seen_though_it_can_tell_nothing_and_is_ended(run, 
     def stops_once(worker, folder, task):
         if task == 0 and first_time(folder):
             os.kill(os.getpid(), signal.SIGSTOP)
+            threading.Event().wait()  # this thread may run on for a moment
 
     set_aside, results, lines = run(worker_that(runs=stops_once))
     assert set_aside == {} and results == ALL and len(lines) == 1

@@ -145,9 +145,10 @@ def test_a_signal_that_the_process_was_started_to_ignore_stays_ignored():
 
 
 SLOW_END = """
-import time
+import subprocess, time
 from launcher.guards import sigterm_stops
 with sigterm_stops():
+    subprocess.Popen(["sleep", "600"], start_new_session=True)
     print("ready", flush=True)
     try:
         time.sleep(60)
@@ -158,16 +159,17 @@ with sigterm_stops():
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_second_signal_ends_a_step_at_once_and_a_second_hangup_does_not(number):
+def test_a_second_signal_ends_a_step_and_all_it_started_at_once_and_a_second_hangup_does_not(number):
     process = subprocess.Popen([sys.executable, "-c", SLOW_END], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"
+    (child,) = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGHUP)
     assert process.stdout.readline() == "ending\n"
     process.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(0.3)
     process.send_signal(number)
-    assert process.wait(5) == -number
+    assert process.wait(5) == -number and child in psutil.wait_procs([child], timeout=5)[0]
 
 
 def test_a_pipe_that_nobody_reads_ends_the_printing_and_not_the_work(tmp_path):
