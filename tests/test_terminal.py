@@ -148,9 +148,9 @@ SLOW_END = """
 import subprocess, time
 from launcher.guards import sigterm_stops
 with sigterm_stops():
-    subprocess.Popen(["sleep", "600"], start_new_session=True)
-    print("ready", flush=True)
+    subprocess.Popen(["sleep", "600"], start_new_session=True, stdout=subprocess.DEVNULL)
     try:
+        print("ready", flush=True)
         time.sleep(60)
     finally:
         print("ending", flush=True)
