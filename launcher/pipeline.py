@@ -50,7 +50,7 @@ def run_pipeline(
     Raises:
         SettingsError: the folder holds a run of other settings, or the chain has no such step.
         RunError: another process runs it, or a finished step's inputs have changed.
-        Stopped: SIGTERM came; the same command goes on.
+        Stopped: it was asked to stop (SIGTERM, Ctrl-C, SIGHUP); the same command goes on.
     """
     steps = settings.chain.steps
     if until not in steps:
@@ -342,7 +342,7 @@ class _Pipeline:
         child.follow(f"{step}-metrics.jsonl")
         child.follow(f"{step}-system-*.jsonl")
         with GenerationLine(self.report, Journal(self.run_dir.journal_of(step))) as line:
-            files, summary = write_split_texts(job, splits, inputs, open_ray=self._open_ray, report=line.show)
+            files, summary = write_split_texts(job, splits, inputs, open_ray=self._open_ray, report=line.show, say=self.report)
         child.log_scores({key: float(value) for key, value in summary.items()})
         self.report(describe_summary(summary))
         return fingerprint(files)

@@ -38,7 +38,7 @@ def write_rationales(
         SettingsError: the model is none, or says nothing of its prompts.
         GenerationError: tasks were set aside; the others' files stand.
         ShardError: ``out`` holds rationales of another model, data or settings.
-        Stopped: SIGTERM came; the same command goes on.
+        Stopped: it was asked to stop (SIGTERM, Ctrl-C, SIGHUP); the same command goes on.
     """
     settings = _settings(model_dir, overrides)
     if split == "all":
@@ -79,7 +79,7 @@ def write_model_texts(
     )  # fmt: skip
     with sigterm_stops(), contextlib.ExitStack() as resources:
         _, summary = write_split_texts(
-            job, splits, inputs, report=GenerationLine(report).show,
+            job, splits, inputs, report=GenerationLine(report).show, say=report,
             open_ray=lambda: resources.enter_context(ray_session(settings.cluster)),
         )  # fmt: skip
     report(describe_summary(summary))

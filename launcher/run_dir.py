@@ -45,7 +45,7 @@ _FREE_SETTINGS = {  # what may change between attempts, because no result depend
     *(("data", name) for name in ("remote", "cache_dir", "cache_gb")),
     *(("cluster", name) for name in ("address", "num_workers", "min_workers", "use_gpu")),  # the last: see launcher/gpus.py
     *(("tracking", name) for name in ("uri", "send_every_s", "register_models")),
-    ("generation", "max_attempts"), ("tuning", "max_concurrent"), ("tuning", "time_budget_s"),
+    ("generation", "max_attempts"), ("generation", "hang_timeout_s"), ("tuning", "max_concurrent"), ("tuning", "time_budget_s"),
     *(
         ("training", name)
         for name in (

@@ -102,6 +102,7 @@ def _tuner(job: TrialJob, concurrent: int, report: Report) -> Any:
     from ray import tune
 
     os.environ.update(TUNE_FORCE_TRIAL_CLEANUP_S="3", TUNE_GLOBAL_CHECKPOINT_S="5")  # a trial that is ended frees its workers at once
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours, as SIGTERM is
     settings, storage = job.settings.tuning, Path(job.folder) / "tune"
     # No processor of its own: what works are its workers, and a fraction here would keep the last of them out.
     trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), {"memory": TRIAL_MEMORY})

@@ -8,8 +8,11 @@ import time
 import pytest
 
 from data_shards.storage import commit_bytes, commit_json
+from launcher import progress
 from launcher.config import load_settings
+from launcher.generate import Progress
 from launcher.journal import Journal, JournalReader, how_far
+from launcher.progress import GenerationLine, TrainingLine
 from launcher.run_dir import RunDir, claim_settings, owned
 from launcher.status import describe_run
 
@@ -34,6 +37,36 @@ def test_before_the_first_point_the_time_left_is_unknown_and_a_journal_without_a
     assert how_far(JournalReader(tmp_path / "j.jsonl").read()) is None
     journal.begin(40, 2000)
     assert how_far(JournalReader(tmp_path / "j.jsonl").read()) == (40, 2000, None)
+
+
+EIGHT_HOURS = 8 * 3600 * 1000
+
+
+def test_the_line_of_a_training_and_status_tell_the_same_time_left_eight_hours_after_the_first_attempt(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "SHOW_EVERY_S", 0.0)
+    journal, lines = tmp_path / "j.jsonl", []
+    metrics = {"loss": 1.0, "tokens_per_s": 10.0, "interval_s": 1.0}
+    write_points(
+        journal, {"step": 0, "time_ms": 0, "total": 100}, {"step": 40, "time_ms": 80_000, "metrics": metrics},
+        {"step": 40, "time_ms": EIGHT_HOURS, "total": 100}, {"step": 50, "time_ms": EIGHT_HOURS + 10_000, "metrics": metrics},
+    )  # fmt: skip
+    line = TrainingLine(100, lines.append)
+    for point in JournalReader(journal).read():
+        line.show(point)
+    assert lines[-1].endswith("time left 0:50")
+    assert how_far(JournalReader(journal).read()) == (50, 100, 50.0)
+
+
+def test_texts_that_stood_before_do_not_shorten_the_time_left_of_a_generation(tmp_path, monkeypatch):
+    monkeypatch.setattr(progress, "SHOW_EVERY_S", 0.0)
+    lines, path = [], tmp_path / "j.jsonl"
+    with GenerationLine(lines.append, Journal(path)) as line:
+        for done in (910, 920):  # 900 of 1,000 stood; 10 questions take 5 s
+            line.show(Progress(done, 1000, num_tokens=10, seconds=(done - 900) / 2, num_before=900))
+    assert lines[-1].endswith("time left 0:40")
+    assert how_far(JournalReader(path).read())[:2] == (920, 1000)
+    begun = next(JournalReader(path).read())
+    assert begun["step"] == 900 and abs(begun["time_ms"] / 1000 - time.time() + 5.0) < 1.0
 
 
 @pytest.fixture
