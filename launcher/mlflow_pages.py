@@ -7,6 +7,8 @@ experiment is named beside the run.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from urllib.parse import quote
 
 _TRAINING = "workflowType=machine_learning"
@@ -21,7 +23,7 @@ def mlflow_page(server: str, *, experiment_id: str | None = None, run_id: str | 
     return f"{server.rstrip('/')}/#/{place}?{_TRAINING}"
 
 
-def trials_page(server: str, *, experiment_id: str, parent_id: str) -> str:
-    """The charts of the runs right below one, side by side."""
-    below = quote(f"tags.`mlflow.parentRunId` = '{parent_id}'", safe="")
-    return f"{mlflow_page(server, experiment_id=experiment_id)}&compareRunsMode=CHART&searchFilter={below}"
+def compare_page(server: str, *, experiment_id: str, run_ids: Sequence[str]) -> str:
+    """Some runs plotted against each other: parameters that differ, and metrics. (A filter for a run's children would show them folded away.)"""
+    runs, experiments = (quote(json.dumps(ids, separators=(",", ":")), safe="[],") for ids in (list(run_ids), [experiment_id]))
+    return f"{server.rstrip('/')}/#/compare-runs?runs={runs}&experiments={experiments}&{_TRAINING}"

@@ -9,12 +9,13 @@ from pathlib import Path
 from data_shards.storage import read_json
 from launcher.config import tracking_uri
 from launcher.journal import JournalReader, how_far
-from launcher.mlflow_pages import mlflow_page, trials_page
+from launcher.mlflow_pages import compare_page, mlflow_page
 from launcher.progress import format_seconds
 from launcher.run_dir import PARENT, RunDir, owner, settings_of
 from launcher.settings import Settings
 
 LOCAL_SERVER = "http://127.0.0.1:5000"  # where `mmcot mlflow up` listens
+MOST_COMPARED = 16  # trials in one address
 STAGE_OF_STEP = {"train-rationale": "rationale", "train-answer": "answer"}
 
 
@@ -74,8 +75,10 @@ def mlflow_lines(settings: Settings, run_dir: RunDir) -> list[str]:
     ids = {"experiment_id": state.get("experiment_id"), "run_id": runs.get(PARENT)}
     page = mlflow_page(server, **ids)
     lines = [f"MLflow: {page}" if is_served else f"MLflow: {_command(uri, settings)}   then open {page}"]
-    if (settings.tuning.space or settings.tuning.arms) and None not in ids.values():
-        lines.append(f"trials compared: {trials_page(server, experiment_id=ids['experiment_id'], parent_id=ids['run_id'])}")
+    trials = [run_id for path in sorted(run_dir.path.glob("trials/*/mlflow.json")) if (run_id := read_json(path).get("runs", {}).get(PARENT))]
+    if len(trials) > 1 and ids["experiment_id"]:
+        which = "trials" if len(trials) <= MOST_COMPARED else f"the first {MOST_COMPARED} of {len(trials)} trials"
+        lines.append(f"{which} compared: {compare_page(server, experiment_id=ids['experiment_id'], run_ids=trials[:MOST_COMPARED])}")
     return lines
 
 

@@ -81,10 +81,14 @@ def test_a_tuning_also_names_the_page_that_compares_its_trials(run_dir):
     commit_json(run_dir.mlflow_state, {"uri": "http://tracking.example.org:5000", "experiment_id": "7", "runs": {"pipeline": "8f3c"}})
     settings = settings_of(run_dir)
     assert "trials" not in " ".join(mlflow_lines(settings, run_dir))
-    tuning = settings.tuning.model_copy(update={"space": {"run.seed": {"grid": [0, 1]}}})
-    page, trials = mlflow_lines(settings.model_copy(update={"tuning": tuning}), run_dir)
-    assert "/runs/8f3c?" in page and trials.startswith("trials compared: http://tracking.example.org:5000/#/experiments/7/runs?workflowType=machine_learning&")
-    assert "%27" in trials and "8f3c" in trials and not set(" '`") & set(trials.removeprefix("trials compared: "))
+    for number in range(2):
+        commit_json(run_dir.path / "trials" / f"t{number}" / "mlflow.json", {"runs": {"pipeline": f"a{number}"}})
+    page, trials = mlflow_lines(settings, run_dir)
+    address = "http://tracking.example.org:5000/#/compare-runs?runs=[%22a0%22,%22a1%22]&experiments=[%227%22]&workflowType=machine_learning"
+    assert "/runs/8f3c?" in page and trials == f"trials compared: {address}"
+    for number in range(2, 20):
+        commit_json(run_dir.path / "trials" / f"t{number}" / "mlflow.json", {"runs": {"pipeline": f"a{number}"}})
+    assert mlflow_lines(settings, run_dir)[-1].startswith("the first 16 of 20 trials compared: http")
 
 
 def test_a_trials_page_is_served_from_the_folder_that_holds_the_tuning(tmp_path, monkeypatch):
