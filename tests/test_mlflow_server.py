@@ -186,6 +186,15 @@ def test_the_servers_own_address_opens_the_table_of_runs(plain, browser, tmp_pat
     assert "Evaluation runs" not in text and "Token Usage" not in text
 
 
+def test_trials_are_plotted_against_each_other(plain, browser, tmp_path):
+    server, _, _ = plain
+    settings = load_settings(config=server.folder / "runs" / "tuned" / "run.yaml")
+    line = mlflow_lines(settings, RunDir(settings.run_dir))[-1]
+    text = look(browser, server, line, "Parallel Coordinates Plot", "Run details", picture=tmp_path / "mlflow-trials.png")
+    parameters, metrics = re.search(r"Parameters:\n(.*?)Metrics:\n(.*?)Clear All", text, re.DOTALL).groups()
+    assert "training.learning_rate" in parameters and "validation_loss" in metrics and "low" in text and "high" in text
+
+
 def test_it_serves_what_a_run_wrote_before_and_sigterm_leaves_no_process(plain, tmp_path):
     from mlflow import MlflowClient
 
