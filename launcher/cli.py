@@ -62,9 +62,12 @@ def tune(
         given = {"num_samples": num_samples, "max_concurrent": max_concurrent}
         extra = [f"tuning.{name}={value}" for name, value in given.items() if value is not None]
         settings = load_settings(preset=preset, config=config, overrides=[*set_, *extra])
+        from launcher.status import mlflow_lines
         from launcher.tune import run_tuning
 
-        typer.echo(f"\ntuning: {run_tuning(settings, report=say).path}")
+        run_dir = run_tuning(settings, report=say)
+        for line in (f"\ntuning: {run_dir.path}", *mlflow_lines(settings, run_dir)):
+            say(line)
 
 
 @app.command()
@@ -75,8 +78,11 @@ def ablate(preset: Preset = None, config: Config = None, set_: Set = []) -> None
 
         settings = load_settings(preset=preset or (None if config else "ablation"), config=config, overrides=set_)
         from launcher.ablate import run_ablation
+        from launcher.status import mlflow_lines
 
-        typer.echo(f"\nablation: {run_ablation(settings, report=say).path / 'ablation.md'}")
+        run_dir = run_ablation(settings, report=say)
+        for line in (f"\nablation: {run_dir.path / 'ablation.md'}", *mlflow_lines(settings, run_dir)):
+            say(line)
 
 
 @app.command()

@@ -39,12 +39,14 @@ Report = Callable[[str], None]
 
 
 def run_pipeline(
-    settings: Settings, *, until: str = LAST_STEP, report: Report = print, write_job: Path | None = None, parent_key: str | None = None
+    settings: Settings, *, until: str = LAST_STEP, report: Report = print, write_job: Path | None = None, parent_key: str | None = None,
+    arm: str | None = None,
 ) -> RunDir:
     """Run all steps up to ``until`` that are not done yet.
 
     Args:
         parent_key: of the MLflow run that this one is a child of.
+        arm: of a tuning's, where this run is a trial of one.
         write_job: write the training step ``until`` into this file, for torchrun, instead of running it.
 
     Raises:
@@ -67,7 +69,7 @@ def run_pipeline(
         asked = settings.cluster.use_gpu
         if not write_job or asked == "auto":
             settings = with_device(settings, None if write_job else run_dir, report)
-        pipeline = _Pipeline(settings, run_dir, attempt, report, resources, (until, write_job, asked) if write_job else None, parent_key)
+        pipeline = _Pipeline(settings, run_dir, attempt, report, resources, (until, write_job, asked) if write_job else None, parent_key, arm)
         for name in steps[: steps.index(until) + 1]:
             getattr(pipeline, name.replace("-", "_"))()
         if until == LAST_STEP and (pipeline.num_run or not is_everything_told(run_dir)):
@@ -82,10 +84,10 @@ class _Pipeline:
 
     def __init__(
         self, settings: Settings, run_dir: RunDir, attempt: int, report: Report, resources: contextlib.ExitStack,
-        write_job: tuple[str, Path, bool | str] | None, parent_key: str | None = None,
+        write_job: tuple[str, Path, bool | str] | None, parent_key: str | None = None, arm: str | None = None,
     ) -> None:  # fmt: skip
         self.settings, self.run_dir, self.attempt, self.report = settings, run_dir, attempt, report
-        self._resources, self._write_job, self._parent_key = resources, write_job, parent_key
+        self._resources, self._write_job, self._parent_key, self._arm = resources, write_job, parent_key, arm
         self._tracker: Tracker | None = None
         self._ray_open = False
         self.num_run = 0
@@ -172,7 +174,7 @@ class _Pipeline:
                 child.log_artifact(self.run_dir.scores(split))
             flat = {name: value for split in reports for name, value in _flatten(reports[split]).items()}
             child.log_scores(flat)
-            self.tracker.parent.log_scores({k: v for k, v in flat.items() if k.startswith("test_")})
+            self.tracker.parent.log_scores(flat)
             self._log_data(child, {"val": "validation", "test": "test"})
             if self.settings.tracking.register_models and self.settings.run.chain != "given-rationales":  # half a predictor
                 self._register(reports["val"]["accuracy"]["AVG"])
@@ -204,7 +206,9 @@ class _Pipeline:
     @property
     def tracker(self) -> Tracker:
         if self._tracker is None:
-            self._tracker = self._resources.enter_context(open_tracker(self.settings, self.run_dir, report=self.report, parent_key=self._parent_key))
+            self._tracker = self._resources.enter_context(
+                open_tracker(self.settings, self.run_dir, report=self.report, parent_key=self._parent_key, arm=self._arm)
+            )
         return self._tracker
 
     def _open_ray(self) -> None:

@@ -39,6 +39,7 @@ from launcher.settings import Settings, SettingsError
 
 HEARTBEAT_S = 5.0
 PARENT = "pipeline"  # the key of the whole run among its MLflow runs (mlflow.json)
+TUNING = "tuning"  # the journal of a trial's objective, and of a tuning's best
 STALE_AFTER_S = 60.0
 _FREE_SETTINGS = {  # what may change between attempts, because no result depends on it
     ("run", "dir"),

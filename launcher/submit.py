@@ -24,7 +24,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from launcher.config import check_no_credentials, dump_settings, read_deepspeed, tracking_uri, value_of
+from launcher.run_dir import RunDir
 from launcher.settings import Settings, SettingsError
+from launcher.status import mlflow_lines
 
 PACKAGES = ("launcher", "mmcot", "data_shards")
 SETTINGS_FILE = "run.yaml"
@@ -74,6 +76,8 @@ def submit_run(settings: Settings, *, address: str, follow: bool = True, report:
             ) from None
     report(f"job {job}, run {settings.run.dir}; the same command goes on where it stopped")
     report(f"  follow: ray job logs --follow --address {address} {job}    stop, with a checkpoint: ray job stop --address {address} {job}")
+    for line in mlflow_lines(settings, RunDir(settings.run_dir)):
+        report(f"  {line}")
     return _follow(client, job, report) if follow else 0
 
 
