@@ -40,7 +40,7 @@ def measure(folder: Path, *, split: str, seed: int, limit: int | None, batch_siz
     for change in CHANGES:
         asked = {}
         for problem in problems:
-            others = sorted(set().union(*(own for skill, own in choices_of.items() if skill != problem.skill)) - choices_of[problem.skill])
+            others = sorted(set().union(*(own for skill, own in choices_of.items() if skill != problem.skill)))
             changed = change_choices(problem, change, rng=random.Random(f"{seed}-{change}-{problem.qid}"), others=others)
             if changed is not None:
                 asked[problem.qid] = changed

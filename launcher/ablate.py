@@ -19,7 +19,7 @@ from launcher.evaluate import ceiling_rows, read_problems
 from launcher.run_dir import RunDir
 from launcher.settings import Settings, SettingsError
 from launcher.tracking import Tracker
-from launcher.tune import Report, run_tuning
+from launcher.tune import Report, log_outcome, run_tuning
 from launcher.tuning_space import with_values
 
 # Accuracy and ROUGE-L on ScienceQA's test split, arXiv:2302.00923, its later version (Flan-Alpaca base, ViT features).
@@ -55,9 +55,11 @@ def _finish(settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]], t
     _plot(rows, ceilings, run_dir.path / "ablation.png")
     for name in ("ablation.md", "ablation.png"):
         tracker.parent.log_artifact(run_dir.path / name)
+    reached = {}
     for row in rows:
         key = "".join(character if character.isalnum() else "_" for character in row["arm"])
-        tracker.parent.log_scores({f"{key}/AVG": _mean(row["AVG"]), f"{key}/rougeL": _mean(row["rougeL"])})
+        reached |= {f"{key}/AVG": _mean(row["AVG"]), f"{key}/rougeL": _mean(row["rougeL"])}
+    log_outcome(run_dir, trials, reached)
 
 
 def summarize(settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:

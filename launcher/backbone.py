@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from data_shards.storage import commit_folder, commit_json
 from launcher.engine import full_state_dict
+from launcher.exported import verify_model
 from launcher.jobs import MODEL_FACTS_FILE
 from launcher.samples import StageSamples
 from launcher.settings import Settings
@@ -29,6 +30,7 @@ def build_model(settings: Settings, samples: StageSamples) -> T5ForMultimodalGen
         "fusion": settings.model.fusion, "gate_start": settings.model.gate_start, "mask_absent_patches": settings.model.mask_absent_patches,
     }  # fmt: skip
     if settings.model.pretrained:
+        verify_model(settings.model.pretrained)  # it may be another run's
         _check_vision_dim(settings.model.pretrained, dim)
         return T5ForMultimodalGeneration.from_pretrained(settings.model.pretrained, dtype=torch.float32, **vision)
     tokenizer = samples.tokenizer

@@ -28,7 +28,7 @@ from launcher.config import merge_override, parse_settings
 from launcher.gpus import with_device
 from launcher.guards import sigterm_stops
 from launcher.settings import Settings, SettingsError
-from launcher.workers import run_on_workers
+from launcher.workers import Worker, run_on_workers
 from mmcot.captioning import Captioner
 from mmcot.device import open_device
 
@@ -62,7 +62,7 @@ class CaptionsTask:
         return f"{self.number:06d}.json"
 
 
-class CaptionsWorker:
+class CaptionsWorker(Worker):
     """Holds one captioning model and runs tasks; lives in a Ray actor."""
 
     def __init__(self, job: CaptionsJob) -> None:
@@ -75,15 +75,12 @@ class CaptionsWorker:
         self.problems = {problem.qid: problem for split in SPLITS for problem in questions.problems[split]}
         self.open_pictures = open_pictures_of(questions.pictures)
 
-    def is_ready(self) -> bool:
-        """True once the model is loaded."""
-        return True
-
     def run(self, task: CaptionsTask) -> int:
         """Write the captions of a task; returns how many."""
         captions: dict[str, str] = {}
         seen: dict[str, Image.Image] = {}
         for qid in task.qids:
+            self.progress()
             if pictures := self.open_pictures(self.problems[qid], Counter()):  # files that are absent have none
                 seen[qid] = pictures[0]
             if seen and (qid == task.qids[-1] or is_batch(list(seen.values()), BATCH_SIZE)):
@@ -139,7 +136,8 @@ def _run(job: CaptionsJob, missing: list[CaptionsTask], total: int, report: Call
     with sigterm_stops(), ray_session(job.settings.cluster):
         set_aside = run_on_workers(
             CaptionsWorker, job, {task: len(task.qids) for task in missing}, cluster=job.settings.cluster, gpus_per_worker=1,
-            max_attempts=job.settings.generation.max_attempts, stands=lambda task: (Path(job.parts_dir) / task.file_name).exists(), done=done,
+            max_attempts=job.settings.generation.max_attempts, hang_timeout_s=job.settings.generation.hang_timeout_s,
+            stands=lambda task: (Path(job.parts_dir) / task.file_name).exists(), done=done, report=report,
         )  # fmt: skip
     if set_aside:
         task, error = next(iter(set_aside.items()))

@@ -25,6 +25,8 @@ import torch
 import torch.distributed as dist
 
 from data_shards.storage import commit_bytes, commit_folder, commit_json, read_json, sha256_of_file
+from launcher.collectives import broadcast_json, gather_json
+from launcher.jobs import HANDED_OVER, IDENTITY_FACTS
 
 _STATE, _UNIVERSAL = "state", "universal"
 # Relative. Reduction order alone moves a loss by about 1e-6 in fp32; bf16 rounds at 4e-3.
@@ -56,7 +58,7 @@ def save_checkpoint(
     """Commit the state after ``step`` optimizer steps; every rank calls it.
 
     Args:
-        facts: what a resume compares, such as plan_fingerprint, world_size, zero_stage.
+        facts: what a resume compares, such as plan_fingerprint, world_size, zero_stage, and whose it is (``launcher/identity.py``).
         keep: newest checkpoints that stay.
         may_commit: raises on rank 0 if this process no longer owns the run.
 
@@ -100,13 +102,15 @@ def find_checkpoint(folder: Path, *, facts: dict[str, Any], may_commit: Callable
     """
     notes: list[str] = []
     rank = dist.get_rank()
-    while (path := agreed(lambda: _latest(folder))) is not None:
+    while (name := agreed(lambda: _latest(folder))) is not None:
+        path = folder / name
         damage = agreed(lambda: _read_manifest(path)[1])
         if damage is None:
             manifest = agreed(lambda: _read_manifest(path)[0])
             damage = _damage(path / _STATE, manifest["files"])
         if damage is None:
             _check_facts(path, manifest, facts)
+            notes += _unknown_facts(path, manifest, facts)
             is_universal = manifest["world_size"] != facts["world_size"] and manifest["zero_stage"] > 0
             if is_universal and facts["nvme"]:
                 raise CheckpointError(f"{path} was written by {manifest['world_size']} workers; with offload=nvme it cannot go on with {facts['world_size']}")
@@ -161,21 +165,36 @@ def check_probe(path: Path, *, expected: float, found: float, precision: str) ->
 
 
 def _check_facts(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> None:
-    reasons = {"zero_stage": " (stages keep different parts of the state)", "precision": " (fp32 weights are kept otherwise)"}
+    reasons = {
+        "zero_stage": " (stages keep different parts of the state)", "precision": " (fp32 weights are kept otherwise)",
+        "run_id": " (it is another run's)", "settings_fingerprint": " (settings that results depend on)",
+        "data_fingerprint": " (texts, features and tokenizer)", "rationales_fingerprint": " (the rationales that this stage reads)",
+    }  # fmt: skip
+    restored = {"run_id": "restore the checkpoints of this run", "data_fingerprint": "restore the data it was written with",
+                "rationales_fingerprint": "restore the rationales it was written with"}  # fmt: skip
     for key, value in facts.items():
-        if key != "world_size" and manifest.get(key) != value:
+        is_unknown = key in IDENTITY_FACTS and key not in manifest
+        if key != "world_size" and not is_unknown and manifest.get(key) != value:
             raise CheckpointError(
                 f"{path} was written with {key} = {manifest.get(key)!r}, now it is {value!r}{reasons.get(key, '')}; "
-                "go on with the settings it was written with, or start another run.dir"
+                f"{restored.get(key, 'go on with the settings it was written with')}, or start another run.dir"
             )
 
 
-def _latest(folder: Path) -> Path | None:
-    """What LATEST names; the newest folder if that is gone."""
+def _unknown_facts(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]:
+    """A note on a checkpoint of an earlier version, which does not say whose it is."""
+    missing = [key for key in IDENTITY_FACTS if key in facts and key not in manifest]
+    if not missing or HANDED_OVER in manifest:
+        return []
+    return [f"{path} was written by an earlier version, which did not note {', '.join(missing)}: they could not be compared; the next checkpoint has them"]
+
+
+def _latest(folder: Path) -> str | None:
+    """The name in LATEST; that of the newest folder if that one is gone."""
     path = latest_checkpoint(folder)
-    if path is None or path.exists():
-        return path
-    return next(reversed(_by_step(folder)), None)
+    if path is not None and not path.exists():
+        path = next(reversed(_by_step(folder)), None)
+    return path.name if path else None
 
 
 def step_of(name: str) -> int:
@@ -249,10 +268,8 @@ def _explained(error: Exception, folder: Path, step: int) -> CheckpointError:
 
 
 def agreed(ask: Callable[[], Any]) -> Any:
-    """Rank 0's answer, on every rank."""
-    answer = [ask() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(answer, src=0)
-    return answer[0]
+    """Rank 0's answer, a JSON value, on every rank."""
+    return broadcast_json(ask() if dist.get_rank() == 0 else None)
 
 
 def _hash_share(folder: Path, rank: int, world_size: int) -> dict[str, dict[str, Any]]:
@@ -265,6 +282,4 @@ def _hash_share(folder: Path, rank: int, world_size: int) -> dict[str, dict[str,
 
 
 def _gather(share: dict[str, Any]) -> dict[str, Any]:
-    shares: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(shares, share)
-    return {name: value for part in shares for name, value in sorted(part.items())}
+    return {name: value for part in gather_json(share) for name, value in sorted(part.items())}

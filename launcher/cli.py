@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from launcher.cli_data import data_app
-from launcher.cli_options import Config, Preset, RunFolder, Set, explained
+from launcher.cli_options import Config, Preset, RunFolder, Set, explained, say
 
 app = typer.Typer(
     help="Train small multimodal models that write their reasons down, from a laptop to a cluster.",
@@ -44,7 +44,7 @@ def submit(
         settings = load_settings(preset=preset, config=config, overrides=set_)
         from launcher.submit import submit_run
 
-        status = submit_run(settings, address=address, follow=follow, report=typer.echo)
+        status = submit_run(settings, address=address, follow=follow, report=say)
     if status:
         raise typer.Exit(status)
 
@@ -62,9 +62,12 @@ def tune(
         given = {"num_samples": num_samples, "max_concurrent": max_concurrent}
         extra = [f"tuning.{name}={value}" for name, value in given.items() if value is not None]
         settings = load_settings(preset=preset, config=config, overrides=[*set_, *extra])
+        from launcher.status import mlflow_lines
         from launcher.tune import run_tuning
 
-        typer.echo(f"\ntuning: {run_tuning(settings, report=typer.echo).path}")
+        run_dir = run_tuning(settings, report=say)
+        for line in (f"\ntuning: {run_dir.path}", *mlflow_lines(settings, run_dir)):
+            say(line)
 
 
 @app.command()
@@ -75,8 +78,11 @@ def ablate(preset: Preset = None, config: Config = None, set_: Set = []) -> None
 
         settings = load_settings(preset=preset or (None if config else "ablation"), config=config, overrides=set_)
         from launcher.ablate import run_ablation
+        from launcher.status import mlflow_lines
 
-        typer.echo(f"\nablation: {run_ablation(settings, report=typer.echo).path / 'ablation.md'}")
+        run_dir = run_ablation(settings, report=say)
+        for line in (f"\nablation: {run_dir.path / 'ablation.md'}", *mlflow_lines(settings, run_dir)):
+            say(line)
 
 
 @app.command()
@@ -96,7 +102,7 @@ def rationales(
             raise ValueError("--model needs --shards DIR, --out DIR and a --split of train, val, test or all; settings by --set alone")
         from launcher.rationales import write_rationales
 
-        write_rationales(model, shards, split, out, overrides=set_, report=typer.echo)
+        write_rationales(model, shards, split, out, overrides=set_, report=say)
 
 
 @app.command()
@@ -140,7 +146,7 @@ def reference_command(context: typer.Context, set_: Set = []) -> None:  # noqa: 
         from launcher.reference import num_gpus, parse_command, run_reference
 
         run = parse_command(context.args, num_gpus=num_gpus(), overrides=set_)
-        typer.echo(f"\n{run_reference(run, report=typer.echo)}")
+        typer.echo(f"\n{run_reference(run, report=say)}")
 
 
 @app.command("import-checkpoint")
@@ -232,7 +238,7 @@ def mlflow_up(
             runs=runs, environment=dict(os.environ), port=port, host=host, backend_store_uri=backend_store_uri,
             artifacts=artifacts, auth=auth, workers=workers, allowed_hosts=allowed_hosts,
         )  # fmt: skip
-        serve(server, report=typer.echo)
+        serve(server, report=say)
 
 
 @app.command()
@@ -313,6 +319,6 @@ def _run_until(step: str, preset: str | None, config: Path | None, overrides: li
         from launcher.pipeline import run_pipeline
         from launcher.status import describe_end
 
-        run_dir = run_pipeline(settings, until=step, report=typer.echo, write_job=write_job)
+        run_dir = run_pipeline(settings, until=step, report=say, write_job=write_job)
         for line in describe_end(settings, run_dir):
-            typer.echo(line)
+            say(line)

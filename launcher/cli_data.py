@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli_options import Config, Preset, RunFolder, Set, explained
+from launcher.cli_options import Config, Preset, RunFolder, Set, explained, say
 
 data_app = typer.Typer(help="Make, shard and check data.", no_args_is_help=True)
 
@@ -36,13 +36,15 @@ def data_shard(preset: Preset = None, config: Config = None, set_: Set = []) -> 
     with explained():
         from launcher.config import load_settings
         from launcher.data import describe_data, prepare_data
+        from launcher.guards import sigterm_stops
         from launcher.preflight import check_settings
 
         settings = load_settings(preset=preset, config=config, overrides=set_)
         check_settings(settings)
-        folder = prepare_data(settings, typer.echo)
+        with sigterm_stops():
+            folder = prepare_data(settings, say)
         for line in describe_data(folder):
-            typer.echo(line)
+            say(line)
 
 
 @data_app.command("caption")
@@ -56,7 +58,7 @@ def data_caption(
     with explained():
         from launcher.captions import write_captions
 
-        write_captions(path, model, out, overrides=set_, report=typer.echo)
+        write_captions(path, model, out, overrides=set_, report=say)
 
 
 @data_app.command("index")
@@ -83,7 +85,7 @@ def data_check(
     with explained():
         from launcher.data import check_data
 
-        typer.echo(f"{check_data(shards, typer.echo, features=features):,} samples in order")
+        typer.echo(f"{check_data(shards, say, features=features):,} samples in order")
 
 
 @data_app.command("ledger")

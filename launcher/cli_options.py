@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +15,16 @@ Set = Annotated[list[str], typer.Option("--set", help="One setting: section.key=
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/demo.")]
 
 
+def say(line: str, *, err: bool = False, fg: str | None = None) -> None:
+    """Print a line for a person; where nobody reads any longer (a closed pipe or terminal) the work goes on without."""
+    try:
+        typer.secho(line, err=err, fg=fg)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2 if err else 1)
+        os.close(nowhere)
+
+
 class explained:
     """Turns errors that carry their remedy into one message and exit status 1."""
 
@@ -20,11 +32,15 @@ class explained:
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        from launcher.guards import STOPPED
         from launcher.run_dir import Stopped
 
         if isinstance(error, Stopped):
-            typer.echo(str(error))
-            raise typer.Exit(128 + 15) from None
+            say(str(error))
+            raise typer.Exit(STOPPED) from None
+        if isinstance(error, KeyboardInterrupt):  # where there is nothing to finish first
+            say("stopped by Ctrl-C; what was committed stands", err=True)
+            raise typer.Exit(128 + signal.SIGINT) from None
         if isinstance(error, (ValueError, RuntimeError, OSError, ImportError)):
-            typer.secho(f"error: {error}", fg="red", err=True)
+            say(f"error: {error}", fg="red", err=True)
             raise typer.Exit(1) from None

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from launcher.guards import sparing_children
 from launcher.settings import Cluster
 
 
@@ -41,13 +42,14 @@ def ray_session(cluster: Cluster) -> Iterator[None]:
     needed = cluster.num_workers * cluster.cpus_per_worker
     if cluster.address == "local":
         keep_token_private()
-        ray.init(
-            address="local",
-            num_cpus=max(needed, os.cpu_count() or 1),
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        with sparing_children():  # Ray itself spares them Ctrl-C
+            ray.init(
+                address="local",
+                num_cpus=max(needed, os.cpu_count() or 1),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     else:
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     if callable(handler) and threading.current_thread() is threading.main_thread():

@@ -15,11 +15,13 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
+from launcher.collectives import refuse_pickles
 from launcher.config import read_deepspeed
 from launcher.settings import SettingsError, Training
 from mmcot.device import open_device
 
 DUMMY_GRADIENT_ACCUMULATION = 1  # DeepSpeed wants one; our loop accumulates by itself
+_TORCHS_LINEAR = torch.nn.functional.linear
 _DECIDED_BY = {
     "train_micro_batch_size_per_gpu": "training.micro_batch_size",
     "train_batch_size": "training.micro_batch_size times the number of workers",
@@ -43,7 +45,7 @@ def init_distributed(*, use_gpu: bool, gpu_index: int | None = None) -> None:
     """Take this process's device and join the process group: nccl on GPUs, gloo without.
 
     DeepSpeed's shared-memory collectives are left out: they would compile C++ at the
-    first start, which a machine without a compiler cannot.
+    first start, which a machine without a compiler cannot. What other ranks send is never unpickled.
 
     Args:
         gpu_index: which of the GPUs that this process sees is its own; None where the launcher has chosen it already, as Ray Train does.
@@ -52,6 +54,7 @@ def init_distributed(*, use_gpu: bool, gpu_index: int | None = None) -> None:
         DeviceError: there is no such GPU.
     """
     open_device(use_gpu=use_gpu, index=gpu_index)
+    refuse_pickles()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed("nccl" if use_gpu else "gloo", verbose=False)
 
@@ -109,15 +112,22 @@ def _lay_over(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") ->
 
 
 def build_engine(
-    build_model: Callable[[], torch.nn.Module], training: Training, *, world_size: int, load_universal: bool = False
+    build_model: Callable[[], torch.nn.Module], training: Training, *, world_size: int, random_weights: bool, load_universal: bool = False
 ) -> deepspeed.DeepSpeedEngine:
     """Build the model and wrap it.
 
-    Under ZeRO-3 an ``HfDeepSpeedConfig`` is alive while ``build_model`` runs, so that
-    transformers builds sharded and initialises as usual.
+    Under ZeRO-3 pretrained weights are read into shards: an ``HfDeepSpeedConfig`` is alive while
+    ``build_model`` runs. Random weights are made whole on every rank and sharded afterwards. Made in
+    shards they would be drawn in another order than at the other stages, and what ``build_model``
+    changes in place (``mmcot/distance_bias.py``) would be empty tensors.
+
+    Args:
+        random_weights: whether ``build_model`` draws the weights, the same on every rank, instead of reading them.
     """
+    # ZeRO-3 replaces this function for the rest of the process, and its own rounds otherwise on some processors.
+    torch.nn.functional.linear = _TORCHS_LINEAR
     config = deepspeed_config(training, world_size=world_size, load_universal=load_universal)
-    if training.zero_stage == 3:
+    if training.zero_stage == 3 and not random_weights:
         from transformers.integrations import HfDeepSpeedConfig
 
         keep_alive = HfDeepSpeedConfig(config)

@@ -24,7 +24,7 @@ from launcher.cluster import ray_session
 from launcher.gpus import with_device
 from launcher.settings import Data, Settings, SettingsError
 from launcher.source import read_source
-from launcher.workers import run_on_workers
+from launcher.workers import Worker, run_on_workers
 from mmcot.device import open_device
 from mmcot.problem import Problem
 from mmcot.vision import FEATURES
@@ -50,7 +50,7 @@ class FeaturesJob:
     shards_dir: str
 
 
-class FeaturesWorker:
+class FeaturesWorker(Worker):
     """Holds one encoder and runs tasks; lives in a Ray actor."""
 
     def __init__(self, job: FeaturesJob) -> None:
@@ -62,10 +62,6 @@ class FeaturesWorker:
         self.encode, self.shape = open_encoder(job.settings.data, device=self.device)
         self.pictures = read_source(job.settings.data, Path(job.source)).pictures if job.source else pictures_in_tars(job.shards_dir)
 
-    def is_ready(self) -> bool:
-        """True once the encoder is loaded."""
-        return True
-
     def run(self, shard: Shard) -> tuple[int, tuple[int, int]]:
         """Write the features of a shard; returns how many pictures were seen, and [P, D] of one."""
         data = self.job.settings.data
@@ -73,11 +69,16 @@ class FeaturesWorker:
 
         def arrays_of(problems: Iterable[Problem], counts: Counter[str]) -> Iterator[np.ndarray]:
             return features_of_pictures(
-                problems, counts, open_pictures=open_pictures, encode=self.encode, shape=self.shape, batch_size=BATCH_SIZE[self.device]
+                self._told(problems), counts, open_pictures=open_pictures, encode=self.encode, shape=self.shape, batch_size=BATCH_SIZE[self.device]
             )
 
         counts = write_feature_shard(self.job.shards_dir, name=data.features, shard=shard, arrays_of=arrays_of)
         return counts["num_with_features"], self.shape
+
+    def _told(self, problems: Iterable[Problem]) -> Iterator[Problem]:
+        for problem in problems:
+            self.progress()
+            yield problem
 
 
 def open_encoder(data: Data, *, device: str = "cpu") -> tuple[Encode, tuple[int, int]]:
@@ -141,7 +142,8 @@ def _by_workers(job: FeaturesJob, missing: list[Shard], report: Callable[[str], 
         job = dataclasses.replace(job, settings=job.settings.model_copy(update={"cluster": cluster}))
         set_aside = run_on_workers(
             FeaturesWorker, job, {shard: shard.num_samples for shard in missing}, cluster=cluster, gpus_per_worker=1,
-            max_attempts=job.settings.generation.max_attempts, stands=lambda shard: (folder / f"{shard.name}.done.json").exists(), done=done,
+            max_attempts=job.settings.generation.max_attempts, hang_timeout_s=job.settings.generation.hang_timeout_s,
+            stands=lambda shard: (folder / f"{shard.name}.done.json").exists(), done=done, report=report,
         )  # fmt: skip
     if set_aside:
         shard, error = next(iter(set_aside.items()))

@@ -18,10 +18,11 @@ from data_shards.index import rows_of_extension
 from data_shards.rationales import Task, close_output, list_tasks, open_output, read_lines, write_task
 from data_shards.storage import commit_json, sha256_of_file
 from data_shards.writer import manifest_shards, open_index, read_manifest, shard_qids
+from launcher.exported import verify_model
 from launcher.jobs import GenerationJob
 from launcher.run_dir import RunDir
 from launcher.system_metrics import sampling
-from launcher.workers import WorkersError, run_on_workers
+from launcher.workers import Worker, WorkersError, run_on_workers
 from mmcot.quality import is_repetitive
 
 
@@ -31,7 +32,7 @@ class GenerationError(RuntimeError):
 
 @dataclasses.dataclass
 class Progress:
-    """How far a generation is.
+    """How far a generation is; ``num_before`` questions were done before this attempt.
 
     ``busy_s`` and ``waited_s`` are summed over workers: in a task, and between one task and the next.
     """
@@ -42,6 +43,7 @@ class Progress:
     seconds: float = 0.0
     busy_s: float = 0.0
     waited_s: float = 0.0
+    num_before: int = 0
 
     @property
     def tokens_per_s(self) -> float:
@@ -62,7 +64,7 @@ class TaskDone:
     waited_s: float
 
 
-class GenerationWorker:
+class GenerationWorker(Worker):
     """Holds one replica of the model and runs tasks; lives in a Ray actor."""
 
     def __init__(self, job: GenerationJob) -> None:
@@ -74,6 +76,7 @@ class GenerationWorker:
 
         torch.set_num_threads(job.settings.cluster.cpus_per_worker)
         self.job = job
+        verify_model(job.model_dir)
         self.tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
         dtype = torch.bfloat16 if job.settings.generation.precision == "bf16" else torch.float32
         self.model = T5ForMultimodalGeneration.from_pretrained(job.model_dir, dtype=dtype).eval()
@@ -83,10 +86,6 @@ class GenerationWorker:
         if job.run_dir is not None:
             self.sampling = sampling(RunDir(Path(job.run_dir)).logs, "rationales" if job.stage == "rationale" else "evaluate")
             self.sampling.__enter__()  # until this process ends
-
-    def is_ready(self) -> bool:
-        """True once the model is loaded."""
-        return True
 
     def run(self, task: Task) -> TaskDone:
         """Run and commit a task."""
@@ -111,11 +110,16 @@ class GenerationWorker:
         numbers = samples.reader.samples_of_shard(task.shard)[task.start : task.start + task.num_samples]
         if samples.is_remote:
             samples.prefetch(numbers)
+        sources, features = [], []
+        for number in numbers:
+            self.progress()
+            sources.append(samples.encode(number).source_ids)
+            features.append(samples.reader.features(number))
         texts = generate_texts(
             self.model,
             self.tokenizer,
-            [samples.encode(number).source_ids for number in numbers],
-            [samples.reader.features(number) for number in numbers],
+            sources,
+            features,
             feature_shape=samples.reader.feature_shape,
             max_new_tokens=spec.max_target_tokens,
             batch_size=generation.batch_size,
@@ -123,6 +127,7 @@ class GenerationWorker:
             top_p=generation.top_p,
             seed=job.settings.run.seed,
             keys=[samples.reader.qid(number) for number in numbers],
+            on_step=self.progress,
         )
         lines = [
             {"qid": samples.reader.qid(number), job.stage: text.text, "num_tokens": text.num_tokens, "finish": text.finish}
@@ -136,25 +141,29 @@ class GenerationWorker:
 def write_split_texts(
     job: GenerationJob, splits: Sequence[str], inputs: dict[str, Any],
     *, open_ray: Callable[[], None] = lambda: None, report: Callable[[Progress], None] = lambda progress: None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:  # fmt: skip
     """Write a stage's texts for some splits; only what is missing is computed.
 
     Args:
         inputs: what the content depends on; a folder made with others is refused.
         open_ray: called before the first task, if there is one to run.
+        say: takes lines for a person, on workers that are replaced.
 
     Returns:
         every file with its counts and sha256, and the counts over all.
 
     Raises:
         GenerationError: tasks were set aside; the others' files stand.
+        RunError: the model is not the one that its run exported.
         ShardError: the folder holds output of other inputs.
     """
     open_output(job.output_dir, inputs)
     tasks = list_tasks(job.local_shards_dir(), splits, task_samples=job.settings.generation.task_samples)
     if any(not (Path(job.output_dir) / task.file_name).exists() for task in tasks):
+        verify_model(job.model_dir)  # as every worker does; here the error is one sentence
         open_ray()
-    files = run_tasks(job, tasks, report=report)
+    files = run_tasks(job, tasks, report=report, say=say)
     counts = ("num_samples", "num_tokens", "num_truncated", "num_empty", "num_repetitive")
     summary = {name: sum(file[name] for file in files.values()) for name in counts}
     close_output(job.output_dir, files=files, summary=summary)
@@ -170,8 +179,9 @@ def describe_summary(summary: dict[str, int]) -> str:
 
 
 def run_tasks(
-    job: GenerationJob, tasks: Sequence[Task], *, report: Callable[[Progress], None] = lambda progress: None
-) -> dict[str, dict[str, Any]]:
+    job: GenerationJob, tasks: Sequence[Task],
+    *, report: Callable[[Progress], None] = lambda progress: None, say: Callable[[str], None] = lambda line: None,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Run all tasks whose file does not stand yet; returns every file with its counts.
 
     Raises:
@@ -180,7 +190,7 @@ def run_tasks(
     output_dir = Path(job.output_dir)
     missing = [task for task in tasks if not (output_dir / task.file_name).exists()]
     files: dict[Task, dict[str, Any]] = {}  # told by who wrote them: with many workers the driver alone would be long at it
-    set_aside = _run_missing(job, missing, sum(task.num_samples for task in tasks), files, report) if missing else {}
+    set_aside = _run_missing(job, missing, sum(task.num_samples for task in tasks), files, report, say) if missing else {}
     commit_json(output_dir / "set_aside.json", {task.file_name: error for task, error in set_aside.items()})
     if set_aside:
         task, error = next(iter(set_aside.items()))
@@ -201,11 +211,13 @@ def expected_costs(shards_dir: str | Path, tasks: Sequence[Task]) -> dict[Task, 
 
 
 def _run_missing(
-    job: GenerationJob, missing: Sequence[Task], num_total: int, files: dict[Task, dict[str, Any]], report: Callable[[Progress], None]
-) -> dict[Task, dict[str, Any]]:
+    job: GenerationJob, missing: Sequence[Task], num_total: int, files: dict[Task, dict[str, Any]],
+    report: Callable[[Progress], None], say: Callable[[str], None],
+) -> dict[Task, dict[str, Any]]:  # fmt: skip
     """Hand tasks to workers, the longest first, and note their files; returns those that always failed, with their errors."""
     generation = job.settings.generation
-    progress = Progress(num_total - sum(task.num_samples for task in missing), num_total)
+    num_before = num_total - sum(task.num_samples for task in missing)
+    progress = Progress(num_before, num_total, num_before=num_before)
     started = time.perf_counter()
 
     def done(task: Task, result: TaskDone | None) -> None:
@@ -221,8 +233,8 @@ def _run_missing(
     try:
         set_aside = run_on_workers(
             GenerationWorker, job, expected_costs(job.local_shards_dir(), missing), cluster=job.settings.cluster,
-            gpus_per_worker=generation.gpus_per_worker, max_attempts=generation.max_attempts,
-            stands=lambda task: (Path(job.output_dir) / task.file_name).exists(), done=done,
+            gpus_per_worker=generation.gpus_per_worker, max_attempts=generation.max_attempts, hang_timeout_s=generation.hang_timeout_s,
+            stands=lambda task: (Path(job.output_dir) / task.file_name).exists(), done=done, report=say,
         )  # fmt: skip
     except WorkersError as error:
         raise GenerationError(str(error)) from None

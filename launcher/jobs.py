@@ -10,13 +10,17 @@ from data_shards.remote import local_folder
 from launcher.settings import Settings
 
 MODEL_FACTS_FILE = "mmcot.json"
+# In a checkpoint's manifest, whose it is (launcher/identity.py); or from whom a tuning's trial was given it.
+IDENTITY_FACTS = ("run_id", "settings_fingerprint", "data_fingerprint", "rationales_fingerprint")
+HANDED_OVER = "handed_over_by"
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainJob:
     """What a rank needs to know; plain values, so that it crosses processes.
 
-    ``lengths`` maps a split to the file with its samples' token counts.
+    ``lengths`` maps a split to the file with its samples' token counts. ``run_facts`` say whose checkpoints
+    it writes (``launcher/identity.py``); a job of an earlier version has none, and the first rank finds them.
     """
 
     stage: str
@@ -27,6 +31,7 @@ class TrainJob:
     num_steps: int
     attempt: int
     rationales_dir: str | None = None
+    run_facts: dict[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON values, as ``launcher.rank`` reads them."""

@@ -50,32 +50,56 @@ class Journal(LineFile):
         """Append the metrics of one step."""
         self.append({"step": step, "time_ms": int(time.time() * 1000), "metrics": metrics})
 
-    def begin(self, step: int, total: int) -> None:
-        """Append that an attempt begins here, and how far it is to go."""
-        self.append({"step": step, "time_ms": int(time.time() * 1000), "metrics": {}, "total": total})
+    def begin(self, step: int, total: int, *, seconds_ago: float = 0.0) -> None:
+        """Append that an attempt begins here, or began so long ago, and how far it is to go."""
+        self.append({"step": step, "time_ms": int((time.time() - seconds_ago) * 1000), "metrics": {}, "total": total})
 
     def note(self, step: int, text: str) -> None:
         """Append a sentence for the person who watches."""
         self.append({"step": step, "time_ms": int(time.time() * 1000), "metrics": {}, "note": text})
 
 
-def how_far(points: Iterable[dict[str, Any]]) -> tuple[int, int, float | None] | None:
-    """Step, total and seconds left, at the pace of the last attempt; the seconds are None before its second point.
+class Pace:
+    """How far the last attempt is and how long it still takes, from a journal's points in their order.
 
-    Returns:
-        None where no attempt has begun.
+    Only this attempt's own time counts: not what earlier attempts took, and not the time between them.
     """
-    begun = latest = None
-    for point in points:
+
+    def __init__(self) -> None:
+        self._begun: dict[str, Any] | None = None
+        self._latest: dict[str, Any] | None = None
+
+    def add(self, point: dict[str, Any]) -> None:
+        """Take the next point."""
         if "total" in point:
-            begun = latest = point
-        elif begun and point["metrics"]:
-            latest = point
-    if begun is None or latest is None:
-        return None
-    num_done, total = latest["step"] - begun["step"], begun["total"]
-    seconds = (latest["time_ms"] - begun["time_ms"]) / 1000
-    return latest["step"], total, (total - latest["step"]) * seconds / num_done if num_done > 0 else None
+            self._begun = self._latest = point
+        elif self._begun and point["metrics"]:
+            self._latest = point
+
+    def how_far(self) -> tuple[int, int, float | None] | None:
+        """Step, total and seconds left; the seconds are None before the attempt's second point.
+
+        Returns:
+            None where no attempt has begun.
+        """
+        begun, latest = self._begun, self._latest
+        if begun is None or latest is None:
+            return None
+        seconds = (latest["time_ms"] - begun["time_ms"]) / 1000
+        return latest["step"], begun["total"], seconds_left(latest["step"] - begun["step"], begun["total"] - latest["step"], seconds)
+
+
+def how_far(points: Iterable[dict[str, Any]]) -> tuple[int, int, float | None] | None:
+    """As ``Pace.how_far``, of all points of a journal."""
+    pace = Pace()
+    for point in points:
+        pace.add(point)
+    return pace.how_far()
+
+
+def seconds_left(num_done: int, num_left: int, seconds: float) -> float | None:
+    """How long ``num_left`` take where ``num_done`` took ``seconds``; None where nothing is done yet."""
+    return num_left * seconds / num_done if num_done > 0 else None
 
 
 class JournalReader:

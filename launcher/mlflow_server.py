@@ -20,8 +20,10 @@ import contextlib
 import ctypes
 import dataclasses
 import errno
+import http.client
 import importlib.util
 import ipaddress
+import json
 import os
 import secrets
 import signal
@@ -29,11 +31,13 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_shards.storage import exclusive
+from launcher.mlflow_pages import mlflow_page
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 10.0
@@ -121,7 +125,7 @@ def serve(server: ServerPlan, report: Callable[[str], None]) -> None:
         if not _wait_until_healthy(server, leader, asked):
             return
         starting.close()
-        report(f"MLflow: {server.url}   (Ctrl-C ends it)")
+        report(f"MLflow: {_front_page(server)}   (Ctrl-C ends it)")
         while not asked and leader.poll() is None:
             time.sleep(0.2)
         if not asked:
@@ -164,17 +168,30 @@ def _stop_requests() -> Iterator[list[int]]:
 def _wait_until_healthy(server: ServerPlan, leader: subprocess.Popen, asked: list[int]) -> bool:
     """Whether /health answered; False where an end was asked for first."""
     deadline = time.monotonic() + START_TIMEOUT_S
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # a proxy does not know this machine's loopback
     while not asked:
         if leader.poll() is not None:
             raise RuntimeError(f"the MLflow server did not start (status {leader.poll()}); the reason is above")
         with contextlib.suppress(OSError):
-            if opener.open(f"{server.url}/health", timeout=5).status == 200:
+            if _open(f"{server.url}/health").status == 200:
                 return True
         if time.monotonic() > deadline:
             raise RuntimeError(f"the MLflow server did not answer at {server.url}/health within {START_TIMEOUT_S:.0f} s")
         time.sleep(0.2)
     return False
+
+
+def _front_page(server: ServerPlan) -> str:
+    """The runs of the newest experiment; where there is none, or it is not told without a password, the list of experiments."""
+    query = urllib.parse.urlencode({"max_results": 1, "filter": "name != 'Default'", "order_by": "creation_time DESC"})
+    found = []
+    with contextlib.suppress(OSError):
+        found = json.load(_open(f"{server.url}/api/2.0/mlflow/experiments/search?{query}")).get("experiments", [])
+    return mlflow_page(server.url, experiment_id=found[0]["experiment_id"] if found else None)
+
+
+def _open(url: str) -> http.client.HTTPResponse:
+    """Ask the server directly: a proxy does not know this machine's loopback."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5)
 
 
 def _end_with_parent() -> None:

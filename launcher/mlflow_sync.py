@@ -9,7 +9,8 @@ their key, parameters and scores by their name, and of points the first value of
 stands, so histories never step back. Whatever fails is tried again later; nothing here stops
 a training. How far it came is kept in ``mlflow.json``, for one MLflow at a time:
 
-    {"uri": "http://...", "identity": "5f0c...", "runs": {"pipeline": "8f3c..."}, "applied": 41, "read": {"rationale-metrics.jsonl": 120311}, "refused": []}
+    {"uri": "http://...", "identity": "5f0c...", "experiment_id": "1", "runs": {"pipeline": "8f3c..."}, "applied": 41,
+     "read": {"rationale-metrics.jsonl": 120311, "pipeline/rationale-metrics.jsonl": 120311}, "refused": []}
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class MlflowSync:
             if (standing := self._read_state()) != self._state:
                 self._restart(standing)
             self._connect()
+            self._state["experiment_id"] = self._experiment_id  # the address of a run's page names it
             self._send_new()
 
     def _send_new(self) -> None:
@@ -67,7 +69,7 @@ class MlflowSync:
                 self._waiting_lines.pop(0)
                 self._state["applied"] += 1
                 self._num_failures = 0
-            for run in set(self._followed.values()):
+            for run in {run for run, _ in self._followed}:
                 self._send_points(run)
         except Exception:
             self._client = None  # look anew next time: the server may have lost the run
@@ -79,7 +81,7 @@ class MlflowSync:
         """Lines and points that MLflow has not got."""
         with contextlib.suppress(OSError):
             self._new_lines()
-            for run in set(self._followed.values()):
+            for run in {run for run, _ in self._followed}:
                 self._read_points(run)
         return len(self._waiting_lines) + sum(map(len, self._waiting_points.values()))
 
@@ -93,7 +95,7 @@ class MlflowSync:
         for line in self._lines.read():
             if self._num_read < self._state["applied"]:
                 if line["do"] == "follow":
-                    self._followed[line["pattern"]] = line["run"]
+                    self._follow(line)
             else:
                 self._waiting_lines.append(line)
             self._num_read += 1
@@ -153,8 +155,8 @@ class MlflowSync:
         self._lines: JournalReader = JournalReader(self._run_dir.tracking)
         self._waiting_lines: list[dict[str, Any]] = []
         self._num_read = self._num_failures = 0
-        self._followed: dict[str, str] = {}  # pattern: run
-        self._readers: dict[str, JournalReader] = {}
+        self._followed: dict[tuple[str, str], dict[str, str] | None] = {}  # run and pattern: names of its metrics, or all
+        self._readers: dict[str, dict[str, JournalReader]] = {}  # run: key in "read": reader
         self._waiting_points: dict[str, list[Point]] = {}
         self._sent_points: dict[str, set[tuple[str, int]]] = {}
 
@@ -176,7 +178,7 @@ class MlflowSync:
         if do == "start":
             self._start(line)
         elif do == "follow":
-            self._followed[line["pattern"]] = run
+            self._follow(line)
         elif do == "end":
             self._send_points(run)
             self._client.set_terminated(self._state["runs"][run], status=line["status"], end_time=line["time_ms"])
@@ -251,13 +253,19 @@ class MlflowSync:
 
         register_model(self._client, run_id, self._run_dir, line, log=_LOG.warning)
 
+    def _follow(self, line: dict[str, Any]) -> None:
+        self._followed[line["run"], line["pattern"]] = line.get("names")
+
     def _read_points(self, run: str) -> list[Point]:
-        waiting = self._waiting_points.setdefault(run, [])
-        for pattern in [pattern for pattern, owner in self._followed.items() if owner == run]:
+        waiting, readers = self._waiting_points.setdefault(run, []), self._readers.setdefault(run, {})
+        for pattern, names in [(pattern, names) for (owner, pattern), names in self._followed.items() if owner == run]:
             for path in sorted(self._run_dir.logs.glob(pattern)):
-                reader = self._readers.setdefault(path.name, JournalReader(path, self._state["read"].get(path.name, 0)))
+                place = f"{run}/{path.name}" if names else path.name  # a file that two runs have is read twice
+                reader = readers.setdefault(place, JournalReader(path, self._state["read"].get(place, 0)))
                 for point in reader.read():
-                    waiting += [(key, point["step"], value, point["time_ms"]) for key, value in point["metrics"].items()]
+                    for key, value in point["metrics"].items():
+                        if names is None or key in names:
+                            waiting.append((names[key] if names else key, point["step"], value, point["time_ms"]))
         return waiting
 
     def _send_points(self, run: str) -> None:
@@ -282,9 +290,7 @@ class MlflowSync:
                 self._client.log_batch(run_id, metrics=list(batch.values()))
             sent.update(batch)
             del waiting[:taken]
-        for pattern, owner in self._followed.items():
-            if owner == run:
-                self._state["read"] |= {p.name: self._readers[p.name].offset for p in self._run_dir.logs.glob(pattern) if p.name in self._readers}
+        self._state["read"] |= {place: reader.offset for place, reader in self._readers[run].items()}
 
 
 @contextlib.contextmanager

@@ -17,12 +17,14 @@ from typing import Any
 
 from data_shards.rationales import list_tasks, read_rationales, verified_files
 from data_shards.scienceqa import SPLITS
-from data_shards.storage import commit_folder, commit_json, fingerprint, sha256_of_file
+from data_shards.storage import commit_folder, commit_json, fingerprint
 from launcher.cluster import ray_session
 from launcher.config import read_deepspeed, tracking_uri
 from launcher.data import DataFolder, describe_data, prepare_data, require_all_splits
+from launcher.exported import describe_export, verify_model
 from launcher.gpus import with_device
 from launcher.guards import sigterm_stops
+from launcher.identity import claim_store, run_facts, settle_identity, store_root
 from launcher.jobs import GenerationJob, TrainJob
 from launcher.journal import Journal
 from launcher.mlflow_sync import is_everything_told
@@ -37,18 +39,20 @@ Report = Callable[[str], None]
 
 
 def run_pipeline(
-    settings: Settings, *, until: str = LAST_STEP, report: Report = print, write_job: Path | None = None, parent_key: str | None = None
+    settings: Settings, *, until: str = LAST_STEP, report: Report = print, write_job: Path | None = None, parent_key: str | None = None,
+    arm: str | None = None,
 ) -> RunDir:
     """Run all steps up to ``until`` that are not done yet.
 
     Args:
         parent_key: of the MLflow run that this one is a child of.
+        arm: of a tuning's, where this run is a trial of one.
         write_job: write the training step ``until`` into this file, for torchrun, instead of running it.
 
     Raises:
         SettingsError: the folder holds a run of other settings, or the chain has no such step.
         RunError: another process runs it, or a finished step's inputs have changed.
-        Stopped: SIGTERM came; the same command goes on.
+        Stopped: it was asked to stop (SIGTERM, Ctrl-C, SIGHUP); the same command goes on.
     """
     steps = settings.chain.steps
     if until not in steps:
@@ -65,7 +69,7 @@ def run_pipeline(
         asked = settings.cluster.use_gpu
         if not write_job or asked == "auto":
             settings = with_device(settings, None if write_job else run_dir, report)
-        pipeline = _Pipeline(settings, run_dir, attempt, report, resources, (until, write_job, asked) if write_job else None, parent_key)
+        pipeline = _Pipeline(settings, run_dir, attempt, report, resources, (until, write_job, asked) if write_job else None, parent_key, arm)
         for name in steps[: steps.index(until) + 1]:
             getattr(pipeline, name.replace("-", "_"))()
         if until == LAST_STEP and (pipeline.num_run or not is_everything_told(run_dir)):
@@ -80,10 +84,10 @@ class _Pipeline:
 
     def __init__(
         self, settings: Settings, run_dir: RunDir, attempt: int, report: Report, resources: contextlib.ExitStack,
-        write_job: tuple[str, Path, bool | str] | None, parent_key: str | None = None,
+        write_job: tuple[str, Path, bool | str] | None, parent_key: str | None = None, arm: str | None = None,
     ) -> None:  # fmt: skip
         self.settings, self.run_dir, self.attempt, self.report = settings, run_dir, attempt, report
-        self._resources, self._write_job, self._parent_key = resources, write_job, parent_key
+        self._resources, self._write_job, self._parent_key, self._arm = resources, write_job, parent_key, arm
         self._tracker: Tracker | None = None
         self._ray_open = False
         self.num_run = 0
@@ -93,6 +97,7 @@ class _Pipeline:
     def data(self) -> None:
         self.folder = prepare_data(self.settings, self.report)
         require_all_splits(self.folder)
+        settle_identity(self.run_dir, self.settings, self.folder)  # before MLflow's thread asks for an id
 
         def run(child: RunLog) -> dict[str, Any]:
             for line in describe_data(self.folder):
@@ -169,7 +174,7 @@ class _Pipeline:
                 child.log_artifact(self.run_dir.scores(split))
             flat = {name: value for split in reports for name, value in _flatten(reports[split]).items()}
             child.log_scores(flat)
-            self.tracker.parent.log_scores({k: v for k, v in flat.items() if k.startswith("test_")})
+            self.tracker.parent.log_scores(flat)
             self._log_data(child, {"val": "validation", "test": "test"})
             if self.settings.tracking.register_models and self.settings.run.chain != "given-rationales":  # half a predictor
                 self._register(reports["val"]["accuracy"]["AVG"])
@@ -201,7 +206,9 @@ class _Pipeline:
     @property
     def tracker(self) -> Tracker:
         if self._tracker is None:
-            self._tracker = self._resources.enter_context(open_tracker(self.settings, self.run_dir, report=self.report, parent_key=self._parent_key))
+            self._tracker = self._resources.enter_context(
+                open_tracker(self.settings, self.run_dir, report=self.report, parent_key=self._parent_key, arm=self._arm)
+            )
         return self._tracker
 
     def _open_ray(self) -> None:
@@ -221,6 +228,7 @@ class _Pipeline:
                 )
             self.outputs[name] = marker["outputs"]
             return marker["outputs"]
+        self._verify_models()
         steps = self.settings.chain.steps
         self.report(f"\n[{steps.index(name) + 1}/{len(steps)}] {name}")
         started = time.time()
@@ -239,12 +247,19 @@ class _Pipeline:
         self.num_run += 1
         return outputs
 
+    def _verify_models(self) -> None:
+        """Hold the models of finished steps against their markers, before a step that may use or publish them."""
+        for stage in self.settings.chain.stages:
+            if self.run_dir.marker(f"train-{stage}") is not None:
+                verify_model(self.run_dir.model(stage))
+
     def _train(self, stage: str, inputs: dict[str, Any]) -> None:
         from launcher.samples import tokenizer_fingerprint
 
         inputs = inputs | {"tokenizer": tokenizer_fingerprint(self.settings, self.folder.path)}
         if self._write_job and self._write_job[0] == f"train-{stage}":
             _, path, asked = self._write_job
+            self._verify_models()
             job = self._train_job(stage, inputs)
             elsewhere = job.settings.cluster.model_copy(update={"use_gpu": asked})  # "auto" is decided where the ranks run
             commit_json(path, dataclasses.replace(job, settings=job.settings.model_copy(update={"cluster": elsewhere})).to_json())
@@ -264,13 +279,13 @@ class _Pipeline:
             with showing(self.run_dir.journal(stage), line.show):
                 launch_training(job, report=self.report)
             self.report(f"  {line.goodput()}")
-            sha256 = sha256_of_file(self.run_dir.model(stage) / "model.safetensors")
+            outputs = describe_export(stage, self.run_dir.model(stage))
             if stage == "rationale" and self.settings.tracking.register_models:
                 child.log_model(
                     name="rationale", stages=["rationale"], alias="candidate", accuracy=None, data=self._data_fingerprint(),
-                    tags={"mmcot.model_sha256": sha256},
+                    tags={"mmcot.model_sha256": outputs["rationale_model"]}, exports={"rationale": outputs},
                 )  # fmt: skip
-            return {f"{stage}_model": sha256}
+            return outputs
 
         self._step(f"train-{stage}", inputs, run)
 
@@ -304,8 +319,16 @@ class _Pipeline:
         return TrainJob(
             stage=stage, settings=_for_workers(settings), run_dir=str(self.run_dir.path.absolute()),
             shards_dir=self.folder.location, lengths=paths, num_steps=num_steps, attempt=self.attempt,
-            rationales_dir=rationales_dir,
+            rationales_dir=rationales_dir, run_facts=self._run_facts(rationales_dir),
         )  # fmt: skip
+
+    def _run_facts(self, rationales_dir: str | None) -> dict[str, str]:
+        """Whose checkpoints a training writes; its folder of the store is claimed for this run."""
+        facts = run_facts(self.settings, self.folder, self.run_dir.identity(), rationales_dir=rationales_dir)
+        root = store_root(self.settings, facts)
+        if root and (note := claim_store(root, self.run_dir, facts["run_id"])):
+            self.report(f"note: {note}")
+        return facts
 
     def _generate(
         self, stage: str, splits: tuple[str, ...], output_dir: Path, inputs: dict[str, Any], child: RunLog
@@ -323,7 +346,7 @@ class _Pipeline:
         child.follow(f"{step}-metrics.jsonl")
         child.follow(f"{step}-system-*.jsonl")
         with GenerationLine(self.report, Journal(self.run_dir.journal_of(step))) as line:
-            files, summary = write_split_texts(job, splits, inputs, open_ray=self._open_ray, report=line.show)
+            files, summary = write_split_texts(job, splits, inputs, open_ray=self._open_ray, report=line.show, say=self.report)
         child.log_scores({key: float(value) for key, value in summary.items()})
         self.report(describe_summary(summary))
         return fingerprint(files)
@@ -346,15 +369,16 @@ class _Pipeline:
                 "mmcot.chain": self.settings.run.chain,
                 **{
                     f"mmcot.{name}": value
-                    for step in ("train-answer", "train-rationale", "rationales") for name, value in self.outputs.get(step, {}).items()
+                    for step in ("train-answer", "train-rationale", "rationales") for name, value in self.outputs.get(step, {}).items() if name != "files"
                 },
             },
+            exports={stage: self.outputs[f"train-{stage}"] for stage in self.settings.chain.stages},
         )  # fmt: skip
 
     def _generation_inputs(self, stage: str, model: dict[str, Any]) -> dict[str, Any]:
         spec = getattr(self.settings, stage)
         return {
-            **model, **self.folder.fingerprints(), "format": spec.format,
+            f"{stage}_model": model[f"{stage}_model"], **self.folder.fingerprints(), "format": spec.format,
             "max_source_tokens": spec.max_source_tokens, "max_target_tokens": spec.max_target_tokens,
             "use_caption": self.settings.data.use_caption, **generation_inputs(self.settings),
         }  # fmt: skip

@@ -23,6 +23,7 @@ from data_shards.features import Encode
 from data_shards.pictures import open_picture
 from data_shards.tables import read_rows, row_to_record
 from launcher.config import parse_settings
+from launcher.exported import verify_model
 from launcher.features import open_encoder
 from launcher.run_dir import RunDir, RunError
 from launcher.settings import Settings
@@ -38,7 +39,7 @@ class RunPredictor:
     """The models of a run, or those ``stages`` of them alone; opened once, when the first questions are found to be in order.
 
     Raises:
-        RunError: the folder is no run, or its models are not trained yet.
+        RunError: the folder is no run, or its models are not trained yet or not those that were exported.
     """
 
     def __init__(self, folder: Path, *, stages: Sequence[str] | None = None) -> None:
@@ -163,6 +164,7 @@ def _trained(run_dir: RunDir, stage: str) -> Path:
 
 
 def _open_stage(settings: Settings, folder: Path, stage: str) -> StageModel:
+    verify_model(folder)
     spec = getattr(settings, stage)
     return StageModel(
         model=T5ForMultimodalGeneration.from_pretrained(folder).eval().to(open_device(use_gpu=False)),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.beside import beside
-from launcher.journal import Journal, JournalReader
+from launcher.journal import Journal, JournalReader, Pace, seconds_left
 
 SHOW_EVERY_S = 5.0
 
@@ -23,16 +23,16 @@ class TrainingLine:
         self._shown_at = time.monotonic()
         self._started_ms = time.time() * 1000
         self._seconds_of: dict[int, float] = {}  # each step's last computation; earlier ones were lost
-        self._first: tuple[int, int] | None = None
+        self._pace = Pace()
 
     def show(self, point: dict[str, Any]) -> None:
         """Show a point, unless one was shown a moment ago."""
         metrics, step = point["metrics"], point["step"]
+        self._pace.add(point)
         if "note" in point and point["time_ms"] >= self._started_ms:
             self._report(f"  {point['note']}")
         if "loss" not in metrics:
             return
-        self._first = self._first or (step, point["time_ms"])
         if point["time_ms"] >= self._started_ms:
             beside = metrics.get("time_share_validation", 0.0) + metrics.get("time_share_checkpoint", 0.0)
             self._seconds_of[step] = metrics["interval_s"] * (1.0 - beside)
@@ -41,19 +41,16 @@ class TrainingLine:
         self._shown_at = time.monotonic()
         self._report(
             f"  step {step:,}/{self._num_steps:,}   loss {metrics['loss']:.4f}   "
-            f"{metrics['tokens_per_s']:,.0f} tokens/s   {self._time_left(step, point['time_ms'])}"
+            f"{metrics['tokens_per_s']:,.0f} tokens/s   {self._time_left()}"
         )
         if step == self._num_steps:
             self._report(
                 f"  {metrics['gigabytes_read']:.3f} GB of shards read, {metrics['bytes_read_per_needed']:.2f} bytes for each byte needed"
             )
 
-    def _time_left(self, step: int, time_ms: int) -> str:
-        first_step, first_ms = self._first or (step, time_ms)
-        if step == first_step:
-            return "time left unknown"
-        return "time left " + format_seconds((self._num_steps - step) * (time_ms - first_ms) / 1000 / (step - first_step))
-
+    def _time_left(self) -> str:
+        found = self._pace.how_far()
+        return format_time_left(found[2] if found else None)
 
     def goodput(self) -> str:
         """The share of this command's training time that went into steps that count."""
@@ -96,7 +93,7 @@ class GenerationLine:
     def show(self, progress: Any) -> None:
         """Show a progress, unless one was shown a moment ago."""
         if self._journal and not self._begun:
-            self._journal.begin(progress.num_done, progress.num_total)
+            self._journal.begin(progress.num_before, progress.num_total, seconds_ago=progress.seconds)
             self._begun = True
         if time.monotonic() - self._shown_at < SHOW_EVERY_S and progress.num_done < progress.num_total:
             return
@@ -104,11 +101,13 @@ class GenerationLine:
         if self._journal:
             values = {"generation_tokens_per_s": progress.tokens_per_s, "generation_waiting_share": progress.waiting_share}
             self._journal.log(progress.num_done, values)
-        left = (progress.num_total - progress.num_done) * progress.seconds / max(1, progress.num_done)
-        self._report(
-            f"  {progress.num_done:,}/{progress.num_total:,} questions   {progress.tokens_per_s:,.0f} tokens/s   "
-            f"time left {format_seconds(left)}"
-        )
+        left = seconds_left(progress.num_done - progress.num_before, progress.num_total - progress.num_done, progress.seconds)
+        self._report(f"  {progress.num_done:,}/{progress.num_total:,} questions   {progress.tokens_per_s:,.0f} tokens/s   {format_time_left(left)}")
+
+
+def format_time_left(seconds: float | None) -> str:
+    """The time left for a person, who is told where it is unknown."""
+    return "time left unknown" if seconds is None else f"time left {format_seconds(seconds)}"
 
 
 def format_seconds(seconds: float) -> str:

@@ -4,7 +4,7 @@
     torchrun --nproc-per-node 8 -m launcher.rank job.json
     srun --ntasks-per-node 8 --gpus-per-task 1 python -m launcher.rank job.json     # with MASTER_ADDR and MASTER_PORT set
 
-SIGTERM makes all ranks write a checkpoint and end with status 143 (torchrun itself with 1); the
+SIGTERM, or Ctrl-C in its terminal, makes all ranks write a checkpoint and end with status 143 (torchrun itself with 1); the
 same command goes on. torchrun waits 30 s for that; TORCH_ELASTIC_SHUTDOWN_TIMEOUT gives it more.
 """
 
@@ -18,14 +18,13 @@ import sys
 from pathlib import Path
 
 from launcher.config import parse_settings
+from launcher.guards import STOPPED
 from launcher.jobs import TrainJob
 from launcher.gpus import count_own_gpus, with_device
 from launcher.preflight import clear_compile_locks
 from launcher.run_dir import RunDir
 from launcher.settings import SettingsError
 from mmcot.device import DeviceError
-
-STOPPED = 128 + 15
 
 
 def read_job(path: str | Path) -> TrainJob:

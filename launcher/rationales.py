@@ -20,6 +20,7 @@ from data_shards.storage import fingerprint, read_json, sha256_of_file
 from launcher.cluster import ray_session
 from launcher.config import merge_override, parse_settings
 from launcher.data import open_data
+from launcher.exported import verify_model
 from launcher.gpus import with_device
 from launcher.guards import sigterm_stops
 from launcher.jobs import MODEL_FACTS_FILE, GenerationJob, model_facts
@@ -37,7 +38,7 @@ def write_rationales(
         SettingsError: the model is none, or says nothing of its prompts.
         GenerationError: tasks were set aside; the others' files stand.
         ShardError: ``out`` holds rationales of another model, data or settings.
-        Stopped: SIGTERM came; the same command goes on.
+        Stopped: it was asked to stop (SIGTERM, Ctrl-C, SIGHUP); the same command goes on.
     """
     settings = _settings(model_dir, overrides)
     if split == "all":
@@ -64,6 +65,7 @@ def write_model_texts(
     from launcher.generate import describe_summary, write_split_texts
 
     settings = with_device(settings, None, report)
+    verify_model(model_dir)
     folder = open_data(settings.data, local_folder(shards, settings.data.cache_dir, features=settings.data.features))
     weights = sorted(model_dir.glob("*.safetensors"))
     inputs = {
@@ -77,7 +79,7 @@ def write_model_texts(
     )  # fmt: skip
     with sigterm_stops(), contextlib.ExitStack() as resources:
         _, summary = write_split_texts(
-            job, splits, inputs, report=GenerationLine(report).show,
+            job, splits, inputs, report=GenerationLine(report).show, say=report,
             open_ray=lambda: resources.enter_context(ray_session(settings.cluster)),
         )  # fmt: skip
     report(describe_summary(summary))

@@ -26,6 +26,7 @@ from data_shards.storage import commit_json, read_json, sha256_of_file
 from launcher.config import dump_settings, merge_override, parse_settings
 from launcher.data import prepare_data
 from launcher.evaluate import read_problems
+from launcher.exported import verify_model
 from launcher.pipeline import run_pipeline
 from launcher.rationales import write_model_texts
 from launcher.run_dir import RunDir
@@ -141,6 +142,7 @@ def run_reference(run: ReferenceRun, *, report: Report = print) -> Path:
         until = "train-rationale" if run.stage == "rationale" else "train-answer"
         run_pipeline(settings, until=until, report=report)
         model_dir = run_dir.model(run.stage)
+        verify_model(model_dir)
         for path in model_dir.iterdir():
             shutil.copy2(path, run.folder / path.name)
         if run.stage == "answer" and settings.chain.reads_rationales:

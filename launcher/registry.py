@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.storage import read_json
+from launcher.exported import verify_export
 from launcher.run_dir import RunDir
 
 FOLDER = "model"  # among the run's artifacts
@@ -29,12 +30,16 @@ def register_model(client: Any, run_id: str, run_dir: RunDir, values: dict[str, 
 
     Args:
         values: ``name`` of the model, ``stages`` it holds, ``alias``, ``data`` (a fingerprint),
-            ``accuracy`` on the validation split or None where the newest is meant, and further ``tags``.
+            ``accuracy`` on the validation split or None where the newest is meant, and further ``tags``;
+            ``exports`` what each training said of its model (``launcher/exported.py``), by stage.
+
+    Raises:
+        RunError: a model is not the one that the run exported.
     """
     name = values["name"]
     version = _version_of_run(client, name, run_id)
     if version is None:
-        _upload(client, run_id, run_dir, values["stages"])
+        _upload(client, run_id, run_dir, {stage: _export_of(run_dir, stage, values) for stage in values["stages"]})
         _create_name(client, name)
         tags = {"mmcot.data": values["data"], **values["tags"], **_written_by(client, name, run_dir)}
         if values["accuracy"] is not None:
@@ -60,7 +65,13 @@ def may_take_alias(current: Any, values: dict[str, Any], *, log: Callable[..., N
     return values["accuracy"] > float(current.tags["mmcot.validation_accuracy"])
 
 
-def _upload(client: Any, run_id: str, run_dir: RunDir, stages: list[str]) -> None:
+def _export_of(run_dir: RunDir, stage: str, values: dict[str, Any]) -> dict[str, Any]:
+    """What the training of a stage said of its model; lines of an earlier version leave it to the step's marker."""
+    marker = run_dir.marker(f"train-{stage}") or {}
+    return values.get("exports", {}).get(stage) or marker.get("outputs", {})
+
+
+def _upload(client: Any, run_id: str, run_dir: RunDir, exports: dict[str, dict[str, Any]]) -> None:
     import mlflow.pyfunc
 
     for left in run_dir.path.glob(".tmp-model-*"):  # of a process that was killed; a run has one sender
@@ -69,8 +80,11 @@ def _upload(client: Any, run_id: str, run_dir: RunDir, stages: list[str]) -> Non
         bundle = Path(temporary) / "run"
         bundle.mkdir()
         shutil.copy(run_dir.path / "run.yaml", bundle)
-        for stage in stages:
+        for stage, export in exports.items():
+            verify_export(run_dir.model(stage), export, source=str(run_dir.marker_path(f"train-{stage}")))
             shutil.copytree(run_dir.model(stage), bundle / stage / "model", copy_function=os.link)
+            if export:  # who opens the bundle verifies it too
+                RunDir(bundle).mark_done(f"train-{stage}", {"step": f"train-{stage}", "outputs": export})
         folder = Path(temporary) / FOLDER
         logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)  # it warns that a data frame's hint names no columns
         mlflow.pyfunc.save_model(

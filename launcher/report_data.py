@@ -22,6 +22,7 @@ import yaml
 
 from data_shards.storage import read_json
 from launcher.config import parse_settings
+from launcher.exported import verify_model
 from launcher.journal import JournalReader
 from launcher.run_dir import RunDir, RunError
 from launcher.settings import Settings
@@ -124,6 +125,7 @@ def describe_model(folder: Path) -> dict[str, Any] | None:
     """Size and shape of an exported model, read off its files; None where there is none."""
     if not (folder / "config.json").exists():
         return None
+    verify_model(folder)
     config = read_json(folder / "config.json")
     kept = ("d_model", "num_layers", "num_decoder_layers", "num_heads", "d_ff", "vocab_size", "fusion", "vision_num_patches", "vision_dim")
     return {

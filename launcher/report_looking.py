@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from launcher.exported import verify_model
 from launcher.run_dir import RunDir
 from launcher.settings import Settings
 
@@ -33,6 +34,7 @@ def look_at_questions(
     from mmcot.model import T5ForMultimodalGeneration
 
     folder = run_dir.model(stage)
+    verify_model(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with _no_progress_bar():
         model = T5ForMultimodalGeneration.from_pretrained(folder, dtype=torch.float32).eval().to(open_device(use_gpu=False))

@@ -3,6 +3,7 @@
     runs/demo/
       run.yaml                     resolved settings
       lock.json                    owner (pid, host), attempt, heartbeat
+      rank-token                   what the ranks of a training prove to each other that they know
       steps/<step>.json            a finished step: fingerprints of its inputs, outputs, attempt
       rationale/ answer/           checkpoints/ and model/ of each training
       rationales/ predictions/     what was written
@@ -17,6 +18,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+import re
+import secrets
 import socket
 import threading
 import time
@@ -29,20 +32,21 @@ from typing import Any
 import psutil
 import yaml
 
-from data_shards.storage import commit_bytes, commit_json, exclusive, fingerprint, read_json
+from data_shards.storage import commit_bytes, commit_json, exclusive, read_json
 from launcher.beside import beside
 from launcher.config import dump_settings, parse_settings
 from launcher.settings import Settings, SettingsError
 
 HEARTBEAT_S = 5.0
 PARENT = "pipeline"  # the key of the whole run among its MLflow runs (mlflow.json)
+TUNING = "tuning"  # the journal of a trial's objective, and of a tuning's best
 STALE_AFTER_S = 60.0
 _FREE_SETTINGS = {  # what may change between attempts, because no result depends on it
     ("run", "dir"),
     *(("data", name) for name in ("remote", "cache_dir", "cache_gb")),
     *(("cluster", name) for name in ("address", "num_workers", "min_workers", "use_gpu")),  # the last: see launcher/gpus.py
     *(("tracking", name) for name in ("uri", "send_every_s", "register_models")),
-    ("generation", "max_attempts"), ("tuning", "max_concurrent"), ("tuning", "time_budget_s"),
+    ("generation", "max_attempts"), ("generation", "hang_timeout_s"), ("tuning", "max_concurrent"), ("tuning", "time_budget_s"),
     *(
         ("training", name)
         for name in (
@@ -97,16 +101,46 @@ class RunDir:
         return self.path / "mlflow.json"
 
     def identity(self) -> str:
-        """A name for this folder that no other has, made when it is first asked for."""
-        path = self.path / "logs" / "identity"
+        """The run's id, which no other run has; made when it is first asked for (``launcher/identity.py`` asks first)."""
+        path = self._identity_file
         if not path.exists():
             commit_bytes(path, uuid.uuid4().hex.encode())
         return path.read_text()
+
+    def has_identity(self) -> bool:
+        """Whether the run has an id yet."""
+        return self._identity_file.exists()
+
+    def take_identity(self, run_id: str) -> None:
+        """Be the run of this id: it began in another folder, and its checkpoints are used here.
+
+        Raises:
+            RunError: it is no id.
+        """
+        if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", run_id):  # it becomes a part of MLflow's queries
+            raise RunError(f"a checkpoint of {self.path} names the run id {run_id!r}, expected 32 hex digits; remove what names it")
+        commit_bytes(self._identity_file, run_id.encode())
+
+    @property
+    def _identity_file(self) -> Path:
+        return self.path / "logs" / "identity"
 
     @property
     def device(self) -> Path:
         """Whether the run computes on GPUs, decided at its first start."""
         return self.path / "device.json"
+
+    def rank_token(self) -> str:
+        """What this run's ranks know and others do not: drawn once by whichever rank comes first, readable by its user alone."""
+        path = self.path / "rank-token"
+        if not path.exists():
+            draft = self.path / f".tmp-{uuid.uuid4().hex[:12]}-{path.name}"
+            with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
+                file.write(secrets.token_hex(32))
+            with contextlib.suppress(FileExistsError):  # another rank was first, and its token counts
+                os.link(draft, path)
+            draft.unlink()
+        return path.read_text(encoding="ascii")
 
     @property
     def lengths(self) -> Path:
@@ -129,12 +163,15 @@ class RunDir:
 
     def marker(self, step: str) -> dict[str, Any] | None:
         """The marker of a finished step, or None."""
-        path = self.path / "steps" / f"{step}.json"
+        path = self.marker_path(step)
         return read_json(path) if path.exists() else None
+
+    def marker_path(self, step: str) -> Path:
+        return self.path / "steps" / f"{step}.json"
 
     def mark_done(self, step: str, marker: dict[str, Any]) -> None:
         """Commit a step's marker; the last act of a step."""
-        commit_json(self.path / "steps" / f"{step}.json", marker)
+        commit_json(self.marker_path(step), marker)
 
     def request_stop(self, attempt: int) -> None:
         """Ask the ranks of an attempt to write a checkpoint and stop."""
@@ -152,11 +189,6 @@ class RunDir:
             raise RunError(f"{self.path} is now owned by attempt {current}; attempt {attempt} may not commit anything")
 
 
-def settings_fingerprint(settings: Settings) -> str:
-    """Names what a run's results depend on: two runs of the same name are told apart."""
-    return fingerprint(_without_free(settings.model_dump()))
-
-
 def claim_settings(run_dir: RunDir, settings: Settings) -> None:
     """Write run.yaml, or check that the standing one says the same.
 
@@ -167,8 +199,8 @@ def claim_settings(run_dir: RunDir, settings: Settings) -> None:
     if not path.exists():
         commit_bytes(path, dump_settings(settings).encode())
         return
-    standing = _without_free(parse_settings(yaml.safe_load(path.read_text(encoding="utf-8"))).model_dump())
-    now = _without_free(settings.model_dump())
+    standing = without_free(parse_settings(yaml.safe_load(path.read_text(encoding="utf-8"))).model_dump())
+    now = without_free(settings.model_dump())
     differing = [name for name in sorted({*standing, *now}) if standing.get(name) != now.get(name)]
     if differing:
         changes = "; ".join(f"{name} was {standing.get(name)!r} and is now {now.get(name)!r}" for name in differing[:4])
@@ -269,13 +301,13 @@ def _write_own_lock(path: Path, attempt: int, *, released: bool) -> None:
             commit_json(path, {**_lock(attempt), "released": released})
 
 
-def _without_free(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> dict[str, Any]:
+def without_free(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> dict[str, Any]:
     """Flatten to dotted names, leaving out what may change between attempts."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = (*prefix, key)
         if isinstance(value, dict):
-            flat |= _without_free(value, name)
+            flat |= without_free(value, name)
         elif name not in _FREE_SETTINGS:
             flat[".".join(name)] = value
     return flat

@@ -210,6 +210,9 @@ class Generation(_Section):
     batch_size: PositiveInt = Field(64, description="questions decoded together")
     task_samples: int = Field(256, ge=1, le=256, description="questions a task")
     max_attempts: PositiveInt = Field(3, description="times a task is tried before it is set aside")
+    hang_timeout_s: PositiveFloat = Field(
+        600.0, description="seconds without progress (a token, a picture, a megabyte of a model or tar) after which a worker is replaced; also for features and captions"
+    )
     temperature: float = Field(0.0, ge=0, description="0 is greedy; above, rationales are drawn, seeded by question")
     top_p: float = Field(1.0, gt=0, le=1, description="draw from the likeliest tokens with this much probability")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="number format of the weights in generation")

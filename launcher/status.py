@@ -9,10 +9,13 @@ from pathlib import Path
 from data_shards.storage import read_json
 from launcher.config import tracking_uri
 from launcher.journal import JournalReader, how_far
+from launcher.mlflow_pages import compare_page, mlflow_page
 from launcher.progress import format_seconds
 from launcher.run_dir import PARENT, RunDir, owner, settings_of
 from launcher.settings import Settings
 
+LOCAL_SERVER = "http://127.0.0.1:5000"  # where `mmcot mlflow up` listens
+MOST_COMPARED = 16  # trials in one address
 STAGE_OF_STEP = {"train-rationale": "rationale", "train-answer": "answer"}
 
 
@@ -38,13 +41,13 @@ def describe_run(folder: Path) -> list[str]:
         lines.append(f"owner: process {current['pid']} on {current['host']}, attempt {current['attempt']}, last heard of {max(0.0, time.time() - current['heartbeat']):.0f} s ago")
     elif next_step:
         lines.append(f"nobody is running it; the same `mmcot run` goes on at {next_step!r}")
-    return [*lines, *_mlflow_lines(settings, run_dir)]
+    return [*lines, *mlflow_lines(settings, run_dir)]
 
 
 def describe_end(settings: Settings, run_dir: RunDir) -> list[str]:
     """The last lines of a run: where it lies and how to open the MLflow page."""
     page = [f"report: {run_dir.report}   (a page to look at, offline)"] if run_dir.report.exists() else []
-    return ["", f"run: {run_dir.path}", *page, *_mlflow_lines(settings, run_dir)]
+    return ["", f"run: {run_dir.path}", *page, *mlflow_lines(settings, run_dir)]
 
 
 def _progress(run_dir: RunDir, step: str, *, running: bool) -> str:
@@ -63,15 +66,27 @@ def _progress(run_dir: RunDir, step: str, *, running: bool) -> str:
     return text + (f", last checkpoint {latest.read_text().strip()}" if latest and latest.exists() else "")
 
 
-def _mlflow_lines(settings: Settings, run_dir: RunDir) -> list[str]:
+def mlflow_lines(settings: Settings, run_dir: RunDir) -> list[str]:
+    """How to open the run's page in MLflow; of a tuning also the page that compares its trials."""
     state = read_json(run_dir.mlflow_state) if run_dir.mlflow_state.exists() else {}
-    uri = state.get("uri") or tracking_uri(settings)
-    run_id = state.get("runs", {}).get(PARENT)
-    page = f"/#/runs/{run_id}" if run_id else ""
-    if not uri.startswith("sqlite:"):
-        return [f"MLflow: {uri}{page}"]
+    uri, runs = state.get("uri") or tracking_uri(settings), state.get("runs", {})
+    is_served = uri.startswith(("http://", "https://"))
+    server = uri if is_served else LOCAL_SERVER
+    ids = {"experiment_id": state.get("experiment_id"), "run_id": runs.get(PARENT)}
+    page = mlflow_page(server, **ids)
+    lines = [f"MLflow: {page}" if is_served else f"MLflow: {_command(uri, settings)}   then open {page}"]
+    trials = [run_id for path in sorted(run_dir.path.glob("trials/*/mlflow.json")) if (run_id := read_json(path).get("runs", {}).get(PARENT))]
+    if len(trials) > 1 and ids["experiment_id"]:
+        which = "trials" if len(trials) <= MOST_COMPARED else f"the first {MOST_COMPARED} of {len(trials)} trials"
+        lines.append(f"{which} compared: {compare_page(server, experiment_id=ids['experiment_id'], run_ids=trials[:MOST_COMPARED])}")
+    return lines
+
+
+def _command(uri: str, settings: Settings) -> str:
+    """What serves a database."""
+    store = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or store.name != "mlflow.db":
+        return f"mmcot mlflow up --backend-store-uri {shlex.quote(uri)}"
     folder = settings.run_dir.parent
-    command = f"mmcot mlflow up --backend-store-uri {uri}"
-    if uri == f"sqlite:///{folder.absolute() / 'mlflow.db'}":
-        command = "mmcot mlflow up" if folder == Path("runs") else f"mmcot mlflow up --runs {shlex.quote(str(folder))}"
-    return [f"MLflow: {command}   then open http://127.0.0.1:5000{page}"]
+    folder = folder if folder.absolute() == store.parent else store.parent
+    return "mmcot mlflow up" if folder == Path("runs") else f"mmcot mlflow up --runs {shlex.quote(str(folder))}"

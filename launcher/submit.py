@@ -14,6 +14,7 @@ import asyncio
 import logging
 import re
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +24,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from launcher.config import check_no_credentials, dump_settings, read_deepspeed, tracking_uri, value_of
+from launcher.run_dir import RunDir
 from launcher.settings import Settings, SettingsError
+from launcher.status import mlflow_lines
 
 PACKAGES = ("launcher", "mmcot", "data_shards")
 SETTINGS_FILE = "run.yaml"
@@ -73,6 +76,8 @@ def submit_run(settings: Settings, *, address: str, follow: bool = True, report:
             ) from None
     report(f"job {job}, run {settings.run.dir}; the same command goes on where it stopped")
     report(f"  follow: ray job logs --follow --address {address} {job}    stop, with a checkpoint: ray job stop --address {address} {job}")
+    for line in mlflow_lines(settings, RunDir(settings.run_dir)):
+        report(f"  {line}")
     return _follow(client, job, report) if follow else 0
 
 
@@ -121,7 +126,16 @@ def write_package(folder: Path, settings: Settings) -> None:
 
 
 def _follow(client: Any, job: str, report: Callable[[str], None]) -> int:
-    """Show a job's output until it ends; a lost connection is taken up again."""
+    """Show a job's output until it ends, or until Ctrl-C, which ends the showing alone."""
+    try:
+        return _show_to_the_end(client, job, report)
+    except KeyboardInterrupt:
+        report(f"no longer following {job}; it goes on")
+        return 128 + signal.SIGINT
+
+
+def _show_to_the_end(client: Any, job: str, report: Callable[[str], None]) -> int:
+    """Show a job's output; a lost connection is taken up again. Returns the job's status."""
     from ray.exceptions import RayError
 
     num_shown, lost = 0, False
@@ -141,9 +155,6 @@ def _follow(client: Any, job: str, report: Callable[[str], None]) -> int:
             if (info := client.get_job_info(job)).status.is_terminal():
                 break
             time.sleep(_RETRY_S)
-        except KeyboardInterrupt:
-            report(f"no longer following {job}; it goes on")
-            return 130
         except Exception as error:  # the tunnel or the head: the job may well be running
             if isinstance(error, RayError) or "status code 404" in str(error):
                 report(f"{job} can no longer be followed ({error}); if the cluster began anew, the same command goes on where the run stopped")

@@ -1,12 +1,16 @@
 """What a run tells MLflow, written down first: a tree of one parent run a pipeline and a child a step.
 
     with open_tracker(settings, run_dir) as tracker, tracker.step("train-rationale") as child:
-        child.log_params({"learning_rate": 1e-3})
-        child.follow("rationale-metrics.jsonl")      # points are sent as they are written
+        child.log_params({"shards_dir": "data/mini"})  # beside all settings, which every run of the tree has
+        child.follow("rationale-metrics.jsonl")        # points are sent as they are written
 
 Every call appends a line to ``logs/tracking.jsonl`` and returns:
 
-    {"run": "train-rationale", "do": "params", "time_ms": 1790000000000, "values": {"learning_rate": "0.001"}}
+    {"run": "train-rationale", "do": "params", "time_ms": 1790000000000, "values": {"shards_dir": "data/mini"}}
+
+Settings, losses and scores stand on the same run, so that MLflow can compare and plot them: every run has the
+settings, and the parent has each stage's losses (``rationale_loss``, ``rationale_validation_loss``, ``answer_loss``, ...)
+and the scores beside them.
 
 A thread (``launcher/mlflow_sync.py``) makes MLflow agree with the file, now or when a server
 that was away is back. Nothing here imports MLflow or waits for it.
@@ -23,10 +27,12 @@ from typing import Any
 
 from launcher.config import setting_names, value_of
 from launcher.journal import LineFile
-from launcher.run_dir import PARENT, RunDir, Stopped
+from launcher.run_dir import PARENT, TUNING, RunDir, Stopped
 from launcher.settings import Settings
 
 _LONGEST_PARAM = 6000  # characters MLflow takes
+_CUT = " ... (cut; run.yaml has all of it)"
+_STAGE_METRICS = ("loss", "validation_loss")  # of a stage's journal, what the parent run has too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +44,7 @@ class RunLog:
 
     def log_params(self, params: dict[str, Any]) -> None:
         """Parameters; the first value of each stands, as in MLflow."""
-        self._append("params", values={key: str(value)[:_LONGEST_PARAM] for key, value in params.items()})
+        self._append("params", values={key: _text_of(value) for key, value in params.items()})
 
     def log_tags(self, tags: dict[str, str]) -> None:
         """Tags; the last value of each stands."""
@@ -60,9 +66,13 @@ class RunLog:
         """A finished model for the registry; see ``launcher/registry.py`` for the values."""
         self._append("model", **values)
 
-    def follow(self, pattern: str) -> None:
-        """Send the points of all files of this name in ``logs/``, now and later."""
-        self._append("follow", pattern=pattern)
+    def follow(self, pattern: str, *, names: dict[str, str] | None = None) -> None:
+        """Send the points of all files of this name in ``logs/``, now and later.
+
+        Args:
+            names: only these metrics, and what they are called in this run; none: all, as they are called in the file.
+        """
+        self._append("follow", pattern=pattern, **({"names": names} if names else {}))
 
     @contextlib.contextmanager
     def running(self, *, name: str, tags: dict[str, str], parent_key: str | None = None) -> Iterator[None]:
@@ -89,31 +99,54 @@ class RunLog:
 
 @dataclasses.dataclass(frozen=True)
 class Tracker:
-    """The parent run of a pipeline, and its children."""
+    """The parent run of a pipeline, and its children, each with the same parameters."""
 
     parent: RunLog
+    params: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[RunLog]:
         """The child run of a step, continued if it exists."""
         child = RunLog(self.parent.file, name)
         with child.running(name=name, tags={"mmcot.step": name}):
+            child.log_params(self.params)
             yield child
 
 
 @contextlib.contextmanager
 def open_tracker(
-    settings: Settings, run_dir: RunDir, *, report: Callable[[str], None] = print, parent_key: str | None = None
+    settings: Settings, run_dir: RunDir, *, report: Callable[[str], None] = print, parent_key: str | None = None, arm: str | None = None
 ) -> Iterator[Tracker]:
-    """Open (or continue) the parent run of a run's folder, and send while the block lasts."""
+    """Open (or continue) the parent run of a run's folder, and send while the block lasts.
+
+    Args:
+        parent_key: of the tuning's run, where this one is a trial.
+        arm: of the tuning that this trial belongs to; it becomes a parameter.
+    """
     from launcher.environment import describe_environment
     from launcher.mlflow_sync import sending
 
     file = LineFile(run_dir.tracking)
-    parent = RunLog(file, PARENT)
+    params = _settings_params(settings) | ({"arm": arm} if arm else {})
+    tracker = Tracker(RunLog(file, PARENT), params)
+    parent = tracker.parent
     with contextlib.closing(file), sending(settings, run_dir, report=report):
         with parent.running(name=settings.run.name, tags={"mmcot.run_dir": str(run_dir.path)}, parent_key=parent_key):
-            parent.log_params({name: value_of(settings, name) for name in setting_names()})
+            parent.log_params(params)
             parent.log_tags(describe_environment())
             parent.log_artifact(run_dir.path / "run.yaml")
-            yield Tracker(parent)
+            for stage in settings.chain.stages:
+                parent.follow(run_dir.journal(stage).name, names={name: f"{stage}_{name}" for name in _STAGE_METRICS})
+            parent.follow(run_dir.journal_of(TUNING).name)
+            yield tracker
+
+
+def _settings_params(settings: Settings) -> dict[str, Any]:
+    """Every setting by its dotted name; those of a tuning only where there is one."""
+    is_tuning = bool(settings.tuning.space or settings.tuning.arms)
+    return {name: value_of(settings, name) for name in setting_names() if is_tuning or not name.startswith("tuning.")}
+
+
+def _text_of(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST_PARAM else text[: _LONGEST_PARAM - len(_CUT)] + _CUT

@@ -21,10 +21,12 @@ import torch.distributed as dist
 
 from data_shards.stream import Step
 from launcher.backbone import build_model, export_model
-from launcher.checkpoint import Found, check_probe, find_checkpoint, load_state, save_checkpoint
-from launcher.checkpoint_store import checkpoint_store, fetch_checkpoint, upload_checkpoint
+from launcher.checkpoint import Found, agreed, check_probe, find_checkpoint, load_state, save_checkpoint
+from launcher.checkpoint_store import checkpoint_store, fetch_latest, upload_checkpoint
+from launcher.collectives import check_members, gather_json
 from launcher.engine import build_engine, init_distributed, learning_rate, set_learning_rate
 from launcher.guards import HangGuard, StopRequest
+from launcher.identity import facts_of_job
 from launcher.jobs import TrainJob, model_facts
 from launcher.journal import Journal
 from launcher.ledger import Ledger
@@ -135,6 +137,7 @@ def train(
 def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
     """Open the data, build the engine and go back to the latest checkpoint."""
     settings, training, run_dir = job.settings, job.settings.training, RunDir(Path(job.run_dir))
+    check_members(run_dir.rank_token())
     _LOG.info("rank %d of %d joined its group with the code of %s, process %d", rank, world_size, Path(__file__).parent, os.getpid())
     streams = {split: StageStream(job, split).open() for split in ("train", "val")}
     plan, checkpoints = streams["train"].plan(0), run_dir.checkpoints(job.stage)
@@ -142,19 +145,20 @@ def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
         "plan_fingerprint": plan.fingerprint,
         "world_size": world_size, "zero_stage": training.zero_stage, "precision": training.precision,
         "nvme": training.offload == "nvme",
+        **(identity := job.run_facts or agreed(lambda: facts_of_job(job))),
     }  # fmt: skip
 
     def may_commit() -> None:
         run_dir.check_attempt(job.attempt)
 
-    store = checkpoint_store(settings, job.stage)
-    if store:
-        fetch_checkpoint(store, checkpoints, may_commit=may_commit)
+    store = checkpoint_store(settings, job.stage, identity)
+    notes = fetch_latest(settings, job.stage, checkpoints, facts=identity, may_commit=may_commit) if store else []
     found = find_checkpoint(checkpoints, facts=facts, may_commit=may_commit)
     samples = streams["train"].samples
     engine = build_engine(
-        lambda: build_model(settings, samples), training, world_size=world_size, load_universal=bool(found and found.is_universal)
-    )
+        lambda: build_model(settings, samples), training, world_size=world_size,
+        random_weights=not settings.model.pretrained, load_universal=bool(found and found.is_universal),
+    )  # fmt: skip
     this = _Training(
         job=job, rank=rank, world_size=world_size, engine=engine, tokenizer=load_tokenizer(settings, job.shards_dir), streams=streams,
         num_val_steps=streams["val"].plan(0).num_steps, steps_per_epoch=plan.num_steps, facts=facts,
@@ -164,6 +168,10 @@ def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
         hang_guard=HangGuard(training.hang_timeout_s),
     )  # fmt: skip
     this.last_checkpoint = _resume(this, found)
+    for note in [*notes, *(found.notes if found else ())]:
+        _LOG.warning(note)
+        if this.journal:
+            this.journal.note(this.last_checkpoint, note)
     _LOG.info("ready to go on at step %d of %d", this.last_checkpoint, job.num_steps)
     if this.journal:
         this.journal.begin(this.last_checkpoint, job.num_steps)
@@ -260,10 +268,6 @@ def _resume(this: _Training, found: Found | None) -> int:
     load_state(this.engine, found)
     loss = _probe_loss(this)
     check_probe(found.path, expected=found.manifest["probe_loss"], found=loss, precision=this.job.settings.training.precision)
-    for note in found.notes:
-        _LOG.warning(note)
-        if this.journal:
-            this.journal.note(found.step, note)
     return found.step
 
 
@@ -317,8 +321,7 @@ def _check_applied(engine: Any, loaded: Step, loss: float, last_checkpoint: int)
     values = {"loss": loss, **{"gradient norm": norm for norm in _gradient_norm(engine).values()}}
     if all(map(math.isfinite, values.values())) and not engine.skipped_steps:
         return
-    qids: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(qids, [qid for _, block in loaded.blocks for qid in block.qids])
+    qids = gather_json([qid for _, block in loaded.blocks for qid in block.qids])
     culprits = f" The questions of its batch: {', '.join(qid for share in qids for qid in share)}"
     _check_finite(values, loaded.number, last_checkpoint, culprits)
     raise TrainingError(

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.storage import commit_bytes, commit_folder, commit_json, read_json
-from launcher.journal import JournalReader
-from launcher.run_dir import RunDir
+from launcher.jobs import HANDED_OVER
+from launcher.journal import Journal, JournalReader
+from launcher.run_dir import TUNING, RunDir
 from launcher.settings import Settings
 from launcher.tuning_space import with_values
 
@@ -45,12 +46,14 @@ def run_trial(values: dict[str, Any], *, job: TrialJob) -> None:
 
     os.chdir(job.working_dir)  # paths of the settings are relative to where the tuning was started
     run_dir = _folder_of_trial(job, tune.get_context().get_trial_id(), tune.get_checkpoint(), values)
+    told = Journal(run_dir.journal_of(TUNING))  # what Tune is told, for the trial's run in MLflow
     settings = trial_settings(job.settings, values, run_dir)
     tuning, failures = job.settings.tuning, []
 
     def run() -> None:
         try:
-            run_pipeline(settings, until=tuning.until, report=_Log(run_dir.path / "logs" / "trial.log"), parent_key=job.parent_key)
+            report = _Log(run_dir.path / "logs" / "trial.log")
+            run_pipeline(settings, until=tuning.until, report=report, parent_key=job.parent_key, arm=values.get("arm"))
         except BaseException as error:
             failures.append(error)
 
@@ -62,7 +65,7 @@ def run_trial(values: dict[str, Any], *, job: TrialJob) -> None:
         for point in reader.read():
             if "validation_loss" in point["metrics"] and point["step"] > last and tuning.objective == "validation_loss":
                 last = point["step"]
-                _report(tune, run_dir, last, {"validation_loss": point["metrics"]["validation_loss"]}, tuning)
+                _report(tune, run_dir, last, {"validation_loss": point["metrics"]["validation_loss"]}, tuning, told)
         if not alive:
             break
         thread.join(LOOK_EVERY_S)
@@ -70,8 +73,8 @@ def run_trial(values: dict[str, Any], *, job: TrialJob) -> None:
         raise failures[0]
     if tuning.objective != "validation_loss":
         scores = read_json(run_dir.scores("val"))
-        values = {"accuracy": scores["accuracy"]["AVG"], "rougeL": scores["rationale"]["rougeL"]}
-        _report(tune, run_dir, last + 1, {name: value for name, value in values.items() if value is not None}, tuning)
+        reached = {"accuracy": scores["accuracy"]["AVG"], "rougeL": scores["rationale"]["rougeL"]}
+        _report(tune, run_dir, last + 1, {name: value for name, value in reached.items() if value is not None}, tuning, told)
 
 
 def trial_settings(settings: Settings, values: dict[str, Any], run_dir: RunDir) -> Settings:
@@ -83,8 +86,9 @@ def trial_settings(settings: Settings, values: dict[str, Any], run_dir: RunDir) 
     return own.model_copy(update={"run": own.run.model_copy(update={"dir": str(run_dir.path), "name": run_dir.path.name})})
 
 
-def _report(tune: Any, run_dir: RunDir, step: int, metrics: dict[str, float], tuning: Any) -> None:
+def _report(tune: Any, run_dir: RunDir, step: int, metrics: dict[str, float], tuning: Any, told: Journal) -> None:
     """Tell Tune; where trials hand their weights on, with a note where they lie."""
+    told.log(step, metrics)
     values = {"step": step, **metrics}
     if tuning.scheduler != "pbt":
         tune.report(values)
@@ -119,11 +123,14 @@ def has_checkpoint(folder: Path, step: int) -> bool:
 
 
 def copy_checkpoint(source: Path, target: Path, *, step: int) -> None:
-    """Give another run the checkpoint of a step as its latest."""
+    """Give another run, of other settings, the checkpoint of a step as its latest."""
     name = f"step-{step:06d}"
     staging = target.with_name(f".staging-{target.name}")
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(source / name, staging / name)
+    manifest = read_json(staging / name / "manifest.json")
+    giver = {key: manifest.pop(key) for key in ("run_id", "settings_fingerprint") if key in manifest}
+    commit_json(staging / name / "manifest.json", {**manifest, HANDED_OVER: giver})
     commit_bytes(staging / "LATEST", f"{name}\n".encode())
     commit_folder(staging, target)
 

@@ -25,10 +25,10 @@ from launcher.config import dump_settings, tracking_uri
 from launcher.data import prepare_data
 from launcher.gpus import with_device
 from launcher.guards import sigterm_stops
-from launcher.journal import JournalReader, LineFile
+from launcher.journal import Journal, JournalReader, LineFile
 from launcher.mlflow_sync import sync_run
 from launcher.preflight import check_machine, check_settings
-from launcher.run_dir import PARENT, RunDir, claim_settings, owned
+from launcher.run_dir import PARENT, TUNING, RunDir, claim_settings, owned
 from launcher.settings import Settings, SettingsError
 from launcher.tracking import RunLog, Tracker, open_tracker
 from launcher.trial import OBJECTIVES, TrialJob, run_trial
@@ -111,6 +111,7 @@ def _tuner(job: TrialJob, concurrent: int, report: Report) -> Any:
     from ray import tune
 
     os.environ.update(TUNE_FORCE_TRIAL_CLEANUP_S="3", TUNE_GLOBAL_CHECKPOINT_S="5")  # a trial that is ended frees its workers at once
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours, as SIGTERM is
     settings, storage = job.settings.tuning, Path(job.folder) / "tune"
     # No processor of its own: what works are its workers, and a fraction here would keep the last of them out.
     trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), {"memory": TRIAL_MEMORY})
@@ -250,13 +251,22 @@ def _finish(settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]], t
     values = values.model_copy(update={"run": values.run.model_copy(update={"dir": beside, "name": f"{settings.run.name}-best"})})
     commit_bytes(run_dir.path / "best.yaml", dump_settings(values).encode())
     tracker.parent.log_artifact(run_dir.path / "best.yaml")
-    tracker.parent.log_scores({f"best_{objective}": best[objective], "num_trials": len(trials), "num_failed": sum(t["state"] == "failed" for t in trials)})
-    tracker.parent.log_tags({f"best.{name}": str(value) for name, value in best["values"].items()})
+    log_outcome(run_dir, trials, {f"best_{objective}": best[objective]})
+    tracker.parent.log_tags({"best.trial": best["trial"], **{f"best.{name}": str(value) for name, value in best["values"].items()}})
+    if settings.tuning.time_budget_s is None:  # with one, the same command may find a better trial, and a parameter cannot change
+        tracker.parent.log_params({f"best.{name}": value for name, value in best["values"].items()})
     from launcher.tuning_plots import plot_trials
 
     for path in plot_trials(trials, run_dir.path, objective=objective, mode=OBJECTIVES[objective]):
         tracker.parent.log_artifact(path)
     report(f"best: {objective} {best[objective]:.4f} with {best['values']}; `mmcot run --config {run_dir.path / 'best.yaml'}`")
+
+
+def log_outcome(run_dir: RunDir, trials: list[dict[str, Any]], values: dict[str, float | None]) -> None:
+    """What the trials reached, for the tuning's run in MLflow: a point of all steps so far, so that later trials can better it."""
+    counts = {"num_trials": float(len(trials)), "num_failed": float(sum(trial["state"] == "failed" for trial in trials))}
+    with contextlib.closing(Journal(run_dir.journal_of(TUNING))) as journal:
+        journal.log(sum(trial["step"] for trial in trials), {**counts, **{name: float(value) for name, value in values.items() if value is not None}})
 
 
 def rank(trials: list[dict[str, Any]], objective: str) -> list[dict[str, Any]]:

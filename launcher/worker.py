@@ -12,17 +12,17 @@ import contextlib
 import faulthandler
 import logging
 import os
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from data_shards.storage import commit_bytes, read_json
 from launcher.gpus import GpuFault, hold_gpus, is_gpu_fault, note_fault, read_faults
+from launcher.guards import end_at_next_stop, handling_stop
 from launcher.jobs import TrainJob
 from launcher.preflight import clear_compile_locks, fetch_pretrained
 from launcher.run_dir import RunDir, Stopped
@@ -78,12 +78,12 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
     """Run a training on Ray workers; lost workers are replaced and go on from LATEST.
 
     Whether to start again is decided here, not by Ray: a lost worker is worth another
-    start, an exception in our own code would only come again. SIGTERM to this process
-    makes the workers write a checkpoint and stop.
+    start, an exception in our own code would only come again. SIGTERM to this process, Ctrl-C
+    or a closed terminal make the workers write a checkpoint and stop.
 
     Raises:
         WorkersFailed: a worker raised, or workers were lost more often than allowed.
-        Stopped: SIGTERM came.
+        Stopped: it was asked to stop.
     """
     run_dir, max_failures = RunDir(Path(job.run_dir)), job.settings.training.max_failures
     faults: list[GpuFault] = []
@@ -91,8 +91,8 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
     for num_losses in range(max_failures + 1):
         started = time.time()
         try:
-            with _sigterm_stops(run_dir, job.attempt, report):
-                _trainer(job, num_losses).fit()
+            with _stop_requests(run_dir, job.attempt, report):
+                _fit(_trainer(job, num_losses))
             if run_dir.stop_requested(job.attempt):  # also in the last step: the pipeline must not go on to the next one
                 raise Stopped(f"training of stage {job.stage!r} stopped as asked; the same command goes on from its checkpoint")
             return
@@ -131,22 +131,22 @@ def _check_gpus_left(job: TrainJob, faults: list[GpuFault], *, num_held: int) ->
 
 
 @contextlib.contextmanager
-def _sigterm_stops(run_dir: RunDir, attempt: int, report: Callable[[str], None]) -> Iterator[None]:
-    """Hand SIGTERM on to the ranks as a request, once; a second one ends this process."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _stop_requests(run_dir: RunDir, attempt: int, report: Callable[[str], None]) -> Iterator[None]:
+    """Hand SIGTERM, Ctrl-C and SIGHUP on to the ranks as a request, once; a second SIGTERM or Ctrl-C ends this process."""
 
     def on_signal(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        end_at_next_stop()
         run_dir.request_stop(attempt)
-        report("  asked to stop: writing a checkpoint first")
+        report("  asked to stop: writing a checkpoint first; Ctrl-C or SIGTERM again ends at once, without one")
 
-    before = signal.signal(signal.SIGTERM, on_signal)
-    try:
+    with handling_stop(on_signal):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+
+
+def _fit(trainer: Any) -> None:
+    """Run a trainer to its end, in a thread: from the main thread Ray Train would take Ctrl-C, and abort without a checkpoint."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(trainer.fit).result()
 
 
 def _trainer(job: TrainJob, num_losses: int) -> Any:

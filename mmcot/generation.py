@@ -95,6 +95,7 @@ def generate_texts(
     seed: int = 0,
     keys: Sequence[str] | None = None,
     stop: Sequence[str] = (),
+    on_step: Callable[[], None] = lambda: None,
 ) -> list[GeneratedText]:
     """Write one text for each source: greedily, by sampling or by beam search.
 
@@ -109,6 +110,7 @@ def generate_texts(
         seed: of the draws, together with ``keys``.
         keys: a name for each source (its qid), needed for sampling.
         stop: a text ends before the first of these strings that it would contain.
+        on_step: called after every token of all rows, or batch of a beam search.
 
     Returns:
         texts in the order of ``sources``.
@@ -119,7 +121,7 @@ def generate_texts(
     sampling = Sampling(temperature, top_p, seed)
     _check_arguments(sources, features, num_beams, sampling, keys, stop)
     if num_beams > 1:
-        return _beam_search(model, tokenizer, sources, features, feature_shape, max_new_tokens, batch_size, num_beams)
+        return _beam_search(model, tokenizer, sources, features, feature_shape, max_new_tokens, batch_size, num_beams, on_step)
 
     tail = BYTES_PER_CHARACTER * max(map(len, stop), default=0) + 8  # a token is a byte at least
 
@@ -131,6 +133,7 @@ def generate_texts(
     written = generate_ids(
         model, sources, features, feature_shape=feature_shape, max_new_tokens=max_new_tokens, num_rows=batch_size,
         eos_token_ids=ends, sampling=sampling, keys=keys, is_stopped=is_stopped if stop else None,
+        on_step=on_step,
     )  # fmt: skip
     return [_read_row(tokenizer, ids, ends, stop) for ids in written]
 
@@ -149,6 +152,7 @@ def generate_ids(
     keys: Sequence[str] | None = None,
     is_stopped: Callable[[list[int]], bool] | None = None,
     on_refill: Callable[[int], None] | None = None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
     """Write token ids for each source, ``num_rows`` of them at a time.
 
@@ -157,6 +161,7 @@ def generate_ids(
         eos_token_ids: a row ends with any of these.
         is_stopped: asked after every token whether what a row has written ends it.
         on_refill: told of every source that took a finished row's place.
+        on_step: called for every row that begins, and after every token of all rows.
 
     Returns:
         ids of each source, in their order, with the end token where one was written.
@@ -183,10 +188,12 @@ def generate_ids(
         index, states = next(waiting)
         decoder.admit(len(rows), states)
         rows.append(Row(index, limits[index]))
+        on_step()
     while rows:
         logits = decoder.step([row.ids[-1] if row.ids else start for row in rows], [len(row.ids) for row in rows])
         for row, token in zip(rows, choose(logits, rows), strict=True):
             row.ids.append(token)
+        on_step()
         for place in reversed(range(len(rows))):  # backwards, so that the last row is always one that goes on
             row = rows[place]
             if row.ids[-1] not in ends and len(row.ids) < row.max_new_tokens and not (is_stopped and is_stopped(row.ids)):
@@ -251,7 +258,7 @@ def _encode_sources(model, sources, features, feature_shape) -> Iterator[tuple[i
 
 
 def _beam_search(
-    model, tokenizer, sources, features, feature_shape, max_new_tokens, batch_size, num_beams
+    model, tokenizer, sources, features, feature_shape, max_new_tokens, batch_size, num_beams, on_step
 ) -> list[GeneratedText]:
     texts: list[GeneratedText | None] = [None] * len(sources)
     by_length = sorted(range(len(sources)), key=lambda index: (-len(sources[index]), index))
@@ -264,6 +271,7 @@ def _beam_search(
             outputs = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=num_beams, use_cache=True)
         for index, row in zip(chosen, outputs[:, 1:].tolist(), strict=True):
             texts[index] = _read_row(tokenizer, row, _end_tokens(model, tokenizer), ())
+        on_step()
     return texts
 
 

@@ -12,7 +12,8 @@ The letters: Q question, C context (hint and caption), M the options, G a ration
 written earlier, L lecture, E explanation (ScienceQA's ``solution``), A answer. The
 texts are those of the published system to the byte, oddities included, for its
 checkpoints have read nothing else: AL gives the solution and AE the lecture, LE ends
-in one period more, and a newline of a lecture or solution becomes a backslash and an n.
+in one period more, a newline of a lecture or solution becomes a backslash and an n, and
+``BECAUSE:`` stays where the lecture or solution after it is empty.
 
 This module knows nothing of tokens, files or pictures.
 """
@@ -158,6 +159,5 @@ def _target(problem: Problem, output_part: str, fields: dict[str, str]) -> str:
 
 
 def _normalize(text: str) -> str:
-    """One line, single spaces, and no reason announced where none follows."""
-    text = " ".join(text.split())
-    return text.removesuffix("BECAUSE:").strip()
+    """One line with single spaces."""
+    return " ".join(text.split())

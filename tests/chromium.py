@@ -68,13 +68,13 @@ class Chromium:
         """Send a command and wait for its answer; events that come meanwhile are kept."""
         return self._loop.run_until_complete(asyncio.wait_for(self._ask(method, parameters or {}), ANSWER_S))
 
-    def open(self, path: Path, *, fragment: str = "", width: int = 1200, height: int = 900, dark: bool = False) -> Page:
-        """Open a file in the tab, anew."""
+    def open(self, place: Path | str, *, fragment: str = "", width: int = 1200, height: int = 900, dark: bool = False) -> Page:
+        """Open a file, or an address, in the tab, anew."""
         self.ask("Emulation.setDeviceMetricsOverride", {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False})
         self.ask("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]})
         self.ask("Page.navigate", {"url": "about:blank"})
         self.events.clear()
-        self.ask("Page.navigate", {"url": path.absolute().as_uri() + fragment})
+        self.ask("Page.navigate", {"url": (place if isinstance(place, str) else place.absolute().as_uri()) + fragment})
         page = Page(self)
         page.wait_for("document.readyState === 'complete'")
         return page

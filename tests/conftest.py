@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -10,6 +11,47 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+
+RAY_STARTS: list[str] = []  # a line a call of ray.init in this process
+RAY_FIXTURES: set[str] = set()  # fixtures that made one: a test that asks for them uses Ray as well
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef, request):
+    before = len(RAY_STARTS)
+    try:
+        return (yield)
+    finally:
+        if len(RAY_STARTS) > before:
+            RAY_FIXTURES.add(fixturedef.argname)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    marked = item.get_closest_marker("ray") or item.get_closest_marker("cluster")
+    before = len(RAY_STARTS)
+    result = yield
+    uses = sorted(RAY_FIXTURES.intersection(item.fixturenames)) or RAY_STARTS[before:]
+    if uses and not marked:
+        pytest.fail(f"{item.nodeid} starts Ray ({uses[0]}) and lacks the marker: add @pytest.mark.ray")
+    return result
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _note_starts_of_ray():
+    """Have every ray.init of this process noted, so that a test without the marker ``ray`` is found."""
+    import ray
+
+    start = ray.init
+
+    def noted(*arguments, **options):
+        RAY_STARTS.append("ray.init")
+        return start(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray, "init", noted)
+        yield
+
 
 TINY = [
     "data.mini_sqa.num_train=64", "data.mini_sqa.num_val=16", "data.mini_sqa.num_test=16",
@@ -42,6 +84,28 @@ def tiny_data(workplace, tiny_settings):
         return prepare_data(tiny_settings, lambda line: None)
     finally:
         os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def corrected_data(tiny_data, workplace):
+    """The tiny data folder with 6 of its 64 training texts corrected, each as long as before."""
+    from data_shards.questions import SPLITS, QuestionSet
+    from data_shards.storage import commit_json
+    from data_shards.writer import manifest_shards, read_problems, write_text_shards
+    from launcher.data import DataFolder
+
+    problems = {
+        split: [problem for shard in manifest_shards(tiny_data.text, split) for problem in read_problems(tiny_data.path / "text", shard)] for split in SPLITS
+    }
+    for number, problem in enumerate(problems["train"][:6]):
+        problems["train"][number] = dataclasses.replace(problem, question=problem.question[::-1])
+    folder = workplace / "corrected"
+    shutil.copytree(tiny_data.path, folder)
+    shutil.rmtree(folder / "text")
+    text = write_text_shards(QuestionSet(problems, pictures=lambda problem: []), folder, samples_per_shard=24)
+    features = tiny_data.features | {"text_fingerprint": text["fingerprint"]}
+    commit_json(folder / "features" / "patch" / "manifest.json", features)
+    return DataFolder(folder, text, features)
 
 
 @pytest.fixture(scope="session")

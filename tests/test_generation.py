@@ -97,6 +97,7 @@ def test_a_task_that_always_fails_is_set_aside_with_its_questions_and_the_rest_c
     assert len(files) == 2
 
 
+@pytest.mark.ray
 def test_a_local_ray_answers_nobody_without_its_token(ray_up):
     import grpc
     import ray

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import logging
 import os
 import re
@@ -22,13 +23,15 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+from chromium import NAMES, Chromium, find_chromium
 
 from data_shards.storage import commit_bytes, read_json
 from launcher import mlflow_server
-from launcher.config import load_settings, tracking_uri
+from launcher.config import dump_settings, load_settings, tracking_uri
+from launcher.journal import Journal
 from launcher.mlflow_server import _hosts_and_origins, plan_server
-from launcher.run_dir import RunDir
-from launcher.status import describe_end
+from launcher.run_dir import TUNING, RunDir
+from launcher.status import describe_end, mlflow_lines
 from launcher.tracking import open_tracker
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +94,9 @@ def track(run: Path, monkeypatch, uri: str | None = None, password: str | None =
     with open_tracker(settings, RunDir(run)) as tracker, tracker.step("train-rationale") as child:
         child.log_params({"answer": 42})
         child.log_scores({"accuracy": 0.75})
+        tracker.parent.log_scores({"test_accuracy_AVG": 98.75})
+        with contextlib.closing(Journal(RunDir(run).journal("rationale"))) as journal:
+            journal.log(20, {"loss": 0.25})
     from mlflow import MlflowClient
 
     runs = read_json(RunDir(run).mlflow_state)["runs"]
@@ -113,11 +119,86 @@ def root(tmp_path_factory):
 # One for a person.
 
 
-def test_it_serves_what_a_run_wrote_before_and_sigterm_leaves_no_process(root, monkeypatch, tmp_path):
+@pytest.fixture(scope="module")
+def plain(root):
+    """A server of a folder with a run and a tuning of two trials; yields (the server, run ids of demo, of the trials)."""
+    with pytest.MonkeyPatch.context() as patch:
+        ids = track(root / "plain" / "runs" / "demo", patch)[1:]
+        trials = write_tuning(root / "plain" / "runs" / "tuned")
+    server = start(root / "plain")
+    yield server, ids, trials
+    server.end(signal.SIGKILL)
+
+
+def write_tuning(folder: Path) -> list[str]:
+    """A tuning and two trials in the store beside it; returns the trials' run ids."""
+    database = f"sqlite:///{folder.parent / 'mlflow.db'}"
+    settings = load_settings(preset="demo", overrides=["run.name=tuned", f"run.dir={folder}", "tuning.space={training.learning_rate: {grid: [0.004, 0.008]}}"])
+    tuning, found = RunDir(folder), []
+    with open_tracker(settings, tuning):
+        pass
+    for name, rate in (("low", 0.004), ("high", 0.008)):
+        overrides = [f"run.name={name}", f"run.dir={folder / 'trials' / name}", f"training.learning_rate={rate}", f"tracking.uri={database}"]
+        trial = RunDir(folder / "trials" / name)
+        with contextlib.closing(Journal(trial.journal_of(TUNING))) as journal:
+            for step in (1, 2, 3):
+                journal.log(step, {"validation_loss": rate * 100 / step})
+        with open_tracker(load_settings(preset="demo", overrides=overrides), trial, parent_key=f"{tuning.identity()}/pipeline"):
+            pass
+        found.append(read_json(trial.mlflow_state)["runs"]["pipeline"])
+    commit_bytes(folder / "run.yaml", dump_settings(settings).encode())
+    return found
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if find_chromium() is None:
+        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
+    with Chromium() as browser:
+        yield browser
+
+
+def look(browser, server: Running, line: str, *awaited: str, picture: Path):
+    """Open the address at a line's end, as this server has it; returns what the page shows once all awaited texts are there."""
+    page = browser.open(re.search(r"http://\S+", line)[0].replace("http://127.0.0.1:5000", server.url), width=1900, height=1000)
+    try:
+        for text in awaited:
+            page.wait_for(f"document.body.innerText.includes({json.dumps(text)})", seconds=30)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; the page shows:\n{page.run('document.body.innerText')}") from None
+    finally:
+        page.picture(picture)
+    return page.run("document.body.innerText")
+
+
+def test_the_printed_address_opens_the_runs_own_page_with_its_settings_and_scores(plain, browser, tmp_path):
+    server, _, _ = plain
+    settings = load_settings(preset="demo", overrides=[f"run.dir={server.folder / 'runs' / 'demo'}"])
+    line = describe_end(settings, RunDir(settings.run_dir))[-1]
+    text = look(browser, server, line, "training.learning_rate", "test_accuracy_AVG", picture=tmp_path / "mlflow-run.png")
+    assert "Evaluations" not in text and "Runs\ndemo\nOverview" in text
+    assert "training.learning_rate\n0.002" in text and "test_accuracy_AVG\n98.75" in text and "rationale_loss\n0.25" in text
+
+
+def test_the_servers_own_address_opens_the_table_of_runs(plain, browser, tmp_path):
+    server, _, _ = plain
+    text = look(browser, server, server.output.read_text(), "Run Name", "demo", "tuned", picture=tmp_path / "mlflow-runs.png")
+    assert "Evaluation runs" not in text and "Token Usage" not in text
+
+
+def test_trials_are_plotted_against_each_other(plain, browser, tmp_path):
+    server, _, _ = plain
+    settings = load_settings(config=server.folder / "runs" / "tuned" / "run.yaml")
+    line = mlflow_lines(settings, RunDir(settings.run_dir))[-1]
+    text = look(browser, server, line, "Parallel Coordinates Plot", "Run details", picture=tmp_path / "mlflow-trials.png")
+    parameters, metrics = re.search(r"Parameters:\n(.*?)Metrics:\n(.*?)Clear All", text, re.DOTALL).groups()
+    assert "training.learning_rate" in parameters and "validation_loss" in metrics and "low" in text and "high" in text
+
+
+def test_it_serves_what_a_run_wrote_before_and_sigterm_leaves_no_process(plain, tmp_path):
     from mlflow import MlflowClient
 
-    _, child, parent = track(root / "plain" / "runs" / "demo", monkeypatch)
-    server = start(root / "plain")
+    server, (child, parent), _ = plain
     try:
         client = MlflowClient(server.url)
         data = client.get_run(child).data
@@ -372,9 +453,10 @@ def test_a_proxy_on_the_same_machine_may_pass_on_its_name(tmp_path):
 def test_the_line_at_the_end_of_a_run_serves_that_run(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
+    page = "http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
     settings = load_settings(preset="demo", overrides=["run.dir=elsewhere/demo"])
-    assert describe_end(settings, RunDir(settings.run_dir))[-1] == "MLflow: mmcot mlflow up --runs elsewhere   then open http://127.0.0.1:5000"
+    assert describe_end(settings, RunDir(settings.run_dir))[-1] == f"MLflow: mmcot mlflow up --runs elsewhere   then open {page}"
     settings = load_settings(preset="demo")
-    assert describe_end(settings, RunDir(settings.run_dir))[-1] == "MLflow: mmcot mlflow up   then open http://127.0.0.1:5000"
+    assert describe_end(settings, RunDir(settings.run_dir))[-1] == f"MLflow: mmcot mlflow up   then open {page}"
     settings = load_settings(preset="demo", overrides=["tracking.uri=sqlite:////else/where.db"])
     assert describe_end(settings, RunDir(settings.run_dir))[-1].startswith("MLflow: mmcot mlflow up --backend-store-uri sqlite:////else/where.db ")

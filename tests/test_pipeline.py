@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -122,6 +123,7 @@ def test_the_last_lines_are_the_table_the_run_and_how_to_open_mlflow(finished):
     assert any(line.split() == ["NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "AVG"] for line in tail)
     assert any(line.startswith("ceiling, text alone, greedy chain") for line in tail)
     assert "run: runs/demo" in tail and tail[-2].startswith("report: runs/demo/report.html") and tail[-1].startswith("MLflow: mmcot mlflow up")
+    assert re.search(r"http://127\.0\.0\.1:5000/#/experiments/1/runs/[0-9a-f]{32}\?workflowType=machine_learning$", tail[-1])
 
 
 def test_every_question_has_one_rationale_and_one_prediction(folder, finished):
@@ -145,7 +147,13 @@ def test_mlflow_holds_one_parent_with_a_child_a_step_and_no_point_twice(folder, 
     assert {run.info.status for run in runs} == {"FINISHED"}
     history = client.get_metric_history(children["train-rationale"].info.run_id, "loss")
     assert sorted(metric.step for metric in history) == list(range(1, 41))
-    assert parents[0].data.params["training.zero_stage"] == "2" and "test_accuracy_AVG" in parents[0].data.metrics
+    parent = parents[0].data
+    assert parent.params["training.zero_stage"] == "2" and all(child.data.params.items() >= parent.params.items() for child in children.values())
+    losses = {f"{stage}_{name}" for stage in ("rationale", "answer") for name in ("loss", "validation_loss")}
+    assert {*losses, "val_accuracy_AVG", "test_accuracy_AVG", "val_rougeL", "test_rougeL"} <= set(parent.metrics)
+    assert parent.metrics["rationale_loss"] == children["train-rationale"].data.metrics["loss"]
+    history = client.get_metric_history(parents[0].info.run_id, "rationale_loss")
+    assert sorted(metric.step for metric in history) == list(range(1, 41))
     training = children["train-rationale"].data.metrics
     assert {"mfu", "gate_opening", "padding_factor", "memory_gb", "time_share_backward", "validation_loss", "grad_norm"} <= set(training)
     assert 0 < training["mfu"] < 1 and 0 < training["gate_opening"] < 1

@@ -119,9 +119,37 @@ def test_the_word_answer_with_a_colon_is_removed_from_the_target_only():
     assert "BECAUSE: Answer: the anvil." in source
 
 
-def test_reason_is_not_announced_where_none_follows():
-    assert build_pair(replaced(solution=""), "QCM-AL")[1] == "The answer is (B)."
-    assert build_pair(replaced(solution="", lecture=""), "QCM-ALE")[1] == "The answer is (B)."
+@pytest.mark.parametrize("name", ["AL", "AE", "ALE", "AEL"])
+def test_because_stays_in_a_target_without_lecture_and_solution(name):
+    problem = replaced(solution="", lecture=" \t ")
+    assert build_pair(problem, f"QCM-{name}")[1] == gold_rationale(problem, name) == "The answer is (B). BECAUSE:"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *[(name, f"{START} {OPTIONS} BECAUSE:") for name in ("QCML", "QCME", "QCMLE")],
+        *[(name, f"{START} BECAUSE: {OPTIONS}") for name in ("QCLM", "QCEM", "QCLEM")],
+    ],
+)
+def test_because_stays_in_a_source_without_lecture_and_solution(name, expected):
+    assert build_pair(replaced(solution="", lecture=""), f"{name}-A")[0] == f"{expected} Answer:"
+
+
+def test_because_stays_where_only_the_part_that_the_format_reads_is_empty():
+    assert build_pair(replaced(solution=""), "QCM-AL")[1] == "The answer is (B). BECAUSE:"
+    assert build_pair(replaced(lecture=""), "QCM-AE")[1] == "The answer is (B). BECAUSE:"
+    assert build_pair(replaced(lecture=""), "QCML-A")[0] == f"{START} {OPTIONS} BECAUSE: Answer:"
+
+
+def test_because_at_the_end_of_a_given_rationale_or_solution_stays():
+    assert build_pair(PROBLEM, "QCMG-A", rationale="Solution: it sinks BECAUSE: ")[0] == f"{START} {OPTIONS} Solution: it sinks BECAUSE: Answer:"
+    assert build_pair(replaced(solution="It sinks BECAUSE:\n"), "QCM-E")[1] == "Solution: It sinks BECAUSE:\\n"
+
+
+def test_white_space_of_a_given_rationale_becomes_single_spaces_on_one_line():
+    source, _ = build_pair(PROBLEM, "QCMG-A", rationale=" Solution:  one\n\ttwo   three \n")
+    assert source == f"{START} {OPTIONS} Solution: one two three Answer:"
 
 
 def test_empty_solution_leaves_its_heading():
@@ -160,11 +188,44 @@ def test_gold_rationale_is_the_stage_one_target():
 @pytest.mark.parametrize(
     ("name", "use_caption", "expected"),
     [
+        ("CQM-A", False, "ba736e9f803e28aa123e0cd7ea5c45199192ddf44a5962c945a04117d23fddac"),
+        ("CQMG-A", False, "adeb1da21f2514c6172ef14364da211d332bb0cc84817380aac5dda825f51663"),
+        ("CQMG-A", True, "07a2847c96162c9ce5fd3da21591609ac0b7ddca9d10450df319293d58f4f08c"),
+        ("QCM-AEL", False, "67e1cd7ca0fbea385a8777c1919ac9a8eb53718e63b841060bde03a47a682818"),
+        ("QCM-AE", False, "c173eda6e85fd4485b4c77ca5ef22c17af850882af79dec004bcf7933b8156ed"),
+        ("QCM-ALE", False, "15c8e4921529044cb761978f7f82c598bc4bf784789e592233e9fb842624b439"),
+        ("QCM-AL", False, "143d4a05ae1578439bcdc3b76c854a11416d77e9d13a76de331a19582b3dfefc"),
+        ("QCM-A", False, "5506740aa46ad04e5696fcf670193b0fd57b4c690b772fe3c915001d20c7aff5"),
+        ("QCM-EA", False, "97eb3612147193edef9733ee6625c3c99a99555516b2c1dabbc53c24accd6cea"),
+        ("QCM-ELA", False, "b01a8fcdf9e13de07f1a989262d210dc1bda986365d419b54cbc935ff0190fd4"),
         ("QCM-E", False, "9fd656a036e026ed10161b0b946e6e433e8e51a9b6a3dcfc1607ec0fb29e53cb"),
+        ("QCM-LA", False, "e845291d3b9363e550933b9c7318d08aa9c9e93cb3dd79f001b6effd8391c1a4"),
+        ("QCM-LEA", False, "54c36af034b885473cbba7edae77281ab9237a24a983a88afe9d697987de02c9"),
+        ("QCM-LE", False, "eb76c92cdcd656108c317cd373de38564fb3a2e3245dd4f79454af9de1b1adc6"),
+        ("QCME-A", False, "4286d83b3985bc552f2d2cedcde5a97e23612f658c70b9e30f6962d1c2872d24"),
+        ("QCMG-A", False, "8f2ce966b38b982d07f9c365a0f1e5b9800eadbf92221d5e187b0c341e362497"),
         ("QCMG-A", True, "ea5d04df5d6733e1385c04c8806a27fd1d32eebf77c079b1a20d8369ae1c633e"),
+        ("QCML-A", False, "6a50ac9acac441fb7807dabb25f4c8caeada28aeb710cc3b504b1dbe40ff47c6"),
+        ("QCMLE-A", False, "41c413264191876b00c5b4945c29b9ee4da3ab328cf2b27cc06f8960005f74ef"),
+        ("QM-A", False, "d6a4949a3c669ac06d9ec1a6268a3d94929c1e3f26f1580429d3c4108273c7f6"),
     ],
 )
 def test_real_questions_give_the_published_texts(name, use_caption, expected):
+    assert hash_of_pairs(name, use_caption=use_caption, rationale_of=lambda record: None) == expected
+
+
+@pytest.mark.parametrize("use_caption", [False, True])
+@pytest.mark.parametrize("inputs", ["QCMG", "CQMG"])
+def test_the_gold_rationale_given_as_a_text_makes_the_same_pairs(inputs, use_caption):
+    def gold(record):
+        return "Solution: {lecture} {solution}".format(**{key: record[key].replace("\n", "\\n") for key in ("lecture", "solution")})
+
+    given = hash_of_pairs(f"{inputs}-A", use_caption=use_caption, rationale_of=gold)
+    assert given == hash_of_pairs(f"{inputs}-A", use_caption=use_caption, rationale_of=lambda record: None)
+
+
+def hash_of_pairs(name, *, use_caption, rationale_of):
+    """The hash over all real questions; the test is skipped where they are not."""
     folder = os.environ.get("MMCOT_SCIENCEQA_DIR")
     if not folder:
         pytest.skip("MMCOT_SCIENCEQA_DIR is not set")
@@ -173,6 +234,6 @@ def test_real_questions_give_the_published_texts(name, use_caption, expected):
     digest = hashlib.sha256()
     for qid in sorted(records, key=int):
         problem = Problem.from_scienceqa(qid, records[qid], captions.get(qid, ""))
-        source, target = build_pair(problem, name, use_caption=use_caption)
+        source, target = build_pair(problem, name, use_caption=use_caption, rationale=rationale_of(records[qid]))
         digest.update(f"{qid}\t{source}\t{target}\n".encode())
-    assert digest.hexdigest() == expected
+    return digest.hexdigest()

@@ -109,6 +109,21 @@ def test_a_job_that_the_cluster_no_longer_knows_is_followed_no_longer():
     assert "can no longer be followed" in shown[-1]
 
 
+def test_ctrl_c_ends_the_following_and_not_the_job_also_while_the_connection_is_lost(monkeypatch):
+    class Away(Cluster):
+        async def tail_job_logs(self, job):
+            raise ConnectionError("the tunnel is down")
+            yield
+
+    def press_ctrl_c(seconds):
+        raise KeyboardInterrupt
+
+    shown = []
+    monkeypatch.setattr(submit.time, "sleep", press_ctrl_c)
+    assert submit._follow(Away("RUNNING", None), "demo-1", shown.append) == 130
+    assert shown[-1] == "no longer following demo-1; it goes on"
+
+
 def test_no_secret_of_the_environment_goes_along(tmp_path, monkeypatch):
     for name in ("MLFLOW_TRACKING_PASSWORD", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, "planted-7c1e")

@@ -23,7 +23,7 @@ from launcher.config import dump_settings, load_settings, tracking_uri
 from launcher.environment import describe_environment
 from launcher.guards import sigterm_stops
 from launcher.journal import Journal, LineFile
-from launcher.mlflow_sync import _create_store, is_everything_told
+from launcher.mlflow_sync import _create_store, is_everything_told, sync_run
 from launcher.pipeline import _Pipeline
 from launcher.run_dir import RunDir, Stopped
 from launcher.settings import SettingsError
@@ -254,6 +254,64 @@ def test_the_ids_of_an_earlier_version_are_gone_on_with(place):
     run_dir.tracking.unlink()
     assert is_everything_told(run_dir)
     assert log_once(settings, run_dir, [(2, 0.8)]) == first
+
+
+def make_old(run_dir):
+    """Write what the version before this one wrote: no experiment, settings on the parent alone, points followed by the child alone."""
+    lines = [line for line in map(json.loads, run_dir.tracking.read_text().splitlines()) if not (line["run"] == "pipeline" and line["do"] == "follow")]
+    lines = [line for line in lines if not (line["run"] != "pipeline" and line["do"] == "params")]
+    run_dir.tracking.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    state = read_json(run_dir.mlflow_state)
+    read = {name: offset for name, offset in state["read"].items() if "/" not in name}
+    commit_json(run_dir.mlflow_state, {name: value for name, value in state.items() if name != "experiment_id"} | {"applied": len(lines), "read": read})
+
+
+def test_a_run_of_an_earlier_version_is_synced_and_gone_on_with(place):
+    settings, run_dir = place
+    first = log_once(settings, run_dir, [(1, 0.9), (2, 0.8)])
+    make_old(run_dir)
+    assert sync_run(run_dir, settings) == 0 and read_json(run_dir.mlflow_state)["experiment_id"] == "1"
+    make_old(run_dir)
+    assert log_once(settings, run_dir, [(2, 5.0), (3, 0.7)]) == first
+    parent = read_json(run_dir.mlflow_state)["runs"]["pipeline"]
+    assert sorted(history(settings, first)) == sorted(history(settings, parent, "rationale_loss")) == [(1, 0.9), (2, 0.8), (3, 0.7)]
+
+
+def test_settings_losses_and_scores_stand_on_the_same_run(place):
+    settings, run_dir = place
+    with open_tracker(settings, run_dir) as tracker, tracker.step("train-answer") as child:
+        with contextlib.closing(Journal(run_dir.journal("answer"))) as journal:
+            child.follow("answer-metrics.jsonl")
+            journal.log(10, {"loss": 0.5, "grad_norm": 1.0})
+            journal.log(10, {"validation_loss": 0.4})
+            journal.log(20, {"loss": 0.3, "grad_norm": 1.0})
+            journal.log(20, {"validation_loss": 0.2})
+        tracker.parent.log_scores({"val_accuracy_AVG": 75.0})
+    runs, client = read_json(run_dir.mlflow_state)["runs"], client_of(settings)
+    parent, child = (client.get_run(runs[name]).data for name in ("pipeline", "train-answer"))
+    assert parent.metrics == {"answer_loss": 0.3, "answer_validation_loss": 0.2, "val_accuracy_AVG": 75.0}
+    assert child.metrics == {"loss": 0.3, "validation_loss": 0.2, "grad_norm": 1.0}
+    assert parent.params == child.params and parent.params["training.learning_rate"] == "0.002" and parent.params["answer.num_steps"] == "1000"
+    assert not [name for name in parent.params if name.startswith("tuning.")]
+
+
+def test_a_setting_that_changes_between_attempts_breaks_nothing_and_a_later_step_has_the_new_value(make_place):
+    said = []
+    for workers, step in ((2, "train-rationale"), (1, "train-rationale"), (1, "train-answer")):
+        settings, run_dir = make_place("a", f"cluster.num_workers={workers}")
+        with open_tracker(settings, run_dir, report=said.append) as tracker, tracker.step(step):
+            pass
+    runs, client = read_json(run_dir.mlflow_state)["runs"], client_of(settings)
+    found = {name: client.get_run(run_id).data.params["cluster.num_workers"] for name, run_id in runs.items()}
+    assert found == {"pipeline": "2", "train-rationale": "2", "train-answer": "1"} and said == []
+
+
+def test_a_setting_longer_than_mlflow_takes_says_that_it_is_cut(place):
+    settings, run_dir = place
+    with open_tracker(settings, run_dir) as tracker:
+        tracker.parent.log_params({"long": "x" * 6001, "fits": "y" * 6000})
+    params = client_of(settings).get_run(read_json(run_dir.mlflow_state)["runs"]["pipeline"]).data.params
+    assert len(params["long"]) == 6000 and params["long"].endswith("x ... (cut; run.yaml has all of it)") and params["fits"] == "y" * 6000
 
 
 class Server:

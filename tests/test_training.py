@@ -64,14 +64,24 @@ def from_s3(job, s3, cache_dir):
     return dataclasses.replace(job, shards_dir=s3, settings=job.settings.model_copy(update={"data": data}))
 
 
+def from_random_weights(job):
+    """The same job on a model of random weights, with its attention started by distance."""
+    model = job.settings.model.model_copy(update={"pretrained": None})
+    assert model.shape.near_bias
+    return dataclasses.replace(job, settings=job.settings.model_copy(update={"model": model}), num_steps=1)
+
+
 @pytest.fixture(scope="module")
-def together(make_job, s3, tmp_path_factory):
+def together(make_job, s3, corrected_data, tmp_path_factory):
     """Trainings of two ranks that differ in what must not matter, one after the other in the same processes."""
     jobs = {
         "undisturbed": make_job("undisturbed"),
         "zero3": make_job("zero3", zero_stage=3),
         "activations": make_job("activations", activation_checkpointing=True, offload="cpu"),
         "s3": from_s3(make_job("s3", loader_processes=2, checkpoint_url="s3://bucket/checkpoints"), s3, tmp_path_factory.mktemp("cache")),
+        # The same name, settings and store as the one before; its plan is the same too.
+        "corrected": dataclasses.replace(make_job("corrected", checkpoint_url="s3://bucket/checkpoints"), shards_dir=str(corrected_data.path)),
+        **{f"random{stage}": from_random_weights(make_job(f"random{stage}", zero_stage=stage)) for stage in (1, 2, 3)},
     }
     result = torchrun(*jobs.values(), world_size=2)
     assert result.returncode == 0, result.stderr[-3000:]
@@ -96,6 +106,12 @@ def test_a_training_from_s3_through_two_loader_processes_is_the_one_from_local_s
     assert_equal_weights(together["s3"], undisturbed)
     read = [point["metrics"]["gigabytes_read"] for point in points_of(together["s3"]) if "loss" in point["metrics"]]
     assert 0 < read[0] <= read[-1]
+
+
+def test_a_run_with_corrected_texts_trains_though_the_store_holds_a_whole_training_of_the_texts_before(together):
+    assert losses(together["corrected"]).keys() == {1, 2, 3, 4, 5}
+    weights, before = weights_of(together["corrected"]), weights_of(together["s3"])
+    assert any((weights[name] != before[name]).any() for name in before)
 
 
 def test_computing_activations_again_and_offloading_change_nothing(together, undisturbed):
@@ -123,7 +139,8 @@ def test_checkpoints_of_two_ranks_go_on_with_one_and_say_so_and_one_in_s3_with_n
     for job, other in zip(steady, jobs, strict=True):
         shutil.copytree(RunDir(Path(other.run_dir)).checkpoints("rationale"), RunDir(Path(job.run_dir)).checkpoints("rationale"))
     restored = make_job("restored", checkpoint_url="s3://bucket/checkpoints")
-    store = checkpoint_store(restored.settings, "rationale")
+    facts = read_json(RunDir(Path(together["s3"].run_dir)).checkpoints("rationale") / "step-000005" / "manifest.json")
+    store = checkpoint_store(restored.settings, "rationale", facts)
     assert list_names(store) == ["LATEST", "step-000004", "step-000005"]
     put_bytes(b"step-000004\n", f"{store}/LATEST")
     for group, world_size in ((jobs, 1), ([*steady, restored], 2)):
@@ -132,7 +149,7 @@ def test_checkpoints_of_two_ranks_go_on_with_one_and_say_so_and_one_in_s3_with_n
     for job, expected in zip(jobs, steady, strict=True):
         assert losses(job).keys() == {5, 6, 7, 8} and losses(job) == pytest.approx(losses(expected), rel=1e-5)
         assert any("step-000004 is converted to another number of workers" in point.get("note", "") for point in points_of(job))
-    assert losses(restored).keys() == {5}
+    assert losses(restored).keys() == {5} and RunDir(Path(restored.run_dir)).identity() == facts["run_id"]
     assert_equal_weights(restored, undisturbed)
 
 
@@ -140,6 +157,11 @@ def test_zero_3_computes_the_losses_of_zero_2_and_exports_the_whole_model(togeth
     weights, expected = weights_of(together["zero3"]), weights_of(undisturbed)
     assert {name: w.shape for name, w in weights.items()} == {name: w.shape for name, w in expected.items()}
     assert losses(together["zero3"]) == pytest.approx(losses(undisturbed), rel=1e-6)
+
+
+def test_every_stage_starts_from_the_same_random_weights_with_attention_started_by_distance(together):
+    first = {stage: losses(together[f"random{stage}"])[1] for stage in (1, 2, 3)}
+    assert first[2] == pytest.approx(first[1], rel=1e-6) and first[3] == pytest.approx(first[1], rel=1e-6)
 
 
 def test_a_step_that_is_not_finite_stops_every_stage_and_precision_and_names_its_questions(make_job, tiny_data, tmp_path):

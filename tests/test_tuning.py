@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
+
 import numpy as np
 import pytest
 import yaml
+from mlflow import MlflowClient
 
+from data_shards.storage import commit_bytes, commit_json, read_json
 from launcher.config import load_settings, parse_settings
+from launcher.journal import Journal
+from launcher.run_dir import RunDir
 from launcher.settings import SettingsError
-from launcher.trial import copy_checkpoint, has_checkpoint
-from launcher.tune import _finish, count_concurrent, in_own_folder, rank
+from launcher.tracking import open_tracker
+from launcher.trial import TrialJob, copy_checkpoint, has_checkpoint, run_trial
+from launcher.tune import _finish, count_concurrent, end_trials, in_own_folder, rank
 from launcher.tuning_plots import correlations
 from launcher.tuning_space import check_space, with_values
 
@@ -85,8 +93,6 @@ def test_the_best_trial_becomes_settings_that_run(tmp_path):
     class Told:
         parent = Parent()
 
-    from launcher.run_dir import RunDir
-
     _finish(settings, RunDir(tmp_path), trials, Told(), said.append)
     best = parse_settings(yaml.safe_load((tmp_path / "best.yaml").read_text()))
     assert (best.training.learning_rate, best.training.schedule, best.tuning.space) == (2e-4, "cosine", {})
@@ -98,8 +104,6 @@ def test_the_best_trial_becomes_settings_that_run(tmp_path):
 
 @pytest.mark.parametrize(("given", "folder", "best"), [(None, "runs/demo-tune", "runs/demo-tune-best"), ("else/where/", "else/where", "else/where-best")])
 def test_a_tuning_and_its_best_run_have_folders_of_their_own(tmp_path, given, folder, best):
-    from launcher.run_dir import RunDir
-
     overrides = [] if given is None else [f"run.dir={given}"]
     settings = in_own_folder(settings_of({"training.learning_rate": {"loguniform": [1e-4, 1e-2]}}, *overrides), "tune")
     assert str(settings.run_dir) == folder
@@ -112,6 +116,98 @@ def test_a_tuning_and_its_best_run_have_folders_of_their_own(tmp_path, given, fo
     trials = [{"trial": "a", "values": {"training.learning_rate": 1e-3}, "state": "finished", "step": 10, "validation_loss": 0.1, "error": None}]
     _finish(settings, RunDir(tmp_path), trials, Told(), lambda line: None)
     assert str(parse_settings(yaml.safe_load((tmp_path / "best.yaml").read_text())).run_dir) == best
+
+
+@pytest.fixture
+def tuning_place(tmp_path, monkeypatch):
+    """A tuning's settings and folder, and an SQLite store beside it."""
+    from launcher.mlflow_sync import _create_store
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    database = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    _create_store(database)
+    settings = settings_of({"training.learning_rate": {"grid": [0.1, 0.2]}}, f"run.dir={tmp_path / 'tuned'}", f"tracking.uri={database}", "tracking.send_every_s=0.1")
+    commit_bytes(settings.run_dir / "run.yaml", b"")
+    return settings, RunDir(settings.run_dir)
+
+
+@pytest.fixture
+def run_fake_trial(tuning_place, monkeypatch):
+    """Run a trial whose pipeline writes losses and scores and trains nothing, and whose Tune listens; returns what Tune was told."""
+    import os
+
+    from ray import tune
+
+    settings, run_dir = tuning_place
+    told = []
+
+    def pipeline(own, *, until, report, parent_key, arm):
+        trial = RunDir(own.run_dir)
+        commit_bytes(trial.path / "run.yaml", b"")
+        with contextlib.closing(Journal(trial.journal("rationale"))) as journal, open_tracker(own, trial, report=report, parent_key=parent_key, arm=arm):
+            for step in (10, 20):
+                journal.log(step, {"loss": 2.0 / step, "validation_loss": own.training.learning_rate / step})
+        commit_json(trial.scores("val"), {"accuracy": {"AVG": 70.0}, "rationale": {"rougeL": None}})
+
+    class Context:
+        def get_trial_id(self):
+            return "t0"
+
+    monkeypatch.setattr("launcher.pipeline.run_pipeline", pipeline)
+    monkeypatch.setattr(tune, "get_context", Context)
+    monkeypatch.setattr(tune, "get_checkpoint", lambda: None)
+    monkeypatch.setattr(tune, "report", told.append)
+
+    def run(values, **tuning):
+        base = settings.model_copy(update={"tuning": settings.tuning.model_copy(update=tuning)})
+        job = TrialJob(settings=base, folder=str(run_dir.path), parent_key=f"{run_dir.identity()}/pipeline", working_dir=os.getcwd())
+        with open_tracker(base, run_dir):
+            time.sleep(0.3)  # the trial's run is below the tuning's, which MLflow must have by then
+            run_trial(values, job=job)
+            end_trials(base, run_dir)
+        trial = RunDir(run_dir.path / "trials" / "t0")
+        client = MlflowClient(settings.tracking.uri)
+        parent = read_json(run_dir.mlflow_state)["runs"]["pipeline"]
+        found = client.get_run(read_json(trial.mlflow_state)["runs"]["pipeline"])
+        assert found.data.tags["mlflow.parentRunId"] == parent
+        return told, found.data
+
+    return run
+
+
+def test_a_trials_run_has_the_values_it_tried_and_what_they_reached(run_fake_trial):
+    for _ in range(2):  # the second time as after a kill: nothing comes twice
+        told, data = run_fake_trial({"training.learning_rate": 0.2})
+    assert told[:2] == [{"step": 10, "validation_loss": 0.02}, {"step": 20, "validation_loss": 0.01}]
+    assert data.params["training.learning_rate"] == "0.2" and data.metrics == {"rationale_loss": 0.1, "rationale_validation_loss": 0.01, "validation_loss": 0.01}
+
+
+def test_a_trial_of_an_arm_says_which_and_has_its_score(run_fake_trial):
+    arms = {"plain": {"run.chain": "two-stage", "training.learning_rate": 0.4}}
+    told, data = run_fake_trial({"arm": "plain", "run.seed": 3}, arms=arms, space={}, objective="accuracy", scheduler="none")
+    assert told == [{"step": 1, "accuracy": 70.0}] and data.metrics["accuracy"] == 70.0
+    assert (data.params["arm"], data.params["run.seed"], data.params["training.learning_rate"]) == ("plain", "3", "0.4")
+
+
+def test_the_tunings_run_has_the_best_value_and_settings_and_a_later_trial_can_better_them(tuning_place):
+    settings, run_dir = tuning_place
+
+    def finish(*losses, budget=None):
+        tuned = settings.model_copy(update={"tuning": settings.tuning.model_copy(update={"time_budget_s": budget})})
+        trials = [
+            {"trial": f"t{number}", "values": {"training.learning_rate": 0.1 * (number + 1)}, "state": "finished", "step": 10, "validation_loss": loss, "error": None}
+            for number, loss in enumerate(losses)
+        ]  # fmt: skip
+        with open_tracker(tuned, run_dir) as tracker:
+            _finish(tuned, run_dir, trials, tracker, lambda line: None)
+        return MlflowClient(settings.tracking.uri).get_run(read_json(run_dir.mlflow_state)["runs"]["pipeline"]).data
+
+    early = finish(0.5, budget=60.0)
+    assert early.metrics == {"best_validation_loss": 0.5, "num_trials": 1, "num_failed": 0} and early.params["tuning.objective"] == "validation_loss"
+    assert early.tags["best.training.learning_rate"] == "0.1" and "best.training.learning_rate" not in early.params
+    for data in (finish(0.5, 0.3), finish(0.5, 0.3)):
+        assert data.metrics == {"best_validation_loss": 0.3, "num_trials": 2, "num_failed": 0}
+        assert (data.tags["best.trial"], data.tags["best.training.learning_rate"], data.params["best.training.learning_rate"]) == ("t1", "0.2", "0.2")
 
 
 def test_what_decides_the_objective_has_the_highest_importance():

@@ -88,6 +88,17 @@ def test_every_trial_is_a_child_of_the_tuning_in_mlflow(killed):
     assert statuses == {name: "FAILED" if trial["state"] == "failed" else "FINISHED" for name, trial in trials.items()}
 
 
+def test_values_and_losses_of_trials_stand_on_the_trials_runs_and_the_best_on_the_tunings(killed):
+    folder, _, trials = killed
+    parent, runs = children(folder)
+    (best,) = [trial for trial in trials.values() if trial["state"] == "finished"]
+    data = runs[best["trial"]].data
+    assert float(data.params["training.learning_rate"]) == 1e-3
+    assert data.metrics["validation_loss"] == data.metrics["rationale_validation_loss"] == best["validation_loss"] == parent.data.metrics["best_validation_loss"]
+    assert parent.data.params["best.training.learning_rate"] == "0.001" and parent.data.metrics["num_failed"] == 1
+    assert "trials compared: http://127.0.0.1:5000/#/compare-runs?runs=[%22" in (folder / "output.log").read_text()
+
+
 @pytest.mark.slow
 def test_the_best_settings_run_as_they_stand(killed):
     folder, _, _ = killed

@@ -1,0 +1,100 @@
+"""The pictures of README and docs, made anew from a finished run of the demo.
+
+    python benchmarks/pictures.py runs/demo [--out docs/images]
+
+quiz.png is drawn from the run's predictions; report.png, looking.png and mlflow.png are what Chromium shows of its report and of MLflow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.request
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+import matplotlib
+
+matplotlib.use("Agg")
+from chromium import Chromium
+from matplotlib import pyplot
+from PIL import Image
+
+from data_shards.rationales import read_lines
+from data_shards.storage import read_json
+from launcher.evaluate import read_problems
+from launcher.report_questions import find_pictures
+from launcher.run_dir import PARENT, RunDir, settings_of, shards_dir_of
+
+PORT = 5017
+
+
+def draw_quiz(run_dir: RunDir, path: Path) -> None:
+    """Four test questions of different skills, each with what was written and answered."""
+    problems = read_problems(shards_dir_of(run_dir), "test")
+    pictures = find_pictures(run_dir, settings_of(run_dir), Path(shards_dir_of(run_dir)))
+    chosen: dict[str, dict] = {}
+    for line in read_lines(run_dir.predictions / "test.jsonl"):
+        if problems[line["qid"]].images:
+            chosen.setdefault(problems[line["qid"]].skill, line)
+    figure, axes = pyplot.subplots(4, 2, figsize=(9, 7), width_ratios=(1, 4), layout="constrained")
+    for (left, right), line in zip(axes, list(chosen.values())[:4], strict=True):
+        problem = problems[line["qid"]]
+        left.imshow(Image.open(pictures(problem)[0]).convert("RGB"), interpolation="nearest")
+        left.axis("off")
+        right.axis("off")
+        choices = "  ".join(f"({chr(65 + index)}) {choice}" for index, choice in enumerate(problem.choices))
+        answered = "unread" if line["prediction"] is None else f"{problem.choices[line['prediction']]}  ({'right' if line['prediction'] == problem.answer else 'wrong'})"
+        lines = [(f"Asked: {problem.question} {problem.hint}  {choices}", "#404040"), (f"Wrote: {line['rationale']}", "#00b050"), (f"Answered: {line['answer_text']}  {answered}", "#0055aa")]
+        for place, (text, colour) in zip((0.95, 0.5, 0.15), lines, strict=True):
+            right.text(0, place, textwrap.fill(text, 84), color=colour, va="top", fontsize=9, transform=right.transAxes)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def show(browser: Chromium, address: str, path: Path, *, wait_s: float, height: int = 900, script: str | None = None) -> None:
+    """A screenshot of a page after it has had time to draw."""
+    browser.ask("Emulation.setDeviceMetricsOverride", {"width": 1180, "height": height, "deviceScaleFactor": 1, "mobile": False})
+    browser.ask("Page.navigate", {"url": address})
+    time.sleep(wait_s)
+    if script:
+        browser.ask("Runtime.evaluate", {"expression": script, "awaitPromise": True})
+        time.sleep(1.0)
+    path.write_bytes(base64.b64decode(browser.ask("Page.captureScreenshot", {"format": "png"})["data"]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("docs/images"))
+    options = parser.parse_args()
+    run_dir = RunDir(options.run)
+    draw_quiz(run_dir, options.out / "quiz.png")
+    command = [sys.executable, "-m", "launcher", "mlflow", "up", "--runs", str(options.run.parent), "--port", str(PORT)]
+    server = subprocess.Popen(command)
+    try:
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{PORT}/health", timeout=2)
+                break
+            except OSError:
+                time.sleep(1.0)
+        state = read_json(run_dir.mlflow_state)
+        run_id = state["runs"].get("train-rationale", state["runs"][PARENT])
+        with Chromium() as browser:
+            report = run_dir.report.absolute().as_uri()
+            show(browser, report, options.out / "report.png", wait_s=2.0, script="document.querySelector('#questions').scrollIntoView()")
+            show(browser, report, options.out / "looking.png", wait_s=2.0, script="document.querySelector('#looking').scrollIntoView()")
+            address = f"http://127.0.0.1:{PORT}/?workflowType=machine_learning#/experiments/1/runs/{run_id}/model-metrics"
+            show(browser, address, options.out / "mlflow.png", wait_s=15.0)
+    finally:
+        server.terminate()
+        server.wait()
+
+
+if __name__ == "__main__":
+    main()
