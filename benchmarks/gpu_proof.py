@@ -306,7 +306,7 @@ def training_steps(size: str, peak: float) -> Iterator[dict[str, Any]]:
 
     settings = Training(zero_stage=1, precision="bf16" if ON_GPU else "fp32", learning_rate=1e-5)
     patches = (145, 1024) if size != "tiny" else (7, 12)
-    engine = build_engine(lambda: new_model(shape_of(size), patches=patches).float(), settings, world_size=1)
+    engine = build_engine(lambda: new_model(shape_of(size), patches=patches).float(), settings, world_size=1, random_weights=True)
     for rows, source, target in SHAPES[size]:
         batches = [random_batch(engine.module.config, rows=rows, source=source, target=target, seed=seed) for seed in range(2)]
         tokens = sum(int((batch["labels"] != -100).sum()) for batch in batches)

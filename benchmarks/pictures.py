@@ -89,7 +89,7 @@ def main() -> None:
             report = run_dir.report.absolute().as_uri()
             show(browser, report, options.out / "report.png", wait_s=2.0, script="document.querySelector('#questions').scrollIntoView()")
             show(browser, report, options.out / "looking.png", wait_s=2.0, script="document.querySelector('#looking').scrollIntoView()")
-            address = f"http://127.0.0.1:{PORT}/?workflowType=machine_learning#/experiments/1/runs/{run_id}/model-metrics"
+            address = f"http://127.0.0.1:{PORT}/#/experiments/1/runs/{run_id}/model-metrics?workflowType=machine_learning"
             show(browser, address, options.out / "mlflow.png", wait_s=15.0)
     finally:
         server.terminate()

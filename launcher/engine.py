@@ -119,7 +119,7 @@ def build_engine(
     Under ZeRO-3 pretrained weights are read into shards: an ``HfDeepSpeedConfig`` is alive while
     ``build_model`` runs. Random weights are made whole on every rank and sharded afterwards. Made in
     shards they would be drawn in another order than at the other stages, and what ``build_model``
-    changes in place (``mmcot/distance_bias.py``) would be empty tensors.
+    changes in place (``mmcot/attention_start.py``) would be empty tensors.
 
     Args:
         random_weights: whether ``build_model`` draws the weights, the same on every rank, instead of reading them.

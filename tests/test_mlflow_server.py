@@ -177,7 +177,7 @@ def test_the_printed_address_opens_the_runs_own_page_with_its_settings_and_score
     line = describe_end(settings, RunDir(settings.run_dir))[-1]
     text = look(browser, server, line, "training.learning_rate", "test_accuracy_AVG", picture=tmp_path / "mlflow-run.png")
     assert "Evaluations" not in text and "Runs\ndemo\nOverview" in text
-    assert "training.learning_rate\n0.002" in text and "test_accuracy_AVG\n98.75" in text and "rationale_loss\n0.25" in text
+    assert "training.learning_rate\n0.001" in text and "test_accuracy_AVG\n98.75" in text and "rationale_loss\n0.25" in text
 
 
 def test_the_servers_own_address_opens_the_table_of_runs(plain, browser, tmp_path):

@@ -170,7 +170,7 @@ def test_a_finished_run_does_nothing_and_says_so(folder, arguments, finished):
 
 def test_a_run_folder_of_other_settings_is_refused_naming_run_dir(folder, arguments, finished):
     status, output = mmcot(folder, *arguments, "--set", "training.learning_rate=0.5")
-    assert status == 1 and "training.learning_rate was 0.002 and is now 0.5" in output and "run.dir" in output
+    assert status == 1 and "training.learning_rate was 0.001 and is now 0.5" in output and "run.dir" in output
 
 
 def test_status_tells_what_was_done(folder, finished):

@@ -116,7 +116,7 @@ def test_the_tree_says_what_was_run_with_what_on_which_data(place):
     runs, client = read_json(run_dir.mlflow_state)["runs"], client_of(settings)
     parent, child = client.get_run(runs["pipeline"]), client.get_run(runs["data"])
     assert child.data.tags["mlflow.parentRunId"] == runs["pipeline"] and {parent.info.status, child.info.status} == {"FINISHED"}
-    assert parent.data.params["training.learning_rate"] == "0.002" and "mmcot.versions" in parent.data.tags
+    assert parent.data.params["training.learning_rate"] == "0.001" and "mmcot.versions" in parent.data.tags
     (dataset,) = child.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.dataset.digest, dataset.tags[0].value) == ("mini/train", "abc", "training")
     assert child.data.metrics == {"num_train": 64.0}
@@ -291,7 +291,7 @@ def test_settings_losses_and_scores_stand_on_the_same_run(place):
     parent, child = (client.get_run(runs[name]).data for name in ("pipeline", "train-answer"))
     assert parent.metrics == {"answer_loss": 0.3, "answer_validation_loss": 0.2, "val_accuracy_AVG": 75.0}
     assert child.metrics == {"loss": 0.3, "validation_loss": 0.2, "grad_norm": 1.0}
-    assert parent.params == child.params and parent.params["training.learning_rate"] == "0.002" and parent.params["answer.num_steps"] == "1000"
+    assert parent.params == child.params and parent.params["training.learning_rate"] == "0.001" and parent.params["answer.num_steps"] == "1200"
     assert not [name for name in parent.params if name.startswith("tuning.")]
 
 

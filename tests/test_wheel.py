@@ -40,7 +40,7 @@ def test_the_wheel_brings_every_preset(site, tmp_path):
     shipped = {path.name for path in (ROOT / "launcher" / "presets").glob("*.yaml")}
     assert {path.name for path in (site / "launcher" / "presets").glob("*.yaml")} == shipped and "demo.yaml" in shipped
     output = run_outside(site, tmp_path, "-m", "launcher", "config", "show", "--preset", "demo")
-    assert "learning_rate: 0.002" in output
+    assert "learning_rate: 0.001" in output
 
 
 def test_the_wheel_brings_the_reports_page(site):
