@@ -38,7 +38,7 @@ MAX_DRAWS = 200  # for one row, before its space counts as exhausted
 
 def write_mini_sqa(
     output_dir: str | Path, *, num_train: int = 4000, num_val: int = 400, num_test: int = 800, seed: int = 0,
-    shuffle_choices: bool = True, extra_choices: int = 2,
+    shuffle_choices: bool = True, extra_choices: int = 1,
 ) -> None:  # fmt: skip
     """Write the data set to a folder; files of the same name are overwritten.
 

@@ -21,13 +21,17 @@ from mmcot.distance_bias import prefer_near
 from mmcot.model import MultimodalT5Config, T5ForMultimodalGeneration
 
 
-def build_model(settings: Settings, samples: StageSamples) -> T5ForMultimodalGeneration:
-    """A pretrained T5 with new fusion layers, or one of random weights; seeded."""
+def build_model(settings: Settings, samples: StageSamples, *, gate_start: float | None = None) -> T5ForMultimodalGeneration:
+    """A pretrained T5 with new fusion layers, or one of random weights; seeded.
+
+    Args:
+        gate_start: where the gate of new fusion layers starts; None: ``model.gate_start``.
+    """
     torch.manual_seed(settings.run.seed)
     num_patches, dim = samples.reader.feature_shape if settings.data.features else (1, 1)
     vision = {
         "vision_num_patches": num_patches, "vision_dim": dim,
-        "fusion": settings.model.fusion, "gate_start": settings.model.gate_start, "mask_absent_patches": settings.model.mask_absent_patches,
+        "fusion": settings.model.fusion, "gate_start": settings.model.gate_start if gate_start is None else gate_start, "mask_absent_patches": settings.model.mask_absent_patches,
     }  # fmt: skip
     if settings.model.pretrained:
         verify_model(settings.model.pretrained)  # it may be another run's

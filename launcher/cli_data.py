@@ -20,7 +20,7 @@ def data_make(
     num_test: Annotated[int, typer.Option(help="Test questions.")] = 800,
     seed: Annotated[int, typer.Option(help="Seed of the generator.")] = 0,
     shuffle_choices: Annotated[bool, typer.Option("--shuffle-choices/--fixed-choices", help="Give each question an order of its choices of its own.")] = True,
-    extra_choices: Annotated[int, typer.Option(help="At most so many choices of other skills beside a skill's own.", min=0, max=3)] = 2,
+    extra_choices: Annotated[int, typer.Option(help="At most so many choices of other skills beside a skill's own.", min=0, max=3)] = 1,
 ) -> None:
     """Write MiniSQA, the embedded data set."""
     from data_shards.mini_sqa import write_mini_sqa

@@ -43,7 +43,7 @@ class MiniSQA(_Section):
     num_test: PositiveInt = Field(800, description="test questions")
     seed: NonNegativeInt = Field(0, description="seed of the generator")
     shuffle_choices: bool = Field(True, description="an order of the choices for each question, instead of one for each skill")
-    extra_choices: NonNegativeInt = Field(2, le=3, description="at most so many choices of other skills beside a skill's own, in half of the questions")
+    extra_choices: NonNegativeInt = Field(1, le=3, description="at most so many choices of other skills beside a skill's own, in half of the questions")
 
 
 class Data(_Section):
@@ -188,6 +188,7 @@ class Stage(_Section):
     num_epochs: PositiveFloat | None = Field(None, description="passes over the training split")
     max_source_tokens: PositiveInt = Field(512, description="longest source; what is cut is counted")
     max_target_tokens: PositiveInt = Field(512, description="longest target, in training and in generation")
+    gate_start: float | None = Field(None, description="where this stage's gate starts; none: model.gate_start")
 
     @pydantic.model_validator(mode="after")
     def _one_length(self) -> Stage:

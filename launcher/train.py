@@ -156,7 +156,7 @@ def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
     found = find_checkpoint(checkpoints, facts=facts, may_commit=may_commit)
     samples = streams["train"].samples
     engine = build_engine(
-        lambda: build_model(settings, samples), training, world_size=world_size,
+        lambda: build_model(settings, samples, gate_start=getattr(settings, job.stage).gate_start), training, world_size=world_size,
         random_weights=not settings.model.pretrained, load_universal=bool(found and found.is_universal),
     )  # fmt: skip
     this = _Training(

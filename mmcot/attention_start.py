@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from transformers import T5ForConditionalGeneration
 
+KEY_SCALE = 2.0  # of the match heads' keys; the queries take the rest of the score (learned sooner than with equal halves)
 FARTHEST = 12  # tokens; beyond, the bias falls no further
 
 
@@ -34,9 +35,9 @@ def start_with_lookup(model: T5ForConditionalGeneration, *, near_bias: float, ma
     for block in model.encoder.block:
         attention = block.layer[0].SelfAttention
         width = attention.key_value_proj_dim
-        rows = attention.k.weight[num_near * width :]  # T5's start gives the key of a normalised state a squared length of `width`
-        rows.mul_((match_score / width) ** 0.5)
-        attention.q.weight[num_near * width :] = rows
+        keys = attention.k.weight[num_near * width :]  # T5's start gives the key of a normalised state a squared length of `width`
+        attention.q.weight[num_near * width :] = keys * (match_score / width / KEY_SCALE)
+        keys.mul_(KEY_SCALE)
 
 
 def _mean_distances(attention: torch.nn.Module, *, offset: int) -> torch.Tensor:

@@ -21,7 +21,7 @@ FIELDS = {
 }  # fmt: skip
 # content_sha256 of write_mini_sqa(num_train=40, num_val=16, num_test=16, seed=0); it changes
 # only together with VERSION.
-GOLDEN_SHA256 = "da2a4a0b3ec181ba04fb411cc70c392559772c04efd215cefabd3f0ea36f2d25"
+GOLDEN_SHA256 = "d865b977d9c6127adc139cc49b53e8a3f14ed0947beb0cd4da529ce86b5119d6"
 
 
 @pytest.fixture(scope="module")
