@@ -31,6 +31,7 @@ from data_shards.rationales import list_tasks
 from data_shards.sources import read_questions
 from launcher.config import parse_settings
 from launcher.generate import GenerationWorker, Progress, run_tasks
+from launcher.gpus import with_device
 from launcher.jobs import GenerationJob
 from launcher.run_dir import RunDir, shards_dir_of
 from launcher.task_queue import TaskQueue
@@ -42,6 +43,7 @@ def make_job(run: Path, output_dir: str) -> GenerationJob:
     settings = parse_settings(yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8")))
     settings = settings.model_copy(update={"generation": settings.generation.model_copy(update={"task_samples": 64})})
     run_dir = RunDir(run)
+    settings = with_device(settings, run_dir, print, keep=False)
     shards = (run.parent.parent / shards_dir_of(run_dir)).absolute()
     return GenerationJob("rationale", settings, str(run_dir.model("rationale").absolute()), str(shards), output_dir)
 

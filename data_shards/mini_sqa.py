@@ -45,8 +45,8 @@ def write_mini_sqa(
     Args:
         shuffle_choices: each row has an order of its choices of its own, so that a letter must be looked up;
             off, a skill's choices stand in one order and a letter is a word.
-        extra_choices: half of the rows bring 0 to so many choices of other skills beside their own (at most
-            ``MAX_CHOICES`` in all). They tell nothing, because a skill's own choices are all there.
+        extra_choices: a row brings 0 to so many choices of other skills beside its own, none at all twice as
+            often as each other number (at most ``MAX_CHOICES`` in all). They tell nothing, because a skill's own choices are all there.
 
     The same arguments give the same texts and the same pixels. No two rows of all splits
     share question, hint and choices, and no two pictures are equal.

@@ -148,7 +148,7 @@ def _to_grey(image: Image.Image) -> Image.Image:
         if not np.isfinite([low, high]).all():
             raise ValueError("it holds values that are NaN or infinite")
         white = next((scale for scale in _FULL_SCALES[image.mode] if low >= 0 and high <= scale), None)
-        low, span = (0.0, float(white)) if white else (low, high - low)
+        low, span = (0.0, float(white)) if white else (low, high - low or 1.0)
         grey = ((values - np.float32(low)) * np.float32(255 / span) + np.float32(0.5)).astype(np.uint8)
     if isinstance(transparent, int):
         grey[values == transparent] = 255

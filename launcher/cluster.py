@@ -55,7 +55,7 @@ def ray_session(cluster: Cluster) -> Iterator[None]:
     if callable(handler) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray has put its own in place, which exits with another status
     try:
-        if cluster.address == "local" and cluster.use_gpu:
+        if cluster.address == "local" and cluster.use_gpu is True:
             found = int(ray.cluster_resources().get("GPU", 0))
             if found < cluster.num_workers:
                 raise ClusterError(

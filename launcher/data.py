@@ -105,6 +105,17 @@ def prepare_data(settings: Settings, report: Report = print) -> DataFolder:
     return open_data(settings.data, shards_dir)
 
 
+def standing_mini_sqa(settings: Settings, marker: dict[str, Any] | None) -> DataFolder | None:
+    """The data folder that a run's finished data step made of MiniSQA, if it stands: an earlier version's could not be drawn again."""
+    shards_dir = (marker or {}).get("outputs", {}).get("shards_dir")
+    own = settings.data.shards_dir
+    if settings.data.path is not None or not shards_dir or is_remote(shards_dir) or is_indexed(shards_dir):
+        return None
+    if own is not None and (is_remote(own) or Path(own).absolute() != Path(shards_dir)):
+        return None
+    return None if _missing(settings, Path(shards_dir)) else open_data(settings.data, shards_dir)
+
+
 def _missing(settings: Settings, shards_dir: Path) -> set[str]:
     """What of a data folder is not built yet: "text", "features", "tokenizer"."""
     needed = {"text": shards_dir / "text" / "manifest.json"}

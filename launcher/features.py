@@ -58,7 +58,8 @@ class FeaturesWorker(Worker):
 
         torch.set_num_threads(job.settings.cluster.cpus_per_worker)
         self.job = job
-        self.device = open_device(use_gpu=job.settings.cluster.use_gpu).type
+        on_gpu = job.settings.cluster.use_gpu and job.settings.data.features not in FEATURES  # those are made in the driver
+        self.device = open_device(use_gpu=on_gpu).type
         self.encode, self.shape = open_encoder(job.settings.data, device=self.device)
         self.pictures = read_source(job.settings.data, Path(job.source)).pictures if job.source else pictures_in_tars(job.shards_dir)
 
@@ -137,9 +138,9 @@ def _by_workers(job: FeaturesJob, missing: list[Shard], report: Callable[[str], 
         rate = state["pictures"] / (time.perf_counter() - state["began"])
         report(f"  features {data.features}: {state['done']}/{total} shards, {rate:,.1f} pictures/s")
 
+    settings = with_device(job.settings, None, report)
+    job, cluster = dataclasses.replace(job, settings=settings), settings.cluster
     with ray_session(cluster):
-        cluster = with_device(job.settings, None, report).cluster
-        job = dataclasses.replace(job, settings=job.settings.model_copy(update={"cluster": cluster}))
         set_aside = run_on_workers(
             FeaturesWorker, job, {shard: shard.num_samples for shard in missing}, cluster=cluster, gpus_per_worker=1,
             max_attempts=job.settings.generation.max_attempts, hang_timeout_s=job.settings.generation.hang_timeout_s,

@@ -34,13 +34,15 @@ _HOLD_TIMEOUT_S = 30.0
 
 
 def with_device(
-    settings: Settings, run_dir: RunDir | None, report: Callable[[str], None], *, count: Callable[[Cluster], tuple[int, str]] | None = None
-) -> Settings:
+    settings: Settings, run_dir: RunDir | None, report: Callable[[str], None],
+    *, count: Callable[[Cluster], tuple[int, str]] | None = None, keep: bool = True,
+) -> Settings:  # fmt: skip
     """The same settings with ``cluster.use_gpu`` decided.
 
     Args:
         run_dir: the run, which keeps what was decided; None for a command without one.
-        count: how many GPUs there are and where; a test's own.
+        count: how many GPUs there are and where; None: ``count_gpus``.
+        keep: whether to write down what is decided for the run's later starts.
 
     Raises:
         SettingsError: the run was started on another device, or the GPUs it needs are not there.
@@ -54,21 +56,23 @@ def with_device(
             "a folder of its own with --set run.dir=runs/ANOTHER-NAME"
         )
     decided = kept if kept is not None else wanted
-    if decided is False:
-        return _decided(settings, False)
+    if decided is False or (wanted is True and cluster.address != "local"):  # the nodes of an autoscaler come when they are asked for
+        return _decided(settings, decided)
     found, where = (count or count_gpus)(cluster)
-    if decided == "auto":
-        decided = found > 0
-        report(f"device: {f'{found} GPUs of {where}' if decided else f'CPU ({where} has no GPU)'}; cluster.use_gpu chooses another")
-        if run_dir:
-            commit_json(run_dir.device, {"use_gpu": decided, "found": found, "where": where})
-    elif not found and wanted == "auto":  # a run's second start
+    is_new, decided = decided == "auto", found > 0 if decided == "auto" else decided
+    if not found and wanted == "auto" and not is_new:
         raise SettingsError(
-            f"{run_dir.path} was started on GPUs ({run_dir.device.name}), and {where} has none; start it where GPUs are, bring the cluster's "
-            "GPU nodes up, or train anew on CPUs in another folder: --set cluster.use_gpu=false --set run.dir=runs/ANOTHER-NAME"
+            f"{run_dir.path} was started on GPUs, and {where} has none; start it where GPUs are, bring the cluster's GPU nodes up (cluster.use_gpu=true "
+            "waits for those of an autoscaler), or train anew on CPUs in another folder: --set cluster.use_gpu=false --set run.dir=runs/ANOTHER-NAME"
         )
+    if run_dir is None and wanted == "auto" and 0 < found < cluster.num_workers:
+        settings = settings.model_copy(update={"cluster": (cluster := cluster.model_copy(update={"num_workers": found, "min_workers": None}))})
     if decided and cluster.address == "local":
         require_gpus(cluster, found, where)
+    if is_new:
+        report(f"device: {f'{found} GPUs of {where}' if decided else f'CPU ({where} has no GPU)'}; cluster.use_gpu chooses another")
+        if run_dir and keep:
+            commit_json(run_dir.device, {"use_gpu": decided, "found": found, "where": where})
     return _decided(settings, decided)
 
 
@@ -141,8 +145,8 @@ def note_fault(path: Path, error: BaseException) -> None:
     import torch
 
     number = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
-    given = ray.get_gpu_ids()
-    gpu = int(given[number]) if number < len(given) else number
+    given = ray.get_gpu_ids()  # of this worker alone, while it sees those of its whole group
+    gpu = int(given[0]) if len(given) == 1 else int(given[number]) if number < len(given) else number
     commit_json(path, {"node_id": context.get_node_id(), "gpu": gpu, "host": socket.gethostname(), "error": str(error)[:500]})
 
 

@@ -42,8 +42,9 @@ def handling_stop(on_signal: Callable[[int, object], None]) -> Iterator[None]:
 
 def end_at_next_stop() -> None:
     """From here on Ctrl-C or SIGTERM ends the process at once."""
-    signal.signal(signal.SIGTERM, _end_at_once)
-    signal.signal(signal.SIGINT, _end_at_once)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as a script's background job ignores Ctrl-C
+            signal.signal(number, _end_at_once)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a closed terminal may send it twice: the shell does, and the kernel
 
 

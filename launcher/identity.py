@@ -84,7 +84,7 @@ def data_content(settings: Settings, folder: DataFolder) -> str:
     return fingerprint(
         {
             "text": _shards_content(folder.text),
-            "features": [features["feature"], features["num_patches"], features["dim"], _shards_content(features)] if features else None,
+            "features": [settings.data.features, features["num_patches"], features["dim"], _shards_content(features)] if features else None,
             "tokenizer": tokenizer,
         }
     )

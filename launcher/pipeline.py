@@ -20,7 +20,7 @@ from data_shards.scienceqa import SPLITS
 from data_shards.storage import commit_folder, commit_json, fingerprint
 from launcher.cluster import ray_session
 from launcher.config import read_deepspeed, tracking_uri
-from launcher.data import DataFolder, describe_data, prepare_data, require_all_splits
+from launcher.data import DataFolder, describe_data, prepare_data, require_all_splits, standing_mini_sqa
 from launcher.exported import describe_export, verify_model
 from launcher.gpus import with_device
 from launcher.guards import sigterm_stops
@@ -68,7 +68,7 @@ def run_pipeline(
     with sigterm_stops(), owned(run_dir) as attempt, contextlib.ExitStack() as resources:
         asked = settings.cluster.use_gpu
         if not write_job or asked == "auto":
-            settings = with_device(settings, None if write_job else run_dir, report)
+            settings = with_device(settings, run_dir, report, keep=not write_job)
         pipeline = _Pipeline(settings, run_dir, attempt, report, resources, (until, write_job, asked) if write_job else None, parent_key, arm)
         for name in steps[: steps.index(until) + 1]:
             getattr(pipeline, name.replace("-", "_"))()
@@ -95,7 +95,7 @@ class _Pipeline:
         self.outputs: dict[str, dict[str, Any]] = {}
 
     def data(self) -> None:
-        self.folder = prepare_data(self.settings, self.report)
+        self.folder = standing_mini_sqa(self.settings, self.run_dir.marker("data")) or prepare_data(self.settings, self.report)
         require_all_splits(self.folder)
         settle_identity(self.run_dir, self.settings, self.folder)  # before MLflow's thread asks for an id
 

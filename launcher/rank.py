@@ -63,7 +63,7 @@ def _on_this_machine(job: TrainJob, rank: int) -> TrainJob:
     run_dir = RunDir(Path(job.run_dir))
     report = logging.getLogger("mmcot.rank").info
     settings = job.settings.model_copy(update={"cluster": job.settings.cluster.model_copy(update={"address": "local", "num_workers": 1, "min_workers": None})})
-    settings = with_device(settings, run_dir if rank == 0 or run_dir.device.exists() else None, report, count=lambda cluster: (count_own_gpus(), "this machine"))
+    settings = with_device(settings, run_dir, report, count=lambda cluster: (count_own_gpus(), "this machine"), keep=rank == 0)
     cluster = job.settings.cluster.model_copy(update={"use_gpu": settings.cluster.use_gpu})
     return dataclasses.replace(job, settings=job.settings.model_copy(update={"cluster": cluster}))
 

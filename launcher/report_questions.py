@@ -62,7 +62,8 @@ def find_pictures(run_dir: RunDir, settings: Settings, shards_dir: Path) -> Call
     if settings.data.path is not None:
         source = _find(Path(settings.data.path), run_dir, "")
     else:
-        source = _find(shards_dir.parent / mini_sqa_folder(settings.data).name, run_dir, "problems.json")
+        drawn = [shards_dir.parent / mini_sqa_folder(settings.data).name, *sorted(shards_dir.parent.glob("mini_sqa-source-*"))]  # the others: an earlier version's
+        source = next((found for folder in drawn if (found := _find(folder, run_dir, "problems.json")) and _is_source_of(shards_dir, found)), None)
     data = settings.data.model_copy(update={"captions": None})  # which may be gone
     return read_source(data, source).pictures if source and _is_source_of(shards_dir, source) else None
 

@@ -137,9 +137,13 @@ class RunDir:
             draft = self.path / f".tmp-{uuid.uuid4().hex[:12]}-{path.name}"
             with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="ascii") as file:
                 file.write(secrets.token_hex(32))
-            with contextlib.suppress(FileExistsError):  # another rank was first, and its token counts
+            try:
                 os.link(draft, path)
-            draft.unlink()
+            except FileExistsError:  # another rank was first, and its token counts
+                pass
+            except OSError:  # a file system without hard links
+                os.replace(draft, path)
+            draft.unlink(missing_ok=True)
         return path.read_text(encoding="ascii")
 
     @property

@@ -43,7 +43,16 @@ class MiniSQA(_Section):
     num_test: PositiveInt = Field(800, description="test questions")
     seed: NonNegativeInt = Field(0, description="seed of the generator")
     shuffle_choices: bool = Field(True, description="an order of the choices for each question, instead of one for each skill")
-    extra_choices: NonNegativeInt = Field(1, le=3, description="at most so many choices of other skills beside a skill's own, in half of the questions")
+    extra_choices: NonNegativeInt = Field(1, le=3, description="up to so many choices of other skills beside a skill's own; none at all is twice as likely as each number")
+
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _of_before_extra_choices(cls, values: Any) -> Any:
+        """Settings written down whole by a version that knew no ``extra_choices`` are of data without any."""
+        if isinstance(values, dict) and "extra_choices" not in values and set(values) == set(cls.model_fields) - {"extra_choices"}:
+            return values | {"extra_choices": 0}
+        return values
 
 
 class Data(_Section):

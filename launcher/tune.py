@@ -61,9 +61,9 @@ def run_tuning(settings: Settings, *, kind: str = "tune", report: Report = print
     run_dir.path.mkdir(parents=True, exist_ok=True)
     claim_settings(run_dir, settings)
     with sigterm_stops(), owned(run_dir), contextlib.ExitStack() as resources:
+        settings = with_device(settings, run_dir, report)
         folder = prepare_data(settings, report)  # once for all trials, whose data settings may still differ
         resources.enter_context(ray_session(settings.cluster))
-        settings = with_device(settings, run_dir, report)
         concurrent = count_concurrent(settings, report)
         tracker = resources.enter_context(open_tracker(settings, run_dir, report=report))
         shared = {  # of all trials, wherever their folders are
@@ -79,8 +79,11 @@ def run_tuning(settings: Settings, *, kind: str = "tune", report: Report = print
 
 
 def in_own_folder(settings: Settings, kind: str) -> Settings:
-    """A tuning's settings with a name, and so a default folder, that no run of the same settings has."""
-    if settings.run.dir is not None:
+    """A tuning's settings with a name, and so a default folder, that no run of the same settings has.
+
+    A tuning that an earlier version began in the run's own folder stays there.
+    """
+    if settings.run.dir is not None or (settings.run_dir / "trials").is_dir():
         return settings
     return settings.model_copy(update={"run": settings.run.model_copy(update={"name": f"{settings.run.name}-{kind}"})})
 

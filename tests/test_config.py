@@ -64,3 +64,10 @@ def test_every_setting_has_a_description():
                 yield prefix + name
 
     assert list(undescribed(Settings)) == [] and len(setting_names()) > 50
+
+
+def test_settings_written_whole_by_a_version_without_extra_choices_are_of_data_without_any():
+    sizes = {"num_train": 64, "num_val": 8, "num_test": 8, "seed": 0, "shuffle_choices": False}
+    values = {"rationale": {"num_steps": 1}, "answer": {"num_steps": 1}}
+    assert parse_settings({**values, "data": {"mini_sqa": sizes}}).data.mini_sqa.extra_choices == 0
+    assert parse_settings({**values, "data": {"mini_sqa": {"num_train": 64}}}).data.mini_sqa.extra_choices == 1

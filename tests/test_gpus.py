@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from data_shards.writer import SCHEMA_VERSION
 from launcher import rank
 from launcher.config import parse_settings
 from launcher.gpus import GpuFault, hold_gpus, is_gpu_fault, with_device
@@ -43,7 +44,7 @@ def test_auto_takes_gpus_where_there_are_some_says_so_and_keeps_it(run_dir, numb
 
 def test_a_run_that_began_on_gpus_is_refused_by_name_where_they_are_missing(run_dir):
     with_device(settings_with(), run_dir, print, count=gpus(2))
-    with pytest.raises(SettingsError, match=r"run was started on GPUs \(device.json\), and this machine has none; start it where GPUs are"):
+    with pytest.raises(SettingsError, match="run was started on GPUs, and this machine has none; start it where GPUs are"):
         with_device(settings_with(), run_dir, print, count=gpus(0))
 
 
@@ -61,10 +62,30 @@ def test_a_run_folder_that_names_its_device_decides_where_the_setting_is_silent(
     assert with_device(settings_with(), run_dir, print, count=gpus(4)).cluster.use_gpu is False
 
 
-def test_fewer_gpus_than_workers_are_refused_before_any_work(run_dir):
+def test_fewer_gpus_than_workers_are_refused_before_any_work_and_nothing_is_kept(run_dir):
     for use_gpu in ("auto", True):
         with pytest.raises(SettingsError, match=r"cluster.num_workers \(4\) needs a GPU each, this machine has 2"):
-            with_device(settings_with(use_gpu=use_gpu, num_workers=4), None, print, count=gpus(2))
+            with_device(settings_with(use_gpu=use_gpu, num_workers=4), run_dir, print, count=gpus(2))
+    assert with_device(settings_with(use_gpu=False), run_dir, print, count=gpus(2)).cluster.use_gpu is False
+
+
+def test_a_command_without_a_run_takes_as_many_workers_as_there_are_gpus():
+    assert with_device(settings_with(num_workers=4), None, print, count=gpus(2)).cluster.num_workers == 2
+
+
+def test_features_made_in_the_driver_need_no_gpu_there(tmp_path):
+    from launcher.features import FeaturesJob, FeaturesWorker
+
+    settings = settings_with(use_gpu=True)
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "manifest.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, "shards": []}))
+    assert FeaturesWorker(FeaturesJob(settings, None, str(tmp_path))).device == "cpu"
+
+
+def test_all_ranks_of_a_run_whose_folder_names_its_device_decide_alike(run_dir):
+    run_dir.path.mkdir()
+    claim_settings(run_dir, settings_with(use_gpu=False))
+    assert [with_device(settings_with(), run_dir, print, count=gpus(2), keep=rank == 0).cluster.use_gpu for rank in range(2)] == [False, False]
 
 
 def test_demo_and_ablation_compute_on_the_cpu_everywhere():
