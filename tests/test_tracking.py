@@ -291,7 +291,7 @@ def test_settings_losses_and_scores_stand_on_the_same_run(place):
     parent, child = (client.get_run(runs[name]).data for name in ("pipeline", "train-answer"))
     assert parent.metrics == {"answer_loss": 0.3, "answer_validation_loss": 0.2, "val_accuracy_AVG": 75.0}
     assert child.metrics == {"loss": 0.3, "validation_loss": 0.2, "grad_norm": 1.0}
-    assert parent.params == child.params and parent.params["training.learning_rate"] == "0.001" and parent.params["answer.num_steps"] == "1000"
+    assert parent.params == child.params and parent.params["training.learning_rate"] == "0.001" and parent.params["answer.num_steps"] == "900"
     assert not [name for name in parent.params if name.startswith("tuning.")]
 
 
