@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 
 RAY_STARTS: list[str] = []  # a line a call of ray.init in this process
-RAY_FIXTURES: set[str] = set()  # fixtures that made one: a test that asks for them uses Ray as well
+RAY_FIXTURES: list[object] = []  # fixtures that made one: a test that asks for them uses Ray as well (names come more than once)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -23,7 +23,7 @@ def pytest_fixture_setup(fixturedef, request):
         return (yield)
     finally:
         if len(RAY_STARTS) > before:
-            RAY_FIXTURES.add(fixturedef.argname)
+            RAY_FIXTURES.append(fixturedef)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -31,7 +31,8 @@ def pytest_runtest_call(item):
     marked = item.get_closest_marker("ray") or item.get_closest_marker("cluster")
     before = len(RAY_STARTS)
     result = yield
-    uses = sorted(RAY_FIXTURES.intersection(item.fixturenames)) or RAY_STARTS[before:]
+    asked_for = [fixture for fixtures in item._fixtureinfo.name2fixturedefs.values() for fixture in fixtures]
+    uses = [fixture.argname for fixture in asked_for if any(fixture is known for known in RAY_FIXTURES)] or RAY_STARTS[before:]
     if uses and not marked:
         pytest.fail(f"{item.nodeid} starts Ray ({uses[0]}) and lacks the marker: add @pytest.mark.ray")
     return result

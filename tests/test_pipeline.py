@@ -26,7 +26,7 @@ from launcher.run_dir import RunDir, shards_dir_of
 SIZES = [
     "data.mini_sqa.num_train=64", "data.mini_sqa.num_val=16", "data.mini_sqa.num_test=16", "data.samples_per_shard=24",
     "rationale.num_steps=40", "rationale.max_target_tokens=24", "answer.num_steps=6", "training.checkpoint_every=5",
-    "training.validate_every=20", "training.log_every=1", "training.ledger=true",
+    "training.validate_every=20", "training.log_every=1", "training.ledger=true", "training.global_batch_size=16", "training.micro_batch_size=8",
 ]  # fmt: skip
 
 pytestmark = pytest.mark.ray
@@ -148,7 +148,7 @@ def test_mlflow_holds_one_parent_with_a_child_a_step_and_no_point_twice(folder, 
     history = client.get_metric_history(children["train-rationale"].info.run_id, "loss")
     assert sorted(metric.step for metric in history) == list(range(1, 41))
     parent = parents[0].data
-    assert parent.params["training.zero_stage"] == "2" and all(child.data.params.items() >= parent.params.items() for child in children.values())
+    assert parent.params["training.zero_stage"] == "1" and all(child.data.params.items() >= parent.params.items() for child in children.values())
     losses = {f"{stage}_{name}" for stage in ("rationale", "answer") for name in ("loss", "validation_loss")}
     assert {*losses, "val_accuracy_AVG", "test_accuracy_AVG", "val_rougeL", "test_rougeL"} <= set(parent.metrics)
     assert parent.metrics["rationale_loss"] == children["train-rationale"].data.metrics["loss"]
