@@ -15,6 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data_shards.reader import SplitReader
 from data_shards.storage import commit_json
 from launcher.evaluate import format_table, read_problems
@@ -28,6 +30,7 @@ from mmcot.predict import answer_questions
 
 def measure(folder: Path, *, split: str, seed: int, limit: int | None, batch_size: int = 64) -> dict[str, Any]:
     """Accuracy of every change, in percent by column."""
+    torch.set_num_threads(1)  # steps of a small model are too short to be shared
     predictor = RunPredictor(folder)
     shards_dir, features_name = shards_dir_of(RunDir(folder)), predictor.settings.data.features
     problems = list(read_problems(shards_dir, split).values())[:limit]
