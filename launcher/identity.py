@@ -6,7 +6,7 @@ These facts stand in every checkpoint's manifest and decide its folder in an obj
 name content, not places: the same data built on another machine, or moved, has the same
 fingerprint. The store's folder of a run holds ``run.json``, which names its only writer:
 
-    {"run_id": "5f0c...", "run_dir": "host-a:/work/runs/demo"}
+    {"run_id": "5f0c...", "run_dir": "host-a:/data/runs/demo"}
 """
 
 from __future__ import annotations
