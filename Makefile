@@ -15,11 +15,11 @@ test: $(INSTALLED)
 
 # Two hosts in network namespaces, one lost and replaced; the same under Slurm's script. Needs root on Linux, else it skips and says why.
 test-cluster: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -s -m cluster tests/test_cluster.py tests/test_slurm.py
+	$(VENV)/bin/python -m pytest -s -m cluster tests/cluster/test_cluster.py tests/cluster/test_slurm.py
 
 # Every command of README.md, docs/ and deploy/ that needs no cluster, GPU, cloud or download, the demo among them.
 test-docs: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -s -m docs tests/test_docs.py
+	$(VENV)/bin/python -m pytest -s -m docs tests/repo/test_docs.py
 
 test-slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m "slow"

@@ -21,8 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from launcher.journal import JournalReader
-from launcher.run_dir import RunDir
+from launcher.runs.journal import JournalReader
+from launcher.runs.run_dir import RunDir
 
 SETTINGS = [
     "data.mini_sqa.num_train=640", "data.mini_sqa.num_val=16", "data.mini_sqa.num_test=16", "training.log_every=1",

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, DetrConfig, DetrModel, ResNetConfig, ResNetModel, ViTConfig, ViTImageProcessorPil, ViTModel
 
-from data_shards.pictures import open_picture
-from data_shards.sources import read_questions
-from launcher.cluster import ray_session
-from launcher.config import load_settings
-from launcher.data import prepare_data
-from mmcot.vision_encoders import ENCODERS, VisionEncoder
+from data_shards.sources.pictures import open_picture
+from data_shards.sources.forms import read_questions
+from launcher.cluster.ray_session import ray_session
+from launcher.config.loading import load_settings
+from launcher.data.build import prepare_data
+from mmcot.vision.encoders import ENCODERS, VisionEncoder
 
 SIZE = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 3, "patch_size": 32, "image_size": 224}
 BACKBONE = {"embedding_size": 32, "hidden_sizes": [64, 128, 256, 512], "depths": [1, 1, 1, 1], "out_features": ["stage4"]}
@@ -94,7 +94,7 @@ def repeat(folder: Path, paths: list[Path], times: int) -> list[Path]:
 
 
 def sum_pictures(shards_dir: Path, kind: str) -> tuple[int, int]:
-    from data_shards.storage import read_json
+    from data_shards.atomic_files import read_json
 
     notes = [read_json(path) for path in (shards_dir / "features" / kind).glob("[!.]*.done.json")]
     return sum(note["counts"]["num_with_features"] for note in notes), len(notes)

@@ -32,11 +32,11 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, StoppingCriteria, StoppingCriteriaList
 
-from data_shards.sources import read_questions
-from mmcot.encoding import EncodedPair, collate, encode_pair, train_tokenizer
-from mmcot.generation import generate_ids
-from mmcot.model import MultimodalT5Config, T5ForMultimodalGeneration
-from mmcot.prompts import build_pair
+from data_shards.sources.forms import read_questions
+from mmcot.texts.encoding import EncodedPair, collate, encode_pair, train_tokenizer
+from mmcot.decoding.generation import generate_ids
+from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
+from mmcot.texts.prompts import build_pair
 
 MAX_NEW_TOKENS, SHAPE = 256, (100, 256)
 

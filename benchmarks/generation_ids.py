@@ -18,12 +18,12 @@ import torch
 import yaml
 from transformers import AutoTokenizer
 
-from launcher.config import parse_settings
-from launcher.run_dir import RunDir, shards_dir_of
-from launcher.samples import open_stage
-from mmcot.encoding import stack_features
-from mmcot.generation import generate_ids
-from mmcot.model import T5ForMultimodalGeneration
+from launcher.config.loading import parse_settings
+from launcher.runs.run_dir import RunDir, shards_dir_of
+from launcher.stages.samples import open_stage
+from mmcot.texts.encoding import stack_features
+from mmcot.decoding.generation import generate_ids
+from mmcot.models.t5 import T5ForMultimodalGeneration
 
 
 @torch.inference_mode()

@@ -38,10 +38,10 @@ import torch
 import transformers
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # also without an installation
-from mmcot.device import open_device
-from mmcot.flops import BACKWARD_AND_FORWARD, forward_flops, measure_peak_flops
-from mmcot.loss import token_loss_sum
-from mmcot.model import MultimodalT5Config, T5ForMultimodalGeneration
+from mmcot.models.device import open_device
+from mmcot.models.flops import BACKWARD_AND_FORWARD, forward_flops, measure_peak_flops
+from mmcot.models.loss import token_loss_sum
+from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
@@ -274,7 +274,7 @@ def training(tiny: bool) -> dict[str, Any]:
 @contextlib.contextmanager
 def one_rank() -> Iterator[None]:
     """A process group of this process alone."""
-    from launcher.engine import init_distributed
+    from launcher.training.deepspeed_engine import init_distributed
 
     sys.modules.setdefault("mlflow", None)  # DeepSpeed imports it if it can
     os.environ.setdefault("DS_ACCELERATOR", DEVICE.type)
@@ -288,7 +288,7 @@ def one_rank() -> Iterator[None]:
 
 
 def shape_of(size: str) -> dict[str, Any]:
-    from launcher.config import load_settings
+    from launcher.config.loading import load_settings
 
     if size == "tiny":
         return TINY_SHAPE
@@ -298,11 +298,11 @@ def shape_of(size: str) -> dict[str, Any]:
 def training_steps(size: str, peak: float) -> Iterator[dict[str, Any]]:
     """A row for each shape: two blocks a step, after two steps that warm up."""
     from data_shards.stream import Step
-    from launcher.engine import build_engine
-    from launcher.meter import Meter
-    from launcher.samples import Block
-    from launcher.settings import Training
-    from launcher.train import optimizer_step
+    from launcher.training.deepspeed_engine import build_engine
+    from launcher.training.throughput import Meter
+    from launcher.stages.samples import Block
+    from launcher.config.settings import Training
+    from launcher.training.loop import optimizer_step
 
     settings = Training(zero_stage=1, precision="bf16" if ON_GPU else "fp32", learning_rate=1e-5)
     patches = (145, 1024) if size != "tiny" else (7, 12)
@@ -367,7 +367,7 @@ def decoding(tiny: bool) -> dict[str, Any]:
 
 
 def ids_by_route(shape: dict[str, Any]) -> dict[str, list[list[int]]]:
-    import mmcot.generation as generation
+    import mmcot.decoding.generation as generation
 
     model = new_model({**shape, "tie_word_embeddings": False}, patches=(7, 12))
     with torch.no_grad():  # from T5's start all texts are one token repeated: let a token call for another one, and the source have a say
@@ -404,7 +404,7 @@ def decoding_speed(model: T5ForMultimodalGeneration, num_rows: int, bandwidth: f
 
     The floor reads, a step, the decoder's weights once and each row's own and cross keys and values at their mean length.
     """
-    from mmcot.generation import generate_ids
+    from mmcot.decoding.generation import generate_ids
 
     config = model.config
     sources, features, limits = random_sources(config, num_rows * (2 if tiny else 4))

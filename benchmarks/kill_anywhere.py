@@ -30,10 +30,10 @@ import psutil
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 
-from data_shards.storage import read_json
-from launcher.journal import JournalReader
-from launcher.chains import STEPS
-from launcher.run_dir import RunDir
+from data_shards.atomic_files import read_json
+from launcher.runs.journal import JournalReader
+from launcher.config.chains import STEPS
+from launcher.runs.run_dir import RunDir
 
 SETTINGS = [
     "data.mini_sqa.num_train=480", "data.mini_sqa.num_val=120", "data.mini_sqa.num_test=240", "data.samples_per_shard=48",

@@ -23,9 +23,9 @@ import numpy as np
 import psutil
 
 from data_shards.writer import write_feature_shards
-from launcher.journal import JournalReader
-from launcher.rank import read_job
-from launcher.run_dir import RunDir
+from launcher.runs.journal import JournalReader
+from launcher.training.torchrun import read_job
+from launcher.runs.run_dir import RunDir
 
 SHAPE = (145, 1024)
 SETTINGS = [
@@ -88,9 +88,9 @@ def reload_loss(job_path: Path) -> float:
     """Loss of the exported model on the probe batch, read back with from_pretrained."""
     import torch
 
-    from launcher.loader import StageStream
-    from mmcot.loss import count_target_tokens, token_loss_sum
-    from mmcot.model import T5ForMultimodalGeneration
+    from launcher.training.loader import StageStream
+    from mmcot.models.loss import count_target_tokens, token_loss_sum
+    from mmcot.models.t5 import T5ForMultimodalGeneration
 
     job = read_job(job_path)
     stream = StageStream(job, "train").open()

@@ -16,7 +16,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 import matplotlib
 
 matplotlib.use("Agg")
@@ -24,11 +24,11 @@ from chromium import Chromium
 from matplotlib import pyplot
 from PIL import Image
 
-from data_shards.rationales import read_lines
-from data_shards.storage import read_json
-from launcher.evaluate import read_problems
-from launcher.report_questions import find_pictures
-from launcher.run_dir import PARENT, RunDir, settings_of, shards_dir_of
+from data_shards.generated_texts import read_lines
+from data_shards.atomic_files import read_json
+from launcher.evaluation.predictions import read_problems
+from launcher.report.questions import find_pictures
+from launcher.runs.run_dir import PARENT, RunDir, settings_of, shards_dir_of
 
 PORT = 5017
 

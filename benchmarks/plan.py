@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.plan import Plan
-from data_shards.sources import read_questions
-from mmcot.encoding import train_tokenizer
-from mmcot.prompts import build_pair
+from data_shards.sources.forms import read_questions
+from mmcot.texts.encoding import train_tokenizer
+from mmcot.texts.prompts import build_pair
 
 LAYER_WEIGHTS = {"encoder": 10, "decoder": 14}  # in units of d_model^2, feed-forward included, a layer a token
 D_MODEL = 768

@@ -20,12 +20,12 @@ import threading
 import time
 from pathlib import Path
 
-from launcher.cluster import ray_session
-from launcher.config import load_settings
-from launcher.journal import JournalReader
-from launcher.rank import read_job
-from launcher.run_dir import RunDir
-from launcher.worker import launch_training
+from launcher.cluster.ray_session import ray_session
+from launcher.config.loading import load_settings
+from launcher.runs.journal import JournalReader
+from launcher.training.torchrun import read_job
+from launcher.runs.run_dir import RunDir
+from launcher.training.launch import launch_training
 
 
 def empty_worker(folder: str) -> None:

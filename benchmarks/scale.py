@@ -34,12 +34,12 @@ from scale_model import (
 
 from data_shards.index import _SCHEMA, read_index, rows_of_extension
 from data_shards.plan import Plan
-from data_shards.ranges import plan_ranges
-from data_shards.rationales import Task, write_task
+from data_shards.range_requests import plan_ranges
+from data_shards.generated_texts import Task, write_task
 from data_shards.shard_cache import ShardCache
-from data_shards.storage import commit_json, sha256_of_file
+from data_shards.atomic_files import commit_json, sha256_of_file
 from data_shards.writer import Shard, manifest_shards, read_manifest, write_manifest
-from launcher.task_queue import TaskQueue
+from launcher.cluster.task_queue import TaskQueue
 
 NUM_SHARDS = -(-QUESTIONS // SHARD)
 NUM_TASKS = -(-QUESTIONS // 256)
@@ -71,7 +71,7 @@ def write_an_index(path: Path) -> None:
 
 def measure_start(folder: Path) -> None:
     code = (
-        "import time, sys, os; s = time.process_time(); import launcher.worker, launcher.train, ray.train.torch; print(time.process_time() - s);"
+        "import time, sys, os; s = time.process_time(); import launcher.training.launch, launcher.training.loop, ray.train.torch; print(time.process_time() - s);"
         "f = [m.__file__ for m in list(sys.modules.values()) if os.path.exists(getattr(m, '__file__', None) or '')]; print(len(f), sum(map(os.path.getsize, f)))"
     )
     lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
@@ -88,7 +88,7 @@ def measure_start(folder: Path) -> None:
     source, target = draw_lengths(QUESTIONS)
     path = folder / "lengths.npz"
     np.savez(path, source=source, target=target, source_cut=source, target_cut=target)
-    from launcher.lengths import read_lengths
+    from launcher.stages.token_lengths import read_lengths
 
     say("M", f"lengths of {QUESTIONS:,} questions: {path.stat().st_size / 1e6:.0f} MB; a rank reads 80 MB in {cpu_s(lambda: read_lengths(path, ('source', 'target'))):.2f} s")
     path.unlink()
@@ -99,7 +99,7 @@ def measure_start(folder: Path) -> None:
 def count_parameters() -> dict[str, int]:
     import torch
 
-    from mmcot.model import T5ForMultimodalGeneration
+    from mmcot.models.t5 import T5ForMultimodalGeneration
 
     counts = {}
     for name in ("base", "large", "xl"):
@@ -110,16 +110,16 @@ def count_parameters() -> dict[str, int]:
 
 
 def _config(name: str) -> Any:
-    from launcher.config import load_settings
-    from mmcot.model import MultimodalT5Config
+    from launcher.config.loading import load_settings
+    from mmcot.models.t5 import MultimodalT5Config
 
     shape = load_settings(preset=f"scienceqa-{name}").model.shape.for_config
     return MultimodalT5Config(**shape, vision_num_patches=145, vision_dim=1024)
 
 
 def measure_data(folder: Path) -> None:
-    from data_shards.sources import read_questions
-    from launcher.data import _pictures_fingerprint
+    from data_shards.sources.forms import read_questions
+    from launcher.data.build import _pictures_fingerprint
 
     count, random = 10_000, np.random.default_rng(0)
     (folder / "images").mkdir()
@@ -220,7 +220,7 @@ def _measure_cache(folder: Path) -> None:
 
 
 def measure_network(folder: Path) -> None:
-    from mmcot.flops import BACKWARD_AND_FORWARD, forward_flops
+    from mmcot.models.flops import BACKWARD_AND_FORWARD, forward_flops
 
     say("A", f"links {', '.join(LINKS)}; NVLink {NVLINK / 1e9:.0f} GB/s; {EFFICIENCY:.0%} of a link; {HOP_S['network'] * 1e6:.0f} us a hop; {PEAK / 1e12:.0f} TFLOP/s at MFU {MFU}")
     source, target = draw_lengths(20_000)
@@ -258,7 +258,7 @@ def measure_generation(folder: Path) -> None:
     lines = [
         {"qid": f"q{n:08d}", "rationale": " ".join(np.random.default_rng(n).choice(WORDS, 42)), "num_tokens": 53, "finish": "eos"} for n in range(256)
     ]
-    from launcher.generate import _describe
+    from launcher.generation.text_tasks import _describe
 
     task = Task("train", "train-000000", 0, 256)
     path = write_task(folder, task, lines)
@@ -291,13 +291,13 @@ def measure_generation(folder: Path) -> None:
 
 class _Stub:
     def run(self, task: Any) -> Any:
-        from launcher.generate import TaskDone
+        from launcher.generation.text_tasks import TaskDone
 
         return TaskDone({"num_samples": 256, "num_tokens": 13_000, "num_truncated": 0, "num_empty": 0, "num_repetitive": 0, "sha256": "0" * 64}, 1.0, 0.001)
 
 
 def _measure_driver() -> dict[str, float]:
-    """The loop of ``launcher/workers.py`` with as many calls outstanding as there would be workers."""
+    """The loop of ``launcher/cluster/worker_pool.py`` with as many calls outstanding as there would be workers."""
     import ray
 
     with contextlib.suppress(Exception):
@@ -343,9 +343,9 @@ def measure_checkpoints(folder: Path) -> None:
 
 
 def measure_files(folder: Path) -> None:
-    from launcher.journal import Journal, JournalReader
-    from launcher.ledger import Ledger
-    from launcher.run_dir import RunDir
+    from launcher.runs.journal import Journal, JournalReader
+    from launcher.runs.sample_ledger import Ledger
+    from launcher.runs.run_dir import RunDir
 
     point = {f"metric_{n}": 0.123456789 * n for n in range(25)}
     journal = Journal(folder / "j.jsonl")
@@ -363,10 +363,10 @@ def measure_files(folder: Path) -> None:
 
 
 def measure_mlflow(folder: Path) -> None:
-    from launcher.journal import Journal, LineFile
-    from launcher.mlflow_sync import MlflowSync
-    from launcher.run_dir import PARENT, RunDir
-    from launcher.tracking import RunLog
+    from launcher.runs.journal import Journal, LineFile
+    from launcher.tracking.mlflow_sync import MlflowSync
+    from launcher.runs.run_dir import PARENT, RunDir
+    from launcher.tracking.run_log import RunLog
 
     names = [f"cpu_{n}" for n in range(7)] + [f"gpu_{n // 2}_{n % 2}" for n in range(16)]
     run_dir, steps = RunDir(folder / "runs" / "scale"), ["train-rationale", "rationales", "train-answer", "evaluate"]

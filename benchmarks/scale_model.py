@@ -11,8 +11,8 @@ import math
 
 import numpy as np
 
-from data_shards.rationales import Task
-from launcher.task_queue import TaskQueue
+from data_shards.generated_texts import Task
+from launcher.cluster.task_queue import TaskQueue
 
 QUESTIONS = 10_000_000
 NODES, GPUS = 64, 8

@@ -27,14 +27,14 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from data_shards.rationales import list_tasks
-from data_shards.sources import read_questions
-from launcher.config import parse_settings
-from launcher.generate import GenerationWorker, Progress, run_tasks
-from launcher.gpus import with_device
-from launcher.jobs import GenerationJob
-from launcher.run_dir import RunDir, shards_dir_of
-from launcher.task_queue import TaskQueue
+from data_shards.generated_texts import list_tasks
+from data_shards.sources.forms import read_questions
+from launcher.config.loading import parse_settings
+from launcher.generation.text_tasks import GenerationWorker, Progress, run_tasks
+from launcher.cluster.gpus import with_device
+from launcher.stages.jobs import GenerationJob
+from launcher.runs.run_dir import RunDir, shards_dir_of
+from launcher.cluster.task_queue import TaskQueue
 
 SPLITS = ("val", "test")
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import psutil
 import yaml
 
-from data_shards.storage import read_json
-from launcher.journal import JournalReader
-from launcher.run_dir import RunDir
+from data_shards.atomic_files import read_json
+from launcher.runs.journal import JournalReader
+from launcher.runs.run_dir import RunDir
 
 SPACE = {"training.learning_rate": {"loguniform": [1.0e-4, 1.0e-2]}}
 SETTINGS = {

@@ -15,14 +15,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from launcher.journal import JournalReader
+from launcher.runs.journal import JournalReader
 
 SETTINGS = [
     "data.mini_sqa.num_train=640", "data.mini_sqa.num_val=16", "data.mini_sqa.num_test=16", "rationale.num_steps=60",
     "training.log_every=1", "training.validate_every=1", "training.checkpoint_every=20", "training.micro_batch_size=4",
     "training.warmup_steps=0",
 ]  # fmt: skip
-RANK = Path(__file__).parents[1] / "tests" / "rank.py"
+RANK = Path(__file__).parents[1] / "tests" / "helpers" / "rank.py"
 
 
 def losses(folder: Path, name: str) -> dict[int, float]:

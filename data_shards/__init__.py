@@ -1,5 +1,5 @@
 """Building, indexing, planning and streaming webdataset shards.
 
-Knows ``mmcot.problem`` and nothing else of ours: features, prompts and tokenizers come
+Knows ``mmcot.texts.problem`` and nothing else of ours: features, prompts and tokenizers come
 in as plain functions.
 """

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_shards.storage import committing
+from data_shards.atomic_files import committing
 from data_shards.tars import FILE, FOLDER, TarFormatError, TarMember, walk_tar
 
 ALLOWED_EXTENSIONS = ("json", "txt", "npy", "safetensors", "png", "jpg", "jpeg", "webp")

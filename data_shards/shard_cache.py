@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_shards.index import ShardError
-from data_shards.remote import fetch_file
-from data_shards.storage import exclusive
+from data_shards.remote_files import fetch_file
+from data_shards.atomic_files import exclusive
 
 _STALE_S = 3600
 _MAX_FETCHES = 10

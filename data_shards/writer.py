@@ -28,12 +28,12 @@ import numpy as np
 import pyarrow as pa
 
 from data_shards.index import ShardError, build_index, read_index, read_member, rows_of_extension, write_index
-from data_shards.features import PICTURE_COUNTS
-from data_shards.questions import SPLITS, QuestionSet
-from data_shards.remote import fetch_file, is_remote, local_copy
-from data_shards.storage import commit_json, committing, fingerprint, read_json, sha256_of_file
-from data_shards.tables import row_to_record
-from mmcot.problem import Problem, ProblemError
+from data_shards.picture_features import PICTURE_COUNTS
+from data_shards.sources.question_set import SPLITS, QuestionSet
+from data_shards.remote_files import fetch_file, is_remote, local_copy
+from data_shards.atomic_files import commit_json, committing, fingerprint, read_json, sha256_of_file
+from data_shards.sources.tables import row_to_record
+from mmcot.texts.problem import Problem, ProblemError
 
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"[A-Za-z0-9_-]+")

@@ -1,5 +1,5 @@
 """``python -m launcher`` is ``mmcot``."""
 
-from launcher.cli import app
+from launcher.cli.main import app
 
 app(prog_name="mmcot")

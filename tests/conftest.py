@@ -69,7 +69,7 @@ def workplace(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_settings(workplace):
     """The demo preset at a size of seconds."""
-    from launcher.config import load_settings
+    from launcher.config.loading import load_settings
 
     return load_settings(preset="demo", overrides=[*TINY, f"data.shards_dir={workplace / 'shards'}"])
 
@@ -77,7 +77,7 @@ def tiny_settings(workplace):
 @pytest.fixture(scope="session")
 def tiny_data(workplace, tiny_settings):
     """A finished data folder of 64 + 16 + 16 questions, in three training shards."""
-    from launcher.data import prepare_data
+    from launcher.data.build import prepare_data
 
     before = os.getcwd()
     os.chdir(workplace)
@@ -90,10 +90,10 @@ def tiny_data(workplace, tiny_settings):
 @pytest.fixture(scope="session")
 def corrected_data(tiny_data, workplace):
     """The tiny data folder with 6 of its 64 training texts corrected, each as long as before."""
-    from data_shards.questions import SPLITS, QuestionSet
-    from data_shards.storage import commit_json
+    from data_shards.sources.question_set import SPLITS, QuestionSet
+    from data_shards.atomic_files import commit_json
     from data_shards.writer import manifest_shards, read_problems, write_text_shards
-    from launcher.data import DataFolder
+    from launcher.data.build import DataFolder
 
     problems = {
         split: [problem for shard in manifest_shards(tiny_data.text, split) for problem in read_problems(tiny_data.path / "text", shard)] for split in SPLITS
@@ -112,11 +112,11 @@ def corrected_data(tiny_data, workplace):
 @pytest.fixture(scope="session")
 def make_job(tiny_settings, tiny_data, workplace):
     """A function that prepares a stage-one training of five steps in a folder of its own."""
-    from data_shards.storage import commit_json
-    from launcher.jobs import TrainJob
-    from launcher.lengths import LengthsOf, cached_lengths
-    from launcher.samples import load_tokenizer
-    from launcher.backbone import build_model
+    from data_shards.atomic_files import commit_json
+    from launcher.stages.jobs import TrainJob
+    from launcher.stages.token_lengths import LengthsOf, cached_lengths
+    from launcher.stages.samples import load_tokenizer
+    from launcher.training.export import build_model
 
     tokenizer = load_tokenizer(tiny_settings, tiny_data.path)
     pretrained = workplace / "pretrained"  # so that every ZeRO stage starts from the same weights
@@ -170,8 +170,8 @@ def s3(tiny_data):
 @pytest.fixture(scope="session")
 def model_dir(tiny_settings, tiny_data, workplace):
     """A stage-one model of random weights, exported as training exports it."""
-    from launcher.samples import load_tokenizer, open_stage
-    from launcher.backbone import build_model
+    from launcher.stages.samples import load_tokenizer, open_stage
+    from launcher.training.export import build_model
 
     tokenizer = load_tokenizer(tiny_settings, tiny_data.path)
     samples = open_stage(tiny_settings, "rationale", "train", shards_dir=tiny_data.path, tokenizer=tokenizer, rationales_dir=None)

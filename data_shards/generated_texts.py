@@ -1,0 +1,186 @@
+"""Rationale files: the work cut into tasks, a committed file each.
+
+A task is a range of at most 256 samples of one text shard. Its output,
+``rationales/train/000012-000256.jsonl`` (shard number, first position in the shard), has
+a line a sample in shard order:
+
+    {"qid": "10", "rationale": "Solution: ...", "num_tokens": 31, "finish": "eos"}
+
+A file is committed whole and never computed twice. ``rationales/manifest.json`` names
+what the content depends on (model, data, generation settings); other inputs refuse to mix.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from data_shards.index import ShardError
+from data_shards.atomic_files import commit_bytes, commit_json, read_json, sha256_of_file
+from data_shards.writer import manifest_shards, read_manifest
+
+MAX_TASK_SAMPLES = 256
+_OPEN_FILES = 512
+_FILE_NAME = re.compile(r"(train|val|test)/\d{6,}-\d{6,}\.jsonl")
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Task:
+    """Samples ``start`` to ``start + num_samples`` of a text shard."""
+
+    split: str
+    shard: str
+    start: int
+    num_samples: int
+
+    @property
+    def file_name(self) -> str:
+        """Such as ``train/000012-000256.jsonl``."""
+        return f"{self.split}/{self.shard.rpartition('-')[2]}-{self.start:06d}.jsonl"
+
+
+def list_tasks(shards_dir: str | Path, splits: Iterable[str], *, task_samples: int = MAX_TASK_SAMPLES) -> list[Task]:
+    """Cut splits of a data folder into tasks, in shard order.
+
+    Raises:
+        ValueError: ``task_samples`` is not in 1..256.
+    """
+    if not 1 <= task_samples <= MAX_TASK_SAMPLES:
+        raise ValueError(f"task_samples ({task_samples}) must be in 1..{MAX_TASK_SAMPLES}")
+    manifest = read_manifest(Path(shards_dir) / "text")
+    return [
+        Task(split, shard.name, start, min(task_samples, shard.num_samples - start))
+        for split in splits
+        for shard in manifest_shards(manifest, split)
+        for start in range(0, shard.num_samples, task_samples)
+    ]
+
+
+def open_output(output_dir: str | Path, inputs: dict[str, Any]) -> None:
+    """Declare what the files of ``output_dir`` are made of, or check that it is the same.
+
+    Raises:
+        ShardError: the folder holds output of other inputs.
+    """
+    path = Path(output_dir) / "manifest.json"
+    if path.exists():
+        standing = read_json(path)["inputs"]
+        differing = sorted(key for key in {*standing, *inputs} if standing.get(key) != inputs.get(key))
+        if differing:
+            key = differing[0]
+            raise ShardError(
+                f"{path}: these files were made with {key} = {standing.get(key)!r}, now it is {inputs.get(key)!r}; "
+                "outputs of different inputs are not mixed: choose another folder, or delete this one"
+            )
+    else:
+        commit_json(path, {"schema_version": 1, "inputs": inputs, "complete": False})
+
+
+def close_output(output_dir: str | Path, *, files: dict[str, Any], summary: dict[str, Any]) -> None:
+    """Mark the output complete: every file with its sha256, and the counts."""
+    path = Path(output_dir) / "manifest.json"
+    commit_json(path, {**read_json(path), "complete": True, "summary": summary, "files": files})
+
+
+def write_task(output_dir: str | Path, task: Task, lines: list[dict[str, Any]]) -> Path:
+    """Commit the output of one task."""
+    path = Path(output_dir) / task.file_name
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    commit_bytes(path, text.encode())
+    return path
+
+
+def read_lines(path: str | Path) -> list[dict[str, Any]]:
+    """Read a committed file.
+
+    Raises:
+        ShardError: a line is no JSON object.
+    """
+    try:
+        # Not splitlines(): a model may write U+2028, which is no end of a line in JSONL.
+        return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
+    except json.JSONDecodeError as error:
+        raise ShardError(f"{path} has a line that is no JSON ({error}); delete the file and run again") from error
+
+
+def verified_files(output_dir: str | Path) -> dict[str, dict[str, Any]]:
+    """The files of a complete output with their counts, each held against its sha256.
+
+    Raises:
+        ShardError: the output is not complete, or a file is not what was written.
+    """
+    files = _listed_files(Path(output_dir))
+    for name, file in files.items():
+        if not (Path(output_dir) / name).is_file() or sha256_of_file(Path(output_dir) / name) != file["sha256"]:
+            raise ShardError(f"{Path(output_dir) / name} is missing or not what was written; delete {output_dir} and run again")
+    return files
+
+
+def _listed_files(output_dir: Path) -> dict[str, dict[str, Any]]:
+    """What the manifest of a complete output lists, every name one that a task can have."""
+    path = output_dir / "manifest.json"
+    manifest = read_json(path) if path.exists() else {"complete": False}
+    if not manifest["complete"]:
+        raise ShardError(f"{output_dir} is not complete; run `mmcot rationales` to its end first")
+    if strange := [name for name in manifest["files"] if not _FILE_NAME.fullmatch(name)]:
+        raise ShardError(f"{path} names a file {strange[0]!r}, expected such as train/000012-000256.jsonl; delete {output_dir} and run again")
+    return manifest["files"]
+
+
+class RationaleReader:
+    """The rationales of a split, by shard number and position; files are read as they are needed.
+
+    Raises:
+        ShardError: the output is not complete, a file is not what was written, or a question
+            has no rationale.
+    """
+
+    def __init__(self, output_dir: str | Path, split: str) -> None:
+        self.output_dir, self.split = Path(output_dir), split
+        self._files = {name: file for name, file in _listed_files(self.output_dir).items() if name.startswith(f"{split}/")}
+        self._starts: dict[int, list[int]] = {}
+        for name in sorted(self._files):
+            shard, start = Path(name).stem.split("-")
+            self._starts.setdefault(int(shard), []).append(int(start))
+        self._lines = functools.lru_cache(_OPEN_FILES)(self._read_file)
+
+    def text(self, shard: int, position: int, qid: str) -> str:
+        """The rationale of the question ``qid``, at a position of a shard."""
+        starts = self._starts.get(shard, [])
+        index = bisect.bisect_right(starts, position) - 1
+        lines = self._lines(f"{self.split}/{shard:06d}-{starts[index]:06d}.jsonl") if index >= 0 else []
+        line = lines[position - starts[index]] if index >= 0 and position - starts[index] < len(lines) else None
+        if line is None or line[0] != qid:
+            raise ShardError(f"question {qid} of split {self.split!r} has no rationale in {self.output_dir}; run `mmcot rationales`")
+        return line[1]
+
+    def by_qid(self) -> dict[str, str]:
+        """All of them by qid.
+
+        Raises:
+            ShardError: a qid comes twice.
+        """
+        rationales: dict[str, str] = {}
+        for name in sorted(self._files):
+            for qid, text in self._read_file(name):
+                if qid in rationales:
+                    raise ShardError(f"{self.output_dir / name}: question {qid} has a second rationale; delete {self.output_dir} and run again")
+                rationales[qid] = text
+        return rationales
+
+    def _read_file(self, name: str) -> list[tuple[str, str]]:
+        path = self.output_dir / name
+        if not path.exists() or sha256_of_file(path) != self._files[name]["sha256"]:
+            raise ShardError(f"{path} is missing or not what was written; delete {self.output_dir} and run again")
+        return [(line["qid"], line["rationale"]) for line in read_lines(path)]
+
+
+def read_rationales(output_dir: str | Path, split: str) -> dict[str, str]:
+    """All rationales of a split by qid."""
+    return RationaleReader(output_dir, split).by_qid()

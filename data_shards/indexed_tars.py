@@ -1,0 +1,140 @@
+"""A user's own webdataset tars, indexed where they lie.
+
+Members of one key belong together: ``{qid}.json`` (a question, in ScienceQA's field names
+or those of ``tables.py``) and, if wanted, pictures ``{qid}.png`` (.jpg, .jpeg, .webp) or
+ready-made features ``{qid}.npy``. Nothing is copied or rewritten: the output folder holds
+indexes and manifests that point to the tars.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_shards.picture_features import PICTURE_COUNTS
+from data_shards.index import ShardError, check_member, read_index, read_member, rows_of_extension, write_index
+from data_shards.sources.question_set import SPLITS
+from data_shards.remote_files import check_url, is_remote, local_copy, read_range
+from data_shards.atomic_files import commit_json, sha256_of_file
+from data_shards.writer import (
+    Shard, count_questions, manifest_shards, read_manifest, read_problems, write_manifest,
+)  # fmt: skip
+from mmcot.texts.problem import Problem, ProblemError
+
+PICTURE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+
+
+def index_tars(
+    tars: Mapping[str, Sequence[Path | str]], output_dir: str | Path, *, features: str | None = None, report: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Index tars into a data folder and return its text manifest.
+
+    Args:
+        tars: split to its tars, in order: paths or URLs.
+        features: the name under which ``.npy`` members become features; None leaves them alone.
+        report: is told of tars that hold several archives, or members of no question.
+
+    Raises:
+        ShardError: a tar is damaged, holds no question, or a feature is missing or of another shape.
+        ProblemError: a question cannot be used.
+    """
+    for path in (path for paths in tars.values() for path in paths if is_remote(path)):
+        check_url(str(path))  # before it is written down
+    output_dir = Path(output_dir)
+    folder = output_dir / "text"
+    (folder / "manifest.json").unlink(missing_ok=True)  # until all is done the folder counts as unfinished
+    commit_json(output_dir / "inputs.json", {"indexed": [str(path) for split in SPLITS for path in tars.get(split, ())]})
+    shards = [
+        _index(path, folder, split, number, report) for split in SPLITS for number, path in enumerate(tars.get(split, ()))
+    ]
+    everything = [_answered(problem, shard.tar(folder)) for shard in shards for problem in read_problems(folder, shard)]
+    repeated = [qid for qid, number in Counter(problem.qid for problem in everything).items() if number > 1]
+    if repeated:
+        raise ShardError(
+            f"{len(repeated):,} question ids come more than once in the tars, such as {repeated[0]!r}; every question has an id of its own, "
+            "its member's name before the first dot without the folders before it: rename the members"
+        )
+    manifest = write_manifest(folder, "text", shards, {"counts": count_questions(everything), "lists": {}, "ceilings": None})
+    if features is not None:
+        _index_features(output_dir / "features" / features, folder, shards, features, manifest["fingerprint"])
+    return manifest
+
+
+def pictures_in_tars(shards_dir: str | Path) -> Callable[[Problem], list[bytes]]:
+    """A function from a problem to its encoded pictures, read from the indexed tars."""
+    folder = Path(shards_dir) / "text"
+    where: dict[str, list[tuple[Path | str, int, int, int]]] = {}
+    for shard in manifest_shards(read_manifest(folder)):
+        table = read_index(shard.index(folder))
+        for extension in PICTURE_EXTENSIONS:
+            for qid, *member in zip(*rows_of_extension(table, extension).values(), strict=True):
+                where.setdefault(qid, []).append((shard.tar(folder), *map(int, member)))
+
+    def pictures(problem: Problem) -> list[bytes]:
+        found = []
+        for path, offset, size, crc32 in where.get(problem.qid, []):
+            name = (path, problem.qid)
+            if is_remote(path):
+                data = read_range(str(path), offset, size)
+                check_member(data, size=size, crc32=crc32, name=name)
+                found.append(data)
+            else:
+                with open(path, "rb") as file:
+                    found.append(read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=name))
+        return found
+
+    return pictures
+
+
+def _answered(problem: Problem, tar: Path | str) -> Problem:
+    if problem.answer is None:
+        raise ProblemError(f"{tar}, member {problem.qid}.json: the answer is missing; training and scoring need it")
+    return problem
+
+
+def _index(location: Path | str, folder: Path, split: str, number: int, report: Callable[[str], None]) -> Shard:
+    name = f"{split}-{number:06d}"
+    with local_copy(location) as path:
+        table = write_index(path, folder / f"{name}.parquet", name=location, report=report)
+        size, sha256 = path.stat().st_size, sha256_of_file(path)
+    num_samples = len(rows_of_extension(table, "json")["qid"])
+    if not num_samples:
+        raise ShardError(f"{location} holds no .json member; each question is a {{qid}}.json")
+    orphans = set(table["qid"].to_pylist()) - set(rows_of_extension(table, "json")["qid"])
+    if orphans:
+        report(
+            f"{location}: members of {len(orphans):,} names belong to no question, such as those of {min(orphans)!r} "
+            f"(there is no {min(orphans)}.json); they are left out"
+        )
+    return Shard(name, split, num_samples, size, sha256, location if is_remote(location) else str(Path(location).absolute()))
+
+
+def _index_features(folder: Path, text: Path, shards: list[Shard], name: str, text_fingerprint: str) -> None:
+    counts = {split: dict.fromkeys(PICTURE_COUNTS, 0) for split in SPLITS}
+    num_patches, dims = 0, set()
+    for shard in shards:
+        with local_copy(shard.tar(text)) as path, open(path, "rb") as file:
+            table = write_index(path, shard.index(folder), name=shard.path)
+            rows, qids = rows_of_extension(table, "npy"), rows_of_extension(table, "json")["qid"]
+            if not np.array_equal(rows["qid"], qids):
+                raise ShardError(f"{shard.path}: every question needs one .npy of features (of shape [0, D] without a picture)")
+            for qid, offset, size, crc32 in zip(*rows.values(), strict=True):
+                data = read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=(shard.tar(text), qid))
+                array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+                if array.ndim != 2 or array.dtype.kind != "f":
+                    raise ShardError(f"{shard.path}, question {qid}: features of {array.dtype}{array.shape}, expected floats [P, D]")
+                num_patches = max(num_patches, len(array))
+                dims.add(array.shape[1])
+                counts[shard.split]["num_with_features" if len(array) else "num_no_image"] += 1
+    if len(dims) != 1:
+        raise ShardError(f"the features have widths {sorted(dims)}; all must agree")
+    extra = {
+        "feature": name, "num_patches": num_patches, "dim": dims.pop(), "dtype": "float",
+        "counts": counts, "text_fingerprint": text_fingerprint,
+    }  # fmt: skip
+    write_manifest(folder, "features", shards, extra)

@@ -1,0 +1,224 @@
+"""Files behind a URL: exact ranges, whole files, and the small files of a data folder.
+
+``s3://``, ``gs://``, ``http(s)://`` and ``hf://`` go through fsspec; credentials and
+endpoints are those of its packages (``AWS_*``, ``GOOGLE_APPLICATION_CREDENTIALS``,
+``HF_TOKEN``), never part of the settings. A request that fails is tried again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+
+from data_shards.credentials import hide_credentials, holds_credentials
+from data_shards.index import ShardError
+from data_shards.atomic_files import commit_bytes, commit_json, committing, exclusive, fingerprint, read_json
+
+PROTOCOLS = ("s3", "gs", "http", "https", "hf")
+MAX_TRIES = 5
+FIRST_WAIT_S = 0.25
+_PIECE_BYTES = 8 << 20
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+T = TypeVar("T")
+
+
+def is_remote(location: str | Path) -> bool:
+    """Whether a location is a URL rather than a path."""
+    return "://" in str(location)
+
+
+def check_url(url: str) -> None:
+    """Refuse a URL of another protocol, or with a secret in it: URLs stand in manifests and messages.
+
+    Raises:
+        ShardError: it is one of them.
+    """
+    if holds_credentials(url):
+        raise ShardError(
+            f"{hide_credentials(url)} holds a user, password or key; take it out and give it in the environment, as fsspec's packages read it"
+        )
+    if url.partition("://")[0] not in PROTOCOLS or "::" in url:
+        raise ShardError(f"{url!r} is not of a protocol that is read ({', '.join(f'{name}://' for name in PROTOCOLS)})")
+
+
+def read_range(url: str, start: int, size: int) -> bytes:
+    """Read exactly ``size`` bytes of a file from byte ``start``.
+
+    Raises:
+        ShardError: the file is not there, may not be read, or the server gave up or sent something else.
+    """
+    filesystem, path = _open(url)
+
+    def read() -> bytes:
+        if filesystem.async_impl:
+            data = filesystem.cat_file(path, start=start, end=start + size)
+        else:
+            with filesystem.open(path, "rb", cache_type="none") as file:
+                file.seek(start)
+                data = file.read(size)
+        if len(data) > size:
+            raise ShardError(f"{url}: the server does not serve ranges (asked for {size:,} bytes, got {len(data):,}); set data.remote=cache")
+        if len(data) < size:
+            raise OSError(f"got {len(data):,} of {size:,} bytes at {start:,}")
+        return data
+
+    return _try(read, url) if size else b""
+
+
+def read_file(url: str) -> bytes:
+    """Read a small file whole.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ShardError: it may not be read, or the server gave up.
+    """
+    filesystem, path = _open(url)
+    return _try(lambda: filesystem.cat_file(path), url)
+
+
+def fetch_file(url: str, target: str | Path) -> str:
+    """Copy a remote file to ``target``, whole or not at all; returns its sha256."""
+    filesystem, path = _open(url)
+
+    def fetch() -> str:
+        digest = hashlib.sha256()
+        with committing(target) as temporary, filesystem.open(path, "rb") as source, open(temporary, "wb") as copy:
+            while piece := source.read(_PIECE_BYTES):
+                digest.update(piece)
+                copy.write(piece)
+        return digest.hexdigest()
+
+    return _try(fetch, url)
+
+
+def put_file(path: str | Path, url: str) -> None:
+    """Copy a local file to a URL; what stood there is replaced when all of it has arrived."""
+    filesystem, target = _open(url)
+    _try(lambda: filesystem.put_file(str(path), target), url, "written")
+
+
+def put_bytes(data: bytes, url: str) -> None:
+    """Write a small file."""
+    filesystem, target = _open(url)
+    _try(lambda: filesystem.pipe_file(target, data), url, "written")
+
+
+def list_names(url: str) -> list[str]:
+    """Names of what lies directly in a folder, sorted; none where there is no folder."""
+    filesystem, path = _open(url)
+    filesystem.invalidate_cache()
+    try:
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in _try(lambda: filesystem.ls(path, detail=False), url))
+    except FileNotFoundError:
+        return []
+
+
+def remove_folder(url: str) -> None:
+    """Remove a folder and all in it."""
+    filesystem, path = _open(url)
+    _try(lambda: filesystem.rm(path, recursive=True), url, "removed")
+
+
+@contextlib.contextmanager
+def local_copy(location: str | Path) -> Iterator[Path]:
+    """A file on this machine with the content of ``location``, for as long as the block lasts."""
+    if not is_remote(location):
+        yield Path(location)
+        return
+    with tempfile.TemporaryDirectory(prefix="mmcot-") as folder:
+        path = Path(folder) / "copy.tar"
+        fetch_file(str(location), path)
+        yield path
+
+
+def list_urls(pattern: str) -> list[str]:
+    """The URLs that match a pattern with ``*``, sorted; one without is taken as it is."""
+    if "*" not in pattern:
+        return [pattern]
+    filesystem, path = _open(pattern)
+    return sorted(filesystem.unstrip_protocol(name) for name in _try(lambda: filesystem.glob(path), pattern))
+
+
+def mirror_folder(url: str, cache_dir: str | Path, *, features: str | None) -> Path:
+    """The small files of a remote data folder (manifests, tokenizer) in a folder of this machine.
+
+    The manifests point to the tars where they lie; indexes follow one by one as they are
+    needed. A data folder that has changed gets another folder.
+
+    Raises:
+        ShardError: there is no finished data folder, or no feature of that name in it.
+    """
+    url = url.rstrip("/")
+    names = ["text", *([f"features/{features}"] if features else [])]
+    manifests = {}
+    for name in names:
+        try:
+            manifests[name] = _parse_manifest(read_file(f"{url}/{name}/manifest.json"), f"{url}/{name}")
+        except FileNotFoundError:
+            raise ShardError(f"{url}/{name}/manifest.json does not exist; copy a finished data folder there as it is") from None
+    key = fingerprint([url, *(manifest["fingerprint"] for manifest in manifests.values())])
+    folder = Path(cache_dir).expanduser() / "folders" / key
+    with exclusive(folder):
+        if not (folder / "origin.json").exists():
+            for name in _TOKENIZER_FILES:
+                with contextlib.suppress(FileNotFoundError):
+                    commit_bytes(folder / "tokenizer" / name, read_file(f"{url}/tokenizer/{name}"))
+            for name, manifest in manifests.items():
+                commit_json(folder / name / "manifest.json", manifest)
+            commit_json(folder / "origin.json", {"url": url})
+    return folder
+
+
+def local_folder(location: str | Path, cache_dir: str | Path, *, features: str | None) -> Path:
+    """A data folder on this machine: itself, or the small files of a remote one."""
+    return mirror_folder(str(location), cache_dir, features=features) if is_remote(location) else Path(location)
+
+
+def origin_of(folder: str | Path) -> str | None:
+    """The URL that a mirrored data folder stands for; None for any other folder."""
+    path = Path(folder) / "origin.json"
+    return read_json(path)["url"] if path.exists() else None
+
+
+def _parse_manifest(data: bytes, folder: str) -> dict[str, Any]:
+    """A manifest whose shards name their full URLs."""
+    import json
+
+    manifest = json.loads(data)
+    shards = [{**shard, "path": shard["path"] or f"{folder}/{shard['name']}.tar"} for shard in manifest["shards"]]
+    local = [shard["path"] for shard in shards if not is_remote(shard["path"])]
+    if local:
+        raise ShardError(f"{folder} points to tars of another machine, such as {local[0]}; index them by URL")
+    return {**manifest, "shards": shards}
+
+
+def _open(url: str) -> tuple[Any, str]:
+    """The file system of a URL and the path in it."""
+    check_url(url)
+    try:
+        return fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        raise ShardError(f"{url}: {url.partition('://')[0]}:// needs another package: {error}") from error
+
+
+def _try(attempt: Callable[[], T], url: str, done: str = "read") -> T:
+    """Run ``attempt`` until it succeeds, a few times, waiting longer each time."""
+    for number in range(1, MAX_TRIES + 1):
+        try:
+            return attempt()
+        except (ShardError, FileNotFoundError):
+            raise
+        except PermissionError as error:
+            raise ShardError(f"{url} may not be {done} ({hide_credentials(str(error))}); give the credentials by environment, as fsspec's packages read them") from error
+        except Exception as error:  # every package behind fsspec has its own kinds
+            if number == MAX_TRIES:
+                raise ShardError(f"{url} could not be {done} in {MAX_TRIES} tries; the last error: {type(error).__name__}: {hide_credentials(str(error))}") from error
+            time.sleep(FIRST_WAIT_S * 2**number)
+    raise AssertionError("unreachable")

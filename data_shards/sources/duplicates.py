@@ -1,0 +1,39 @@
+"""Questions that come more than once, within a split or across splits.
+
+Two questions are the same if question, context and choices are. Where both have pictures,
+the pictures may still differ, so these are told apart from those without.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+from itertools import combinations
+
+from mmcot.texts.problem import Problem
+
+
+@dataclasses.dataclass(frozen=True)
+class Duplicates:
+    """Pairs of splits ("train", "test") to questions of the same text, as tuples of qids; one tuple a text."""
+
+    without_picture: dict[tuple[str, str], list[tuple[str, ...]]]
+    with_picture: dict[tuple[str, str], list[tuple[str, ...]]]
+
+
+def find_duplicates(problems: Iterable[Problem]) -> Duplicates:
+    """Group questions by text; memory is a hash and an id a question."""
+    groups: dict[tuple[bytes, bool], list[tuple[str, str]]] = {}
+    for problem in problems:
+        text = "\x1f".join((problem.question, problem.hint, *problem.choices))
+        key = (hashlib.sha256(text.encode()).digest()[:16], bool(problem.images))
+        groups.setdefault(key, []).append((problem.split, problem.qid))
+    found: tuple[dict, dict] = ({}, {})
+    for (_, has_picture), members in groups.items():
+        splits = sorted({split for split, _ in members})
+        pairs = [(split, split) for split in splits if sum(s == split for s, _ in members) > 1]
+        for pair in [*pairs, *combinations(splits, 2)]:
+            qids = tuple(qid for split, qid in members if split in pair)
+            found[has_picture].setdefault(pair, []).append(qids)
+    return Duplicates(*found)

@@ -1,0 +1,73 @@
+"""Reading a data set that Hugging Face's ``save_to_disk`` wrote.
+
+Columns are those of the tables (``tables.py``), such as the hub's ScienceQA copies have:
+question, choices, answer, hint, image, lecture, solution, ... A row without a qid gets
+its split and position: ``train-17``. Rows are read as Arrow holds them: in any other form ``datasets``
+would decode the pictures of every column itself, by whatever decoder takes them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_shards.sources.question_set import SPLITS, Picture, QuestionSet
+from data_shards.sources.tables import row_to_record
+from mmcot.texts.problem import Problem, ProblemError
+
+_ROWS = 256  # read at a time, with the pictures in them
+_SPLIT_NAMES = {"train": "train", "validation": "val", "val": "val", "test": "test"}
+
+
+def recognizes(path: Path) -> bool:
+    """Whether a path looks like this form."""
+    return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+
+
+def read(path: Path) -> QuestionSet:
+    """Read a saved DatasetDict with train, validation and test, or a single Dataset as train.
+
+    Raises:
+        ProblemError: a split is unknown, or a row cannot be used.
+    """
+    import datasets
+
+    loaded = datasets.load_from_disk(str(path))
+    parts = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    problems: dict[str, list[Problem]] = {split: [] for split in SPLITS}
+    where: dict[str, tuple[Any, int]] = {}  # by qid: the split's rows in Arrow's form, and the number of its own
+    for name, part in parts.items():
+        if name not in _SPLIT_NAMES:
+            raise ProblemError(f"{path}: split {name!r} is unknown; expected {', '.join(_SPLIT_NAMES)}")
+        part = part.with_format("arrow")
+        for index, row in enumerate(row for rows in part.iter(_ROWS) for row in rows.to_pylist()):
+            problem = _problem(row, _SPLIT_NAMES[name], index)
+            problems[problem.split].append(problem)
+            where[problem.qid] = (part, index)
+
+    def pictures(problem: Problem) -> list[Picture]:
+        part, index = where[problem.qid]
+        images = _as_list(part[index].to_pylist()[0]["image"]) if problem.images else []
+        held = [image.get("bytes") if isinstance(image, dict) else None for image in images]
+        return [data or path / name for data, name in zip(held, problem.images, strict=True)]
+
+    return QuestionSet(problems, pictures)
+
+
+def _problem(row: dict[str, Any], split: str, index: int) -> Problem:
+    qid = str(row.get("qid") or row.get("id") or f"{split}-{index}")
+    if row.get("image") is not None:
+        row = {**row, "image": [_picture_name(image) for image in _as_list(row["image"])]}
+    return Problem.from_scienceqa(qid, row_to_record(row) | {"split": split})
+
+
+def _as_list(image: Any) -> list[Any]:
+    """A row's pictures; an empty place holds none."""
+    return [each for each in (image if isinstance(image, list) else [image]) if each not in (None, "")]
+
+
+def _picture_name(image: Any) -> Any:
+    if not isinstance(image, dict):
+        return image
+    name = image.get("path") or "no-picture"
+    return Path(name).name if image.get("bytes") else name  # a path is followed, so it is checked whole

@@ -1,0 +1,164 @@
+"""Opening a picture as a camera or a browser would have it: RGB, upright, the first frame.
+
+Files are judged by their content, never by their suffix, and read by the decoders of
+``FORMATS`` alone. Whatever is wrong with one ends as ``PictureError``.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from data_shards.sources.question_set import Picture
+
+# What cameras, phones, browsers and scanners write. Pillow knows 40 more, of which EPS starts Ghostscript. MPO, which many
+# phones call .jpg, is opened by JPEG's decoder: its first picture is a whole JPEG.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+MAX_SIDE = 16_384  # pixels; what WEBP allows. A longer one is a strip or a bomb: encoders see a square of some hundred pixels
+MAX_PIXELS = 100_000_000  # 400 MB as Pillow holds them, twice that while they are converted
+MAX_BYTES = 1_000_000_000  # of a file: 100 million pixels of 8 bytes, uncompressed, are less
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+_SIGNATURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\x00", b"MM\x00*")
+_TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
+_FULL_SCALES = {"I": (255, 65_535), "F": (1, 255, 65_535)}  # what white may be, the first that no value exceeds
+_STRIP_ROWS = 1024
+
+
+class PictureError(ValueError):
+    """A picture that is there but cannot be used; the message names it."""
+
+
+def open_picture(picture: Picture, *, name: str, longest_side: int | None = None) -> Image.Image:
+    """Read a picture wholly into memory as RGB.
+
+    Palettes, CMYK, grey of any depth and transparency (on white) become RGB, an EXIF rotation is
+    applied where it can be read, of an animation the first frame is taken.
+
+    Args:
+        picture: a file or the encoded bytes.
+        name: what to call it in an error.
+        longest_side: pixels that suffice: a JPEG may come smaller than it is, but no smaller than this; saves time and memory.
+
+    Raises:
+        PictureError: it is empty, cut off, of no known format, or too large.
+    """
+    data = _read(picture, name)
+    try:
+        with _open(data) as image:
+            _check_size(image, name)
+            if longest_side is not None:
+                image.draft(None, (longest_side, longest_side))  # JPEG alone has it
+            image.load()
+            return _to_rgb(_upright(image))
+    except PictureError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"{name} is too large to be read safely ({error}); make it smaller") from None
+    except UnidentifiedImageError:
+        if data.startswith(_SIGNATURES):
+            raise PictureError(f"{name} is damaged or cut off (its header cannot be read); replace or remove it") from None
+        raise PictureError(f"{name} is no picture of a known format ({', '.join(FORMATS)}); convert, replace or remove it") from None
+    except Exception as error:  # every decoder has its own kinds: struct.error, IndexError, OverflowError, zlib.error, MemoryError, ...
+        raise PictureError(f"{name} is damaged or cut off ({type(error).__name__}: {error}); replace or remove it") from None
+
+
+def _read(picture: Picture, name: str) -> bytes:
+    size = len(picture) if isinstance(picture, bytes) else picture.stat().st_size
+    if size > MAX_BYTES:
+        raise PictureError(f"{name} has {size:,} bytes; at most {MAX_BYTES:,} are read: make it smaller")
+    data = picture if isinstance(picture, bytes) else picture.read_bytes()
+    if not data:
+        raise PictureError(f"{name} is an empty file; replace or remove it")
+    return data
+
+
+def _open(data: bytes) -> Image.Image:
+    """Read a picture's header; metadata that Pillow stumbles over do not make a JPEG unreadable."""
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise
+    except Exception:
+        plain, exif = _without_metadata(data)
+        if plain == data:
+            raise
+        image = Image.open(io.BytesIO(plain), formats=("JPEG",))
+        if exif:
+            image.info["exif"] = exif
+        return image
+
+
+def _without_metadata(data: bytes) -> tuple[bytes, bytes]:
+    """A JPEG without its application segments, but those that say how its colours are stored; and its EXIF block."""
+    kept, exif, at = [data[:2]], b"", 2
+    while data.startswith(b"\xff\xd8") and data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        segment = data[at:end]
+        if 0xE0 <= segment[1] <= 0xEF and segment[1] not in (0xE0, 0xEE):  # JFIF and Adobe stay
+            if segment[4:10] == b"Exif\x00\x00":
+                exif = exif or segment[4:]
+        else:
+            kept.append(segment)
+        at = end
+    return b"".join([*kept, data[at:]]), exif
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
+        raise PictureError(
+            f"{name} has {image.width} x {image.height} pixels; sides up to {MAX_SIDE:,} and {MAX_PIXELS:,} pixels in all are read: make it smaller"
+        )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF block says; one that cannot be read says nothing."""
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # struct.error, SyntaxError, ValueError, ...: the pixels are whole all the same
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in _FULL_SCALES:
+        image = _to_grey(image)
+    if image.mode in _TRANSPARENT or "transparency" in image.info:
+        return _on_white(image)
+    return image.convert("RGB")
+
+
+def _to_grey(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, 32 bits or floats as 8 bits with its levels kept; Pillow's own conversion would cut them off at 255.
+
+    Whole numbers of 32 bits and floats do not say what is white: 255, 65,535 and for floats 1, whichever the
+    values keep to first; else, and where some are negative, black and white are the least and the greatest value.
+    """
+    values = np.asarray(image)
+    transparent = image.info.get("transparency")
+    if image.mode.startswith("I;16"):
+        grey = (values >> 8).astype(np.uint8)
+    else:
+        low, high = float(values.min()), float(values.max())
+        if not np.isfinite([low, high]).all():
+            raise ValueError("it holds values that are NaN or infinite")
+        white = next((scale for scale in _FULL_SCALES[image.mode] if low >= 0 and high <= scale), None)
+        low, span = (0.0, float(white)) if white else (low, high - low or 1.0)
+        grey = ((values - np.float32(low)) * np.float32(255 / span) + np.float32(0.5)).astype(np.uint8)
+    if isinstance(transparent, int):
+        grey[values == transparent] = 255
+    return Image.fromarray(grey)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """A transparent picture laid on white, strip by strip, so that few copies of it are held."""
+    flat = Image.new("RGB", image.size, "white")
+    for top in range(0, image.height, _STRIP_ROWS):
+        strip = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height))).convert("RGBA")
+        flat.paste(Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip).convert("RGB"), (0, top))
+    return flat

@@ -1,0 +1,87 @@
+"""A data set to build shards from, whatever form it came in.
+
+    questions.problems["train"][0]          # a Problem
+    questions.pictures(problem)             # [Path("images/train/1/image.png")]
+
+Text is in memory, pictures stay where they are until ``pictures(problem)`` names them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_shards.atomic_files import read_json
+from mmcot.texts.problem import Problem, ProblemError
+
+SPLITS = ("train", "val", "test")
+Picture = Path | bytes  # a file, or the encoded picture itself
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionSet:
+    """Questions by split, and where their pictures are.
+
+    ``pictures`` gives, for each name in ``problem.images``, a file that may or may not
+    exist, or the encoded bytes. ``lists`` are further lists of qids (trainval, mini
+    splits); ``ceilings`` are bounds that a generator knows; ``notes`` are sentences for
+    the person who builds.
+    """
+
+    problems: dict[str, list[Problem]]
+    pictures: Callable[[Problem], Sequence[Picture]]
+    lists: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    ceilings: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        seen: dict[str, str] = {}
+        for split in SPLITS:
+            for problem in self.problems[split]:
+                if problem.qid in seen:
+                    raise ProblemError(
+                        f"question {problem.qid!r} is in {seen[problem.qid]!r} and in {split!r}; "
+                        "every question has an id of its own and belongs to one split"
+                    )
+                seen[problem.qid] = split
+                if problem.answer is None:
+                    raise ProblemError(f"question {problem.qid}: the answer is missing; training and scoring need it")
+
+
+def with_captions(questions: QuestionSet, path: str | Path) -> QuestionSet:
+    """The same questions with the captions of a file, ``{"captions": {qid: text}}``; those that it does not name have none.
+
+    Raises:
+        ValueError: the file is none of captions.
+    """
+    content = read_json(path)
+    captions = content.get("captions") if isinstance(content, dict) else None
+    if not isinstance(captions, dict) or not all(isinstance(text, str) for text in captions.values()):
+        raise ValueError(f'{path} holds no captions; expected {{"captions": {{qid: text}}}}')
+    problems = {
+        split: [dataclasses.replace(problem, caption=captions.get(problem.qid, "")) for problem in questions.problems[split]] for split in questions.problems
+    }
+    known = {problem.qid for split in problems for problem in problems[split]}
+    left_out = sum(qid not in known for qid in captions)
+    note = f"captions of {path}: {sum(qid in captions for qid in known):,} of {len(known):,} questions" + (f", {left_out:,} of unknown questions left out" if left_out else "")
+    return dataclasses.replace(questions, problems=problems, notes=(*questions.notes, note))
+
+
+def with_lists(questions: QuestionSet, lists: Mapping[str, str]) -> QuestionSet:
+    """The same data set with other lists of its questions as splits, such as ``{"train": "minitrain"}``.
+
+    Raises:
+        ValueError: there is no such list, or it lists an unknown question.
+        ProblemError: a question comes to lie in two splits.
+    """
+    by_qid = {problem.qid: problem for split in SPLITS for problem in questions.problems[split]}
+    known = {split: [problem.qid for problem in questions.problems[split]] for split in SPLITS} | questions.lists
+    problems = {}
+    for split in SPLITS:
+        name = lists.get(split, split)
+        if name not in known:
+            raise ValueError(f"data.splits {split}: there is no list {name!r}; this data set has {', '.join(known)}")
+        problems[split] = [dataclasses.replace(by_qid[qid], split=split) for qid in known[name]]
+    return dataclasses.replace(questions, problems=problems, pictures=lambda problem: questions.pictures(by_qid[problem.qid]))

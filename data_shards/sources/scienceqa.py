@@ -1,0 +1,59 @@
+"""Reading ScienceQA's official layout, complete or in part.
+
+    problems.json      {qid: {"question": ..., "choices": [...], "answer": 0, ...}}
+    pid_splits.json    {"train": [qid, ...], "val": [...], "test": [...], "minitrain": [...], ...}
+    captions.json      {"captions": {qid: "..."}}                      (may be absent)
+    images/<split>/<qid>/<name>                                        (may be absent)
+    ceilings.json      accuracy bounds of a generated data set          (may be absent)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_shards.sources.question_set import SPLITS, QuestionSet
+from data_shards.atomic_files import read_json
+from mmcot.texts.problem import Problem, ProblemError
+
+
+def recognizes(path: Path) -> bool:
+    """Whether a path looks like this form."""
+    return (path / "problems.json").exists() or (path / "pid_splits.json").exists()
+
+
+def read(path: Path) -> QuestionSet:
+    """Read a folder in ScienceQA's layout.
+
+    Raises:
+        FileNotFoundError: problems.json or pid_splits.json is missing.
+        ProblemError: a problem cannot be used, or a split lists a qid that has none.
+    """
+    records, splits = _required(path, "problems.json"), _required(path, "pid_splits.json")
+    captions_path, ceilings_path = path / "captions.json", path / "ceilings.json"
+    captions = read_json(captions_path)["captions"] if captions_path.exists() else {}
+
+    def build(split: str, qid: str) -> Problem:
+        if qid not in records:
+            raise ProblemError(
+                f"{path / 'pid_splits.json'}: split {split!r} lists question {qid!r}, which problems.json does "
+                "not have; remove it from the split or add the problem"
+            )
+        return Problem.from_scienceqa(qid, {**records[qid], "split": split}, captions.get(qid, ""))
+
+    return QuestionSet(
+        problems={split: [build(split, qid) for qid in splits.get(split, [])] for split in SPLITS},
+        pictures=lambda problem: [path / "images" / problem.split / problem.qid / name for name in problem.images],
+        lists={name: list(qids) for name, qids in splits.items() if name not in SPLITS},
+        ceilings=read_json(ceilings_path) if ceilings_path.exists() else None,
+    )
+
+
+def _required(folder: Path, name: str) -> dict[str, Any]:
+    path = folder / name
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; a folder in ScienceQA's layout has problems.json and pid_splits.json")
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ProblemError(f"{path} holds a {type(value).__name__}; expected an object")
+    return value

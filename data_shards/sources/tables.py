@@ -1,0 +1,137 @@
+"""Reading a person's own questions from JSONL or CSV.
+
+A line of JSONL, or a row of CSV under the same column names:
+
+    {"qid": "a1", "question": "Which is bigger?", "choices": ["sun", "moon"], "answer": "sun",
+     "context": "", "image": "pictures/a1.png", "rationale": "The sun is far away ...", "split": "train"}
+
+``answer`` is the choice's text, an index or a letter (a text that is a choice is taken as that). ``context``, ``image`` (one file or
+several, beside the table), ``rationale`` and ``split`` may be left out, and any ScienceQA
+field may be given. In CSV, choices and several images are separated by ``|``. The split
+is the ``split`` column, or the file's name where a folder holds train.jsonl, val.jsonl
+and test.jsonl; without either, questions are divided 80 to 10 to 10 by a hash of their ids.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from data_shards.sources.question_set import SPLITS, QuestionSet
+from mmcot.texts.problem import Problem, ProblemError, choice_letter
+
+SUFFIXES = (".jsonl", ".csv")
+_SPLIT_NAMES = {"validation": "val", "valid": "val", "dev": "val"} | {split: split for split in SPLITS}
+_OTHER_NAMES = {"context": "hint", "rationale": "solution"}
+
+
+def recognizes(path: Path) -> bool:
+    """Whether a path looks like this form."""
+    return bool(_files(path))
+
+
+def read(path: Path) -> QuestionSet:
+    """Read a table, or a folder with one table a split.
+
+    Raises:
+        ProblemError: a row cannot be used; the message names file, line and field.
+    """
+    problems: dict[str, list[Problem]] = {split: [] for split in SPLITS}
+    num_divided = 0
+    for file, split_of_file in _files(path):
+        for line, row in read_rows(file):
+            try:
+                problem, divided = _problem(row, split_of_file)
+            except ProblemError as error:
+                raise ProblemError(f"{file}, line {line}: {error}") from None
+            problems[problem.split].append(problem)
+            num_divided += divided
+    folder = path if path.is_dir() else path.parent
+    notes = (f"{num_divided:,} questions without a split were divided 80:10:10 by their ids",) if num_divided else ()
+    return QuestionSet(problems, pictures=lambda problem: [folder / name for name in problem.images], notes=notes)
+
+
+def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, row) of a .jsonl or .csv file.
+
+    Raises:
+        ProblemError: a line is no JSON object.
+    """
+    with open(file, encoding="utf-8-sig", newline="") as stream:
+        if file.suffix == ".csv":
+            for number, row in enumerate(csv.DictReader(stream), start=2):
+                row = {name: value for name, value in row.items() if name and value not in (None, "")}
+                for name in ("choices", "image"):
+                    if name in row:
+                        row[name] = [part.strip() for part in row[name].split("|")]
+                yield number, row
+            return
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise ProblemError(f"{file}, line {number}: no valid JSON ({error})") from None
+                if not isinstance(row, dict):
+                    raise ProblemError(f"{file}, line {number}: expected an object, found {row!r}")
+                yield number, row
+
+
+def row_to_record(row: dict[str, Any]) -> dict[str, Any]:
+    """A row under ScienceQA's field names, its answer as an index.
+
+    Raises:
+        ProblemError: the answer is no index, letter or text of the choices.
+    """
+    record = {_OTHER_NAMES.get(name, name): value for name, value in row.items()}
+    choices = record.get("choices")
+    if isinstance(choices, list) and record.get("answer") is not None:
+        record["answer"] = parse_answer_column(record["answer"], tuple(map(str, choices)))
+    return record
+
+
+def parse_answer_column(value: Any, choices: tuple[str, ...]) -> int:
+    """The index that an index, a letter or a choice's text stands for.
+
+    Raises:
+        ProblemError: it is none of them.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    text = str(value).strip()
+    if text in choices:
+        return choices.index(text)
+    if text.isdigit():
+        return int(text)
+    letters = [choice_letter(index) for index in range(len(choices))]
+    if text.strip("()").upper() in letters:
+        return letters.index(text.strip("()").upper())
+    raise ProblemError(f"answer {value!r} is no index, letter or text of the choices {list(choices)}")
+
+
+def _files(path: Path) -> list[tuple[Path, str | None]]:
+    if path.is_file():
+        return [(path, None)] if path.suffix in SUFFIXES else []
+    found = [(file, _SPLIT_NAMES.get(file.stem)) for file in sorted(path.iterdir()) if file.suffix in SUFFIXES]
+    return [(file, split) for file, split in found if split]
+
+
+def _problem(row: dict[str, Any], split_of_file: str | None) -> tuple[Problem, bool]:
+    qid = str(row.get("qid", row.get("id", "")))
+    if not qid:
+        raise ProblemError("the field 'qid' is missing; every question needs an id of its own")
+    record = row_to_record(row)
+    given = record.get("split") or split_of_file
+    if given is not None and given not in _SPLIT_NAMES:
+        raise ProblemError(f"question {qid}: split {given!r} is unknown; expected train, val or test")
+    record["split"] = _SPLIT_NAMES[given] if given else _divide(qid)
+    return Problem.from_scienceqa(qid, record), given is None
+
+
+def _divide(qid: str) -> str:
+    bucket = zlib.crc32(qid.encode()) % 10
+    return "val" if bucket == 8 else "test" if bucket == 9 else "train"

@@ -1,0 +1,137 @@
+"""The commands ``mmcot data``. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.cli.options import Config, Preset, RunFolder, Set, explained, say
+
+data_app = typer.Typer(help="Make, shard and check data.", no_args_is_help=True)
+
+
+@data_app.command("make")
+def data_make(
+    output: Annotated[Path, typer.Argument(help="Folder to write, in ScienceQA's layout.")],
+    num_train: Annotated[int, typer.Option(help="Training questions.")] = 4000,
+    num_val: Annotated[int, typer.Option(help="Validation questions.")] = 400,
+    num_test: Annotated[int, typer.Option(help="Test questions.")] = 800,
+    seed: Annotated[int, typer.Option(help="Seed of the generator.")] = 0,
+    shuffle_choices: Annotated[bool, typer.Option("--shuffle-choices/--fixed-choices", help="Give each question an order of its choices of its own.")] = True,
+    extra_choices: Annotated[int, typer.Option(help="At most so many choices of other skills beside a skill's own.", min=0, max=3)] = 1,
+) -> None:
+    """Write MiniSQA, the embedded data set."""
+    from data_shards.mini_sqa.generate import write_mini_sqa
+
+    with explained():
+        write_mini_sqa(output, num_train=num_train, num_val=num_val, num_test=num_test, seed=seed, shuffle_choices=shuffle_choices, extra_choices=extra_choices)
+        typer.echo(f"{output}: {num_train:,} train, {num_val:,} val, {num_test:,} test questions")
+
+
+@data_app.command("shard")
+def data_shard(preset: Preset = None, config: Config = None, set_: Set = []) -> None:  # noqa: B006
+    """Build text and feature shards, their indexes and the tokenizer."""
+    with explained():
+        from launcher.config.loading import load_settings
+        from launcher.data.build import describe_data, prepare_data
+        from launcher.runs.signals import sigterm_stops
+        from launcher.pipeline.preflight import check_settings
+
+        settings = load_settings(preset=preset, config=config, overrides=set_)
+        check_settings(settings)
+        with sigterm_stops():
+            folder = prepare_data(settings, say)
+        for line in describe_data(folder):
+            say(line)
+
+
+@data_app.command("caption")
+def data_caption(
+    path: Annotated[Path, typer.Argument(help="A data set with pictures, in any of the known forms.")],
+    model: Annotated[str, typer.Option(help="Hugging Face id or folder of a captioning model, such as Salesforce/blip-image-captioning-base.")],
+    out: Annotated[Path, typer.Option(help="The captions.json to write; use it by --set data.captions=FILE.")],
+    set_: Set = [],  # noqa: B006
+) -> None:
+    """Write captions of all pictures with a local model, on Ray workers. Run again to go on."""
+    with explained():
+        from launcher.data.caption_tasks import write_captions
+
+        write_captions(path, model, out, overrides=set_, report=say)
+
+
+@data_app.command("index")
+def data_index(
+    tars: Annotated[list[str], typer.Argument(help="Tars by split: train=FILE or train='FOLDER/a-*.tar', paths or URLs; val=..., test=...")],
+    out: Annotated[Path, typer.Option(help="Data folder to write: indexes and manifests, no copies.")],
+    features: Annotated[str | None, typer.Option(help="Name under which .npy members become vision features.")] = None,
+) -> None:
+    """Index existing webdataset tars where they lie; then run with --set data.shards_dir=OUT."""
+    with explained():
+        from data_shards.indexed_tars import index_tars
+
+        manifest = index_tars(_tars_by_split(tars), out, features=features, report=typer.echo)
+        counts = ", ".join(f"{number:,} {split}" for split, number in manifest["num_samples"].items())
+        typer.echo(f"{out}: {counts} questions in {len(manifest['shards'])} tars")
+
+
+@data_app.command("check")
+def data_check(
+    shards: Annotated[str, typer.Argument(help="A data folder, or its URL.")],
+    features: Annotated[str | None, typer.Option(help="Features to check of a folder behind a URL; locally all are checked.")] = None,
+) -> None:
+    """Hold every shard against its manifest: size, checksum, index, order of keys; look for repeated questions."""
+    with explained():
+        from launcher.data.build import check_data
+
+        typer.echo(f"{check_data(shards, say, features=features):,} samples in order")
+
+
+@data_app.command("ledger")
+def data_ledger(folder: RunFolder) -> None:
+    """Prove that each epoch of a run used each training question exactly once."""
+    with explained():
+        from data_shards.reader import SplitReader
+        from data_shards.remote_files import local_folder
+        from launcher.runs.sample_ledger import prove_ledger
+        from launcher.runs.run_dir import RunDir, shards_dir_of
+        from launcher.config.settings import Data
+
+        run_dir = RunDir(folder)
+        folder = local_folder(shards_dir_of(run_dir), Data().cache_dir, features=None)
+        qids = [str(qid) for qid in SplitReader(folder, "train").qids]
+        stages = [stage for stage in ("rationale", "answer") if list(run_dir.logs.glob(f"{stage}-ledger-*"))]
+        for stage in stages or ["rationale"]:
+            for line in prove_ledger(run_dir, stage, qids):
+                typer.echo(line)
+
+
+@data_app.command("describe")
+def data_describe(
+    path: Annotated[Path, typer.Argument(help="A data set: ScienceQA folder, .jsonl, .csv, or a saved Hugging Face data set.")],
+    tokenizer: Annotated[str | None, typer.Option(help="Hugging Face id or folder to count tokens with; else words.")] = None,
+) -> None:
+    """Count questions, pictures and contexts, and how long prompts are, before building anything."""
+    with explained():
+        from launcher.data.describe import describe_questions
+
+        for line in describe_questions(path, tokenizer=tokenizer):
+            typer.echo(line)
+
+
+def _tars_by_split(arguments: list[str]) -> dict[str, list[Path | str]]:
+    import glob
+
+    from data_shards.remote_files import is_remote, list_urls
+
+    tars: dict[str, list[Path | str]] = {}
+    for argument in arguments:
+        split, equals, pattern = argument.partition("=")
+        if not equals or split not in ("train", "val", "test"):
+            raise ValueError(f"{argument!r} must be train=FILE, val=FILE or test=FILE")
+        found = list_urls(pattern) if is_remote(pattern) else [Path(path) for path in sorted(glob.glob(pattern))]
+        if not found:
+            raise FileNotFoundError(f"{pattern} matches no file; give the path of a tar, or a pattern in quotes")
+        tars.setdefault(split, []).extend(found)
+    return tars

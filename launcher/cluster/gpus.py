@@ -1,0 +1,188 @@
+"""GPUs of a run: whether it uses them, and which of them failed.
+
+    settings = with_device(settings, run_dir, report)     # cluster.use_gpu is True or False from here on
+    held = hold_gpus(faults)                              # nobody else gets these while the handles live
+
+``cluster.use_gpu: auto`` takes GPUs if the Ray cluster has them (for torchrun: the machine). What was found at
+the first start is kept in the run's folder, so that a run never changes its device silently:
+
+    runs/demo/device.json    {"use_gpu": true, "found": 4, "where": "this machine"}
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_shards.atomic_files import commit_json, read_json
+from launcher.cluster.ray_session import ray_session
+from launcher.runs.run_dir import RunDir
+from launcher.config.settings import Cluster, Settings, SettingsError
+
+_SIGNS_OF_A_GPU_FAULT = (  # of the hardware or its driver; an assert on the device or a wrong address is a fault of code
+    "uncorrectable ECC error", "unspecified launch failure", "CUBLAS_STATUS_EXECUTION_FAILED", "CUBLAS_STATUS_INTERNAL_ERROR",
+    "CUBLAS_STATUS_NOT_INITIALIZED", "hardware stack error", "GPU has fallen off the bus", "CUDA error: unknown error",
+    "CUDA-capable device(s) is/are busy or unavailable", "cudaErrorDevicesUnavailable", "CUDNN_STATUS_EXECUTION_FAILED", "NVLink",
+)  # fmt: skip
+_HOLD_TIMEOUT_S = 30.0
+
+
+def with_device(
+    settings: Settings, run_dir: RunDir | None, report: Callable[[str], None],
+    *, count: Callable[[Cluster], tuple[int, str]] | None = None, keep: bool = True,
+) -> Settings:  # fmt: skip
+    """The same settings with ``cluster.use_gpu`` decided.
+
+    Args:
+        run_dir: the run, which keeps what was decided; None for a command without one.
+        count: how many GPUs there are and where; None: ``count_gpus``.
+        keep: whether to write down what is decided for the run's later starts.
+
+    Raises:
+        SettingsError: the run was started on another device, or the GPUs it needs are not there.
+    """
+    cluster = settings.cluster
+    kept = _kept(run_dir) if run_dir else None
+    wanted = cluster.use_gpu
+    if kept is not None and wanted not in ("auto", kept):
+        raise SettingsError(
+            f"{run_dir.path} was started with cluster.use_gpu {_said(kept)}, now it is {_said(wanted)}; leave the setting out, or give this run "
+            "a folder of its own with --set run.dir=runs/ANOTHER-NAME"
+        )
+    decided = kept if kept is not None else wanted
+    if decided is False or (wanted is True and cluster.address != "local"):  # the nodes of an autoscaler come when they are asked for
+        return _decided(settings, decided)
+    found, where = (count or count_gpus)(cluster)
+    is_new, decided = decided == "auto", found > 0 if decided == "auto" else decided
+    if not found and wanted == "auto" and not is_new:
+        raise SettingsError(
+            f"{run_dir.path} was started on GPUs, and {where} has none; start it where GPUs are, bring the cluster's GPU nodes up (cluster.use_gpu=true "
+            "waits for those of an autoscaler), or train anew on CPUs in another folder: --set cluster.use_gpu=false --set run.dir=runs/ANOTHER-NAME"
+        )
+    if run_dir is None and wanted == "auto" and 0 < found < cluster.num_workers:
+        settings = settings.model_copy(update={"cluster": (cluster := cluster.model_copy(update={"num_workers": found, "min_workers": None}))})
+    if decided and cluster.address == "local":
+        require_gpus(cluster, found, where)
+    if is_new:
+        report(f"device: {f'{found} GPUs of {where}' if decided else f'CPU ({where} has no GPU)'}; cluster.use_gpu chooses another")
+        if run_dir and keep:
+            commit_json(run_dir.device, {"use_gpu": decided, "found": found, "where": where})
+    return _decided(settings, decided)
+
+
+def require_gpus(cluster: Cluster, found: int, where: str) -> None:
+    """Raise SettingsError where there are fewer GPUs than workers."""
+    if found < cluster.num_workers:
+        raise SettingsError(
+            f"cluster.num_workers ({cluster.num_workers}) needs a GPU each, {where} has {found}; lower cluster.num_workers, "
+            "join a cluster with cluster.address, or set cluster.use_gpu=false (and training.precision=fp32)"
+        )
+
+
+def count_gpus(cluster: Cluster) -> tuple[int, str]:
+    """How many GPUs there are to use, and where: on this machine, or in the Ray that is joined."""
+    import ray
+
+    if not ray.is_initialized() and cluster.address == "local":
+        return count_own_gpus(), "this machine"
+    with ray_session(cluster):
+        return int(ray.cluster_resources().get("GPU", 0)), f"the Ray cluster {cluster.address}"
+
+
+def count_own_gpus() -> int:
+    """GPUs that torch can use in this process."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def _kept(run_dir: RunDir) -> bool | None:
+    if run_dir.device.exists():
+        return bool(read_json(run_dir.device)["use_gpu"])
+    path = run_dir.path / "run.yaml"
+    standing = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+    use_gpu = ((standing or {}).get("cluster") or {}).get("use_gpu")
+    return use_gpu if isinstance(use_gpu, bool) else None
+
+
+def _decided(settings: Settings, use_gpu: bool) -> Settings:
+    return settings.model_copy(update={"cluster": settings.cluster.model_copy(update={"use_gpu": use_gpu})})
+
+
+def _said(use_gpu: bool | str) -> str:
+    return str(use_gpu).lower()
+
+
+@dataclasses.dataclass(frozen=True)
+class GpuFault:
+    """A GPU whose hardware failed under a rank: Ray's node and its number there, the host's name, and the error."""
+
+    node_id: str
+    gpu: int
+    host: str
+    error: str
+
+    def __str__(self) -> str:
+        return f"GPU {self.gpu} of {self.host}"
+
+
+def is_gpu_fault(error: BaseException) -> bool:
+    """Whether an error says that the hardware failed: worth another start, on another GPU."""
+    return any(sign in str(error) for sign in _SIGNS_OF_A_GPU_FAULT)
+
+
+def note_fault(path: Path, error: BaseException) -> None:
+    """Write down, in a Ray worker, whose GPU failed."""
+    import ray
+
+    context = ray.get_runtime_context()
+    import torch
+
+    number = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+    given = ray.get_gpu_ids()  # of this worker alone, while it sees those of its whole group
+    gpu = int(given[0]) if len(given) == 1 else int(given[number]) if number < len(given) else number
+    commit_json(path, {"node_id": context.get_node_id(), "gpu": gpu, "host": socket.gethostname(), "error": str(error)[:500]})
+
+
+def read_faults(paths: Iterator[Path]) -> list[GpuFault]:
+    """The faults that workers wrote down."""
+    return [GpuFault(**read_json(path)) for path in sorted(paths)]
+
+
+def hold_gpus(faults: list[GpuFault]) -> list[Any]:
+    """Reserve failed GPUs, so that Ray gives them to nobody; returns handles that hold them.
+
+    Ray chooses the GPU of an actor itself, so actors are started on the node until one has it.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    held, actor_class = [], ray.remote(_Holder)
+    for fault in faults:
+        others: list[Any] = []
+        strategy = NodeAffinitySchedulingStrategy(fault.node_id, soft=False)
+        with contextlib.suppress(ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):  # none is free, or the node is gone
+            while True:
+                actor = actor_class.options(num_cpus=0, num_gpus=1, scheduling_strategy=strategy).remote()
+                others.append(actor)
+                if fault.gpu in ray.get(actor.gpus.remote(), timeout=_HOLD_TIMEOUT_S):
+                    held.append(others.pop())
+                    break
+        for actor in others:
+            ray.kill(actor)
+    return held
+
+
+class _Holder:
+    """An actor that has a GPU and leaves it alone."""
+
+    def gpus(self) -> list[int]:
+        import ray
+
+        return [int(gpu) for gpu in ray.get_gpu_ids()]

@@ -1,0 +1,190 @@
+"""Reading settings, and checking them as a whole.
+
+A preset, a YAML file and ``--set section.key=value`` are laid over each other in this order. What they may
+say stands in ``launcher/config/settings.py``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+
+from data_shards.credentials import find_credentials, hide_credentials
+from launcher.config.settings import Settings, SettingsError
+
+
+def preset_names() -> list[str]:
+    """The presets that are shipped."""
+    folder = resources.files("launcher.config") / "presets"
+    return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
+
+
+def load_settings(
+    *, preset: str | None = None, config: str | Path | None = None, overrides: Sequence[str] = ()
+) -> Settings:
+    """Lay preset, file and overrides over each other and check the result.
+
+    Raises:
+        SettingsError: a name is unknown (the nearest is named), or a value cannot be.
+    """
+    if preset is None and config is None:
+        raise SettingsError(f"no settings given: use --preset ({', '.join(preset_names())}) or --config FILE")
+    values: dict[str, Any] = {}
+    if preset is not None:
+        if preset not in preset_names():
+            raise SettingsError(f"preset {preset!r} is unknown;{_nearest(preset, preset_names())} there are {preset_names()}")
+        text = (resources.files("launcher.config") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
+        values = _merge(values, yaml.safe_load(text))
+    if config is not None:
+        values = _merge(values, _read_yaml(Path(config)))
+    for override in overrides:
+        values = merge_override(values, override)
+    return parse_settings(values)
+
+
+def check_no_credentials(name: str, value: Any) -> None:
+    """Refuse a value with a secret in it, at any depth: settings are shown in run.yaml, MLflow and the report.
+
+    Raises:
+        SettingsError: it holds one; the message names the place and not the secret.
+    """
+    if found := find_credentials(value, name):
+        raise SettingsError(
+            f"{found} holds a user, password or key, which would be shown wherever settings are; take it out and give it in the environment "
+            "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, COMET_API_KEY, or as the object store's own tools read it)"
+        )
+
+
+def merge_override(values: dict[str, Any], override: str) -> dict[str, Any]:
+    """Lay one ``section.key=value`` over plain values."""
+    return _merge(values, _parse_override(override))
+
+
+def set_value(values: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
+    """Lay one value over plain values, by its dotted name."""
+    for key in reversed(name.split(".")):
+        value = {key: value}
+    return _merge(values, value)
+
+
+def parse_settings(values: dict[str, Any]) -> Settings:
+    """Check plain values, such as those of a run.yaml."""
+    try:
+        settings = Settings.model_validate(values)
+    except pydantic.ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise SettingsError("\n".join(lines)) from None
+    check_no_credentials("", settings.model_dump())
+    return settings
+
+
+def dump_settings(settings: Settings) -> str:
+    """The resolved settings as YAML, every default included."""
+    return yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError(f"settings file {path} does not exist") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"settings file {path} is no valid YAML: {hide_credentials(str(error))}") from None
+    if not isinstance(values, dict):
+        raise SettingsError(f"settings file {path} must hold sections such as 'training:', it holds a {type(values).__name__}")
+    return values
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    name, equals, value = override.partition("=")
+    if not equals or "." not in name:
+        raise SettingsError(f"--set {hide_credentials(override)!r} must look like section.key=value, such as training.learning_rate=1e-3")
+    try:
+        parsed: Any = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = value
+    for key in reversed(name.strip().split(".")):
+        parsed = {key: parsed}
+    return parsed
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def _explain(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"setting {name} is unknown;{_nearest(name, setting_names())} `mmcot config show` lists all"
+    if problem["type"] == "value_error":
+        return f"setting {name}: {problem['ctx']['error']}" if name else str(problem["ctx"]["error"])
+    if problem["type"] == "missing":
+        return f"setting {name} is missing; a preset such as `--preset demo` gives it a value"
+    return f"setting {name} = {hide_credentials(repr(problem['input']))}: {problem['msg'].lower()}"
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f" did you mean {close[0]}?" if close else ""
+
+
+def read_deepspeed(value: str | dict[str, Any] | None) -> dict[str, Any]:
+    """A user's DeepSpeed settings: a mapping, or the JSON file it stands in.
+
+    Raises:
+        SettingsError: the file is not there, is no JSON object, or holds a secret.
+    """
+    if not isinstance(value, str):
+        return value or {}
+    try:
+        config = json.loads(Path(value).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise SettingsError(f"training.deepspeed {value}: {error}; give a JSON file of DeepSpeed settings") from None
+    if not isinstance(config, dict):
+        raise SettingsError(f"training.deepspeed {value} holds a {type(config).__name__}, expected a JSON object")
+    check_no_credentials(f"training.deepspeed {value}", config)  # its content goes into files for workers
+    return config
+
+
+def tracking_uri(settings: Settings) -> str:
+    """The setting, else MLFLOW_TRACKING_URI, else mlflow.db in the folder that holds the runs.
+
+    Raises:
+        SettingsError: the address holds a user, password or key, which would be shown wherever it is.
+    """
+    check_no_credentials("tracking.uri", settings.tracking.uri)
+    check_no_credentials("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI"))
+    default = f"sqlite:///{(settings.run_dir.absolute().parent / 'mlflow.db')}"
+    return settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+def value_of(settings: Settings, name: str) -> Any:
+    """A setting by its dotted name."""
+    value: Any = settings
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def setting_names(section: type[pydantic.BaseModel] = Settings, prefix: str = "") -> list[str]:
+    """Dotted names of all settings."""
+    names = []
+    for key, field in section.model_fields.items():
+        annotation = field.annotation
+        if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+            names += setting_names(annotation, f"{prefix}{key}.")
+        else:
+            names.append(f"{prefix}{key}")
+    return names

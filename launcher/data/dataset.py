@@ -1,0 +1,45 @@
+"""The data set that shards are built from: a user's, or MiniSQA drawn on the spot."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from data_shards.mini_sqa.generate import VERSION as MINI_SQA_VERSION
+from data_shards.mini_sqa.generate import write_mini_sqa
+from data_shards.sources.question_set import QuestionSet, with_captions, with_lists
+from data_shards.sources.forms import read_questions
+from data_shards.atomic_files import commit_folder, exclusive, fingerprint
+from launcher.config.settings import Data
+
+
+def source_folder(data: Data, report: Callable[[str], None]) -> Path:
+    """The data set in ScienceQA's layout; MiniSQA is drawn where no path is given."""
+    if data.path is not None:
+        return Path(data.path)
+    folder, sizes = mini_sqa_folder(data), data.mini_sqa.model_dump()
+    if (folder / "problems.json").exists():  # may be a place that cannot be written to
+        return folder
+    with exclusive(folder.parent):
+        if not (folder / "problems.json").exists():
+            staging = folder.with_name(f".staging-{folder.name}")
+            shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+            write_mini_sqa(staging, **sizes)
+            commit_folder(staging, folder)
+            report(f"MiniSQA: drawn into {folder}")
+    return folder
+
+
+def mini_sqa_folder(data: Data) -> Path:
+    """Where MiniSQA of these sizes is drawn: beside the shards, which workers elsewhere see too."""
+    parent = Path(data.shards_dir).parent if data.shards_dir else Path("data")
+    return parent / f"mini_sqa-source-{fingerprint({**data.mini_sqa.model_dump(), 'version': MINI_SQA_VERSION})}"
+
+
+def read_source(data: Data, source: Path) -> QuestionSet:
+    """The questions of a data set, with the captions and lists that the settings choose."""
+    questions = read_questions(source)
+    if data.captions:
+        questions = with_captions(questions, data.captions)
+    return with_lists(questions, data.splits) if data.splits else questions

@@ -1,0 +1,73 @@
+"""Counts and lengths of a data set, before anything is built from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data_shards.sources.question_set import SPLITS, QuestionSet
+from data_shards.sources.forms import read_questions
+from mmcot.texts.problem import Problem
+from mmcot.texts.prompts import build_pair
+
+FORMATS = ("QCM-E", "QCM-LE", "QCMG-A")
+
+
+def describe_questions(path: Path, *, tokenizer: str | None = None) -> list[str]:
+    """Lines on a data set: questions, pictures, contexts, lists, and lengths by prompt format.
+
+    Args:
+        tokenizer: Hugging Face id or folder to count tokens with; without one, words are counted.
+    """
+    questions = read_questions(path)
+    everything = [problem for split in SPLITS for problem in questions.problems[split]]
+    lines = [f"{path}: {len(everything):,} questions", *questions.notes]
+    parts = {"all": everything, **questions.problems}
+    lines.append(f"{'':<24}" + "".join(f"{name:>10}" for name in parts))
+    for label, test in _COUNTED.items():
+        lines.append(f"{label:<24}" + "".join(f"{sum(map(test, part)):>10,}" for part in parts.values()))
+    lines.append(f"{'picture absent':<24}" + "".join(f"{_num_absent(questions, part):>10,}" for part in parts.values()))
+    lines += [f"list {name}: {len(qids):,} questions" for name, qids in questions.lists.items()]
+    unit, count = _counter(tokenizer)
+    lines.append(f"\nlengths in {unit:<15}" + "".join(f"{name:>10}" for name in ("mean", "median", "95%", "longest")))
+    for format in FORMATS:
+        pairs = [build_pair(problem, format) for problem in everything]
+        for side, texts in (("source", [source for source, _ in pairs]), ("target", [target for _, target in pairs])):
+            lines.append(f"{format + ' ' + side:<26}" + _statistics(count(texts)))
+    return lines
+
+
+_COUNTED: dict[str, Callable[[Problem], bool]] = {
+    "questions": lambda problem: True,
+    "with image": lambda problem: bool(problem.images),
+    "with text context (hint)": lambda problem: bool(problem.hint),
+    "with both": lambda problem: bool(problem.images and problem.hint),
+    "with neither": lambda problem: not problem.images and not problem.hint,
+    "with caption": lambda problem: bool(problem.caption),
+    "without a solution": lambda problem: not problem.solution,
+}
+
+
+def _num_absent(questions: QuestionSet, problems: Sequence[Problem]) -> int:
+    """Questions that name a picture of which none is there."""
+    return sum(
+        bool(problem.images)
+        and not any(isinstance(picture, bytes) or picture.is_file() for picture in questions.pictures(problem))
+        for problem in problems
+    )
+
+
+def _counter(tokenizer: str | None) -> tuple[str, Callable[[list[str]], np.ndarray]]:
+    if tokenizer is None:
+        return "words", lambda texts: np.array([len(text.split()) for text in texts])
+    from transformers import AutoTokenizer
+
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    return "tokens", lambda texts: np.array([len(ids) for ids in loaded(texts).input_ids])
+
+
+def _statistics(lengths: np.ndarray) -> str:
+    values = (lengths.mean(), np.median(lengths), np.percentile(lengths, 95), lengths.max())
+    return "".join(f"{value:>10,.0f}" for value in values)

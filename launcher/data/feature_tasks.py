@@ -1,0 +1,155 @@
+"""Vision features made here: the patches of a picture, or an encoder's, by Ray workers.
+
+    features/vit/train-000000.tar          {qid}.npy, float16 [p, D]
+    features/vit/train-000000.done.json    it is whole, and what it met; until the manifest stands
+
+A task is a text shard. What is done stays done: after a kill the same command writes what is missing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_shards.indexed_tars import pictures_in_tars
+from data_shards.picture_features import Encode, features_of_pictures, open_pictures_of
+from data_shards.writer import Shard, close_feature, manifest_shards, missing_feature_shards, read_manifest, write_feature_shard
+from launcher.cluster.ray_session import ray_session
+from launcher.cluster.gpus import with_device
+from launcher.config.settings import Data, Settings, SettingsError
+from launcher.data.dataset import read_source
+from launcher.cluster.worker_pool import Worker, run_on_workers
+from mmcot.models.device import open_device
+from mmcot.texts.problem import Problem
+from mmcot.vision.patches import FEATURES
+from mmcot.vision.encoders import ENCODERS, VisionEncoder
+
+BATCH_SIZE = {"cuda": 32, "cpu": 8}  # pictures; on a processor 32 no longer lie in its cache
+MADE_HERE = (*FEATURES, *ENCODERS)
+
+
+class FeaturesError(RuntimeError):
+    """Features that could not be made; the message names the shard and the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FeaturesJob:
+    """What a worker needs to know; plain values, so that it crosses processes.
+
+    ``source`` is the data set the pictures are of; None: the tars that the data folder indexes.
+    """
+
+    settings: Settings
+    source: str | None
+    shards_dir: str
+
+
+class FeaturesWorker(Worker):
+    """Holds one encoder and runs tasks; lives in a Ray actor."""
+
+    def __init__(self, job: FeaturesJob) -> None:
+        import torch
+
+        torch.set_num_threads(job.settings.cluster.cpus_per_worker)
+        self.job = job
+        on_gpu = job.settings.cluster.use_gpu and job.settings.data.features not in FEATURES  # those are made in the driver
+        self.device = open_device(use_gpu=on_gpu).type
+        self.encode, self.shape = open_encoder(job.settings.data, device=self.device)
+        self.pictures = read_source(job.settings.data, Path(job.source)).pictures if job.source else pictures_in_tars(job.shards_dir)
+
+    def run(self, shard: Shard) -> tuple[int, tuple[int, int]]:
+        """Write the features of a shard; returns how many pictures were seen, and [P, D] of one."""
+        data = self.job.settings.data
+        open_pictures = open_pictures_of(self.pictures, max_pictures=data.max_pictures, count_unreadable=data.unreadable_pictures == "count")
+
+        def arrays_of(problems: Iterable[Problem], counts: Counter[str]) -> Iterator[np.ndarray]:
+            return features_of_pictures(
+                self._told(problems), counts, open_pictures=open_pictures, encode=self.encode, shape=self.shape, batch_size=BATCH_SIZE[self.device]
+            )
+
+        counts = write_feature_shard(self.job.shards_dir, name=data.features, shard=shard, arrays_of=arrays_of)
+        return counts["num_with_features"], self.shape
+
+    def _told(self, problems: Iterable[Problem]) -> Iterator[Problem]:
+        for problem in problems:
+            self.progress()
+            yield problem
+
+
+def open_encoder(data: Data, *, device: str = "cpu") -> tuple[Encode, tuple[int, int]]:
+    """What makes ``data.features`` of pictures, and the shape [P, D] it gives of one.
+
+    Raises:
+        SettingsError: features of that name are not made here.
+    """
+    if data.features in FEATURES:
+        featurize, shape = FEATURES[data.features]
+        return lambda images: np.stack([featurize(image) for image in images]), shape
+    if data.features not in ENCODERS:
+        raise SettingsError(f"features {data.features!r} cannot be made from a picture here (known: {', '.join(MADE_HERE)})")
+    encoder = VisionEncoder(data.features, data.vision_model, device=device)
+    return encoder.encode, encoder.shape
+
+
+def make_features(settings: Settings, source: Path | None, shards_dir: Path, report: Callable[[str], None]) -> dict[str, Any]:
+    """Write whatever is missing of the features and return their manifest.
+
+    Raises:
+        FeaturesError: shards failed ``generation.max_attempts`` times; the others stand.
+    """
+    data, job = settings.data, FeaturesJob(_with_absolute_paths(settings), str(source.absolute()) if source else None, str(shards_dir.absolute()))
+    missing = missing_feature_shards(shards_dir, name=data.features)
+    shape: tuple[int, int] | None = None
+    if data.features in FEATURES:  # light, so made on the spot
+        worker = FeaturesWorker(job)
+        for shard in missing:
+            worker.run(shard)
+        shape = worker.shape
+    elif missing:
+        shape = _by_workers(job, missing, report)
+    shape = shape or open_encoder(data)[1]
+    return close_feature(shards_dir, name=data.features, shape=(shape[0] * data.max_pictures, shape[1]))
+
+
+def _with_absolute_paths(settings: Settings) -> Settings:
+    """Workers run in folders of their own: nothing they read may depend on the current one."""
+    data = settings.data
+    files = {name: str(Path(path).absolute()) for name in ("captions", "vision_model") if (path := getattr(data, name)) and Path(path).exists()}
+    return settings.model_copy(update={"data": data.model_copy(update=files)})
+
+
+def _by_workers(job: FeaturesJob, missing: list[Shard], report: Callable[[str], None]) -> tuple[int, int] | None:
+    """Run the missing shards over Ray; returns the shape a worker told, if one did."""
+    data, cluster = job.settings.data, job.settings.cluster
+    folder, total = Path(job.shards_dir) / "features" / data.features, len(manifest_shards(read_manifest(Path(job.shards_dir) / "text")))
+    state: dict[str, Any] = {"done": total - len(missing), "pictures": 0, "shape": None, "began": time.perf_counter()}
+
+    def done(shard: Shard, result: tuple[int, tuple[int, int]] | None) -> None:
+        state["done"] += 1
+        if result is not None:
+            state["pictures"] += result[0]
+            state["shape"] = result[1]
+        rate = state["pictures"] / (time.perf_counter() - state["began"])
+        report(f"  features {data.features}: {state['done']}/{total} shards, {rate:,.1f} pictures/s")
+
+    settings = with_device(job.settings, None, report)
+    job, cluster = dataclasses.replace(job, settings=settings), settings.cluster
+    with ray_session(cluster):
+        set_aside = run_on_workers(
+            FeaturesWorker, job, {shard: shard.num_samples for shard in missing}, cluster=cluster, gpus_per_worker=1,
+            max_attempts=job.settings.generation.max_attempts, hang_timeout_s=job.settings.generation.hang_timeout_s,
+            stands=lambda shard: (folder / f"{shard.name}.done.json").exists(), done=done, report=report,
+        )  # fmt: skip
+    if set_aside:
+        shard, error = next(iter(set_aside.items()))
+        raise FeaturesError(
+            f"features {data.features} of {len(set_aside)} of {total} shards failed {job.settings.generation.max_attempts} times; the others stand, "
+            f"run again to retry. The first, {shard.name}:\n{error}"
+        )
+    return state["shape"]

@@ -1,0 +1,185 @@
+"""Scoring a file of predictions, whoever wrote it.
+
+Three forms are known:
+
+    {"qid": "10", "rationale": "...", "answer_text": "...", "prediction": 1}     ours, a line a question
+    {"num_fail": 3, "scores": {...}, "preds": ["The answer is (B).", ...], "labels": [...]}   the published system's
+    {"acc": 75.17, "results": {"10": 1, ...}, ...}                                ScienceQA's own result file
+
+The published system's files hold no ids: they are aligned to ``pid_splits[split]`` and
+refused if the counts differ.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from data_shards.sources.forms import read_questions
+from launcher.evaluation.predictions import format_table
+from mmcot.texts.answers import parse_answer
+from mmcot.metrics.metrics import PUBLISHED, breakdown, score_report
+from mmcot.texts.problem import Problem
+from mmcot.texts.prompts import gold_rationale
+
+
+class PredictionsError(ValueError):
+    """A file of predictions that cannot be scored; the message names it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """What a file says: index or None by qid; ``has_texts`` if unreadable answers can be told."""
+
+    choices: dict[str, int | None]
+    rationales: dict[str, str] | None
+    has_texts: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """The scores in the form of scores.json, the questions they are of, and what was left out."""
+
+    report: dict[str, Any]
+    problems: dict[str, Problem]
+    predictions: dict[str, int | None]
+    num_predictions_left_out: int
+    num_questions_left_out: int
+
+
+def score_file(
+    path: Path, data: Path, *, split: str = "test", rationale_format: str = "QCM-E",
+    similarity_model: str | None = None, guess_seed: int | None = None,
+) -> Scored:  # fmt: skip
+    """Score a file on the questions that both it and the data set's split hold.
+
+    Args:
+        rationale_format: whose gold targets rationales are compared with.
+        similarity_model: local sentence model; none: no similarity.
+        guess_seed: guess unreadable answers with this seed, as the published system does.
+
+    Raises:
+        PredictionsError: the file is empty, of no known form, holds a qid twice or an
+            index out of range, or shares no question with the split.
+    """
+    problems = {problem.qid: problem for problem in read_questions(data).problems[split]}
+    predictions = read_predictions(path, problems)
+    common = {qid: problem for qid, problem in problems.items() if qid in predictions.choices}
+    if not common:
+        raise PredictionsError(
+            f"{path} and split {split!r} of {data} share no question ({len(predictions.choices):,} predictions, "
+            f"{len(problems):,} questions); give the data set and split the predictions are of"
+        )
+    for qid, problem in common.items():
+        index = predictions.choices[qid]
+        if index is not None and not 0 <= index < len(problem.choices):
+            raise PredictionsError(f"{path}: question {qid} has prediction {index}, its choices are 0 to {len(problem.choices) - 1}")
+    rationales = predictions.rationales and {qid: predictions.rationales[qid] for qid in common}
+    report = score_report(
+        common, {qid: predictions.choices[qid] for qid in common}, split=split,
+        rationales=rationales, references={qid: gold_rationale(p, rationale_format) for qid, p in common.items()},
+        similarity_model=similarity_model, guess_seed=guess_seed,
+    )  # fmt: skip
+    if not predictions.has_texts:
+        report["parse_failure_rate"] = None
+    return Scored(
+        report, common, {qid: predictions.choices[qid] for qid in common},
+        len(predictions.choices) - len(common), len(problems) - len(common),
+    )  # fmt: skip
+
+
+def read_predictions(path: Path, problems: dict[str, Problem]) -> Predictions:
+    """Read a file of any known form; ``problems`` of the split give ids to files without."""
+    if not path.is_file():
+        raise FileNotFoundError(f"predictions {path} do not exist; give a predictions.jsonl or a result file")
+    text = path.read_text(encoding="utf-8")
+    if not text.strip():
+        raise PredictionsError(f"{path} is empty; write the predictions again")
+    try:
+        content = json.loads(text, object_pairs_hook=lambda pairs: _no_repeats(pairs, path))
+    except json.JSONDecodeError:
+        content = None  # more than one JSON value: lines
+    if isinstance(content, dict) and "results" in content:
+        return _from_results(content["results"], path)
+    if isinstance(content, dict) and "preds" in content:
+        return _from_texts(content["preds"], problems, path)
+    if content is None or (isinstance(content, dict) and "qid" in content):
+        return _from_lines(text, path)
+    raise PredictionsError(f"{path} is of no known form; expected lines with 'qid', or an object with 'results' or 'preds'")
+
+
+def format_scores(scored: Scored, *, path: Path, against_paper: bool) -> list[str]:
+    """The scores for a person: table, rationale metrics, breakdowns, what was left out."""
+    report = scored.report
+    rows = {f"{path.name}, {report['num_questions']:,} questions": report["accuracy"]}
+    if against_paper:
+        rows |= {f"published: {name}": row for name, row in PUBLISHED.items()}
+    lines = [format_table(rows), ""]
+    shown = {name: value for name, value in report["rationale"].items() if value is not None}
+    lines += [f"rationales: {'   '.join(f'{name} {value:.2f}' for name, value in shown.items())}"] if shown else []
+    failures = report["parse_failure_rate"]
+    lines.append("answers that could not be read: " + ("not told by this file" if failures is None else f"{failures:.2f}%"))
+    lines.append(
+        f"left out: {scored.num_predictions_left_out:,} predictions for other questions, "
+        f"{scored.num_questions_left_out:,} questions without a prediction"
+    )
+    for field in ("topic", "grade", "skill"):
+        lines.append(f"\nby {field}")
+        parts = breakdown(scored.problems, scored.predictions, field)
+        lines += [f"  {name or '(none)':<60}{part['num_questions']:>6,}{part['accuracy']:>8.2f}" for name, part in parts.items()]
+    return lines
+
+
+def _from_lines(text: str, path: Path) -> Predictions:
+    choices: dict[str, int | None] = {}
+    rationales: dict[str, str] = {}
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            qid, choice = str(row["qid"]), row["prediction"]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise PredictionsError(f"{path}, line {number} is no object with 'qid' and 'prediction' ({error!r})") from None
+        if qid in choices:
+            raise PredictionsError(f"{path}, line {number}: question {qid} is predicted a second time; keep one line a question")
+        choices[qid] = _index(choice, qid, path)
+        if isinstance(row.get("rationale"), str):
+            rationales[qid] = row["rationale"]
+    return Predictions(choices, rationales if len(rationales) == len(choices) else None, has_texts=True)
+
+
+def _from_texts(texts: Any, problems: dict[str, Problem], path: Path) -> Predictions:
+    if not isinstance(texts, list) or len(texts) != len(problems):
+        raise PredictionsError(
+            f"{path} holds {len(texts):,} predictions without ids, the split has {len(problems):,} questions; they can only be "
+            "aligned where the counts agree: give the data set and split they were made on"
+        )
+    choices = {
+        qid: parse_answer(str(text), len(problem.choices))
+        for (qid, problem), text in zip(problems.items(), texts, strict=True)
+    }
+    return Predictions(choices, None, has_texts=True)
+
+
+def _from_results(results: Any, path: Path) -> Predictions:
+    if not isinstance(results, dict) or not results:
+        raise PredictionsError(f"{path}: 'results' is empty or no object; expected {{qid: index}}")
+    return Predictions({str(qid): _index(value, qid, path) for qid, value in results.items()}, None, has_texts=False)
+
+
+def _index(value: Any, qid: str, path: Path) -> int | None:
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise PredictionsError(f"{path}: question {qid} has prediction {value!r}; expected the index of a choice, or null")
+
+
+def _no_repeats(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise PredictionsError(f"{path}: {repeated!r} comes more than once; keep one prediction a question")
+    return content

@@ -1,0 +1,85 @@
+"""From written answers to scores.
+
+    predictions/test.jsonl   {"qid": "10", "rationale": "Solution: ...", "answer_text": "The answer is (B).", "prediction": 1}
+    scores.json              nine columns, rationale scores, parse-failure rate, in percent
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_shards import writer
+from data_shards.generated_texts import Task, read_lines
+from data_shards.atomic_files import commit_bytes
+from data_shards.writer import manifest_shards, read_manifest
+from launcher.config.chains import Chain
+from mmcot.texts.answers import parse_answer
+from mmcot.metrics.metrics import COLUMNS, expected_accuracy_table, score_report
+from mmcot.texts.problem import Problem
+
+
+def read_problems(shards_dir: str | Path, split: str) -> dict[str, Problem]:
+    """The questions of a split by qid, in shard order."""
+    folder = Path(shards_dir) / "text"
+    shards = manifest_shards(read_manifest(folder), split)
+    return {problem.qid: problem for shard in shards for problem in writer.read_problems(folder, shard)}
+
+
+def write_predictions(
+    path: Path, *, parts_dir: Path, tasks: list[Task], problems: Mapping[str, Problem], rationales: Mapping[str, str], chain: Chain
+) -> list[dict[str, Any]]:
+    """Join the answers of all tasks into one file, a line a question in shard order.
+
+    Args:
+        rationales: what stage one wrote; of a chain without it the reasons are read out of the answer.
+    """
+    lines = []
+    for task in tasks:
+        for answer in read_lines(parts_dir / task.file_name):
+            qid, text = answer["qid"], answer["answer"]
+            prediction = parse_answer(text, len(problems[qid].choices))
+            reasons = rationales.get(qid) if chain.reads_rationales else chain.reasons(text)
+            lines.append({"qid": qid, "rationale": reasons, "answer_text": text, "prediction": prediction})
+    commit_bytes(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
+    return lines
+
+
+def score(
+    lines: list[dict[str, Any]], problems: Mapping[str, Problem], *, split: str, gold_reasons: Callable[[Problem], str | None]
+) -> dict[str, Any]:
+    """Score predictions against the gold answers, and rationales, where there are any, against the gold ones."""
+    references = {qid: gold_reasons(problem) for qid, problem in problems.items()}
+    has_reasons = None not in references.values()
+    return score_report(
+        problems,
+        {line["qid"]: line["prediction"] for line in lines},
+        split=split,
+        rationales={line["qid"]: line["rationale"] for line in lines} if has_reasons else None,
+        references=references if has_reasons else None,
+    )
+
+
+def ceiling_rows(problems: Mapping[str, Problem], ceilings: dict[str, Any] | None) -> dict[str, dict[str, float | None]]:
+    """Bayes-optimal accuracy from the text alone, by arm and column; empty where none is known."""
+    if ceilings is None:
+        return {}
+    per_skill = ceilings["per_skill"]
+    names = {"direct_text": "ceiling, text alone, answer at once", "chain_text": "ceiling, text alone, greedy chain"}
+    return {
+        name: expected_accuracy_table(problems, {qid: per_skill[p.skill][arm] for qid, p in problems.items()})
+        for arm, name in names.items()
+    }
+
+
+def format_table(rows: dict[str, dict[str, float | None]]) -> str:
+    """A plain text table: a row a name, the nine columns."""
+    width = max(len(name) for name in rows)
+    head = " " * width + "".join(f"{column:>8}" for column in COLUMNS)
+    body = [
+        f"{name:<{width}}" + "".join(f"{'-' if row[c] is None else format(row[c], '.2f'):>8}" for c in COLUMNS)
+        for name, row in rows.items()
+    ]
+    return "\n".join([head, *body])

@@ -1,0 +1,174 @@
+"""Answering a person's questions with a finished run, in this process: no Ray, no MLflow.
+
+A line of ``--input`` is a row as for own data (``data_shards/sources/tables.py``), its answer not
+needed; a line of output:
+
+    {"qid": "a1", "rationale": "Solution: ...", "answer_text": "The answer is (B).", "prediction": 1, "choice": "moon"}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+from transformers import AutoTokenizer
+
+from data_shards.picture_features import Encode
+from data_shards.sources.pictures import open_picture
+from data_shards.sources.tables import read_rows, row_to_record
+from launcher.config.loading import parse_settings
+from launcher.runs.exported import verify_model
+from launcher.data.feature_tasks import open_encoder
+from launcher.runs.run_dir import RunDir, RunError
+from launcher.config.settings import Settings
+from mmcot.models.device import open_device
+from mmcot.models.t5 import T5ForMultimodalGeneration
+from mmcot.decoding.answering import StageModel, answer_questions
+from mmcot.texts.problem import Problem, ProblemError
+
+BULK_SIZE = 256  # questions in memory at once
+
+
+class RunPredictor:
+    """The models of a run, or those ``stages`` of them alone; opened once, when the first questions are found to be in order.
+
+    Raises:
+        RunError: the folder is no run, or its models are not trained yet or not those that were exported.
+    """
+
+    def __init__(self, folder: Path, *, stages: Sequence[str] | None = None) -> None:
+        if not (folder / "run.yaml").exists():
+            raise RunError(f"{folder} holds no run (no run.yaml); give the folder of a finished one, such as runs/demo")
+        self.settings = parse_settings(yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8")))
+        if self.settings.run.chain == "given-rationales":
+            raise RunError(f"{folder} answers over rationales that were given to it and cannot write its own; give a run of another chain")
+        self.num_cut = 0
+        stages = self.settings.chain.stages if stages is None else stages
+        self._folders = {stage: _trained(RunDir(folder), stage) for stage in stages}
+        self._encoder: Encode | None = None
+
+    @cached_property
+    def stages(self) -> dict[str, StageModel]:
+        """The models, by the stage they were trained in."""
+        return {stage: _open_stage(self.settings, folder, stage) for stage, folder in self._folders.items()}
+
+    @cached_property
+    def feature_shape(self) -> tuple[int, int]:
+        """[P, V] of the features they take."""
+        config = next(iter(self.stages.values())).model.config
+        return config.vision_num_patches, config.vision_dim
+
+    def load(self) -> None:
+        """Open the models now, for a server, whose first question should not wait for them."""
+        self.feature_shape  # noqa: B018
+
+    def answer(self, problems: Sequence[Problem], folder: Path) -> Iterator[dict[str, Any]]:
+        """Answer questions whose pictures lie in ``folder``.
+
+        Raises:
+            ProblemError: a picture does not exist, or there are more than the run was trained with; said before a model is opened.
+        """
+        for problem in problems:
+            self._check_pictures(problem, folder)
+        features = [self._features(problem, folder) for problem in problems]
+        predictions, num_cut = answer_questions(
+            self.stages.get("rationale"), self.stages.get("answer"), problems, features, feature_shape=self.feature_shape
+        )
+        self.num_cut += num_cut
+        for problem, prediction in zip(problems, predictions, strict=True):
+            choice = None if prediction.prediction is None else problem.choices[prediction.prediction]
+            yield {
+                "qid": prediction.qid, "rationale": prediction.rationale or self.settings.chain.reasons(prediction.answer_text) or "", "answer_text": prediction.answer_text,
+                "prediction": prediction.prediction, "choice": choice,
+            }  # fmt: skip
+
+    def _check_pictures(self, problem: Problem, folder: Path) -> None:
+        if self.settings.data.features is None:
+            return
+        if len(problem.images) > self.settings.data.max_pictures:
+            raise ProblemError(
+                f"question {problem.qid}: {len(problem.images)} pictures, the run was trained with at most "
+                f"{self.settings.data.max_pictures}; give fewer"
+            )
+        for path in (folder / image for image in problem.images):
+            if not path.is_file():
+                raise ProblemError(f"question {problem.qid}: picture {path} does not exist; give one that does, or none")
+
+    def _features(self, problem: Problem, folder: Path) -> np.ndarray | None:
+        if self.settings.data.features is None:
+            return None
+        paths = [folder / image for image in problem.images]
+        if not paths:
+            return np.zeros((0, self.feature_shape[1]), dtype=np.float16)
+        images = [open_picture(path, name=f"question {problem.qid}: picture {path}") for path in paths]
+        return np.concatenate(list(self._encode(images)))
+
+    def _encode(self, images: list[Image.Image]) -> np.ndarray:
+        """Features of pictures, [B, P, D], of the sort the run was trained with; the encoder is opened once."""
+        if self._encoder is None:
+            encode, shape = open_encoder(self.settings.data)
+            if (shape[0] * self.settings.data.max_pictures, shape[1]) != tuple(self.feature_shape):
+                raise RunError(
+                    f"this run was trained on {self.settings.data.features} features {list(self.feature_shape)} of a question, the encoder gives "
+                    f"{list(shape)} of a picture; set data.vision_model in its run.yaml to the encoder they were made with"
+                )
+            self._encoder = encode
+        return self._encoder(images)
+
+
+def read_input(path: Path) -> Iterator[list[Problem]]:
+    """Read questions in bulks; their answers may be missing.
+
+    Raises:
+        ProblemError: a row cannot be used; file and line are named.
+    """
+    bulk: list[Problem] = []
+    for line, row in read_rows(path):
+        try:
+            record = {"answer": None, **row_to_record(row)}
+            bulk.append(Problem.from_scienceqa(str(row.get("qid", line)), record))
+        except ProblemError as error:
+            raise ProblemError(f"{path}, line {line}: {error}") from None
+        if len(bulk) == BULK_SIZE:
+            yield bulk
+            bulk = []
+    if bulk:
+        yield bulk
+
+
+def format_answer(prediction: dict[str, Any]) -> str:
+    """A prediction for a person."""
+    if prediction["choice"] is None:
+        said = f"no answer could be read from {prediction['answer_text']!r}"
+    else:
+        said = f"{prediction['answer_text']}  {prediction['choice']}"
+    return f"{prediction['rationale']}\n{said}"
+
+
+def to_json_line(prediction: dict[str, Any]) -> str:
+    """A prediction as a line of JSONL."""
+    return json.dumps(prediction, ensure_ascii=False)
+
+
+def _trained(run_dir: RunDir, stage: str) -> Path:
+    folder = run_dir.model(stage)
+    if not (folder / "config.json").exists():
+        raise RunError(f"{folder} does not exist: stage {stage!r} is not trained yet; run `mmcot run` to its end")
+    return folder
+
+
+def _open_stage(settings: Settings, folder: Path, stage: str) -> StageModel:
+    verify_model(folder)
+    spec = getattr(settings, stage)
+    return StageModel(
+        model=T5ForMultimodalGeneration.from_pretrained(folder).eval().to(open_device(use_gpu=False)),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        format=spec.format, use_caption=settings.data.use_caption,
+        max_source_tokens=spec.max_source_tokens, max_target_tokens=spec.max_target_tokens,
+    )  # fmt: skip

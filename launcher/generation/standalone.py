@@ -1,0 +1,103 @@
+"""Rationales without a run: any model of ours over any data folder, in shards, by the same queue.
+
+    mmcot rationales --model runs/demo/rationale/model --shards data/mine --split all --out rationales/
+
+The prompt's format and limits are those the model was trained with (``mmcot.json`` beside
+its weights); ``--set rationale.format=...`` gives them to a model that has none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_shards.sources.question_set import SPLITS
+from data_shards.generated_texts import verified_files
+from data_shards.remote_files import local_folder
+from data_shards.atomic_files import fingerprint, read_json, sha256_of_file
+from launcher.cluster.ray_session import ray_session
+from launcher.config.loading import merge_override, parse_settings
+from launcher.data.build import open_data
+from launcher.runs.exported import verify_model
+from launcher.cluster.gpus import with_device
+from launcher.runs.signals import sigterm_stops
+from launcher.stages.jobs import MODEL_FACTS_FILE, GenerationJob, model_facts
+from launcher.pipeline.pipeline import generation_inputs
+from launcher.runs.progress import GenerationLine
+from launcher.config.settings import Settings, SettingsError
+
+
+def write_rationales(
+    model_dir: Path, shards: str, split: str, out: Path, *, overrides: Sequence[str] = (), report: Callable[[str], None] = print
+) -> dict[str, int]:
+    """Write what is missing of the rationales of a split, or of all; returns the counts.
+
+    Raises:
+        SettingsError: the model is none, or says nothing of its prompts.
+        GenerationError: tasks were set aside; the others' files stand.
+        ShardError: ``out`` holds rationales of another model, data or settings.
+        Stopped: it was asked to stop (SIGTERM, Ctrl-C, SIGHUP); the same command goes on.
+    """
+    settings = _settings(model_dir, overrides)
+    if split == "all":
+        folder = open_data(settings.data, local_folder(shards, settings.data.cache_dir, features=settings.data.features))
+        splits = [name for name in SPLITS if folder.text["num_samples"][name]]
+    else:
+        splits = [split]
+    return write_model_texts(settings, "rationale", model_dir, shards, splits, out, report=report)
+
+
+def write_model_texts(
+    settings: Settings, stage: str, model_dir: Path, shards: str, splits: Sequence[str], out: Path,
+    *, rationales_dir: Path | None = None, report: Callable[[str], None] = print,
+) -> dict[str, int]:  # fmt: skip
+    """Write what is missing of a model's texts for some splits; returns the counts.
+
+    Args:
+        stage: "rationale" or "answer", whose format and limits ``settings`` hold.
+        rationales_dir: what an answering model reads, if it does.
+
+    Raises:
+        As ``write_rationales``.
+    """
+    from launcher.generation.text_tasks import describe_summary, write_split_texts
+
+    settings = with_device(settings, None, report)
+    verify_model(model_dir)
+    folder = open_data(settings.data, local_folder(shards, settings.data.cache_dir, features=settings.data.features))
+    weights = sorted(model_dir.glob("*.safetensors"))
+    inputs = {
+        "model": [sha256_of_file(path) for path in weights], **folder.fingerprints(), "splits": list(splits),
+        **model_facts(settings, stage), **generation_inputs(settings),
+        **({"rationales": fingerprint(verified_files(rationales_dir))} if rationales_dir else {}),
+    }  # fmt: skip
+    job = GenerationJob(
+        stage=stage, settings=settings, model_dir=str(model_dir.absolute()), shards_dir=folder.location, output_dir=str(out.absolute()),
+        rationales_dir=str(rationales_dir.absolute()) if rationales_dir else None,
+    )  # fmt: skip
+    with sigterm_stops(), contextlib.ExitStack() as resources:
+        _, summary = write_split_texts(
+            job, splits, inputs, report=GenerationLine(report).show, say=report,
+            open_ray=lambda: resources.enter_context(ray_session(settings.cluster)),
+        )  # fmt: skip
+    report(describe_summary(summary))
+    return summary
+
+
+def _settings(model_dir: Path, overrides: Sequence[str]) -> Settings:
+    if not list(model_dir.glob("*.safetensors")):
+        raise SettingsError(f"--model {model_dir} holds no .safetensors; give the folder of a model, such as runs/demo/rationale/model")
+    path = model_dir / MODEL_FACTS_FILE
+    facts = read_json(path) if path.exists() else {}
+    prompts = {name: facts[name] for name in ("format", "max_source_tokens", "max_target_tokens") if name in facts}
+    values: dict[str, Any] = {
+        "rationale": {"num_steps": 1, **prompts}, "answer": {"num_steps": 1},
+        "data": {name: facts[name] for name in ("use_caption", "features") if name in facts},
+    }  # fmt: skip
+    for override in overrides:
+        values = merge_override(values, override)
+    if not facts and "format" not in values["rationale"]:
+        raise SettingsError(f"{model_dir} has no {MODEL_FACTS_FILE}; give --set rationale.format=QCM-E (or what it was trained with)")
+    return parse_settings(values)

@@ -1,0 +1,261 @@
+"""Sharded generation: a queue of tasks over Ray workers, each task committed exactly once.
+
+The driver hands tasks to workers; a worker reads its samples, writes their texts and
+commits one file. A worker that dies is replaced and its task is run again; a task whose
+file stands is never computed again; one that always fails is set aside and the rest goes on. What a file holds depends on the model, the data and
+the task alone: batches never cross a task.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_shards.index import rows_of_extension
+from data_shards.generated_texts import Task, close_output, list_tasks, open_output, read_lines, write_task
+from data_shards.atomic_files import commit_json, sha256_of_file
+from data_shards.writer import manifest_shards, open_index, read_manifest, shard_qids
+from launcher.runs.exported import verify_model
+from launcher.stages.jobs import GenerationJob
+from launcher.runs.run_dir import RunDir
+from launcher.runs.system_metrics import sampling
+from launcher.cluster.worker_pool import Worker, WorkersError, run_on_workers
+from mmcot.decoding.repetition import is_repetitive
+
+
+class GenerationError(RuntimeError):
+    """Generation could not complete; the message names the task and the reason."""
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a generation is; ``num_before`` questions were done before this attempt.
+
+    ``busy_s`` and ``waited_s`` are summed over workers: in a task, and between one task and the next.
+    """
+
+    num_done: int
+    num_total: int
+    num_tokens: int = 0
+    seconds: float = 0.0
+    busy_s: float = 0.0
+    waited_s: float = 0.0
+    num_before: int = 0
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.num_tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def waiting_share(self) -> float:
+        """The part of the workers' time that went into handing tasks out."""
+        return self.waited_s / (self.busy_s + self.waited_s) if self.waited_s else 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskDone:
+    """What a worker says of a task: its file's counts and sha256, seconds in it, seconds it waited for it."""
+
+    file: dict[str, Any]
+    busy_s: float
+    waited_s: float
+
+
+class GenerationWorker(Worker):
+    """Holds one replica of the model and runs tasks; lives in a Ray actor."""
+
+    def __init__(self, job: GenerationJob) -> None:
+        import torch  # heavy imports belong to the worker, not to the driver's queue
+        from transformers import AutoTokenizer
+
+        from mmcot.models.device import open_device
+        from mmcot.models.t5 import T5ForMultimodalGeneration
+
+        torch.set_num_threads(job.settings.cluster.cpus_per_worker)
+        self.job = job
+        verify_model(job.model_dir)
+        self.tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
+        dtype = torch.bfloat16 if job.settings.generation.precision == "bf16" else torch.float32
+        self.model = T5ForMultimodalGeneration.from_pretrained(job.model_dir, dtype=dtype).eval()
+        self.model.to(open_device(use_gpu=job.settings.cluster.use_gpu))
+        self.samples: dict[str, Any] = {}
+        self.free_since: float | None = None
+        if job.run_dir is not None:
+            self.sampling = sampling(RunDir(Path(job.run_dir)).logs, "rationales" if job.stage == "rationale" else "evaluate")
+            self.sampling.__enter__()  # until this process ends
+
+    def run(self, task: Task) -> TaskDone:
+        """Run and commit a task."""
+        started = time.perf_counter()
+        waited = started - (self.free_since or started)
+        self._write(task)
+        file = _describe(Path(self.job.output_dir) / task.file_name, task, self.job.stage)
+        self.free_since = time.perf_counter()
+        return TaskDone(file, self.free_since - started, waited)
+
+    def _write(self, task: Task) -> None:
+        from launcher.stages.samples import open_stage
+        from mmcot.decoding.generation import generate_texts
+
+        job, spec, generation = self.job, getattr(self.job.settings, self.job.stage), self.job.settings.generation
+        if task.split not in self.samples:
+            self.samples[task.split] = open_stage(
+                job.settings, job.stage, task.split,
+                shards_dir=job.shards_dir, tokenizer=self.tokenizer, rationales_dir=job.rationales_dir,
+            )  # fmt: skip
+        samples = self.samples[task.split]
+        numbers = samples.reader.samples_of_shard(task.shard)[task.start : task.start + task.num_samples]
+        if samples.is_remote:
+            samples.prefetch(numbers)
+        sources, features = [], []
+        for number in numbers:
+            self.progress()
+            sources.append(samples.encode(number).source_ids)
+            features.append(samples.reader.features(number))
+        texts = generate_texts(
+            self.model,
+            self.tokenizer,
+            sources,
+            features,
+            feature_shape=samples.reader.feature_shape,
+            max_new_tokens=spec.max_target_tokens,
+            batch_size=generation.batch_size,
+            temperature=generation.temperature,
+            top_p=generation.top_p,
+            seed=job.settings.run.seed,
+            keys=[samples.reader.qid(number) for number in numbers],
+            on_step=self.progress,
+        )
+        lines = [
+            {"qid": samples.reader.qid(number), job.stage: text.text, "num_tokens": text.num_tokens, "finish": text.finish}
+            for number, text in zip(numbers, texts, strict=True)
+        ]
+        if job.run_dir is not None and job.attempt is not None:
+            RunDir(Path(job.run_dir)).check_attempt(job.attempt)
+        write_task(job.output_dir, task, lines)
+
+
+def write_split_texts(
+    job: GenerationJob, splits: Sequence[str], inputs: dict[str, Any],
+    *, open_ray: Callable[[], None] = lambda: None, report: Callable[[Progress], None] = lambda progress: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:  # fmt: skip
+    """Write a stage's texts for some splits; only what is missing is computed.
+
+    Args:
+        inputs: what the content depends on; a folder made with others is refused.
+        open_ray: called before the first task, if there is one to run.
+        say: takes lines for a person, on workers that are replaced.
+
+    Returns:
+        every file with its counts and sha256, and the counts over all.
+
+    Raises:
+        GenerationError: tasks were set aside; the others' files stand.
+        RunError: the model is not the one that its run exported.
+        ShardError: the folder holds output of other inputs.
+    """
+    open_output(job.output_dir, inputs)
+    tasks = list_tasks(job.local_shards_dir(), splits, task_samples=job.settings.generation.task_samples)
+    if any(not (Path(job.output_dir) / task.file_name).exists() for task in tasks):
+        verify_model(job.model_dir)  # as every worker does; here the error is one sentence
+        open_ray()
+    files = run_tasks(job, tasks, report=report, say=say)
+    counts = ("num_samples", "num_tokens", "num_truncated", "num_empty", "num_repetitive")
+    summary = {name: sum(file[name] for file in files.values()) for name in counts}
+    close_output(job.output_dir, files=files, summary=summary)
+    return files, summary
+
+
+def describe_summary(summary: dict[str, int]) -> str:
+    """The counts in a sentence for a person."""
+    return (
+        f"{summary['num_samples']:,} texts, {summary['num_tokens']:,} tokens; {summary['num_truncated']:,} cut at the length limit, "
+        f"{summary['num_empty']:,} empty, {summary['num_repetitive']:,} repetitive"
+    )
+
+
+def run_tasks(
+    job: GenerationJob, tasks: Sequence[Task],
+    *, report: Callable[[Progress], None] = lambda progress: None, say: Callable[[str], None] = lambda line: None,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Run all tasks whose file does not stand yet; returns every file with its counts.
+
+    Raises:
+        GenerationError: tasks failed ``generation.max_attempts`` times; all others are done.
+    """
+    output_dir = Path(job.output_dir)
+    missing = [task for task in tasks if not (output_dir / task.file_name).exists()]
+    files: dict[Task, dict[str, Any]] = {}  # told by who wrote them: with many workers the driver alone would be long at it
+    set_aside = _run_missing(job, missing, sum(task.num_samples for task in tasks), files, report, say) if missing else {}
+    commit_json(output_dir / "set_aside.json", {task.file_name: error for task, error in set_aside.items()})
+    if set_aside:
+        task, error = next(iter(set_aside.items()))
+        raise GenerationError(
+            f"{len(set_aside)} of {len(tasks)} tasks failed {job.settings.generation.max_attempts} times and were set aside "
+            f"({output_dir / 'set_aside.json'} has their errors and questions); the other files stand, run again to retry them. "
+            f"The first, task {task.file_name}:\n{error['error']}"
+        )
+    return {task.file_name: files.get(task) or _describe(output_dir / task.file_name, task, job.stage) for task in tasks}
+
+
+def expected_costs(shards_dir: str | Path, tasks: Sequence[Task]) -> dict[Task, int]:
+    """The bytes of each task's questions: what is long to read is long to write about."""
+    folder = Path(shards_dir) / "text"
+    shards = {shard.name: shard for shard in manifest_shards(read_manifest(folder))}
+    sizes = {name: rows_of_extension(open_index(folder, shards[name]), "json")["size"] for name in {task.shard for task in tasks}}
+    return {task: int(sizes[task.shard][task.start : task.start + task.num_samples].sum()) for task in tasks}
+
+
+def _run_missing(
+    job: GenerationJob, missing: Sequence[Task], num_total: int, files: dict[Task, dict[str, Any]],
+    report: Callable[[Progress], None], say: Callable[[str], None],
+) -> dict[Task, dict[str, Any]]:  # fmt: skip
+    """Hand tasks to workers, the longest first, and note their files; returns those that always failed, with their errors."""
+    generation = job.settings.generation
+    num_before = num_total - sum(task.num_samples for task in missing)
+    progress = Progress(num_before, num_total, num_before=num_before)
+    started = time.perf_counter()
+
+    def done(task: Task, result: TaskDone | None) -> None:
+        if result is not None:
+            files[task] = result.file
+            progress.num_tokens += result.file["num_tokens"]
+            progress.busy_s += result.busy_s
+            progress.waited_s += result.waited_s
+        progress.num_done += task.num_samples
+        progress.seconds = time.perf_counter() - started
+        report(progress)
+
+    try:
+        set_aside = run_on_workers(
+            GenerationWorker, job, expected_costs(job.local_shards_dir(), missing), cluster=job.settings.cluster,
+            gpus_per_worker=generation.gpus_per_worker, max_attempts=generation.max_attempts, hang_timeout_s=generation.hang_timeout_s,
+            stands=lambda task: (Path(job.output_dir) / task.file_name).exists(), done=done, report=say,
+        )  # fmt: skip
+    except WorkersError as error:
+        raise GenerationError(str(error)) from None
+    return {task: {"error": error, "qids": _qids(job, task)} for task, error in set_aside.items()}
+
+
+def _qids(job: GenerationJob, task: Task) -> list[str]:
+    folder = job.local_shards_dir() / "text"
+    shard = next(shard for shard in manifest_shards(read_manifest(folder)) if shard.name == task.shard)
+    return shard_qids(folder, shard, "json")[task.start : task.start + task.num_samples]
+
+
+def _describe(path: Path, task: Task, stage: str) -> dict[str, Any]:
+    lines = read_lines(path)
+    if len(lines) != task.num_samples:
+        raise GenerationError(f"{path} has {len(lines)} lines, its task has {task.num_samples}; delete the file and run again")
+    return {
+        "num_samples": len(lines),
+        "num_tokens": sum(line["num_tokens"] for line in lines),
+        "num_truncated": sum(line["finish"] == "length" for line in lines),
+        "num_empty": sum(not line[stage].strip() for line in lines),
+        "num_repetitive": sum(is_repetitive(line[stage]) for line in lines),
+        "sha256": sha256_of_file(path),
+    }

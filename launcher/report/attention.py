@@ -1,0 +1,99 @@
+"""Where a run's models looked, for a few questions, as plain values for the report's page.
+
+    {"qid": "4402", "tokens": ["Question", ":", " Which", ...], "gate": [0.12, ...], "num_patches": 64,
+     "attention": "<base64 of uint8 [S, P]>", "scale": [0.31, ...], "mean": [0.02, ...]}
+
+A row of ``attention`` is a token's shares of the patches over the largest of them
+(``scale``) times 255; ``mean`` is the mean over the tokens, the end token included.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launcher.runs.exported import verify_model
+from launcher.runs.run_dir import RunDir
+from launcher.config.settings import Settings
+
+
+def look_at_questions(
+    run_dir: RunDir, settings: Settings, stage: str, split: str, qids: Sequence[str], *, shards_dir: Path
+) -> list[dict[str, Any]]:
+    """Run a stage's encoder over questions, on the CPU, and note its fusion's attention and gate."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from launcher.stages.samples import open_stage
+    from mmcot.models.device import open_device
+    from mmcot.models.t5 import T5ForMultimodalGeneration
+
+    folder = run_dir.model(stage)
+    verify_model(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with _no_progress_bar():
+        model = T5ForMultimodalGeneration.from_pretrained(folder, dtype=torch.float32).eval().to(open_device(use_gpu=False))
+    samples = open_stage(
+        settings, stage, split, shards_dir=shards_dir, tokenizer=tokenizer,
+        rationales_dir=run_dir.rationales if stage == "answer" and settings.chain.reads_rationales else None,
+    )  # fmt: skip
+    numbers = {str(qid): number for number, qid in enumerate(samples.reader.qids)}
+    return [{"qid": qid, **_measure(model, tokenizer, samples, numbers[qid])} for qid in qids if qid in numbers]
+
+
+def grid_of(settings: Settings) -> dict[str, Any]:
+    """How patches lie over a picture: {"rows", "columns"}, or {"why"} where they are no known grid."""
+    from mmcot.vision.patches import PATCH_GRIDS
+
+    name = settings.data.features
+    if name not in PATCH_GRIDS:
+        return {"why": f"The features '{name}' are not known to be squares of the whole picture in reading order, so only the gate is shown."}
+    rows, columns = PATCH_GRIDS[name]
+    return {"rows": rows, "columns": columns}
+
+
+def _measure(model: Any, tokenizer: Any, samples: Any, number: int) -> dict[str, Any]:
+    import torch
+
+    from mmcot.texts.encoding import stack_features
+    from mmcot.models.attention_maps import look_at
+
+    ids = samples.encode(number).source_ids
+    vision = stack_features([samples.reader.features(number)], samples.reader.feature_shape)
+    input_ids = torch.tensor([ids])
+    look = look_at(model, input_ids, torch.ones_like(input_ids), vision["vision_features"], vision["vision_mask"])
+    attention_SP = look.attention_BSP[0].numpy()
+    scale_S = attention_SP.max(axis=1)
+    shades_SP = np.round(255 * attention_SP / np.maximum(scale_S, 1e-12)[:, None]).astype(np.uint8)
+    return {
+        "tokens": _pieces(tokenizer, ids), "gate": _rounded(look.gate_BS[0].numpy()), "num_patches": attention_SP.shape[1],
+        "attention": base64.b64encode(shades_SP.tobytes()).decode(), "scale": _rounded(scale_S), "mean": _rounded(attention_SP.mean(axis=0)),
+    }  # fmt: skip
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    was_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            logging.enable_progress_bar()
+
+
+def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds, whatever the tokenizer does with spaces."""
+    texts = [tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False) for end in range(len(ids) + 1)]
+    return [text[len(before) :] if text.startswith(before) else text[-1:] for before, text in zip(texts, texts[1:], strict=False)]
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.4g}") for value in values]

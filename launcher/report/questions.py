@@ -1,0 +1,186 @@
+"""Questions, answers and pictures for the report's page.
+
+A question, and what a run said to it:
+
+    {"qid": "4402", "question": "...", "choices": ["...", "..."], "answer": 1, "context": "...", "gold": "Solution: ...",
+     "subject": "natural science", "columns": ["NAT", "TXT", "IMG", "G1-6", "AVG"], "num_pictures": 1, "picture": 17}
+    {"rationale": "Solution: ...", "rationale_right": true, "rouge_l": 1.0, "answer_text": "The answer is (B).", "prediction": 1, "right": true}
+
+``picture`` is an index into the page's pictures, or null. A rationale is right if it equals
+the gold one word for word; the words are what white space separates.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from data_shards.indexed_tars import pictures_in_tars
+from data_shards.sources.pictures import PictureError, open_picture
+from data_shards.sources.question_set import Picture
+from data_shards.generated_texts import read_lines
+from data_shards.remote_files import is_remote, local_folder
+from data_shards.atomic_files import read_json, sha256_of_file
+from launcher.data.build import is_indexed
+from launcher.report.run_facts import wilson
+from launcher.runs.run_dir import RunDir
+from launcher.config.settings import Settings
+from launcher.data.dataset import mini_sqa_folder, read_source
+from mmcot.metrics.metrics import COLUMNS, columns_of
+from mmcot.texts.problem import Problem
+
+MAX_TEXT = 20_000  # characters of one text on the page
+LONGEST_SIDE = 256  # pixels
+FIELDS = ("subject", "topic", "category", "skill", "grade")
+
+
+def find_shards(run_dir: RunDir, settings: Settings) -> Path | None:
+    """The data folder a run was made with, here or beside the run if both were moved; None if it is gone."""
+    marker = run_dir.marker("data")
+    location = marker["outputs"]["shards_dir"] if marker else settings.data.shards_dir
+    if location is None:
+        return None
+    if is_remote(location):
+        return local_folder(location, settings.data.cache_dir, features=settings.data.features)
+    return _find(Path(location), run_dir, "text/manifest.json")
+
+
+def find_pictures(run_dir: RunDir, settings: Settings, shards_dir: Path) -> Callable[[Problem], Sequence[Picture]] | None:
+    """The function from a problem to its pictures, from the data set itself.
+
+    None where the data set is gone or no longer the one that the shards were built from:
+    another picture under the same question id would be worse than none.
+    """
+    if is_indexed(shards_dir):
+        return pictures_in_tars(shards_dir)
+    if settings.data.path is not None:
+        source = _find(Path(settings.data.path), run_dir, "")
+    else:
+        drawn = [shards_dir.parent / mini_sqa_folder(settings.data).name, *sorted(shards_dir.parent.glob("mini_sqa-source-*"))]  # the others: an earlier version's
+        source = next((found for folder in drawn if (found := _find(folder, run_dir, "problems.json")) and _is_source_of(shards_dir, found)), None)
+    data = settings.data.model_copy(update={"captions": None})  # which may be gone
+    return read_source(data, source).pictures if source and _is_source_of(shards_dir, source) else None
+
+
+def describe_question(problem: Problem, gold: str | None) -> dict[str, Any]:
+    """A question as the page shows it."""
+    return {
+        "qid": problem.qid, "question": cut(problem.question), "choices": [cut(choice) for choice in problem.choices],
+        "answer": problem.answer, "context": cut(problem.hint), "gold": cut(gold),
+        **{field: getattr(problem, field) for field in FIELDS},
+        "columns": list(columns_of(problem)), "num_pictures": len(problem.images), "picture": None,
+    }  # fmt: skip
+
+
+def read_said(run_dir: RunDir, split: str) -> dict[str, dict[str, Any]]:
+    """What a run has said to the questions of a split: its predictions, or the rationales written so far."""
+    path = run_dir.predictions / f"{split}.jsonl"
+    if path.exists():
+        return {line["qid"]: line for line in read_lines(path)}
+    files = sorted((run_dir.rationales / split).glob("[0-9]*.jsonl"))
+    return {line["qid"]: {"rationale": line["rationale"]} for file in files for line in read_lines(file)}
+
+
+def judge(said: Mapping[str, dict[str, Any]], problems: Mapping[str, Problem], gold_reasons: Callable[[Problem], str | None]) -> dict[str, dict[str, Any]]:
+    """Hold what was said against the gold rationale and answer."""
+    from mmcot.metrics.rationale_metrics import rouge_l_of_each
+
+    said = {qid: line for qid, line in said.items() if qid in problems}
+    gold = {qid: gold_reasons(problems[qid]) for qid in said}
+    is_exact = {qid: _words(line.get("rationale")) == _words(gold[qid]) for qid, line in said.items()}
+    others = [qid for qid in said if not is_exact[qid] and gold[qid] and said[qid].get("rationale")]
+    rouge = dict(zip(others, rouge_l_of_each([said[qid]["rationale"] for qid in others], [gold[qid] for qid in others]), strict=True))
+    judged = {}
+    for qid, line in said.items():
+        has_rationale = bool(gold[qid]) and line.get("rationale") is not None
+        judged[qid] = {
+            "rationale": cut(line.get("rationale")), "rationale_right": is_exact[qid] if has_rationale else None,
+            "rouge_l": (1.0 if is_exact[qid] else round(rouge.get(qid, 0.0), 4)) if has_rationale else None,
+            "answer_text": cut(line.get("answer_text")), "prediction": line.get("prediction"),
+            "right": line["prediction"] == problems[qid].answer if "prediction" in line else None,
+        }  # fmt: skip
+    return judged
+
+
+def break_down(problems: Mapping[str, Problem], judged: Mapping[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Accuracy with its 95 % interval, by class of the table and by each field."""
+    answered = [(problems[qid], line["right"]) for qid, line in judged.items() if line["right"] is not None]
+    groups: dict[str, dict[str, list[bool]]] = {"class": {column: [] for column in COLUMNS}} | {field: {} for field in FIELDS}
+    for problem, right in answered:
+        for column in columns_of(problem):
+            groups["class"][column].append(right)
+        for field in FIELDS:
+            groups[field].setdefault(getattr(problem, field), []).append(right)
+    return {
+        field: [_describe_group(name, outcomes) for name, outcomes in parts.items() if outcomes] for field, parts in groups.items()
+    }
+
+
+def choose_qids(qids: Iterable[str], is_wrong: Callable[[str], bool], limit: int) -> list[str]:
+    """Up to ``limit`` of them: wrong ones first, each part in an order drawn once and for all."""
+    drawn = sorted(qids, key=lambda qid: hashlib.sha256(qid.encode()).digest())
+    return sorted(drawn, key=lambda qid: not is_wrong(qid))[:limit]
+
+
+def embed_picture(pictures: Sequence[Picture], name: str) -> str | None:
+    """The first picture that is there, small, as a data URI; None where none is or it cannot be read."""
+    for picture in pictures:
+        if not isinstance(picture, bytes) and not picture.is_file():
+            continue
+        try:
+            return to_data_uri(open_picture(picture, name=name, longest_side=LONGEST_SIDE))
+        except PictureError:
+            return None
+    return None
+
+
+def to_data_uri(image: Image.Image) -> str:
+    """A thumbnail as PNG or JPEG, whichever is smaller."""
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    encoded = {}
+    for kind, options in {"png": {"optimize": True}, "jpeg": {"quality": 82}}.items():
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        encoded[kind] = buffer.getvalue()
+    kind = min(encoded, key=lambda name: len(encoded[name]))
+    return f"data:image/{kind};base64,{base64.b64encode(encoded[kind]).decode()}"
+
+
+def cut(text: Any) -> str | None:
+    """A text at the length a page can show; what is cut is counted in it."""
+    if text is None:
+        return None
+    text = str(text)
+    return text if len(text) <= MAX_TEXT else f"{text[:MAX_TEXT]} [… {len(text) - MAX_TEXT:,} characters more]"
+
+
+def _find(folder: Path, run_dir: RunDir, member: str) -> Path | None:
+    parents = run_dir.path.absolute().parents
+    candidates = [folder, Path("data") / folder.name, *(above / "data" / folder.name for above in parents[1:2])]
+    return next((path for path in candidates if (path / member if member else path).exists()), None)
+
+
+def _is_source_of(shards_dir: Path, source: Path) -> bool:
+    """Whether the text shards were built from these very files, as their record says."""
+    path = shards_dir / "inputs.json"
+    files = read_json(path).get("files", {}) if path.exists() else {}
+    paths = {source if source.is_file() else source / name: sha256 for name, sha256 in files.items()}
+    return bool(paths) and all(path.is_file() and sha256_of_file(path) == sha256 for path, sha256 in paths.items())
+
+
+def _describe_group(name: str, outcomes: list[bool]) -> dict[str, Any]:
+    low, high = wilson(sum(outcomes), len(outcomes))
+    return {
+        "name": name, "num": len(outcomes), "num_right": sum(outcomes),
+        "accuracy": round(100 * sum(outcomes) / len(outcomes), 2), "low": low, "high": high,
+    }  # fmt: skip
+
+
+def _words(text: str | None) -> list[str]:
+    return (text or "").split()

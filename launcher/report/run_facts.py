@@ -1,0 +1,192 @@
+"""What a run's folder tells of the run, as plain JSON values for the report's page.
+
+    facts = read_run(Path("runs/demo"))
+    facts["scores"]["test"]["accuracy"]["AVG"]                # 99.0
+    facts["curves"]["rationale"]["loss"]["values"][0]         # 7.09
+    facts["missing"]                                          # ["Step 'evaluate' is not done: ..."]
+
+A run may be unfinished: what is not there is named in ``missing``. Questions, predictions
+and pictures are read in ``report_questions``, attention in ``report_looking``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_shards.atomic_files import read_json
+from launcher.config.loading import parse_settings
+from launcher.runs.exported import verify_model
+from launcher.runs.journal import JournalReader
+from launcher.runs.run_dir import RunDir, RunError
+from launcher.config.settings import Settings
+
+STAGES = ("rationale", "answer")
+SPLITS = ("val", "test")
+MAX_POINTS = 600  # of a curve on the page; beyond, each of half as many stretches keeps its lowest and highest
+MAX_NOTES = 50
+_LOST_WITHOUT = {
+    "data": "no questions are known",
+    "train-rationale": "there is no stage-one model",
+    "rationales": "rationales are not complete",
+    "train-answer": "there is no stage-two model",
+    "evaluate": "there are no answers and no scores",
+}
+
+
+def open_run(folder: Path) -> tuple[RunDir, Settings]:
+    """A run's folder and settings.
+
+    Raises:
+        RunError: the folder holds no run.
+    """
+    path = folder / "run.yaml"
+    if not path.is_file():
+        raise RunError(f"{folder} holds no run (no run.yaml); give the folder of one, such as runs/demo")
+    return RunDir(folder), parse_settings(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Everything but questions and pictures.
+
+    Raises:
+        RunError: the folder holds no run.
+    """
+    run_dir, settings = open_run(folder)
+    steps = read_steps(run_dir, settings.chain.steps)
+    points = {stage: list(JournalReader(run_dir.journal(stage)).read()) for stage in STAGES}
+    notes = {stage: _notes(points[stage]) for stage in STAGES}
+    return {
+        "name": settings.run.name,
+        "folder": folder.absolute().name,
+        "is_mini_sqa": settings.data.path is None and settings.data.shards_dir is None,
+        "is_science_qa": False,
+        "settings": flatten(settings.model_dump()),
+        "steps": steps,
+        "missing": [f"Step '{step['name']}' is not done: {_LOST_WITHOUT[step['name']]}." for step in steps if not step["done"]],
+        "models": {stage: describe_model(run_dir.model(stage)) for stage in STAGES},
+        "training": {stage: _training(points[stage], settings, stage) for stage in STAGES},
+        "curves": {stage: curves_of(points[stage]) for stage in STAGES},
+        "notes": {stage: lines for stage, lines in notes.items() if lines},
+        "scores": {split: read_json(path) for split in SPLITS if (path := run_dir.scores(split)).exists()},
+        "choice_orders": read_json(path) if (path := folder / "choice_order.json").exists() else None,
+        "mlflow": read_json(folder / "mlflow.json").get("runs", {}) if (folder / "mlflow.json").exists() else {},
+        "time": _time(run_dir, points),
+    }
+
+
+def read_steps(run_dir: RunDir, steps: Iterable[str]) -> list[dict[str, Any]]:
+    """Each step in order: whether it is done, its seconds and its attempt."""
+    markers = {step: run_dir.marker(step) for step in steps}
+    return [
+        {"name": step, "done": marker is not None, "seconds": (marker or {}).get("seconds"), "attempt": (marker or {}).get("attempt")}
+        for step, marker in markers.items()
+    ]
+
+
+def curves_of(points: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Every metric of a journal's points: {"steps", "values", "num_points"}, thinned to what a page can show.
+
+    Of a step that a restart wrote again the first value is kept; what is not finite is null.
+    """
+    found: dict[str, dict[int, float | None]] = {}
+    for point in points:
+        for name, value in point.get("metrics", {}).items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                found.setdefault(name, {}).setdefault(int(point["step"]), _number(value))
+    curves = {}
+    for name, values in found.items():
+        kept = thin(sorted(values.items()))
+        curves[name] = {"steps": [step for step, _ in kept], "values": [value for _, value in kept], "num_points": len(values)}
+    return curves
+
+
+def thin(points: list[tuple[int, float | None]], *, limit: int = MAX_POINTS) -> list[tuple[int, float | None]]:
+    """At most ``limit`` points: the ends, and of each stretch between them the lowest and the highest."""
+    if len(points) <= limit:
+        return points
+    num_stretches = (limit - 2) // 2
+    inner, kept = points[1:-1], []
+    for number in range(num_stretches):
+        stretch = inner[number * len(inner) // num_stretches : (number + 1) * len(inner) // num_stretches]
+        finite = [point for point in stretch if point[1] is not None] or stretch
+        ends = {min(finite, key=_height), max(finite, key=_height)}
+        kept += sorted(ends, key=lambda point: point[0])
+    return [points[0], *kept, points[-1]]
+
+
+def describe_model(folder: Path) -> dict[str, Any] | None:
+    """Size and shape of an exported model, read off its files; None where there is none."""
+    if not (folder / "config.json").exists():
+        return None
+    verify_model(folder)
+    config = read_json(folder / "config.json")
+    kept = ("d_model", "num_layers", "num_decoder_layers", "num_heads", "d_ff", "vocab_size", "fusion", "vision_num_patches", "vision_dim")
+    return {
+        "num_parameters": sum(_num_weights(path) for path in folder.glob("*.safetensors")),
+        "shape": {name: config[name] for name in kept if name in config},
+    }
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings under dotted names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and prefix + name != "training.deepspeed":
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def wilson(num_right: int, num: int) -> tuple[float, float]:
+    """The 95 % interval of a share (Wilson 1927), in percent."""
+    if num == 0:
+        return 0.0, 100.0
+    z = 1.959964
+    share, spread = num_right / num, z * z / num
+    middle = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / num + spread / (4 * num)) / (1 + spread)
+    return round(100 * max(0.0, middle - half), 2), round(100 * min(1.0, middle + half), 2)
+
+
+def _training(points: list[dict[str, Any]], settings: Settings, stage: str) -> dict[str, Any]:
+    spec = getattr(settings, stage)
+    return {
+        "last_step": max((point["step"] for point in points if point.get("metrics")), default=None), "num_steps": spec.num_steps, "num_epochs": spec.num_epochs,
+        "format": spec.format,
+    }  # fmt: skip
+
+
+def _time(run_dir: RunDir, points: dict[str, list[dict[str, Any]]]) -> dict[str, int | None]:
+    """First and last sign of life in milliseconds since 1970."""
+    lock = read_json(run_dir.path / "lock.json") if (run_dir.path / "lock.json").exists() else {}
+    times = [point["time_ms"] for stage in STAGES for point in points[stage] if "time_ms" in point]
+    times += [int(1000 * lock["heartbeat"])] if "heartbeat" in lock else []
+    return {"first_ms": min(times, default=None), "last_ms": max(times, default=None)}
+
+
+def _notes(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"step": point["step"], "text": point["note"]} for point in points if "note" in point][-MAX_NOTES:]
+
+
+def _num_weights(path: Path) -> int:
+    """Numbers in a .safetensors file, from its header alone."""
+    with open(path, "rb") as file:
+        (size,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(size))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def _number(value: float) -> float | None:
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _height(point: tuple[int, float | None]) -> float:
+    return 0.0 if point[1] is None else point[1]

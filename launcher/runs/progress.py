@@ -1,0 +1,117 @@
+"""What a person sees while a long step runs: a line now and then."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from launcher.runs.background import beside
+from launcher.runs.journal import Journal, JournalReader, Pace, seconds_left
+
+SHOW_EVERY_S = 5.0
+
+
+class TrainingLine:
+    """Turns journal points into lines: step, loss, tokens/s, time left."""
+
+    def __init__(self, num_steps: int, report: Callable[[str], None]) -> None:
+        self._num_steps, self._report = num_steps, report
+        self._shown_at = time.monotonic()
+        self._started_ms = time.time() * 1000
+        self._seconds_of: dict[int, float] = {}  # each step's last computation; earlier ones were lost
+        self._pace = Pace()
+
+    def show(self, point: dict[str, Any]) -> None:
+        """Show a point, unless one was shown a moment ago."""
+        metrics, step = point["metrics"], point["step"]
+        self._pace.add(point)
+        if "note" in point and point["time_ms"] >= self._started_ms:
+            self._report(f"  {point['note']}")
+        if "loss" not in metrics:
+            return
+        if point["time_ms"] >= self._started_ms:
+            beside = metrics.get("time_share_validation", 0.0) + metrics.get("time_share_checkpoint", 0.0)
+            self._seconds_of[step] = metrics["interval_s"] * (1.0 - beside)
+        if time.monotonic() - self._shown_at < SHOW_EVERY_S and step < self._num_steps:
+            return
+        self._shown_at = time.monotonic()
+        self._report(
+            f"  step {step:,}/{self._num_steps:,}   loss {metrics['loss']:.4f}   "
+            f"{metrics['tokens_per_s']:,.0f} tokens/s   {self._time_left()}"
+        )
+        if step == self._num_steps:
+            self._report(
+                f"  {metrics['gigabytes_read']:.3f} GB of shards read, {metrics['bytes_read_per_needed']:.2f} bytes for each byte needed"
+            )
+
+    def _time_left(self) -> str:
+        found = self._pace.how_far()
+        return format_time_left(found[2] if found else None)
+
+    def goodput(self) -> str:
+        """The share of this command's training time that went into steps that count."""
+        total = time.time() - self._started_ms / 1000
+        useful = sum(self._seconds_of.values())
+        return f"goodput {100 * useful / total:.0f}% of {format_seconds(total)} (the rest: start, validation, checkpoints, lost steps)"
+
+
+@contextlib.contextmanager
+def showing(journal: Path, on_point: Callable[[dict[str, Any]], None], *, every_s: float = 1.0) -> Iterator[None]:
+    """Hand on a journal's points while they are written, in a thread, and the rest at the end."""
+    reader = JournalReader(journal)
+
+    def show(stopped: threading.Event) -> None:
+        last = False
+        while not last:
+            last = stopped.wait(every_s)
+            for point in reader.read():
+                on_point(point)
+
+    with beside(show, name="progress"):
+        yield
+
+
+class GenerationLine:
+    """Turns a generation's progress into lines (questions, tokens/s, time left) and points of a journal."""
+
+    def __init__(self, report: Callable[[str], None], journal: Journal | None = None) -> None:
+        self._report, self._journal = report, journal
+        self._shown_at = time.monotonic()
+        self._begun = False
+
+    def __enter__(self) -> GenerationLine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._journal:
+            self._journal.close()
+
+    def show(self, progress: Any) -> None:
+        """Show a progress, unless one was shown a moment ago."""
+        if self._journal and not self._begun:
+            self._journal.begin(progress.num_before, progress.num_total, seconds_ago=progress.seconds)
+            self._begun = True
+        if time.monotonic() - self._shown_at < SHOW_EVERY_S and progress.num_done < progress.num_total:
+            return
+        self._shown_at = time.monotonic()
+        if self._journal:
+            values = {"generation_tokens_per_s": progress.tokens_per_s, "generation_waiting_share": progress.waiting_share}
+            self._journal.log(progress.num_done, values)
+        left = seconds_left(progress.num_done - progress.num_before, progress.num_total - progress.num_done, progress.seconds)
+        self._report(f"  {progress.num_done:,}/{progress.num_total:,} questions   {progress.tokens_per_s:,.0f} tokens/s   {format_time_left(left)}")
+
+
+def format_time_left(seconds: float | None) -> str:
+    """The time left for a person, who is told where it is unknown."""
+    return "time left unknown" if seconds is None else f"time left {format_seconds(seconds)}"
+
+
+def format_seconds(seconds: float) -> str:
+    """75 is "1:15"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

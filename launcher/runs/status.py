@@ -1,0 +1,92 @@
+"""What a run's folder says about the run, for a person."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from pathlib import Path
+
+from data_shards.atomic_files import read_json
+from launcher.config.loading import tracking_uri
+from launcher.runs.journal import JournalReader, how_far
+from launcher.runs.mlflow_pages import compare_page, mlflow_page
+from launcher.runs.progress import format_seconds
+from launcher.runs.run_dir import PARENT, RunDir, owner, settings_of
+from launcher.config.settings import Settings
+
+LOCAL_SERVER = "http://127.0.0.1:5000"  # where `mmcot mlflow up` listens
+MOST_COMPARED = 16  # trials in one address
+STAGE_OF_STEP = {"train-rationale": "rationale", "train-answer": "answer"}
+
+
+def describe_run(folder: Path) -> list[str]:
+    """Lines on each step (how far, how long still, the last checkpoint), on who owns the run, and where MLflow shows it.
+
+    Raises:
+        RunError: the folder holds no run.
+    """
+    run_dir = RunDir(folder)
+    settings = settings_of(run_dir)
+    lines, current = [], owner(run_dir)
+    next_step = None
+    for step in settings.chain.steps:
+        marker = run_dir.marker(step)
+        if marker:
+            lines.append(f"{step:<16} done in {marker['seconds']:.0f} s (attempt {marker['attempt']})")
+            continue
+        running = next_step is None and current is not None
+        next_step = next_step or step
+        lines.append(f"{step:<16} {'running' if running else 'to do'}{_progress(run_dir, step, running=running)}")
+    if current:
+        lines.append(f"owner: process {current['pid']} on {current['host']}, attempt {current['attempt']}, last heard of {max(0.0, time.time() - current['heartbeat']):.0f} s ago")
+    elif next_step:
+        lines.append(f"nobody is running it; the same `mmcot run` goes on at {next_step!r}")
+    return [*lines, *mlflow_lines(settings, run_dir)]
+
+
+def describe_end(settings: Settings, run_dir: RunDir) -> list[str]:
+    """The last lines of a run: where it lies and how to open the MLflow page."""
+    page = [f"report: {run_dir.report}   (a page to look at, offline)"] if run_dir.report.exists() else []
+    return ["", f"run: {run_dir.path}", *page, *mlflow_lines(settings, run_dir)]
+
+
+def _progress(run_dir: RunDir, step: str, *, running: bool) -> str:
+    """How far a step is by its journal, and its last checkpoint."""
+    stage = STAGE_OF_STEP.get(step)
+    points = list(JournalReader(run_dir.journal_of(stage or step)).read())
+    text = ""
+    if found := how_far(points):
+        done, total, seconds = found
+        text += f", {'step ' if stage else ''}{done:,} of {total:,}{'' if stage else ' questions'}"
+        if losses := [point["metrics"]["loss"] for point in points if point["step"] == done and "loss" in point["metrics"]]:
+            text += f", loss {losses[-1]:.4f}"
+        if running and seconds is not None:
+            text += f", time left {format_seconds(seconds)}"
+    latest = run_dir.checkpoints(stage) / "LATEST" if stage else None
+    return text + (f", last checkpoint {latest.read_text().strip()}" if latest and latest.exists() else "")
+
+
+def mlflow_lines(settings: Settings, run_dir: RunDir) -> list[str]:
+    """How to open the run's page in MLflow; of a tuning also the page that compares its trials."""
+    state = read_json(run_dir.mlflow_state) if run_dir.mlflow_state.exists() else {}
+    uri, runs = state.get("uri") or tracking_uri(settings), state.get("runs", {})
+    is_served = uri.startswith(("http://", "https://"))
+    server = uri if is_served else LOCAL_SERVER
+    ids = {"experiment_id": state.get("experiment_id"), "run_id": runs.get(PARENT)}
+    page = mlflow_page(server, **ids)
+    lines = [f"MLflow: {page}" if is_served else f"MLflow: {_command(uri, settings)}   then open {page}"]
+    trials = [run_id for path in sorted(run_dir.path.glob("trials/*/mlflow.json")) if (run_id := read_json(path).get("runs", {}).get(PARENT))]
+    if len(trials) > 1 and ids["experiment_id"]:
+        which = "trials" if len(trials) <= MOST_COMPARED else f"the first {MOST_COMPARED} of {len(trials)} trials"
+        lines.append(f"{which} compared: {compare_page(server, experiment_id=ids['experiment_id'], run_ids=trials[:MOST_COMPARED])}")
+    return lines
+
+
+def _command(uri: str, settings: Settings) -> str:
+    """What serves a database."""
+    store = Path(uri.removeprefix("sqlite:///"))
+    if not uri.startswith("sqlite:///") or store.name != "mlflow.db":
+        return f"mmcot mlflow up --backend-store-uri {shlex.quote(uri)}"
+    folder = settings.run_dir.parent
+    folder = folder if folder.absolute() == store.parent else store.parent
+    return "mmcot mlflow up" if folder == Path("runs") else f"mmcot mlflow up --runs {shlex.quote(str(folder))}"

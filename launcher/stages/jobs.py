@@ -1,0 +1,68 @@
+"""What crosses from the driver to its workers: plain, picklable values."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from data_shards.remote_files import local_folder
+from launcher.config.settings import Settings
+
+MODEL_FACTS_FILE = "mmcot.json"
+# In a checkpoint's manifest, whose it is (launcher/training/identity.py); or from whom a tuning's trial was given it.
+IDENTITY_FACTS = ("run_id", "settings_fingerprint", "data_fingerprint", "rationales_fingerprint")
+HANDED_OVER = "handed_over_by"
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainJob:
+    """What a rank needs to know; plain values, so that it crosses processes.
+
+    ``lengths`` maps a split to the file with its samples' token counts. ``run_facts`` say whose checkpoints
+    it writes (``launcher/training/identity.py``); a job of an earlier version has none, and the first rank finds them.
+    """
+
+    stage: str
+    settings: Settings
+    run_dir: str
+    shards_dir: str
+    lengths: dict[str, str]
+    num_steps: int
+    attempt: int
+    rationales_dir: str | None = None
+    run_facts: dict[str, str] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values, as ``launcher.training.torchrun`` reads them."""
+        return {**vars(self), "settings": self.settings.model_dump()}
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationJob:
+    """What a worker needs to know; plain values, so that it crosses processes.
+
+    ``stage`` is "rationale" or "answer"; the output's text field has that name.
+    """
+
+    stage: str
+    settings: Settings
+    model_dir: str
+    shards_dir: str
+    output_dir: str
+    rationales_dir: str | None = None
+    run_dir: str | None = None
+    attempt: int | None = None
+
+    def local_shards_dir(self) -> Path:
+        """The data folder on this machine."""
+        return local_folder(self.shards_dir, self.settings.data.cache_dir, features=self.settings.data.features)
+
+
+def model_facts(settings: Settings, stage: str) -> dict[str, Any]:
+    """What a model's user must know about its prompts; stored beside the weights."""
+    spec = getattr(settings, stage)
+    return {
+        "stage": stage, "format": spec.format, "max_source_tokens": spec.max_source_tokens,
+        "max_target_tokens": spec.max_target_tokens, "use_caption": settings.data.use_caption, "features": settings.data.features,
+    }  # fmt: skip

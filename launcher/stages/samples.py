@@ -1,0 +1,190 @@
+"""What a stage reads: shards, prompts, rationales and tokenizer, joined by qid.
+
+``StageSamples`` turns a sample number into token ids and features, and a block of them
+into a batch. Training, validation and generation read through the same object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from data_shards.index import ShardError
+from data_shards.shard_files import RemoteAccess
+from data_shards.plan import Plan
+from data_shards.generated_texts import RationaleReader
+from data_shards.reader import SplitReader
+from data_shards.remote_files import local_folder
+from data_shards.atomic_files import fingerprint, read_json
+from launcher.config.settings import Settings
+from mmcot.texts.encoding import EncodedPair, collate, encode_pair
+from mmcot.texts.problem import Problem
+from mmcot.texts.prompts import build_pair, gold_rationale, split_format
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Block:
+    """A micro-batch: its tensors (see ``mmcot.texts.encoding.collate``) and whose they are; a dummy is nobody's."""
+
+    tensors: dict[str, torch.Tensor]
+    qids: tuple[str, ...]
+
+    def pin_memory(self) -> Block:
+        """The same block in page-locked memory."""
+        return Block({name: tensor.pin_memory() for name, tensor in self.tensors.items()}, self.qids)
+
+    @property
+    def labels(self) -> torch.Tensor:
+        return self.tensors["labels"]
+
+
+class StageSamples:
+    """One split as a stage sees it.
+
+    Args:
+        rationale_of: (sample number, problem) to its rationale, for a format that reads one; None otherwise.
+        permute_seed: of the order in which an epoch shows a question's choices; None keeps the order given.
+    """
+
+    def __init__(
+        self,
+        reader: SplitReader,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        format: str,
+        use_caption: bool,
+        max_source_tokens: int,
+        max_target_tokens: int,
+        rationale_of: Callable[[int, Problem], str] | None = None,
+        permute_seed: int | None = None,
+    ) -> None:
+        self.reader, self.tokenizer = reader, tokenizer
+        self.format, self.use_caption = format, use_caption
+        self.max_source_tokens, self.max_target_tokens = max_source_tokens, max_target_tokens
+        self.rationale_of = rationale_of
+        self.permute_seed = permute_seed
+        self.is_remote = reader.is_remote
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes that reading has taken so far."""
+        return self.reader.bytes_read
+
+    @property
+    def bytes_needed(self) -> int:
+        """Bytes of them that were members asked for."""
+        return self.reader.bytes_needed
+
+    def prefetch(self, samples: np.ndarray) -> None:
+        """Announce samples that will be loaded."""
+        self.reader.prefetch(samples)
+
+    def encode(self, sample: int, epoch: int | None = None) -> EncodedPair:
+        """Prompt and target of a question as token ids; an epoch may show its choices in an order of its own."""
+        problem = self.reader.problem(sample)
+        if epoch is not None and self.permute_seed is not None:
+            problem = with_permuted_choices(problem, seed=self.permute_seed, epoch=epoch)
+        rationale = self.rationale_of(sample, problem) if self.rationale_of else None
+        source, target = build_pair(problem, self.format, use_caption=self.use_caption, rationale=rationale)
+        return encode_pair(
+            self.tokenizer, source, target,
+            max_source_tokens=self.max_source_tokens, max_target_tokens=self.max_target_tokens,
+        )  # fmt: skip
+
+    def load_block(self, samples: np.ndarray, is_dummy: bool = False, epoch: int | None = None) -> Block:
+        """Read and collate a block of samples; without an epoch their choices stand in the order given."""
+        tensors = collate(
+            [self.encode(sample, epoch) for sample in samples],
+            [self.reader.features(sample) for sample in samples],
+            feature_shape=self.reader.feature_shape,
+            pad_token_id=self.tokenizer.pad_token_id,
+            is_dummy=is_dummy,
+        )
+        return Block(tensors, () if is_dummy else tuple(self.reader.qid(sample) for sample in samples))
+
+
+def load_tokenizer(settings: Settings, shards_dir: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of the pretrained model, or the one trained beside the shards."""
+    return AutoTokenizer.from_pretrained(settings.model.pretrained or _local(settings, shards_dir) / "tokenizer")
+
+
+def open_stage(
+    settings: Settings,
+    stage: str,
+    split: str,
+    *,
+    shards_dir: str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    rationales_dir: str | Path | None,
+) -> StageSamples:
+    """Open one split for the stage "rationale" or "answer".
+
+    Args:
+        shards_dir: folder or URL of the data folder.
+    """
+    spec, data = getattr(settings, stage), settings.data
+    access = RemoteAccess(data.remote, data.cache_dir, int(data.cache_gb * 1e9))
+    reader = SplitReader(_local(settings, shards_dir), split, features=data.features, access=access)
+    rationale_of = None
+    if "G" in split_format(spec.format)[0]:
+        if split == "train" and settings.answer.rationale_source == "gold":
+            rationale_of = partial(_gold_rationale, settings.rationale.format)
+        elif rationales_dir is None:
+            raise ShardError(f"format {spec.format} reads rationales; give the folder that holds them")
+        else:
+            rationale_of = partial(_written_rationale, reader, RationaleReader(rationales_dir, split))
+    return StageSamples(
+        reader, tokenizer,
+        format=spec.format, use_caption=data.use_caption, rationale_of=rationale_of,
+        max_source_tokens=spec.max_source_tokens, max_target_tokens=spec.max_target_tokens,
+        permute_seed=settings.run.seed if data.permute_choices and split == "train" else None,
+    )  # fmt: skip
+
+
+def with_permuted_choices(problem: Problem, *, seed: int, epoch: int) -> Problem:
+    """The question with its choices in a random order that depends on seed, qid and epoch alone."""
+    order = list(range(len(problem.choices)))
+    random.Random(f"{seed}-{problem.qid}-{epoch}").shuffle(order)
+    return problem.with_choices_in_order(order)
+
+
+def _local(settings: Settings, shards_dir: str | Path) -> Path:
+    return local_folder(shards_dir, settings.data.cache_dir, features=settings.data.features)
+
+
+def _gold_rationale(format: str, sample: int, problem: Problem) -> str:
+    return gold_rationale(problem, format)
+
+
+def _written_rationale(reader: SplitReader, rationales: RationaleReader, sample: int, problem: Problem) -> str:
+    return rationales.text(*reader.place(sample), problem.qid)
+
+
+def make_plan(
+    settings: Settings, lengths: Mapping[str, np.ndarray], shard_of_sample: np.ndarray, *, epoch: int
+) -> Plan:
+    """The plan of an epoch: the driver counts steps by it, every rank trains by it."""
+    training = settings.training
+    return Plan(
+        lengths["source"], lengths["target"], shard_of_sample,
+        seed=settings.run.seed, epoch=epoch,
+        global_batch_size=training.global_batch_size, micro_batch_size=training.micro_batch_size,
+        window_shards=training.window_shards, group_by_length=training.group_by_length,
+    )  # fmt: skip
+
+
+def tokenizer_fingerprint(settings: Settings, shards_dir: str | Path) -> str:
+    """Names the tokenizer: its id, or the content of the trained one."""
+    if settings.model.pretrained:
+        return settings.model.pretrained
+    return fingerprint(read_json(_local(settings, shards_dir) / "tokenizer" / "tokenizer.json"))

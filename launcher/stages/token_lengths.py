@@ -1,0 +1,94 @@
+"""Token counts of every sample of a split, as the plan needs them; counted once and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from data_shards.atomic_files import committing, fingerprint
+from launcher.stages.samples import StageSamples, load_tokenizer, open_stage
+from launcher.config.settings import Settings
+
+NAMES = ("source", "target", "source_cut", "target_cut")
+_PARALLEL_FROM = 50_000  # samples; below, starting processes takes longer than counting
+_CHUNK = 2_000
+
+
+@dataclasses.dataclass(frozen=True)
+class LengthsOf:
+    """Whose lengths: all that opening the samples again in another process takes."""
+
+    settings: Settings
+    stage: str
+    split: str
+    shards_dir: str
+    rationales_dir: str | None
+
+    def open(self) -> StageSamples:
+        """Open the samples."""
+        return open_stage(
+            self.settings, self.stage, self.split, shards_dir=self.shards_dir,
+            tokenizer=load_tokenizer(self.settings, self.shards_dir), rationales_dir=self.rationales_dir,
+        )  # fmt: skip
+
+
+def cached_lengths(whose: LengthsOf, samples: StageSamples, cache_dir: str | Path, inputs: dict) -> Path:
+    """The file of the lengths of all samples, counted once for these ``inputs`` (anything they depend on)."""
+    path = Path(cache_dir) / f"{fingerprint(inputs)}.npz"
+    if not path.exists():
+        lengths = count_lengths(whose, samples)
+        with committing(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **lengths)
+    return path
+
+
+def read_lengths(path: str | Path, names: Sequence[str] = NAMES) -> dict[str, np.ndarray]:
+    """Token counts, int32 [N] each: source, target, source_cut, target_cut, or those of ``names`` alone."""
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in names}
+
+
+def count_lengths(whose: LengthsOf, samples: StageSamples, *, processes: int | None = None) -> dict[str, np.ndarray]:
+    """Encode every sample and count; in several processes where there are many.
+
+    Args:
+        processes: None takes the processors of this machine for large splits and one for small ones.
+    """
+    chunks = [range(start, min(start + _CHUNK, len(samples))) for start in range(0, len(samples), _CHUNK)]
+    if processes is None:
+        processes = len(os.sched_getaffinity(0)) if len(samples) >= _PARALLEL_FROM else 1
+    if processes > 1:
+        context = multiprocessing.get_context("forkserver")
+        with ProcessPoolExecutor(processes, mp_context=context, initializer=_open_in_process, initargs=(whose,)) as pool:
+            counted = list(pool.map(_count_in_process, chunks))
+    else:
+        counted = [_count(samples, chunk) for chunk in chunks]
+    columns = np.concatenate(counted or [np.empty((0, len(NAMES)), np.int32)])
+    return {name: np.ascontiguousarray(columns[:, index]) for index, name in enumerate(NAMES)}
+
+
+def _count(samples: StageSamples, chunk: range) -> np.ndarray:
+    """int32 [chunk, 4]"""
+    if samples.is_remote:
+        samples.reader.prefetch(np.arange(chunk.start, chunk.stop), features=False)
+    pairs = (samples.encode(sample) for sample in chunk)
+    counts = [(len(pair.source_ids), len(pair.target_ids), pair.source_cut, pair.target_cut) for pair in pairs]
+    return np.array(counts, dtype=np.int32)
+
+
+_samples: StageSamples
+
+
+def _open_in_process(whose: LengthsOf) -> None:
+    global _samples
+    _samples = whose.open()
+
+
+def _count_in_process(chunk: range) -> np.ndarray:
+    return _count(_samples, chunk)

@@ -1,0 +1,60 @@
+"""A run's models as MLflow loads them (``mlflow.pyfunc``, models from code): no pickle.
+
+A question is a row as for ``mmcot predict``: ``question``, ``choices``, and where there are any
+``context`` and ``image`` (a path on the machine that predicts) or ``image_base64``.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas
+
+
+class RunModel(mlflow.pyfunc.PythonModel):
+    """Answers questions, or writes their rationales where the bundle holds stage one alone."""
+
+    def load_context(self, context: Any) -> None:
+        from launcher.generation.predictor import RunPredictor
+
+        folder = Path(context.artifacts["run"])
+        self.predictor = RunPredictor(folder, stages=[stage for stage in ("rationale", "answer") if (folder / stage).exists()])
+        self.predictor.load()
+
+    def predict(self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+        """Answer a data frame of rows, or a list of them (MLflow has no hint for either, and warns without one)."""
+        rows = model_input.to_dict("records") if hasattr(model_input, "to_dict") else list(model_input)
+        rows = [{name: value for name, value in row.items() if not _is_missing(value)} for row in rows]
+        with tempfile.TemporaryDirectory() as folder:
+            problems = [_problem(row, number, Path(folder)) for number, row in enumerate(rows)]
+            return list(self.predictor.answer(problems, Path(folder)))
+
+
+def _is_missing(value: Any) -> bool:
+    """None, or the NaN that a data frame puts where a row has no value."""
+    return value is None or (isinstance(value, float) and value != value)
+
+
+def _problem(row: dict[str, Any], number: int, folder: Path) -> Any:
+    from mmcot.texts.problem import Problem
+
+    images: tuple[str, ...] = ()
+    if data := row.get("image_base64"):
+        (folder / f"{number}.image").write_bytes(base64.b64decode(data))
+        images = (f"{number}.image",)
+    elif path := row.get("image"):
+        images = (str(Path(path).absolute()),)
+    choices = row["choices"]
+    choices = json.loads(choices) if isinstance(choices, str) else choices
+    return Problem(
+        qid=str(row.get("qid") or number), question=row["question"], choices=tuple(choices),
+        hint=row.get("context") or "", images=images,
+    )  # fmt: skip
+
+
+mlflow.models.set_model(RunModel())

@@ -1,0 +1,127 @@
+"""Finished models in MLflow's registry.
+
+    mlflow.pyfunc.load_model("models:/answer@champion").predict([{"question": ..., "choices": [...], "image": "a.png"}])
+
+A version of ``answer`` holds both stages, so that it can answer; one of ``rationale`` the first
+alone. A version is tagged with the run, the data and the rationales it comes from. The alias
+moves by itself: ``rationale@candidate`` to the newest, ``answer@champion`` to a better one, by
+accuracy on the validation split of the same data.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data_shards.atomic_files import read_json
+from launcher.runs.exported import verify_export
+from launcher.runs.run_dir import RunDir
+
+FOLDER = "model"  # among the run's artifacts
+
+
+def register_model(client: Any, run_id: str, run_dir: RunDir, values: dict[str, Any], *, log: Callable[..., None]) -> None:
+    """Register what a run trained, once, and move the alias if it may.
+
+    Args:
+        values: ``name`` of the model, ``stages`` it holds, ``alias``, ``data`` (a fingerprint),
+            ``accuracy`` on the validation split or None where the newest is meant, and further ``tags``;
+            ``exports`` what each training said of its model (``launcher/runs/exported.py``), by stage.
+
+    Raises:
+        RunError: a model is not the one that the run exported.
+    """
+    name = values["name"]
+    version = _version_of_run(client, name, run_id)
+    if version is None:
+        _upload(client, run_id, run_dir, {stage: _export_of(run_dir, stage, values) for stage in values["stages"]})
+        _create_name(client, name)
+        tags = {"mmcot.data": values["data"], **values["tags"], **_written_by(client, name, run_dir)}
+        if values["accuracy"] is not None:
+            tags["mmcot.validation_accuracy"] = f"{values['accuracy']:.4f}"
+        source = f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}"
+        version = client.create_model_version(name, source=source, run_id=run_id, tags=tags)
+    current = _current(client, name, values["alias"])
+    is_older = current is not None and int(current.version) > int(version.version)  # told again, much later
+    if not is_older and may_take_alias(current, values, log=log):
+        client.set_registered_model_alias(name, values["alias"], version.version)
+
+
+def may_take_alias(current: Any, values: dict[str, Any], *, log: Callable[..., None]) -> bool:
+    """Whether a model may follow the version that has the alias now, or None."""
+    if current is None or values["accuracy"] is None:
+        return True
+    if current.tags.get("mmcot.data") != values["data"]:
+        log(
+            "%s@%s (version %s) was chosen on other data (%s, here %s) and stays; move the alias by hand if you mean to",
+            values["name"], values["alias"], current.version, current.tags.get("mmcot.data"), values["data"],
+        )  # fmt: skip
+        return False
+    return values["accuracy"] > float(current.tags["mmcot.validation_accuracy"])
+
+
+def _export_of(run_dir: RunDir, stage: str, values: dict[str, Any]) -> dict[str, Any]:
+    """What the training of a stage said of its model; lines of an earlier version leave it to the step's marker."""
+    marker = run_dir.marker(f"train-{stage}") or {}
+    return values.get("exports", {}).get(stage) or marker.get("outputs", {})
+
+
+def _upload(client: Any, run_id: str, run_dir: RunDir, exports: dict[str, dict[str, Any]]) -> None:
+    import mlflow.pyfunc
+
+    for left in run_dir.path.glob(".tmp-model-*"):  # of a process that was killed; a run has one sender
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=run_dir.path, prefix=".tmp-model-") as temporary:  # beside the weights, to link them
+        bundle = Path(temporary) / "run"
+        bundle.mkdir()
+        shutil.copy(run_dir.path / "run.yaml", bundle)
+        for stage, export in exports.items():
+            verify_export(run_dir.model(stage), export, source=str(run_dir.marker_path(f"train-{stage}")))
+            shutil.copytree(run_dir.model(stage), bundle / stage / "model", copy_function=os.link)
+            if export:  # who opens the bundle verifies it too
+                RunDir(bundle).mark_done(f"train-{stage}", {"step": f"train-{stage}", "outputs": export})
+        folder = Path(temporary) / FOLDER
+        logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)  # it warns that a data frame's hint names no columns
+        mlflow.pyfunc.save_model(
+            folder, python_model=str(Path(__file__).with_name("pyfunc_model.py")), artifacts={"run": str(bundle)},
+            pip_requirements=["mmcot"],  # given, because MLflow would otherwise load the model to guess them
+        )  # fmt: skip
+        client.log_artifacts(run_id, str(folder), FOLDER)
+
+
+def _written_by(client: Any, name: str, run_dir: RunDir) -> dict[str, str]:
+    """Which registered model wrote the rationales that an answer model learned from."""
+    run_id = read_json(run_dir.mlflow_state)["runs"].get("train-rationale") if run_dir.mlflow_state.exists() else None
+    version = _version_of_run(client, "rationale", run_id) if run_id and name == "answer" else None
+    return {"mmcot.rationale_version": str(version.version)} if version else {}
+
+
+def _version_of_run(client: Any, name: str, run_id: str) -> Any:
+    found = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    return found[0] if found else None
+
+
+def _create_name(client: Any, name: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _current(client: Any, name: str, alias: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:  # anything but "there is none" must not read as such: a worse model would take the alias
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        return None

@@ -1,0 +1,152 @@
+"""What a run tells MLflow, written down first: a tree of one parent run a pipeline and a child a step.
+
+    with open_tracker(settings, run_dir) as tracker, tracker.step("train-rationale") as child:
+        child.log_params({"shards_dir": "data/mini"})  # beside all settings, which every run of the tree has
+        child.follow("rationale-metrics.jsonl")        # points are sent as they are written
+
+Every call appends a line to ``logs/tracking.jsonl`` and returns:
+
+    {"run": "train-rationale", "do": "params", "time_ms": 1790000000000, "values": {"shards_dir": "data/mini"}}
+
+Settings, losses and scores stand on the same run, so that MLflow can compare and plot them: every run has the
+settings, and the parent has each stage's losses (``rationale_loss``, ``rationale_validation_loss``, ``answer_loss``, ...)
+and the scores beside them.
+
+A thread (``launcher/tracking/mlflow_sync.py``) makes MLflow agree with the file, now or when a server
+that was away is back. Nothing here imports MLflow or waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from launcher.config.loading import setting_names, value_of
+from launcher.runs.journal import LineFile
+from launcher.runs.run_dir import PARENT, TUNING, RunDir, Stopped
+from launcher.config.settings import Settings
+
+_LONGEST_PARAM = 6000  # characters MLflow takes
+_CUT = " ... (cut; run.yaml has all of it)"
+_STAGE_METRICS = ("loss", "validation_loss")  # of a stage's journal, what the parent run has too
+
+
+@dataclasses.dataclass(frozen=True)
+class RunLog:
+    """One run of the tree: what is told of it is appended to the file."""
+
+    file: LineFile
+    run: str
+
+    def log_params(self, params: dict[str, Any]) -> None:
+        """Parameters; the first value of each stands, as in MLflow."""
+        self._append("params", values={key: _text_of(value) for key, value in params.items()})
+
+    def log_tags(self, tags: dict[str, str]) -> None:
+        """Tags; the last value of each stands."""
+        self._append("tags", values=tags)
+
+    def log_scores(self, scores: dict[str, float | None]) -> None:
+        """Final values; the first of each stands."""
+        self._append("scores", values={key: float(value) for key, value in scores.items() if value is not None})
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """A file to be copied into the run's artifacts."""
+        self._append("artifact", path=str(path.absolute()), folder=folder)
+
+    def log_dataset(self, *, name: str, digest: str, source: str, context: str, profile: dict[str, Any]) -> None:
+        """A data set the run read; ``context`` says what for, such as "training"."""
+        self._append("dataset", name=name, digest=digest[:36], source=source, context=context, profile=profile)
+
+    def log_model(self, **values: Any) -> None:
+        """A finished model for the registry; see ``launcher/tracking/registry.py`` for the values."""
+        self._append("model", **values)
+
+    def follow(self, pattern: str, *, names: dict[str, str] | None = None) -> None:
+        """Send the points of all files of this name in ``logs/``, now and later.
+
+        Args:
+            names: only these metrics, and what they are called in this run; none: all, as they are called in the file.
+        """
+        self._append("follow", pattern=pattern, **({"names": names} if names else {}))
+
+    @contextlib.contextmanager
+    def running(self, *, name: str, tags: dict[str, str], parent_key: str | None = None) -> Iterator[None]:
+        """Begin or continue the run; its end is that of the block.
+
+        Args:
+            parent_key: of a run of another folder that this one is a child of.
+        """
+        self._append("start", name=name, tags=tags, parent_key=parent_key)
+        try:
+            yield
+        except BaseException as error:
+            self.end("FAILED" if isinstance(error, Exception) and not isinstance(error, Stopped) else "KILLED")
+            raise
+        self.end("FINISHED")
+
+    def end(self, status: str) -> None:
+        """The run's end: FINISHED, FAILED or KILLED."""
+        self._append("end", status=status)
+
+    def _append(self, do: str, **values: Any) -> None:
+        self.file.append({"run": self.run, "do": do, "time_ms": int(time.time() * 1000), **values})
+
+
+@dataclasses.dataclass(frozen=True)
+class Tracker:
+    """The parent run of a pipeline, and its children, each with the same parameters."""
+
+    parent: RunLog
+    params: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def step(self, name: str) -> Iterator[RunLog]:
+        """The child run of a step, continued if it exists."""
+        child = RunLog(self.parent.file, name)
+        with child.running(name=name, tags={"mmcot.step": name}):
+            child.log_params(self.params)
+            yield child
+
+
+@contextlib.contextmanager
+def open_tracker(
+    settings: Settings, run_dir: RunDir, *, report: Callable[[str], None] = print, parent_key: str | None = None, arm: str | None = None
+) -> Iterator[Tracker]:
+    """Open (or continue) the parent run of a run's folder, and send while the block lasts.
+
+    Args:
+        parent_key: of the tuning's run, where this one is a trial.
+        arm: of the tuning that this trial belongs to; it becomes a parameter.
+    """
+    from launcher.tracking.environment_tags import describe_environment
+    from launcher.tracking.mlflow_sync import sending
+
+    file = LineFile(run_dir.tracking)
+    params = _settings_params(settings) | ({"arm": arm} if arm else {})
+    tracker = Tracker(RunLog(file, PARENT), params)
+    parent = tracker.parent
+    with contextlib.closing(file), sending(settings, run_dir, report=report):
+        with parent.running(name=settings.run.name, tags={"mmcot.run_dir": str(run_dir.path)}, parent_key=parent_key):
+            parent.log_params(params)
+            parent.log_tags(describe_environment())
+            parent.log_artifact(run_dir.path / "run.yaml")
+            for stage in settings.chain.stages:
+                parent.follow(run_dir.journal(stage).name, names={name: f"{stage}_{name}" for name in _STAGE_METRICS})
+            parent.follow(run_dir.journal_of(TUNING).name)
+            yield tracker
+
+
+def _settings_params(settings: Settings) -> dict[str, Any]:
+    """Every setting by its dotted name; those of a tuning only where there is one."""
+    is_tuning = bool(settings.tuning.space or settings.tuning.arms)
+    return {name: value_of(settings, name) for name in setting_names() if is_tuning or not name.startswith("tuning.")}
+
+
+def _text_of(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST_PARAM else text[: _LONGEST_PARAM - len(_CUT)] + _CUT

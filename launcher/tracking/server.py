@@ -1,0 +1,338 @@
+"""A local MLflow server with settings that hold: `mmcot mlflow up`.
+
+    server = plan_server(runs=Path("runs"), port=5000, environment=dict(os.environ))
+    serve(server, report=print)        # until Ctrl-C or SIGTERM; then no process is left
+
+Without further settings it shows what runs in that folder wrote into ``mlflow.db``.
+With ``auth`` these lie beside it, readable by their owner alone:
+
+    mlflow-auth.db      users, where the backend store is SQLite; else they are in the backend store
+    mlflow-auth.ini     what MLflow's basic-auth app reads
+    mlflow-auth.key     the key that signs its forms, made once
+
+Secrets come from the environment, or from files named in it as NAME_FILE. They reach the
+server by its environment: a command line can be read by every user of a machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import errno
+import http.client
+import importlib.util
+import ipaddress
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from data_shards.atomic_files import exclusive
+from launcher.runs.mlflow_pages import mlflow_page
+
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 10.0
+_SECRETS = ("MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_BACKEND_STORE_URI", "MLFLOW_FLASK_SERVER_SECRET_KEY", "PGPASSWORD")
+
+
+@dataclasses.dataclass(frozen=True)
+class ServerPlan:
+    """What is started: nothing secret in ``command``, everything secret in ``environment``."""
+
+    command: list[str]
+    environment: dict[str, str] = dataclasses.field(repr=False)
+    runs: Path
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """Where this machine reaches the server."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+
+def plan_server(
+    *, runs: Path, environment: dict[str, str], port: int = 5000, host: str = "127.0.0.1",
+    backend_store_uri: str | None = None, artifacts: str | None = None, auth: bool = False,
+    workers: int = 1, allowed_hosts: str | None = None,
+) -> ServerPlan:  # fmt: skip
+    """Check everything that can be checked before a start, and write the files that ``auth`` needs.
+
+    Args:
+        allowed_hosts: names by which clients reach the server, comma-separated, itself or through a
+            proxy. Default: this machine's names and addresses where it listens beyond loopback.
+
+    Raises:
+        ValueError: a setting cannot be served, or would open the server to strangers.
+        RuntimeError: a package is missing.
+    """
+    if workers < 1:
+        raise ValueError(f"--workers ({workers}) must be at least 1; one worker serves a team's runs")
+    if not _is_loopback(host) and not auth:
+        raise ValueError(
+            f"--host {host} can be reached from other machines, and without --auth everybody there may read, change and delete "
+            f"every run; add --auth, or stay on 127.0.0.1 and let people in by `ssh -L {port}:127.0.0.1:{port} HOST`"
+        )
+    _check_port_is_free(host, port)
+    runs = runs.absolute()
+    environment = _read_secret_files(environment)
+    if backend_store_uri is not None:
+        _refuse_password(backend_store_uri)
+    store = backend_store_uri or environment.get("MLFLOW_BACKEND_STORE_URI") or f"sqlite:///{runs / 'mlflow.db'}"
+    destination = artifacts or environment.get("MLFLOW_ARTIFACTS_DESTINATION") or str(runs / "mlartifacts")
+    if "://" not in destination:
+        destination = str(Path(destination).absolute())
+    _check_packages(store, destination, auth)
+    runs.mkdir(parents=True, exist_ok=True)
+    environment |= {"MLFLOW_BACKEND_STORE_URI": store, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    environment.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", str(workers)]
+    command += ["--serve-artifacts", "--artifacts-destination", destination, "--uvicorn-opts", "--log-level warning"]
+    names = allowed_hosts or environment.get("MLFLOW_SERVER_ALLOWED_HOSTS") or ",".join(_own_names(host))
+    if names:
+        hosts, origins = _hosts_and_origins(names, port)
+        command += ["--allowed-hosts", ",".join(hosts), "--cors-allowed-origins", ",".join(origins)]
+    if auth:
+        command += ["--app-name", "basic-auth"]
+        environment |= _auth_environment(runs, store, environment)
+    return ServerPlan(command, environment, runs, host, port)
+
+
+def serve(server: ServerPlan, report: Callable[[str], None]) -> None:
+    """Run the server in the foreground until Ctrl-C, SIGTERM or SIGHUP, then end all its processes.
+
+    MLflow creates or checks the schema in one process before it starts workers; the lock keeps
+    a second server of the same folder from doing so at the same time.
+
+    Raises:
+        RuntimeError: the server did not start, or ended by itself.
+    """
+    starting = contextlib.ExitStack()
+    with starting, contextlib.ExitStack() as serving:
+        starting.enter_context(exclusive(server.runs / ".mlflow"))
+        asked = serving.enter_context(_stop_requests())
+        leader = serving.enter_context(_process_group(server))
+        if not _wait_until_healthy(server, leader, asked):
+            return
+        starting.close()
+        report(f"MLflow: {_front_page(server)}   (Ctrl-C ends it)")
+        while not asked and leader.poll() is None:
+            time.sleep(0.2)
+        if not asked:
+            raise RuntimeError(f"the MLflow server ended by itself with status {leader.poll()}; its last lines are above")
+        report("MLflow: ended")
+
+
+@contextlib.contextmanager
+def _process_group(server: ServerPlan) -> Iterator[subprocess.Popen]:
+    """Start the server in a process group of its own; at the end nothing of the group is alive."""
+    leader = subprocess.Popen(
+        server.command, env=server.environment, stdin=subprocess.DEVNULL,
+        start_new_session=True, preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+    )  # fmt: skip
+    try:
+        yield leader
+    finally:
+        for wanted in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(leader.pid, wanted)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                leader.wait(STOP_TIMEOUT_S)
+
+
+@contextlib.contextmanager
+def _stop_requests() -> Iterator[list[int]]:
+    """Yield a list that a signal to end is added to, instead of ending this process."""
+    asked: list[int] = []
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        wanted = wanted[:2]  # started by nohup
+    before = {number: signal.signal(number, lambda number, frame: asked.append(number)) for number in wanted}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _wait_until_healthy(server: ServerPlan, leader: subprocess.Popen, asked: list[int]) -> bool:
+    """Whether /health answered; False where an end was asked for first."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not asked:
+        if leader.poll() is not None:
+            raise RuntimeError(f"the MLflow server did not start (status {leader.poll()}); the reason is above")
+        with contextlib.suppress(OSError):
+            if _open(f"{server.url}/health").status == 200:
+                return True
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"the MLflow server did not answer at {server.url}/health within {START_TIMEOUT_S:.0f} s")
+        time.sleep(0.2)
+    return False
+
+
+def _front_page(server: ServerPlan) -> str:
+    """The runs of the newest experiment; where there is none, or it is not told without a password, the list of experiments."""
+    query = urllib.parse.urlencode({"max_results": 1, "filter": "name != 'Default'", "order_by": "creation_time DESC"})
+    found = []
+    with contextlib.suppress(OSError):
+        found = json.load(_open(f"{server.url}/api/2.0/mlflow/experiments/search?{query}")).get("experiments", [])
+    return mlflow_page(server.url, experiment_id=found[0]["experiment_id"] if found else None)
+
+
+def _open(url: str) -> http.client.HTTPResponse:
+    """Ask the server directly: a proxy does not know this machine's loopback."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5)
+
+
+def _end_with_parent() -> None:
+    """Linux: have the kernel end the server when this command is killed outright (PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def _check_port_is_free(host: str, port: int) -> None:
+    if not 1 <= port <= 65535:
+        raise ValueError(f"--port ({port}) must lie between 1 and 65535")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise ValueError(f"port {port} of {host} is taken, perhaps by another MLflow server; choose another with --port") from None
+        raise ValueError(f"cannot listen at {host}, port {port} ({error.strerror or error}); give an address of this machine") from None
+
+
+def _read_secret_files(environment: dict[str, str]) -> dict[str, str]:
+    """The environment with every NAME_FILE of a secret read into NAME; what is set to nothing counts as not set."""
+    environment = {name: value for name, value in environment.items() if value or not name.startswith(("MLFLOW_", "AWS_", "PG"))}
+    for name in _SECRETS:
+        path = environment.pop(f"{name}_FILE", None)
+        if path is None:
+            continue
+        if environment.get(name):
+            raise ValueError(f"{name} and {name}_FILE are both set; keep one")
+        if not Path(path).is_file():
+            raise ValueError(f"{name}_FILE names {path}, which is no file")
+        environment[name] = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
+    return environment
+
+
+def _refuse_password(uri: str) -> None:
+    if "://" in uri and (_url(uri).password or "password" in _url(uri).query):
+        raise ValueError(
+            "--backend-store-uri holds a password, which every user of this machine could read; put the address into the "
+            "environment variable MLFLOW_BACKEND_STORE_URI, or into a file that MLFLOW_BACKEND_STORE_URI_FILE names"
+        )
+
+
+def _url(uri: str):
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        return make_url(uri)
+    except ArgumentError:  # its message would show the address, and with it a password
+        raise ValueError("the backend store is no database address; expected one like postgresql://USER@HOST/NAME or sqlite:///FILE") from None
+
+
+def _check_packages(store: str, destination: str, auth: bool) -> None:
+    """Say now what the server would say in a traceback."""
+    from sqlalchemy.exc import NoSuchModuleError
+
+    url = _url(store)
+    try:
+        url.get_dialect().import_dbapi()
+    except NoSuchModuleError:
+        raise ValueError(f"the backend store's kind, {url.drivername}, is not known; expected postgresql or sqlite") from None
+    except ImportError as error:
+        name = {"psycopg": "'psycopg[binary]'"}.get(error.name, error.name)
+        raise RuntimeError(f"a backend store of kind {url.drivername} needs a package that is not here: pip install {name}") from None
+    if auth and not _installed("flask_wtf"):
+        raise RuntimeError("--auth needs a package that is not here: pip install Flask-WTF")
+    if destination.startswith("s3:") and not _installed("boto3"):
+        raise RuntimeError(f"artifacts at {destination} need a package that is not here: pip install boto3")
+
+
+def _installed(name: str) -> bool:
+    return importlib.util.find_spec(name) is not None
+
+
+def _own_names(host: str) -> list[str]:
+    """Names under which others reach this machine; none for loopback, whose names MLflow knows."""
+    if _is_loopback(host):
+        return []
+    if host not in ("0.0.0.0", "::"):
+        return [host]
+    names = [socket.gethostname(), socket.getfqdn()]
+    with contextlib.suppress(OSError):
+        names += socket.gethostbyname_ex(socket.gethostname())[2]
+    return list(dict.fromkeys(names))
+
+
+def _hosts_and_origins(names: str, port: int) -> tuple[list[str], list[str]]:
+    """What MLflow compares, letter by letter, with a request's Host and (from a browser) Origin.
+
+    MLflow refuses a browser's own POST where its Origin is not listed, even from its own pages.
+    """
+    hosts = []
+    for name in [*filter(None, map(str.strip, names.split(","))), "localhost", "127.0.0.1"]:
+        name = f"[{name}]" if name.count(":") > 1 and not name.startswith("[") else name
+        has_port = name.rpartition("]")[2].count(":") == 1
+        hosts += [name] if has_port or "*" in name else [name, f"{name}:{port}"]
+    return hosts, [f"{scheme}://{name}" for name in hosts if name != "*" for scheme in ("http", "https")]
+
+
+def _auth_environment(runs: Path, store: str, environment: dict[str, str]) -> dict[str, str]:
+    """What MLflow's basic-auth app reads, with its files written."""
+    if not environment.get("MLFLOW_AUTH_ADMIN_PASSWORD"):
+        raise ValueError(
+            "--auth needs the first administrator's password: set MLFLOW_AUTH_ADMIN_PASSWORD (12 characters or more), or "
+            "MLFLOW_AUTH_ADMIN_PASSWORD_FILE to a file that holds it; the name is MLFLOW_AUTH_ADMIN_USERNAME, or admin"
+        )
+    found = {"MLFLOW_AUTH_ADMIN_USERNAME": environment.get("MLFLOW_AUTH_ADMIN_USERNAME") or "admin"}
+    if not environment.get("MLFLOW_FLASK_SERVER_SECRET_KEY"):
+        key = runs / "mlflow-auth.key"
+        with contextlib.suppress(FileExistsError):
+            _write_private(key, secrets.token_hex(32), new=True)
+        found["MLFLOW_FLASK_SERVER_SECRET_KEY"] = key.read_text(encoding="utf-8").strip()
+    if environment.get("MLFLOW_AUTH_CONFIG_PATH"):
+        return found
+    users = store
+    if store.startswith("sqlite"):
+        users = f"sqlite:///{runs / 'mlflow-auth.db'}"
+        with contextlib.suppress(FileExistsError):
+            _write_private(runs / "mlflow-auth.db", "", new=True)
+    settings = {
+        "default_permission": "EDIT",  # a team logs into one experiment; who made it alone may delete it or give rights away
+        "database_uri": users,
+        "admin_username": found["MLFLOW_AUTH_ADMIN_USERNAME"],
+        "auth_cache_ttl_seconds": "60",  # else every request costs a password hash that is slow on purpose
+    }
+    lines = [f"{name} = {value.replace('%', '%%')}\n" for name, value in settings.items()]  # configparser's escape
+    _write_private(runs / "mlflow-auth.ini", "".join(["[mlflow]\n", *lines]))
+    return {**found, "MLFLOW_AUTH_CONFIG_PATH": str(runs / "mlflow-auth.ini")}
+
+
+def _write_private(path: Path, text: str, new: bool = False) -> None:
+    """Write a file that its owner alone can read; with ``new``, only where there is none."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_EXCL if new else os.O_TRUNC), 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        os.fchmod(descriptor, 0o600)
+        file.write(text)

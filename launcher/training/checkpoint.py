@@ -1,0 +1,285 @@
+"""Training checkpoints: written by all ranks, committed as one folder.
+
+    rationale/checkpoints/step-000400/state/...      what DeepSpeed writes, a file a rank
+    rationale/checkpoints/step-000400/manifest.json   step, world size, plan, probe loss, sha256 of every file
+    rationale/checkpoints/step-000400/universal/...   the same for any world size, made when one is needed
+    rationale/checkpoints/LATEST                      "step-000400", last
+
+Every rank writes into a staging folder and hashes its share; after a barrier rank 0
+writes the manifest, renames the folder and moves LATEST. DeepSpeed's files are pickles:
+they are loaded only from a run's own folder, after every sha256 has matched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from data_shards.atomic_files import commit_bytes, commit_folder, commit_json, read_json, sha256_of_file
+from launcher.training.collectives import broadcast_json, gather_json
+from launcher.stages.jobs import HANDED_OVER, IDENTITY_FACTS
+
+_STATE, _UNIVERSAL = "state", "universal"
+# Relative. Reduction order alone moves a loss by about 1e-6 in fp32; bf16 rounds at 4e-3.
+PROBE_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used; the message names its folder."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A verified checkpoint, and what was wrong with newer ones that were set aside."""
+
+    path: Path
+    manifest: dict[str, Any]
+    is_universal: bool
+    notes: list[str]
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps it holds."""
+        return self.manifest["step"]
+
+
+def save_checkpoint(
+    engine: Any, folder: Path, *, step: int, facts: dict[str, Any], keep: int, may_commit: Callable[[], None]
+) -> None:
+    """Commit the state after ``step`` optimizer steps; every rank calls it.
+
+    Args:
+        facts: what a resume compares, such as plan_fingerprint, world_size, zero_stage, and whose it is (``launcher/training/identity.py``).
+        keep: newest checkpoints that stay.
+        may_commit: raises on rank 0 if this process no longer owns the run.
+
+    Raises:
+        CheckpointError: the disk is full, or could not be written to; the last checkpoint stands.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    staging = folder / f".staging-{step:06d}"
+    if rank == 0:
+        may_commit()
+        for stale in folder.glob(".staging-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        (staging / _STATE).mkdir(parents=True)
+    dist.barrier()
+    try:
+        engine.save_checkpoint(str(staging), tag=_STATE, save_latest=False)
+    except (OSError, RuntimeError) as error:  # torch's writer raises the latter when a disk is full
+        raise _explained(error, folder, step) from error
+    dist.barrier()
+    files = _gather(_hash_share(staging / _STATE, rank, world_size))
+    if rank == 0:
+        may_commit()
+        try:
+            commit_json(staging / "manifest.json", {"schema_version": 1, "step": step, **facts, "files": files})
+            commit_folder(staging, folder / f"step-{step:06d}")
+            commit_bytes(folder / "LATEST", f"step-{step:06d}\n".encode())
+        except OSError as error:
+            raise _explained(error, folder, step) from error
+        for old in _by_step(folder)[:-keep]:
+            shutil.rmtree(old)
+    dist.barrier()
+
+
+def find_checkpoint(folder: Path, *, facts: dict[str, Any], may_commit: Callable[[], None]) -> Found | None:
+    """Verify the newest checkpoint, or the newest before one that is damaged; every rank calls it.
+
+    A damaged one is renamed to ``damaged-step-N``. One of another world size is converted, once.
+
+    Raises:
+        CheckpointError: all are damaged, or one was written with other facts.
+    """
+    notes: list[str] = []
+    rank = dist.get_rank()
+    while (name := agreed(lambda: _latest(folder))) is not None:
+        path = folder / name
+        damage = agreed(lambda: _read_manifest(path)[1])
+        if damage is None:
+            manifest = agreed(lambda: _read_manifest(path)[0])
+            damage = _damage(path / _STATE, manifest["files"])
+        if damage is None:
+            _check_facts(path, manifest, facts)
+            notes += _unknown_facts(path, manifest, facts)
+            is_universal = manifest["world_size"] != facts["world_size"] and manifest["zero_stage"] > 0
+            if is_universal and facts["nvme"]:
+                raise CheckpointError(f"{path} was written by {manifest['world_size']} workers; with offload=nvme it cannot go on with {facts['world_size']}")
+            if is_universal:
+                _convert(path, notes)
+            return Found(path, manifest, is_universal, notes)
+        notes.append(f"{path} is damaged ({damage}); it is kept as {path.with_name('damaged-' + path.name).name}, the one before is used")
+        if rank == 0:
+            may_commit()
+            _set_aside(folder, path)
+        dist.barrier()
+    if notes:
+        raise CheckpointError(f"{folder} holds no checkpoint that is whole: {'; '.join(notes)}; restore one, or delete the folder to start anew")
+    return None
+
+
+def load_state(engine: Any, found: Found) -> None:
+    """Load what was found into an engine that was built for it; every rank calls it."""
+    tag = _UNIVERSAL if found.is_universal else _STATE
+    adam = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    settings = [{name: group[name] for name in ("weight_decay", "lr_ratio")} for group in adam.param_groups]
+    loaded, _ = engine.load_checkpoint(str(found.path), tag=tag)
+    if loaded is None:
+        raise CheckpointError(f"{found.path}: DeepSpeed found nothing to load in {found.path / tag}")
+    if found.is_universal:
+        # ZeRO-3 takes every group's settings from the first one, and lets all share one step counter, which each then advances.
+        for group, own in zip(adam.param_groups, settings, strict=True):
+            group.update(own)
+        for state in adam.state.values():
+            if "step" in state:
+                state["step"] = torch.full_like(state["step"], found.step)
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The folder LATEST names, or None before the first checkpoint."""
+    latest = folder / "LATEST"
+    if not latest.exists():
+        return None
+    name = latest.read_text().strip()
+    if not re.fullmatch(r"step-\d+", name):  # what it names is unpickled
+        raise CheckpointError(f"{latest} holds {name!r}, expected such as step-000400; write one of the checkpoints there into it")
+    return folder / name
+
+
+def check_probe(path: Path, *, expected: float, found: float, precision: str) -> None:
+    """Compare the probe batch's loss after a load with the one stored at the save."""
+    if not abs(found - expected) <= PROBE_TOLERANCE[precision] * max(1.0, abs(expected)):  # NaN fails too
+        raise CheckpointError(
+            f"{path}: the probe batch's loss is {found:.6f} after loading and was {expected:.6f} when saved; "
+            "the weights are not those that were saved"
+        )
+
+
+def _check_facts(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> None:
+    reasons = {
+        "zero_stage": " (stages keep different parts of the state)", "precision": " (fp32 weights are kept otherwise)",
+        "run_id": " (it is another run's)", "settings_fingerprint": " (settings that results depend on)",
+        "data_fingerprint": " (texts, features and tokenizer)", "rationales_fingerprint": " (the rationales that this stage reads)",
+    }  # fmt: skip
+    restored = {"run_id": "restore the checkpoints of this run", "data_fingerprint": "restore the data it was written with",
+                "rationales_fingerprint": "restore the rationales it was written with"}  # fmt: skip
+    for key, value in facts.items():
+        is_unknown = key in IDENTITY_FACTS and key not in manifest
+        if key != "world_size" and not is_unknown and manifest.get(key) != value:
+            raise CheckpointError(
+                f"{path} was written with {key} = {manifest.get(key)!r}, now it is {value!r}{reasons.get(key, '')}; "
+                f"{restored.get(key, 'go on with the settings it was written with')}, or start another run.dir"
+            )
+
+
+def _unknown_facts(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]:
+    """A note on a checkpoint of an earlier version, which does not say whose it is."""
+    missing = [key for key in IDENTITY_FACTS if key in facts and key not in manifest]
+    if not missing or HANDED_OVER in manifest:
+        return []
+    return [f"{path} was written by an earlier version, which did not note {', '.join(missing)}: they could not be compared; the next checkpoint has them"]
+
+
+def _latest(folder: Path) -> str | None:
+    """The name in LATEST; that of the newest folder if that one is gone."""
+    path = latest_checkpoint(folder)
+    if path is not None and not path.exists():
+        path = next(reversed(_by_step(folder)), None)
+    return path.name if path else None
+
+
+def step_of(name: str) -> int:
+    """The step in a folder's name: 400 of ``step-000400``."""
+    return int(name.rpartition("-")[2])
+
+
+def _by_step(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*"), key=lambda path: step_of(path.name))
+
+
+def _read_manifest(path: Path) -> tuple[dict[str, Any], str | None]:
+    try:
+        return read_json(path / "manifest.json"), None
+    except (OSError, ValueError) as error:
+        return {}, f"{error}"
+
+
+def _damage(folder: Path, expected: dict[str, Any]) -> str | None:
+    """What is wrong with the files of a folder, or None; every rank hashes a share."""
+    found = _gather(_hash_share(folder, dist.get_rank(), dist.get_world_size()))
+    for name in sorted({*expected, *found}):
+        if found.get(name) != expected.get(name):
+            return f"{name} is missing or altered or was added"
+    return None
+
+
+def _set_aside(folder: Path, path: Path) -> None:
+    target = path.with_name(f"damaged-{path.name}")
+    shutil.rmtree(target, ignore_errors=True)
+    path.rename(target)
+    older = next(reversed(_by_step(folder)), None)
+    if older is None:
+        (folder / "LATEST").unlink(missing_ok=True)
+    else:
+        commit_bytes(folder / "LATEST", f"{older.name}\n".encode())
+
+
+def _convert(path: Path, notes: list[str]) -> None:
+    """Have ``path/universal``: DeepSpeed's form for any world size, made once and kept."""
+    manifest_path = path / f"{_UNIVERSAL}.json"
+    files = agreed(lambda: read_json(manifest_path) if manifest_path.exists() else None)
+    if files is not None and _damage(path / _UNIVERSAL, files) is None:
+        return
+    notes.append(f"{path} is converted to another number of workers")
+
+    if dist.get_rank() == 0:
+        staging = path / f".staging-{_UNIVERSAL}"
+        shutil.rmtree(staging, ignore_errors=True)
+        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+        command += ["--input_folder", str(path / _STATE), "--output_folder", str(staging), "--num_extract_workers", "1", "--num_merge_workers", "1"]
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            raise CheckpointError(f"{path} could not be converted to another number of workers:\n{result.stderr[-2000:]}")
+        manifest_path.unlink(missing_ok=True)
+        commit_folder(staging, path / _UNIVERSAL)
+    dist.barrier()
+    files = _gather(_hash_share(path / _UNIVERSAL, dist.get_rank(), dist.get_world_size()))
+    if dist.get_rank() == 0:
+        commit_json(manifest_path, files)
+    dist.barrier()
+
+
+def _explained(error: Exception, folder: Path, step: int) -> CheckpointError:
+    free = shutil.disk_usage(folder).free / 1e9
+    standing = latest_checkpoint(folder)
+    return CheckpointError(
+        f"the checkpoint of step {step} could not be written to {folder} ({free:.2f} GB free): {error}; "
+        + (f"{standing.name} stands: make room and run again" if standing else "there is none yet: make room and run again")
+    )
+
+
+def agreed(ask: Callable[[], Any]) -> Any:
+    """Rank 0's answer, a JSON value, on every rank."""
+    return broadcast_json(ask() if dist.get_rank() == 0 else None)
+
+
+def _hash_share(folder: Path, rank: int, world_size: int) -> dict[str, dict[str, Any]]:
+    """Hash every ``world_size``-th file; all ranks go by the first rank's listing."""
+    names = agreed(lambda: sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
+    paths = {name: folder / name for name in names[rank::world_size]}
+    return {
+        name: {"size_bytes": path.stat().st_size, "sha256": sha256_of_file(path)} for name, path in paths.items()
+    }
+
+
+def _gather(share: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for part in gather_json(share) for name, value in sorted(part.items())}

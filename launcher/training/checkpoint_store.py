@@ -1,0 +1,166 @@
+"""Checkpoints in an object store: a copy of each, from which a machine that starts empty goes on.
+
+    s3://bucket/folder/<run>-<settings>-<data>/run.json                              which run writes here
+    s3://bucket/folder/<run>-<settings>-<data>/rationale/step-000400/manifest.json, state/...
+    s3://bucket/folder/<run>-<settings>-<data>/rationale/LATEST
+    s3://bucket/folder/<run>-<settings>-<data>/answer-<rationales>/...               trained on these rationales
+
+``<settings>``, ``<data>`` and ``<rationales>`` are fingerprints (``launcher/training/identity.py``). Every
+rank copies a share of the files; after a barrier rank 0 puts the manifest, then LATEST, so that a
+half-copied checkpoint is never one. What was copied is verified by the manifest's sha256 like any
+other when it is loaded.
+
+Earlier versions wrote into ``<run>-<settings>/<stage>`` and did not note the data. Such a checkpoint is
+fetched only by the run folder that wrote it: one that still holds a checkpoint of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from data_shards.remote_files import fetch_file, list_names, put_bytes, put_file, read_file, remove_folder
+from data_shards.atomic_files import commit_bytes, commit_folder, read_json
+from launcher.training.checkpoint import CheckpointError, agreed, latest_checkpoint, step_of
+from launcher.training.identity import another_run, check_writer, store_root
+from launcher.stages.jobs import IDENTITY_FACTS
+from launcher.config.settings import Settings
+
+
+def checkpoint_store(settings: Settings, stage: str, facts: Mapping[str, str]) -> str | None:
+    """Where a stage's checkpoints are copied to; None where no store is set. Other settings, data or rationales, another place."""
+    root = store_root(settings, facts)
+    if root is None:
+        return None
+    rationales = facts.get("rationales_fingerprint")
+    return f"{root}/{stage}-{rationales}" if rationales else f"{root}/{stage}"
+
+
+def upload_checkpoint(folder: Path, url: str, *, step: int, keep: int) -> None:
+    """Copy the committed checkpoint of ``step`` to ``url``; every rank calls it.
+
+    Raises:
+        ShardError: the store did not take it; the local one stands.
+        RunError: another run writes there.
+    """
+    name = f"step-{step:06d}"
+    path, rank = folder / name, dist.get_rank()
+    if rank == 0:
+        check_writer(url.rpartition("/")[0], read_json(path / "manifest.json").get("run_id"))
+    files = agreed(lambda: sorted(read_json(path / "manifest.json")["files"]))
+    for file in files[rank :: dist.get_world_size()]:
+        put_file(path / "state" / file, f"{url}/{name}/state/{file}")
+    dist.barrier()
+    if rank == 0:
+        put_file(path / "manifest.json", f"{url}/{name}/manifest.json")
+        put_bytes(f"{name}\n".encode(), f"{url}/LATEST")
+        for old in sorted((other for other in list_names(url) if other.startswith("step-")), key=step_of)[:-keep]:
+            remove_folder(f"{url}/{old}")
+    dist.barrier()
+
+
+def fetch_checkpoint(
+    url: str, folder: Path, *, may_commit: Callable[[], None], facts: Mapping[str, Any] | None = None
+) -> None:
+    """Bring the store's latest checkpoint here if it is newer than the local one; every rank calls it.
+
+    Args:
+        facts: whose checkpoints these must be, as in ``launcher/training/identity.py``.
+
+    Raises:
+        CheckpointError: it is another run's, or not to be trusted.
+    """
+    name = agreed(lambda: _newer(url, folder))
+    if name is None:
+        return
+    staging, rank = folder / f".staging-{name}", dist.get_rank()
+    if rank == 0:
+        may_commit()
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir(parents=True)
+        fetch_file(f"{url}/{name}/manifest.json", staging / "manifest.json")
+    dist.barrier()
+    manifest = agreed(lambda: read_json(staging / "manifest.json"))
+    _check_owner(url, name, manifest, facts or {})
+    files = sorted(manifest["files"])
+    if strange := [file for file in files if ".." in Path(file).parts or Path(file).is_absolute()]:
+        raise CheckpointError(f"{url}/{name} names files outside its folder, such as {strange[0]!r}; it is not used")
+    for file in files[rank :: dist.get_world_size()]:
+        fetch_file(f"{url}/{name}/state/{file}", staging / "state" / file)
+    dist.barrier()
+    if rank == 0:
+        commit_folder(staging, folder / name)
+        commit_bytes(folder / "LATEST", f"{name}\n".encode())
+    dist.barrier()
+
+
+def fetch_latest(
+    settings: Settings, stage: str, folder: Path, *, facts: Mapping[str, str], may_commit: Callable[[], None]
+) -> list[str]:
+    """Bring a stage's latest checkpoint here from its store; every rank calls it.
+
+    While the store has none, look where an earlier version kept them. What lies there may be another run's,
+    trained on other data, so it is fetched only where ``folder`` holds a checkpoint of it.
+
+    Returns:
+        what of an earlier version was found and not used, in sentences.
+    """
+    url = checkpoint_store(settings, stage, facts)
+    own, others = agreed(lambda: _older_stores(settings, stage, url, folder))
+    for place in [*own, url]:
+        fetch_checkpoint(place, folder, facts=facts, may_commit=may_commit)
+    return [
+        f"{place} holds checkpoints of an earlier version, which did not note their data; they are not used. If they are of this run and its data, "
+        f"copy the folder to {url} before the start"
+        for place in others
+    ]
+
+
+def _older_stores(settings: Settings, stage: str, url: str, folder: Path) -> list[list[str]]:
+    """Folders of an earlier version for this name and stage: those this run's own folder wrote, and others that are further than it."""
+    if list_names(url):
+        return [[], []]
+    base, own, others = settings.training.checkpoint_url.rstrip("/"), [], []
+    for name in list_names(base):
+        place = f"{base}/{name}/{stage}"
+        if re.fullmatch(re.escape(settings.run.name) + "-[0-9a-f]{16}", name) and _newer(place, folder):
+            (own if _wrote(folder, place) else others).append(place)
+    return [own, others]
+
+
+def _wrote(folder: Path, place: str) -> bool:
+    """Whether a local checkpoint of an earlier version is one of those in ``place``: the same manifest, with the sha256 of every file."""
+    for path in folder.glob("step-*/manifest.json"):
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            manifest = json.loads(read_file(f"{place}/{path.parent.name}/manifest.json"))
+            if "run_id" not in manifest and manifest == read_json(path):
+                return True
+    return False
+
+
+def _check_owner(url: str, name: str, manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+    """Refuse another run's checkpoint before it is copied; one of an earlier version does not say whose it is."""
+    for key in IDENTITY_FACTS:
+        if key not in facts or manifest.get(key, facts[key]) == facts[key]:
+            continue
+        if key == "run_id":
+            raise CheckpointError(another_run(url.rpartition("/")[0], manifest[key], facts[key]))
+        raise CheckpointError(f"{url}/{name} was written with {key} = {manifest[key]!r}, now it is {facts[key]!r}; it is not used: remove it from there")
+
+
+def _newer(url: str, folder: Path) -> str | None:
+    try:
+        name = read_file(f"{url}/LATEST").decode().strip()
+    except FileNotFoundError:
+        return None
+    if not re.fullmatch(r"step-\d+", name):
+        raise CheckpointError(f"{url}/LATEST holds {name!r}, expected such as step-000400; write one of the checkpoints there into it")
+    local = latest_checkpoint(folder)
+    return name if local is None or step_of(name) > step_of(local.name) else None

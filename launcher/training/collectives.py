@@ -1,0 +1,126 @@
+"""Small values between the ranks of a training, as JSON in tensors.
+
+torch's own collectives of objects (``all_gather_object``, ``broadcast_object_list``) unpickle what arrives,
+and torch's rendezvous lets in whoever reaches its port. So a stranger could run code in every rank. Here the
+bytes are parsed as JSON, and ``check_members`` ends a training that a stranger has joined.
+
+JSON values alone: a tuple arrives as a list, the keys of an object as texts, and a ``Path`` is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import secrets
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import distributed_c10d
+
+MAX_BYTES = 256 * 2**20  # of one rank's value; the largest are names and sha256s of a checkpoint's files
+
+
+class CollectiveError(RuntimeError):
+    """What a rank sent cannot be used; the message names the rank."""
+
+
+def broadcast_json(value: Any, *, source: int = 0) -> Any:
+    """The value of rank ``source``, on every rank; every rank calls it, and the other values are ignored.
+
+    Raises:
+        TypeError: the value is no JSON value.
+        CollectiveError: what arrived is too large or no JSON.
+    """
+    content = _encode(value) if dist.get_rank() == source else b""
+    size = torch.tensor([len(content)], dtype=torch.int64, device=_device())
+    dist.broadcast(size, src=source)
+    _check_sizes({source: int(size)})
+    buffer = _buffer(content, int(size))
+    dist.broadcast(buffer, src=source)
+    return _decode(buffer, int(size), source)
+
+
+def gather_json(value: Any) -> list[Any]:
+    """Every rank's value, in the order of ranks, on every rank.
+
+    Raises:
+        TypeError: the value is no JSON value.
+        CollectiveError: what a rank sent is too large or no JSON.
+    """
+    content = _encode(value)
+    world_size = dist.get_world_size()
+    sizes = [torch.zeros(1, dtype=torch.int64, device=_device()) for _ in range(world_size)]
+    dist.all_gather(sizes, torch.tensor([len(content)], dtype=torch.int64, device=_device()))
+    num_bytes = [int(size) for size in sizes]
+    _check_sizes(dict(enumerate(num_bytes)))
+    own = _buffer(content, max(num_bytes))
+    buffers = [torch.empty_like(own) for _ in range(world_size)]
+    dist.all_gather(buffers, own)
+    return [_decode(buffer, size, rank) for rank, (buffer, size) in enumerate(zip(buffers, num_bytes, strict=True))]
+
+
+def check_members(token: str) -> None:
+    """End the training if a rank does not know ``token``; every rank calls it before any other exchange.
+
+    A rank answers to numbers that are drawn anew and with its own rank, so what was heard before or from
+    another rank does not help. The token itself is not sent.
+
+    Raises:
+        CollectiveError: it names the ranks that do not know the token.
+    """
+    drawn = json.dumps(gather_json(secrets.token_hex(16)))
+    answers = gather_json(_answer(token, dist.get_rank(), drawn))
+    strangers = [
+        rank for rank, answer in enumerate(answers) if not hmac.compare_digest(str(answer).encode(errors="replace"), _answer(token, rank, drawn).encode())
+    ]  # fmt: skip
+    if strangers:
+        raise CollectiveError(
+            f"rank {', '.join(map(str, strangers))} joined this training without the token of its run (the file rank-token in the run's folder, "
+            f"as rank {dist.get_rank()} reads it): either the ranks do not share one run folder, which they must, or a process that does not "
+            "belong to the run has joined; then let only the cluster's machines reach its ports (docs/security.md)"
+        )
+
+
+def refuse_pickles() -> None:
+    """Have torch's collectives of objects raise CollectiveError in this process, whichever library calls them."""
+    distributed_c10d._unpickler = _refused
+
+
+def _refused(file: Any) -> Any:
+    raise CollectiveError("a pickle arrived from another rank and was not opened; send JSON with launcher/training/collectives.py")
+
+
+def _answer(token: str, rank: int, drawn: str) -> str:
+    return hmac.new(token.encode(), f"rank {rank}: {drawn}".encode(), hashlib.sha256).hexdigest()
+
+
+def _device() -> torch.device:
+    """Where the group's tensors must lie: NCCL moves those of the GPU alone."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def _encode(value: Any) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def _check_sizes(sizes: dict[int, int]) -> None:
+    for rank, size in sizes.items():
+        if not 0 < size <= MAX_BYTES:
+            raise CollectiveError(f"rank {rank} announces {size:,} bytes, expected 1 to {MAX_BYTES:,}")
+
+
+def _buffer(content: bytes, size: int) -> torch.Tensor:
+    buffer = torch.zeros(size, dtype=torch.uint8)
+    if content:
+        buffer[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    return buffer.to(_device())
+
+
+def _decode(buffer: torch.Tensor, size: int, rank: int) -> Any:
+    content = buffer[:size].cpu().numpy().tobytes()
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CollectiveError(f"rank {rank} sent {size:,} bytes that are no JSON ({type(error).__name__}: {error}); nothing of it was used") from error

@@ -1,0 +1,186 @@
+"""One DeepSpeed ZeRO engine a rank, configured from our arithmetic.
+
+The training loop decides where a global batch ends (``managed_gradient_accumulation`` is
+off), scales its own loss and sets its own learning rate; DeepSpeed shards, reduces,
+clips and updates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+
+from launcher.training.collectives import refuse_pickles
+from launcher.config.loading import read_deepspeed
+from launcher.config.settings import SettingsError, Training
+from mmcot.models.device import open_device
+
+DUMMY_GRADIENT_ACCUMULATION = 1  # DeepSpeed wants one; our loop accumulates by itself
+_TORCHS_LINEAR = torch.nn.functional.linear
+_DECIDED_BY = {
+    "train_micro_batch_size_per_gpu": "training.micro_batch_size",
+    "train_batch_size": "training.micro_batch_size times the number of workers",
+    "gradient_accumulation_steps": "training.global_batch_size, counted in blocks by our own loop,",
+    "managed_gradient_accumulation": "our own loop",
+    "gradient_clipping": "training.clip_norm",
+    "zero_optimization.stage": "training.zero_stage",
+    "bf16.enabled": "training.precision",
+    "zero_allow_untested_optimizer": "our own optimizer",
+    "checkpoint.load_universal": "the checkpoint that is loaded",
+}
+_NOT_THEIRS = {
+    "optimizer": "the optimizer is AdamW with training.learning_rate, beta1, beta2 and weight_decay",
+    "scheduler": "the learning rate is training.schedule's",
+    "fp16": "T5 overflows fp16; use training.precision=bf16",
+    "pipeline": "pipelines are not used here",
+}
+
+
+def init_distributed(*, use_gpu: bool, gpu_index: int | None = None) -> None:
+    """Take this process's device and join the process group: nccl on GPUs, gloo without.
+
+    DeepSpeed's shared-memory collectives are left out: they would compile C++ at the
+    first start, which a machine without a compiler cannot. What other ranks send is never unpickled.
+
+    Args:
+        gpu_index: which of the GPUs that this process sees is its own; None where the launcher has chosen it already, as Ray Train does.
+
+    Raises:
+        DeviceError: there is no such GPU.
+    """
+    open_device(use_gpu=use_gpu, index=gpu_index)
+    refuse_pickles()
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("nccl" if use_gpu else "gloo", verbose=False)
+
+
+def deepspeed_config(training: Training, *, world_size: int, load_universal: bool = False) -> dict[str, Any]:
+    """The DeepSpeed settings of a training, with the user's own laid over them.
+
+    Args:
+        load_universal: whether the checkpoint to be loaded was converted from another world size.
+
+    Raises:
+        SettingsError: the user's settings contradict ours.
+    """
+    config = {
+        "train_micro_batch_size_per_gpu": training.micro_batch_size,
+        "gradient_accumulation_steps": DUMMY_GRADIENT_ACCUMULATION,
+        "train_batch_size": training.micro_batch_size * world_size,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": training.clip_norm,
+        "zero_optimization": {"stage": training.zero_stage, "overlap_comm": False, **_offload(training)},
+        "bf16": {"enabled": training.precision == "bf16"},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+        "checkpoint": {"load_universal": load_universal},
+    }
+    return _lay_over(config, read_deepspeed(training.deepspeed))
+
+
+def _offload(training: Training) -> dict[str, Any]:
+    if training.offload == "none":
+        return {}
+    target: dict[str, Any] = {"device": training.offload, "pin_memory": torch.cuda.is_available()}
+    if training.offload == "nvme":
+        target["nvme_path"] = training.nvme_dir
+    return {"offload_optimizer": target} | ({"offload_param": target} if training.zero_stage == 3 else {})
+
+
+def _lay_over(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Merge; what our arithmetic or settings decide may be repeated or "auto", not changed."""
+    merged = dict(ours)
+    for key, value in theirs.items():
+        name = f"{prefix}{key}"
+        if name in _NOT_THEIRS:
+            raise SettingsError(f"training.deepspeed sets {name}; {_NOT_THEIRS[name]}")
+        if isinstance(value, dict) and isinstance(ours.get(key, {}), dict):
+            merged[key] = _lay_over(ours.get(key, {}), value, f"{name}.")
+        elif name in _DECIDED_BY:
+            if value not in ("auto", ours.get(key)):
+                raise SettingsError(f"training.deepspeed sets {name} = {value!r}, {_DECIDED_BY[name]} makes it {ours.get(key)!r}; leave it out there")
+        elif value != "auto":
+            merged[key] = value
+    return merged
+
+
+def build_engine(
+    build_model: Callable[[], torch.nn.Module], training: Training, *, world_size: int, random_weights: bool, load_universal: bool = False
+) -> deepspeed.DeepSpeedEngine:
+    """Build the model and wrap it.
+
+    Under ZeRO-3 pretrained weights are read into shards: an ``HfDeepSpeedConfig`` is alive while
+    ``build_model`` runs. Random weights are made whole on every rank and sharded afterwards. Made in
+    shards they would be drawn in another order than at the other stages, and what ``build_model``
+    changes in place (``mmcot/models/attention_start.py``) would be empty tensors.
+
+    Args:
+        random_weights: whether ``build_model`` draws the weights, the same on every rank, instead of reading them.
+    """
+    # ZeRO-3 replaces this function for the rest of the process, and its own rounds otherwise on some processors.
+    torch.nn.functional.linear = _TORCHS_LINEAR
+    config = deepspeed_config(training, world_size=world_size, load_universal=load_universal)
+    if training.zero_stage == 3 and not random_weights:
+        from transformers.integrations import HfDeepSpeedConfig
+
+        keep_alive = HfDeepSpeedConfig(config)
+        model = build_model()
+        del keep_alive
+    else:
+        model = build_model()
+    if training.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(model, training),
+        lr=training.learning_rate,
+        betas=(training.beta1, training.beta2),
+    )
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    return engine
+
+
+def learning_rate(step: int, *, training: Training, total_steps: int) -> float:
+    """Linear warm-up to the peak, then down to ``final_lr_fraction`` of it as ``schedule`` says."""
+    if step < training.warmup_steps:
+        return training.learning_rate * (step + 1) / training.warmup_steps
+    done = min(1.0, (step - training.warmup_steps) / max(1, total_steps - training.warmup_steps))
+    height = {"linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done)), "constant": 1.0}[training.schedule]
+    return training.learning_rate * (training.final_lr_fraction + (1.0 - training.final_lr_fraction) * height)
+
+
+def set_learning_rate(engine: deepspeed.DeepSpeedEngine, value: float) -> None:
+    """Use ``value`` for the coming optimizer step; the fusion layers keep their ratio to it."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = value * group["lr_ratio"]
+
+
+def full_state_dict(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor] | None:
+    """The whole model's weights on rank 0, None elsewhere; every rank must call it."""
+    if engine.zero_optimization_partition_weights():
+        return engine._zero3_consolidated_16bit_state_dict()
+    return engine.module.state_dict() if dist.get_rank() == 0 else None
+
+
+def _parameter_groups(model: torch.nn.Module, training: Training) -> list[dict[str, Any]]:
+    """Decay matrices, leave norms and biases alone; give the fusion layers their own rate."""
+    fusion_ratio = (training.fusion_learning_rate or training.learning_rate) / training.learning_rate
+    fusion_names = tuple(f"encoder.{name}." for name in model.encoder.fusion_parts)
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        in_fusion = name.startswith(fusion_names)
+        if training.freeze_backbone and not in_fusion:
+            parameter.requires_grad_(False)
+            continue
+        is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
+        key = (training.weight_decay if is_matrix else 0.0, fusion_ratio if in_fusion else 1.0)
+        groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "lr_ratio": ratio} for (decay, ratio), parameters in groups.items()
+    ]

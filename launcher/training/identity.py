@@ -1,0 +1,184 @@
+"""Which run a checkpoint belongs to: the run's id, and fingerprints of its settings and of its data.
+
+    {"run_id": "5f0c...", "settings_fingerprint": "9a...", "data_fingerprint": "77...", "rationales_fingerprint": "c1..."}
+
+These facts stand in every checkpoint's manifest and decide its folder in an object store. They
+name content, not places: the same data built on another machine, or moved, has the same
+fingerprint. The store's folder of a run holds ``run.json``, which names its only writer:
+
+    {"run_id": "5f0c...", "run_dir": "host-a:/data/runs/demo"}
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_shards.remote_files import local_folder, put_bytes, read_file
+from data_shards.atomic_files import fingerprint, read_json
+from launcher.runs.checked_files import sha256_of_unchanged
+from launcher.config.loading import read_deepspeed
+from launcher.data.build import DataFolder, open_data
+from launcher.stages.jobs import TrainJob
+from launcher.runs.run_dir import RunDir, RunError, without_free
+from launcher.config.settings import Settings
+
+# Where content lies; the content itself is in the data's fingerprint.
+_PLACES = {"data.path", "data.shards_dir", "data.captions", "data.vision_features", "data.vision_model"}
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model", "tokenizer.model",
+    "vocab.json", "vocab.txt", "merges.txt",
+)  # fmt: skip
+
+
+def run_facts(settings: Settings, folder: DataFolder, run_id: str, *, rationales_dir: str | None) -> dict[str, str]:
+    """The facts of a stage's checkpoints.
+
+    Args:
+        rationales_dir: the rationales that the stage reads, if it reads any.
+    """
+    facts = {"run_id": run_id, "settings_fingerprint": settings_content(settings), "data_fingerprint": data_content(settings, folder)}
+    if rationales_dir is not None:
+        facts["rationales_fingerprint"] = _rationales_content(rationales_dir)
+    return facts
+
+
+def facts_of_job(job: TrainJob) -> dict[str, str]:
+    """The facts of a job that was written without them, by an earlier version or by hand."""
+    settings, run_dir = job.settings, RunDir(Path(job.run_dir))
+    folder = open_data(settings.data, local_folder(job.shards_dir, settings.data.cache_dir, features=settings.data.features))
+    facts = run_facts(settings, folder, settle_identity(run_dir, settings, folder), rationales_dir=job.rationales_dir)
+    if root := store_root(settings, facts):
+        claim_store(root, run_dir, facts["run_id"])
+    return facts
+
+
+def settings_content(settings: Settings) -> str:
+    """A fingerprint of the settings that results depend on; of folders and files that they name, the content.
+
+    Values at their default are left out: a setting that a later version adds does not rename the runs of this one.
+    """
+    values = {name: value for name, value in without_free(settings.model_dump(exclude_defaults=True)).items() if name not in _PLACES}
+    values = {name: value for name, value in values.items() if not name.startswith("training.deepspeed")}
+    values["training.deepspeed"] = read_deepspeed(settings.training.deepspeed)
+    if settings.answer.rationales is not None:
+        values["answer.rationales"] = _rationales_content(settings.answer.rationales)
+    pretrained = settings.model.pretrained
+    if pretrained is not None and Path(pretrained).is_dir():
+        weights = sorted(path.name for pattern in ("*.safetensors", "*.bin") for path in Path(pretrained).glob(pattern))
+        values["model.pretrained"] = _files_content(Path(pretrained), ("config.json", *weights))
+    return fingerprint(values)
+
+
+def data_content(settings: Settings, folder: DataFolder) -> str:
+    """A fingerprint of texts, features and tokenizer, the same wherever they were built and wherever they lie."""
+    pretrained = settings.model.pretrained
+    if pretrained is None:
+        tokenizer = fingerprint(read_json(folder.path / "tokenizer" / "tokenizer.json"))
+    else:
+        tokenizer = _files_content(Path(pretrained), _TOKENIZER_FILES) if Path(pretrained).is_dir() else pretrained
+    features = folder.features
+    return fingerprint(
+        {
+            "text": _shards_content(folder.text),
+            "features": [settings.data.features, features["num_patches"], features["dim"], _shards_content(features)] if features else None,
+            "tokenizer": tokenizer,
+        }
+    )
+
+
+def store_root(settings: Settings, facts: Mapping[str, str]) -> str | None:
+    """The folder of this run's checkpoints in the object store; None where no store is set."""
+    if settings.training.checkpoint_url is None:
+        return None
+    url, name = settings.training.checkpoint_url.rstrip("/"), settings.run.name
+    return f"{url}/{name}-{facts['settings_fingerprint']}-{facts['data_fingerprint']}"
+
+
+def settle_identity(run_dir: RunDir, settings: Settings, folder: DataFolder) -> str:
+    """The run's id, before anything else asks for one: the folder's own, else that of the checkpoints it goes on from.
+
+    A folder that starts empty takes the id of the store's folder for the same name, settings and data.
+    """
+    if not run_dir.has_identity():
+        found = _id_of_checkpoints(run_dir)
+        if found is None and settings.training.checkpoint_url is not None:
+            facts = {"settings_fingerprint": settings_content(settings), "data_fingerprint": data_content(settings, folder)}
+            found = (_writer(store_root(settings, facts)) or {}).get("run_id")
+        if found is not None:
+            run_dir.take_identity(found)
+    return run_dir.identity()
+
+
+def claim_store(root: str, run_dir: RunDir, run_id: str) -> str | None:
+    """Be the one run that writes into its folder of the store; returns a note if another folder did so with the same id.
+
+    Raises:
+        RunError: the folder belongs to another run.
+    """
+    check_writer(root, run_id)
+    standing, place = _writer(root), f"{socket.gethostname()}:{run_dir.path.absolute()}"
+    if standing is None or standing["run_dir"] != place:
+        put_bytes((json.dumps({"run_id": run_id, "run_dir": place}) + "\n").encode(), f"{root}/run.json")
+        check_writer(root, run_id)  # another run may have claimed it at the same time
+    if standing is None or standing["run_dir"] == place:
+        return None
+    return f"{root} was last written from {standing['run_dir']}, by the same run; if a process is still running there, end it: two must not write one run"
+
+
+def check_writer(root: str, run_id: str) -> None:
+    """Raise RunError if the store's folder belongs to another run."""
+    standing = _writer(root)
+    if standing is not None and standing["run_id"] != run_id:
+        raise RunError(another_run(root, standing["run_id"], run_id))
+
+
+def another_run(place: str, standing: str, own: str) -> str:
+    """The sentence for checkpoints of another run."""
+    return (
+        f"{place} holds checkpoints of another run of the same name, settings and data (id {standing}, this run's is {own}); give this run "
+        f"another run.name or another training.checkpoint_url, or delete {place} if no run needs it"
+    )
+
+
+def _writer(root: str) -> dict[str, Any] | None:
+    try:
+        text = read_file(f"{root}/run.json")
+    except FileNotFoundError:
+        return None
+    try:
+        value = json.loads(text)
+        return {"run_id": str(value["run_id"]), "run_dir": str(value["run_dir"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f'{root}/run.json is not as written ({error!r}), expected {{"run_id": ..., "run_dir": ...}}; restore it, or delete {root}') from None
+
+
+def _id_of_checkpoints(run_dir: RunDir) -> str | None:
+    """The id in the newest local checkpoint: logs/, where the id lies, may have been deleted."""
+    for stage in ("answer", "rationale"):
+        for path in sorted(run_dir.checkpoints(stage).glob("step-*/manifest.json"), reverse=True):
+            try:
+                found = read_json(path).get("run_id")
+            except (OSError, ValueError):
+                continue  # damaged, which loading it will say
+            if found is not None:
+                return found
+    return None
+
+
+def _shards_content(manifest: Mapping[str, Any]) -> list[list[Any]]:
+    """What shards hold; a manifest's own fingerprint names the places of indexed tars too."""
+    return [[shard["split"], shard["num_samples"], shard["sha256"]] for shard in manifest["shards"]]
+
+
+def _rationales_content(folder: str | Path) -> str | None:
+    """What a finished folder of rationales holds; None where there is none, which the step that reads it says."""
+    path = Path(folder) / "manifest.json"
+    return fingerprint(read_json(path).get("files")) if path.is_file() else None
+
+
+def _files_content(folder: Path, names: tuple[str, ...]) -> str:
+    return fingerprint({name: sha256_of_unchanged(folder / name) for name in names if (folder / name).is_file()})

@@ -1,0 +1,211 @@
+"""A Ray Train worker: assembles what the training loop needs and keeps its log.
+
+    launch_training(job)     # in the driver: starts the workers, returns when they are done
+
+The first rank that fails leaves its traceback in ``logs/<stage>-rank<r>.log``; the driver
+prints it last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from data_shards.atomic_files import commit_bytes, read_json
+from launcher.cluster.gpus import GpuFault, hold_gpus, is_gpu_fault, note_fault, read_faults
+from launcher.runs.signals import end_at_next_stop, handling_stop
+from launcher.stages.jobs import TrainJob
+from launcher.pipeline.preflight import clear_compile_locks, fetch_pretrained
+from launcher.runs.run_dir import RunDir, Stopped
+from launcher.runs.system_metrics import sampling
+
+
+PLACEMENT_GROUP_FILE = "placement_group"  # in the run's logs: what Ray reserved for the training that runs
+
+
+class WorkersFailed(RuntimeError):
+    """The training's workers failed; the message ends in the first rank's traceback."""
+
+
+def run_worker(job: TrainJob) -> None:
+    """One worker of a Ray Train group."""
+    # DeepSpeed imports MLflow and the Inductor compiler if it can; a rank needs neither and starts seconds sooner.
+    sys.modules.setdefault("mlflow", None)
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if job.settings.cluster.use_gpu else "cpu")
+    clear_compile_locks()
+    import ray.train
+
+    from launcher.training.loop import train
+
+    context = ray.train.get_context()
+    if context.get_world_rank() == 0 and (group := ray.util.get_current_placement_group()):
+        commit_bytes(RunDir(Path(job.run_dir)).logs / PLACEMENT_GROUP_FILE, group.id.hex().encode())
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    with _log_to(RunDir(Path(job.run_dir)).logs / f"{job.stage}-rank{rank}.log", job.attempt):
+        if job.settings.model.pretrained:
+            fetch_pretrained(job.settings.model.pretrained)  # the hub's own lock makes it once a node
+        # Progress goes through the journal: ray.train.report would hold every rank until the controller's next look.
+        with sampling(RunDir(Path(job.run_dir)).logs, f"train-{job.stage}"):
+            train(job, rank=rank, world_size=world_size)
+
+
+def free_workers(run_dir: RunDir) -> None:
+    """Take the workers from a training whose driver was ended from outside; for who ended it.
+
+    Ray would do so by itself, but asks its dashboard whether the driver lives, and there may be none.
+    """
+    import ray
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    path = run_dir.logs / PLACEMENT_GROUP_FILE
+    if path.exists():
+        run_dir.request_stop(read_json(run_dir.path / "lock.json")["attempt"])
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(path.read_text(encoding="utf-8"))))
+        path.unlink()
+
+
+def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda line: None) -> None:
+    """Run a training on Ray workers; lost workers are replaced and go on from LATEST.
+
+    Whether to start again is decided here, not by Ray: a lost worker is worth another
+    start, an exception in our own code would only come again. SIGTERM to this process, Ctrl-C
+    or a closed terminal make the workers write a checkpoint and stop.
+
+    Raises:
+        WorkersFailed: a worker raised, or workers were lost more often than allowed.
+        Stopped: it was asked to stop.
+    """
+    run_dir, max_failures = RunDir(Path(job.run_dir)), job.settings.training.max_failures
+    faults: list[GpuFault] = []
+    held: list[Any] = []  # handles that keep failed GPUs from being given out again
+    for num_losses in range(max_failures + 1):
+        started = time.time()
+        try:
+            with _stop_requests(run_dir, job.attempt, report):
+                _fit(_trainer(job, num_losses))
+            if run_dir.stop_requested(job.attempt):  # also in the last step: the pipeline must not go on to the next one
+                raise Stopped(f"training of stage {job.stage!r} stopped as asked; the same command goes on from its checkpoint")
+            return
+        except Stopped:
+            raise
+        except Exception as error:
+            if run_dir.stop_requested(job.attempt):  # a tuning ended this trial and took its workers
+                raise Stopped(f"training of stage {job.stage!r} was ended") from None
+            if text := _first_traceback(run_dir.logs, job, since=started):
+                raise WorkersFailed(f"training of stage {job.stage!r} failed\n{text}") from None
+            if num_losses == max_failures:
+                raise WorkersFailed(
+                    f"training of stage {job.stage!r} lost workers {num_losses + 1} times (training.max_failures is "
+                    f"{max_failures}); the checkpoints stand, run again to go on. The last loss:\n{error}"
+                ) from None
+            report(f"  a worker was lost; starting again from the last checkpoint ({num_losses + 1} of {max_failures})")
+            found = read_faults(path for path in run_dir.logs.glob(f"{job.stage}-rank*.{job.attempt}.gpu-fault") if path.stat().st_mtime >= started)
+            for fault in found:
+                report(f"  {fault} failed and is left out from now on: {fault.error.splitlines()[0]}")
+            faults += found
+            held += hold_gpus(found)
+            _check_gpus_left(job, faults, num_held=len(held))
+
+
+def _check_gpus_left(job: TrainJob, faults: list[GpuFault], *, num_held: int) -> None:
+    """Ray would wait for ever for GPUs that are left out."""
+    import ray
+
+    cluster = job.settings.cluster
+    left, needed = int(ray.cluster_resources().get("GPU", 0)) - num_held, cluster.min_workers or cluster.num_workers
+    if faults and left < needed:
+        raise WorkersFailed(
+            f"training of stage {job.stage!r} needs {needed} GPUs, {left} are left without {', '.join(map(str, faults))}, whose hardware failed; the "
+            "checkpoints stand. Repair or exclude these GPUs (CUDA_VISIBLE_DEVICES) and run again, or set cluster.min_workers lower"
+        )
+
+
+@contextlib.contextmanager
+def _stop_requests(run_dir: RunDir, attempt: int, report: Callable[[str], None]) -> Iterator[None]:
+    """Hand SIGTERM, Ctrl-C and SIGHUP on to the ranks as a request, once; a second SIGTERM or Ctrl-C ends this process."""
+
+    def on_signal(number: int, frame: object) -> None:
+        end_at_next_stop()
+        run_dir.request_stop(attempt)
+        report("  asked to stop: writing a checkpoint first; Ctrl-C or SIGTERM again ends at once, without one")
+
+    with handling_stop(on_signal):
+        yield
+
+
+def _fit(trainer: Any) -> None:
+    """Run a trainer to its end, in a thread: from the main thread Ray Train would take Ctrl-C, and abort without a checkpoint."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(trainer.fit).result()
+
+
+def _trainer(job: TrainJob, num_losses: int) -> Any:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    cluster = job.settings.cluster
+    return TorchTrainer(
+        run_worker,
+        train_loop_config=job,
+        torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=(cluster.min_workers, cluster.num_workers) if cluster.min_workers else cluster.num_workers,
+            use_gpu=cluster.use_gpu,
+            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
+        ),
+        run_config=RunConfig(
+            # A name used before would silently resume Ray's own state.
+            name=f"{job.stage}-attempt{job.attempt}-{num_losses}",
+            storage_path=str((Path(job.run_dir) / "logs" / "ray").absolute()),
+            failure_config=FailureConfig(max_failures=0),
+        ),
+    )
+
+
+@contextlib.contextmanager
+def _log_to(path: Path, attempt: int) -> Iterator[None]:
+    """Send this process's output to a file; an exception leaves its traceback there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8", buffering=1) as file:
+        faulthandler.enable(file)
+        handler = logging.StreamHandler(file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logging.getLogger("mmcot").addHandler(handler)
+        logging.getLogger("mmcot").setLevel(logging.INFO)
+        logging.getLogger("mmcot").propagate = False
+        with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            try:
+                yield
+            except Exception as error:
+                print(traceback.format_exc(), file=sys.stderr)
+                if is_gpu_fault(error):
+                    note_fault(path.with_suffix(f".{attempt}.gpu-fault"), error)
+                elif not _is_lost_peer(error):
+                    failure = path.with_suffix(f".{attempt}.failure")
+                    failure.write_text(f"{path.stem} (process {os.getpid()}):\n{traceback.format_exc()}", encoding="utf-8")
+                raise
+            finally:
+                faulthandler.disable()
+
+
+def _is_lost_peer(error: Exception) -> bool:
+    """Whether an error only says that another process is gone."""
+    from torch.distributed import DistError
+
+    signs = ("gloo", "NCCL", "Connection closed by peer", "DataLoader worker (pid")  # the last: killed, not "Caught ... in DataLoader worker"
+    return isinstance(error, DistError) or any(sign in str(error) for sign in signs)
+
+
+def _first_traceback(logs: Path, job: TrainJob, *, since: float) -> str:
+    failures = [path for path in logs.glob(f"{job.stage}-rank*.{job.attempt}.failure") if path.stat().st_mtime >= since]
+    return min(failures, key=lambda path: path.stat().st_mtime).read_text(encoding="utf-8") if failures else ""

@@ -1,0 +1,85 @@
+"""Loading ahead of the training: one rank's steps, in order, from a thread or from processes.
+
+What is yielded is the same at every number of processes: process i of n takes every n-th
+step, and they are collected in turn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from data_shards.plan import Plan
+from data_shards.stream import Step, load_ahead, walk_steps
+from launcher.stages.jobs import TrainJob
+from launcher.stages.token_lengths import read_lengths
+from launcher.stages.samples import StageSamples, load_tokenizer, make_plan, open_stage
+
+_STEPS_AHEAD = 2  # of each process
+
+
+@dataclasses.dataclass
+class StageStream:
+    """One split of a job as a rank trains on it.
+
+    ``samples`` and ``lengths`` are opened where they are used: a process gets this value alone.
+    """
+
+    job: TrainJob
+    split: str
+
+    def open(self) -> StageStream:
+        """Open the samples; returns itself."""
+        job = self.job
+        self.samples: StageSamples = open_stage(
+            job.settings, job.stage, self.split, shards_dir=job.shards_dir,
+            tokenizer=load_tokenizer(job.settings, job.shards_dir), rationales_dir=job.rationales_dir,
+        )  # fmt: skip
+        self.lengths = read_lengths(job.lengths[self.split], ("source", "target"))  # what was cut off is the driver's to say
+        return self
+
+    def plan(self, epoch: int) -> Plan:
+        """The plan of an epoch."""
+        return make_plan(self.job.settings, self.lengths, self.samples.reader.shard_of_sample, epoch=epoch)
+
+    def steps(self, *, rank: int, world_size: int, steps: range) -> Iterator[Step]:
+        """Load one rank's share of these steps in a thread, a little ahead."""
+        return load_ahead(walk_steps(self.plan, self.samples, rank=rank, world_size=world_size, steps=steps), num_ahead=_STEPS_AHEAD)
+
+
+class _Walker(IterableDataset):
+    """What a loader process runs."""
+
+    def __init__(self, stream: StageStream, rank: int, world_size: int, steps: range) -> None:
+        self.stream, self.rank, self.world_size, self.steps = stream, rank, world_size, steps
+
+    def __iter__(self) -> Iterator[Step]:
+        worker = get_worker_info()
+        stream = StageStream(self.stream.job, self.stream.split).open()
+        return walk_steps(
+            stream.plan, stream.samples, rank=self.rank, world_size=self.world_size, steps=self.steps[worker.id :: worker.num_workers]
+        )
+
+
+def load_steps(job: TrainJob, *, rank: int, world_size: int, steps: range, pin_memory: bool) -> Iterator[Step]:
+    """Yield the training steps of a rank as ``training.loader_processes`` load them.
+
+    Raises:
+        ShardError: whatever reading raised, at the step that needed it.
+        RuntimeError: a loader process was killed.
+    """
+    stream, processes = StageStream(job, "train"), job.settings.training.loader_processes
+    if processes == 0:
+        loaded = walk_steps(stream.open().plan, stream.samples, rank=rank, world_size=world_size, steps=steps)
+        return load_ahead((step.pin_memory() for step in loaded) if pin_memory else loaded, num_ahead=_STEPS_AHEAD)
+    context = multiprocessing.get_context("forkserver")  # a training process has threads and a GPU: it must not be forked
+    context.set_forkserver_preload(["launcher.loader_server"])
+    loader = DataLoader(
+        _Walker(stream, rank, world_size, steps), batch_size=None, num_workers=processes,
+        prefetch_factor=_STEPS_AHEAD, multiprocessing_context=context, pin_memory=pin_memory and torch.cuda.is_available(),
+    )  # fmt: skip
+    return iter(loader)

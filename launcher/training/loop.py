@@ -1,0 +1,330 @@
+"""The training loop of a stage, as one rank runs it.
+
+It knows no Ray: it is handed a rank, a world size and a ``report`` callable, so that any
+launcher that makes a process group can start it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from data_shards.stream import Step
+from launcher.training.export import build_model, export_model
+from launcher.training.checkpoint import Found, agreed, check_probe, find_checkpoint, load_state, save_checkpoint
+from launcher.training.checkpoint_store import checkpoint_store, fetch_latest, upload_checkpoint
+from launcher.training.collectives import check_members, gather_json
+from launcher.training.deepspeed_engine import build_engine, init_distributed, learning_rate, set_learning_rate
+from launcher.runs.signals import HangGuard, StopRequest
+from launcher.training.identity import facts_of_job
+from launcher.stages.jobs import TrainJob, model_facts
+from launcher.runs.journal import Journal
+from launcher.runs.sample_ledger import Ledger
+from launcher.training.loader import StageStream, load_steps
+from launcher.training.throughput import GateOpening, Meter, count_step
+from launcher.runs.run_dir import RunDir
+from launcher.stages.samples import Block, load_tokenizer
+from launcher.config.settings import Training
+from mmcot.models.flops import measure_peak_flops
+from mmcot.models.loss import count_target_tokens, token_loss_sum
+
+_LOG = logging.getLogger("mmcot.train")
+
+
+class TrainingError(RuntimeError):
+    """The training stopped itself; the message says at which step and why."""
+
+
+@dataclasses.dataclass
+class _Training:
+    """What the loop works with; ``last_checkpoint`` is the step whose checkpoint stands."""
+
+    job: TrainJob
+    rank: int
+    world_size: int
+    engine: Any
+    tokenizer: Any
+    streams: dict[str, StageStream]
+    num_val_steps: int
+    steps_per_epoch: int
+    facts: dict[str, Any]
+    probe: np.ndarray
+    store: Any
+    journal: Journal | None
+    last_checkpoint: int
+    meter: Meter
+    gate: GateOpening
+    hang_guard: HangGuard
+
+    @property
+    def run_dir(self) -> RunDir:
+        return RunDir(Path(self.job.run_dir))
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run_dir.checkpoints(self.job.stage)
+
+    def may_commit(self) -> None:
+        self.run_dir.check_attempt(self.job.attempt)
+
+    def note(self, step: int, metrics: dict[str, float]) -> None:
+        if self.journal:
+            self.journal.log(step, metrics)
+
+
+def train(
+    job: TrainJob, *, rank: int, world_size: int, gpu_index: int | None = None, report: Callable[[dict[str, float]], None] = lambda metrics: None
+) -> bool:
+    """Train a stage from its latest checkpoint (or the start) to its end and export the model.
+
+    Args:
+        gpu_index: which of the GPUs that this process sees is its own; None where the launcher has chosen it.
+        report: called on every rank alike with step and validation loss.
+
+    Returns:
+        False if it was asked to stop before its end; a checkpoint holds all that was done.
+    """
+    settings, training = job.settings, job.settings.training
+    torch.set_num_threads(settings.cluster.cpus_per_worker)
+    init_distributed(use_gpu=settings.cluster.use_gpu, gpu_index=gpu_index)
+    this = _open(job, rank=rank, world_size=world_size)
+    engine, meter = this.engine, this.meter
+    ledger = Ledger(this.run_dir.ledger(job.stage, rank), this.steps_per_epoch) if training.ledger else None
+    stop_request = StopRequest(this.run_dir, job.attempt)
+    steps = range(this.last_checkpoint, job.num_steps)
+    with stop_request.listening(), contextlib.closing(this.hang_guard):
+        for loaded in load_steps(job, rank=rank, world_size=world_size, steps=steps, pin_memory=settings.cluster.use_gpu):
+            meter.lap("data")
+            this.hang_guard.progress()
+            step, done = loaded.number, loaded.number + 1
+            *counts, asked = _global_sum(engine, [*count_step(loaded, engine.module.config), float(stop_request.seen())])
+            stopping, num_tokens = asked > 0, counts[0]
+            rate = learning_rate(step, training=training, total_steps=job.num_steps)
+            set_learning_rate(engine, rate)
+            logging_now = _due(done, training.log_every, job) or stopping
+            loss = optimizer_step(engine, loaded, seed=settings.run.seed, scale=world_size / num_tokens, meter=meter, gate=this.gate if logging_now else None) / num_tokens
+            _check_applied(engine, loaded, loss, this.last_checkpoint)
+            meter.add(counts)
+            if ledger:
+                ledger.record(step, [(index, block.qids) for index, block in loaded.blocks if block.qids])
+            if logging_now:
+                point = {"loss": loss, "learning_rate": rate, "epoch": done / this.steps_per_epoch, **_gradient_norm(engine)}
+                this.note(done, point | meter.take() | this.gate.take())
+            if _due(done, training.validate_every, job):
+                report({"step": done, "validation_loss": _validate(this, done)})
+            if _due(done, training.checkpoint_every, job) or stopping:
+                _checkpoint(this, done)
+            if stopping and done < job.num_steps:
+                if this.journal:
+                    this.journal.note(done, f"stopped after step {done:,}, as asked; its checkpoint stands")
+                return False
+            meter.lap("own")  # else the next wait for data would be charged for it
+    facts = model_facts(settings, job.stage)
+    export_model(engine, this.tokenizer, this.run_dir.model(job.stage), facts=facts, may_commit=this.may_commit)
+    return True
+
+
+def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
+    """Open the data, build the engine and go back to the latest checkpoint."""
+    settings, training, run_dir = job.settings, job.settings.training, RunDir(Path(job.run_dir))
+    check_members(run_dir.rank_token())
+    _LOG.info("rank %d of %d joined its group with the code of %s, process %d", rank, world_size, Path(__file__).parents[1], os.getpid())
+    streams = {split: StageStream(job, split).open() for split in ("train", "val")}
+    plan, checkpoints = streams["train"].plan(0), run_dir.checkpoints(job.stage)
+    facts = {
+        "plan_fingerprint": plan.fingerprint,
+        "world_size": world_size, "zero_stage": training.zero_stage, "precision": training.precision,
+        "nvme": training.offload == "nvme",
+        **(identity := job.run_facts or agreed(lambda: facts_of_job(job))),
+    }  # fmt: skip
+
+    def may_commit() -> None:
+        run_dir.check_attempt(job.attempt)
+
+    store = checkpoint_store(settings, job.stage, identity)
+    notes = fetch_latest(settings, job.stage, checkpoints, facts=identity, may_commit=may_commit) if store else []
+    found = find_checkpoint(checkpoints, facts=facts, may_commit=may_commit)
+    samples = streams["train"].samples
+    engine = build_engine(
+        lambda: build_model(settings, samples, gate_start=getattr(settings, job.stage).gate_start), training, world_size=world_size,
+        random_weights=not settings.model.pretrained, load_universal=bool(found and found.is_universal),
+    )  # fmt: skip
+    this = _Training(
+        job=job, rank=rank, world_size=world_size, engine=engine, tokenizer=load_tokenizer(settings, job.shards_dir), streams=streams,
+        num_val_steps=streams["val"].plan(0).num_steps, steps_per_epoch=plan.num_steps, facts=facts,
+        probe=plan.batch_blocks(0)[0].copy(),  # a view would keep the whole epoch's order
+        store=store, journal=Journal(run_dir.journal(job.stage)) if rank == 0 else None, last_checkpoint=0,
+        meter=Meter(peak_flops=_peak_flops(engine, training)), gate=GateOpening(engine.module),
+        hang_guard=HangGuard(training.hang_timeout_s),
+    )  # fmt: skip
+    this.last_checkpoint = _resume(this, found)
+    for note in [*notes, *(found.notes if found else ())]:
+        _LOG.warning(note)
+        if this.journal:
+            this.journal.note(this.last_checkpoint, note)
+    _LOG.info("ready to go on at step %d of %d", this.last_checkpoint, job.num_steps)
+    if this.journal:
+        this.journal.begin(this.last_checkpoint, job.num_steps)
+    this.meter.restart()
+    return this
+
+
+def _peak_flops(engine: Any, training: Training) -> float:
+    """What all ranks together could do, as given or as measured on each of them."""
+    if training.freeze_backbone:
+        return math.inf  # most of the backward pass is left out: three forward passes would be too many
+    dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
+    own = training.peak_tflops * 1e12 if training.peak_tflops else measure_peak_flops(engine.device, dtype)
+    (total,) = _global_sum(engine, [own])
+    return total
+
+
+def _validate(this: _Training, done: int) -> float:
+    loss = validation_loss(
+        this.engine, this.streams["val"], this.num_val_steps, rank=this.rank, world_size=this.world_size, hang_guard=this.hang_guard
+    )
+    this.note(done, {"validation_loss": loss})
+    this.meter.lap("validation")
+    return loss
+
+
+def _checkpoint(this: _Training, done: int) -> None:
+    """Commit a checkpoint that has proved itself on the probe batch, and copy it to the store."""
+    this.hang_guard.progress()
+    keep = this.job.settings.training.keep_checkpoints
+    this.facts["probe_loss"] = _probe_loss(this)
+    _check_finite({"loss of the probe batch after the update": this.facts["probe_loss"]}, done - 1, this.last_checkpoint)
+    save_checkpoint(this.engine, this.checkpoints, step=done, facts=this.facts, keep=keep, may_commit=this.may_commit)
+    this.hang_guard.close()  # copying to a store has retries of its own and may take its time
+    if this.store:
+        upload_checkpoint(this.checkpoints, this.store, step=done, keep=keep)
+    this.last_checkpoint = done
+    _LOG.info("checkpoint after step %d", done)
+    this.meter.lap("checkpoint")
+
+
+def optimizer_step(engine: Any, loaded: Step, *, seed: int, scale: float, meter: Meter, gate: GateOpening | None) -> float:
+    """One optimizer step over this rank's blocks; returns the loss summed over the global batch.
+
+    Args:
+        scale: world size over the target tokens of the global batch; DeepSpeed averages over ranks.
+        gate: looks at the fusion in this step.
+    """
+    engine.train()
+    loss_sum = 0.0
+    for index, block in loaded.blocks:
+        torch.manual_seed(_dropout_seed(seed, loaded.number, index))
+        if gate:
+            gate.watch(block.tensors if block.qids else None)  # a dummy is nobody's question
+        meter.lap("own")
+        loss = _block_loss(engine, block)
+        loss_sum += loss.item()
+        meter.lap("forward")
+        engine.backward(loss * scale, scale_wrt_gas=False)
+        meter.lap("backward")
+    if gate:
+        gate.watch(None)
+    engine.step()
+    meter.lap("update")
+    (global_sum,) = _global_sum(engine, [loss_sum])
+    meter.lap("wait")
+    return global_sum
+
+
+def validation_loss(
+    engine: Any, stream: StageStream, num_steps: int, *, rank: int, world_size: int, hang_guard: HangGuard
+) -> float:
+    """Teacher-forced loss a target token over a whole split."""
+    engine.eval()
+    total = [0.0, 0.0]
+    for step in stream.steps(rank=rank, world_size=world_size, steps=range(num_steps)):
+        hang_guard.progress()
+        for _, block in step.blocks:
+            with torch.no_grad():
+                total[0] += _block_loss(engine, block).item()
+            total[1] += count_target_tokens(block.labels)
+    loss_sum, num_tokens = _global_sum(engine, total)
+    return loss_sum / num_tokens
+
+
+def _due(done: int, every: int, job: TrainJob) -> bool:
+    return done % every == 0 or done == job.num_steps
+
+
+def _resume(this: _Training, found: Found | None) -> int:
+    """Load what was found and prove it; returns the steps that are done."""
+    if found is None:
+        return 0
+    load_state(this.engine, found)
+    loss = _probe_loss(this)
+    check_probe(found.path, expected=found.manifest["probe_loss"], found=loss, precision=this.job.settings.training.precision)
+    return found.step
+
+
+def _probe_loss(this: _Training) -> float:
+    """Loss a token on a fixed batch, the same on every rank: the plan's first block."""
+    this.engine.eval()
+    block = this.streams["train"].samples.load_block(this.probe)
+    with torch.no_grad():
+        return _block_loss(this.engine, block).item() / count_target_tokens(block.labels)
+
+
+def _block_loss(engine: Any, block: Block) -> torch.Tensor:
+    inputs = {name: tensor.to(engine.device, non_blocking=True) for name, tensor in block.tensors.items()}
+    labels = inputs.pop("labels")
+    decoder_inputs = engine.module._shift_right(labels)
+    return token_loss_sum(engine(**inputs, decoder_input_ids=decoder_inputs, use_cache=False).logits, labels)
+
+
+def _global_sum(engine: Any, values: list[float]) -> list[float]:
+    tensor = torch.tensor(values, dtype=torch.float64, device=engine.device)
+    dist.all_reduce(tensor)
+    return tensor.tolist()
+
+
+def _dropout_seed(seed: int, step: int, index: int) -> int:
+    """Depends on neither rank nor world size nor restarts."""
+    return (seed * 1_000_003 + step) * 4_099 + index
+
+
+def _gradient_norm(engine: Any) -> dict[str, float]:
+    """The norm before clipping; DeepSpeed reports none under ZeRO-0."""
+    norm = engine.get_global_grad_norm()
+    return {} if norm is None else {"grad_norm": float(norm)}
+
+
+def _check_finite(values: dict[str, float], step: int, last_checkpoint: int, culprits: str = "") -> None:
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"step {step}: the {name} is {value}; nothing of this step was kept, the checkpoint of step {last_checkpoint} "
+                f"stands. Lower training.learning_rate, or use training.precision=fp32.{culprits}"
+            )
+
+
+def _check_applied(engine: Any, loaded: Step, loss: float, last_checkpoint: int) -> None:
+    """Stop on every rank alike where a step was not finite, or skipped without a word: the plan would be untrue.
+
+    Raises:
+        TrainingError: with the questions of the global batch.
+    """
+    values = {"loss": loss, **{"gradient norm": norm for norm in _gradient_norm(engine).values()}}
+    if all(map(math.isfinite, values.values())) and not engine.skipped_steps:
+        return
+    qids = gather_json([qid for _, block in loaded.blocks for qid in block.qids])
+    culprits = f" The questions of its batch: {', '.join(qid for share in qids for qid in share)}"
+    _check_finite(values, loaded.number, last_checkpoint, culprits)
+    raise TrainingError(
+        f"step {loaded.number}: DeepSpeed skipped the update; the checkpoint of step {last_checkpoint} stands. Lower "
+        f"training.learning_rate.{culprits}"
+    )

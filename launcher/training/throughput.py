@@ -1,0 +1,137 @@
+"""What a rank counts of its work, and where its time goes, between two logged points."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import defaultdict
+from typing import Any
+
+import psutil
+import torch
+
+from data_shards.stream import Step
+from mmcot.models.flops import BACKWARD_AND_FORWARD, forward_flops
+from mmcot.models.loss import IGNORED_LABEL
+from mmcot.models.t5 import MultimodalT5Config
+
+# What is counted of a step, summed over ranks; the order is that of ``count_step``.
+COUNTS = ("target_tokens", "source_tokens", "padded_tokens", "questions", "flops", "bytes_read", "bytes_needed")
+
+
+def count_step(loaded: Step, config: MultimodalT5Config) -> list[float]:
+    """The ``COUNTS`` of this rank's blocks; dummies bring nothing but their padding."""
+    targets = sources = padded = questions = flops = 0.0
+    for _, block in loaded.blocks:
+        mask, labels = block.tensors["attention_mask"], block.labels
+        padded += mask.numel() + labels.numel()
+        if not block.qids:
+            continue
+        source_lengths, target_lengths = mask.sum(1).tolist(), (labels != IGNORED_LABEL).sum(1).tolist()
+        patches = block.tensors["vision_features"].shape[1] if "vision_features" in block.tensors else 0
+        flops += BACKWARD_AND_FORWARD * forward_flops(config, source_lengths, target_lengths, num_patches=patches)
+        sources, targets, questions = sources + sum(source_lengths), targets + sum(target_lengths), questions + len(block.qids)
+    return [targets, sources, padded, questions, flops, loaded.bytes_read, loaded.bytes_needed]
+
+
+class Meter:
+    """Counts what all ranks do and where this one's time goes.
+
+    ``lap("forward")`` books the time since the last lap; what no other lap books is "own".
+
+    Args:
+        peak_flops: operations a second that all ranks together could do; infinite where the count would be wrong.
+    """
+
+    def __init__(self, *, peak_flops: float) -> None:
+        self._peak_flops = peak_flops
+        self._bytes_read = self._bytes_needed = 0.0
+        self._process = psutil.Process()
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now on: what came before is no part of a step."""
+        self._last = time.perf_counter()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._started = time.perf_counter()
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._steps, self._sums = 0, dict.fromkeys(COUNTS, 0.0)
+
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap under ``name``."""
+        now = time.perf_counter()
+        self._seconds[name] += now - self._last
+        self._last = now
+
+    def add(self, counts: list[float]) -> None:
+        """Add a step's ``COUNTS``, summed over all ranks."""
+        self._steps += 1
+        for name, value in zip(COUNTS, counts, strict=True):
+            self._sums[name] += value
+
+    def take(self) -> dict[str, float]:
+        """The metrics since the last take: rates, and the shares of the time; bytes since the start."""
+        self.lap("own")
+        seconds, sums = time.perf_counter() - self._started, self._sums
+        real = sums["target_tokens"] + sums["source_tokens"]
+        self._bytes_read += sums["bytes_read"]
+        self._bytes_needed += sums["bytes_needed"]
+        metrics = {
+            "tokens_per_s": real / seconds, "questions_per_s": sums["questions"] / seconds,
+            "padding_factor": sums["padded_tokens"] / max(1.0, real),
+            "interval_s": seconds, "step_time_s": seconds / self._steps,
+            "gigabytes_read": self._bytes_read / 1e9, "bytes_read_per_needed": self._bytes_read / max(1.0, self._bytes_needed),
+            **self._utilization(sums["flops"] / seconds), **self._memory(),
+            **{f"time_share_{name}": spent / seconds for name, spent in self._seconds.items()},
+        }  # fmt: skip
+        self._begin()
+        return metrics
+
+    def _utilization(self, flops_per_s: float) -> dict[str, float]:
+        if math.isinf(self._peak_flops):
+            return {}
+        return {"tflops_per_s": flops_per_s / 1e12, "mfu": flops_per_s / self._peak_flops}
+
+    def _memory(self) -> dict[str, float]:
+        values = {"memory_gb": self._process.memory_info().rss / 1e9}
+        if torch.cuda.is_available():
+            values["gpu_memory_peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+        return values
+
+
+class GateOpening:
+    """How far the fusion's gate opens where there is a picture: 0 leaves the text as it is, 1 replaces it.
+
+    The mean over width, real text positions and the questions with a picture, of the forward
+    passes that are watched; this rank's alone. The gate is ``sigmoid`` of what ``gate_dense``
+    returns (``mmcot/models/fusion.py``).
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._mask_BS: torch.Tensor | None = None
+        self._sum = self._count = 0.0
+        gate = getattr(model.encoder, "gate_dense", None)
+        if gate is not None:
+            gate.register_forward_hook(self._on_gate)
+
+    def watch(self, tensors: dict[str, torch.Tensor] | None) -> None:
+        """Look at the forward passes of this batch, or at none."""
+        self._mask_BS = None
+        if tensors is not None and "vision_mask" in tensors:
+            self._mask_BS = tensors["attention_mask"].bool() & tensors["vision_mask"].any(dim=1, keepdim=True)
+
+    def take(self) -> dict[str, float]:
+        """The mean since the last take, if a picture was seen."""
+        values = {"gate_opening": self._sum / self._count} if self._count else {}
+        self._sum = self._count = 0.0
+        return values
+
+    @torch.no_grad()
+    def _on_gate(self, module: Any, inputs: Any, logits_BSD: torch.Tensor) -> None:
+        if self._mask_BS is not None and self._mask_BS.any():
+            opening_BS = torch.sigmoid(logits_BSD.float()).mean(dim=-1)
+            mask_BS = self._mask_BS.to(opening_BS.device)
+            self._sum += float(opening_BS[mask_BS].sum())
+            self._count += int(mask_BS.sum())

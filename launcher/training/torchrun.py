@@ -1,0 +1,79 @@
+"""One rank of a training without Ray, as torchrun or srun start it.
+
+    mmcot train rationale --preset single-gpu --write-job job.json
+    torchrun --nproc-per-node 8 -m launcher.rank job.json
+    srun --ntasks-per-node 8 --gpus-per-task 1 python -m launcher.rank job.json     # with MASTER_ADDR and MASTER_PORT set
+
+SIGTERM, or Ctrl-C in its terminal, makes all ranks write a checkpoint and end with status 143 (torchrun itself with 1); the
+same command goes on. torchrun waits 30 s for that; TORCH_ELASTIC_SHUTDOWN_TIMEOUT gives it more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from launcher.config.loading import parse_settings
+from launcher.runs.signals import STOPPED
+from launcher.stages.jobs import TrainJob
+from launcher.cluster.gpus import count_own_gpus, with_device
+from launcher.pipeline.preflight import clear_compile_locks
+from launcher.runs.run_dir import RunDir
+from launcher.config.settings import SettingsError
+from mmcot.models.device import DeviceError
+
+
+def read_job(path: str | Path) -> TrainJob:
+    """Read a job that ``mmcot train ... --write-job`` wrote."""
+    values = json.loads(Path(path).read_text(encoding="utf-8"))
+    return TrainJob(**{**values, "settings": parse_settings(values["settings"])})
+
+
+def main(arguments: list[str]) -> int:
+    """Run this process's rank; returns its exit status."""
+    for name, slurm in {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}.items():
+        if "MASTER_ADDR" in os.environ and slurm in os.environ:
+            os.environ.setdefault(name, os.environ[slurm])
+    if len(arguments) != 1 or "RANK" not in os.environ:
+        print("usage: torchrun --nproc-per-node N -m launcher.rank JOB.json, or srun with MASTER_ADDR and MASTER_PORT set", file=sys.stderr)
+        return 2
+    sys.modules.setdefault("mlflow", None)  # DeepSpeed imports it if it can; a rank needs it not
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    clear_compile_locks()
+    job, rank = read_job(arguments[0]), int(os.environ["RANK"])
+    logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(asctime)s %(message)s")
+    try:
+        job = _on_this_machine(job, rank)
+        os.environ.setdefault("DS_ACCELERATOR", "cuda" if job.settings.cluster.use_gpu else "cpu")
+        from launcher.training.loop import train
+
+        finished = train(job, rank=rank, world_size=int(os.environ["WORLD_SIZE"]), gpu_index=gpu_index() if job.settings.cluster.use_gpu else None)
+    except (DeviceError, SettingsError) as error:
+        print(f"rank {rank}: {error}", file=sys.stderr)
+        return 2
+    return 0 if finished else STOPPED
+
+
+def _on_this_machine(job: TrainJob, rank: int) -> TrainJob:
+    """The job with its device decided by what this machine has; rank 0 writes it down for the run's later starts."""
+    run_dir = RunDir(Path(job.run_dir))
+    report = logging.getLogger("mmcot.rank").info
+    settings = job.settings.model_copy(update={"cluster": job.settings.cluster.model_copy(update={"address": "local", "num_workers": 1, "min_workers": None})})
+    settings = with_device(settings, run_dir, report, count=lambda cluster: (count_own_gpus(), "this machine"), keep=rank == 0)
+    cluster = job.settings.cluster.model_copy(update={"use_gpu": settings.cluster.use_gpu})
+    return dataclasses.replace(job, settings=job.settings.model_copy(update={"cluster": cluster}))
+
+
+def gpu_index() -> int:
+    """Which of the GPUs that this process sees is its own; under srun each may see its own alone."""
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    only_its_own = "TORCHELASTIC_RUN_ID" not in os.environ and count_own_gpus() == 1
+    return 0 if only_its_own else local_rank
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,147 @@
+"""One trial of a tuning: a run of its own, inside Ray Tune.
+
+A trial is a run folder, ``<tuning>/trials/<id>``, with everything a run has; so a trial that was
+interrupted goes on from its checkpoints when the tuning does. What Tune is told comes from the
+run's journal (validation losses) and from its scores.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from data_shards.atomic_files import commit_bytes, commit_folder, commit_json, read_json
+from launcher.stages.jobs import HANDED_OVER
+from launcher.runs.journal import Journal, JournalReader
+from launcher.runs.run_dir import TUNING, RunDir
+from launcher.config.settings import Settings
+from launcher.tuning.space import with_values
+
+LOOK_EVERY_S = 0.5
+OBJECTIVES = {"validation_loss": "min", "rougeL": "max", "accuracy": "max"}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrialJob:
+    """What every trial needs to know; plain values, so that it crosses processes."""
+
+    settings: Settings
+    folder: str
+    parent_key: str
+    working_dir: str
+
+
+def run_trial(values: dict[str, Any], *, job: TrialJob) -> None:
+    """Run one trial and tell Tune how it goes; called by Tune in an actor of its own."""
+    import os
+
+    from ray import tune
+
+    from launcher.pipeline.pipeline import run_pipeline
+
+    os.chdir(job.working_dir)  # paths of the settings are relative to where the tuning was started
+    run_dir = _folder_of_trial(job, tune.get_context().get_trial_id(), tune.get_checkpoint(), values)
+    told = Journal(run_dir.journal_of(TUNING))  # what Tune is told, for the trial's run in MLflow
+    settings = trial_settings(job.settings, values, run_dir)
+    tuning, failures = job.settings.tuning, []
+
+    def run() -> None:
+        try:
+            report = _Log(run_dir.path / "logs" / "trial.log")
+            run_pipeline(settings, until=tuning.until, report=report, parent_key=job.parent_key, arm=values.get("arm"))
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=run, name="trial", daemon=True)
+    thread.start()
+    reader, last = JournalReader(run_dir.journal(tuning.watched_stage)), 0
+    while True:
+        alive = thread.is_alive()
+        for point in reader.read():
+            if "validation_loss" in point["metrics"] and point["step"] > last and tuning.objective == "validation_loss":
+                last = point["step"]
+                _report(tune, run_dir, last, {"validation_loss": point["metrics"]["validation_loss"]}, tuning, told)
+        if not alive:
+            break
+        thread.join(LOOK_EVERY_S)
+    if failures:
+        raise failures[0]
+    if tuning.objective != "validation_loss":
+        scores = read_json(run_dir.scores("val"))
+        reached = {"accuracy": scores["accuracy"]["AVG"], "rougeL": scores["rationale"]["rougeL"]}
+        _report(tune, run_dir, last + 1, {name: value for name, value in reached.items() if value is not None}, tuning, told)
+
+
+def trial_settings(settings: Settings, values: dict[str, Any], run_dir: RunDir) -> Settings:
+    """The settings of a trial, in its folder."""
+    own = with_values(settings, values)
+    if settings.tuning.scheduler == "pbt":  # a checkpoint for each loss that is told, for another trial to begin at
+        every = {"checkpoint_every": own.training.validate_every, "keep_checkpoints": 1000}
+        own = own.model_copy(update={"training": own.training.model_copy(update=every)})
+    return own.model_copy(update={"run": own.run.model_copy(update={"dir": str(run_dir.path), "name": run_dir.path.name})})
+
+
+def _report(tune: Any, run_dir: RunDir, step: int, metrics: dict[str, float], tuning: Any, told: Journal) -> None:
+    """Tell Tune; where trials hand their weights on, with a note where they lie."""
+    told.log(step, metrics)
+    values = {"step": step, **metrics}
+    if tuning.scheduler != "pbt":
+        tune.report(values)
+        return
+    while not has_checkpoint(run_dir.checkpoints(tuning.watched_stage), step):  # it follows its loss
+        time.sleep(LOOK_EVERY_S)
+    with tempfile.TemporaryDirectory() as folder:
+        commit_json(Path(folder) / "checkpoint.json", {"run_dir": str(run_dir.path), "step": step})
+        tune.report(values, checkpoint=tune.Checkpoint.from_directory(folder))
+
+
+def _folder_of_trial(job: TrialJob, trial_id: str, checkpoint: Any, values: dict[str, Any]) -> RunDir:
+    """The trial's folder; another one, beginning at another trial's checkpoint, where Tune hands one over."""
+    own = Path(job.folder) / "trials" / trial_id
+    if checkpoint is None or job.settings.tuning.scheduler != "pbt":
+        return RunDir(own)
+    with checkpoint.as_directory() as folder:
+        note = read_json(Path(folder) / "checkpoint.json")
+    donor, step = RunDir(Path(note["run_dir"])), note["step"]
+    if donor.path.name.startswith(trial_id):  # its own: the tuning was interrupted
+        return donor
+    stage = job.settings.tuning.watched_stage
+    heir = RunDir(own.with_name(f"{trial_id}-from-{donor.path.name}-{step}"))
+    if not heir.checkpoints(stage).exists() and donor.path != heir.path:
+        copy_checkpoint(donor.checkpoints(stage), heir.checkpoints(stage), step=step)
+    return heir
+
+
+def has_checkpoint(folder: Path, step: int) -> bool:
+    """Whether the checkpoint of this step is committed."""
+    return (folder / f"step-{step:06d}" / "manifest.json").exists()
+
+
+def copy_checkpoint(source: Path, target: Path, *, step: int) -> None:
+    """Give another run, of other settings, the checkpoint of a step as its latest."""
+    name = f"step-{step:06d}"
+    staging = target.with_name(f".staging-{target.name}")
+    shutil.rmtree(staging, ignore_errors=True)
+    shutil.copytree(source / name, staging / name)
+    manifest = read_json(staging / name / "manifest.json")
+    giver = {key: manifest.pop(key) for key in ("run_id", "settings_fingerprint") if key in manifest}
+    commit_json(staging / name / "manifest.json", {**manifest, HANDED_OVER: giver})
+    commit_bytes(staging / "LATEST", f"{name}\n".encode())
+    commit_folder(staging, target)
+
+
+class _Log:
+    """Keeps a trial's lines in its folder: many trials at once on one screen are none."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+
+    def __call__(self, line: str) -> None:
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(f"{line}\n")

@@ -1,0 +1,98 @@
+"""Answering questions with a trained pair of models: reasons first, then the answer.
+
+    predictions, num_cut = answer_questions(rationale_stage, answer_stage, problems, features)
+    predictions[0]   # Prediction(qid="1", rationale="Solution: ...", answer_text="The answer is (B).", prediction=1)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from mmcot.texts.answers import parse_answer
+from mmcot.texts.encoding import encode_pair
+from mmcot.decoding.generation import GeneratedText, generate_texts
+from mmcot.models.t5 import T5ForMultimodalGeneration
+from mmcot.texts.problem import Problem
+from mmcot.texts.prompts import build_pair
+
+
+@dataclasses.dataclass(frozen=True)
+class StageModel:
+    """One stage's model with how its prompts are made."""
+
+    model: T5ForMultimodalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    format: str
+    use_caption: bool
+    max_source_tokens: int
+    max_target_tokens: int
+
+    def write(
+        self, problems: Sequence[Problem], features: Sequence[np.ndarray | None], rationales: Sequence[str | None],
+        *, feature_shape: tuple[int, int], batch_size: int,
+    ) -> tuple[list[GeneratedText], int]:  # fmt: skip
+        """Write a text for each problem; also returns how many sources were cut at their limit."""
+        pairs = [
+            encode_pair(
+                self.tokenizer,
+                *build_pair(problem, self.format, use_caption=self.use_caption, rationale=rationale),
+                max_source_tokens=self.max_source_tokens,
+                max_target_tokens=self.max_target_tokens,
+            )
+            for problem, rationale in zip(problems, rationales, strict=True)
+        ]
+        texts = generate_texts(
+            self.model, self.tokenizer, [pair.source_ids for pair in pairs], features,
+            feature_shape=feature_shape, max_new_tokens=self.max_target_tokens, batch_size=batch_size,
+        )  # fmt: skip
+        return texts, sum(pair.source_cut > 0 for pair in pairs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What the two stages said. ``prediction`` is None where the answer could not be read."""
+
+    qid: str
+    rationale: str
+    answer_text: str
+    prediction: int | None
+
+
+def answer_questions(
+    rationale_stage: StageModel | None,
+    answer_stage: StageModel | None,
+    problems: Sequence[Problem],
+    features: Sequence[np.ndarray | None],
+    *,
+    feature_shape: tuple[int, int],
+    batch_size: int = 32,
+) -> tuple[list[Prediction], int]:
+    """Reason about each question, then answer it.
+
+    Args:
+        rationale_stage: None where one model writes both; the rationales are empty.
+        answer_stage: None writes the reasons alone; the answers are empty.
+        features: an array [p, V] for each problem (p = 0 without a picture), or all None.
+        feature_shape: [P, V] with p <= P.
+
+    Returns:
+        predictions in the order of ``problems``, and how many sources were cut at their limit.
+    """
+    shape = {"feature_shape": feature_shape, "batch_size": batch_size}
+    texts: list[str | None] = [None] * len(problems)
+    num_cut = 0
+    if rationale_stage is not None:
+        rationales, num_cut = rationale_stage.write(problems, features, texts, **shape)
+        texts = [rationale.text for rationale in rationales]
+    if answer_stage is None:
+        return [Prediction(problem.qid, text, "", None) for problem, text in zip(problems, texts, strict=True)], num_cut
+    answers, more_cut = answer_stage.write(problems, features, texts, **shape)
+    predictions = [
+        Prediction(problem.qid, text or "", answer.text, parse_answer(answer.text, len(problem.choices)))
+        for problem, text, answer in zip(problems, texts, answers, strict=True)
+    ]
+    return predictions, num_cut + more_cut

@@ -1,0 +1,328 @@
+"""Writing texts for a set of questions with one model.
+
+    texts = generate_texts(model, tokenizer, sources, features, feature_shape=(100, 256),
+                           max_new_tokens=256, batch_size=32)
+    texts[0]   # GeneratedText(text="Solution: ...", num_tokens=57, finish="eos")
+
+A fixed number of rows is decoded together; a row that ends takes the next waiting source
+at once. What a question gets depends on the model, its own source and, where tokens are
+drawn at random, on the seed and its key: not on its neighbours, beyond float noise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
+
+from mmcot.decoding.step_decoder import StepDecoder
+from mmcot.texts.encoding import stack_features
+from mmcot.decoding.cuda_graphs import StaticDecoder
+
+SOURCES_PER_ENCODING = 16  # encoded together, then waiting for a row
+BYTES_PER_CHARACTER = 4  # at most, in UTF-8
+
+# Settings of a model folder's generation_config.json that would change what is chosen; the
+# value is the one that changes nothing.
+UNSUPPORTED_SETTINGS = {
+    "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "bad_words_ids": None,
+    "suppress_tokens": None, "begin_suppress_tokens": None, "forced_bos_token_id": None,
+    "forced_eos_token_id": None, "sequence_bias": None, "guidance_scale": 1.0,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class GeneratedText:
+    """What the model wrote.
+
+    ``finish`` is "eos", "length" where the limit cut it off, or "stop" where a stop string
+    ended it (the text ends before that string; ``num_tokens`` counts all that was written).
+    """
+
+    text: str
+    num_tokens: int
+    finish: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to draw a token: from softmax(logits / temperature), cut to its most probable ``top_p``.
+
+    Temperature 0 is greedy. The draw at a position is a function of ``seed``, the
+    question's key and the position alone.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.temperature >= 0:
+            raise ValueError(f"temperature ({self.temperature}) must be 0, which is greedy, or above")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p ({self.top_p}) must be above 0 and at most 1; 1 keeps every token")
+
+
+GREEDY = Sampling()
+
+
+@dataclasses.dataclass(slots=True)
+class Row:
+    """A source that is being answered: which one, what it may write and what it has written."""
+
+    index: int
+    max_new_tokens: int
+    ids: list[int] = dataclasses.field(default_factory=list)
+
+
+def generate_texts(
+    model: T5ForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerBase,
+    sources: Sequence[Sequence[int]],
+    features: Sequence[np.ndarray | None],
+    *,
+    feature_shape: tuple[int, int],
+    max_new_tokens: int,
+    batch_size: int,
+    num_beams: int = 1,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    keys: Sequence[str] | None = None,
+    stop: Sequence[str] = (),
+    on_step: Callable[[], None] = lambda: None,
+) -> list[GeneratedText]:
+    """Write one text for each source: greedily, by sampling or by beam search.
+
+    Args:
+        sources: token ids of each source.
+        features: an array [p, V] for each source, or all None.
+        feature_shape: [P, V] with p <= P.
+        batch_size: rows that are decoded together.
+        num_beams: above 1, beam search by transformers, without sampling and stop strings.
+        temperature: 0 is greedy; above, tokens are drawn from softmax(logits / temperature).
+        top_p: draw from the smallest set of most probable tokens with this much probability.
+        seed: of the draws, together with ``keys``.
+        keys: a name for each source (its qid), needed for sampling.
+        stop: a text ends before the first of these strings that it would contain.
+        on_step: called after every token of all rows, or batch of a beam search.
+
+    Returns:
+        texts in the order of ``sources``.
+
+    Raises:
+        ValueError: arguments contradict each other.
+    """
+    sampling = Sampling(temperature, top_p, seed)
+    _check_arguments(sources, features, num_beams, sampling, keys, stop)
+    if num_beams > 1:
+        return _beam_search(model, tokenizer, sources, features, feature_shape, max_new_tokens, batch_size, num_beams, on_step)
+
+    tail = BYTES_PER_CHARACTER * max(map(len, stop), default=0) + 8  # a token is a byte at least
+
+    def is_stopped(ids: list[int]) -> bool:
+        text = tokenizer.decode(ids[-tail:], skip_special_tokens=True)
+        return any(string in text for string in stop)
+
+    ends = _end_tokens(model, tokenizer)
+    written = generate_ids(
+        model, sources, features, feature_shape=feature_shape, max_new_tokens=max_new_tokens, num_rows=batch_size,
+        eos_token_ids=ends, sampling=sampling, keys=keys, is_stopped=is_stopped if stop else None,
+        on_step=on_step,
+    )  # fmt: skip
+    return [_read_row(tokenizer, ids, ends, stop) for ids in written]
+
+
+@torch.inference_mode()
+def generate_ids(
+    model: T5ForConditionalGeneration,
+    sources: Sequence[Sequence[int]],
+    features: Sequence[np.ndarray | None],
+    *,
+    feature_shape: tuple[int, int],
+    max_new_tokens: int | Sequence[int],
+    num_rows: int,
+    eos_token_ids: Iterable[int],
+    sampling: Sampling = GREEDY,
+    keys: Sequence[str] | None = None,
+    is_stopped: Callable[[list[int]], bool] | None = None,
+    on_refill: Callable[[int], None] | None = None,
+    on_step: Callable[[], None] = lambda: None,
+) -> list[list[int]]:
+    """Write token ids for each source, ``num_rows`` of them at a time.
+
+    Args:
+        max_new_tokens: the limit, or one for each source.
+        eos_token_ids: a row ends with any of these.
+        is_stopped: asked after every token whether what a row has written ends it.
+        on_refill: told of every source that took a finished row's place.
+        on_step: called for every row that begins, and after every token of all rows.
+
+    Returns:
+        ids of each source, in their order, with the end token where one was written.
+    """
+    if not sources:
+        return []
+    _check_generation_config(model)
+    limits = [max_new_tokens] * len(sources) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    if min(limits) < 1 or num_rows < 1:
+        raise ValueError(f"max_new_tokens ({min(limits)}) and the number of rows ({num_rows}) must be at least 1")
+    num_rows = min(num_rows, len(sources))
+    decoder = StepDecoder(
+        model, num_rows=num_rows, max_source_tokens=max(map(len, sources)), max_new_tokens=max(limits)
+    )
+    if model.device.type == "cuda":
+        decoder = StaticDecoder(decoder)
+    choose = _greedy if sampling.temperature == 0 else _sampler(sampling, keys)
+    start, ends = model.generation_config.decoder_start_token_id, frozenset(eos_token_ids)
+    start = model.config.decoder_start_token_id if start is None else start
+    waiting = _encode_sources(model, sources, features, feature_shape)
+    written: list[list[int]] = [[]] * len(sources)
+    rows: list[Row] = []
+    while len(rows) < num_rows:
+        index, states = next(waiting)
+        decoder.admit(len(rows), states)
+        rows.append(Row(index, limits[index]))
+        on_step()
+    while rows:
+        logits = decoder.step([row.ids[-1] if row.ids else start for row in rows], [len(row.ids) for row in rows])
+        for row, token in zip(rows, choose(logits, rows), strict=True):
+            row.ids.append(token)
+        on_step()
+        for place in reversed(range(len(rows))):  # backwards, so that the last row is always one that goes on
+            row = rows[place]
+            if row.ids[-1] not in ends and len(row.ids) < row.max_new_tokens and not (is_stopped and is_stopped(row.ids)):
+                continue
+            written[row.index] = row.ids
+            if (source := next(waiting, None)) is not None:
+                decoder.admit(place, source[1])
+                rows[place] = Row(source[0], limits[source[0]])
+                if on_refill:
+                    on_refill(source[0])
+            elif (last := rows.pop()) is not row:
+                rows[place] = last
+                decoder.move(len(rows), to=place, num_positions=len(last.ids))
+    return written
+
+
+def _greedy(logits_BV: torch.Tensor, rows: Sequence[Row]) -> list[int]:
+    return logits_BV.argmax(dim=-1).tolist()
+
+
+def _sampler(sampling: Sampling, keys: Sequence[str]) -> Callable[[torch.Tensor, Sequence[Row]], list[int]]:
+    def choose(logits_BV: torch.Tensor, rows: Sequence[Row]) -> list[int]:
+        uniform_B = [draw_uniform(sampling.seed, keys[row.index], len(row.ids)) for row in rows]
+        return sample_tokens(logits_BV, uniform_B, temperature=sampling.temperature, top_p=sampling.top_p)
+
+    return choose
+
+
+def draw_uniform(seed: int, key: str, position: int) -> float:
+    """A number in [0, 1) that looks random, of 53 bits, decided by its arguments alone."""
+    digest = hashlib.blake2b(f"{seed}/{position}/{key}".encode(), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+def sample_tokens(
+    logits_BV: torch.Tensor, uniform_B: Sequence[float], *, temperature: float, top_p: float
+) -> list[int]:
+    """Read each row's inverse cumulative distribution at ``uniform_B``, in float64.
+
+    Tokens are ordered by falling probability; those whose predecessors already hold
+    ``top_p`` are left out (arXiv:1904.09751, section 3.1).
+    """
+    probabilities_BV = (logits_BV.double() / temperature).softmax(dim=-1)
+    sorted_BV, tokens_BV = probabilities_BV.sort(dim=-1, descending=True, stable=True)
+    cumulative_BV = sorted_BV.cumsum(dim=-1)
+    num_kept_B = ((cumulative_BV - sorted_BV) < top_p).sum(dim=-1)
+    mass_B1 = cumulative_BV.gather(1, num_kept_B[:, None] - 1)
+    drawn_B1 = torch.tensor(uniform_B, dtype=torch.float64, device=logits_BV.device)[:, None] * mass_B1
+    places_B1 = torch.searchsorted(cumulative_BV, drawn_B1, right=True)
+    return tokens_BV.gather(1, places_B1.minimum(num_kept_B[:, None] - 1))[:, 0].tolist()
+
+
+def _encode_sources(model, sources, features, feature_shape) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (index, encoder states [S, D]), the longest sources first, so that neighbours are alike."""
+    by_length = sorted(range(len(sources)), key=lambda index: (-len(sources[index]), index))
+    for start in range(0, len(by_length), SOURCES_PER_ENCODING):
+        chosen = by_length[start : start + SOURCES_PER_ENCODING]
+        pad_token_id = model.config.pad_token_id
+        inputs = _collate_sources(model, pad_token_id, [sources[i] for i in chosen], [features[i] for i in chosen], feature_shape)
+        states_BSD = model.encoder(**inputs).last_hidden_state
+        yield from ((index, states_BSD[row, : len(sources[index])]) for row, index in enumerate(chosen))
+
+
+def _beam_search(
+    model, tokenizer, sources, features, feature_shape, max_new_tokens, batch_size, num_beams, on_step
+) -> list[GeneratedText]:
+    texts: list[GeneratedText | None] = [None] * len(sources)
+    by_length = sorted(range(len(sources)), key=lambda index: (-len(sources[index]), index))
+    for start in range(0, len(by_length), batch_size):
+        chosen = by_length[start : start + batch_size]
+        inputs = _collate_sources(
+            model, tokenizer.pad_token_id, [sources[i] for i in chosen], [features[i] for i in chosen], feature_shape
+        )
+        with torch.inference_mode():
+            outputs = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=num_beams, use_cache=True)
+        for index, row in zip(chosen, outputs[:, 1:].tolist(), strict=True):
+            texts[index] = _read_row(tokenizer, row, _end_tokens(model, tokenizer), ())
+        on_step()
+    return texts
+
+
+def _collate_sources(model, pad_token_id, sources, features, feature_shape) -> dict[str, torch.Tensor]:
+    width = max(len(source) for source in sources)
+    ids = torch.full((len(sources), width), pad_token_id)
+    for row, source in zip(ids, sources, strict=True):
+        row[: len(source)] = torch.tensor(source)
+    lengths = torch.tensor([len(source) for source in sources])
+    inputs = {"input_ids": ids, "attention_mask": (torch.arange(width) < lengths[:, None]).long()}
+    if features[0] is not None:
+        inputs |= stack_features(features, feature_shape)
+        inputs["vision_features"] = inputs["vision_features"].to(model.dtype)
+    return {name: tensor.to(model.device) for name, tensor in inputs.items()}
+
+
+def _end_tokens(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    configured = model.generation_config.eos_token_id
+    configured = configured if isinstance(configured, (list, tuple)) else [configured]
+    return frozenset({tokenizer.eos_token_id, *configured} - {None})
+
+
+def _read_row(tokenizer: PreTrainedTokenizerBase, row: list[int], ends: frozenset[int], stop: Sequence[str]) -> GeneratedText:
+    length = next((place for place, token in enumerate(row) if token in ends), None)
+    ended, ids = length is not None, row[:length]
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    found = [place for string in stop if (place := text.find(string)) >= 0]
+    if found:
+        return GeneratedText(text=text[: min(found)], num_tokens=len(ids) + ended, finish="stop")
+    return GeneratedText(text=text, num_tokens=len(ids) + ended, finish="eos" if ended else "length")
+
+
+def _check_arguments(sources, features, num_beams, sampling, keys, stop) -> None:
+    if len(features) != len(sources):
+        raise ValueError(f"features has {len(features)} entries for {len(sources)} sources; give one each, or None each")
+    if keys is not None and len(keys) != len(sources):
+        raise ValueError(f"keys has {len(keys)} entries for {len(sources)} sources; give one each")
+    if sampling.temperature > 0 and keys is None:
+        raise ValueError(f"sampling (temperature {sampling.temperature}) needs keys; give each question's qid")
+    if num_beams > 1 and (sampling.temperature > 0 or stop):
+        raise ValueError(f"num_beams ({num_beams}) above 1 goes with neither temperature nor stop; use num_beams=1")
+    if isinstance(stop, str) or "" in stop:
+        raise ValueError(f"stop ({stop!r}) must be a list of strings that are not empty")
+
+
+def _check_generation_config(model: T5ForConditionalGeneration) -> None:
+    """Refuse what the model's folder asks for and this module would leave out silently."""
+    for name, neutral in UNSUPPORTED_SETTINGS.items():
+        value = getattr(model.generation_config, name, None)
+        if value not in (None, neutral):
+            raise ValueError(
+                f"the model's generation_config sets {name} to {value!r}, which is not applied here; "
+                f"set model.generation_config.{name} = {neutral!r}"
+            )

@@ -1,0 +1,61 @@
+"""The same questions with their choices changed: does a model read the choices, or did it learn letters?
+
+    changed = change_choices(problem, "reversed", rng=random.Random(0), others=["the owl", "past"])
+
+What is asked stays the same and the right choice stays right; only its letter and its company change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Sequence
+
+from mmcot.texts.problem import Problem
+
+CHANGES = ("as given", "reversed", "rotated", "one replaced", "one removed", "one added")
+MAX_ADDED_TO = 3  # a choice is added to at most so many
+MIN_REMOVED_FROM = 3
+
+
+def change_choices(problem: Problem, change: str, *, rng: random.Random, others: Sequence[str]) -> Problem | None:
+    """The question under a change of ``CHANGES``.
+
+    Args:
+        problem: with a gold answer.
+        rng: draws the distractor that is replaced or removed, the one that comes, and its place.
+        others: choices of other skills to draw from.
+
+    Returns:
+        None where the change cannot be made: one is removed of three or more, added to fewer than four.
+
+    Raises:
+        ValueError: the change is unknown.
+    """
+    number = len(problem.choices)
+    distractors = [index for index in range(number) if index != problem.answer]
+    strangers = [choice for choice in others if choice not in problem.choices]
+    if change == "as given":
+        return problem
+    if change == "reversed":
+        return problem.with_choices_in_order(range(number - 1, -1, -1))
+    if change == "rotated":
+        return problem.with_choices_in_order([*range(1, number), 0])
+    if change == "one removed":
+        return None if number < MIN_REMOVED_FROM else _without(problem, rng.choice(distractors))
+    if change not in CHANGES:
+        raise ValueError(f"change {change!r} is unknown; expected one of {', '.join(CHANGES)}")
+    if not strangers or (change == "one added" and number > MAX_ADDED_TO):
+        return None
+    if change == "one replaced":
+        choices = list(problem.choices)
+        choices[rng.choice(distractors)] = rng.choice(strangers)
+        return dataclasses.replace(problem, choices=tuple(choices))
+    place = rng.randint(0, number)
+    choices = (*problem.choices[:place], rng.choice(strangers), *problem.choices[place:])
+    return dataclasses.replace(problem, choices=choices, answer=problem.answer + (place <= problem.answer))
+
+
+def _without(problem: Problem, place: int) -> Problem:
+    choices = problem.choices[:place] + problem.choices[place + 1 :]
+    return dataclasses.replace(problem, choices=choices, answer=problem.answer - (place < problem.answer))

@@ -1,0 +1,163 @@
+"""Prompt pairs: what the model reads and what it should write, for every format.
+
+A format is ``INPUT-OUTPUT``, such as ``QCM-E`` (stage one: question, context and
+options in, the explanation out) or ``QCMG-A`` (stage two: with a rationale in, the
+answer out). The record is one pair of texts, each on one line:
+
+    source  "Question: Which of these states is farthest north? Context: N/A
+             Options: (A) West Virginia (B) Louisiana (C) Arizona (D) Oklahoma Solution:"
+    target  "Solution: To find the answer, look at the compass rose. ..."
+
+The letters: Q question, C context (hint and caption), M the options, G a rationale
+written earlier, L lecture, E explanation (ScienceQA's ``solution``), A answer. The
+texts are those of the published system to the byte, oddities included, for its
+checkpoints have read nothing else: AL gives the solution and AE the lecture, LE ends
+in one period more, a newline of a lecture or solution becomes a backslash and an n, and
+``BECAUSE:`` stays where the lecture or solution after it is empty.
+
+This module knows nothing of tokens, files or pictures.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from mmcot.texts.problem import Problem, choice_letter
+
+_QUESTION = "Question: {question}\n"
+_CONTEXT = "Context: {context}\n"
+_OPTIONS = "Options: {options}\n"
+_QCM = _QUESTION + _CONTEXT + _OPTIONS
+
+INPUTS: Mapping[str, str] = MappingProxyType(
+    {
+        "QCM": _QCM,
+        "CQM": _CONTEXT + _QUESTION + _OPTIONS,
+        "QM": _QUESTION + _OPTIONS,
+        "QC": _QUESTION + _CONTEXT,
+        "QCMG": _QCM + "{rationale}\n",
+        "CQMG": _CONTEXT + _QUESTION + _OPTIONS + "{rationale}\n",
+        "QCML": _QCM + "BECAUSE: {lecture}\n",
+        "QCME": _QCM + "BECAUSE: {solution}\n",
+        "QCMLE": _QCM + "BECAUSE: {lecture} {solution}\n",
+        "QCLM": _QUESTION + _CONTEXT + "BECAUSE: {lecture}\n" + _OPTIONS,
+        "QCEM": _QUESTION + _CONTEXT + "BECAUSE: {solution}\n" + _OPTIONS,
+        "QCLEM": _QUESTION + _CONTEXT + "BECAUSE: {lecture} {solution}\n" + _OPTIONS,
+        "QCMA": _QCM + "Answer: The answer is {answer}.\n",
+        "QCA": _QUESTION + _CONTEXT + "Answer: The answer is {answer}. \nBECAUSE:",
+    }
+)
+
+OUTPUTS: Mapping[str, str] = MappingProxyType(
+    {
+        "A": "The answer is {answer}.",
+        "E": "Solution: {solution}",
+        "LE": "Solution: {lecture} {solution}.",
+        "AL": "The answer is {answer}. BECAUSE: {solution}",
+        "AE": "The answer is {answer}. BECAUSE: {lecture}",
+        "ALE": "The answer is {answer}. BECAUSE: {lecture} {solution}",
+        "AEL": "The answer is {answer}. BECAUSE: {solution} {lecture}",
+        "LA": "{lecture} The answer is {answer}.",
+        "EA": "{solution} The answer is {answer}.",
+        "LEA": "{lecture} {solution} The answer is {answer}.",
+        "ELA": "{solution} {lecture} The answer is {answer}.",
+    }
+)
+
+PAPER_NAMES: Mapping[str, str] = MappingProxyType(
+    {
+        "QCM→A": "QCM-A",  # no reasoning
+        "QCM→RA": "QCM-LEA",  # reasons, then answers, in one text
+        "QCM→AR": "QCM-ALE",  # answers, then explains
+        "QCM→R": "QCM-E",  # stage one of two (its older form: QCM-LE)
+        "QCMR→A": "QCMG-A",  # stage two of two
+    }
+)
+
+_GOLD_RATIONALE = "Solution: {lecture} {solution}"  # what QCMG reads where no rationale is given
+
+
+def build_pair(
+    problem: Problem, format: str, *, use_caption: bool = False, rationale: str | None = None
+) -> tuple[str, str]:
+    """Build the text the model reads and the text it should write.
+
+    Args:
+        format: ``INPUT-OUTPUT`` out of ``INPUTS`` and ``OUTPUTS``, or a name of the paper
+            (``PAPER_NAMES``, with ``→`` or ``->``).
+        use_caption: append the picture's caption to the hint.
+        rationale: what QCMG and CQMG read, verbatim (a stage-one text begins with
+            ``Solution:``); None gives them the gold lecture and solution. The other
+            inputs do not read it.
+
+    Returns:
+        (source, target). The target is ``""`` where it needs the answer and the problem
+        has none, so that an unanswered question can still be asked.
+
+    Raises:
+        ValueError: the format is unknown, or its input needs the answer (QCMA, QCA) and
+            the problem has none.
+    """
+    input_part, output_part = split_format(format)
+    fields = _fields(problem, use_caption=use_caption)
+    fields["rationale"] = _GOLD_RATIONALE.format(**fields) if rationale is None else rationale
+    if problem.answer is None and "{answer}" in INPUTS[input_part]:
+        raise ValueError(
+            f"question {problem.qid} has no answer, and the input of format {format!r} shows it; "
+            "give the problem its answer or choose an input without A, such as QCM"
+        )
+    ending = "Answer:" if output_part == "A" else "Solution:"
+    return _normalize(INPUTS[input_part].format(**fields) + ending), _target(problem, output_part, fields)
+
+
+def gold_rationale(problem: Problem, format: str) -> str:
+    """The target that stage one learns under ``format``: the rationale in its own shape.
+
+    Args:
+        format: a whole format such as ``QCM-E``, or its output part alone (``E``).
+    """
+    output_part = format if format in OUTPUTS else split_format(format)[1]
+    return _target(problem, output_part, _fields(problem, use_caption=False))
+
+
+def split_format(format: str) -> tuple[str, str]:
+    """Split a format into its known input and output parts; the paper's names are understood.
+
+    Raises:
+        ValueError: one of the parts is unknown; the message names the nearest format.
+    """
+    name = PAPER_NAMES.get(format.replace("->", "→"), format)
+    input_part, _, output_part = name.partition("-")
+    if input_part in INPUTS and output_part in OUTPUTS:
+        return input_part, output_part
+    known = [f"{first}-{last}" for first in INPUTS for last in OUTPUTS] + list(PAPER_NAMES)
+    nearest = difflib.get_close_matches(format.upper(), known, n=1, cutoff=0.0)[0]
+    raise ValueError(
+        f"format {format!r} is unknown; expected INPUT-OUTPUT with an input of {', '.join(INPUTS)} and an output of "
+        f"{', '.join(OUTPUTS)} (or, as in the paper, {', '.join(PAPER_NAMES)}); did you mean {nearest!r}?"
+    )
+
+
+def _fields(problem: Problem, *, use_caption: bool) -> dict[str, str]:
+    context = " ".join([problem.hint, problem.caption if use_caption else ""]).strip()
+    return {
+        "question": problem.question,
+        "context": context or "N/A",
+        "options": " ".join(f"({choice_letter(index)}) {choice}" for index, choice in enumerate(problem.choices)),
+        "answer": "" if problem.answer is None else f"({problem.answer_letter})",
+        "lecture": problem.lecture.replace("\n", "\\n"),
+        "solution": problem.solution.replace("\n", "\\n"),
+    }
+
+
+def _target(problem: Problem, output_part: str, fields: dict[str, str]) -> str:
+    if problem.answer is None and "{answer}" in OUTPUTS[output_part]:
+        return ""
+    return _normalize(OUTPUTS[output_part].format(**fields).replace("Answer:", ""))
+
+
+def _normalize(text: str) -> str:
+    """One line with single spaces."""
+    return " ".join(text.split())

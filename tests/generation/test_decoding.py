@@ -1,0 +1,286 @@
+"""The decoding engine against transformers' generate, on tiny models that were trained for seconds.
+
+The models know 24 pairs of random words by heart: they write distinct tokens and end by
+themselves, which a model of random weights does not.
+"""
+
+from __future__ import annotations
+
+import random
+import types
+
+import numpy as np
+import pytest
+import torch
+
+from mmcot.decoding import step_decoder as decoding
+from mmcot.decoding import generation
+from mmcot.decoding import cuda_graphs as static_decoding
+from mmcot.texts.encoding import collate, encode_pair, train_tokenizer
+from mmcot.decoding.generation import Sampling, draw_uniform, generate_ids, generate_texts, sample_tokens
+from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
+
+WORDS = "solution because the magnet attracts iron poles repel so answer is north south light plant water rock heat".split()
+SHAPE, LIMIT, ROWS = (5, 7), 40, 4
+VARIANTS = {
+    "relu_tied": {"feed_forward_proj": "relu", "tie_word_embeddings": True, "d_kv": 16},
+    "gated_untied": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_decoder_layers": 1, "d_kv": 24},
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_pairs(chance):
+    def words(least, most):
+        return " ".join(chance.choice(WORDS) for _ in range(chance.randint(least, most)))
+
+    return [(words(1, 40), words(3, 24)) for _ in range(24)]
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def trained(request, tmp_path_factory):
+    """A fused model that knows its 24 pairs, with pictures and without."""
+    pairs = make_pairs(random.Random(0))
+    tokenizer = train_tokenizer([text for pair in pairs for text in pair], tmp_path_factory.mktemp("tokenizer"), vocab_size=340)
+    encoded = [encode_pair(tokenizer, *pair, max_source_tokens=200, max_target_tokens=200) for pair in pairs]
+    noise = np.random.default_rng(0)
+    pictures = [noise.normal(size=(number % 6, 7)).astype(np.float16) for number in range(24)]
+    torch.manual_seed(0)
+    config = MultimodalT5Config(
+        vocab_size=len(tokenizer), d_model=64, d_ff=128, num_layers=2, num_heads=4, dropout_rate=0.0,
+        decoder_start_token_id=0, vision_num_patches=SHAPE[0], vision_dim=SHAPE[1], **VARIANTS[request.param],
+    )  # fmt: skip
+    model = T5ForMultimodalGeneration(config)
+    if not config.is_tied:
+        model.lm_head.weight.data.normal_(std=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    batches = [collate(encoded, kind, feature_shape=SHAPE, pad_token_id=0) for kind in (pictures, [None] * 24)]
+    for step in range(110):
+        model(**batches[step % 2]).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    # Known sources, the same without their end, and lengths of 1 and 150 tokens.
+    sources = [list(pair.source_ids) for pair in encoded] + [list(pair.source_ids[:-1]) for pair in encoded[:6]]
+    sources += [[1], sources[0][:2], (sources[1] * 150)[:150]]
+    return types.SimpleNamespace(
+        model=model.eval(), tokenizer=tokenizer, sources=sources, pictures=(pictures * 2)[: len(sources)]
+    )
+
+
+def write(trained, features=None, order=None, *, sources=None, num_rows=ROWS, limit=LIMIT, **options):
+    sources = trained.sources if sources is None else sources
+    order = range(len(sources)) if order is None else order
+    features = [None] * len(sources) if features is None else features
+    options = {"eos_token_ids": [1], **options}
+    return generate_ids(
+        trained.model, [sources[i] for i in order], [features[i] for i in order],
+        feature_shape=SHAPE, max_new_tokens=limit, num_rows=num_rows, **options,
+    )  # fmt: skip
+
+
+def reference(model, source, picture=None, limit=LIMIT):
+    """transformers' ids for one prompt and the inputs of that call."""
+    inputs = {"input_ids": torch.tensor([source]), "attention_mask": torch.ones(1, len(source), dtype=torch.long)}
+    if picture is not None:
+        padded = np.zeros((1, *SHAPE), dtype=np.float32)
+        padded[0, : len(picture)] = picture
+        inputs["vision_features"] = torch.from_numpy(padded).to(model.dtype)
+    return model.generate(**inputs, max_new_tokens=limit, do_sample=False, num_beams=1)[0, 1:].tolist(), inputs
+
+
+def assert_equal_to_generate(trained, ours, features=None, limit=LIMIT):
+    """Equal ids, or a first difference where the two best logits are within 1e-4."""
+    for number, ids in enumerate(ours):
+        theirs, inputs = reference(trained.model, trained.sources[number], features and features[number], limit)
+        if ids != theirs:
+            place = next(i for i, (a, b) in enumerate(zip(ids, theirs, strict=False)) if a != b)
+            logits = trained.model(**inputs, decoder_input_ids=torch.tensor([[0, *ids[:place]]])).logits[0, -1]
+            best = logits.topk(2).values
+            assert best[0] - best[1] < 1e-4, f"prompt {number}, token {place}: {ids} against {theirs}"
+
+
+@pytest.mark.parametrize("with_pictures", [True, False], ids=["pictures", "text"])
+def test_greedy_ids_are_generates_while_rows_are_refilled(trained, with_pictures):
+    refilled = []
+    features = trained.pictures if with_pictures else None
+    ours = write(trained, features, on_refill=refilled.append)
+    assert len(refilled) == len(trained.sources) - ROWS
+    known = ours[:24]  # the proof is worth something: texts end by themselves and are no loops
+    assert sum(ids[-1] == 1 for ids in known) >= 18
+    assert np.mean([len(set(ids)) / len(ids) for ids in known]) > 0.5
+    assert len({tuple(ids) for ids in known}) >= 18
+    assert len({len(ids) for ids in known}) > 5
+    with torch.inference_mode():
+        assert_equal_to_generate(trained, ours, features)
+
+
+def test_pictures_change_what_is_written(trained):
+    other = [picture + 3 for picture in trained.pictures]
+    assert write(trained, trained.pictures) != write(trained, other)
+
+
+def test_the_limit_cuts_rows_as_generate_does_and_may_differ_from_row_to_row(trained):
+    ours = write(trained, limit=5)
+    assert max(map(len, ours)) == 5
+    with torch.inference_mode():
+        assert_equal_to_generate(trained, ours, limit=5)
+    whole = write(trained)
+    limits = [1 + number % 7 for number in range(len(whole))]
+    assert write(trained, limit=limits) == [ids[:limit] for ids, limit in zip(whole, limits, strict=True)]
+
+
+def test_rows_in_all_and_one_row_at_a_time_write_the_same(trained):
+    assert write(trained, num_rows=1) == write(trained, num_rows=100) == write(trained, num_rows=7)
+
+
+def test_with_shapes_that_do_not_change_the_ids_are_the_same(trained, monkeypatch):
+    plain = write(trained, trained.pictures)
+    monkeypatch.setattr(static_decoding, "WIDTH_STEP", 16)  # several widths within the limit
+    monkeypatch.setattr(generation, "StepDecoder", lambda *args, **sizes: static_decoding.StaticDecoder(decoding.StepDecoder(*args, **sizes)))
+    assert write(trained, trained.pictures) == plain
+
+
+def test_without_onednns_private_operators_the_ids_are_the_same(trained, monkeypatch):
+    packed = write(trained)
+    monkeypatch.setattr(decoding.torch.ops, "mkldnn", types.SimpleNamespace())
+    plain, calls = decoding.F.linear, []
+    monkeypatch.setattr(decoding.F, "linear", lambda *arguments: calls.append(1) or plain(*arguments))
+    assert write(trained) == packed
+    assert len(calls) > 100
+
+
+def test_a_packed_weight_multiplies_like_a_plain_one():
+    torch.manual_seed(0)
+    weight = torch.randn(48, 32)
+    for num_rows in (1, 3, 64):
+        states = torch.randn(num_rows, 32)
+        torch.testing.assert_close(decoding.pack_linear(weight)(states), states @ weight.T)
+
+
+def test_sampling_depends_on_seed_and_key_and_not_on_neighbours_rows_or_order(trained):
+    keys = [f"q{number}" for number in range(len(trained.sources))]
+    draw = Sampling(temperature=1.5, top_p=0.95, seed=3)
+    together = write(trained, sampling=draw, keys=keys)
+    assert together == write(trained, sampling=draw, keys=keys)
+    order = random.Random(1).sample(range(len(keys)), len(keys))
+    shuffled = write(trained, order=order, num_rows=9, sampling=draw, keys=[keys[i] for i in order])
+    assert [together[i] for i in order] == shuffled
+    alone = [write(trained, order=[i], sampling=draw, keys=[keys[i]])[0] for i in (0, 7, 30)]
+    assert alone == [together[i] for i in (0, 7, 30)]
+    assert together != write(trained, sampling=Sampling(1.5, 0.95, seed=4), keys=keys)
+    assert together != write(trained, sampling=draw, keys=keys[::-1])
+    assert together != write(trained)
+
+
+def test_draws_follow_the_tempered_distribution():
+    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
+    uniform = [draw_uniform(7, f"q{number}", 0) for number in range(20_000)]
+    logits = probabilities.log().expand(20_000, 4)
+    for temperature, expected in ((1.0, probabilities), (2.0, probabilities.sqrt() / probabilities.sqrt().sum())):
+        counts = np.bincount(sample_tokens(logits, uniform, temperature=temperature, top_p=1.0), minlength=4)
+        chi_square = float(((counts - 20_000 * expected.numpy()) ** 2 / (20_000 * expected.numpy())).sum())
+        assert chi_square < 16.3  # 99.9 % quantile at 3 degrees of freedom
+
+
+def test_top_p_keeps_the_smallest_set_that_holds_so_much():
+    logits = torch.tensor([[0.15, 0.5, 0.05, 0.3]], dtype=torch.float64).log().expand(999, 4)
+    uniform = [(number + 0.5) / 999 for number in range(999)]
+    for top_p, shares in ((0.6, {1: 5 / 8, 3: 3 / 8}), (0.3, {1: 1.0}), (0.9, {1: 50 / 95, 3: 30 / 95, 0: 15 / 95})):
+        tokens = sample_tokens(logits, uniform, temperature=1.0, top_p=top_p)
+        assert {token: tokens.count(token) / 999 for token in set(tokens)} == pytest.approx(shares, abs=0.002)
+
+
+def test_uniform_draws_are_of_seed_key_and_position_alone():
+    assert draw_uniform(1, "a", 2) == draw_uniform(1, "a", 2)
+    assert len({draw_uniform(s, k, p) for s in (1, 11) for k in ("a", "1/a") for p in (1, 11)}) == 8
+    assert np.mean([draw_uniform(0, "a", position) for position in range(5000)]) == pytest.approx(0.5, abs=0.02)
+
+
+def texts_of(trained, **options):
+    options = {"max_new_tokens": LIMIT, "batch_size": ROWS, **options}
+    features = [None] * len(trained.sources)
+    return generate_texts(trained.model, trained.tokenizer, trained.sources, features, feature_shape=SHAPE, **options)
+
+
+def test_texts_say_how_they_ended(trained):
+    texts = texts_of(trained, max_new_tokens=8)
+    for text, ids in zip(texts, write(trained, limit=8), strict=True):
+        assert text.text == trained.tokenizer.decode(ids, skip_special_tokens=True)
+        assert (text.num_tokens, text.finish) == (len(ids), "eos" if ids[-1] == 1 else "length")
+    assert {text.finish for text in texts} == {"eos", "length"}
+
+
+def test_a_stop_string_ends_a_text_before_it_and_saves_the_rest(trained):
+    plain = texts_of(trained)
+    stopped = texts_of(trained, stop=["agnet", " so"])
+    assert sum(text.finish == "stop" for text in stopped) > 5
+    for before, after in zip(plain, stopped, strict=True):
+        places = [place for place in (before.text.find("agnet"), before.text.find(" so")) if place >= 0]
+        if places:
+            assert (after.text, after.finish) == (before.text[: min(places)], "stop")
+            assert after.num_tokens <= before.num_tokens
+        else:
+            assert after == before
+    assert sum(text.num_tokens for text in stopped) < sum(text.num_tokens for text in plain)
+
+
+def test_a_stop_string_is_found_however_long_the_text_before_it_is(trained):
+    whole = texts_of(trained)
+    late = [text.text[-6:-2] for text in whole if text.num_tokens > 30]
+    assert late
+    stopped = texts_of(trained, stop=late[:1])
+    assert [text.text for text in stopped] == [text.text.partition(late[0])[0] for text in whole]
+
+
+def test_beam_search_is_transformers_own(trained):
+    texts = texts_of(trained, num_beams=3)
+    source = torch.tensor([trained.sources[0]])
+    ids = trained.model.generate(source, attention_mask=torch.ones_like(source), max_new_tokens=LIMIT, num_beams=3, do_sample=False)
+    assert texts[0].text == trained.tokenizer.decode(ids[0], skip_special_tokens=True)
+
+
+def test_bfloat16_mostly_agrees_with_generate_and_its_private_operators_with_plain_ones(trained, monkeypatch):
+    model = trained.model
+    try:
+        model.to(torch.bfloat16)
+        ours = write(trained, trained.pictures)
+        theirs = [reference(model, source, picture)[0] for source, picture in zip(trained.sources, trained.pictures, strict=True)]
+        assert sum(a == b for a, b in zip(ours, theirs, strict=True)) >= 0.7 * len(theirs)
+        monkeypatch.setattr(decoding.torch.ops, "mkldnn", types.SimpleNamespace())
+        plain = write(trained, trained.pictures)
+        assert sum(a == b for a, b in zip(ours, plain, strict=True)) >= 0.7 * len(plain)
+    finally:
+        model.to(torch.float32)
+
+
+def test_no_sources_give_no_texts(trained):
+    assert generate_texts(trained.model, trained.tokenizer, [], [], feature_shape=SHAPE, max_new_tokens=4, batch_size=2) == []
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"temperature": 0.7}, "needs keys"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"num_beams": 2, "stop": ["x"]}, "num_beams"),
+        ({"stop": "x"}, "list of strings"),
+        ({"keys": ["a"]}, "one each"),
+    ],
+)
+def test_arguments_that_contradict_each_other_are_refused(trained, options, message):
+    with pytest.raises(ValueError, match=message):
+        texts_of(trained, **options)
+
+
+def test_a_generation_config_that_would_be_ignored_is_refused(trained, monkeypatch):
+    monkeypatch.setattr(trained.model.generation_config, "repetition_penalty", 1.3)
+    with pytest.raises(ValueError, match=r"repetition_penalty to 1\.3"):
+        write(trained)

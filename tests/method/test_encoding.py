@@ -1,0 +1,61 @@
+"""Token ids, batches and the loss."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mmcot.texts.encoding import IGNORED_LABEL, collate, encode_pair, train_tokenizer
+from mmcot.models.loss import count_target_tokens, token_loss_sum
+from mmcot.vision.patches import PATCH_SHAPE, patch_features
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    texts = ["The left magnet is red.", "The answer is (B).", "Solution: the magnets attract."] * 4
+    return train_tokenizer(texts, tmp_path_factory.mktemp("tokenizer"), vocab_size=400)
+
+
+@pytest.mark.parametrize("text", ["The answer is (B).", "Ünïcödé 😀 \\n 3.14", "a", "שלום"])
+def test_any_text_is_read_back_exactly(tokenizer, text):
+    ids = tokenizer(text).input_ids
+    assert ids[-1] == tokenizer.eos_token_id == 1 and tokenizer.pad_token_id == 0
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def test_what_a_limit_cuts_is_counted_and_the_end_token_stays(tokenizer):
+    pair = encode_pair(tokenizer, "a b c d e f g h", "a", max_source_tokens=5, max_target_tokens=5)
+    assert len(pair.source_ids) == 5 and pair.source_ids[-1] == tokenizer.eos_token_id
+    assert pair.source_cut == len(tokenizer("a b c d e f g h").input_ids) - 5 and pair.target_cut == 0
+
+
+def test_a_block_is_padded_to_its_own_longest_row(tokenizer):
+    pairs = [encode_pair(tokenizer, t, t, max_source_tokens=99, max_target_tokens=99) for t in ("a", "a b c d")]
+    features = [np.zeros((0, 3), np.float16), np.ones((2, 3), np.float16)]
+    batch = collate(pairs, features, feature_shape=(2, 3), pad_token_id=0)
+    assert batch["input_ids"].shape == batch["attention_mask"].shape == (2, len(pairs[1].source_ids))
+    assert batch["attention_mask"].sum().item() == sum(len(pair.source_ids) for pair in pairs)
+    assert (batch["labels"][0, len(pairs[0].target_ids) :] == IGNORED_LABEL).all()
+    assert batch["vision_features"].tolist() == [[[0.0] * 3] * 2, [[1.0] * 3] * 2]
+
+
+def test_padding_adds_nothing_to_the_loss_and_a_dummy_has_no_gradient():
+    logits = torch.randn(2, 3, 9, requires_grad=True)
+    labels = torch.tensor([[1, 2, IGNORED_LABEL], [3, IGNORED_LABEL, IGNORED_LABEL]])
+    alone = token_loss_sum(logits[:1, :2], labels[:1, :2]) + token_loss_sum(logits[1:, :1], labels[1:, :1])
+    torch.testing.assert_close(token_loss_sum(logits, labels), alone)
+    assert count_target_tokens(labels) == 3
+    token_loss_sum(logits, torch.full_like(labels, IGNORED_LABEL)).backward()
+    assert logits.grad.abs().sum() == 0
+
+
+def test_patches_carry_their_ink_and_their_place():
+    from PIL import Image
+
+    image = Image.new("RGB", (64, 64), "white")
+    image.putpixel((8, 0), (0, 0, 0))
+    features = patch_features(image)
+    assert features.shape == PATCH_SHAPE and features.dtype == np.float16
+    assert features[0, :192].sum() == 0 and features[1, :192].tolist() == [16.0] * 3 + [0.0] * 189
+    assert features[9, 192:].tolist() == ([0, 16] + [0] * 6) * 2

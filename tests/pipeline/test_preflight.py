@@ -1,0 +1,166 @@
+"""What is found before any work is done, and the presets for real backbones."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from launcher.config.loading import load_settings
+from launcher.training.deepspeed_engine import _parameter_groups, deepspeed_config
+from launcher.pipeline.preflight import check_machine, check_settings, fetch_pretrained
+from launcher.config.settings import SettingsError
+from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
+from mmcot.vision.patches import FEATURES, PUBLISHED_SHAPES
+
+PUBLISHED_PARAMETERS = {"scienceqa-base": 251_907_840, "scienceqa-large": 790_496_256}
+XL_PARAMETERS = 2_877_032_448  # nobody has published it; num_parameters_by_hand gives it, and the published two
+# google/flan-t5-xl's config.json, as far as it says anything about the model
+FLAN_T5_XL = {
+    "architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True, "vocab_size": 32128, "d_model": 2048,
+    "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_decoder_layers": 24, "num_heads": 32, "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False, "dropout_rate": 0.1, "layer_norm_epsilon": 1e-06, "initializer_factor": 1.0, "n_positions": 512,
+    "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128, "pad_token_id": 0, "eos_token_id": 1,
+    "decoder_start_token_id": 0, "use_cache": True,
+}  # fmt: skip
+
+
+def num_parameters_by_hand(shape, *, vision_dim):
+    """Parameters of an untied gated T5 with fusion, from its shape alone; T5's own parts have no biases."""
+    d, inner = shape.d_model, shape.num_heads * shape.d_kv
+    attention = 4 * d * inner  # queries, keys, values, output
+    feed_forward = 3 * d * shape.d_ff  # gate, up, down
+    encoder_layer = attention + feed_forward + 2 * d  # a norm before each part
+    decoder_layer = 2 * attention + feed_forward + 3 * d  # also looks at the encoder
+    stack_ends = 2 * (d + 32 * shape.num_heads)  # of either stack: the last norm, and 32 buckets of relative positions
+    embeddings = 2 * shape.vocab_size * d  # shared by both stacks, and an lm_head of its own
+    fusion = (vision_dim * d + d) + (4 * d * d + 4 * d) + (2 * d * d + d)  # image_dense, mha_layer, gate_dense, with biases
+    return embeddings + shape.num_layers * (encoder_layer + decoder_layer) + stack_ends + fusion
+
+
+@pytest.mark.parametrize("preset", ["demo", "single-gpu", "scienceqa-base", "scienceqa-large", "scienceqa-xl"])
+def test_the_model_of_every_preset_builds_on_the_meta_device(preset):
+    settings = load_settings(preset=preset)
+    num_patches, dim = (PUBLISHED_SHAPES | {name: shape for name, (_, shape) in FEATURES.items()})[settings.data.features]
+    shape = settings.model.shape.for_config
+    shape["vocab_size"] = shape["vocab_size"] or 1000
+    with torch.device("meta"):
+        config = MultimodalT5Config(vision_num_patches=num_patches, vision_dim=dim, decoder_start_token_id=0, **shape)
+        model = T5ForMultimodalGeneration(config)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    known = PUBLISHED_PARAMETERS | {"scienceqa-xl": XL_PARAMETERS}
+    assert num_parameters == known.get(preset, num_parameters) and num_parameters > 100_000
+    if preset in known:
+        assert num_parameters == num_parameters_by_hand(settings.model.shape, vision_dim=dim)
+
+
+def test_flan_t5_xl_with_fusion_builds_from_its_own_configuration_and_the_preset_says_the_same_shape(tmp_path):
+    settings = load_settings(preset="scienceqa-xl", overrides=[f"model.pretrained={tmp_path}"])
+    (tmp_path / "config.json").write_text(json.dumps(FLAN_T5_XL))
+    fetch_pretrained(settings.model.pretrained)
+    num_patches, dim = PUBLISHED_SHAPES["vit"]
+    config = MultimodalT5Config.from_pretrained(tmp_path, vision_num_patches=num_patches, vision_dim=dim)
+    with torch.device("meta"):
+        model = T5ForMultimodalGeneration(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == XL_PARAMETERS
+    shape = settings.model.shape.for_config  # of random weights alone
+    assert {name: FLAN_T5_XL[name] for name in shape} == shape
+    assert not config.is_tied and model.lm_head.weight is not model.shared.weight
+
+
+def test_the_xl_preset_fits_cards_of_24_gb_by_the_arithmetic_that_its_comments_tell():
+    settings = load_settings(preset="scienceqa-xl")
+    training, shape, world_size = settings.training, settings.model.shape, settings.cluster.num_workers
+    config = deepspeed_config(training, world_size=world_size)
+    assert (config["zero_optimization"]["stage"], config["bf16"]["enabled"], training.activation_checkpointing, world_size) == (3, True, True, 8)
+    assert training.global_batch_size // training.micro_batch_size == 2 * world_size  # no rank computes a dummy block
+    # bf16 weights and gradients, fp32 weights, two moments; ZeRO-2 would keep the first whole, a checkpoint holds the last three
+    weights, gradients, optimizer = 2 * XL_PARAMETERS, 2 * XL_PARAMETERS, 12 * XL_PARAMETERS
+    states = (weights + gradients + optimizer) / world_size
+    assert states / 1e9 == pytest.approx(5.8, abs=0.05) and optimizer / 1e9 == pytest.approx(34.5, abs=0.05)
+    assert (weights + (gradients + optimizer) / world_size) / 1e9 == pytest.approx(10.8, abs=0.05)
+    # the encoder's and the decoder's layers keep their input, of bf16 states; logits are there in bf16, in fp32 and as a gradient
+    tokens = training.micro_batch_size * settings.rationale.max_source_tokens  # the target may be as long
+    kept = 2 * shape.num_layers * tokens * shape.d_model * 2
+    logits = tokens * shape.vocab_size * (2 + 4 + 4)
+    assert (states + kept + logits) / 1e9 < 24 / 2  # the other half: a layer computed again, DeepSpeed's buckets, what is fragmented
+    # generation: keys and values of each decoder layer, of source and target, in bf16, beside a whole replica
+    row = 2 * shape.num_layers * shape.num_heads * shape.d_kv * (settings.rationale.max_source_tokens + settings.rationale.max_target_tokens) * 2
+    assert settings.generation.precision == "bf16" and row / 1e9 == pytest.approx(0.2, abs=0.005)
+    assert (weights + settings.generation.batch_size * row) / 1e9 < 24 / 2 + 1
+
+
+def test_the_xl_preset_on_four_gpus_is_refused_before_its_weights_are_fetched(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(SettingsError, match=r"cluster.num_workers \(8\) needs a GPU each, this machine has 4"):
+        check_machine(load_settings(preset="scienceqa-xl"))
+
+
+def test_features_that_cannot_be_made_stop_the_run_before_any_work_and_say_how_to_supply_them(tmp_path):
+    settings = load_settings(preset="scienceqa-base", overrides=[f"data.path={tmp_path}", "data.features=dino"])
+    with pytest.raises(SettingsError, match=r"'dino' cannot be made here .* set data.shards_dir to a folder that holds features/dino"):
+        check_settings(settings)
+    settings = load_settings(preset="scienceqa-base", overrides=[f"data.path={tmp_path}", f"data.shards_dir={tmp_path}", "data.features=dino"])
+    with pytest.raises(SettingsError, match=r"features/dino is missing"):
+        check_settings(settings)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.path=nowhere", "data.path nowhere does not exist"),
+        ("rationale.format=QCM-X", "rationale.format: .*QCM-X.*did you mean"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_named_before_the_start(override, message):
+    with pytest.raises(SettingsError, match=message):
+        check_settings(load_settings(preset="demo", overrides=[override]))
+
+
+def test_a_gpu_that_is_not_there_is_never_replaced_by_the_processor(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(SettingsError, match=r"needs a GPU each, this machine has 0"):
+        check_machine(load_settings(preset="single-gpu"))
+
+
+def test_a_full_disk_is_found_before_the_start(tmp_path, monkeypatch):
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10**12, 10**12, 5_000_000))
+    with pytest.raises(SettingsError, match=r"has 0.01 GB left"):
+        check_machine(load_settings(preset="demo", overrides=[f"run.dir={tmp_path / 'a'}"]))
+
+
+def test_a_model_that_cannot_be_fetched_is_named_with_where_to_put_it(tmp_path):
+    with pytest.raises(SettingsError, match=r"'nobody/no-such-model' is no folder here .* Put its files into a folder"):
+        fetch_pretrained("nobody/no-such-model")
+    with pytest.raises(SettingsError, match="has no config.json"):
+        fetch_pretrained(str(tmp_path))
+
+
+@pytest.fixture
+def small_model():
+    config = MultimodalT5Config(
+        vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vision_num_patches=2, vision_dim=3, decoder_start_token_id=0
+    )
+    return T5ForMultimodalGeneration(config)
+
+
+def test_the_fusion_layers_may_have_a_learning_rate_of_their_own(small_model):
+    training = load_settings(preset="demo", overrides=["training.learning_rate=1e-4", "training.fusion_learning_rate=5e-4"]).training
+    groups = _parameter_groups(small_model, training)
+    fusion = {id(p) for name, p in small_model.named_parameters() if "image_dense" in name or "mha_layer" in name or "gate_dense" in name}
+    for group in groups:
+        assert {id(p) in fusion for p in group["params"]} == {group["lr_ratio"] == pytest.approx(5.0)}
+        assert {p.dim() > 1 for p in group["params"]} == {group["weight_decay"] > 0}
+    assert sum(len(group["params"]) for group in groups) == len(list(small_model.parameters()))
+
+
+def test_a_frozen_backbone_leaves_the_fusion_alone_to_train(small_model):
+    training = load_settings(preset="demo", overrides=["training.freeze_backbone=true"]).training
+    trained = [p for group in _parameter_groups(small_model, training) for p in group["params"]]
+    assert len(trained) == 8 and sum(p.requires_grad for p in small_model.parameters()) == 8
+    with pytest.raises(SettingsError, match="leaves nothing to train"):
+        load_settings(preset="demo", overrides=["training.freeze_backbone=true", "data.features=null"])

@@ -1,0 +1,66 @@
+"""Chains: what is trained in which order, and what the answering model reads and writes."""
+
+from __future__ import annotations
+
+import pytest
+
+from launcher.config.chains import CHAINS, STEPS
+from launcher.config.loading import load_settings
+from launcher.config.settings import SettingsError
+from mmcot.texts.answers import split_reasons
+from mmcot.texts.problem import Problem
+
+PROBLEM = Problem(qid="1", question="Hot?", choices=("yes", "no"), answer=1, lecture="Fire is hot.", solution="Ice is cold.")
+
+
+def settings_of(chain, *overrides):
+    given = ["answer.rationales=written"] if chain == "given-rationales" else []
+    return load_settings(preset="demo", overrides=[f"run.chain={chain}", "answer.max_target_tokens=128", *given, *overrides])
+
+
+def test_each_chain_has_its_steps_and_the_format_of_the_paper():
+    assert settings_of("two-stage").chain.steps == STEPS
+    assert settings_of("answer").chain.steps == ("data", "train-answer", "evaluate")
+    assert settings_of("given-rationales").chain.steps == ("data", "rationales", "train-answer", "evaluate")
+    formats = {name: settings_of(name).answer.format for name in CHAINS}
+    assert formats == {"two-stage": "QCMG-A", "given-rationales": "QCMG-A", "answer": "QCM-A", "reason-then-answer": "QCM-LEA", "answer-then-explain": "QCM-ALE"}
+    assert settings_of("reason-then-answer", "answer.format=QCM-EA").answer.format == "QCM-EA"
+
+
+def test_a_format_that_does_not_go_with_the_chain_is_refused():
+    with pytest.raises(SettingsError, match="use QCM-A"):
+        settings_of("answer", "answer.format=QCMG-A")
+    assert settings_of("two-stage", "answer.format=QCM-A").answer.format == "QCM-A"  # runs of that kind stand
+    with pytest.raises(SettingsError, match="belong together"):
+        settings_of("two-stage", "answer.rationales=written")
+    with pytest.raises(SettingsError, match="would cut off the reasons"):
+        settings_of("reason-then-answer", "answer.max_target_tokens=16")
+    with pytest.raises(SettingsError, match=r"run\.chain"):
+        settings_of("three-stage")
+
+
+@pytest.mark.parametrize(
+    ("text", "reasons"),
+    [
+        ("Fire is hot. The answer is (B).", "Fire is hot."),
+        ("The answer is (B). BECAUSE: Fire is hot.", "Fire is hot."),
+        ("The answer is (B).", ""),
+        ("nothing to be read", "nothing to be read"),
+    ],
+)
+def test_reasons_are_read_out_of_a_text_that_answers_too(text, reasons):
+    assert split_reasons(text) == reasons
+
+
+def test_reasons_are_held_against_what_the_model_has_learned():
+    gold = {name: settings_of(name).gold_reasons(PROBLEM) for name in CHAINS}
+    assert gold == {
+        "two-stage": "Solution: Ice is cold.", "given-rationales": "Solution: Ice is cold.", "answer": None,
+        "reason-then-answer": "Fire is hot. Ice is cold.", "answer-then-explain": "Fire is hot. Ice is cold.",
+    }  # fmt: skip
+
+
+def test_all_chains_share_one_data_folder():
+    from launcher.data.build import _tokenizer_formats
+
+    assert {tuple(_tokenizer_formats(settings_of(name))) for name in CHAINS} == {("QCM-E", "QCMG-A")}

@@ -1,0 +1,73 @@
+"""Settings: presets load, and every wrong one is met with a sentence that helps."""
+
+from __future__ import annotations
+
+import pytest
+
+from launcher.config.loading import dump_settings, load_settings, parse_settings, preset_names, setting_names
+from launcher.config.settings import SettingsError
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_loads_and_survives_a_round_trip(preset):
+    import yaml
+
+    settings = load_settings(preset=preset)
+    assert settings.run.name == preset
+    assert parse_settings(yaml.safe_load(dump_settings(settings))) == settings
+
+
+def test_a_file_is_laid_over_the_preset_and_set_over_both(tmp_path):
+    (tmp_path / "a.yaml").write_text("training: {learning_rate: 0.5, warmup_steps: 7}\n")
+    settings = load_settings(preset="demo", config=tmp_path / "a.yaml", overrides=["training.learning_rate=1e-3"])
+    assert settings.training.learning_rate == 1e-3 and settings.training.warmup_steps == 7
+    assert settings.training.beta2 == 0.98
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.learning_rte=1", r"training.learning_rte is unknown; did you mean training.learning_rate\?"),
+        ("training.global_batch_size=30", r"must be a multiple of micro_batch_size \(16\); try 32"),
+        ("rationale.num_epochs=2", "exactly one of num_steps and num_epochs"),
+        ("training.learning_rate=fast", "training.learning_rate = 'fast'"),
+        ("learning_rate=1", "must look like section.key=value"),
+        ("training.zero_stage=4", "training.zero_stage = 4"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_remedy(override, message):
+    with pytest.raises(SettingsError, match=message):
+        load_settings(preset="demo", overrides=[override])
+
+
+def test_an_unknown_preset_names_the_nearest():
+    with pytest.raises(SettingsError, match="did you mean demo"):
+        load_settings(preset="dem")
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path):
+    with pytest.raises(SettingsError, match="does not exist"):
+        load_settings(config=tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(SettingsError, match="no valid YAML"):
+        load_settings(config=tmp_path / "bad.yaml")
+
+
+def test_every_setting_has_a_description():
+    from launcher.config.settings import Settings
+
+    def undescribed(section, prefix=""):
+        for name, field in section.model_fields.items():
+            if isinstance(field.annotation, type) and hasattr(field.annotation, "model_fields"):
+                yield from undescribed(field.annotation, f"{prefix}{name}.")
+            elif not field.description:
+                yield prefix + name
+
+    assert list(undescribed(Settings)) == [] and len(setting_names()) > 50
+
+
+def test_settings_written_whole_by_a_version_without_extra_choices_are_of_data_without_any():
+    sizes = {"num_train": 64, "num_val": 8, "num_test": 8, "seed": 0, "shuffle_choices": False}
+    values = {"rationale": {"num_steps": 1}, "answer": {"num_steps": 1}}
+    assert parse_settings({**values, "data": {"mini_sqa": sizes}}).data.mini_sqa.extra_choices == 0
+    assert parse_settings({**values, "data": {"mini_sqa": {"num_train": 64}}}).data.mini_sqa.extra_choices == 1

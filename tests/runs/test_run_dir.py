@@ -1,0 +1,96 @@
+"""The run's folder: one owner, growing attempts, and files that are whole or not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from data_shards.atomic_files import commit_bytes, commit_json, committing, read_json
+from launcher.config.loading import load_settings
+from launcher.runs.run_dir import RunDir, RunError, claim_settings, owned, owner
+from launcher.config.settings import SettingsError
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    return RunDir(tmp_path / "run")
+
+
+def test_every_owner_has_a_greater_attempt(run_dir):
+    run_dir.path.mkdir()
+    with owned(run_dir) as first:
+        pass
+    with owned(run_dir) as second:
+        assert (first, second) == (1, 2)
+
+
+def test_a_run_that_is_running_is_refused_with_its_owner(run_dir):
+    run_dir.path.mkdir()
+    with owned(run_dir), pytest.raises(RunError, match=f"being run by process {os.getpid()}"), owned(run_dir):
+        pass
+
+
+def test_a_lock_of_a_dead_process_is_taken_over_at_once(run_dir):
+    run_dir.path.mkdir()
+    code = (
+        "import os, sys; from pathlib import Path; from launcher.runs.run_dir import RunDir, owned\n"
+        "with owned(RunDir(Path(sys.argv[1]))): os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(run_dir.path)], check=False)
+    assert read_json(run_dir.path / "lock.json")["released"] is False and owner(run_dir) is None
+    with owned(run_dir) as attempt:
+        assert attempt == 2
+
+
+def test_a_lock_of_a_dead_process_that_nobody_has_waited_for_is_taken_over_too(run_dir):
+    run_dir.path.mkdir()
+    code = "import os, sys; from pathlib import Path; from launcher.runs.run_dir import RunDir, owned\nwith owned(RunDir(Path(sys.argv[1]))): os._exit(9)"
+    process = subprocess.Popen([sys.executable, "-c", code, str(run_dir.path)])
+    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    with owned(run_dir) as attempt:
+        assert attempt == 2
+    process.wait()
+
+
+def test_an_older_attempt_may_not_commit(run_dir):
+    run_dir.path.mkdir()
+    with owned(run_dir) as attempt:
+        run_dir.check_attempt(attempt)
+        with pytest.raises(RunError, match="attempt 0 may not commit"):
+            run_dir.check_attempt(attempt - 1)
+
+
+def test_other_settings_are_refused_and_those_that_may_change_are_not(run_dir):
+    claim_settings(run_dir, load_settings(preset="demo"))
+    claim_settings(run_dir, load_settings(preset="demo", overrides=["cluster.address=auto", "generation.hang_timeout_s=60"]))
+    with pytest.raises(SettingsError, match=r"run.seed was 0 and is now 1.*--set run.dir"):
+        claim_settings(run_dir, load_settings(preset="demo", overrides=["run.seed=1"]))
+
+
+def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path):
+    commit_bytes(tmp_path / "a", b"old")
+    with pytest.raises(OSError, match="disk full"), committing(tmp_path / "a") as temporary:
+        temporary.write_bytes(b"ne")
+        raise OSError("disk full")
+    assert (tmp_path / "a").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_is_said_so_and_the_last_file_stands(tmp_path):
+    commit_bytes(tmp_path / "a", b"old")
+    with pytest.raises(OSError, match="the disk is full; what was committed before stands"), committing(tmp_path / "a"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_a_broken_json_file_is_named(tmp_path):
+    commit_json(tmp_path / "a.json", {"a": 1})
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(ValueError, match="a.json is not valid JSON"):
+        read_json(tmp_path / "a.json")

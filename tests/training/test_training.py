@@ -1,0 +1,264 @@
+"""The training loop on real DeepSpeed ranks over gloo, started without Ray."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from data_shards.atomic_files import commit_json, read_json
+from data_shards.remote_files import list_names, put_bytes
+from data_shards.writer import manifest_shards, read_problems, write_feature_shards
+from launcher.training.checkpoint_store import checkpoint_store
+from launcher.runs.journal import Journal, JournalReader
+from launcher.runs.run_dir import RunDir
+
+
+def torchrun(*jobs, world_size, die=()):
+    """Run jobs one after the other in the same ranks."""
+    paths = [Path(job.run_dir) / "job.json" for job in jobs]
+    for path, job in zip(paths, jobs, strict=True):
+        commit_json(path, job.to_json())
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world_size), "--master-port", "0"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(Path(__file__).parents[1] / "helpers" / "rank.py")]
+    command += ["--die", *map(str, die)] if die else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    return subprocess.run([*command, *map(str, paths)], env=environment, capture_output=True, text=True, timeout=400)
+
+
+def trained(job, *, world_size=2):
+    result = torchrun(job, world_size=world_size)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return weights_of(job)
+
+
+def weights_of(job):
+    return load_file(RunDir(Path(job.run_dir)).model("rationale") / "model.safetensors")
+
+
+def points_of(job):
+    return [point for point in JournalReader(RunDir(Path(job.run_dir)).journal("rationale")).read()]
+
+
+def losses(job):
+    return {point["step"]: point["metrics"]["loss"] for point in points_of(job) if "loss" in point["metrics"]}
+
+
+def assert_equal_weights(job, expected_job):
+    weights, expected = weights_of(job), weights_of(expected_job)
+    assert weights.keys() == expected.keys()
+    assert all((weights[name] == expected[name]).all() for name in expected)
+
+
+def from_s3(job, s3, cache_dir):
+    data = job.settings.data.model_copy(update={"remote": "ranges", "cache_dir": str(cache_dir)})
+    return dataclasses.replace(job, shards_dir=s3, settings=job.settings.model_copy(update={"data": data}))
+
+
+def from_random_weights(job):
+    """The same job on a model of random weights, with its attention started by distance."""
+    model = job.settings.model.model_copy(update={"pretrained": None})
+    assert model.shape.near_bias
+    return dataclasses.replace(job, settings=job.settings.model_copy(update={"model": model}), num_steps=1)
+
+
+@pytest.fixture(scope="module")
+def together(make_job, s3, corrected_data, tmp_path_factory):
+    """Trainings of two ranks that differ in what must not matter, one after the other in the same processes."""
+    jobs = {
+        "undisturbed": make_job("undisturbed"),
+        "zero3": make_job("zero3", zero_stage=3),
+        "activations": make_job("activations", activation_checkpointing=True, offload="cpu"),
+        "s3": from_s3(make_job("s3", loader_processes=2, checkpoint_url="s3://bucket/checkpoints"), s3, tmp_path_factory.mktemp("cache")),
+        # The same name, settings and store as the one before; its plan is the same too.
+        "corrected": dataclasses.replace(make_job("corrected", checkpoint_url="s3://bucket/checkpoints"), shards_dir=str(corrected_data.path)),
+        **{f"random{stage}": from_random_weights(make_job(f"random{stage}", zero_stage=stage)) for stage in (1, 2, 3)},
+    }
+    result = torchrun(*jobs.values(), world_size=2)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return jobs
+
+
+@pytest.fixture(scope="module")
+def undisturbed(together):
+    return together["undisturbed"]
+
+
+def test_a_rank_killed_with_9_resumes_to_bit_equal_weights(make_job, undisturbed):
+    job = make_job("killed")
+    assert torchrun(job, world_size=2, die=(1, 3)).returncode != 0
+    assert (RunDir(Path(job.run_dir)).checkpoints("rationale") / "LATEST").read_text() == "step-000002\n"
+    trained(job)
+    assert_equal_weights(job, undisturbed)
+    assert losses(job) == losses(undisturbed)  # step 3 was computed twice, alike
+
+
+def test_a_training_from_s3_through_two_loader_processes_is_the_one_from_local_shards(together, undisturbed):
+    assert_equal_weights(together["s3"], undisturbed)
+    read = [point["metrics"]["gigabytes_read"] for point in points_of(together["s3"]) if "loss" in point["metrics"]]
+    assert 0 < read[0] <= read[-1]
+
+
+def test_a_run_with_corrected_texts_trains_though_the_store_holds_a_whole_training_of_the_texts_before(together):
+    assert losses(together["corrected"]).keys() == {1, 2, 3, 4, 5}
+    weights, before = weights_of(together["corrected"]), weights_of(together["s3"])
+    assert any((weights[name] != before[name]).any() for name in before)
+
+
+def test_computing_activations_again_and_offloading_change_nothing(together, undisturbed):
+    assert losses(together["activations"]) == pytest.approx(losses(undisturbed), rel=1e-6)
+
+
+def test_one_rank_computes_the_losses_and_weights_of_two(make_job, undisturbed):
+    # Three blocks a batch: with two ranks one of them runs a dummy block at each step.
+    job = make_job("alone")
+    weights = trained(job, world_size=1)
+    expected = weights_of(undisturbed)
+    assert losses(job) == pytest.approx(losses(undisturbed), rel=1e-6)
+    assert max((weights[name] - expected[name]).abs().max().item() for name in expected) < 1e-5
+
+
+def test_checkpoints_of_two_ranks_go_on_with_one_and_say_so_and_one_in_s3_with_none_here(make_job, together, undisturbed):
+    jobs = []
+    for name in ("undisturbed", "zero3"):
+        jobs.append(make_job(f"fewer-{name}", zero_stage=together[name].settings.training.zero_stage))
+        checkpoints = RunDir(Path(jobs[-1].run_dir)).checkpoints("rationale")
+        shutil.copytree(RunDir(Path(together[name].run_dir)).checkpoints("rationale"), checkpoints)
+        (checkpoints / "LATEST").write_text("step-000004\n")
+        jobs[-1] = dataclasses.replace(jobs[-1], num_steps=8)
+    steady = [dataclasses.replace(make_job(f"steady-{job.settings.training.zero_stage}", zero_stage=job.settings.training.zero_stage), num_steps=8) for job in jobs]
+    for job, other in zip(steady, jobs, strict=True):
+        shutil.copytree(RunDir(Path(other.run_dir)).checkpoints("rationale"), RunDir(Path(job.run_dir)).checkpoints("rationale"))
+    restored = make_job("restored", checkpoint_url="s3://bucket/checkpoints")
+    facts = read_json(RunDir(Path(together["s3"].run_dir)).checkpoints("rationale") / "step-000005" / "manifest.json")
+    store = checkpoint_store(restored.settings, "rationale", facts)
+    assert list_names(store) == ["LATEST", "step-000004", "step-000005"]
+    put_bytes(b"step-000004\n", f"{store}/LATEST")
+    for group, world_size in ((jobs, 1), ([*steady, restored], 2)):
+        result = torchrun(*group, world_size=world_size)
+        assert result.returncode == 0, result.stderr[-3000:]
+    for job, expected in zip(jobs, steady, strict=True):
+        assert losses(job).keys() == {5, 6, 7, 8} and losses(job) == pytest.approx(losses(expected), rel=1e-5)
+        assert any("step-000004 is converted to another number of workers" in point.get("note", "") for point in points_of(job))
+    assert losses(restored).keys() == {5} and RunDir(Path(restored.run_dir)).identity() == facts["run_id"]
+    assert_equal_weights(restored, undisturbed)
+
+
+def test_zero_3_computes_the_losses_of_zero_2_and_exports_the_whole_model(together, undisturbed):
+    weights, expected = weights_of(together["zero3"]), weights_of(undisturbed)
+    assert {name: w.shape for name, w in weights.items()} == {name: w.shape for name, w in expected.items()}
+    assert losses(together["zero3"]) == pytest.approx(losses(undisturbed), rel=1e-6)
+
+
+def test_every_stage_starts_from_the_same_random_weights_with_attention_started_by_distance(together):
+    first = {stage: losses(together[f"random{stage}"])[1] for stage in (1, 2, 3)}
+    assert first[2] == pytest.approx(first[1], rel=1e-6) and first[3] == pytest.approx(first[1], rel=1e-6)
+
+
+def test_a_step_that_is_not_finite_stops_every_stage_and_precision_and_names_its_questions(make_job, tiny_data, tmp_path):
+    shards = tmp_path / "shards"
+    shutil.copytree(tiny_data.path, shards)
+    questions = [problem for shard in manifest_shards(tiny_data.text, "train") for problem in read_problems(tiny_data.path / "text", shard)]
+    bad = next(problem.qid for problem in questions if problem.images)
+
+    def poisoned(problem, counts):
+        array = np.zeros((64, 208), np.float16) if problem.images else np.zeros((0, 208), np.float16)
+        return np.full_like(array, np.inf) if problem.qid == bad else array
+
+    shutil.rmtree(shards / "features" / "patch")
+    write_feature_shards(shards, name="patch", features_of=poisoned, shape=(64, 208))
+    engines = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
+    jobs = [
+        dataclasses.replace(make_job(f"inf-{stage}-{precision}", zero_stage=stage, precision=precision), shards_dir=str(shards))
+        for stage, precision in engines
+    ]
+    result = torchrun(*jobs, world_size=2)
+    assert result.returncode == 0, result.stderr[-3000:]
+    for job, engine in zip(jobs, engines, strict=True):
+        for rank in (0, 1):
+            message = (Path(job.run_dir) / f"job.error{rank}").read_text()
+            match = re.match(r"step (\d): the loss is (nan|inf); nothing of this step was kept, the checkpoint of step (\d) stands", message)
+            assert match and int(match[3]) == int(match[1]) // 2 * 2, (engine, message)
+            assert bad in message.rpartition("batch: ")[2].split(", ") and len(message.rpartition("batch: ")[2].split(", ")) == 12
+
+
+def test_sigterm_writes_a_checkpoint_and_ends_with_a_status_that_says_so(make_job):
+    job = make_job("stopped", checkpoint_every=1000, loader_processes=1)
+    assert torchrun(job, world_size=2, die=(1, -3)).returncode != 0  # a minus: SIGTERM instead of SIGKILL
+    assert (RunDir(Path(job.run_dir)).checkpoints("rationale") / "LATEST").read_text() == "step-000004\n"
+    assert any("stopped after step 4, as asked" in point.get("note", "") for point in points_of(job))
+
+
+def test_a_full_disk_is_explained_and_the_last_checkpoint_stands(make_job, tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        job = dataclasses.replace(make_job("full"), run_dir=str(small / "run"))
+        commit_json(small / "run" / "lock.json", {"attempt": 1})
+        result = torchrun(job, world_size=2)
+        assert result.returncode != 0
+        message = re.search(r"CheckpointError: the checkpoint of step \d could not be written to .* GB free\).*", result.stderr)
+        latest = (RunDir(Path(job.run_dir)).checkpoints("rationale") / "LATEST").read_text().strip()
+        assert message and latest in ("step-000002", "step-000004") and f"{latest} stands: make room and run again" in message[0]
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_a_checkpoint_keeps_its_promises(undisturbed):
+    folder = RunDir(Path(undisturbed.run_dir)).checkpoints("rationale")
+    manifest = read_json(folder / "step-000005" / "manifest.json")
+    assert manifest["step"] == 5 and manifest["world_size"] == 2 and len(manifest["files"]) >= 3
+    assert sorted(path.name for path in folder.glob("step-*")) == ["step-000004", "step-000005"]  # two are kept
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(make_job, undisturbed):
+    job = make_job("damaged")
+    checkpoints = RunDir(Path(job.run_dir)).checkpoints("rationale")
+    shutil.copytree(RunDir(Path(undisturbed.run_dir)).checkpoints("rationale"), checkpoints)
+    other = dataclasses.replace(job, settings=job.settings.model_copy(update={"run": job.settings.run.model_copy(update={"seed": 5})}))
+    result = torchrun(other, world_size=2)
+    assert result.returncode != 0 and "was written with plan_fingerprint" in result.stderr
+    victim = next((checkpoints / "step-000005" / "state").glob("*optim_states.pt"))
+    victim.write_bytes(victim.read_bytes()[:-10] + b"0123456789")
+    trained(job)
+    assert_equal_weights(job, undisturbed)
+    note = next(point["note"] for point in points_of(job) if "note" in point)
+    assert f"step-000005 is damaged ({victim.name} is missing or altered" in note and "the one before is used" in note
+    assert (checkpoints / "damaged-step-000005").exists() and min(losses(job)) == 5
+
+
+def test_the_exported_model_opens_with_from_pretrained_and_its_tokenizer(undisturbed):
+    from transformers import AutoTokenizer
+
+    from mmcot.models.t5 import T5ForMultimodalGeneration
+
+    folder = RunDir(Path(undisturbed.run_dir)).model("rationale")
+    model = T5ForMultimodalGeneration.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.vision_dim == 208 and len(tokenizer) == model.config.vocab_size
+    text = "Solution: The north pole is red."
+    assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+
+
+def test_a_journal_torn_by_a_kill_loses_only_the_torn_line(tmp_path):
+    path = tmp_path / "j.jsonl"
+    journal = Journal(path)
+    journal.log(1, {"loss": 1.0})
+    journal.close()
+    with open(path, "a") as file:
+        file.write('{"step": 2, "met')
+    journal = Journal(path)
+    journal.log(2, {"loss": 0.5})
+    assert [point["step"] for point in JournalReader(path).read()] == [1, 2]
+    assert json.loads(path.read_text().splitlines()[0])["metrics"] == {"loss": 1.0}
