@@ -17,15 +17,16 @@ from typing import Any
 
 import torch
 
-from data_shards.reader import SplitReader
 from data_shards.atomic_files import commit_json
-from launcher.evaluation.predictions import format_table, read_problems
+from data_shards.reader import SplitReader
+from launcher.evaluation.predictions import read_problems
+from launcher.evaluation.tables import format_table
 from launcher.generation.predictor import RunPredictor
 from launcher.report.render import write_report
 from launcher.runs.run_dir import RunDir, shards_dir_of
-from mmcot.texts.choice_orders import CHANGES, change_choices
-from mmcot.metrics.metrics import accuracy_table
 from mmcot.decoding.answering import answer_questions
+from mmcot.metrics.metrics import accuracy_table
+from mmcot.texts.choice_orders import CHANGES, change_choices
 
 
 def measure(folder: Path, *, split: str, seed: int, limit: int | None, batch_size: int = 64) -> dict[str, Any]:

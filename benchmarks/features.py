@@ -18,14 +18,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, DetrConfig, DetrModel, ResNetConfig, ResNetModel, ViTConfig, ViTImageProcessorPil, ViTModel
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessorPil,
+    CLIPModel,
+    DetrConfig,
+    DetrModel,
+    ResNetConfig,
+    ResNetModel,
+    ViTConfig,
+    ViTImageProcessorPil,
+    ViTModel,
+)
 
-from data_shards.sources.pictures import open_picture
 from data_shards.sources.forms import read_questions
+from data_shards.sources.pictures import open_picture
 from launcher.cluster.ray_session import ray_session
 from launcher.config.loading import load_settings
 from launcher.data.build import prepare_data
-from mmcot.vision.encoders import ENCODERS, VisionEncoder
+from mmcot.vision.encoder_kinds import ENCODERS
+from mmcot.vision.encoders import VisionEncoder
 
 SIZE = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 3, "patch_size": 32, "image_size": 224}
 BACKBONE = {"embedding_size": 32, "hidden_sizes": [64, 128, 256, 512], "depths": [1, 1, 1, 1], "out_features": ["stage4"]}

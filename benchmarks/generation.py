@@ -33,10 +33,11 @@ import torch
 from transformers import AutoTokenizer, StoppingCriteria, StoppingCriteriaList
 
 from data_shards.sources.forms import read_questions
-from mmcot.texts.encoding import EncodedPair, collate, encode_pair, train_tokenizer
 from mmcot.decoding.generation import generate_ids
 from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
+from mmcot.texts.encoding import EncodedPair, collate, encode_pair
 from mmcot.texts.prompts import build_pair
+from mmcot.texts.tokenizer import train_tokenizer
 
 MAX_NEW_TOKENS, SHAPE = 256, (100, 256)
 

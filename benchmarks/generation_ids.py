@@ -21,9 +21,9 @@ from transformers import AutoTokenizer
 from launcher.config.loading import parse_settings
 from launcher.runs.run_dir import RunDir, shards_dir_of
 from launcher.stages.samples import open_stage
-from mmcot.texts.encoding import stack_features
 from mmcot.decoding.generation import generate_ids
 from mmcot.models.t5 import T5ForMultimodalGeneration
+from mmcot.texts.encoding import stack_features
 
 
 @torch.inference_mode()

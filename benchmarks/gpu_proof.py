@@ -298,11 +298,11 @@ def shape_of(size: str) -> dict[str, Any]:
 def training_steps(size: str, peak: float) -> Iterator[dict[str, Any]]:
     """A row for each shape: two blocks a step, after two steps that warm up."""
     from data_shards.stream import Step
-    from launcher.training.deepspeed_engine import build_engine
-    from launcher.training.throughput import Meter
-    from launcher.stages.samples import Block
     from launcher.config.settings import Training
+    from launcher.stages.samples import Block
+    from launcher.training.deepspeed_engine import build_engine
     from launcher.training.loop import optimizer_step
+    from launcher.training.throughput import Meter
 
     settings = Training(zero_stage=1, precision="bf16" if ON_GPU else "fp32", learning_rate=1e-5)
     patches = (145, 1024) if size != "tiny" else (7, 12)
@@ -354,7 +354,7 @@ def launches_of(run: Callable[[], Any]) -> dict[str, Any]:
 def decoding(tiny: bool) -> dict[str, Any]:
     """Equal ids on every route in fp32, and tokens a second in bf16 beside what the bytes allow."""
     source = torch.empty(1 << (20 if tiny else 28), device=DEVICE)
-    copy_s = seconds_of(lambda: source.clone(), 5)
+    copy_s = seconds_of(source.clone, 5)
     bandwidth = 2 * source.numel() * source.element_size() / copy_s
     del source
     ids = ids_by_route(TINY_SHAPE if tiny else {"d_model": 256, "d_kv": 32, "d_ff": 512, "num_layers": 4, "num_heads": 8, "vocab_size": 1000})

@@ -31,8 +31,8 @@ from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 
 from data_shards.atomic_files import read_json
-from launcher.runs.journal import JournalReader
 from launcher.config.chains import STEPS
+from launcher.runs.journal import JournalReader
 from launcher.runs.run_dir import RunDir
 
 SETTINGS = [

@@ -24,8 +24,8 @@ import psutil
 
 from data_shards.writer import write_feature_shards
 from launcher.runs.journal import JournalReader
-from launcher.training.torchrun import read_job
 from launcher.runs.run_dir import RunDir
+from launcher.training.torchrun import read_job
 
 SHAPE = (145, 1024)
 SETTINGS = [

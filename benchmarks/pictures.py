@@ -24,11 +24,12 @@ from chromium import Chromium
 from matplotlib import pyplot
 from PIL import Image
 
-from data_shards.generated_texts import read_lines
 from data_shards.atomic_files import read_json
+from data_shards.generated_texts import read_lines
 from launcher.evaluation.predictions import read_problems
 from launcher.report.questions import find_pictures
-from launcher.runs.run_dir import PARENT, RunDir, settings_of, shards_dir_of
+from launcher.runs.run_dir import PARENT, RunDir, shards_dir_of
+from launcher.runs.run_settings import settings_of
 
 PORT = 5017
 

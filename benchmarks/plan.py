@@ -22,8 +22,8 @@ import numpy as np
 
 from data_shards.plan import Plan
 from data_shards.sources.forms import read_questions
-from mmcot.texts.encoding import train_tokenizer
 from mmcot.texts.prompts import build_pair
+from mmcot.texts.tokenizer import train_tokenizer
 
 LAYER_WEIGHTS = {"encoder": 10, "decoder": 14}  # in units of d_model^2, feed-forward included, a layer a token
 D_MODEL = 768

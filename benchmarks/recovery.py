@@ -23,9 +23,9 @@ from pathlib import Path
 from launcher.cluster.ray_session import ray_session
 from launcher.config.loading import load_settings
 from launcher.runs.journal import JournalReader
-from launcher.training.torchrun import read_job
 from launcher.runs.run_dir import RunDir
 from launcher.training.launch import launch_training
+from launcher.training.torchrun import read_job
 
 
 def empty_worker(folder: str) -> None:

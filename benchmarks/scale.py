@@ -28,17 +28,37 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from scale_model import (
-    BATCHES, EFFICIENCY, FEATURE_BYTES, GPUS, HOP_S, LINKS, MFU, NFS_BYTES_S, NFS_OPERATIONS_S, NFS_ROUND_TRIP_S, NODES, NVLINK, PEAK,
-    QUESTIONS, RANKS, SHARD, STORE_REQUESTS_S, all_reduce_s, draw_lengths, simulate_queue, step_communication_s,
+    BATCHES,
+    EFFICIENCY,
+    FEATURE_BYTES,
+    GPUS,
+    HOP_S,
+    LINKS,
+    MFU,
+    NFS_BYTES_S,
+    NFS_OPERATIONS_S,
+    NFS_ROUND_TRIP_S,
+    NODES,
+    NVLINK,
+    PEAK,
+    QUESTIONS,
+    RANKS,
+    SHARD,
+    STORE_REQUESTS_S,
+    all_reduce_s,
+    draw_lengths,
+    simulate_queue,
+    step_communication_s,
 )  # fmt: skip
 
+from data_shards.atomic_files import commit_json, sha256_of_file
+from data_shards.generated_texts import Task, write_task
 from data_shards.index import _SCHEMA, read_index, rows_of_extension
+from data_shards.manifest import Shard, manifest_shards, read_manifest
 from data_shards.plan import Plan
 from data_shards.range_requests import plan_ranges
-from data_shards.generated_texts import Task, write_task
 from data_shards.shard_cache import ShardCache
-from data_shards.atomic_files import commit_json, sha256_of_file
-from data_shards.writer import Shard, manifest_shards, read_manifest, write_manifest
+from data_shards.writer import write_manifest
 from launcher.cluster.task_queue import TaskQueue
 
 NUM_SHARDS = -(-QUESTIONS // SHARD)
@@ -119,7 +139,7 @@ def _config(name: str) -> Any:
 
 def measure_data(folder: Path) -> None:
     from data_shards.sources.forms import read_questions
-    from launcher.data.build import _pictures_fingerprint
+    from launcher.data.fingerprints import _pictures_fingerprint
 
     count, random = 10_000, np.random.default_rng(0)
     (folder / "images").mkdir()
@@ -344,8 +364,8 @@ def measure_checkpoints(folder: Path) -> None:
 
 def measure_files(folder: Path) -> None:
     from launcher.runs.journal import Journal, JournalReader
-    from launcher.runs.sample_ledger import Ledger
     from launcher.runs.run_dir import RunDir
+    from launcher.runs.sample_ledger import Ledger
 
     point = {f"metric_{n}": 0.123456789 * n for n in range(25)}
     journal = Journal(folder / "j.jsonl")
@@ -364,8 +384,8 @@ def measure_files(folder: Path) -> None:
 
 def measure_mlflow(folder: Path) -> None:
     from launcher.runs.journal import Journal, LineFile
-    from launcher.tracking.mlflow_sync import MlflowSync
     from launcher.runs.run_dir import PARENT, RunDir
+    from launcher.tracking.mlflow_sync import MlflowSync
     from launcher.tracking.run_log import RunLog
 
     names = [f"cpu_{n}" for n in range(7)] + [f"gpu_{n // 2}_{n % 2}" for n in range(16)]

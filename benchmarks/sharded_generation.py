@@ -29,12 +29,12 @@ import yaml
 
 from data_shards.generated_texts import list_tasks
 from data_shards.sources.forms import read_questions
+from launcher.cluster.gpus import with_device
+from launcher.cluster.task_queue import TaskQueue
 from launcher.config.loading import parse_settings
 from launcher.generation.text_tasks import GenerationWorker, Progress, run_tasks
-from launcher.cluster.gpus import with_device
-from launcher.stages.jobs import GenerationJob
 from launcher.runs.run_dir import RunDir, shards_dir_of
-from launcher.cluster.task_queue import TaskQueue
+from launcher.stages.jobs import GenerationJob
 
 SPLITS = ("val", "test")
 

@@ -28,18 +28,19 @@ import numpy as np
 import torch
 import webdataset as wds
 
-from data_shards.shard_files import RemoteAccess
+from data_shards.mirror import mirror_folder
 from data_shards.plan import Plan
-from data_shards.sources.question_set import QuestionSet
 from data_shards.reader import SplitReader
-from data_shards.remote_files import mirror_folder
+from data_shards.shard_files import RemoteAccess
 from data_shards.sources.forms import read_questions
+from data_shards.sources.question_set import QuestionSet
 from data_shards.stream import walk_steps
 from data_shards.writer import write_feature_shards, write_text_shards
 from launcher.stages.samples import StageSamples
-from mmcot.texts.encoding import collate, encode_pair, train_tokenizer
+from mmcot.texts.encoding import collate, encode_pair
 from mmcot.texts.problem import Problem
 from mmcot.texts.prompts import build_pair
+from mmcot.texts.tokenizer import train_tokenizer
 
 SHAPE, BATCH = (100, 256), 8
 

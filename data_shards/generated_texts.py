@@ -21,9 +21,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_shards.index import ShardError
-from data_shards.atomic_files import commit_bytes, commit_json, read_json, sha256_of_file
-from data_shards.writer import manifest_shards, read_manifest
+from data_shards.atomic_files import (
+    commit_bytes,
+    commit_json,
+    read_json,
+    sha256_of_file,
+)
+from data_shards.errors import ShardError
+from data_shards.manifest import manifest_shards, read_manifest
 
 MAX_TASK_SAMPLES = 256
 _OPEN_FILES = 512

@@ -23,16 +23,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_shards.atomic_files import committing
+from data_shards.errors import ShardError
 from data_shards.tars import FILE, FOLDER, TarFormatError, TarMember, walk_tar
 
 ALLOWED_EXTENSIONS = ("json", "txt", "npy", "safetensors", "png", "jpg", "jpeg", "webp")
 _SCHEMA = pa.schema(
     [("qid", pa.string()), ("extension", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("crc32", pa.uint32())]
 )  # fmt: skip
-
-
-class ShardError(RuntimeError):
-    """A shard or its index cannot be trusted; the message names the file."""
 
 
 def build_index(tar_path: str | Path, *, name: str | Path | None = None, report: Callable[[str], None] | None = None) -> pa.Table:

@@ -16,13 +16,25 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.picture_features import PICTURE_COUNTS
-from data_shards.index import ShardError, check_member, read_index, read_member, rows_of_extension, write_index
-from data_shards.sources.question_set import SPLITS
-from data_shards.remote_files import check_url, is_remote, local_copy, read_range
 from data_shards.atomic_files import commit_json, sha256_of_file
+from data_shards.errors import ShardError
+from data_shards.index import (
+    check_member,
+    read_index,
+    read_member,
+    rows_of_extension,
+    write_index,
+)
+from data_shards.picture_features import PICTURE_COUNTS
+from data_shards.remote_files import check_url, is_remote, local_copy, read_range
+from data_shards.sources.question_set import SPLITS
 from data_shards.writer import (
-    Shard, count_questions, manifest_shards, read_manifest, read_problems, write_manifest,
+    Shard,
+    count_questions,
+    manifest_shards,
+    read_manifest,
+    read_problems,
+    write_manifest,
 )  # fmt: skip
 from mmcot.texts.problem import Problem, ProblemError
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data_shards.index import ShardError
-from data_shards.shard_files import Members, RemoteAccess
+from data_shards.errors import ShardError
+from data_shards.manifest import problem_of_member, read_manifest
 from data_shards.range_requests import plan_ranges
-from data_shards.writer import problem_of_member, read_manifest
+from data_shards.shard_files import Members, RemoteAccess
 from mmcot.texts.problem import Problem
 
 _REQUESTS = 16  # at a time

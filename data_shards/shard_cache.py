@@ -14,9 +14,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_shards.index import ShardError
-from data_shards.remote_files import fetch_file
 from data_shards.atomic_files import exclusive
+from data_shards.errors import ShardError
+from data_shards.remote_files import fetch_file
 
 _STALE_S = 3600
 _MAX_FETCHES = 10

@@ -19,10 +19,11 @@ from typing import Literal
 
 import numpy as np
 
-from data_shards.index import ShardError, check_member, rows_of_extension
+from data_shards.errors import ShardError
+from data_shards.index import check_member, rows_of_extension
+from data_shards.manifest import manifest_shards, open_index, read_manifest
 from data_shards.remote_files import is_remote, read_range
 from data_shards.shard_cache import ShardCache
-from data_shards.writer import manifest_shards, open_index, read_manifest
 
 _OPEN_SHARDS = 128
 

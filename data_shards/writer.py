@@ -17,7 +17,6 @@ import dataclasses
 import io
 import itertools
 import json
-import re
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,49 +24,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from data_shards.index import ShardError, build_index, read_index, read_member, rows_of_extension, write_index
+from data_shards.atomic_files import (
+    commit_json,
+    committing,
+    fingerprint,
+    read_json,
+    sha256_of_file,
+)
+from data_shards.index import write_index
+from data_shards.manifest import (
+    SCHEMA_VERSION,
+    Shard,
+    manifest_shards,
+    read_manifest,
+    read_problems,
+)
 from data_shards.picture_features import PICTURE_COUNTS
 from data_shards.sources.question_set import SPLITS, QuestionSet
-from data_shards.remote_files import fetch_file, is_remote, local_copy
-from data_shards.atomic_files import commit_json, committing, fingerprint, read_json, sha256_of_file
-from data_shards.sources.tables import row_to_record
-from mmcot.texts.problem import Problem, ProblemError
-
-SCHEMA_VERSION = 1
-_NAME = re.compile(r"[A-Za-z0-9_-]+")
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """One tar of a manifest; ``name`` has no suffix, such as ``train-000012``.
-
-    ``path`` is where the tar lies if it is a user's own, indexed in place; the index is
-    always in the manifest's folder.
-    """
-
-    name: str
-    split: str
-    num_samples: int
-    size_bytes: int
-    sha256: str
-    path: str | None = None
-
-    def tar(self, folder: Path) -> Path | str:
-        """The tar of a shard whose manifest lies in ``folder``: a path, or the URL of a remote one."""
-        if self.path is None:
-            return folder / f"{self.name}.tar"
-        return self.path if "://" in self.path else Path(self.path)
-
-    def index(self, folder: Path) -> Path:
-        """The index of that tar."""
-        return folder / f"{self.name}.parquet"
-
-    @property
-    def number(self) -> int:
-        """Its number in its split."""
-        return int(self.name.rpartition("-")[2])
+from mmcot.texts.problem import Problem
 
 
 def write_text_shards(
@@ -161,113 +136,6 @@ def close_feature(shards_dir: str | Path, *, name: str, shape: tuple[int, int]) 
 def _note(folder: Path, shard: Shard) -> Path:
     """What stands beside a feature shard until the feature's manifest does: it is whole, and what it met."""
     return folder / f"{shard.name}.done.json"
-
-
-def read_problems(folder: Path, shard: Shard) -> Iterator[Problem]:
-    """The problems of a text shard in tar order."""
-    rows = rows_of_extension(open_index(folder, shard), "json")
-    with local_copy(shard.tar(folder)) as path, open(path, "rb") as file:
-        for qid, offset, size, crc32 in zip(*rows.values(), strict=True):
-            name = (shard.tar(folder), qid)
-            data = read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=name)
-            yield problem_of_member(qid, data, tar=shard.tar(folder))
-
-
-def problem_of_member(qid: str, data: bytes, *, tar: str | Path) -> Problem:
-    """The problem in a ``{qid}.json`` member, in ScienceQA's field names or those of a table.
-
-    Raises:
-        ProblemError: it is no JSON object, or the question in it cannot be used; the tar and the member are named.
-    """
-    try:
-        row = json.loads(data)
-        if not isinstance(row, dict):
-            raise ProblemError(f"expected an object with a question's fields, found {str(row)[:80]!r}")
-        return Problem.from_scienceqa(qid, row_to_record(row))
-    except ProblemError as error:
-        raise ProblemError(f"{tar}, member {qid}.json: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise ProblemError(f"{tar}, member {qid}.json: no valid JSON ({error}); write the shard again") from None
-
-
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """Read ``folder/manifest.json``.
-
-    Raises:
-        ShardError: there is none (the build did not finish), or its schema is another.
-    """
-    path = Path(folder) / "manifest.json"
-    if not path.exists():
-        raise ShardError(f"{path} does not exist: the folder was not built to its end; run `mmcot data shard` or `mmcot data index` again")
-    manifest = read_json(path)
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise ShardError(
-            f"{path} has schema version {manifest.get('schema_version')!r}, this program reads {SCHEMA_VERSION}; "
-            "build the shards again with `mmcot data shard` into a new folder"
-        )
-    return manifest
-
-
-def manifest_shards(manifest: dict[str, Any], split: str | None = None) -> list[Shard]:
-    """The shards of a manifest, of one split or of all, in order."""
-    for shard in manifest["shards"]:
-        if not _NAME.fullmatch(shard["name"]) or shard["split"] not in SPLITS:  # both become file names
-            raise ShardError(
-                f"a manifest names a shard {shard['name']!r} of split {shard['split']!r}, expected such as train-000012 of {', '.join(SPLITS)}; "
-                "build the shards again"
-            )
-    return [Shard(**shard) for shard in manifest["shards"] if split in (None, shard["split"])]
-
-
-def shard_qids(folder: Path, shard: Shard, extension: str) -> list[str]:
-    """The qids of a shard in tar order, from its index."""
-    return rows_of_extension(open_index(folder, shard), extension)["qid"].tolist()
-
-
-def open_index(folder: Path, shard: Shard) -> pa.Table:
-    """Read a shard's index; that of a mirrored folder is fetched when it is first needed."""
-    path, tar = shard.index(folder), str(shard.tar(folder))
-    if not path.exists() and is_remote(tar):
-        fetch_file(tar.removesuffix(".tar") + ".parquet", path)
-    return read_index(path)
-
-
-def check_shards(shards_dir: str | Path) -> Iterator[tuple[str, int]]:
-    """Hold every shard against its manifest and index, and read it to its end; yield (shard path, samples) as they pass.
-
-    Raises:
-        ShardError: a file is missing, altered, no whole tar, or its keys are not those of the text.
-    """
-    shards_dir = Path(shards_dir)
-    text = read_manifest(shards_dir / "text")
-    folders = [shards_dir / "text", *sorted(path.parent for path in shards_dir.glob("features/*/manifest.json"))]
-    for folder in folders:
-        manifest = read_manifest(folder)
-        if manifest.get("text_fingerprint", text["fingerprint"]) != text["fingerprint"]:
-            raise ShardError(f"{folder} was built for other text shards; delete it and build the feature again")
-        extension = {"text": "json", "features": "npy"}[manifest["kind"]]
-        for shard, text_shard in zip(manifest_shards(manifest), manifest_shards(text), strict=True):
-            _check_shard(folder, shard, extension, shard_qids(shards_dir / "text", text_shard, "json"))
-            yield f"{folder.relative_to(shards_dir)}/{shard.name}", shard.num_samples
-
-
-def _check_shard(folder: Path, shard: Shard, extension: str, qids: list[str]) -> None:
-    tar = shard.tar(folder)
-    try:
-        with local_copy(tar) as path:
-            if (digest := sha256_of_file(path)) != shard.sha256:
-                raise ShardError(f"{tar} has sha256 {digest}, its manifest says {shard.sha256}; the shard was cut off or altered")
-            table = build_index(path, name=tar)
-    except FileNotFoundError:
-        raise ShardError(f"{tar} is missing; fetch it, or build the shards again") from None
-    if not table.equals(open_index(folder, shard)):
-        raise ShardError(
-            f"{shard.index(folder)} does not list the {len(table):,} members of {tar}; one of them was altered: make the index again "
-            "with `mmcot data shard` or `mmcot data index`"
-        )
-    found = shard_qids(folder, shard, extension)
-    if found != qids or len(found) != shard.num_samples:
-        raise ShardError(f"{tar} does not hold the keys of its text shard in their order; build it again")
 
 
 def _write_shard(folder: Path, split: str, number: int, members: Iterable[tuple[str, bytes]], num_samples: int) -> Shard:

@@ -90,10 +90,11 @@ def tiny_data(workplace, tiny_settings):
 @pytest.fixture(scope="session")
 def corrected_data(tiny_data, workplace):
     """The tiny data folder with 6 of its 64 training texts corrected, each as long as before."""
-    from data_shards.sources.question_set import SPLITS, QuestionSet
     from data_shards.atomic_files import commit_json
-    from data_shards.writer import manifest_shards, read_problems, write_text_shards
-    from launcher.data.build import DataFolder
+    from data_shards.manifest import manifest_shards, read_problems
+    from data_shards.sources.question_set import SPLITS, QuestionSet
+    from data_shards.writer import write_text_shards
+    from launcher.stages.data_folder import DataFolder
 
     problems = {
         split: [problem for shard in manifest_shards(tiny_data.text, split) for problem in read_problems(tiny_data.path / "text", shard)] for split in SPLITS
@@ -113,10 +114,10 @@ def corrected_data(tiny_data, workplace):
 def make_job(tiny_settings, tiny_data, workplace):
     """A function that prepares a stage-one training of five steps in a folder of its own."""
     from data_shards.atomic_files import commit_json
+    from launcher.stages.build_model import build_model
     from launcher.stages.jobs import TrainJob
-    from launcher.stages.token_lengths import LengthsOf, cached_lengths
     from launcher.stages.samples import load_tokenizer
-    from launcher.training.export import build_model
+    from launcher.stages.token_lengths import LengthsOf, cached_lengths
 
     tokenizer = load_tokenizer(tiny_settings, tiny_data.path)
     pretrained = workplace / "pretrained"  # so that every ZeRO stage starts from the same weights
@@ -170,8 +171,8 @@ def s3(tiny_data):
 @pytest.fixture(scope="session")
 def model_dir(tiny_settings, tiny_data, workplace):
     """A stage-one model of random weights, exported as training exports it."""
+    from launcher.stages.build_model import build_model
     from launcher.stages.samples import load_tokenizer, open_stage
-    from launcher.training.export import build_model
 
     tokenizer = load_tokenizer(tiny_settings, tiny_data.path)
     samples = open_stage(tiny_settings, "rationale", "train", shards_dir=tiny_data.path, tokenizer=tokenizer, rationales_dir=None)

@@ -1,0 +1,1 @@
+"""MiniSQA, the embedded data set, drawn on the spot."""

@@ -21,7 +21,12 @@ from typing import Any
 import numpy as np
 
 from data_shards.mini_sqa.paint import (
-    map_side, paint_bars, paint_food_web, paint_magnets, paint_map, paint_thermometers,
+    map_side,
+    paint_bars,
+    paint_food_web,
+    paint_magnets,
+    paint_map,
+    paint_thermometers,
 )  # fmt: skip
 
 Fact = tuple[Any, ...]

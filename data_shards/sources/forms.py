@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_shards.sources import hf_dataset
-from data_shards.sources import scienceqa
-from data_shards.sources import tables
+from data_shards.sources import hf_dataset, scienceqa, tables
 from data_shards.sources.question_set import QuestionSet
 
 

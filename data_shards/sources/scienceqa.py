@@ -12,8 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_shards.sources.question_set import SPLITS, QuestionSet
 from data_shards.atomic_files import read_json
+from data_shards.sources.question_set import SPLITS, QuestionSet
 from mmcot.texts.problem import Problem, ProblemError
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from launcher.cli.options import Config, Preset, RunFolder, Set, explained, say
+from launcher.cli.options import Config, Preset, RunFolder, Set, errors_as_messages, say
 
 data_app = typer.Typer(help="Make, shard and check data.", no_args_is_help=True)
 
@@ -25,7 +26,7 @@ def data_make(
     """Write MiniSQA, the embedded data set."""
     from data_shards.mini_sqa.generate import write_mini_sqa
 
-    with explained():
+    with errors_as_messages():
         write_mini_sqa(output, num_train=num_train, num_val=num_val, num_test=num_test, seed=seed, shuffle_choices=shuffle_choices, extra_choices=extra_choices)
         typer.echo(f"{output}: {num_train:,} train, {num_val:,} val, {num_test:,} test questions")
 
@@ -33,11 +34,11 @@ def data_make(
 @data_app.command("shard")
 def data_shard(preset: Preset = None, config: Config = None, set_: Set = []) -> None:  # noqa: B006
     """Build text and feature shards, their indexes and the tokenizer."""
-    with explained():
+    with errors_as_messages():
         from launcher.config.loading import load_settings
         from launcher.data.build import describe_data, prepare_data
-        from launcher.runs.signals import sigterm_stops
         from launcher.pipeline.preflight import check_settings
+        from launcher.runs.signals import sigterm_stops
 
         settings = load_settings(preset=preset, config=config, overrides=set_)
         check_settings(settings)
@@ -55,7 +56,7 @@ def data_caption(
     set_: Set = [],  # noqa: B006
 ) -> None:
     """Write captions of all pictures with a local model, on Ray workers. Run again to go on."""
-    with explained():
+    with errors_as_messages():
         from launcher.data.caption_tasks import write_captions
 
         write_captions(path, model, out, overrides=set_, report=say)
@@ -68,7 +69,7 @@ def data_index(
     features: Annotated[str | None, typer.Option(help="Name under which .npy members become vision features.")] = None,
 ) -> None:
     """Index existing webdataset tars where they lie; then run with --set data.shards_dir=OUT."""
-    with explained():
+    with errors_as_messages():
         from data_shards.indexed_tars import index_tars
 
         manifest = index_tars(_tars_by_split(tars), out, features=features, report=typer.echo)
@@ -82,8 +83,8 @@ def data_check(
     features: Annotated[str | None, typer.Option(help="Features to check of a folder behind a URL; locally all are checked.")] = None,
 ) -> None:
     """Hold every shard against its manifest: size, checksum, index, order of keys; look for repeated questions."""
-    with explained():
-        from launcher.data.build import check_data
+    with errors_as_messages():
+        from launcher.data.check import check_data
 
         typer.echo(f"{check_data(shards, say, features=features):,} samples in order")
 
@@ -91,19 +92,19 @@ def data_check(
 @data_app.command("ledger")
 def data_ledger(folder: RunFolder) -> None:
     """Prove that each epoch of a run used each training question exactly once."""
-    with explained():
+    with errors_as_messages():
+        from data_shards.mirror import local_folder
         from data_shards.reader import SplitReader
-        from data_shards.remote_files import local_folder
-        from launcher.runs.sample_ledger import prove_ledger
-        from launcher.runs.run_dir import RunDir, shards_dir_of
         from launcher.config.settings import Data
+        from launcher.runs.run_dir import RunDir, shards_dir_of
+        from launcher.runs.sample_ledger import verify_ledger
 
         run_dir = RunDir(folder)
         folder = local_folder(shards_dir_of(run_dir), Data().cache_dir, features=None)
         qids = [str(qid) for qid in SplitReader(folder, "train").qids]
         stages = [stage for stage in ("rationale", "answer") if list(run_dir.logs.glob(f"{stage}-ledger-*"))]
         for stage in stages or ["rationale"]:
-            for line in prove_ledger(run_dir, stage, qids):
+            for line in verify_ledger(run_dir, stage, qids):
                 typer.echo(line)
 
 
@@ -113,7 +114,7 @@ def data_describe(
     tokenizer: Annotated[str | None, typer.Option(help="Hugging Face id or folder to count tokens with; else words.")] = None,
 ) -> None:
     """Count questions, pictures and contexts, and how long prompts are, before building anything."""
-    with explained():
+    with errors_as_messages():
         from launcher.data.describe import describe_questions
 
         for line in describe_questions(path, tokenizer=tokenizer):
@@ -121,8 +122,6 @@ def data_describe(
 
 
 def _tars_by_split(arguments: list[str]) -> dict[str, list[Path | str]]:
-    import glob
-
     from data_shards.remote_files import is_remote, list_urls
 
     tars: dict[str, list[Path | str]] = {}

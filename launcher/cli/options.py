@@ -25,15 +25,14 @@ def say(line: str, *, err: bool = False, fg: str | None = None) -> None:
         os.close(nowhere)
 
 
-class explained:
+class errors_as_messages:
     """Turns errors that carry their remedy into one message and exit status 1."""
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        from launcher.runs.signals import STOPPED
-        from launcher.runs.run_dir import Stopped
+        from launcher.runs.signals import STOPPED, Stopped
 
         if isinstance(error, Stopped):
             say(str(error))
@@ -44,3 +43,17 @@ class explained:
         if isinstance(error, (ValueError, RuntimeError, OSError, ImportError)):
             say(f"error: {error}", fg="red", err=True)
             raise typer.Exit(1) from None
+
+
+def run_until(step: str, preset: str | None, config: Path | None, overrides: list[str], write_job: Path | None = None) -> None:
+    """Run the pipeline up to a step and show where the run lies."""
+    with errors_as_messages():
+        from launcher.config.loading import load_settings
+
+        settings = load_settings(preset=preset, config=config, overrides=overrides)
+        from launcher.pipeline.pipeline import run_pipeline
+        from launcher.runs.status import describe_end
+
+        run_dir = run_pipeline(settings, until=step, report=say, write_job=write_job)
+        for line in describe_end(settings, run_dir):
+            say(line)

@@ -1,0 +1,1 @@
+"""Ray: the session, workers, their queue, GPUs, job submission. Knows no stage."""

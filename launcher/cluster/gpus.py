@@ -11,26 +11,13 @@ the first start is kept in the run's folder, so that a run never changes its dev
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import socket
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
-
-import yaml
+from collections.abc import Callable
 
 from data_shards.atomic_files import commit_json, read_json
 from launcher.cluster.ray_session import ray_session
-from launcher.runs.run_dir import RunDir
 from launcher.config.settings import Cluster, Settings, SettingsError
-
-_SIGNS_OF_A_GPU_FAULT = (  # of the hardware or its driver; an assert on the device or a wrong address is a fault of code
-    "uncorrectable ECC error", "unspecified launch failure", "CUBLAS_STATUS_EXECUTION_FAILED", "CUBLAS_STATUS_INTERNAL_ERROR",
-    "CUBLAS_STATUS_NOT_INITIALIZED", "hardware stack error", "GPU has fallen off the bus", "CUDA error: unknown error",
-    "CUDA-capable device(s) is/are busy or unavailable", "cudaErrorDevicesUnavailable", "CUDNN_STATUS_EXECUTION_FAILED", "NVLink",
-)  # fmt: skip
-_HOLD_TIMEOUT_S = 30.0
+from launcher.runs.run_dir import RunDir
+from launcher.runs.run_settings import RUN_SETTINGS, read_run_settings
 
 
 def with_device(
@@ -105,9 +92,9 @@ def count_own_gpus() -> int:
 def _kept(run_dir: RunDir) -> bool | None:
     if run_dir.device.exists():
         return bool(read_json(run_dir.device)["use_gpu"])
-    path = run_dir.path / "run.yaml"
-    standing = yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
-    use_gpu = ((standing or {}).get("cluster") or {}).get("use_gpu")
+    if not (run_dir.path / RUN_SETTINGS).exists():
+        return None
+    use_gpu = read_run_settings(run_dir.path).cluster.use_gpu
     return use_gpu if isinstance(use_gpu, bool) else None
 
 
@@ -119,70 +106,3 @@ def _said(use_gpu: bool | str) -> str:
     return str(use_gpu).lower()
 
 
-@dataclasses.dataclass(frozen=True)
-class GpuFault:
-    """A GPU whose hardware failed under a rank: Ray's node and its number there, the host's name, and the error."""
-
-    node_id: str
-    gpu: int
-    host: str
-    error: str
-
-    def __str__(self) -> str:
-        return f"GPU {self.gpu} of {self.host}"
-
-
-def is_gpu_fault(error: BaseException) -> bool:
-    """Whether an error says that the hardware failed: worth another start, on another GPU."""
-    return any(sign in str(error) for sign in _SIGNS_OF_A_GPU_FAULT)
-
-
-def note_fault(path: Path, error: BaseException) -> None:
-    """Write down, in a Ray worker, whose GPU failed."""
-    import ray
-
-    context = ray.get_runtime_context()
-    import torch
-
-    number = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
-    given = ray.get_gpu_ids()  # of this worker alone, while it sees those of its whole group
-    gpu = int(given[0]) if len(given) == 1 else int(given[number]) if number < len(given) else number
-    commit_json(path, {"node_id": context.get_node_id(), "gpu": gpu, "host": socket.gethostname(), "error": str(error)[:500]})
-
-
-def read_faults(paths: Iterator[Path]) -> list[GpuFault]:
-    """The faults that workers wrote down."""
-    return [GpuFault(**read_json(path)) for path in sorted(paths)]
-
-
-def hold_gpus(faults: list[GpuFault]) -> list[Any]:
-    """Reserve failed GPUs, so that Ray gives them to nobody; returns handles that hold them.
-
-    Ray chooses the GPU of an actor itself, so actors are started on the node until one has it.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    held, actor_class = [], ray.remote(_Holder)
-    for fault in faults:
-        others: list[Any] = []
-        strategy = NodeAffinitySchedulingStrategy(fault.node_id, soft=False)
-        with contextlib.suppress(ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):  # none is free, or the node is gone
-            while True:
-                actor = actor_class.options(num_cpus=0, num_gpus=1, scheduling_strategy=strategy).remote()
-                others.append(actor)
-                if fault.gpu in ray.get(actor.gpus.remote(), timeout=_HOLD_TIMEOUT_S):
-                    held.append(others.pop())
-                    break
-        for actor in others:
-            ray.kill(actor)
-    return held
-
-
-class _Holder:
-    """An actor that has a GPU and leaves it alone."""
-
-    def gpus(self) -> list[int]:
-        import ray
-
-        return [int(gpu) for gpu in ray.get_gpu_ids()]

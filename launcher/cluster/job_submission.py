@@ -23,9 +23,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from launcher.config.loading import check_no_credentials, dump_settings, read_deepspeed, tracking_uri, value_of
-from launcher.runs.run_dir import RunDir
+from launcher.config.loading import (
+    check_no_credentials,
+    dump_settings,
+    read_deepspeed,
+    tracking_uri,
+    value_of,
+)
 from launcher.config.settings import Settings, SettingsError
+from launcher.runs.run_dir import RunDir
 from launcher.runs.status import mlflow_lines
 
 PACKAGES = ("launcher", "mmcot", "data_shards")

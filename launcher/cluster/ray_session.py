@@ -11,8 +11,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.runs.signals import sparing_children
 from launcher.config.settings import Cluster
+from launcher.runs.signals import sparing_children
 
 
 class ClusterError(RuntimeError):

@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 
 import psutil
 
-from launcher.runs.signals import HangGuard
-from launcher.config.settings import Cluster
 from launcher.cluster.task_queue import TaskQueue
+from launcher.config.settings import Cluster
+from launcher.runs.hang_guard import HangGuard
 
 # So many workers lost in their start count as one that failed by itself: nodes go, but memory may also never suffice.
 LOST_STARTS = 3
@@ -81,7 +81,7 @@ class WorkerProcess:
         finally:
             self._guard.close()
 
-    def how_far(self) -> tuple[int, str]:
+    def progress_of(self) -> tuple[int, str]:
         """A number that grows while there is progress, and which process this is."""
         return self._num_parts + _bytes_moved() // _BYTES_OF_PROGRESS, self._name
 
@@ -108,7 +108,7 @@ class _Watched:
     actor: Any
     task: Any = None
     name: str = ""
-    how_far: int | None = None  # None until its process is known to be there
+    progress_of: int | None = None  # None until its process is known to be there
     asked: Any = None
     silent_s: float = 0.0
 
@@ -131,7 +131,7 @@ class _Watch:
         for worker in workers:
             if self._has_moved(worker):
                 worker.silent_s = 0.0
-            elif worker.how_far is not None:
+            elif worker.progress_of is not None:
                 worker.silent_s += min(elapsed, 2 * self.every_s)  # more only where this process itself was stopped
             if worker.silent_s > self._timeout_s + 2 * self.every_s:  # an answer is as old as two looks
                 hung.append(worker)
@@ -140,17 +140,17 @@ class _Watch:
     def _has_moved(self, worker: _Watched) -> bool:
         import ray
 
-        before = worker.how_far
+        before = worker.progress_of
         if worker.asked is not None:
             if not ray.wait([worker.asked], timeout=0)[0]:
                 return False
             try:
-                worker.how_far, worker.name = ray.get(worker.asked)
+                worker.progress_of, worker.name = ray.get(worker.asked)
             except ray.exceptions.RayActorError:  # its task's answer says the same, if it is gone
                 worker.asked = None
                 return False
-        worker.asked = worker.actor.how_far.options(concurrency_group="watch").remote()
-        return worker.how_far != before
+        worker.asked = worker.actor.progress_of.options(concurrency_group="watch").remote()
+        return worker.progress_of != before
 
 
 def run_on_workers(
@@ -184,7 +184,7 @@ def run_on_workers(
 
     def start_next(actor: Any, name: str) -> None:
         if (task := queue.take()) is not None:
-            waiting[actor.run.remote(task)] = _Watched(actor, task, name, how_far=-1)
+            waiting[actor.run.remote(task)] = _Watched(actor, task, name, progress_of=-1)
 
     def after_start(worker: _Watched, error: Exception | None, name: str) -> None:
         nonlocal failed_starts

@@ -1,0 +1,1 @@
+"""The published system's commands."""

@@ -20,22 +20,28 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from data_shards.sources.question_set import SPLITS
-from data_shards.generated_texts import close_output, list_tasks, open_output, read_lines, write_task
 from data_shards.atomic_files import commit_json, read_json, sha256_of_file
+from data_shards.generated_texts import (
+    close_output,
+    list_tasks,
+    open_output,
+    read_lines,
+    write_task,
+)
+from data_shards.sources.question_set import SPLITS
 from launcher.config.loading import dump_settings, merge_override, parse_settings
+from launcher.config.settings import Settings, SettingsError
 from launcher.data.build import prepare_data
 from launcher.evaluation.predictions import read_problems
-from launcher.runs.exported import verify_model
-from launcher.pipeline.pipeline import run_pipeline
 from launcher.generation.standalone import write_model_texts
+from launcher.pipeline.pipeline import run_pipeline
+from launcher.runs.exported import verify_model
 from launcher.runs.run_dir import RunDir
-from launcher.config.settings import Settings, SettingsError
-from mmcot.texts.answers import parse_answer
 from mmcot.metrics.metrics import score_report
+from mmcot.models.checkpoint_import import import_checkpoint
+from mmcot.texts.answers import parse_answer
 from mmcot.texts.problem import Problem
 from mmcot.texts.prompts import build_pair, split_format
-from mmcot.models.checkpoint_import import import_checkpoint
 
 DEVIATIONS: Mapping[str, str] = MappingProxyType(
     {

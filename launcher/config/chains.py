@@ -17,7 +17,6 @@ from mmcot.texts.answers import split_reasons
 from mmcot.texts.problem import Problem
 from mmcot.texts.prompts import build_pair, gold_rationale
 
-
 STEPS = ("data", "train-rationale", "rationales", "train-answer", "evaluate")
 
 

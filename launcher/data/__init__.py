@@ -1,0 +1,1 @@
+"""The data step: from a data set to the shared data folder."""

@@ -6,36 +6,28 @@ of everything that decides its content, so that two data sets never meet in one.
 
 from __future__ import annotations
 
-import dataclasses
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from data_shards.sources import hf_dataset
-from data_shards.sources.duplicates import find_duplicates
-from data_shards.picture_features import FeatureError, FeaturesOf, ready_made_features
-from data_shards.sources.question_set import SPLITS
-from data_shards.remote_files import is_remote, local_folder, mirror_folder, origin_of
-from data_shards.sources.forms import read_questions
-from data_shards.atomic_files import clear_unfinished, commit_folder, commit_json, exclusive, fingerprint, read_json, sha256_of_file
-from data_shards.writer import (
-    SCHEMA_VERSION,
-    check_shards,
-    manifest_shards,
-    read_manifest,
-    read_problems,
-    write_feature_shards,
-    write_text_shards,
+from data_shards.atomic_files import (
+    clear_unfinished,
+    commit_folder,
+    exclusive,
+    fingerprint,
 )
-from launcher.config.chains import CHAINS
-from launcher.data.feature_tasks import make_features
-from launcher.config.settings import Data, Settings, SettingsError
+from data_shards.manifest import manifest_shards, read_manifest, read_problems
+from data_shards.mirror import mirror_folder
+from data_shards.remote_files import is_remote
+from data_shards.writer import write_feature_shards, write_text_shards
+from launcher.config.settings import Settings, SettingsError
 from launcher.data.dataset import read_source, source_folder
-from mmcot.vision.patches import FEATURES, PUBLISHED_SHAPES
-from mmcot.vision.encoders import ENCODERS
+from launcher.data.feature_tasks import make_features
+from launcher.data.fingerprints import claim_folder, folder_inputs, tokenizer_formats
+from launcher.data.published_features import makes_features, open_ready_made
+from launcher.stages.data_folder import DataFolder, is_indexed, open_data
+from mmcot.texts.prompts import build_pair
 
 _TROUBLES = {
     "num_picture_absent": "whose picture is absent (used without it)",
@@ -44,42 +36,6 @@ _TROUBLES = {
     "num_pictures_over_limit": "pictures beyond data.max_pictures (left out)",
 }
 Report = Callable[[str], None]
-_TEXT_SUFFIXES = (".jsonl", ".csv", ".json", ".arrow")
-
-
-@dataclasses.dataclass(frozen=True)
-class DataFolder:
-    """A finished data folder: where it is and what it holds.
-
-    ``path`` is on this machine; ``location`` is what another machine needs to find it: the
-    same path, or the URL that ``path`` mirrors.
-    """
-
-    path: Path
-    text: dict[str, Any]
-    features: dict[str, Any] | None
-
-    @property
-    def location(self) -> str:
-        """Absolute path or URL."""
-        return origin_of(self.path) or str(self.path.absolute())
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether the folder lies behind a URL."""
-        return origin_of(self.path) is not None
-
-    @property
-    def ceilings(self) -> dict[str, Any] | None:
-        """Bounds that the generator of the data set knows, or None."""
-        return self.text["ceilings"]
-
-    def fingerprints(self) -> dict[str, Any]:
-        """What results depend on."""
-        return {
-            "text_fingerprint": self.text["fingerprint"],
-            "features_fingerprint": self.features["fingerprint"] if self.features else None,
-        }
 
 
 def prepare_data(settings: Settings, report: Report = print) -> DataFolder:
@@ -93,15 +49,15 @@ def prepare_data(settings: Settings, report: Report = print) -> DataFolder:
     if settings.data.shards_dir and is_indexed(settings.data.shards_dir):
         return _prepare_indexed(settings, Path(settings.data.shards_dir), report)
     source = source_folder(settings.data, report)
-    inputs = _inputs(settings, source)
+    inputs = folder_inputs(settings, source)
     name = "mini_sqa" if settings.data.path is None else source.stem
     shards_dir = Path(settings.data.shards_dir or Path("data") / f"{name}-{fingerprint(inputs)}")
     if _missing(settings, shards_dir):
         with exclusive(shards_dir):
-            _claim_all(settings.data, source, shards_dir, inputs)
+            claim_folder(settings.data, source, shards_dir, inputs)
             _build_missing(settings, source, shards_dir, report)
     else:  # may be a folder that cannot be written to
-        _claim_all(settings.data, source, shards_dir, inputs)
+        claim_folder(settings.data, source, shards_dir, inputs)
     return open_data(settings.data, shards_dir)
 
 
@@ -139,27 +95,6 @@ def _build_missing(settings: Settings, source: Path, shards_dir: Path, report: R
         _build_features(settings, source, shards_dir, report)
     if "tokenizer" in missing:
         _build_tokenizer(settings, shards_dir, report)
-
-
-def open_data(data: Data, shards_dir: str | Path) -> DataFolder:
-    """Open a finished data folder."""
-    shards_dir = Path(shards_dir)
-    text = read_manifest(shards_dir / "text")
-    features = read_manifest(shards_dir / "features" / data.features) if data.features else None
-    if features and features["text_fingerprint"] != text["fingerprint"]:
-        raise SettingsError(f"{shards_dir}/features/{data.features} was built for other text shards; delete that folder and build it again")
-    if data.features in FEATURES and features["num_patches"] != (wanted := FEATURES[data.features][1][0] * data.max_pictures):
-        raise SettingsError(
-            f"{shards_dir}/features/{data.features} has {features['num_patches']} patches, data.max_pictures "
-            f"({data.max_pictures}) needs {wanted}; delete that folder and build it again, or set data.max_pictures back"
-        )
-    return DataFolder(shards_dir, text, features)
-
-
-def is_indexed(shards_dir: str | Path) -> bool:
-    """Whether a data folder was made by indexing a user's own tars."""
-    path = Path(shards_dir) / "inputs.json"
-    return path.exists() and "indexed" in read_json(path)
 
 
 def _open_remote(settings: Settings) -> DataFolder:
@@ -212,167 +147,19 @@ def describe_data(folder: DataFolder) -> list[str]:
     return lines
 
 
-def check_data(shards_dir: str | Path, report: Report = print, *, features: str | None = None) -> int:
-    """Verify every shard of a folder and look for repeated questions; returns the number of samples checked.
-
-    Args:
-        features: which to check of a remote folder, whose files cannot be listed; locally all are.
-    """
-    shards_dir = local_folder(shards_dir, Data().cache_dir, features=features)
-    total = 0
-    for name, num_samples in check_shards(shards_dir):
-        report(f"ok  {name}  {num_samples:,} samples")
-        total += num_samples
-    folder = Path(shards_dir) / "text"
-    shards = manifest_shards(read_manifest(folder))
-    duplicates = find_duplicates(
-        dataclasses.replace(problem, split=shard.split) for shard in shards for problem in read_problems(folder, shard)
-    )
-    found = [("the same text, no picture", duplicates.without_picture), ("the same text, pictures may differ", duplicates.with_picture)]
-    for label, pairs in found:
-        for (first, second), texts in sorted(pairs.items()):
-            where = f"within {first}" if first == second else f"LEAK between {first} and {second}"
-            report(f"{where}: {len(texts):,} questions of {label}, such as {', '.join(texts[0][:4])}")
-    if not any(pairs for _, pairs in found):
-        report("no question comes twice")
-    return total
-
-
-def _inputs(settings: Settings, source: Path) -> dict[str, Any]:
-    """What decides the content of the text shards and the tokenizer."""
-    data = settings.data
-    names = ("problems.json", "pid_splits.json", "captions.json", "ceilings.json")
-    files = [source / name for name in names if (source / name).exists()]
-    if not files:  # another form: every file of it that holds text
-        files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix in _TEXT_SUFFIXES)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "files": {file.name if file == source else str(file.relative_to(source)): sha256_of_file(file) for file in files},
-        **({"captions": sha256_of_file(Path(data.captions))} if data.captions else {}),
-        **({"splits": data.splits} if data.splits else {}),
-        "samples_per_shard": data.samples_per_shard,
-        "tokenizer_vocab_size": data.tokenizer_vocab_size,
-        "tokenizer_formats": None if settings.model.pretrained else _tokenizer_formats(settings),
-    }
-
-
-def _feature_inputs(data: Data, source: Path) -> dict[str, Any]:
-    """What decides the content of a feature's shards, beside the text."""
-    if not _makes_features(data):
-        return {"ready_made": _ready_made_facts(data)}
-    return {
-        "pictures": _pictures_fingerprint(source),
-        "max_pictures": data.max_pictures,
-        "unreadable_pictures": data.unreadable_pictures,
-        **({} if data.features in FEATURES else {"encoder": data.vision_model or ENCODERS[data.features].default_model}),
-    }
-
-
-def _makes_features(data: Data) -> bool:
-    """Whether features are made of the pictures: where published ones lie, an encoder must be asked for by name."""
-    if data.features in FEATURES:
-        return True
-    return data.features in ENCODERS and (data.vision_model is not None or ready_made_file(data) is None)
-
-
-def _pictures_fingerprint(source: Path) -> str | None:
-    """Names the pictures by file and size; a data set that holds them itself is named by its own files."""
-    if hf_dataset.recognizes(source):
-        return None
-    questions = read_questions(source)
-    facts = [
-        [problem.qid, path.name, path.stat().st_size if path.is_file() else None]
-        for split in SPLITS for problem in questions.problems[split] for path in questions.pictures(problem)
-    ]  # fmt: skip
-    return fingerprint(facts)
-
-
-def _ready_made_facts(data: Data) -> list[Any] | None:
-    path, map_path = ready_made_file(data), _name_map(data)
-    if path is None:
-        return None
-    return [path.name, path.stat().st_size, path.stat().st_mtime_ns, sha256_of_file(map_path) if map_path.exists() else None]
-
-
-def _claim_all(data: Data, source: Path, shards_dir: Path, inputs: dict[str, Any]) -> None:
-    """Claim the folder for these texts, and its feature for these pictures."""
-    if (shards_dir / "text" / "manifest.json").exists() and not (shards_dir / "inputs.json").exists():
-        raise SettingsError(f"{shards_dir} holds shards of unknown origin (no inputs.json); set data.shards_dir to another folder")
-    _claim(shards_dir, inputs)
-    if data.features:
-        folder = shards_dir / "features" / data.features
-        supplied = (folder / "manifest.json").exists() and not (folder / "inputs.json").exists()
-        if not supplied:
-            _claim(folder, _feature_inputs(data, source))
-
-
-def _claim(folder: Path, inputs: dict[str, Any]) -> None:
-    """Write down what a folder is made of, or check that it is the same."""
-    path = folder / "inputs.json"
-    if not path.exists():
-        commit_json(path, inputs)
-    elif (standing := read_json(path)) != inputs:
-        key = next(key for key in {**inputs, **standing} if standing.get(key) != inputs.get(key))
-        raise SettingsError(
-            f"{folder} holds the shards of another data set ({key} was {standing.get(key)!r} and is now "
-            f"{inputs.get(key)!r}); give these a folder of their own with --set data.shards_dir=FOLDER, or delete it if no run needs it"
-        )
-
-
 def _build_features(settings: Settings, source: Path | None, shards_dir: Path, report: Report) -> None:
     """Features of a data set's pictures, or of those in indexed tars (``source`` None)."""
     data = settings.data
-    if _makes_features(data):
+    if makes_features(data):
         manifest = make_features(settings, source, shards_dir, report)
     else:
-        features_of, shape = _open_ready_made(data)
+        features_of, shape = open_ready_made(data)
         manifest = write_feature_shards(shards_dir, name=data.features, features_of=features_of, shape=shape)
     report(f"features {data.features}: {manifest['num_patches']} patches of {manifest['dim']}, {_pictures(manifest):,} pictures")
 
 
-def ready_made_file(data: Data) -> Path | None:
-    """The published feature file of a data set, such as ``vision_features/detr.npy``; None where there is none."""
-    if data.path is None and data.vision_features is None:
-        return None
-    found = [_features_folder(data) / f"{data.features}{suffix}" for suffix in (".npy", ".pth")]
-    return next((path for path in found if path.exists()), None)
-
-
-def _features_folder(data: Data) -> Path:
-    return Path(data.vision_features) if data.vision_features else Path(data.path or "") / "vision_features"
-
-
-def _name_map(data: Data) -> Path:
-    """The map from questions to rows: beside the features, or in the data set's folder."""
-    beside = _features_folder(data) / "name_map.json"
-    return beside if beside.exists() or data.path is None else Path(data.path) / "name_map.json"
-
-
-def _open_ready_made(data: Data) -> tuple[FeaturesOf, tuple[int, int]]:
-    name, path, map_path = data.features, ready_made_file(data), _name_map(data)
-    if path is None or not map_path.exists():
-        raise SettingsError(
-            f"features {name!r} need {_features_folder(data) / name}.npy (or .pth) and {map_path}; put both there, "
-            "or set data.features=patch"
-        )
-    if path.suffix == ".npy":
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    else:
-        import torch
-
-        array = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        if not isinstance(array, torch.Tensor):
-            raise FeatureError(f"{path} holds a {type(array).__name__}, expected one tensor [rows, patches, width]")
-        array = array.float().numpy() if array.dtype == torch.bfloat16 else array.numpy()
-    if array.ndim == 2:  # one pooled vector a row
-        array = array[:, None]
-    if (published := PUBLISHED_SHAPES.get(name)) and tuple(array.shape[1:]) not in (published, (1, published[1])):
-        raise FeatureError(f"{path} has rows of shape {tuple(array.shape[1:])}, published {name} features have {published}")
-    return ready_made_features(array, read_json(map_path), name=str(path))
-
-
 def _build_tokenizer(settings: Settings, shards_dir: Path, report: Report) -> None:
-    from mmcot.texts.encoding import train_tokenizer
+    from mmcot.texts.tokenizer import train_tokenizer
 
     staging = shards_dir / ".staging-tokenizer"
     shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
@@ -383,18 +170,10 @@ def _build_tokenizer(settings: Settings, shards_dir: Path, report: Report) -> No
 
 def _corpus(settings: Settings, shards_dir: Path) -> Iterable[str]:
     """Sources and targets of both stages on the training split; nothing of val and test."""
-    from mmcot.texts.prompts import build_pair
-
     for shard in manifest_shards(read_manifest(shards_dir / "text"), "train"):
         for problem in read_problems(shards_dir / "text", shard):
-            for format in _tokenizer_formats(settings):
+            for format in tokenizer_formats(settings):
                 yield from build_pair(problem, format, use_caption=True)
-
-
-def _tokenizer_formats(settings: Settings) -> list[str]:
-    """One tokenizer for all chains, so that they share a data folder: that of the two stages."""
-    answer = settings.answer.format if settings.chain.reads_rationales else CHAINS["two-stage"].answer_format
-    return [settings.rationale.format, answer]
 
 
 def _pictures(features: dict[str, Any]) -> int:

@@ -19,18 +19,16 @@ from typing import Any
 
 from PIL import Image
 
-from data_shards.picture_features import is_batch, open_pictures_of
-from data_shards.sources.question_set import SPLITS
-from data_shards.sources.forms import read_questions
 from data_shards.atomic_files import commit_json, read_json
-from launcher.cluster.ray_session import ray_session
-from launcher.config.loading import merge_override, parse_settings
+from data_shards.picture_features import is_batch, open_pictures_of
+from data_shards.sources.forms import read_questions
+from data_shards.sources.question_set import SPLITS
 from launcher.cluster.gpus import with_device
-from launcher.runs.signals import sigterm_stops
-from launcher.config.settings import Settings, SettingsError
+from launcher.cluster.ray_session import ray_session
 from launcher.cluster.worker_pool import Worker, run_on_workers
-from mmcot.vision.captioning import Captioner
-from mmcot.models.device import open_device
+from launcher.config.loading import merge_override, parse_settings
+from launcher.config.settings import Settings, SettingsError
+from launcher.runs.signals import sigterm_stops
 
 TASK_PICTURES = 64
 BATCH_SIZE = 16
@@ -67,6 +65,9 @@ class CaptionsWorker(Worker):
 
     def __init__(self, job: CaptionsJob) -> None:
         import torch
+
+        from mmcot.models.device import open_device
+        from mmcot.vision.captioning import Captioner
 
         torch.set_num_threads(job.settings.cluster.cpus_per_worker)
         self.job = job

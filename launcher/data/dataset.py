@@ -6,11 +6,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from data_shards.atomic_files import commit_folder, exclusive, fingerprint
 from data_shards.mini_sqa.generate import VERSION as MINI_SQA_VERSION
 from data_shards.mini_sqa.generate import write_mini_sqa
-from data_shards.sources.question_set import QuestionSet, with_captions, with_lists
 from data_shards.sources.forms import read_questions
-from data_shards.atomic_files import commit_folder, exclusive, fingerprint
+from data_shards.sources.question_set import QuestionSet, with_captions, with_lists
 from launcher.config.settings import Data
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from data_shards.sources.question_set import SPLITS, QuestionSet
 from data_shards.sources.forms import read_questions
+from data_shards.sources.question_set import SPLITS, QuestionSet
 from mmcot.texts.problem import Problem
 from mmcot.texts.prompts import build_pair
 

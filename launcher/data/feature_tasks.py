@@ -18,17 +18,21 @@ from typing import Any
 import numpy as np
 
 from data_shards.indexed_tars import pictures_in_tars
+from data_shards.manifest import Shard, manifest_shards, read_manifest
 from data_shards.picture_features import Encode, features_of_pictures, open_pictures_of
-from data_shards.writer import Shard, close_feature, manifest_shards, missing_feature_shards, read_manifest, write_feature_shard
-from launcher.cluster.ray_session import ray_session
+from data_shards.writer import (
+    close_feature,
+    missing_feature_shards,
+    write_feature_shard,
+)
 from launcher.cluster.gpus import with_device
+from launcher.cluster.ray_session import ray_session
+from launcher.cluster.worker_pool import Worker, run_on_workers
 from launcher.config.settings import Data, Settings, SettingsError
 from launcher.data.dataset import read_source
-from launcher.cluster.worker_pool import Worker, run_on_workers
-from mmcot.models.device import open_device
 from mmcot.texts.problem import Problem
+from mmcot.vision.encoder_kinds import ENCODERS
 from mmcot.vision.patches import FEATURES
-from mmcot.vision.encoders import ENCODERS, VisionEncoder
 
 BATCH_SIZE = {"cuda": 32, "cpu": 8}  # pictures; on a processor 32 no longer lie in its cache
 MADE_HERE = (*FEATURES, *ENCODERS)
@@ -55,6 +59,8 @@ class FeaturesWorker(Worker):
 
     def __init__(self, job: FeaturesJob) -> None:
         import torch
+
+        from mmcot.models.device import open_device
 
         torch.set_num_threads(job.settings.cluster.cpus_per_worker)
         self.job = job
@@ -93,6 +99,8 @@ def open_encoder(data: Data, *, device: str = "cpu") -> tuple[Encode, tuple[int,
         return lambda images: np.stack([featurize(image) for image in images]), shape
     if data.features not in ENCODERS:
         raise SettingsError(f"features {data.features!r} cannot be made from a picture here (known: {', '.join(MADE_HERE)})")
+    from mmcot.vision.encoders import VisionEncoder
+
     encoder = VisionEncoder(data.features, data.vision_model, device=device)
     return encoder.encode, encoder.shape
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.sources.forms import read_questions
-from launcher.evaluation.predictions import format_table
-from mmcot.texts.answers import parse_answer
+from launcher.evaluation.tables import format_table
 from mmcot.metrics.metrics import PUBLISHED, breakdown, score_report
+from mmcot.texts.answers import parse_answer
 from mmcot.texts.problem import Problem
 from mmcot.texts.prompts import gold_rationale
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from data_shards import writer
-from data_shards.generated_texts import Task, read_lines
 from data_shards.atomic_files import commit_bytes
-from data_shards.writer import manifest_shards, read_manifest
+from data_shards.generated_texts import Task, read_lines
+from data_shards.manifest import manifest_shards, read_manifest
 from launcher.config.chains import Chain
+from mmcot.metrics.metrics import score_report
 from mmcot.texts.answers import parse_answer
-from mmcot.metrics.metrics import COLUMNS, expected_accuracy_table, score_report
 from mmcot.texts.problem import Problem
 
 
@@ -62,24 +62,3 @@ def score(
     )
 
 
-def ceiling_rows(problems: Mapping[str, Problem], ceilings: dict[str, Any] | None) -> dict[str, dict[str, float | None]]:
-    """Bayes-optimal accuracy from the text alone, by arm and column; empty where none is known."""
-    if ceilings is None:
-        return {}
-    per_skill = ceilings["per_skill"]
-    names = {"direct_text": "ceiling, text alone, answer at once", "chain_text": "ceiling, text alone, greedy chain"}
-    return {
-        name: expected_accuracy_table(problems, {qid: per_skill[p.skill][arm] for qid, p in problems.items()})
-        for arm, name in names.items()
-    }
-
-
-def format_table(rows: dict[str, dict[str, float | None]]) -> str:
-    """A plain text table: a row a name, the nine columns."""
-    width = max(len(name) for name in rows)
-    head = " " * width + "".join(f"{column:>8}" for column in COLUMNS)
-    body = [
-        f"{name:<{width}}" + "".join(f"{'-' if row[c] is None else format(row[c], '.2f'):>8}" for c in COLUMNS)
-        for name, row in rows.items()
-    ]
-    return "\n".join([head, *body])

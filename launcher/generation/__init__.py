@@ -1,0 +1,1 @@
+"""Texts written by models: on workers, without a run, or for one question."""

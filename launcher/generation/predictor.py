@@ -15,21 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 from transformers import AutoTokenizer
 
 from data_shards.picture_features import Encode
 from data_shards.sources.pictures import open_picture
 from data_shards.sources.tables import read_rows, row_to_record
-from launcher.config.loading import parse_settings
-from launcher.runs.exported import verify_model
-from launcher.data.feature_tasks import open_encoder
-from launcher.runs.run_dir import RunDir, RunError
 from launcher.config.settings import Settings
+from launcher.data.feature_tasks import open_encoder
+from launcher.runs.exported import verify_model
+from launcher.runs.run_dir import RunDir, RunError
+from launcher.runs.run_settings import read_run_settings
+from mmcot.decoding.answering import StageModel, answer_questions
 from mmcot.models.device import open_device
 from mmcot.models.t5 import T5ForMultimodalGeneration
-from mmcot.decoding.answering import StageModel, answer_questions
 from mmcot.texts.problem import Problem, ProblemError
 
 BULK_SIZE = 256  # questions in memory at once
@@ -43,9 +42,7 @@ class RunPredictor:
     """
 
     def __init__(self, folder: Path, *, stages: Sequence[str] | None = None) -> None:
-        if not (folder / "run.yaml").exists():
-            raise RunError(f"{folder} holds no run (no run.yaml); give the folder of a finished one, such as runs/demo")
-        self.settings = parse_settings(yaml.safe_load((folder / "run.yaml").read_text(encoding="utf-8")))
+        self.settings = read_run_settings(folder)
         if self.settings.run.chain == "given-rationales":
             raise RunError(f"{folder} answers over rationales that were given to it and cannot write its own; give a run of another chain")
         self.num_cut = 0

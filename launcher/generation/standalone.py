@@ -13,20 +13,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_shards.sources.question_set import SPLITS
-from data_shards.generated_texts import verified_files
-from data_shards.remote_files import local_folder
 from data_shards.atomic_files import fingerprint, read_json, sha256_of_file
+from data_shards.generated_texts import verified_files
+from data_shards.mirror import local_folder
+from data_shards.sources.question_set import SPLITS
+from launcher.cluster.gpus import with_device
 from launcher.cluster.ray_session import ray_session
 from launcher.config.loading import merge_override, parse_settings
-from launcher.data.build import open_data
-from launcher.runs.exported import verify_model
-from launcher.cluster.gpus import with_device
-from launcher.runs.signals import sigterm_stops
-from launcher.stages.jobs import MODEL_FACTS_FILE, GenerationJob, model_facts
-from launcher.pipeline.pipeline import generation_inputs
-from launcher.runs.progress import GenerationLine
 from launcher.config.settings import Settings, SettingsError
+from launcher.generation.inputs import generation_inputs
+from launcher.generation.text_tasks import describe_summary, write_split_texts
+from launcher.runs.exported import verify_model
+from launcher.runs.progress import GenerationLine
+from launcher.runs.signals import sigterm_stops
+from launcher.stages.data_folder import open_data
+from launcher.stages.jobs import MODEL_FACTS_FILE, GenerationJob, model_facts
 
 
 def write_rationales(
@@ -62,8 +63,6 @@ def write_model_texts(
     Raises:
         As ``write_rationales``.
     """
-    from launcher.generation.text_tasks import describe_summary, write_split_texts
-
     settings = with_device(settings, None, report)
     verify_model(model_dir)
     folder = open_data(settings.data, local_folder(shards, settings.data.cache_dir, features=settings.data.features))

@@ -14,15 +14,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_shards.index import rows_of_extension
-from data_shards.generated_texts import Task, close_output, list_tasks, open_output, read_lines, write_task
 from data_shards.atomic_files import commit_json, sha256_of_file
-from data_shards.writer import manifest_shards, open_index, read_manifest, shard_qids
+from data_shards.generated_texts import (
+    Task,
+    close_output,
+    list_tasks,
+    open_output,
+    read_lines,
+    write_task,
+)
+from data_shards.index import rows_of_extension
+from data_shards.manifest import manifest_shards, open_index, read_manifest, shard_qids
+from launcher.cluster.worker_pool import Worker, WorkersError, run_on_workers
 from launcher.runs.exported import verify_model
-from launcher.stages.jobs import GenerationJob
 from launcher.runs.run_dir import RunDir
 from launcher.runs.system_metrics import sampling
-from launcher.cluster.worker_pool import Worker, WorkersError, run_on_workers
+from launcher.stages.jobs import GenerationJob
 from mmcot.decoding.repetition import is_repetitive
 
 

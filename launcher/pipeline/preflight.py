@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
-import time
 from pathlib import Path
 
 from data_shards.remote_files import is_remote
-from launcher.data.build import ready_made_file
 from launcher.cluster.gpus import count_own_gpus, require_gpus
 from launcher.config.settings import Cluster, Settings, SettingsError
+from launcher.data.feature_tasks import MADE_HERE
+from launcher.data.published_features import ready_made_file
 from mmcot.texts.prompts import split_format
 
 MIN_FREE_BYTES = 1_000_000_000
-COMPILE_LOCK_STALE_S = 600.0  # the longest of DeepSpeed's extensions takes some three minutes
 
 
 def check_settings(settings: Settings) -> None:
@@ -51,49 +48,7 @@ def check_machine(settings: Settings) -> None:
     _check_disk(settings.run_dir)
 
 
-def fetch_pretrained(name: str) -> None:
-    """Bring a Hugging Face model and its tokenizer to this machine, once; local folders are left alone.
-
-    Raises:
-        SettingsError: it is neither here nor to be had; the message says where to put it.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
-
-    if Path(name).is_dir():
-        if not (Path(name) / "config.json").exists():
-            raise SettingsError(f"model.pretrained {name} has no config.json; give the folder of a saved transformers model")
-        return
-    try:
-        snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.model", "*.txt"])
-    except Exception as error:
-        offline = " (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else ""
-        reason = str(error).splitlines()[0]
-        raise SettingsError(
-            f"model.pretrained {name!r} is no folder here and could not be fetched{offline}: {reason}. "
-            f"Put its files into a folder and set model.pretrained to it, or into the cache at {HF_HUB_CACHE}"
-        ) from None
-
-
-def clear_compile_locks(cache: Path | None = None) -> list[Path]:
-    """Remove what a killed compilation left, on which every later one would wait for ever, in silence.
-
-    Args:
-        cache: torch's folder of compiled extensions; default TORCH_EXTENSIONS_DIR or torch's own.
-    """
-    cache = cache or Path(os.environ.get("TORCH_EXTENSIONS_DIR", Path.home() / ".cache" / "torch_extensions"))
-    stale = []
-    for path in cache.glob("**/lock"):
-        with contextlib.suppress(FileNotFoundError):  # another rank was faster
-            if path.stat().st_mtime < time.time() - COMPILE_LOCK_STALE_S:
-                path.unlink()
-                stale.append(path)
-    return stale
-
-
 def _check_features(settings: Settings) -> None:
-    from launcher.data.feature_tasks import MADE_HERE
-
     name = settings.data.features
     if name is None or name in MADE_HERE:
         return

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from launcher.config.settings import Settings
 from launcher.runs.exported import verify_model
 from launcher.runs.run_dir import RunDir
-from launcher.config.settings import Settings
+from mmcot.vision.patches import PATCH_GRIDS
 
 
 def look_at_questions(
@@ -48,8 +49,6 @@ def look_at_questions(
 
 def grid_of(settings: Settings) -> dict[str, Any]:
     """How patches lie over a picture: {"rows", "columns"}, or {"why"} where they are no known grid."""
-    from mmcot.vision.patches import PATCH_GRIDS
-
     name = settings.data.features
     if name not in PATCH_GRIDS:
         return {"why": f"The features '{name}' are not known to be squares of the whole picture in reading order, so only the gate is shown."}
@@ -60,8 +59,8 @@ def grid_of(settings: Settings) -> dict[str, Any]:
 def _measure(model: Any, tokenizer: Any, samples: Any, number: int) -> dict[str, Any]:
     import torch
 
-    from mmcot.texts.encoding import stack_features
     from mmcot.models.attention_maps import look_at
+    from mmcot.texts.encoding import stack_features
 
     ids = samples.encode(number).source_ids
     vision = stack_features([samples.reader.features(number)], samples.reader.feature_shape)

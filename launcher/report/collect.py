@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_shards.manifest import read_manifest
 from data_shards.sources.question_set import Picture
-from data_shards.writer import read_manifest
-from launcher.evaluation.predictions import ceiling_rows, read_problems
-from launcher.report.run_facts import SPLITS, open_run, read_run
-from launcher.report.attention import grid_of, look_at_questions
 from launcher.config.settings import Settings
+from launcher.evaluation.predictions import read_problems
+from launcher.evaluation.tables import ceiling_rows
+from launcher.report.attention import grid_of, look_at_questions
 from launcher.report.questions import (
     break_down,
     choose_qids,
@@ -31,7 +31,9 @@ from launcher.report.questions import (
     judge,
     read_said,
 )
+from launcher.report.run_facts import SPLITS, read_run
 from launcher.runs.run_dir import RunDir
+from launcher.runs.run_settings import read_run_settings
 from mmcot.metrics.metrics import COLUMNS, PUBLISHED
 from mmcot.texts.problem import Problem
 
@@ -42,8 +44,8 @@ SCIENCE_QA_TESTS = 4241  # questions of ScienceQA's test split, which the publis
 def collect(run_dirs: Sequence[Path], *, num_pictures: int, num_looked_at: int) -> dict[str, Any]:
     """All data of the page."""
     for folder in run_dirs:
-        open_run(folder)  # before any work is done for the others
-    book = _Book(num_pictures)
+        read_run_settings(folder)  # before any work is done for the others
+    book = PageData(num_pictures)
     runs = [book.add_run(folder, num_looked_at) for folder in run_dirs]
     _tell_apart(runs)
     return {
@@ -52,7 +54,7 @@ def collect(run_dirs: Sequence[Path], *, num_pictures: int, num_looked_at: int) 
     }  # fmt: skip
 
 
-class _Book:
+class PageData:
     """Question sets and pictures that several runs share on one page."""
 
     def __init__(self, num_pictures: int) -> None:
@@ -62,7 +64,7 @@ class _Book:
 
     def add_run(self, folder: Path, num_looked_at: int) -> dict[str, Any]:
         """The facts of one run; its questions and pictures go into the book."""
-        facts, (run_dir, settings) = read_run(folder), open_run(folder)
+        facts, run_dir, settings = read_run(folder), RunDir(folder), read_run_settings(folder)
         facts |= {"set": None, "said": {}, "groups": {}, "ceilings": {}, "looking": None}
         try:
             shards_dir = find_shards(run_dir, settings)

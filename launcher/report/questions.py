@@ -21,17 +21,18 @@ from typing import Any
 
 from PIL import Image
 
+from data_shards.atomic_files import read_json, sha256_of_file
+from data_shards.generated_texts import read_lines
 from data_shards.indexed_tars import pictures_in_tars
+from data_shards.mirror import local_folder
+from data_shards.remote_files import is_remote
 from data_shards.sources.pictures import PictureError, open_picture
 from data_shards.sources.question_set import Picture
-from data_shards.generated_texts import read_lines
-from data_shards.remote_files import is_remote, local_folder
-from data_shards.atomic_files import read_json, sha256_of_file
-from launcher.data.build import is_indexed
-from launcher.report.run_facts import wilson
-from launcher.runs.run_dir import RunDir
 from launcher.config.settings import Settings
 from launcher.data.dataset import mini_sqa_folder, read_source
+from launcher.report.run_facts import wilson
+from launcher.runs.run_dir import RunDir
+from launcher.stages.data_folder import is_indexed
 from mmcot.metrics.metrics import COLUMNS, columns_of
 from mmcot.texts.problem import Problem
 

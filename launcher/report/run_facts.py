@@ -18,14 +18,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data_shards.atomic_files import read_json
-from launcher.config.loading import parse_settings
+from launcher.config.settings import Settings
 from launcher.runs.exported import verify_model
 from launcher.runs.journal import JournalReader
-from launcher.runs.run_dir import RunDir, RunError
-from launcher.config.settings import Settings
+from launcher.runs.run_dir import RunDir
+from launcher.runs.run_settings import read_run_settings
 
 STAGES = ("rationale", "answer")
 SPLITS = ("val", "test")
@@ -40,25 +38,13 @@ _LOST_WITHOUT = {
 }
 
 
-def open_run(folder: Path) -> tuple[RunDir, Settings]:
-    """A run's folder and settings.
-
-    Raises:
-        RunError: the folder holds no run.
-    """
-    path = folder / "run.yaml"
-    if not path.is_file():
-        raise RunError(f"{folder} holds no run (no run.yaml); give the folder of one, such as runs/demo")
-    return RunDir(folder), parse_settings(yaml.safe_load(path.read_text(encoding="utf-8")))
-
-
 def read_run(folder: Path) -> dict[str, Any]:
     """Everything but questions and pictures.
 
     Raises:
         RunError: the folder holds no run.
     """
-    run_dir, settings = open_run(folder)
+    run_dir, settings = RunDir(folder), read_run_settings(folder)
     steps = read_steps(run_dir, settings.chain.steps)
     points = {stage: list(JournalReader(run_dir.journal(stage)).read()) for stage in STAGES}
     notes = {stage: _notes(points[stage]) for stage in STAGES}

@@ -1,0 +1,1 @@
+"""A run's folder: paths, settings, ownership, journal, ledger, signals, progress, status."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
-def beside(work: Callable[[threading.Event], None], *, name: str) -> Iterator[None]:
+def background_thread(work: Callable[[threading.Event], None], *, name: str) -> Iterator[None]:
     """Run ``work`` in a thread while the block lasts; it returns soon after its event is set, which is waited for."""
     stopped = threading.Event()
     thread = threading.Thread(target=work, args=(stopped,), name=name, daemon=True)

@@ -76,7 +76,7 @@ class Pace:
         elif self._begun and point["metrics"]:
             self._latest = point
 
-    def how_far(self) -> tuple[int, int, float | None] | None:
+    def progress_of(self) -> tuple[int, int, float | None] | None:
         """Step, total and seconds left; the seconds are None before the attempt's second point.
 
         Returns:
@@ -89,12 +89,12 @@ class Pace:
         return latest["step"], begun["total"], seconds_left(latest["step"] - begun["step"], begun["total"] - latest["step"], seconds)
 
 
-def how_far(points: Iterable[dict[str, Any]]) -> tuple[int, int, float | None] | None:
-    """As ``Pace.how_far``, of all points of a journal."""
+def progress_of(points: Iterable[dict[str, Any]]) -> tuple[int, int, float | None] | None:
+    """As ``Pace.progress_of``, of all points of a journal."""
     pace = Pace()
     for point in points:
         pace.add(point)
-    return pace.how_far()
+    return pace.progress_of()
 
 
 def seconds_left(num_done: int, num_left: int, seconds: float) -> float | None:

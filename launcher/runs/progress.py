@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from launcher.runs.background import beside
+from launcher.runs.background import background_thread
 from launcher.runs.journal import Journal, JournalReader, Pace, seconds_left
 
 SHOW_EVERY_S = 5.0
@@ -49,7 +49,7 @@ class TrainingLine:
             )
 
     def _time_left(self) -> str:
-        found = self._pace.how_far()
+        found = self._pace.progress_of()
         return format_time_left(found[2] if found else None)
 
     def goodput(self) -> str:
@@ -71,7 +71,7 @@ def showing(journal: Path, on_point: Callable[[dict[str, Any]], None], *, every_
             for point in reader.read():
                 on_point(point)
 
-    with beside(show, name="progress"):
+    with background_thread(show, name="progress"):
         yield
 
 

@@ -15,54 +15,22 @@ commit anything.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import re
 import secrets
-import socket
-import threading
-import time
 import uuid
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
-import yaml
+from data_shards.atomic_files import commit_bytes, commit_json, read_json
 
-from data_shards.atomic_files import commit_bytes, commit_json, exclusive, read_json
-from launcher.runs.background import beside
-from launcher.config.loading import dump_settings, parse_settings
-from launcher.config.settings import Settings, SettingsError
-
-HEARTBEAT_S = 5.0
 PARENT = "pipeline"  # the key of the whole run among its MLflow runs (mlflow.json)
 TUNING = "tuning"  # the journal of a trial's objective, and of a tuning's best
-STALE_AFTER_S = 60.0
-_FREE_SETTINGS = {  # what may change between attempts, because no result depends on it
-    ("run", "dir"),
-    *(("data", name) for name in ("remote", "cache_dir", "cache_gb")),
-    *(("cluster", name) for name in ("address", "num_workers", "min_workers", "use_gpu")),  # the last: see launcher/cluster/gpus.py
-    *(("tracking", name) for name in ("uri", "send_every_s", "register_models")),
-    ("generation", "max_attempts"), ("generation", "hang_timeout_s"), ("tuning", "max_concurrent"), ("tuning", "time_budget_s"),
-    *(
-        ("training", name)
-        for name in (
-            "checkpoint_every", "keep_checkpoints", "checkpoint_url", "validate_every", "log_every", "max_failures", "hang_timeout_s",
-            "peak_tflops", "loader_processes", "activation_checkpointing", "offload", "nvme_dir",
-        )
-    ),
-}  # fmt: skip
 
 
 class RunError(RuntimeError):
     """The run's folder cannot be used as asked; the message names it."""
-
-
-class Stopped(RuntimeError):
-    """A step was asked to stop and did, with a checkpoint; the same command goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,40 +161,6 @@ class RunDir:
             raise RunError(f"{self.path} is now owned by attempt {current}; attempt {attempt} may not commit anything")
 
 
-def claim_settings(run_dir: RunDir, settings: Settings) -> None:
-    """Write run.yaml, or check that the standing one says the same.
-
-    Raises:
-        SettingsError: the folder belongs to a run of other settings.
-    """
-    path = run_dir.path / "run.yaml"
-    if not path.exists():
-        commit_bytes(path, dump_settings(settings).encode())
-        return
-    standing = without_free(parse_settings(yaml.safe_load(path.read_text(encoding="utf-8"))).model_dump())
-    now = without_free(settings.model_dump())
-    differing = [name for name in sorted({*standing, *now}) if standing.get(name) != now.get(name)]
-    if differing:
-        changes = "; ".join(f"{name} was {standing.get(name)!r} and is now {now.get(name)!r}" for name in differing[:4])
-        raise SettingsError(
-            f"{run_dir.path} holds a run of other settings ({changes}); "
-            "give this run a folder of its own with --set run.dir=runs/ANOTHER-NAME"
-        )
-
-
-def settings_of(run_dir: RunDir) -> Settings:
-    """The settings a run was made with, in this place.
-
-    Raises:
-        RunError: the folder holds no run.
-    """
-    path = run_dir.path / "run.yaml"
-    if not path.exists():
-        raise RunError(f"{run_dir.path} holds no run (no run.yaml); give the folder of one, such as runs/demo")
-    settings = parse_settings(yaml.safe_load(path.read_text(encoding="utf-8")))
-    return settings.model_copy(update={"run": settings.run.model_copy(update={"dir": str(run_dir.path)})})
-
-
 def shards_dir_of(run_dir: RunDir) -> str:
     """The data folder a run was made with: its path or URL.
 
@@ -239,79 +173,3 @@ def shards_dir_of(run_dir: RunDir) -> str:
     return marker["outputs"]["shards_dir"]
 
 
-@contextlib.contextmanager
-def owned(run_dir: RunDir) -> Iterator[int]:
-    """Own the run while the block lasts; yields the attempt.
-
-    Raises:
-        RunError: another living process owns it.
-    """
-    path = run_dir.path / "lock.json"
-    attempt = 1
-    with exclusive(run_dir.path):
-        if path.exists():
-            lock = read_json(path)
-            if _is_alive(lock):
-                raise RunError(
-                    f"{run_dir.path} is being run by process {lock['pid']} on {lock['host']} (attempt {lock['attempt']}); "
-                    "wait for it, end it, or use another run.dir"
-                )
-            attempt = lock["attempt"] + 1
-        commit_json(path, _lock(attempt))
-    try:
-        with beside(partial(_beat, path, attempt), name="heartbeat"):
-            yield attempt
-    finally:
-        _write_own_lock(path, attempt, released=True)
-
-
-def owner(run_dir: RunDir) -> dict[str, Any] | None:
-    """The lock of the living owner, or None."""
-    path = run_dir.path / "lock.json"
-    lock = read_json(path) if path.exists() else None
-    return lock if lock and _is_alive(lock) else None
-
-
-def _lock(attempt: int) -> dict[str, Any]:
-    pid = os.getpid()
-    return {
-        "pid": pid, "process_started": psutil.Process(pid).create_time(), "host": socket.gethostname(),
-        "attempt": attempt, "heartbeat": time.time(), "released": False,
-    }  # fmt: skip
-
-
-def _is_alive(lock: dict[str, Any]) -> bool:
-    if lock["released"]:
-        return False
-    if lock["host"] != socket.gethostname():
-        return time.time() - lock["heartbeat"] < STALE_AFTER_S
-    try:
-        process = psutil.Process(lock["pid"])
-        return abs(process.create_time() - lock["process_started"]) < 1.0 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _beat(path: Path, attempt: int, stopped: threading.Event) -> None:
-    while not stopped.wait(HEARTBEAT_S):
-        with contextlib.suppress(OSError):  # a full or absent disk now may be well at the next beat
-            _write_own_lock(path, attempt, released=False)
-
-
-def _write_own_lock(path: Path, attempt: int, *, released: bool) -> None:
-    """Renew the lock, unless another attempt has taken the run over."""
-    with exclusive(path.parent):
-        if read_json(path)["attempt"] == attempt:
-            commit_json(path, {**_lock(attempt), "released": released})
-
-
-def without_free(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Flatten to dotted names, leaving out what may change between attempts."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = (*prefix, key)
-        if isinstance(value, dict):
-            flat |= without_free(value, name)
-        elif name not in _FREE_SETTINGS:
-            flat[".".join(name)] = value
-    return flat

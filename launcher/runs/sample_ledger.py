@@ -33,7 +33,7 @@ class Ledger:
         self._lines.append({"step": step, "steps_per_epoch": self._steps_per_epoch, "blocks": ids})
 
 
-def prove_ledger(run_dir: RunDir, stage: str, qids: Sequence[str]) -> list[str]:
+def verify_ledger(run_dir: RunDir, stage: str, qids: Sequence[str]) -> list[str]:
     """Check that each epoch of a stage used each question exactly once.
 
     Args:

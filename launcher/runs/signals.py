@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 
 import psutil
 
-from launcher.runs.run_dir import RunDir, Stopped
+from launcher.runs.run_dir import RunDir
 
 _LOOK_EVERY_S = 1.0
 # kill; Ctrl-C; a closed terminal. They all ask for the same: to stop where the same command can go on.
@@ -58,6 +56,14 @@ def _end_at_once(number: int, frame: object) -> None:
 
 
 @contextlib.contextmanager
+def noting_stop() -> Iterator[list[int]]:
+    """Yield a list that every signal to stop is added to, while the block lasts."""
+    asked: list[int] = []
+    with handling_stop(lambda number, frame: asked.append(number)):
+        yield asked
+
+
+@contextlib.contextmanager
 def sigterm_stops() -> Iterator[None]:
     """SIGTERM, Ctrl-C and SIGHUP unwind the block and leave it as Stopped; a second SIGTERM or Ctrl-C ends the process.
 
@@ -85,25 +91,6 @@ def sparing_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class HangGuard:
-    """Leaves every thread's stack in this process's log, and ends it, when it makes no progress for a while.
-
-    A rank that hangs stops the others in their next collective; whichever of them can still
-    run ends, and the training is started again. A worker of a queue is ended by the driver: ``end=False``.
-    """
-
-    def __init__(self, timeout_s: float, *, end: bool = True) -> None:
-        self._timeout_s, self._end = timeout_s, end
-
-    def progress(self) -> None:
-        """Count anew from here."""
-        faulthandler.dump_traceback_later(self._timeout_s, exit=self._end, file=sys.stderr)
-
-    def close(self) -> None:
-        """Watch no more."""
-        faulthandler.cancel_dump_traceback_later()
-
-
 class StopRequest:
     """Whether someone asked the training to stop: by a signal to this process, or the driver by a file."""
 
@@ -126,3 +113,7 @@ class StopRequest:
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._signalled = True
+
+
+class Stopped(RuntimeError):
+    """A step was asked to stop and did, with a checkpoint; the same command goes on."""

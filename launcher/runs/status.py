@@ -8,11 +8,14 @@ from pathlib import Path
 
 from data_shards.atomic_files import read_json
 from launcher.config.loading import tracking_uri
-from launcher.runs.journal import JournalReader, how_far
-from launcher.runs.mlflow_pages import compare_page, mlflow_page
-from launcher.runs.progress import format_seconds
-from launcher.runs.run_dir import PARENT, RunDir, owner, settings_of
 from launcher.config.settings import Settings
+from launcher.runs.checkpoint_names import latest_checkpoint
+from launcher.runs.journal import JournalReader, progress_of
+from launcher.runs.mlflow_pages import compare_page, mlflow_page
+from launcher.runs.ownership import owner
+from launcher.runs.progress import format_seconds
+from launcher.runs.run_dir import PARENT, RunDir
+from launcher.runs.run_settings import settings_of
 
 LOCAL_SERVER = "http://127.0.0.1:5000"  # where `mmcot mlflow up` listens
 MOST_COMPARED = 16  # trials in one address
@@ -55,15 +58,15 @@ def _progress(run_dir: RunDir, step: str, *, running: bool) -> str:
     stage = STAGE_OF_STEP.get(step)
     points = list(JournalReader(run_dir.journal_of(stage or step)).read())
     text = ""
-    if found := how_far(points):
+    if found := progress_of(points):
         done, total, seconds = found
         text += f", {'step ' if stage else ''}{done:,} of {total:,}{'' if stage else ' questions'}"
         if losses := [point["metrics"]["loss"] for point in points if point["step"] == done and "loss" in point["metrics"]]:
             text += f", loss {losses[-1]:.4f}"
         if running and seconds is not None:
             text += f", time left {format_seconds(seconds)}"
-    latest = run_dir.checkpoints(stage) / "LATEST" if stage else None
-    return text + (f", last checkpoint {latest.read_text().strip()}" if latest and latest.exists() else "")
+    latest = latest_checkpoint(run_dir.checkpoints(stage)) if stage else None
+    return text + (f", last checkpoint {latest.name}" if latest else "")
 
 
 def mlflow_lines(settings: Settings, run_dir: RunDir) -> list[str]:

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import re
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from launcher.runs.background import beside
+from launcher.runs.background import background_thread
 from launcher.runs.journal import Journal, JournalReader
 
 SAMPLE_EVERY_S = 10.0
@@ -37,7 +38,7 @@ def sampling(logs: Path, step: str, *, every_s: float = SAMPLE_EVERY_S) -> Itera
         except OSError:
             yield
             return
-        with beside(partial(_sample_until, path, node, every_s), name="system-metrics"):
+        with background_thread(partial(_sample_until, path, node, every_s), name="system-metrics"):
             yield
 
 
@@ -66,8 +67,6 @@ def _sample(before, network, folder: Path) -> dict[str, float]:
 
 
 def _sample_gpus() -> dict[str, float]:
-    import sys
-
     torch = sys.modules.get("torch")  # where a worker uses GPUs it is there already
     if torch is None or not torch.cuda.is_available():
         return {}

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from data_shards.remote_files import local_folder
+from data_shards.mirror import local_folder
 from launcher.config.settings import Settings
 
 MODEL_FACTS_FILE = "mmcot.json"

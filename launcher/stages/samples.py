@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,13 +16,11 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from data_shards.index import ShardError
-from data_shards.shard_files import RemoteAccess
-from data_shards.plan import Plan
+from data_shards.errors import ShardError
 from data_shards.generated_texts import RationaleReader
+from data_shards.mirror import local_folder
 from data_shards.reader import SplitReader
-from data_shards.remote_files import local_folder
-from data_shards.atomic_files import fingerprint, read_json
+from data_shards.shard_files import RemoteAccess
 from launcher.config.settings import Settings
 from mmcot.texts.encoding import EncodedPair, collate, encode_pair
 from mmcot.texts.problem import Problem
@@ -168,23 +166,3 @@ def _gold_rationale(format: str, sample: int, problem: Problem) -> str:
 
 def _written_rationale(reader: SplitReader, rationales: RationaleReader, sample: int, problem: Problem) -> str:
     return rationales.text(*reader.place(sample), problem.qid)
-
-
-def make_plan(
-    settings: Settings, lengths: Mapping[str, np.ndarray], shard_of_sample: np.ndarray, *, epoch: int
-) -> Plan:
-    """The plan of an epoch: the driver counts steps by it, every rank trains by it."""
-    training = settings.training
-    return Plan(
-        lengths["source"], lengths["target"], shard_of_sample,
-        seed=settings.run.seed, epoch=epoch,
-        global_batch_size=training.global_batch_size, micro_batch_size=training.micro_batch_size,
-        window_shards=training.window_shards, group_by_length=training.group_by_length,
-    )  # fmt: skip
-
-
-def tokenizer_fingerprint(settings: Settings, shards_dir: str | Path) -> str:
-    """Names the tokenizer: its id, or the content of the trained one."""
-    if settings.model.pretrained:
-        return settings.model.pretrained
-    return fingerprint(read_json(_local(settings, shards_dir) / "tokenizer" / "tokenizer.json"))

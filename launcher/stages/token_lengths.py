@@ -8,12 +8,15 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data_shards.atomic_files import committing, fingerprint
-from launcher.stages.samples import StageSamples, load_tokenizer, open_stage
 from launcher.config.settings import Settings
+
+if TYPE_CHECKING:
+    from launcher.stages.samples import StageSamples
 
 NAMES = ("source", "target", "source_cut", "target_cut")
 _PARALLEL_FROM = 50_000  # samples; below, starting processes takes longer than counting
@@ -32,6 +35,8 @@ class LengthsOf:
 
     def open(self) -> StageSamples:
         """Open the samples."""
+        from launcher.stages.samples import load_tokenizer, open_stage
+
         return open_stage(
             self.settings, self.stage, self.split, shards_dir=self.shards_dir,
             tokenizer=load_tokenizer(self.settings, self.shards_dir), rationales_dir=self.rationales_dir,

@@ -1,0 +1,1 @@
+"""What is logged to MLflow, how it is sent, the model registry and the server."""

@@ -16,6 +16,7 @@ a training. How far it came is kept in ``mlflow.json``, for one MLflow at a time
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import threading
@@ -23,13 +24,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from data_shards.atomic_files import commit_json, exclusive, read_json
 from data_shards.credentials import hide_credentials
-from data_shards.atomic_files import clear_unfinished, commit_json, committing, exclusive, read_json
 from launcher.config.chains import STEPS
 from launcher.config.loading import tracking_uri
+from launcher.config.settings import Settings
 from launcher.runs.journal import JournalReader
 from launcher.runs.run_dir import PARENT, RunDir
-from launcher.config.settings import Settings
+from launcher.tracking.mlflow_store import _experiment, create_store
+from launcher.tracking.registry import register_model
 
 _LOG = logging.getLogger("mmcot.tracking")
 _MAX_METRICS_PER_CALL = 900  # MLflow takes at most 1,000
@@ -133,7 +136,7 @@ class MlflowSync:
         if self._uri.startswith("sqlite:///"):
             # The folder's `.mlflow` is what a starting server (launcher/tracking/server.py) holds too.
             with exclusive(Path(self._uri.removeprefix("sqlite:///")).parent / ".mlflow"):
-                _create_store(self._uri)
+                create_store(self._uri)
                 yield
         else:
             yield
@@ -236,8 +239,6 @@ class MlflowSync:
             _LOG.warning("%s is gone and was not copied to MLflow", line["path"])
 
     def _send_dataset(self, run_id: str, line: dict[str, Any]) -> None:
-        import json
-
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         standing = {(i.dataset.name, i.dataset.digest) for i in self._client.get_run(run_id).inputs.dataset_inputs}
@@ -249,8 +250,6 @@ class MlflowSync:
             self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", line["context"])])])
 
     def _send_model(self, run_id: str, line: dict[str, Any]) -> None:
-        from launcher.tracking.registry import register_model
-
         register_model(self._client, run_id, self._run_dir, line, log=_LOG.warning)
 
     def _follow(self, line: dict[str, Any]) -> None:
@@ -345,7 +344,7 @@ def sync_run(run_dir: RunDir, settings: Settings) -> int:
     return waiting
 
 
-def is_everything_told(run_dir: RunDir) -> bool:
+def is_everything_logged(run_dir: RunDir) -> bool:
     """Whether MLflow has every line of a run, and its parent run has ended well."""
     lines = list(JournalReader(run_dir.tracking).read())
     applied = read_json(run_dir.mlflow_state).get("applied", 0) if run_dir.mlflow_state.exists() else 0
@@ -353,31 +352,3 @@ def is_everything_told(run_dir: RunDir) -> bool:
     return applied == len(lines) and (not ended or ended[-1] == "FINISHED")
 
 
-def _create_store(uri: str) -> None:
-    """Make an SQLite store whole or not at all: one whose migrations were killed half-way never opens again."""
-    path = Path(uri.removeprefix("sqlite:///"))
-    if path.exists():
-        return
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-
-    clear_unfinished(path.parent, f"{path.name}*")  # with its journal
-    with committing(path) as temporary:
-        SqlAlchemyStore(f"sqlite:///{temporary}", (path.parent / "mlartifacts").absolute().as_uri()).engine.dispose()
-
-
-def _experiment(client: Any, name: str, uri: str) -> str:
-    from mlflow.exceptions import MlflowException
-
-    standing = client.get_experiment_by_name(name)
-    if standing is not None:
-        return standing.experiment_id
-    artifacts = None
-    if uri.startswith("sqlite:"):
-        artifacts = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").absolute().as_uri()
-    try:
-        return client.create_experiment(name, artifact_location=artifacts)
-    except MlflowException:  # another run was faster
-        standing = client.get_experiment_by_name(name)
-        if standing is None:
-            raise
-        return standing.experiment_id

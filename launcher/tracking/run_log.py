@@ -26,9 +26,13 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.loading import setting_names, value_of
-from launcher.runs.journal import LineFile
-from launcher.runs.run_dir import PARENT, TUNING, RunDir, Stopped
 from launcher.config.settings import Settings
+from launcher.runs.journal import LineFile
+from launcher.runs.run_dir import PARENT, TUNING, RunDir
+from launcher.runs.run_settings import RUN_SETTINGS
+from launcher.runs.signals import Stopped
+from launcher.tracking.environment_tags import describe_environment
+from launcher.tracking.mlflow_sync import sending
 
 _LONGEST_PARAM = 6000  # characters MLflow takes
 _CUT = " ... (cut; run.yaml has all of it)"
@@ -123,9 +127,6 @@ def open_tracker(
         parent_key: of the tuning's run, where this one is a trial.
         arm: of the tuning that this trial belongs to; it becomes a parameter.
     """
-    from launcher.tracking.environment_tags import describe_environment
-    from launcher.tracking.mlflow_sync import sending
-
     file = LineFile(run_dir.tracking)
     params = _settings_params(settings) | ({"arm": arm} if arm else {})
     tracker = Tracker(RunLog(file, PARENT), params)
@@ -134,7 +135,7 @@ def open_tracker(
         with parent.running(name=settings.run.name, tags={"mmcot.run_dir": str(run_dir.path)}, parent_key=parent_key):
             parent.log_params(params)
             parent.log_tags(describe_environment())
-            parent.log_artifact(run_dir.path / "run.yaml")
+            parent.log_artifact(run_dir.path / RUN_SETTINGS)
             for stage in settings.chain.stages:
                 parent.follow(run_dir.journal(stage).name, names={name: f"{stage}_{name}" for name in _STAGE_METRICS})
             parent.follow(run_dir.journal_of(TUNING).name)

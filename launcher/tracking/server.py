@@ -25,7 +25,6 @@ import importlib.util
 import ipaddress
 import json
 import os
-import secrets
 import signal
 import socket
 import subprocess
@@ -38,10 +37,16 @@ from pathlib import Path
 
 from data_shards.atomic_files import exclusive
 from launcher.runs.mlflow_pages import mlflow_page
+from launcher.runs.signals import noting_stop
+from launcher.tracking.server_auth import (
+    _url,
+    auth_environment,
+    read_secret_files,
+    refuse_password,
+)
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 10.0
-_SECRETS = ("MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_BACKEND_STORE_URI", "MLFLOW_FLASK_SERVER_SECRET_KEY", "PGPASSWORD")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,9 +90,9 @@ def plan_server(
         )
     _check_port_is_free(host, port)
     runs = runs.absolute()
-    environment = _read_secret_files(environment)
+    environment = read_secret_files(environment)
     if backend_store_uri is not None:
-        _refuse_password(backend_store_uri)
+        refuse_password(backend_store_uri)
     store = backend_store_uri or environment.get("MLFLOW_BACKEND_STORE_URI") or f"sqlite:///{runs / 'mlflow.db'}"
     destination = artifacts or environment.get("MLFLOW_ARTIFACTS_DESTINATION") or str(runs / "mlartifacts")
     if "://" not in destination:
@@ -104,7 +109,7 @@ def plan_server(
         command += ["--allowed-hosts", ",".join(hosts), "--cors-allowed-origins", ",".join(origins)]
     if auth:
         command += ["--app-name", "basic-auth"]
-        environment |= _auth_environment(runs, store, environment)
+        environment |= auth_environment(runs, store, environment)
     return ServerPlan(command, environment, runs, host, port)
 
 
@@ -120,7 +125,7 @@ def serve(server: ServerPlan, report: Callable[[str], None]) -> None:
     starting = contextlib.ExitStack()
     with starting, contextlib.ExitStack() as serving:
         starting.enter_context(exclusive(server.runs / ".mlflow"))
-        asked = serving.enter_context(_stop_requests())
+        asked = serving.enter_context(noting_stop())
         leader = serving.enter_context(_process_group(server))
         if not _wait_until_healthy(server, leader, asked):
             return
@@ -148,21 +153,6 @@ def _process_group(server: ServerPlan) -> Iterator[subprocess.Popen]:
                 os.killpg(leader.pid, wanted)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 leader.wait(STOP_TIMEOUT_S)
-
-
-@contextlib.contextmanager
-def _stop_requests() -> Iterator[list[int]]:
-    """Yield a list that a signal to end is added to, instead of ending this process."""
-    asked: list[int] = []
-    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        wanted = wanted[:2]  # started by nohup
-    before = {number: signal.signal(number, lambda number, frame: asked.append(number)) for number in wanted}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _wait_until_healthy(server: ServerPlan, leader: subprocess.Popen, asked: list[int]) -> bool:
@@ -219,39 +209,6 @@ def _check_port_is_free(host: str, port: int) -> None:
         raise ValueError(f"cannot listen at {host}, port {port} ({error.strerror or error}); give an address of this machine") from None
 
 
-def _read_secret_files(environment: dict[str, str]) -> dict[str, str]:
-    """The environment with every NAME_FILE of a secret read into NAME; what is set to nothing counts as not set."""
-    environment = {name: value for name, value in environment.items() if value or not name.startswith(("MLFLOW_", "AWS_", "PG"))}
-    for name in _SECRETS:
-        path = environment.pop(f"{name}_FILE", None)
-        if path is None:
-            continue
-        if environment.get(name):
-            raise ValueError(f"{name} and {name}_FILE are both set; keep one")
-        if not Path(path).is_file():
-            raise ValueError(f"{name}_FILE names {path}, which is no file")
-        environment[name] = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
-    return environment
-
-
-def _refuse_password(uri: str) -> None:
-    if "://" in uri and (_url(uri).password or "password" in _url(uri).query):
-        raise ValueError(
-            "--backend-store-uri holds a password, which every user of this machine could read; put the address into the "
-            "environment variable MLFLOW_BACKEND_STORE_URI, or into a file that MLFLOW_BACKEND_STORE_URI_FILE names"
-        )
-
-
-def _url(uri: str):
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        return make_url(uri)
-    except ArgumentError:  # its message would show the address, and with it a password
-        raise ValueError("the backend store is no database address; expected one like postgresql://USER@HOST/NAME or sqlite:///FILE") from None
-
-
 def _check_packages(store: str, destination: str, auth: bool) -> None:
     """Say now what the server would say in a traceback."""
     from sqlalchemy.exc import NoSuchModuleError
@@ -299,40 +256,3 @@ def _hosts_and_origins(names: str, port: int) -> tuple[list[str], list[str]]:
     return hosts, [f"{scheme}://{name}" for name in hosts if name != "*" for scheme in ("http", "https")]
 
 
-def _auth_environment(runs: Path, store: str, environment: dict[str, str]) -> dict[str, str]:
-    """What MLflow's basic-auth app reads, with its files written."""
-    if not environment.get("MLFLOW_AUTH_ADMIN_PASSWORD"):
-        raise ValueError(
-            "--auth needs the first administrator's password: set MLFLOW_AUTH_ADMIN_PASSWORD (12 characters or more), or "
-            "MLFLOW_AUTH_ADMIN_PASSWORD_FILE to a file that holds it; the name is MLFLOW_AUTH_ADMIN_USERNAME, or admin"
-        )
-    found = {"MLFLOW_AUTH_ADMIN_USERNAME": environment.get("MLFLOW_AUTH_ADMIN_USERNAME") or "admin"}
-    if not environment.get("MLFLOW_FLASK_SERVER_SECRET_KEY"):
-        key = runs / "mlflow-auth.key"
-        with contextlib.suppress(FileExistsError):
-            _write_private(key, secrets.token_hex(32), new=True)
-        found["MLFLOW_FLASK_SERVER_SECRET_KEY"] = key.read_text(encoding="utf-8").strip()
-    if environment.get("MLFLOW_AUTH_CONFIG_PATH"):
-        return found
-    users = store
-    if store.startswith("sqlite"):
-        users = f"sqlite:///{runs / 'mlflow-auth.db'}"
-        with contextlib.suppress(FileExistsError):
-            _write_private(runs / "mlflow-auth.db", "", new=True)
-    settings = {
-        "default_permission": "EDIT",  # a team logs into one experiment; who made it alone may delete it or give rights away
-        "database_uri": users,
-        "admin_username": found["MLFLOW_AUTH_ADMIN_USERNAME"],
-        "auth_cache_ttl_seconds": "60",  # else every request costs a password hash that is slow on purpose
-    }
-    lines = [f"{name} = {value.replace('%', '%%')}\n" for name, value in settings.items()]  # configparser's escape
-    _write_private(runs / "mlflow-auth.ini", "".join(["[mlflow]\n", *lines]))
-    return {**found, "MLFLOW_AUTH_CONFIG_PATH": str(runs / "mlflow-auth.ini")}
-
-
-def _write_private(path: Path, text: str, new: bool = False) -> None:
-    """Write a file that its owner alone can read; with ``new``, only where there is none."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_EXCL if new else os.O_TRUNC), 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        os.fchmod(descriptor, 0o600)
-        file.write(text)

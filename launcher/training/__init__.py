@@ -1,0 +1,1 @@
+"""The training loop, its DeepSpeed engine, checkpoints, loading, and how ranks are launched."""

@@ -13,7 +13,6 @@ they are loaded only from a run's own folder, after every sha256 has matched.
 from __future__ import annotations
 
 import dataclasses
-import re
 import shutil
 import subprocess
 import sys
@@ -24,21 +23,32 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_shards.atomic_files import commit_bytes, commit_folder, commit_json, read_json, sha256_of_file
-from launcher.training.collectives import broadcast_json, gather_json
+from data_shards.atomic_files import (
+    commit_bytes,
+    commit_folder,
+    commit_json,
+    read_json,
+    sha256_of_file,
+)
+from launcher.runs.checkpoint_names import (
+    LATEST,
+    MANIFEST,
+    CheckpointError,
+    as_latest,
+    checkpoints_by_step,
+    latest_checkpoint,
+    name_of,
+)
 from launcher.stages.jobs import HANDED_OVER, IDENTITY_FACTS
+from launcher.training.collectives import broadcast_json, gather_json
 
 _STATE, _UNIVERSAL = "state", "universal"
 # Relative. Reduction order alone moves a loss by about 1e-6 in fp32; bf16 rounds at 4e-3.
 PROBE_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
 
 
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be used; the message names its folder."""
-
-
 @dataclasses.dataclass(frozen=True)
-class Found:
+class VerifiedCheckpoint:
     """A verified checkpoint, and what was wrong with newer ones that were set aside."""
 
     path: Path
@@ -82,17 +92,17 @@ def save_checkpoint(
     if rank == 0:
         may_commit()
         try:
-            commit_json(staging / "manifest.json", {"schema_version": 1, "step": step, **facts, "files": files})
-            commit_folder(staging, folder / f"step-{step:06d}")
-            commit_bytes(folder / "LATEST", f"step-{step:06d}\n".encode())
+            commit_json(staging / MANIFEST, {"schema_version": 1, "step": step, **facts, "files": files})
+            commit_folder(staging, folder / name_of(step))
+            commit_bytes(folder / LATEST, as_latest(name_of(step)))
         except OSError as error:
             raise _explained(error, folder, step) from error
-        for old in _by_step(folder)[:-keep]:
+        for old in checkpoints_by_step(folder)[:-keep]:
             shutil.rmtree(old)
     dist.barrier()
 
 
-def find_checkpoint(folder: Path, *, facts: dict[str, Any], may_commit: Callable[[], None]) -> Found | None:
+def find_checkpoint(folder: Path, *, facts: dict[str, Any], may_commit: Callable[[], None]) -> VerifiedCheckpoint | None:
     """Verify the newest checkpoint, or the newest before one that is damaged; every rank calls it.
 
     A damaged one is renamed to ``damaged-step-N``. One of another world size is converted, once.
@@ -116,7 +126,7 @@ def find_checkpoint(folder: Path, *, facts: dict[str, Any], may_commit: Callable
                 raise CheckpointError(f"{path} was written by {manifest['world_size']} workers; with offload=nvme it cannot go on with {facts['world_size']}")
             if is_universal:
                 _convert(path, notes)
-            return Found(path, manifest, is_universal, notes)
+            return VerifiedCheckpoint(path, manifest, is_universal, notes)
         notes.append(f"{path} is damaged ({damage}); it is kept as {path.with_name('damaged-' + path.name).name}, the one before is used")
         if rank == 0:
             may_commit()
@@ -127,7 +137,7 @@ def find_checkpoint(folder: Path, *, facts: dict[str, Any], may_commit: Callable
     return None
 
 
-def load_state(engine: Any, found: Found) -> None:
+def load_state(engine: Any, found: VerifiedCheckpoint) -> None:
     """Load what was found into an engine that was built for it; every rank calls it."""
     tag = _UNIVERSAL if found.is_universal else _STATE
     adam = getattr(engine.optimizer, "optimizer", engine.optimizer)
@@ -142,17 +152,6 @@ def load_state(engine: Any, found: Found) -> None:
         for state in adam.state.values():
             if "step" in state:
                 state["step"] = torch.full_like(state["step"], found.step)
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The folder LATEST names, or None before the first checkpoint."""
-    latest = folder / "LATEST"
-    if not latest.exists():
-        return None
-    name = latest.read_text().strip()
-    if not re.fullmatch(r"step-\d+", name):  # what it names is unpickled
-        raise CheckpointError(f"{latest} holds {name!r}, expected such as step-000400; write one of the checkpoints there into it")
-    return folder / name
 
 
 def check_probe(path: Path, *, expected: float, found: float, precision: str) -> None:
@@ -193,22 +192,13 @@ def _latest(folder: Path) -> str | None:
     """The name in LATEST; that of the newest folder if that one is gone."""
     path = latest_checkpoint(folder)
     if path is not None and not path.exists():
-        path = next(reversed(_by_step(folder)), None)
+        path = next(reversed(checkpoints_by_step(folder)), None)
     return path.name if path else None
-
-
-def step_of(name: str) -> int:
-    """The step in a folder's name: 400 of ``step-000400``."""
-    return int(name.rpartition("-")[2])
-
-
-def _by_step(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"), key=lambda path: step_of(path.name))
 
 
 def _read_manifest(path: Path) -> tuple[dict[str, Any], str | None]:
     try:
-        return read_json(path / "manifest.json"), None
+        return read_json(path / MANIFEST), None
     except (OSError, ValueError) as error:
         return {}, f"{error}"
 
@@ -226,11 +216,11 @@ def _set_aside(folder: Path, path: Path) -> None:
     target = path.with_name(f"damaged-{path.name}")
     shutil.rmtree(target, ignore_errors=True)
     path.rename(target)
-    older = next(reversed(_by_step(folder)), None)
+    older = next(reversed(checkpoints_by_step(folder)), None)
     if older is None:
-        (folder / "LATEST").unlink(missing_ok=True)
+        (folder / LATEST).unlink(missing_ok=True)
     else:
-        commit_bytes(folder / "LATEST", f"{older.name}\n".encode())
+        commit_bytes(folder / LATEST, as_latest(older.name))
 
 
 def _convert(path: Path, notes: list[str]) -> None:

@@ -26,12 +26,31 @@ from typing import Any
 
 import torch.distributed as dist
 
-from data_shards.remote_files import fetch_file, list_names, put_bytes, put_file, read_file, remove_folder
 from data_shards.atomic_files import commit_bytes, commit_folder, read_json
-from launcher.training.checkpoint import CheckpointError, agreed, latest_checkpoint, step_of
-from launcher.training.identity import another_run, check_writer, store_root
-from launcher.stages.jobs import IDENTITY_FACTS
+from data_shards.remote_files import (
+    fetch_file,
+    list_names,
+    put_bytes,
+    put_file,
+    read_file,
+    remove_folder,
+)
 from launcher.config.settings import Settings
+from launcher.runs.checkpoint_names import (
+    LATEST,
+    MANIFEST,
+    CheckpointError,
+    as_latest,
+    checkpoints_by_step,
+    latest_checkpoint,
+    name_of,
+    names_by_step,
+    read_latest,
+    step_of,
+)
+from launcher.stages.jobs import IDENTITY_FACTS
+from launcher.training.checkpoint import agreed
+from launcher.training.identity import another_run, check_writer, store_root
 
 
 def checkpoint_store(settings: Settings, stage: str, facts: Mapping[str, str]) -> str | None:
@@ -50,18 +69,18 @@ def upload_checkpoint(folder: Path, url: str, *, step: int, keep: int) -> None:
         ShardError: the store did not take it; the local one stands.
         RunError: another run writes there.
     """
-    name = f"step-{step:06d}"
+    name = name_of(step)
     path, rank = folder / name, dist.get_rank()
     if rank == 0:
-        check_writer(url.rpartition("/")[0], read_json(path / "manifest.json").get("run_id"))
-    files = agreed(lambda: sorted(read_json(path / "manifest.json")["files"]))
+        check_writer(url.rpartition("/")[0], read_json(path / MANIFEST).get("run_id"))
+    files = agreed(lambda: sorted(read_json(path / MANIFEST)["files"]))
     for file in files[rank :: dist.get_world_size()]:
         put_file(path / "state" / file, f"{url}/{name}/state/{file}")
     dist.barrier()
     if rank == 0:
-        put_file(path / "manifest.json", f"{url}/{name}/manifest.json")
-        put_bytes(f"{name}\n".encode(), f"{url}/LATEST")
-        for old in sorted((other for other in list_names(url) if other.startswith("step-")), key=step_of)[:-keep]:
+        put_file(path / MANIFEST, f"{url}/{name}/{MANIFEST}")
+        put_bytes(as_latest(name), f"{url}/{LATEST}")
+        for old in names_by_step(list_names(url))[:-keep]:
             remove_folder(f"{url}/{old}")
     dist.barrier()
 
@@ -85,9 +104,9 @@ def fetch_checkpoint(
         may_commit()
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir(parents=True)
-        fetch_file(f"{url}/{name}/manifest.json", staging / "manifest.json")
+        fetch_file(f"{url}/{name}/manifest.json", staging / MANIFEST)
     dist.barrier()
-    manifest = agreed(lambda: read_json(staging / "manifest.json"))
+    manifest = agreed(lambda: read_json(staging / MANIFEST))
     _check_owner(url, name, manifest, facts or {})
     files = sorted(manifest["files"])
     if strange := [file for file in files if ".." in Path(file).parts or Path(file).is_absolute()]:
@@ -97,7 +116,7 @@ def fetch_checkpoint(
     dist.barrier()
     if rank == 0:
         commit_folder(staging, folder / name)
-        commit_bytes(folder / "LATEST", f"{name}\n".encode())
+        commit_bytes(folder / LATEST, as_latest(name))
     dist.barrier()
 
 
@@ -137,10 +156,10 @@ def _older_stores(settings: Settings, stage: str, url: str, folder: Path) -> lis
 
 def _wrote(folder: Path, place: str) -> bool:
     """Whether a local checkpoint of an earlier version is one of those in ``place``: the same manifest, with the sha256 of every file."""
-    for path in folder.glob("step-*/manifest.json"):
+    for path in checkpoints_by_step(folder):
         with contextlib.suppress(FileNotFoundError, ValueError):
-            manifest = json.loads(read_file(f"{place}/{path.parent.name}/manifest.json"))
-            if "run_id" not in manifest and manifest == read_json(path):
+            manifest = json.loads(read_file(f"{place}/{path.name}/{MANIFEST}"))
+            if "run_id" not in manifest and manifest == read_json(path / MANIFEST):
                 return True
     return False
 
@@ -157,10 +176,8 @@ def _check_owner(url: str, name: str, manifest: Mapping[str, Any], facts: Mappin
 
 def _newer(url: str, folder: Path) -> str | None:
     try:
-        name = read_file(f"{url}/LATEST").decode().strip()
+        name = read_latest(read_file(f"{url}/{LATEST}").decode(), source=f"{url}/{LATEST}")
     except FileNotFoundError:
         return None
-    if not re.fullmatch(r"step-\d+", name):
-        raise CheckpointError(f"{url}/LATEST holds {name!r}, expected such as step-000400; write one of the checkpoints there into it")
     local = latest_checkpoint(folder)
     return name if local is None or step_of(name) > step_of(local.name) else None

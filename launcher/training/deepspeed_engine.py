@@ -7,7 +7,6 @@ clips and updates.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +14,9 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from launcher.training.collectives import refuse_pickles
 from launcher.config.loading import read_deepspeed
 from launcher.config.settings import SettingsError, Training
+from launcher.training.collectives import refuse_pickles
 from mmcot.models.device import open_device
 
 DUMMY_GRADIENT_ACCUMULATION = 1  # DeepSpeed wants one; our loop accumulates by itself
@@ -144,15 +143,6 @@ def build_engine(
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine
-
-
-def learning_rate(step: int, *, training: Training, total_steps: int) -> float:
-    """Linear warm-up to the peak, then down to ``final_lr_fraction`` of it as ``schedule`` says."""
-    if step < training.warmup_steps:
-        return training.learning_rate * (step + 1) / training.warmup_steps
-    done = min(1.0, (step - training.warmup_steps) / max(1, total_steps - training.warmup_steps))
-    height = {"linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done)), "constant": 1.0}[training.schedule]
-    return training.learning_rate * (training.final_lr_fraction + (1.0 - training.final_lr_fraction) * height)
 
 
 def set_learning_rate(engine: deepspeed.DeepSpeedEngine, value: float) -> None:

@@ -17,14 +17,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_shards.remote_files import local_folder, put_bytes, read_file
 from data_shards.atomic_files import fingerprint, read_json
-from launcher.runs.checked_files import sha256_of_unchanged
+from data_shards.mirror import local_folder
+from data_shards.remote_files import put_bytes, read_file
 from launcher.config.loading import read_deepspeed
-from launcher.data.build import DataFolder, open_data
-from launcher.stages.jobs import TrainJob
-from launcher.runs.run_dir import RunDir, RunError, without_free
 from launcher.config.settings import Settings
+from launcher.runs.checked_files import sha256_of_unchanged
+from launcher.runs.checkpoint_names import MANIFEST, checkpoints_by_step
+from launcher.runs.run_dir import RunDir, RunError
+from launcher.runs.run_settings import without_free
+from launcher.stages.data_folder import DataFolder, open_data
+from launcher.stages.jobs import TrainJob
 
 # Where content lies; the content itself is in the data's fingerprint.
 _PLACES = {"data.path", "data.shards_dir", "data.captions", "data.vision_features", "data.vision_model"}
@@ -159,9 +162,9 @@ def _writer(root: str) -> dict[str, Any] | None:
 def _id_of_checkpoints(run_dir: RunDir) -> str | None:
     """The id in the newest local checkpoint: logs/, where the id lies, may have been deleted."""
     for stage in ("answer", "rationale"):
-        for path in sorted(run_dir.checkpoints(stage).glob("step-*/manifest.json"), reverse=True):
+        for path in reversed(checkpoints_by_step(run_dir.checkpoints(stage))):
             try:
-                found = read_json(path).get("run_id")
+                found = read_json(path / MANIFEST).get("run_id")
             except (OSError, ValueError):
                 continue  # damaged, which loading it will say
             if found is not None:

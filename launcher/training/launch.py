@@ -9,57 +9,25 @@ prints it last.
 from __future__ import annotations
 
 import contextlib
-import faulthandler
-import logging
-import os
-import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from data_shards.atomic_files import commit_bytes, read_json
-from launcher.cluster.gpus import GpuFault, hold_gpus, is_gpu_fault, note_fault, read_faults
-from launcher.runs.signals import end_at_next_stop, handling_stop
+from data_shards.atomic_files import read_json
+from launcher.cluster.gpu_faults import GpuFault, hold_gpus, read_faults
+from launcher.runs.run_dir import RunDir
+from launcher.runs.signals import Stopped, end_at_next_stop, handling_stop
 from launcher.stages.jobs import TrainJob
-from launcher.pipeline.preflight import clear_compile_locks, fetch_pretrained
-from launcher.runs.run_dir import RunDir, Stopped
-from launcher.runs.system_metrics import sampling
-
-
-PLACEMENT_GROUP_FILE = "placement_group"  # in the run's logs: what Ray reserved for the training that runs
+from launcher.training.ray_worker import PLACEMENT_GROUP_FILE, run_worker
 
 
 class WorkersFailed(RuntimeError):
     """The training's workers failed; the message ends in the first rank's traceback."""
 
 
-def run_worker(job: TrainJob) -> None:
-    """One worker of a Ray Train group."""
-    # DeepSpeed imports MLflow and the Inductor compiler if it can; a rank needs neither and starts seconds sooner.
-    sys.modules.setdefault("mlflow", None)
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if job.settings.cluster.use_gpu else "cpu")
-    clear_compile_locks()
-    import ray.train
-
-    from launcher.training.loop import train
-
-    context = ray.train.get_context()
-    if context.get_world_rank() == 0 and (group := ray.util.get_current_placement_group()):
-        commit_bytes(RunDir(Path(job.run_dir)).logs / PLACEMENT_GROUP_FILE, group.id.hex().encode())
-    rank, world_size = context.get_world_rank(), context.get_world_size()
-    with _log_to(RunDir(Path(job.run_dir)).logs / f"{job.stage}-rank{rank}.log", job.attempt):
-        if job.settings.model.pretrained:
-            fetch_pretrained(job.settings.model.pretrained)  # the hub's own lock makes it once a node
-        # Progress goes through the journal: ray.train.report would hold every rank until the controller's next look.
-        with sampling(RunDir(Path(job.run_dir)).logs, f"train-{job.stage}"):
-            train(job, rank=rank, world_size=world_size)
-
-
-def free_workers(run_dir: RunDir) -> None:
+def release_workers(run_dir: RunDir) -> None:
     """Take the workers from a training whose driver was ended from outside; for who ended it.
 
     Ray would do so by itself, but asks its dashboard whether the driver lives, and there may be none.
@@ -170,40 +138,6 @@ def _trainer(job: TrainJob, num_losses: int) -> Any:
             failure_config=FailureConfig(max_failures=0),
         ),
     )
-
-
-@contextlib.contextmanager
-def _log_to(path: Path, attempt: int) -> Iterator[None]:
-    """Send this process's output to a file; an exception leaves its traceback there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8", buffering=1) as file:
-        faulthandler.enable(file)
-        handler = logging.StreamHandler(file)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        logging.getLogger("mmcot").addHandler(handler)
-        logging.getLogger("mmcot").setLevel(logging.INFO)
-        logging.getLogger("mmcot").propagate = False
-        with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-            try:
-                yield
-            except Exception as error:
-                print(traceback.format_exc(), file=sys.stderr)
-                if is_gpu_fault(error):
-                    note_fault(path.with_suffix(f".{attempt}.gpu-fault"), error)
-                elif not _is_lost_peer(error):
-                    failure = path.with_suffix(f".{attempt}.failure")
-                    failure.write_text(f"{path.stem} (process {os.getpid()}):\n{traceback.format_exc()}", encoding="utf-8")
-                raise
-            finally:
-                faulthandler.disable()
-
-
-def _is_lost_peer(error: Exception) -> bool:
-    """Whether an error only says that another process is gone."""
-    from torch.distributed import DistError
-
-    signs = ("gloo", "NCCL", "Connection closed by peer", "DataLoader worker (pid")  # the last: killed, not "Caught ... in DataLoader worker"
-    return isinstance(error, DistError) or any(sign in str(error) for sign in signs)
 
 
 def _first_traceback(logs: Path, job: TrainJob, *, since: float) -> str:

@@ -20,29 +20,43 @@ import torch
 import torch.distributed as dist
 
 from data_shards.stream import Step
-from launcher.training.export import build_model, export_model
-from launcher.training.checkpoint import Found, agreed, check_probe, find_checkpoint, load_state, save_checkpoint
-from launcher.training.checkpoint_store import checkpoint_store, fetch_latest, upload_checkpoint
-from launcher.training.collectives import check_members, gather_json
-from launcher.training.deepspeed_engine import build_engine, init_distributed, learning_rate, set_learning_rate
-from launcher.runs.signals import HangGuard, StopRequest
-from launcher.training.identity import facts_of_job
-from launcher.stages.jobs import TrainJob, model_facts
-from launcher.runs.journal import Journal
-from launcher.runs.sample_ledger import Ledger
-from launcher.training.loader import StageStream, load_steps
-from launcher.training.throughput import GateOpening, Meter, count_step
-from launcher.runs.run_dir import RunDir
-from launcher.stages.samples import Block, load_tokenizer
 from launcher.config.settings import Training
+from launcher.runs.hang_guard import HangGuard
+from launcher.runs.journal import Journal
+from launcher.runs.run_dir import RunDir
+from launcher.runs.sample_ledger import Ledger
+from launcher.runs.signals import StopRequest
+from launcher.stages.build_model import build_model
+from launcher.stages.jobs import TrainJob, model_facts
+from launcher.stages.samples import Block, load_tokenizer
+from launcher.training.checkpoint import (
+    agreed,
+    check_probe,
+    find_checkpoint,
+    load_state,
+    save_checkpoint,
+)
+from launcher.training.checkpoint_store import (
+    checkpoint_store,
+    fetch_latest,
+    upload_checkpoint,
+)
+from launcher.training.collectives import check_members
+from launcher.training.deepspeed_engine import (
+    build_engine,
+    init_distributed,
+    set_learning_rate,
+)
+from launcher.training.export import export_model
+from launcher.training.identity import facts_of_job
+from launcher.training.loader import StageStream, load_steps
+from launcher.training.schedule import learning_rate
+from launcher.training.step_checks import check_applied, check_finite, gradient_norm
+from launcher.training.throughput import GateOpening, Meter, count_step
 from mmcot.models.flops import measure_peak_flops
 from mmcot.models.loss import count_target_tokens, token_loss_sum
 
 _LOG = logging.getLogger("mmcot.train")
-
-
-class TrainingError(RuntimeError):
-    """The training stopped itself; the message says at which step and why."""
 
 
 @dataclasses.dataclass
@@ -113,13 +127,13 @@ def train(
             set_learning_rate(engine, rate)
             logging_now = _due(done, training.log_every, job) or stopping
             loss = optimizer_step(engine, loaded, seed=settings.run.seed, scale=world_size / num_tokens, meter=meter, gate=this.gate if logging_now else None) / num_tokens
-            _check_applied(engine, loaded, loss, this.last_checkpoint)
+            check_applied(engine, loaded, loss, this.last_checkpoint)
             meter.add(counts)
             if ledger:
                 ledger.record(step, [(index, block.qids) for index, block in loaded.blocks if block.qids])
             if logging_now:
-                point = {"loss": loss, "learning_rate": rate, "epoch": done / this.steps_per_epoch, **_gradient_norm(engine)}
-                this.note(done, point | meter.take() | this.gate.take())
+                point = {"loss": loss, "learning_rate": rate, "epoch": done / this.steps_per_epoch, **gradient_norm(engine)}
+                this.note(done, point | meter.collect() | this.gate.collect())
             if _due(done, training.validate_every, job):
                 report({"step": done, "validation_loss": _validate(this, done)})
             if _due(done, training.checkpoint_every, job) or stopping:
@@ -203,7 +217,7 @@ def _checkpoint(this: _Training, done: int) -> None:
     this.hang_guard.progress()
     keep = this.job.settings.training.keep_checkpoints
     this.facts["probe_loss"] = _probe_loss(this)
-    _check_finite({"loss of the probe batch after the update": this.facts["probe_loss"]}, done - 1, this.last_checkpoint)
+    check_finite({"loss of the probe batch after the update": this.facts["probe_loss"]}, done - 1, this.last_checkpoint)
     save_checkpoint(this.engine, this.checkpoints, step=done, facts=this.facts, keep=keep, may_commit=this.may_commit)
     this.hang_guard.close()  # copying to a store has retries of its own and may take its time
     if this.store:
@@ -225,7 +239,7 @@ def optimizer_step(engine: Any, loaded: Step, *, seed: int, scale: float, meter:
     for index, block in loaded.blocks:
         torch.manual_seed(_dropout_seed(seed, loaded.number, index))
         if gate:
-            gate.watch(block.tensors if block.qids else None)  # a dummy is nobody's question
+            gate.observe(block.tensors if block.qids else None)  # a dummy is nobody's question
         meter.lap("own")
         loss = _block_loss(engine, block)
         loss_sum += loss.item()
@@ -233,7 +247,7 @@ def optimizer_step(engine: Any, loaded: Step, *, seed: int, scale: float, meter:
         engine.backward(loss * scale, scale_wrt_gas=False)
         meter.lap("backward")
     if gate:
-        gate.watch(None)
+        gate.observe(None)
     engine.step()
     meter.lap("update")
     (global_sum,) = _global_sum(engine, [loss_sum])
@@ -261,7 +275,7 @@ def _due(done: int, every: int, job: TrainJob) -> bool:
     return done % every == 0 or done == job.num_steps
 
 
-def _resume(this: _Training, found: Found | None) -> int:
+def _resume(this: _Training, found: VerifiedCheckpoint | None) -> int:
     """Load what was found and prove it; returns the steps that are done."""
     if found is None:
         return 0
@@ -297,34 +311,3 @@ def _dropout_seed(seed: int, step: int, index: int) -> int:
     return (seed * 1_000_003 + step) * 4_099 + index
 
 
-def _gradient_norm(engine: Any) -> dict[str, float]:
-    """The norm before clipping; DeepSpeed reports none under ZeRO-0."""
-    norm = engine.get_global_grad_norm()
-    return {} if norm is None else {"grad_norm": float(norm)}
-
-
-def _check_finite(values: dict[str, float], step: int, last_checkpoint: int, culprits: str = "") -> None:
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"step {step}: the {name} is {value}; nothing of this step was kept, the checkpoint of step {last_checkpoint} "
-                f"stands. Lower training.learning_rate, or use training.precision=fp32.{culprits}"
-            )
-
-
-def _check_applied(engine: Any, loaded: Step, loss: float, last_checkpoint: int) -> None:
-    """Stop on every rank alike where a step was not finite, or skipped without a word: the plan would be untrue.
-
-    Raises:
-        TrainingError: with the questions of the global batch.
-    """
-    values = {"loss": loss, **{"gradient norm": norm for norm in _gradient_norm(engine).values()}}
-    if all(map(math.isfinite, values.values())) and not engine.skipped_steps:
-        return
-    qids = gather_json([qid for _, block in loaded.blocks for qid in block.qids])
-    culprits = f" The questions of its batch: {', '.join(qid for share in qids for qid in share)}"
-    _check_finite(values, loaded.number, last_checkpoint, culprits)
-    raise TrainingError(
-        f"step {loaded.number}: DeepSpeed skipped the update; the checkpoint of step {last_checkpoint} stands. Lower "
-        f"training.learning_rate.{culprits}"
-    )

@@ -71,7 +71,7 @@ class Meter:
         for name, value in zip(COUNTS, counts, strict=True):
             self._sums[name] += value
 
-    def take(self) -> dict[str, float]:
+    def collect(self) -> dict[str, float]:
         """The metrics since the last take: rates, and the shares of the time; bytes since the start."""
         self.lap("own")
         seconds, sums = time.perf_counter() - self._started, self._sums
@@ -116,13 +116,13 @@ class GateOpening:
         if gate is not None:
             gate.register_forward_hook(self._on_gate)
 
-    def watch(self, tensors: dict[str, torch.Tensor] | None) -> None:
+    def observe(self, tensors: dict[str, torch.Tensor] | None) -> None:
         """Look at the forward passes of this batch, or at none."""
         self._mask_BS = None
         if tensors is not None and "vision_mask" in tensors:
             self._mask_BS = tensors["attention_mask"].bool() & tensors["vision_mask"].any(dim=1, keepdim=True)
 
-    def take(self) -> dict[str, float]:
+    def collect(self) -> dict[str, float]:
         """The mean since the last take, if a picture was seen."""
         values = {"gate_opening": self._sum / self._count} if self._count else {}
         self._sum = self._count = 0.0

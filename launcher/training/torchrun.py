@@ -17,13 +17,13 @@ import os
 import sys
 from pathlib import Path
 
+from launcher.cluster.gpus import count_own_gpus, with_device
 from launcher.config.loading import parse_settings
+from launcher.config.settings import SettingsError
+from launcher.runs.run_dir import RunDir
 from launcher.runs.signals import STOPPED
 from launcher.stages.jobs import TrainJob
-from launcher.cluster.gpus import count_own_gpus, with_device
-from launcher.pipeline.preflight import clear_compile_locks
-from launcher.runs.run_dir import RunDir
-from launcher.config.settings import SettingsError
+from launcher.training.compile_locks import clear_compile_locks
 from mmcot.models.device import DeviceError
 
 

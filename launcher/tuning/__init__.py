@@ -1,0 +1,1 @@
+"""Ray Tune: trials, the search space, ablations, plots."""

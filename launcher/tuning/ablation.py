@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.atomic_files import commit_bytes, read_json
-from launcher.evaluation.predictions import ceiling_rows, read_problems
-from launcher.runs.run_dir import RunDir
 from launcher.config.settings import Settings, SettingsError
+from launcher.evaluation.predictions import read_problems
+from launcher.evaluation.tables import ceiling_rows
+from launcher.runs.run_dir import RunDir
 from launcher.tracking.run_log import Tracker
-from launcher.tuning.tune import Report, log_outcome, run_tuning
 from launcher.tuning.space import with_values
+from launcher.tuning.tune import Report, log_outcome, run_tuning
 
 # Accuracy and ROUGE-L on ScienceQA's test split, arXiv:2302.00923, its later version (Flan-Alpaca base, ViT features).
 PAPER = {

@@ -8,6 +8,7 @@ run's journal (validation losses) and from its scores.
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 import tempfile
 import threading
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.atomic_files import commit_bytes, commit_folder, commit_json, read_json
-from launcher.stages.jobs import HANDED_OVER
+from launcher.config.settings import Settings
+from launcher.pipeline.pipeline import run_pipeline
+from launcher.runs.checkpoint_names import LATEST, MANIFEST, as_latest, name_of
 from launcher.runs.journal import Journal, JournalReader
 from launcher.runs.run_dir import TUNING, RunDir
-from launcher.config.settings import Settings
+from launcher.stages.jobs import HANDED_OVER
 from launcher.tuning.space import with_values
 
 LOOK_EVERY_S = 0.5
@@ -38,11 +41,8 @@ class TrialJob:
 
 def run_trial(values: dict[str, Any], *, job: TrialJob) -> None:
     """Run one trial and tell Tune how it goes; called by Tune in an actor of its own."""
-    import os
-
     from ray import tune
 
-    from launcher.pipeline.pipeline import run_pipeline
 
     os.chdir(job.working_dir)  # paths of the settings are relative to where the tuning was started
     run_dir = _folder_of_trial(job, tune.get_context().get_trial_id(), tune.get_checkpoint(), values)
@@ -119,19 +119,19 @@ def _folder_of_trial(job: TrialJob, trial_id: str, checkpoint: Any, values: dict
 
 def has_checkpoint(folder: Path, step: int) -> bool:
     """Whether the checkpoint of this step is committed."""
-    return (folder / f"step-{step:06d}" / "manifest.json").exists()
+    return (folder / name_of(step) / MANIFEST).exists()
 
 
 def copy_checkpoint(source: Path, target: Path, *, step: int) -> None:
     """Give another run, of other settings, the checkpoint of a step as its latest."""
-    name = f"step-{step:06d}"
+    name = name_of(step)
     staging = target.with_name(f".staging-{target.name}")
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(source / name, staging / name)
-    manifest = read_json(staging / name / "manifest.json")
+    manifest = read_json(staging / name / MANIFEST)
     giver = {key: manifest.pop(key) for key in ("run_id", "settings_fingerprint") if key in manifest}
-    commit_json(staging / name / "manifest.json", {**manifest, HANDED_OVER: giver})
-    commit_bytes(staging / "LATEST", f"{name}\n".encode())
+    commit_json(staging / name / MANIFEST, {**manifest, HANDED_OVER: giver})
+    commit_bytes(staging / LATEST, as_latest(name))
     commit_folder(staging, target)
 
 

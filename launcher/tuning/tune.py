@@ -20,20 +20,23 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.atomic_files import commit_bytes, commit_json
+from launcher.cluster.gpus import with_device
 from launcher.cluster.ray_session import ray_session
 from launcher.config.loading import dump_settings, tracking_uri
-from launcher.data.build import prepare_data
-from launcher.cluster.gpus import with_device
-from launcher.runs.signals import sigterm_stops
-from launcher.runs.journal import Journal, JournalReader, LineFile
-from launcher.tracking.mlflow_sync import sync_run
-from launcher.pipeline.preflight import check_machine, check_settings
-from launcher.runs.run_dir import PARENT, TUNING, RunDir, claim_settings, owned
 from launcher.config.settings import Settings, SettingsError
+from launcher.data.build import prepare_data
+from launcher.pipeline.preflight import check_machine, check_settings
+from launcher.runs.journal import Journal, JournalReader, LineFile
+from launcher.runs.ownership import owned
+from launcher.runs.run_dir import PARENT, TUNING, RunDir
+from launcher.runs.run_settings import write_or_verify_settings
+from launcher.runs.signals import sigterm_stops
+from launcher.tracking.mlflow_sync import sync_run
 from launcher.tracking.run_log import RunLog, Tracker, open_tracker
-from launcher.tuning.trial import OBJECTIVES, TrialJob, run_trial
+from launcher.training.launch import release_workers
+from launcher.tuning.plots import plot_trials
 from launcher.tuning.space import check_space, with_values
-from launcher.training.launch import free_workers
+from launcher.tuning.trial import OBJECTIVES, TrialJob, run_trial
 
 TRIAL_MEMORY = 500_000_000  # bytes of the process that leads a trial
 Report = Callable[[str], None]
@@ -59,7 +62,7 @@ def run_tuning(settings: Settings, *, kind: str = "tune", report: Report = print
     check_machine(settings)
     run_dir = RunDir(settings.run_dir.absolute())
     run_dir.path.mkdir(parents=True, exist_ok=True)
-    claim_settings(run_dir, settings)
+    write_or_verify_settings(run_dir, settings)
     with sigterm_stops(), owned(run_dir), contextlib.ExitStack() as resources:
         settings = with_device(settings, run_dir, report)
         folder = prepare_data(settings, report)  # once for all trials, whose data settings may still differ
@@ -140,7 +143,7 @@ def _watch_trials(trials: Path, report: Report) -> Any:
 
     def free(trial: Any) -> None:
         for folder in trials.glob(f"{trial.trial_id}*"):
-            free_workers(RunDir(folder))
+            release_workers(RunDir(folder))
 
     class Watch(Callback):
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
@@ -258,8 +261,6 @@ def _finish(settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]], t
     tracker.parent.log_tags({"best.trial": best["trial"], **{f"best.{name}": str(value) for name, value in best["values"].items()}})
     if settings.tuning.time_budget_s is None:  # with one, the same command may find a better trial, and a parameter cannot change
         tracker.parent.log_params({f"best.{name}": value for name, value in best["values"].items()})
-    from launcher.tuning.plots import plot_trials
-
     for path in plot_trials(trials, run_dir.path, objective=objective, mode=OBJECTIVES[objective]):
         tracker.parent.log_artifact(path)
     report(f"best: {objective} {best[objective]:.4f} with {best['values']}; `mmcot run --config {run_dir.path / 'best.yaml'}`")

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from mmcot.texts.answers import parse_answer
-from mmcot.texts.encoding import encode_pair
 from mmcot.decoding.generation import GeneratedText, generate_texts
 from mmcot.models.t5 import T5ForMultimodalGeneration
+from mmcot.texts.answers import parse_answer
+from mmcot.texts.encoding import encode_pair
 from mmcot.texts.problem import Problem
 from mmcot.texts.prompts import build_pair
 

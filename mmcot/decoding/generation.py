@@ -12,16 +12,16 @@ drawn at random, on the seed and its key: not on its neighbours, beyond float no
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
 
+from mmcot.decoding.cuda_graphs import StaticDecoder
+from mmcot.decoding.sampling import GREEDY, Sampling, draw_uniform, sample_tokens
 from mmcot.decoding.step_decoder import StepDecoder
 from mmcot.texts.encoding import stack_features
-from mmcot.decoding.cuda_graphs import StaticDecoder
 
 SOURCES_PER_ENCODING = 16  # encoded together, then waiting for a row
 BYTES_PER_CHARACTER = 4  # at most, in UTF-8
@@ -47,28 +47,6 @@ class GeneratedText:
     text: str
     num_tokens: int
     finish: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Sampling:
-    """How to draw a token: from softmax(logits / temperature), cut to its most probable ``top_p``.
-
-    Temperature 0 is greedy. The draw at a position is a function of ``seed``, the
-    question's key and the position alone.
-    """
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature ({self.temperature}) must be 0, which is greedy, or above")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p ({self.top_p}) must be above 0 and at most 1; 1 keeps every token")
-
-
-GREEDY = Sampling()
 
 
 @dataclasses.dataclass(slots=True)
@@ -220,30 +198,6 @@ def _sampler(sampling: Sampling, keys: Sequence[str]) -> Callable[[torch.Tensor,
         return sample_tokens(logits_BV, uniform_B, temperature=sampling.temperature, top_p=sampling.top_p)
 
     return choose
-
-
-def draw_uniform(seed: int, key: str, position: int) -> float:
-    """A number in [0, 1) that looks random, of 53 bits, decided by its arguments alone."""
-    digest = hashlib.blake2b(f"{seed}/{position}/{key}".encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
-
-
-def sample_tokens(
-    logits_BV: torch.Tensor, uniform_B: Sequence[float], *, temperature: float, top_p: float
-) -> list[int]:
-    """Read each row's inverse cumulative distribution at ``uniform_B``, in float64.
-
-    Tokens are ordered by falling probability; those whose predecessors already hold
-    ``top_p`` are left out (arXiv:1904.09751, section 3.1).
-    """
-    probabilities_BV = (logits_BV.double() / temperature).softmax(dim=-1)
-    sorted_BV, tokens_BV = probabilities_BV.sort(dim=-1, descending=True, stable=True)
-    cumulative_BV = sorted_BV.cumsum(dim=-1)
-    num_kept_B = ((cumulative_BV - sorted_BV) < top_p).sum(dim=-1)
-    mass_B1 = cumulative_BV.gather(1, num_kept_B[:, None] - 1)
-    drawn_B1 = torch.tensor(uniform_B, dtype=torch.float64, device=logits_BV.device)[:, None] * mass_B1
-    places_B1 = torch.searchsorted(cumulative_BV, drawn_B1, right=True)
-    return tokens_BV.gather(1, places_B1.minimum(num_kept_B[:, None] - 1))[:, 0].tolist()
 
 
 def _encode_sources(model, sources, features, feature_shape) -> Iterator[tuple[int, torch.Tensor]]:

@@ -1,0 +1,1 @@
+"""Accuracy by class, and scores of rationales."""

@@ -1,0 +1,1 @@
+"""The fused models, their parts, loss, FLOPs and attention maps."""

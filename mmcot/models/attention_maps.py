@@ -21,7 +21,7 @@ from mmcot.models.t5 import T5ForMultimodalGeneration
 
 
 @dataclasses.dataclass(frozen=True)
-class Look:
+class AttentionMaps:
     """What a fusion did with a batch.
 
     ``attention_BSP`` float [B, S, P] sums to 1 over the patches, or is 0 where all are hidden;
@@ -37,7 +37,7 @@ class Look:
 def look_at(
     model: T5ForMultimodalGeneration, input_ids: torch.Tensor, attention_mask: torch.Tensor,
     vision_features: torch.Tensor, vision_mask: torch.Tensor | None = None,
-) -> Look:  # fmt: skip
+) -> AttentionMaps:  # fmt: skip
     """Run the encoder and measure its fusion.
 
     Args:
@@ -58,4 +58,4 @@ def look_at(
     attention_BSP = fusion.mha_layer.shares(text_BSD, image_BPD, mask_BP)
     attended_BSD = fusion.mha_layer.attend(attention_BSP, image_BPD)
     gate_BSD = fusion.gate(text_BSD, attended_BSD)
-    return Look(attention_BSP, gate_BSD.mean(dim=-1), (1 - gate_BSD) * text_BSD + gate_BSD * attended_BSD)
+    return AttentionMaps(attention_BSP, gate_BSD.mean(dim=-1), (1 - gate_BSD) * text_BSD + gate_BSD * attended_BSD)

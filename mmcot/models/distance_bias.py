@@ -15,7 +15,7 @@ from transformers import T5ForConditionalGeneration
 
 
 @torch.no_grad()
-def prefer_near(model: T5ForConditionalGeneration, slope: float) -> None:
+def init_distance_bias(model: T5ForConditionalGeneration, slope: float) -> None:
     """Lower the attention of head h by ``slope * 2**-h`` a token of distance, in encoder and decoder, in place."""
     for stack, bidirectional in ((model.encoder, True), (model.decoder, False)):
         attention = stack.block[0].layer[0].SelfAttention

@@ -1,0 +1,1 @@
+"""Questions, prompts, answers, token ids."""

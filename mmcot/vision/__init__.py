@@ -1,0 +1,1 @@
+"""Pictures to features and captions."""

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 from hosts import Host, Network, network, why_not
+
 from launcher.runs.journal import JournalReader
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif((reason := why_not()) is not None, reason=f"needs hosts of its own: {reason}")]

@@ -460,8 +460,8 @@ def test_the_team_servers_secrets_are_files_outside_git_and_every_one_is_declare
 def test_the_team_servers_command_is_one_that_the_command_line_knows(compose, monkeypatch):
     from typer.testing import CliRunner
 
-    from launcher.tracking import server as mlflow_server
     from launcher.cli.main import app
+    from launcher.tracking import server as mlflow_server
 
     planned = {}
     monkeypatch.setattr(mlflow_server, "plan_server", lambda **settings: planned.update(settings))

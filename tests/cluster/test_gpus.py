@@ -7,13 +7,16 @@ import json
 import pytest
 import torch
 
-from data_shards.writer import SCHEMA_VERSION
-from launcher.training import torchrun as rank
+from data_shards.manifest import SCHEMA_VERSION
+from launcher.cluster.gpu_faults import GpuFault, hold_gpus, is_gpu_fault
+from launcher.cluster.gpus import with_device
 from launcher.config.loading import parse_settings
-from launcher.cluster.gpus import GpuFault, hold_gpus, is_gpu_fault, with_device
-from launcher.runs.run_dir import RunDir, claim_settings
 from launcher.config.settings import SettingsError
-from launcher.training.launch import WorkersFailed, _check_gpus_left, _is_lost_peer
+from launcher.runs.run_dir import RunDir
+from launcher.runs.run_settings import write_or_verify_settings
+from launcher.training import torchrun as rank
+from launcher.training.launch import WorkersFailed, _check_gpus_left
+from launcher.training.ray_worker import _is_lost_peer
 from mmcot.models.device import DeviceError, open_device
 
 
@@ -57,8 +60,8 @@ def test_a_run_keeps_its_device_against_a_setting_of_another(run_dir):
 
 def test_a_run_folder_that_names_its_device_decides_where_the_setting_is_silent(run_dir):
     run_dir.path.mkdir()
-    claim_settings(run_dir, settings_with(use_gpu=False))  # as a run of before `auto` wrote it
-    claim_settings(run_dir, settings_with())
+    write_or_verify_settings(run_dir, settings_with(use_gpu=False))  # as a run of before `auto` wrote it
+    write_or_verify_settings(run_dir, settings_with())
     assert with_device(settings_with(), run_dir, print, count=gpus(4)).cluster.use_gpu is False
 
 
@@ -84,7 +87,7 @@ def test_features_made_in_the_driver_need_no_gpu_there(tmp_path):
 
 def test_all_ranks_of_a_run_whose_folder_names_its_device_decide_alike(run_dir):
     run_dir.path.mkdir()
-    claim_settings(run_dir, settings_with(use_gpu=False))
+    write_or_verify_settings(run_dir, settings_with(use_gpu=False))
     assert [with_device(settings_with(), run_dir, print, count=gpus(2), keep=rank == 0).cluster.use_gpu for rank in range(2)] == [False, False]
 
 

@@ -16,7 +16,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from hosts import Host, network, why_not
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif((reason := why_not()) is not None, reason=f"needs hosts of its own: {reason}")]

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from launcher.cluster import job_submission as submit
+from launcher.cluster.job_submission import for_cluster, submit_run, write_package
 from launcher.config.loading import load_settings
 from launcher.config.settings import SettingsError
-from launcher.cluster.job_submission import for_cluster, submit_run, write_package
 
 SHARED = ["run.dir=/mnt/shared/runs/demo", "data.shards_dir=/mnt/shared/shards/demo"]
 

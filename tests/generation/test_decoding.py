@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 
-from mmcot.decoding import step_decoder as decoding
-from mmcot.decoding import generation
 from mmcot.decoding import cuda_graphs as static_decoding
-from mmcot.texts.encoding import collate, encode_pair, train_tokenizer
-from mmcot.decoding.generation import Sampling, draw_uniform, generate_ids, generate_texts, sample_tokens
+from mmcot.decoding import generation
+from mmcot.decoding import step_decoder as decoding
+from mmcot.decoding.generation import generate_ids, generate_texts
+from mmcot.decoding.sampling import Sampling, draw_uniform, sample_tokens
 from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
+from mmcot.texts.encoding import collate, encode_pair
+from mmcot.texts.tokenizer import train_tokenizer
 
 WORDS = "solution because the magnet attracts iron poles repel so answer is north south light plant water rock heat".split()
 SHAPE, LIMIT, ROWS = (5, 7), 40, 4

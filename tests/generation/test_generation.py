@@ -10,12 +10,18 @@ import signal
 import psutil
 import pytest
 
+from data_shards.atomic_files import read_json
 from data_shards.generated_texts import list_tasks, read_lines
 from data_shards.reader import SplitReader
 from data_shards.sources.scienceqa import SPLITS
-from data_shards.atomic_files import read_json
 from launcher.cluster.ray_session import ray_session
-from launcher.generation.text_tasks import GenerationError, GenerationWorker, expected_costs, run_tasks, write_split_texts
+from launcher.generation.text_tasks import (
+    GenerationError,
+    GenerationWorker,
+    expected_costs,
+    run_tasks,
+    write_split_texts,
+)
 from launcher.stages.jobs import GenerationJob
 from mmcot.decoding.repetition import is_repetitive
 

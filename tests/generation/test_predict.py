@@ -16,8 +16,8 @@ from launcher.config.loading import dump_settings
 @pytest.fixture(scope="module")
 def finished_run(tiny_settings, tiny_data, workplace):
     """A run's folder with two models of random weights."""
+    from launcher.stages.build_model import build_model
     from launcher.stages.samples import load_tokenizer, open_stage
-    from launcher.training.export import build_model
 
     run = workplace / "runs" / "predict"
     tokenizer = load_tokenizer(tiny_settings, tiny_data.path)

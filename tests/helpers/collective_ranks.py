@@ -12,8 +12,15 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from launcher.training.collectives import MAX_BYTES, CollectiveError, broadcast_json, check_members, gather_json, refuse_pickles
 from launcher.runs.run_dir import RunDir
+from launcher.training.collectives import (
+    MAX_BYTES,
+    CollectiveError,
+    broadcast_json,
+    check_members,
+    gather_json,
+    refuse_pickles,
+)
 
 NESTED = {"b": [1, 2.5, None, True], "a": {"ä": "\ud800 \N{SNOWMAN}", "empty": {}}}
 

@@ -24,7 +24,7 @@ SHELL, PYTHON, PROMPTED = ("bash", "sh", "shell"), ("python",), ("console",)
 TYPED = SHELL + PYTHON + PROMPTED
 SHOWN = ("text", "json", "yaml")
 EXCUSES = {"cluster": "needs a cluster", "GPU": "needs a GPU", "cloud": "needs a cloud, or accounts", "download": "needs downloaded data or models"}
-WAIT = shlex.quote(str(ROOT / "tests" / "docs_until.py"))
+WAIT = shlex.quote(str(ROOT / "tests" / "helpers" / "docs_until.py"))
 _SHORT = ("cluster.num_workers=1", "rationale.num_steps=20", "answer.num_steps=4", "training.validate_every=10", "rationale.max_target_tokens=24")
 _TINY = (*_SHORT, "data.mini_sqa.num_train=64", "data.mini_sqa.num_val=16", "data.mini_sqa.num_test=16")
 SIZES = {name: " ".join(f"--set {value}" for value in values) for name, values in (("short", _SHORT), ("tiny", _TINY))}  # of a run; and of its MiniSQA

@@ -1,6 +1,6 @@
 """Starts a command that serves, waits until an address answers, and ends it as Ctrl-C does.
 
-    python docs_until.py http://127.0.0.1:5000 mmcot mlflow up
+    python tests/helpers/docs_until.py http://127.0.0.1:5000 mmcot mlflow up
 
 Ends with the command's status; with 1 where it ended by itself, or nothing answered within two minutes.
 """

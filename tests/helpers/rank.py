@@ -9,8 +9,9 @@ import signal
 import sys
 from pathlib import Path
 
+from launcher.training.loop import train
+from launcher.training.step_checks import TrainingError
 from launcher.training.torchrun import STOPPED, read_job
-from launcher.training.loop import TrainingError, train
 
 
 def main():

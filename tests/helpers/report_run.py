@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 
-from data_shards.generated_texts import close_output, list_tasks, open_output, write_task
 from data_shards.atomic_files import commit_json, sha256_of_file
+from data_shards.generated_texts import (
+    close_output,
+    list_tasks,
+    open_output,
+    write_task,
+)
 from launcher.config.loading import dump_settings
 from launcher.evaluation.predictions import read_problems, score
 from launcher.runs.journal import Journal

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import T5Config, T5ForConditionalGeneration
 
-from mmcot.models.distance_bias import prefer_near
+from mmcot.models.distance_bias import init_distance_bias
 
 
 @pytest.mark.parametrize("side", ["encoder", "decoder"])
@@ -15,7 +15,7 @@ def test_attention_starts_lower_the_farther_a_token_is_with_half_the_slope_from_
     model = T5ForConditionalGeneration(T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
     attention = getattr(model, side).block[0].layer[0].SelfAttention
     before, others = attention.compute_bias(60, 60), {name: value.clone() for name, value in model.state_dict().items() if "relative" not in name}
-    prefer_near(model, 0.5)
+    init_distance_bias(model, 0.5)
     lowered = (before - attention.compute_bias(60, 60))[0, :, 59]  # [heads, keys], seen from the last token
     distances = torch.arange(59, -1, -1).float()
     assert torch.allclose(lowered[0, -8:], 0.5 * distances[-8:], atol=1e-5)  # a bucket a token near by

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mmcot.texts.encoding import IGNORED_LABEL, collate, encode_pair, train_tokenizer
 from mmcot.models.loss import count_target_tokens, token_loss_sum
+from mmcot.texts.encoding import IGNORED_LABEL, collate, encode_pair
+from mmcot.texts.tokenizer import train_tokenizer
 from mmcot.vision.patches import PATCH_SHAPE, patch_features
 
 

@@ -9,7 +9,14 @@ import types
 import numpy as np
 import pytest
 
-from mmcot.metrics.metrics import COLUMNS, PUBLISHED, accuracy_table, breakdown, rationale_scores, score_report
+from mmcot.metrics.metrics import (
+    COLUMNS,
+    PUBLISHED,
+    accuracy_table,
+    breakdown,
+    rationale_scores,
+    score_report,
+)
 from mmcot.texts.problem import Problem
 
 

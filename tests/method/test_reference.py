@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5ForConditionalGeneration
 
-from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 from mmcot.models.checkpoint_import import CheckpointError, import_checkpoint
+from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "mmcot_relu_tied"
 INPUTS = load_file(GOLDEN / "inputs.safetensors")

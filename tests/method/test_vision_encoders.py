@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.utils import is_timm_available
 
-from mmcot.vision.encoders import ENCODERS, VisionEncoder
+from mmcot.vision.encoder_kinds import ENCODERS
+from mmcot.vision.encoders import VisionEncoder
 
 KINDS = ("detr", "clip", "vit", "resnet")
 HEADS = {"detr": "DetrForObjectDetection", "clip": "CLIPModel", "vit": "ViTForImageClassification", "resnet": "ResNetForImageClassification"}

@@ -16,12 +16,12 @@ import time
 import psutil
 import pytest
 
-from data_shards.reader import SplitReader
 from data_shards.atomic_files import read_json
+from data_shards.reader import SplitReader
 from launcher.config.chains import STEPS
 from launcher.runs.journal import JournalReader
-from launcher.runs.sample_ledger import LedgerError, prove_ledger
 from launcher.runs.run_dir import RunDir, shards_dir_of
+from launcher.runs.sample_ledger import LedgerError, verify_ledger
 
 SIZES = [
     "data.mini_sqa.num_train=64", "data.mini_sqa.num_val=16", "data.mini_sqa.num_test=16", "data.samples_per_shard=24",
@@ -103,7 +103,7 @@ def test_after_a_kill_of_the_driver_the_same_command_goes_on_at_the_unfinished_s
 def test_the_ledger_of_a_killed_and_resumed_training_adds_up_and_a_forged_one_does_not(folder, finished, tmp_path):
     run_dir = RunDir(folder / "runs" / "demo")
     qids = [str(qid) for qid in SplitReader(folder / shards_dir_of(run_dir), "train").qids]
-    lines = prove_ledger(run_dir, "rationale", qids)
+    lines = verify_ledger(run_dir, "rationale", qids)
     assert len(lines) == 10 and all(line.endswith("64 questions, each exactly once") for line in lines)
     forged_dir = RunDir(tmp_path)
     shutil.copytree(run_dir.logs, forged_dir.logs)
@@ -115,7 +115,7 @@ def test_the_ledger_of_a_killed_and_resumed_training_adds_up_and_a_forged_one_do
             next(iter(line["blocks"].values()))[0] = stolen
     path.write_text("".join(json.dumps(line) + "\n" for line in forged))
     with pytest.raises(LedgerError, match=rf"epoch 0: used twice \['{stolen}'\], never"):
-        prove_ledger(forged_dir, "rationale", qids)
+        verify_ledger(forged_dir, "rationale", qids)
 
 
 def test_the_last_lines_are_the_table_the_run_and_how_to_open_mlflow(finished):

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from launcher.config.loading import load_settings
-from launcher.training.deepspeed_engine import _parameter_groups, deepspeed_config
-from launcher.pipeline.preflight import check_machine, check_settings, fetch_pretrained
 from launcher.config.settings import SettingsError
+from launcher.pipeline.preflight import check_machine, check_settings
+from launcher.stages.hub import fetch_pretrained
+from launcher.training.deepspeed_engine import _parameter_groups, deepspeed_config
 from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 from mmcot.vision.patches import FEATURES, PUBLISHED_SHAPES
 

@@ -19,7 +19,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from docs_blocks import EXCUSES, PYTHON, ROOT, Block, PageError, count, read_blocks, read_pages, script_of
+from docs_blocks import (
+    EXCUSES,
+    PYTHON,
+    ROOT,
+    Block,
+    PageError,
+    count,
+    read_blocks,
+    read_pages,
+    script_of,
+)
 from docs_samples import PREPARATIONS
 from PIL import Image
 

@@ -13,15 +13,22 @@ from pathlib import Path
 
 import pytest
 
+from data_shards import mirror
 from data_shards import remote_files as remote
-from data_shards.credentials import find_credentials, hide_credentials, holds_credentials
-from data_shards.indexed_tars import index_tars
-from data_shards.sources.hf_dataset import _problem
-from data_shards.index import ShardError, build_index
-from data_shards.generated_texts import RationaleReader, verified_files
-from data_shards.sources.scienceqa import read
 from data_shards.atomic_files import commit_json, sha256_of_file
-from data_shards.writer import manifest_shards, missing_feature_shards, read_manifest
+from data_shards.credentials import (
+    find_credentials,
+    hide_credentials,
+    holds_credentials,
+)
+from data_shards.errors import ShardError
+from data_shards.generated_texts import RationaleReader, verified_files
+from data_shards.index import build_index
+from data_shards.indexed_tars import index_tars
+from data_shards.manifest import manifest_shards, read_manifest
+from data_shards.sources.hf_dataset import _problem
+from data_shards.sources.scienceqa import read
+from data_shards.writer import missing_feature_shards
 from launcher.cluster.ray_session import keep_token_private
 from launcher.config.loading import load_settings, read_deepspeed
 from launcher.config.settings import SettingsError
@@ -95,7 +102,7 @@ def test_shipped_settings_and_deepspeeds_own_names_hold_no_secret():
 
 def test_an_address_with_a_secret_is_not_opened_and_not_repeated(tmp_path):
     with pytest.raises(ShardError) as error:
-        remote.mirror_folder(f"http://127.0.0.1:9/data?token={SECRET}", tmp_path, features=None)
+        mirror.mirror_folder(f"http://127.0.0.1:9/data?token={SECRET}", tmp_path, features=None)
     assert SECRET not in str(error.value) and "environment" in str(error.value)
     with pytest.raises(ShardError, match="environment"):
         index_tars({"train": [f"http://127.0.0.1:9/a.tar?token={SECRET}"]}, tmp_path / "out")
@@ -181,7 +188,7 @@ def test_a_manifests_rationale_file_cannot_lie_elsewhere(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["../../elsewhere/step-000001", "/tmp/step-000001", "", "step-x"])
 def test_latest_cannot_name_a_checkpoint_elsewhere(tmp_path, name):
-    from launcher.training.checkpoint import CheckpointError, latest_checkpoint
+    from launcher.runs.checkpoint_names import CheckpointError, latest_checkpoint
 
     (tmp_path / "LATEST").write_text(f"{name}\n")
     with pytest.raises(CheckpointError, match="expected such as step-000400"):
@@ -190,8 +197,8 @@ def test_latest_cannot_name_a_checkpoint_elsewhere(tmp_path, name):
 
 @pytest.mark.parametrize("file", ["../../outside", "/tmp/outside", "a/../../../outside"])
 def test_a_stored_checkpoints_files_cannot_lie_elsewhere(tmp_path, monkeypatch, file):
+    from launcher.runs.checkpoint_names import CheckpointError
     from launcher.training import checkpoint_store
-    from launcher.training.checkpoint import CheckpointError
 
     manifest = json.dumps({"files": {file: {}}}).encode()
     monkeypatch.setattr(checkpoint_store, "agreed", lambda ask: ask())

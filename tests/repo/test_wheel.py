@@ -62,8 +62,8 @@ def test_the_wheel_holds_nothing_but_the_three_packages_and_a_licence(site):
 
 
 def test_what_is_sent_to_a_cluster_is_what_the_wheel_holds(site, tmp_path):
-    from launcher.config.loading import load_settings
     from launcher.cluster.job_submission import write_package
+    from launcher.config.loading import load_settings
 
     write_package(tmp_path, load_settings(preset="demo"))
     packages = ("launcher", "mmcot", "data_shards")

@@ -15,9 +15,9 @@ from data_shards.atomic_files import commit_json
 from launcher.config.loading import dump_settings, load_settings
 from launcher.data.build import prepare_data
 from launcher.evaluation.predictions import read_problems
-from launcher.runs.journal import Journal
-from launcher.report.render import render, write_report
 from launcher.report.collect import collect
+from launcher.report.render import render, write_report
+from launcher.runs.journal import Journal
 from launcher.runs.run_dir import RunError
 
 HOSTILE = "<script>alert(1)</script><!-- </script><img src=x onerror=alert(2)> \u202eright to left \U0001f600 \x00\x07 {{DATA}} \u2028 "
@@ -276,7 +276,7 @@ def test_pictures_that_are_gone_are_said_to_be(run, tiny_settings, monkeypatch):
 
 
 def test_features_that_are_no_grid_show_the_gate_alone(browser, run, tmp_path, monkeypatch):
-    monkeypatch.setattr("mmcot.vision.patches.PATCH_GRIDS", {})
+    monkeypatch.setattr("launcher.report.attention.PATCH_GRIDS", {})
     page = browser.open(write_report([run], tmp_path / "report.html", num_looked_at=1))
     assert page.problems == [] and "only the gate is shown" in page.text("#looking")
     assert page.count(".veil") == 0 and page.count(".token") > 5 and "gate open" in page.text(".map-side .readout")

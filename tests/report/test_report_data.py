@@ -8,12 +8,12 @@ from PIL import Image
 
 from data_shards.atomic_files import commit_json, sha256_of_file
 from launcher.config.loading import load_settings
-from launcher.runs.journal import Journal, JournalReader
-from launcher.report.run_facts import curves_of, thin, wilson
 from launcher.report.questions import choose_qids, find_pictures, judge, to_data_uri
+from launcher.report.run_facts import curves_of, thin, wilson
+from launcher.runs.journal import Journal, JournalReader
 from launcher.runs.run_dir import RunDir
-from mmcot.texts.prompts import gold_rationale
 from mmcot.texts.problem import Problem
+from mmcot.texts.prompts import gold_rationale
 
 
 def test_an_interval_is_wilsons():

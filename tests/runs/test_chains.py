@@ -61,6 +61,6 @@ def test_reasons_are_held_against_what_the_model_has_learned():
 
 
 def test_all_chains_share_one_data_folder():
-    from launcher.data.build import _tokenizer_formats
+    from launcher.data.fingerprints import tokenizer_formats
 
-    assert {tuple(_tokenizer_formats(settings_of(name))) for name in CHAINS} == {("QCM-E", "QCMG-A")}
+    assert {tuple(tokenizer_formats(settings_of(name))) for name in CHAINS} == {("QCM-E", "QCMG-A")}

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.config.loading import dump_settings, load_settings, parse_settings, preset_names, setting_names
+from launcher.config.loading import (
+    dump_settings,
+    load_settings,
+    parse_settings,
+    preset_names,
+    setting_names,
+)
 from launcher.config.settings import SettingsError
 
 

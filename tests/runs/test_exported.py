@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,13 +13,13 @@ import pytest
 from typer.testing import CliRunner
 
 from data_shards.atomic_files import commit_bytes, commit_json, sha256_of_file
-from launcher.runs import checked_files
-from launcher.pipeline import pipeline
 from launcher.cli.main import app
 from launcher.config.loading import dump_settings, tracking_uri
+from launcher.pipeline.attempt import Attempt
+from launcher.runs import checked_files
 from launcher.runs.exported import describe_export, verify_model
-from launcher.stages.jobs import GenerationJob
 from launcher.runs.run_dir import RunDir, RunError
+from launcher.stages.jobs import GenerationJob
 from launcher.tracking.run_log import open_tracker
 
 FILES = ("model.safetensors", "config.json", "tokenizer.json")
@@ -157,7 +158,7 @@ def test_a_generation_refuses_it_before_ray_is_started_and_in_every_worker(run_d
 
 
 def test_a_training_that_starts_from_a_runs_model_refuses_it(run_dir, tiny_settings, tiny_data):
-    from launcher.training.export import build_model
+    from launcher.stages.build_model import build_model
     from launcher.stages.samples import load_tokenizer, open_stage
 
     settings = tiny_settings.model_copy(update={"model": tiny_settings.model.model_copy(update={"pretrained": str(run_dir.model("rationale"))})})
@@ -174,9 +175,9 @@ def test_a_training_that_starts_from_a_runs_model_refuses_it(run_dir, tiny_setti
 def test_every_later_step_of_the_pipeline_refuses_it(run_dir, tiny_settings, step):
     exchange(run_dir.model("rationale") / "model.safetensors")
     run_dir.marker_path(step).unlink(missing_ok=True)
-    this = pipeline._Pipeline(tiny_settings, run_dir, 1, lambda line: None, None, None)
+    attempt = Attempt(tiny_settings, run_dir, 1, lambda line: None, contextlib.ExitStack())
     with pytest.raises(RunError, match="rationale/model/model.safetensors is not the file that was exported"):
-        this._step(step, {}, lambda child: pytest.fail("the step ran"))
+        attempt.run_step(step, {}, lambda child: pytest.fail("the step ran"))
 
 
 def test_a_bundle_for_mlflow_is_made_of_the_exported_models_and_holds_what_verifies_it(run_dir, tiny_settings):

@@ -11,17 +11,31 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from data_shards.indexed_tars import index_tars
-from data_shards.sources.question_set import SPLITS
-from data_shards.remote_files import list_names, put_bytes, put_file
 from data_shards.atomic_files import commit_bytes, commit_json, read_json
-from launcher.training.checkpoint import CheckpointError, find_checkpoint, save_checkpoint
-from launcher.training.checkpoint_store import checkpoint_store, fetch_latest, upload_checkpoint
-from launcher.config.loading import load_settings
-from launcher.data.build import DataFolder
-from launcher.training.identity import claim_store, data_content, run_facts, settings_content, settle_identity, store_root
-from launcher.training.torchrun import read_job
+from data_shards.indexed_tars import index_tars
+from data_shards.remote_files import list_names, put_bytes, put_file
+from data_shards.sources.question_set import SPLITS
 from launcher.runs.run_dir import RunDir, RunError
+from launcher.stages.data_folder import DataFolder
+from launcher.training.checkpoint import (
+    CheckpointError,
+    find_checkpoint,
+    save_checkpoint,
+)
+from launcher.training.checkpoint_store import (
+    checkpoint_store,
+    fetch_latest,
+    upload_checkpoint,
+)
+from launcher.training.identity import (
+    claim_store,
+    data_content,
+    run_facts,
+    settings_content,
+    settle_identity,
+    store_root,
+)
+from launcher.training.torchrun import read_job
 from launcher.tuning.trial import copy_checkpoint
 
 PLAN = {"plan_fingerprint": "p1", "world_size": 1, "zero_stage": 2, "precision": "fp32", "nvme": False}
@@ -295,7 +309,7 @@ def test_a_folder_of_an_earlier_version_with_other_checkpoints_leaves_the_older_
 
 
 def test_the_driver_takes_the_stores_id_before_mlflow_asks_for_one_and_hands_it_to_torchrun(make_run, monkeypatch, tmp_path):
-    from launcher.pipeline import pipeline
+    from launcher.pipeline import attempt, pipeline
 
     class Log:
         def __getattr__(self, name):
@@ -310,7 +324,7 @@ def test_the_driver_takes_the_stores_id_before_mlflow_asks_for_one_and_hands_it_
         run_dir.identity()
         yield Tracker()
 
-    monkeypatch.setattr(pipeline, "open_tracker", asks_at_once)
+    monkeypatch.setattr(attempt, "open_tracker", asks_at_once)
     first = make_run("a")
     first.begin()
     first.save(2)

@@ -13,8 +13,10 @@ import pytest
 
 from data_shards.atomic_files import commit_bytes, commit_json, committing, read_json
 from launcher.config.loading import load_settings
-from launcher.runs.run_dir import RunDir, RunError, claim_settings, owned, owner
 from launcher.config.settings import SettingsError
+from launcher.runs.ownership import owned, owner
+from launcher.runs.run_dir import RunDir, RunError
+from launcher.runs.run_settings import write_or_verify_settings
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def test_a_run_that_is_running_is_refused_with_its_owner(run_dir):
 def test_a_lock_of_a_dead_process_is_taken_over_at_once(run_dir):
     run_dir.path.mkdir()
     code = (
-        "import os, sys; from pathlib import Path; from launcher.runs.run_dir import RunDir, owned\n"
+        "import os, sys; from pathlib import Path; from launcher.runs.ownership import owned; from launcher.runs.run_dir import RunDir\n"
         "with owned(RunDir(Path(sys.argv[1]))): os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", code, str(run_dir.path)], check=False)
@@ -50,7 +52,7 @@ def test_a_lock_of_a_dead_process_is_taken_over_at_once(run_dir):
 
 def test_a_lock_of_a_dead_process_that_nobody_has_waited_for_is_taken_over_too(run_dir):
     run_dir.path.mkdir()
-    code = "import os, sys; from pathlib import Path; from launcher.runs.run_dir import RunDir, owned\nwith owned(RunDir(Path(sys.argv[1]))): os._exit(9)"
+    code = "import os, sys; from pathlib import Path; from launcher.runs.ownership import owned; from launcher.runs.run_dir import RunDir\nwith owned(RunDir(Path(sys.argv[1]))): os._exit(9)"
     process = subprocess.Popen([sys.executable, "-c", code, str(run_dir.path)])
     while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)
@@ -68,10 +70,10 @@ def test_an_older_attempt_may_not_commit(run_dir):
 
 
 def test_other_settings_are_refused_and_those_that_may_change_are_not(run_dir):
-    claim_settings(run_dir, load_settings(preset="demo"))
-    claim_settings(run_dir, load_settings(preset="demo", overrides=["cluster.address=auto", "generation.hang_timeout_s=60"]))
+    write_or_verify_settings(run_dir, load_settings(preset="demo"))
+    write_or_verify_settings(run_dir, load_settings(preset="demo", overrides=["cluster.address=auto", "generation.hang_timeout_s=60"]))
     with pytest.raises(SettingsError, match=r"run.seed was 0 and is now 1.*--set run.dir"):
-        claim_settings(run_dir, load_settings(preset="demo", overrides=["run.seed=1"]))
+        write_or_verify_settings(run_dir, load_settings(preset="demo", overrides=["run.seed=1"]))
 
 
 def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path):

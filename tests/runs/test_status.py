@@ -8,12 +8,14 @@ import time
 import pytest
 
 from data_shards.atomic_files import commit_bytes, commit_json
-from launcher.runs import progress
 from launcher.config.loading import load_settings
 from launcher.generation.text_tasks import Progress
-from launcher.runs.journal import Journal, JournalReader, how_far
+from launcher.runs import progress
+from launcher.runs.journal import Journal, JournalReader, progress_of
+from launcher.runs.ownership import owned
 from launcher.runs.progress import GenerationLine, TrainingLine
-from launcher.runs.run_dir import RunDir, claim_settings, owned, settings_of
+from launcher.runs.run_dir import RunDir
+from launcher.runs.run_settings import settings_of, write_or_verify_settings
 from launcher.runs.status import describe_run, mlflow_lines
 
 
@@ -28,15 +30,15 @@ def test_the_time_left_is_at_the_pace_of_the_last_attempt(tmp_path):
         journal, {"step": 0, "time_ms": 0, "total": 100}, {"step": 10, "time_ms": 1_000_000, "metrics": {"loss": 1.0}},  # 100 s a step, then lost
         {"step": 5, "time_ms": 2_000_000, "total": 100}, {"step": 20, "time_ms": 2_030_000, "metrics": {"loss": 1.0}},
     )  # fmt: skip
-    assert how_far(JournalReader(journal).read()) == (20, 100, 160.0)
+    assert progress_of(JournalReader(journal).read()) == (20, 100, 160.0)
 
 
 def test_before_the_first_point_the_time_left_is_unknown_and_a_journal_without_a_beginning_says_nothing(tmp_path):
     journal = Journal(tmp_path / "j.jsonl")
     journal.log(3, {"loss": 1.0})
-    assert how_far(JournalReader(tmp_path / "j.jsonl").read()) is None
+    assert progress_of(JournalReader(tmp_path / "j.jsonl").read()) is None
     journal.begin(40, 2000)
-    assert how_far(JournalReader(tmp_path / "j.jsonl").read()) == (40, 2000, None)
+    assert progress_of(JournalReader(tmp_path / "j.jsonl").read()) == (40, 2000, None)
 
 
 EIGHT_HOURS = 8 * 3600 * 1000
@@ -54,7 +56,7 @@ def test_the_line_of_a_training_and_status_tell_the_same_time_left_eight_hours_a
     for point in JournalReader(journal).read():
         line.show(point)
     assert lines[-1].endswith("time left 0:50")
-    assert how_far(JournalReader(journal).read()) == (50, 100, 50.0)
+    assert progress_of(JournalReader(journal).read()) == (50, 100, 50.0)
 
 
 def test_texts_that_stood_before_do_not_shorten_the_time_left_of_a_generation(tmp_path, monkeypatch):
@@ -64,7 +66,7 @@ def test_texts_that_stood_before_do_not_shorten_the_time_left_of_a_generation(tm
         for done in (910, 920):  # 900 of 1,000 stood; 10 questions take 5 s
             line.show(Progress(done, 1000, num_tokens=10, seconds=(done - 900) / 2, num_before=900))
     assert lines[-1].endswith("time left 0:40")
-    assert how_far(JournalReader(path).read())[:2] == (920, 1000)
+    assert progress_of(JournalReader(path).read())[:2] == (920, 1000)
     begun = next(JournalReader(path).read())
     assert begun["step"] == 900 and abs(begun["time_ms"] / 1000 - time.time() + 5.0) < 1.0
 
@@ -75,7 +77,7 @@ def run_dir(tmp_path, monkeypatch):
     settings = load_settings(preset="demo", overrides=[f"run.dir={tmp_path / 'demo'}", "tracking.uri=http://tracking.example.org:5000"])
     run_dir = RunDir(settings.run_dir)
     run_dir.path.mkdir()
-    claim_settings(run_dir, settings)
+    write_or_verify_settings(run_dir, settings)
     return run_dir
 
 

@@ -13,9 +13,15 @@ import time
 import psutil
 import pytest
 
-from launcher.runs.signals import STOP_SIGNALS, StopRequest, handling_stop, sigterm_stops
 from launcher.runs.journal import JournalReader
-from launcher.runs.run_dir import RunDir, Stopped
+from launcher.runs.run_dir import RunDir
+from launcher.runs.signals import (
+    STOP_SIGNALS,
+    Stopped,
+    StopRequest,
+    handling_stop,
+    sigterm_stops,
+)
 
 SIZES = [
     "data.mini_sqa.num_train=64", "data.mini_sqa.num_val=16", "data.mini_sqa.num_test=16", "data.samples_per_shard=24", "rationale.num_steps=4000",

@@ -13,16 +13,23 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from transformers import AutoTokenizer, ViTConfig, ViTImageProcessor, ViTModel
-from transformers import GPT2Config, GPT2LMHeadModel, VisionEncoderDecoderModel
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    VisionEncoderDecoderModel,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
 
-from data_shards.sources.pictures import open_picture
-from data_shards.reader import SplitReader
 from data_shards.atomic_files import read_json
-from launcher.data.caption_tasks import write_captions
+from data_shards.reader import SplitReader
+from data_shards.sources.pictures import open_picture
 from launcher.cluster.ray_session import ray_session
-from launcher.data.build import prepare_data
 from launcher.config.settings import SettingsError
+from launcher.data.build import prepare_data
+from launcher.data.caption_tasks import write_captions
 from launcher.data.dataset import read_source, source_folder
 from mmcot.vision.encoders import VisionEncoder
 

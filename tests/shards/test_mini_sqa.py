@@ -10,7 +10,11 @@ import pytest
 from PIL import Image
 
 from data_shards.mini_sqa import skills as mini_sqa_skills
-from data_shards.mini_sqa.generate import compute_ceilings, content_sha256, write_mini_sqa
+from data_shards.mini_sqa.generate import (
+    compute_ceilings,
+    content_sha256,
+    write_mini_sqa,
+)
 from mmcot.metrics.metrics import accuracy_table
 from mmcot.texts.problem import Problem
 

@@ -12,16 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_shards.check import check_shards
+from data_shards.errors import ShardError
 from data_shards.indexed_tars import index_tars
-from data_shards.index import ShardError
-from data_shards.sources.pictures import PictureError, open_picture
 from data_shards.reader import SplitReader
 from data_shards.sources.forms import read_questions
-from data_shards.writer import check_shards
+from data_shards.sources.pictures import PictureError, open_picture
 from launcher.config.loading import load_settings
-from launcher.data.build import check_data, describe_data, prepare_data, require_all_splits
-from launcher.data.describe import describe_questions
 from launcher.config.settings import SettingsError
+from launcher.data.build import describe_data, prepare_data, require_all_splits
+from launcher.data.check import check_data
+from launcher.data.describe import describe_questions
 from mmcot.texts.problem import ProblemError
 
 ROW = {"qid": "a1", "question": "Which is bigger?", "choices": ["sun", "moon"], "answer": "sun", "split": "train"}

@@ -20,8 +20,14 @@ from PIL import ExifTags, Image
 
 from data_shards import picture_features as features
 from data_shards.picture_features import features_of_pictures
-from data_shards.sources.pictures import FORMATS, MAX_PIXELS, MAX_SIDE, PictureError, open_picture
 from data_shards.sources.forms import read_questions
+from data_shards.sources.pictures import (
+    FORMATS,
+    MAX_PIXELS,
+    MAX_SIDE,
+    PictureError,
+    open_picture,
+)
 from mmcot.texts.problem import Problem
 
 ROOT = Path(__file__).parents[2]

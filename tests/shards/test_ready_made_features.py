@@ -13,9 +13,9 @@ import torch
 from data_shards.picture_features import FeatureError, ready_made_features
 from data_shards.reader import SplitReader
 from launcher.config.loading import load_settings
+from launcher.config.settings import SettingsError
 from launcher.data.build import prepare_data
 from launcher.pipeline.preflight import check_settings
-from launcher.config.settings import SettingsError
 from mmcot.texts.problem import Problem
 
 

@@ -14,18 +14,20 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from data_shards import mirror
 from data_shards import remote_files as remote
+from data_shards.errors import ShardError
 from data_shards.indexed_tars import index_tars
-from data_shards.index import ShardError
-from data_shards.shard_files import RemoteAccess
+from data_shards.manifest import manifest_shards, read_manifest
 from data_shards.plan import Plan
 from data_shards.range_requests import plan_ranges
 from data_shards.reader import SplitReader
 from data_shards.shard_cache import ShardCache
+from data_shards.shard_files import RemoteAccess
 from data_shards.stream import walk_steps
-from data_shards.writer import manifest_shards, read_manifest
-from launcher.data.build import check_data, prepare_data
 from launcher.config.settings import SettingsError
+from launcher.data.build import prepare_data
+from launcher.data.check import check_data
 
 
 class _Handler(http.server.SimpleHTTPRequestHandler):
@@ -73,7 +75,7 @@ def web(tiny_data, tmp_path, monkeypatch):
 
 
 def open_remote(url, cache_dir, mode, split="train", **access):
-    folder = remote.mirror_folder(url, cache_dir, features="patch")
+    folder = mirror.mirror_folder(url, cache_dir, features="patch")
     return SplitReader(folder, split, features="patch", access=RemoteAccess(mode, str(cache_dir), **access))
 
 
@@ -106,7 +108,7 @@ def test_whole_shards_are_fetched_once_for_all_readers_of_a_machine(s3, tiny_dat
 
 
 def test_the_cache_stays_within_its_bound_and_lets_the_longest_unused_go(s3, tmp_path):
-    shards = manifest_shards(read_manifest(remote.mirror_folder(s3, tmp_path, features="patch") / "features" / "patch"), "train")
+    shards = manifest_shards(read_manifest(mirror.mirror_folder(s3, tmp_path, features="patch") / "features" / "patch"), "train")
     cache = ShardCache(tmp_path, max_bytes=int(2.5 * shards[0].size_bytes))
     sizes = []
     for shard in [*shards, shards[-1], shards[0]]:
@@ -121,7 +123,7 @@ def test_the_cache_stays_within_its_bound_and_lets_the_longest_unused_go(s3, tmp
 
 def test_many_threads_share_a_cache_that_holds_few_shards(web, tmp_path):
     url, folder = web
-    shards = manifest_shards(read_manifest(remote.mirror_folder(url, tmp_path, features="patch") / "features" / "patch"))
+    shards = manifest_shards(read_manifest(mirror.mirror_folder(url, tmp_path, features="patch") / "features" / "patch"))
     cache = ShardCache(tmp_path, max_bytes=int(2.5 * max(shard.size_bytes for shard in shards)))
 
     def read(number):
@@ -143,7 +145,7 @@ def test_names_that_lead_out_of_a_folder_are_refused(web, tmp_path):
         shards = [{**shard, **change} for shard in manifest["shards"]]
         path.write_text(json.dumps({**manifest, "fingerprint": str(change), "shards": shards}))
         with pytest.raises(ShardError, match=message):
-            SplitReader(remote.mirror_folder(url, tmp_path, features=None), "train", access=RemoteAccess("cache", str(tmp_path))).problem(0)
+            SplitReader(mirror.mirror_folder(url, tmp_path, features=None), "train", access=RemoteAccess("cache", str(tmp_path))).problem(0)
 
 
 class _Counting:
@@ -229,12 +231,12 @@ def test_altered_bytes_behind_a_url_are_found_in_both_modes(web, tmp_path):
 @pytest.mark.parametrize("url", ["ssh://host/data", "pipe://cat", "s3://a/b::file://c"])
 def test_other_protocols_are_refused(url, tmp_path):
     with pytest.raises(ShardError, match="is not of a protocol that is read"):
-        remote.mirror_folder(url, tmp_path, features=None)
+        mirror.mirror_folder(url, tmp_path, features=None)
 
 
 def test_a_url_without_a_finished_folder_says_so(s3, tmp_path):
     with pytest.raises(ShardError, match=r"s3://bucket/nothing/text/manifest.json does not exist"):
-        remote.mirror_folder("s3://bucket/nothing", tmp_path, features=None)
+        mirror.mirror_folder("s3://bucket/nothing", tmp_path, features=None)
 
 
 def test_tars_are_indexed_behind_a_url_and_read_from_there(s3, tiny_data, tmp_path):

@@ -11,17 +11,24 @@ import numpy as np
 import pytest
 import webdataset as wds
 
-from data_shards.index import ShardError, build_index
-from data_shards.generated_texts import RationaleReader, close_output, list_tasks, open_output, read_rationales, write_task
 from data_shards.atomic_files import commit_bytes, sha256_of_file
-from data_shards.sources.forms import read_questions
+from data_shards.check import check_shards
+from data_shards.errors import ShardError
+from data_shards.generated_texts import (
+    RationaleReader,
+    close_output,
+    list_tasks,
+    open_output,
+    read_rationales,
+    write_task,
+)
+from data_shards.index import build_index
+from data_shards.manifest import manifest_shards, read_manifest
 from data_shards.reader import SplitReader
+from data_shards.sources.forms import read_questions
 from data_shards.stream import load_ahead, walk_steps
 from data_shards.writer import (
-    check_shards,
-    manifest_shards,
     missing_feature_shards,
-    read_manifest,
     write_feature_shard,
     write_feature_shards,
     write_text_shards,

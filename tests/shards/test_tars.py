@@ -15,10 +15,11 @@ import pytest
 import webdataset as wds
 
 from data_shards import tars
-from data_shards.indexed_tars import index_tars
-from data_shards.index import ShardError, build_index, read_index
 from data_shards.atomic_files import commit_json, read_json, sha256_of_file
-from data_shards.writer import check_shards
+from data_shards.check import check_shards
+from data_shards.errors import ShardError
+from data_shards.index import build_index, read_index
+from data_shards.indexed_tars import index_tars
 from mmcot.texts.problem import ProblemError
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}

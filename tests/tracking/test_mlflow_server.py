@@ -26,13 +26,13 @@ import requests
 from chromium import NAMES, Chromium, find_chromium
 
 from data_shards.atomic_files import commit_bytes, read_json
-from launcher.tracking import server as mlflow_server
 from launcher.config.loading import dump_settings, load_settings, tracking_uri
 from launcher.runs.journal import Journal
-from launcher.tracking.server import _hosts_and_origins, plan_server
 from launcher.runs.run_dir import TUNING, RunDir
 from launcher.runs.status import describe_end, mlflow_lines
+from launcher.tracking import server as mlflow_server
 from launcher.tracking.run_log import open_tracker
+from launcher.tracking.server import _hosts_and_origins, plan_server
 
 ROOT = Path(__file__).parents[2]
 PASSWORD = "correct horse 100%"  # a percent sign: MLflow reads its settings with configparser

@@ -20,14 +20,15 @@ from typer.testing import CliRunner
 from data_shards.atomic_files import commit_bytes, commit_json, read_json
 from launcher.cli.main import app
 from launcher.config.loading import dump_settings, load_settings, tracking_uri
-from launcher.tracking.environment_tags import describe_environment
-from launcher.runs.signals import sigterm_stops
-from launcher.runs.journal import Journal, LineFile
-from launcher.tracking.mlflow_sync import _create_store, is_everything_told, sync_run
-from launcher.pipeline.pipeline import _Pipeline
-from launcher.runs.run_dir import RunDir, Stopped
 from launcher.config.settings import SettingsError
+from launcher.pipeline.attempt import Attempt
+from launcher.runs.journal import Journal, LineFile
+from launcher.runs.run_dir import RunDir
+from launcher.runs.signals import Stopped, sigterm_stops
 from launcher.runs.system_metrics import sampling
+from launcher.tracking.environment_tags import describe_environment
+from launcher.tracking.mlflow_store import create_store
+from launcher.tracking.mlflow_sync import is_everything_logged, sync_run
 from launcher.tracking.run_log import RunLog, open_tracker
 
 
@@ -35,7 +36,7 @@ from launcher.tracking.run_log import RunLog, open_tracker
 def empty_store(tmp_path_factory):
     """An SQLite store to copy: making one takes seconds."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    _create_store(f"sqlite:///{path}")
+    create_store(f"sqlite:///{path}")
     return path
 
 
@@ -174,14 +175,14 @@ def test_what_mlflow_refuses_does_not_hold_up_what_follows_and_is_told(place):
 def test_a_kill_while_the_store_is_made_leaves_none_or_a_whole_one(tmp_path):
     path = tmp_path / "mlflow.db"
     code = (
-        "import os, sys, threading; from alembic import command; from launcher.tracking.mlflow_sync import _create_store\n"
+        "import os, sys, threading; from alembic import command; from launcher.tracking.mlflow_sync import create_store\n"
         "upgrade = command.upgrade\n"
         "command.upgrade = lambda *a: (threading.Timer(0.3, lambda: os._exit(9)).start(), upgrade(*a))\n"
-        "_create_store(sys.argv[1])"
+        "create_store(sys.argv[1])"
     )
     killed = subprocess.run([sys.executable, "-c", code, f"sqlite:///{path}"], capture_output=True, check=False)
     assert killed.returncode == 9 and not path.exists() and list(tmp_path.glob(".tmp-*"))
-    _create_store(f"sqlite:///{path}")
+    create_store(f"sqlite:///{path}")
     from mlflow import MlflowClient
 
     assert [e.name for e in MlflowClient(f"sqlite:///{path}").search_experiments()] == ["Default"]
@@ -190,12 +191,12 @@ def test_a_kill_while_the_store_is_made_leaves_none_or_a_whole_one(tmp_path):
 
 def test_a_run_that_was_ended_before_its_last_words_is_known(place):
     settings, run_dir = place
-    assert is_everything_told(run_dir)
+    assert is_everything_logged(run_dir)
     with open_tracker(settings, run_dir):
-        assert not is_everything_told(run_dir)
-    assert is_everything_told(run_dir)
+        assert not is_everything_logged(run_dir)
+    assert is_everything_logged(run_dir)
     LineFile(run_dir.tracking).append({"run": "pipeline", "do": "tags", "time_ms": 0, "values": {"a": "b"}})
-    assert not is_everything_told(run_dir)
+    assert not is_everything_logged(run_dir)
 
 
 def test_sigterm_leaves_the_runs_as_killed(place):
@@ -219,7 +220,7 @@ def test_a_step_is_marked_done_only_after_its_end_is_told(place, monkeypatch):
 
     monkeypatch.setattr(RunDir, "mark_done", mark_done)
     with contextlib.ExitStack() as resources:
-        _Pipeline(settings, run_dir, 1, lambda line: None, resources, None)._step("data", {}, lambda child: {})
+        Attempt(settings, run_dir, 1, lambda line: None, resources).run_step("data", {}, lambda child: {})
     assert ends == [["FINISHED"]]
 
 
@@ -252,7 +253,7 @@ def test_the_ids_of_an_earlier_version_are_gone_on_with(place):
     first = log_once(settings, run_dir, [(1, 0.9)])
     commit_json(run_dir.mlflow_state, read_json(run_dir.mlflow_state)["runs"])
     run_dir.tracking.unlink()
-    assert is_everything_told(run_dir)
+    assert is_everything_logged(run_dir)
     assert log_once(settings, run_dir, [(2, 0.8)]) == first
 
 

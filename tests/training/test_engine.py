@@ -9,9 +9,10 @@ import time
 import pytest
 
 from launcher.config.loading import load_settings, read_deepspeed
-from launcher.training.deepspeed_engine import deepspeed_config, learning_rate
-from launcher.pipeline.preflight import clear_compile_locks
 from launcher.config.settings import SettingsError
+from launcher.training.compile_locks import clear_compile_locks
+from launcher.training.deepspeed_engine import deepspeed_config
+from launcher.training.schedule import learning_rate
 
 
 def training(*overrides):

@@ -35,7 +35,7 @@ def test_padding_and_flops_reach_the_metrics():
     meter = Meter(peak_flops=1e9)
     counts = {"target_tokens": 30, "source_tokens": 70, "padded_tokens": 120, "questions": 4, "flops": 1e6, "bytes_read": 0, "bytes_needed": 0}
     meter.add([counts[name] for name in COUNTS])
-    point = meter.take()
+    point = meter.collect()
     assert point["padding_factor"] == pytest.approx(1.2) and 0 < point["mfu"] < 1e6 and point["memory_gb"] > 0.01
     assert point["mfu"] == pytest.approx(point["tflops_per_s"] * 1e12 / 1e9)
 
@@ -51,13 +51,13 @@ def test_the_gate_is_the_mean_over_real_positions_of_questions_with_a_picture():
     model.encoder.gate_dense.weight.data.zero_()
     model.encoder.gate_dense.bias.data.fill_(1.0)
     model.encoder(**tensors)
-    assert gate.take() == {}  # nobody watched
-    gate.watch(tensors)
+    assert gate.collect() == {}  # nobody watched
+    gate.observe(tensors)
     model.encoder(**tensors)
-    assert gate.take()["gate_opening"] == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item(), rel=1e-6)
-    gate.watch({**tensors, "vision_mask": torch.zeros(2, 9, dtype=torch.bool)})
+    assert gate.collect()["gate_opening"] == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item(), rel=1e-6)
+    gate.observe({**tensors, "vision_mask": torch.zeros(2, 9, dtype=torch.bool)})
     model.encoder(**tensors)
-    assert gate.take() == {}  # no picture was seen
+    assert gate.collect() == {}  # no picture was seen
 
 
 def test_the_peak_is_what_a_matrix_product_reaches():

@@ -16,11 +16,12 @@ import pytest
 from safetensors.torch import load_file
 
 from data_shards.atomic_files import commit_json, read_json
+from data_shards.manifest import manifest_shards, read_problems
 from data_shards.remote_files import list_names, put_bytes
-from data_shards.writer import manifest_shards, read_problems, write_feature_shards
-from launcher.training.checkpoint_store import checkpoint_store
+from data_shards.writer import write_feature_shards
 from launcher.runs.journal import Journal, JournalReader
 from launcher.runs.run_dir import RunDir
+from launcher.training.checkpoint_store import checkpoint_store
 
 
 def torchrun(*jobs, world_size, die=()):

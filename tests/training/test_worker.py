@@ -15,8 +15,10 @@ import pytest
 from data_shards.atomic_files import commit_json
 from launcher.cluster.ray_session import ray_session
 from launcher.runs.journal import JournalReader
-from launcher.runs.run_dir import RunDir, Stopped
-from launcher.training.launch import WorkersFailed, _is_lost_peer, launch_training
+from launcher.runs.run_dir import RunDir
+from launcher.runs.signals import Stopped
+from launcher.training.launch import WorkersFailed, launch_training
+from launcher.training.ray_worker import _is_lost_peer
 
 pytestmark = pytest.mark.ray
 

@@ -12,14 +12,20 @@ from mlflow import MlflowClient
 
 from data_shards.atomic_files import commit_bytes, commit_json, read_json
 from launcher.config.loading import load_settings, parse_settings
+from launcher.config.settings import SettingsError
 from launcher.runs.journal import Journal
 from launcher.runs.run_dir import RunDir
-from launcher.config.settings import SettingsError
 from launcher.tracking.run_log import open_tracker
-from launcher.tuning.trial import TrialJob, copy_checkpoint, has_checkpoint, run_trial
-from launcher.tuning.tune import _finish, count_concurrent, end_trials, in_own_folder, rank
 from launcher.tuning.plots import correlations
 from launcher.tuning.space import check_space, with_values
+from launcher.tuning.trial import TrialJob, copy_checkpoint, has_checkpoint, run_trial
+from launcher.tuning.tune import (
+    _finish,
+    count_concurrent,
+    end_trials,
+    in_own_folder,
+    rank,
+)
 
 
 def settings_of(space, *overrides):
@@ -121,11 +127,11 @@ def test_a_tuning_and_its_best_run_have_folders_of_their_own(tmp_path, given, fo
 @pytest.fixture
 def tuning_place(tmp_path, monkeypatch):
     """A tuning's settings and folder, and an SQLite store beside it."""
-    from launcher.tracking.mlflow_sync import _create_store
+    from launcher.tracking.mlflow_store import create_store
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     database = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    _create_store(database)
+    create_store(database)
     settings = settings_of({"training.learning_rate": {"grid": [0.1, 0.2]}}, f"run.dir={tmp_path / 'tuned'}", f"tracking.uri={database}", "tracking.send_every_s=0.1")
     commit_bytes(settings.run_dir / "run.yaml", b"")
     return settings, RunDir(settings.run_dir)
@@ -153,7 +159,7 @@ def run_fake_trial(tuning_place, monkeypatch):
         def get_trial_id(self):
             return "t0"
 
-    monkeypatch.setattr("launcher.pipeline.pipeline.run_pipeline", pipeline)
+    monkeypatch.setattr("launcher.tuning.trial.run_pipeline", pipeline)
     monkeypatch.setattr(tune, "get_context", Context)
     monkeypatch.setattr(tune, "get_checkpoint", lambda: None)
     monkeypatch.setattr(tune, "report", told.append)

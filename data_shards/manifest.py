@@ -1,0 +1,123 @@
+"""Manifests of finished shards, and what they list: shards, their indexes, their questions."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from data_shards.atomic_files import read_json
+from data_shards.errors import ShardError
+from data_shards.index import read_index, read_member, rows_of_extension
+from data_shards.remote_files import fetch_file, is_remote, local_copy
+from data_shards.sources.question_set import SPLITS
+from data_shards.sources.tables import row_to_record
+from mmcot.texts.problem import Problem, ProblemError
+
+SCHEMA_VERSION = 1
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One tar of a manifest; ``name`` has no suffix, such as ``train-000012``.
+
+    ``path`` is where the tar lies if it is a user's own, indexed in place; the index is
+    always in the manifest's folder.
+    """
+
+    name: str
+    split: str
+    num_samples: int
+    size_bytes: int
+    sha256: str
+    path: str | None = None
+
+    def tar(self, folder: Path) -> Path | str:
+        """The tar of a shard whose manifest lies in ``folder``: a path, or the URL of a remote one."""
+        if self.path is None:
+            return folder / f"{self.name}.tar"
+        return self.path if "://" in self.path else Path(self.path)
+
+    def index(self, folder: Path) -> Path:
+        """The index of that tar."""
+        return folder / f"{self.name}.parquet"
+
+    @property
+    def number(self) -> int:
+        """Its number in its split."""
+        return int(self.name.rpartition("-")[2])
+
+
+def read_problems(folder: Path, shard: Shard) -> Iterator[Problem]:
+    """The problems of a text shard in tar order."""
+    rows = rows_of_extension(open_index(folder, shard), "json")
+    with local_copy(shard.tar(folder)) as path, open(path, "rb") as file:
+        for qid, offset, size, crc32 in zip(*rows.values(), strict=True):
+            name = (shard.tar(folder), qid)
+            data = read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=name)
+            yield problem_of_member(qid, data, tar=shard.tar(folder))
+
+
+def problem_of_member(qid: str, data: bytes, *, tar: str | Path) -> Problem:
+    """The problem in a ``{qid}.json`` member, in ScienceQA's field names or those of a table.
+
+    Raises:
+        ProblemError: it is no JSON object, or the question in it cannot be used; the tar and the member are named.
+    """
+    try:
+        row = json.loads(data)
+        if not isinstance(row, dict):
+            raise ProblemError(f"expected an object with a question's fields, found {str(row)[:80]!r}")
+        return Problem.from_scienceqa(qid, row_to_record(row))
+    except ProblemError as error:
+        raise ProblemError(f"{tar}, member {qid}.json: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise ProblemError(f"{tar}, member {qid}.json: no valid JSON ({error}); write the shard again") from None
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Read ``folder/manifest.json``.
+
+    Raises:
+        ShardError: there is none (the build did not finish), or its schema is another.
+    """
+    path = Path(folder) / "manifest.json"
+    if not path.exists():
+        raise ShardError(f"{path} does not exist: the folder was not built to its end; run `mmcot data shard` or `mmcot data index` again")
+    manifest = read_json(path)
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise ShardError(
+            f"{path} has schema version {manifest.get('schema_version')!r}, this program reads {SCHEMA_VERSION}; "
+            "build the shards again with `mmcot data shard` into a new folder"
+        )
+    return manifest
+
+
+def manifest_shards(manifest: dict[str, Any], split: str | None = None) -> list[Shard]:
+    """The shards of a manifest, of one split or of all, in order."""
+    for shard in manifest["shards"]:
+        if not _NAME.fullmatch(shard["name"]) or shard["split"] not in SPLITS:  # both become file names
+            raise ShardError(
+                f"a manifest names a shard {shard['name']!r} of split {shard['split']!r}, expected such as train-000012 of {', '.join(SPLITS)}; "
+                "build the shards again"
+            )
+    return [Shard(**shard) for shard in manifest["shards"] if split in (None, shard["split"])]
+
+
+def shard_qids(folder: Path, shard: Shard, extension: str) -> list[str]:
+    """The qids of a shard in tar order, from its index."""
+    return rows_of_extension(open_index(folder, shard), extension)["qid"].tolist()
+
+
+def open_index(folder: Path, shard: Shard) -> pa.Table:
+    """Read a shard's index; that of a mirrored folder is fetched when it is first needed."""
+    path, tar = shard.index(folder), str(shard.tar(folder))
+    if not path.exists() and is_remote(tar):
+        fetch_file(tar.removesuffix(".tar") + ".parquet", path)
+    return read_index(path)

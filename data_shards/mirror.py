@@ -1,0 +1,71 @@
+"""The small files of a data folder behind a URL, kept on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from data_shards.atomic_files import (
+    commit_bytes,
+    commit_json,
+    exclusive,
+    fingerprint,
+    read_json,
+)
+from data_shards.errors import ShardError
+from data_shards.remote_files import is_remote, read_file
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def mirror_folder(url: str, cache_dir: str | Path, *, features: str | None) -> Path:
+    """The small files of a remote data folder (manifests, tokenizer) in a folder of this machine.
+
+    The manifests point to the tars where they lie; indexes follow one by one as they are
+    needed. A data folder that has changed gets another folder.
+
+    Raises:
+        ShardError: there is no finished data folder, or no feature of that name in it.
+    """
+    url = url.rstrip("/")
+    names = ["text", *([f"features/{features}"] if features else [])]
+    manifests = {}
+    for name in names:
+        try:
+            manifests[name] = _parse_manifest(read_file(f"{url}/{name}/manifest.json"), f"{url}/{name}")
+        except FileNotFoundError:
+            raise ShardError(f"{url}/{name}/manifest.json does not exist; copy a finished data folder there as it is") from None
+    key = fingerprint([url, *(manifest["fingerprint"] for manifest in manifests.values())])
+    folder = Path(cache_dir).expanduser() / "folders" / key
+    with exclusive(folder):
+        if not (folder / "origin.json").exists():
+            for name in _TOKENIZER_FILES:
+                with contextlib.suppress(FileNotFoundError):
+                    commit_bytes(folder / "tokenizer" / name, read_file(f"{url}/tokenizer/{name}"))
+            for name, manifest in manifests.items():
+                commit_json(folder / name / "manifest.json", manifest)
+            commit_json(folder / "origin.json", {"url": url})
+    return folder
+
+
+def local_folder(location: str | Path, cache_dir: str | Path, *, features: str | None) -> Path:
+    """A data folder on this machine: itself, or the small files of a remote one."""
+    return mirror_folder(str(location), cache_dir, features=features) if is_remote(location) else Path(location)
+
+
+def origin_of(folder: str | Path) -> str | None:
+    """The URL that a mirrored data folder stands for; None for any other folder."""
+    path = Path(folder) / "origin.json"
+    return read_json(path)["url"] if path.exists() else None
+
+
+def _parse_manifest(data: bytes, folder: str) -> dict[str, Any]:
+    """A manifest whose shards name their full URLs."""
+    manifest = json.loads(data)
+    shards = [{**shard, "path": shard["path"] or f"{folder}/{shard['name']}.tar"} for shard in manifest["shards"]]
+    local = [shard["path"] for shard in shards if not is_remote(shard["path"])]
+    if local:
+        raise ShardError(f"{folder} points to tars of another machine, such as {local[0]}; index them by URL")
+    return {**manifest, "shards": shards}

@@ -1,0 +1,133 @@
+"""The commands that use models and predictions: evaluate, predict, reference, import-checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.cli.options import (
+    Config,
+    Preset,
+    Set,
+    errors_as_messages,
+    run_until,
+    say,
+)
+
+models_app = typer.Typer()
+
+
+@models_app.command()
+def evaluate(
+    preset: Preset = None, config: Config = None, set_: Set = [],  # noqa: B006
+    predictions: Annotated[Path | None, typer.Option(help="Score this file instead: ours, the published system's, or ScienceQA's.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The data set the file is of.")] = None,
+    split: Annotated[str, typer.Option(help="The split the file is of: train, val or test.")] = "test",
+    against: Annotated[str | None, typer.Option(help="'paper' prints the published rows beside.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the content of a scores.json.")] = False,
+    rationale_format: Annotated[str, typer.Option(help="Prompt format whose gold rationales are compared with.")] = "QCM-E",
+    similarity_model: Annotated[str | None, typer.Option(help="Folder of a sentence model, for the similarity score.")] = None,
+    guess_seed: Annotated[int | None, typer.Option(help="Guess unreadable answers, as the published system does.")] = None,
+) -> None:  # fmt: skip
+    """Answer and score the validation and test splits; or score a file of predictions."""
+    if predictions is None:
+        run_until("evaluate", preset, config, set_)
+        return
+    with errors_as_messages():
+        if data is None or split not in ("train", "val", "test") or against not in (None, "paper"):
+            raise ValueError("--predictions needs --data DIR, a --split of train, val or test, and --against paper or nothing")
+        from launcher.evaluation.external_predictions import format_scores, score_file
+
+        scored = score_file(
+            predictions, data, split=split, rationale_format=rationale_format,
+            similarity_model=similarity_model, guess_seed=guess_seed,
+        )  # fmt: skip
+        if as_json:
+            typer.echo(json.dumps(scored.report, indent=2))
+            return
+        for line in format_scores(scored, path=predictions, against_paper=against == "paper"):
+            typer.echo(line)
+
+
+@models_app.command("reference", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def reference_command(context: typer.Context, set_: Set = []) -> None:  # noqa: B006
+    """Run a command of the published system as typed: mmcot reference -- <options of its main.py>."""
+    with errors_as_messages():
+        from launcher.compat.published_commands import (
+            num_gpus,
+            parse_command,
+            run_reference,
+        )
+
+        run = parse_command(context.args, num_gpus=num_gpus(), overrides=set_)
+        typer.echo(f"\n{run_reference(run, report=say)}")
+
+
+@models_app.command("import-checkpoint")
+def import_checkpoint(
+    source: Annotated[Path, typer.Argument(help="Folder of the published system: config.json and weights.")],
+    out: Annotated[Path, typer.Option(help="New folder that from_pretrained opens.")],
+    vision_num_patches: Annotated[int | None, typer.Option(help="Patches of its features, where config.json does not say.")] = None,
+    vision_dim: Annotated[int | None, typer.Option(help="Width of its features; default: read off the weights.")] = None,
+) -> None:
+    """Turn a checkpoint of the published system into a model that from_pretrained opens."""
+    with errors_as_messages():
+        from mmcot.models.checkpoint_import import import_checkpoint
+
+        done = import_checkpoint(source, out, vision_num_patches=vision_num_patches, vision_dim=vision_dim)
+        typer.echo(f"{done.path}: {done.num_parameters:,} parameters, features [{done.vision_num_patches}, {done.vision_dim}]")
+        if not done.copied_files:
+            typer.echo("note: the source has no tokenizer; put one beside the model before using it")
+
+
+@models_app.command()
+def predict(
+    model: Annotated[Path, typer.Option(help="The folder of a finished run, such as runs/demo.")],
+    question: Annotated[str | None, typer.Option(help="A question.")] = None,
+    choice: Annotated[list[str], typer.Option(help="One of its choices; repeat for each.")] = [],  # noqa: B006
+    context: Annotated[str, typer.Option(help="Text that belongs to the question.")] = "",
+    image: Annotated[list[Path], typer.Option(help="A picture; repeat for several.")] = [],  # noqa: B006
+    input: Annotated[Path | None, typer.Option(help="A .jsonl or .csv of questions, instead of one.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Where to write the answers to --input; default: the screen.")] = None,
+) -> None:
+    """Answer one question, or many, with a finished run: the reasons first, then the answer."""
+    with errors_as_messages():
+        if (question is None) == (input is None):
+            raise ValueError("give either --question with two or more --choice, or --input FILE.jsonl")
+        if input is not None:
+            _predict_many(model, input, output)
+            return
+        from mmcot.texts.problem import Problem
+
+        problem = Problem(qid="question", question=question, choices=tuple(choice), hint=context, images=tuple(map(str, image)))
+        from launcher.generation.predictor import RunPredictor, format_answer
+
+        predictor = RunPredictor(model)
+        typer.echo(format_answer(next(predictor.answer([problem], Path()))))
+        _tell_cut(predictor.num_cut)
+
+
+def _predict_many(model: Path, input: Path, output: Path | None) -> None:
+    from data_shards.atomic_files import commit_bytes
+    from launcher.generation.predictor import RunPredictor, read_input, to_json_line
+
+    if not input.is_file():
+        raise FileNotFoundError(f"--input {input} does not exist; give a .jsonl or .csv file of questions")
+    predictor, lines = RunPredictor(model), []
+    for problems in read_input(input):
+        for prediction in predictor.answer(problems, input.parent):
+            if output is None:
+                typer.echo(to_json_line(prediction))
+            lines.append(to_json_line(prediction))
+    if output is not None:
+        commit_bytes(output, "".join(f"{line}\n" for line in lines).encode())
+        typer.echo(f"{len(lines):,} answers in {output}")
+    _tell_cut(predictor.num_cut)
+
+
+def _tell_cut(num_cut: int) -> None:
+    if num_cut:
+        typer.echo(f"note: {num_cut:,} prompts were cut at the model's length limit", err=True)

@@ -1,0 +1,141 @@
+"""The commands that run a pipeline, or show a run: run, train, rationales, tune, ablate, submit, status, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.cli.options import (
+    Config,
+    Preset,
+    RunFolder,
+    Set,
+    errors_as_messages,
+    run_until,
+    say,
+)
+
+run_app = typer.Typer()
+train_app = typer.Typer(help="Train one stage.", no_args_is_help=True)
+
+WriteJob = Annotated[Path | None, typer.Option(help="Write this training for `torchrun -m launcher.rank FILE` instead of running it.")]
+
+
+@run_app.command()
+def run(preset: Preset = None, config: Config = None, set_: Set = []) -> None:  # noqa: B006
+    """Run the whole pipeline: data, stage one, rationales, stage two, scores. Run again to go on."""
+    run_until("evaluate", preset, config, set_)
+
+
+@run_app.command()
+def submit(
+    address: Annotated[str, typer.Option(help="The cluster's dashboard, such as http://127.0.0.1:8265.")],
+    preset: Preset = None, config: Config = None, set_: Set = [],  # noqa: B006
+    follow: Annotated[bool, typer.Option(help="Show the run's output until it ends, and end with its status.")] = True,
+) -> None:  # fmt: skip
+    """Send the run to a Ray cluster as a job; this installation's code goes along, data does not. Send again to go on."""
+    with errors_as_messages():
+        from launcher.config.loading import load_settings
+
+        settings = load_settings(preset=preset, config=config, overrides=set_)
+        from launcher.cluster.job_submission import submit_run
+
+        status = submit_run(settings, address=address, follow=follow, report=say)
+    if status:
+        raise typer.Exit(status)
+
+
+@run_app.command()
+def tune(
+    preset: Preset = None, config: Config = None, set_: Set = [],  # noqa: B006
+    num_samples: Annotated[int | None, typer.Option(min=1, help="Trials; as tuning.num_samples.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time; as tuning.max_concurrent.")] = None,
+) -> None:  # fmt: skip
+    """Search settings with Ray Tune: tuning.space says which. Run again to go on."""
+    with errors_as_messages():
+        from launcher.config.loading import load_settings
+
+        given = {"num_samples": num_samples, "max_concurrent": max_concurrent}
+        extra = [f"tuning.{name}={value}" for name, value in given.items() if value is not None]
+        settings = load_settings(preset=preset, config=config, overrides=[*set_, *extra])
+        from launcher.runs.status import mlflow_lines
+        from launcher.tuning.tune import run_tuning
+
+        run_dir = run_tuning(settings, report=say)
+        for line in (f"\ntuning: {run_dir.path}", *mlflow_lines(settings, run_dir)):
+            say(line)
+
+
+@run_app.command()
+def ablate(preset: Preset = None, config: Config = None, set_: Set = []) -> None:  # noqa: B006
+    """Compare arms (chains, vision, rationales) over seeds: one table. Without settings: the paper's comparison on MiniSQA."""
+    with errors_as_messages():
+        from launcher.config.loading import load_settings
+
+        settings = load_settings(preset=preset or (None if config else "ablation"), config=config, overrides=set_)
+        from launcher.runs.status import mlflow_lines
+        from launcher.tuning.ablation import run_ablation
+
+        run_dir = run_ablation(settings, report=say)
+        for line in (f"\nablation: {run_dir.path / 'ablation.md'}", *mlflow_lines(settings, run_dir)):
+            say(line)
+
+
+@run_app.command()
+def rationales(
+    preset: Preset = None, config: Config = None, set_: Set = [],  # noqa: B006
+    model: Annotated[Path | None, typer.Option(help="A stage-one model's folder; without: the pipeline up to the rationales.")] = None,
+    shards: Annotated[str | None, typer.Option(help="The data folder, or its URL.")] = None,
+    split: Annotated[str, typer.Option(help="train, val, test or all.")] = "all",
+    out: Annotated[Path | None, typer.Option(help="Folder for the rationales; again: only what is missing is written.")] = None,
+) -> None:  # fmt: skip
+    """Write rationales: of a run (the pipeline up to there), or by any model over any shards."""
+    if model is None:
+        run_until("rationales", preset, config, set_)
+        return
+    with errors_as_messages():
+        if shards is None or out is None or split not in ("train", "val", "test", "all") or preset or config:
+            raise ValueError("--model needs --shards DIR, --out DIR and a --split of train, val, test or all; settings by --set alone")
+        from launcher.generation.standalone import write_rationales
+
+        write_rationales(model, shards, split, out, overrides=set_, report=say)
+
+
+@train_app.command("rationale")
+def train_rationale(preset: Preset = None, config: Config = None, set_: Set = [], write_job: WriteJob = None) -> None:  # noqa: B006
+    """Train stage one, which writes the rationale."""
+    run_until("train-rationale", preset, config, set_, write_job)
+
+
+@train_app.command("answer")
+def train_answer(preset: Preset = None, config: Config = None, set_: Set = [], write_job: WriteJob = None) -> None:  # noqa: B006
+    """Train stage two, which reads the rationale and answers, and whatever must come before."""
+    run_until("train-answer", preset, config, set_, write_job)
+
+
+@run_app.command()
+def status(folder: RunFolder) -> None:
+    """Say what a run has done, what it is doing and where it lies in MLflow."""
+    with errors_as_messages():
+        from launcher.runs.status import describe_run
+
+        for line in describe_run(folder):
+            typer.echo(line)
+
+
+@run_app.command("report")
+def report_command(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="The folder of a run, finished or not; of several: a comparison.")],
+    out: Annotated[Path | None, typer.Option(help="File to write; default RUN/report.html, or report.html for several.")] = None,
+    pictures: Annotated[int, typer.Option(min=0, help="Pictures embedded of each split, wrong answers first; more where they are tiny.")] = 200,
+    looking: Annotated[int, typer.Option(min=0, help="Questions whose attention is measured, wrong answers first.")] = 24,
+) -> None:
+    """Write a page to look at: scores, curves, questions, and where the model looked. One file, no network."""
+    with errors_as_messages():
+        from launcher.report.render import write_report
+
+        target = out or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
+        path = write_report(folders, target, num_pictures=pictures, num_looked_at=looking)
+        typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")

@@ -1,0 +1,99 @@
+"""What decides the content of a data folder, written down in it: ``inputs.json`` of the texts and of each feature."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_shards.atomic_files import commit_json, fingerprint, read_json, sha256_of_file
+from data_shards.manifest import SCHEMA_VERSION
+from data_shards.sources import hf_dataset
+from data_shards.sources.forms import read_questions
+from data_shards.sources.question_set import SPLITS
+from launcher.config.chains import CHAINS
+from launcher.config.settings import Data, Settings, SettingsError
+from launcher.data.published_features import makes_features, name_map, ready_made_file
+from mmcot.vision.encoder_kinds import ENCODERS
+from mmcot.vision.patches import FEATURES
+
+_TEXT_SUFFIXES = (".jsonl", ".csv", ".json", ".arrow")
+
+
+def folder_inputs(settings: Settings, source: Path) -> dict[str, Any]:
+    """What decides the content of the text shards and the tokenizer."""
+    data = settings.data
+    names = ("problems.json", "pid_splits.json", "captions.json", "ceilings.json")
+    files = [source / name for name in names if (source / name).exists()]
+    if not files:  # another form: every file of it that holds text
+        files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix in _TEXT_SUFFIXES)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "files": {file.name if file == source else str(file.relative_to(source)): sha256_of_file(file) for file in files},
+        **({"captions": sha256_of_file(Path(data.captions))} if data.captions else {}),
+        **({"splits": data.splits} if data.splits else {}),
+        "samples_per_shard": data.samples_per_shard,
+        "tokenizer_vocab_size": data.tokenizer_vocab_size,
+        "tokenizer_formats": None if settings.model.pretrained else tokenizer_formats(settings),
+    }
+
+
+def _feature_inputs(data: Data, source: Path) -> dict[str, Any]:
+    """What decides the content of a feature's shards, beside the text."""
+    if not makes_features(data):
+        return {"ready_made": _published_facts(data)}
+    return {
+        "pictures": _pictures_fingerprint(source),
+        "max_pictures": data.max_pictures,
+        "unreadable_pictures": data.unreadable_pictures,
+        **({} if data.features in FEATURES else {"encoder": data.vision_model or ENCODERS[data.features].default_model}),
+    }
+
+
+def _pictures_fingerprint(source: Path) -> str | None:
+    """Names the pictures by file and size; a data set that holds them itself is named by its own files."""
+    if hf_dataset.recognizes(source):
+        return None
+    questions = read_questions(source)
+    facts = [
+        [problem.qid, path.name, path.stat().st_size if path.is_file() else None]
+        for split in SPLITS for problem in questions.problems[split] for path in questions.pictures(problem)
+    ]  # fmt: skip
+    return fingerprint(facts)
+
+
+def _published_facts(data: Data) -> list[Any] | None:
+    path, map_path = ready_made_file(data), name_map(data)
+    if path is None:
+        return None
+    return [path.name, path.stat().st_size, path.stat().st_mtime_ns, sha256_of_file(map_path) if map_path.exists() else None]
+
+
+def claim_folder(data: Data, source: Path, shards_dir: Path, inputs: dict[str, Any]) -> None:
+    """Claim the folder for these texts, and its feature for these pictures."""
+    if (shards_dir / "text" / "manifest.json").exists() and not (shards_dir / "inputs.json").exists():
+        raise SettingsError(f"{shards_dir} holds shards of unknown origin (no inputs.json); set data.shards_dir to another folder")
+    _claim(shards_dir, inputs)
+    if data.features:
+        folder = shards_dir / "features" / data.features
+        supplied = (folder / "manifest.json").exists() and not (folder / "inputs.json").exists()
+        if not supplied:
+            _claim(folder, _feature_inputs(data, source))
+
+
+def _claim(folder: Path, inputs: dict[str, Any]) -> None:
+    """Write down what a folder is made of, or check that it is the same."""
+    path = folder / "inputs.json"
+    if not path.exists():
+        commit_json(path, inputs)
+    elif (standing := read_json(path)) != inputs:
+        key = next(key for key in {**inputs, **standing} if standing.get(key) != inputs.get(key))
+        raise SettingsError(
+            f"{folder} holds the shards of another data set ({key} was {standing.get(key)!r} and is now "
+            f"{inputs.get(key)!r}); give these a folder of their own with --set data.shards_dir=FOLDER, or delete it if no run needs it"
+        )
+
+
+def tokenizer_formats(settings: Settings) -> list[str]:
+    """One tokenizer for all chains, so that they share a data folder: that of the two stages."""
+    answer = settings.answer.format if settings.chain.reads_rationales else CHAINS["two-stage"].answer_format
+    return [settings.rationale.format, answer]

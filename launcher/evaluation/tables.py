@@ -1,0 +1,32 @@
+"""Tables of accuracy for the console and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmcot.metrics.metrics import COLUMNS, expected_accuracy_table
+from mmcot.texts.problem import Problem
+
+
+def ceiling_rows(problems: Mapping[str, Problem], ceilings: dict[str, Any] | None) -> dict[str, dict[str, float | None]]:
+    """Bayes-optimal accuracy from the text alone, by arm and column; empty where none is known."""
+    if ceilings is None:
+        return {}
+    per_skill = ceilings["per_skill"]
+    names = {"direct_text": "ceiling, text alone, answer at once", "chain_text": "ceiling, text alone, greedy chain"}
+    return {
+        name: expected_accuracy_table(problems, {qid: per_skill[p.skill][arm] for qid, p in problems.items()})
+        for arm, name in names.items()
+    }
+
+
+def format_table(rows: dict[str, dict[str, float | None]]) -> str:
+    """A plain text table: a row a name, the nine columns."""
+    width = max(len(name) for name in rows)
+    head = " " * width + "".join(f"{column:>8}" for column in COLUMNS)
+    body = [
+        f"{name:<{width}}" + "".join(f"{'-' if row[c] is None else format(row[c], '.2f'):>8}" for c in COLUMNS)
+        for name, row in rows.items()
+    ]
+    return "\n".join([head, *body])

@@ -1,0 +1,102 @@
+"""One attempt at a run: what its steps share, and how a step is marked as done.
+
+A step is done if its marker exists and its inputs are still the same. Ray and MLflow are opened by the first step that
+needs them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+from launcher.cluster.ray_session import ray_session
+from launcher.config.settings import Settings
+from launcher.report.render import write_report
+from launcher.runs.exported import verify_model
+from launcher.runs.run_dir import RunDir, RunError
+from launcher.tracking.run_log import RunLog, Tracker, open_tracker
+
+Report = Callable[[str], None]
+
+
+class Attempt:
+    """What the steps of one attempt share.
+
+    Attributes:
+        number: of the attempt; a process of an older one may not commit anything.
+        outputs: of every finished step, by its name.
+        num_run: how many steps this attempt has run.
+    """
+
+    def __init__(
+        self, settings: Settings, run_dir: RunDir, number: int, report: Report, resources: contextlib.ExitStack,
+        *, parent_key: str | None = None, arm: str | None = None,
+    ) -> None:  # fmt: skip
+        self.settings, self.run_dir, self.number, self.report = settings, run_dir, number, report
+        self._resources, self._parent_key, self._arm = resources, parent_key, arm
+        self._tracker: Tracker | None = None
+        self._ray_open = False
+        self.num_run = 0
+        self.outputs: dict[str, dict[str, Any]] = {}
+
+    @property
+    def tracker(self) -> Tracker:
+        if self._tracker is None:
+            self._tracker = self._resources.enter_context(
+                open_tracker(self.settings, self.run_dir, report=self.report, parent_key=self._parent_key, arm=self._arm)
+            )
+        return self._tracker
+
+    def open_ray(self) -> None:
+        if not self._ray_open:
+            self._resources.enter_context(ray_session(self.settings.cluster))
+            self._ray_open = True
+
+    def run_step(self, name: str, inputs: dict[str, Any], run: Callable[[RunLog], dict[str, Any]]) -> dict[str, Any]:
+        """Run a step unless its marker stands; returns its outputs."""
+        marker = self.run_dir.marker(name)
+        if marker is not None:
+            if marker["inputs"] != inputs:
+                changed = next(key for key in inputs if marker["inputs"].get(key) != inputs[key])
+                raise RunError(
+                    f"{self.run_dir.path}: step {name!r} was done with {changed} = {marker['inputs'].get(changed)!r}, now "
+                    f"it is {inputs[changed]!r}; start another run.dir, or restore what it was done with"
+                )
+            self.outputs[name] = marker["outputs"]
+            return marker["outputs"]
+        self.verify_models()
+        steps = self.settings.chain.steps
+        self.report(f"\n[{steps.index(name) + 1}/{len(steps)}] {name}")
+        started = time.time()
+        with self.tracker.step(name) as child:
+            outputs = run(child)
+            self.run_dir.check_attempt(self.number)
+            seconds = round(time.time() - started, 1)
+            child.log_scores({"step_seconds": seconds})
+        self.run_dir.check_attempt(self.number)
+        self.run_dir.mark_done(  # after its end is told: what is marked is never looked at again
+            name,
+            {"step": name, "inputs": inputs, "outputs": outputs, "attempt": self.number, "seconds": seconds},
+        )
+        self.report(f"{name} took {seconds:.0f} s")
+        self.outputs[name] = outputs
+        self.num_run += 1
+        return outputs
+
+    def verify_models(self) -> None:
+        """Hold the models of finished steps against their markers, before a step that may use or publish them."""
+        for stage in self.settings.chain.stages:
+            if self.run_dir.marker(f"train-{stage}") is not None:
+                verify_model(self.run_dir.model(stage))
+
+    def write_report(self) -> None:
+        """Write the page for people; a run whose page fails is still a run."""
+        path = self.run_dir.report
+        try:
+            write_report([self.run_dir.path], path)
+        except Exception as error:
+            self.report(f"the report could not be written ({type(error).__name__}: {error}); `mmcot report {self.run_dir.path}` tries again")
+            return
+        self.tracker.parent.log_artifact(path)

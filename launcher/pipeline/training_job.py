@@ -1,0 +1,71 @@
+"""The job of a training: token counts, number of steps, and the run that its checkpoints belong to."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from launcher.config.loading import read_deepspeed
+from launcher.config.settings import Settings
+from launcher.pipeline.attempt import Attempt
+from launcher.stages.data_folder import DataFolder
+from launcher.stages.jobs import TrainJob
+from launcher.stages.plan import make_plan
+from launcher.stages.token_lengths import LengthsOf, cached_lengths, read_lengths
+from launcher.training.identity import claim_store, run_facts, store_root
+
+
+def plan_training(attempt: Attempt, folder: DataFolder, stage: str, inputs: dict[str, Any], *, rationales_dir: str | None) -> TrainJob:
+    """Count tokens, fix the number of steps and say what was cut off.
+
+    Args:
+        inputs: what the token counts depend on besides the stage's own settings.
+        rationales_dir: where the stage's rationales lie, if it reads any.
+    """
+    settings, report = attempt.settings, attempt.report
+    spec = getattr(settings, stage)
+    cache = attempt.run_dir.lengths if folder.is_remote else folder.path / "lengths"
+    paths, lengths, shards = {}, {}, {}
+    for split in ("train", "val"):
+        key = LengthsOf(settings, stage, split, folder.location, rationales_dir)
+        samples = key.open()
+        depends = inputs | spec.model_dump() | {"split": split, "use_caption": settings.data.use_caption}
+        depends |= {"rationale_format": settings.rationale.format}  # gold rationales have its form
+        paths[split] = str(cached_lengths(key, samples, cache, depends).absolute())
+        lengths[split], shards[split] = read_lengths(paths[split]), samples.reader.shard_of_sample
+        for side in ("source", "target"):
+            if cut := int((lengths[split][f"{side}_cut"] > 0).sum()):
+                limit = getattr(spec, f"max_{side}_tokens")
+                report(f"{cut:,} of {len(samples):,} {side}s of {split} were cut at {limit} tokens ({stage})")
+    plan = make_plan(settings, lengths["train"], shards["train"], epoch=0)
+    num_steps = spec.num_steps or math.ceil(spec.num_epochs * plan.num_steps)
+    workers = settings.cluster.num_workers
+    report(
+        f"{num_steps:,} steps of {settings.training.global_batch_size} questions, {plan.num_steps:,} an epoch, "
+        f"padding factor {plan.padding_factor():.2f}, imbalance of {workers} workers {plan.imbalance(workers):.2f}"
+    )
+    return TrainJob(
+        stage=stage, settings=_for_workers(settings), run_dir=str(attempt.run_dir.path.absolute()),
+        shards_dir=folder.location, lengths=paths, num_steps=num_steps, attempt=attempt.number,
+        rationales_dir=rationales_dir, run_facts=_run_facts(attempt, folder, rationales_dir),
+    )  # fmt: skip
+
+
+def _run_facts(attempt: Attempt, folder: DataFolder, rationales_dir: str | None) -> dict[str, str]:
+    """The run that a training's checkpoints belong to; its folder of the object store is claimed for this run."""
+    facts = run_facts(attempt.settings, folder, attempt.run_dir.identity(), rationales_dir=rationales_dir)
+    root = store_root(attempt.settings, facts)
+    if root and (note := claim_store(root, attempt.run_dir, facts["run_id"])):
+        attempt.report(f"note: {note}")
+    return facts
+
+
+def _for_workers(settings: Settings) -> Settings:
+    """Workers run in folders of their own: nothing they read may depend on the current one."""
+    model, training = settings.model, settings.training
+    if model.pretrained is not None and Path(model.pretrained).is_dir():
+        model = model.model_copy(update={"pretrained": str(Path(model.pretrained).absolute())})
+    if training.deepspeed is not None:
+        training = training.model_copy(update={"deepspeed": read_deepspeed(training.deepspeed)})
+    return settings.model_copy(update={"model": model, "training": training})

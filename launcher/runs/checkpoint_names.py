@@ -1,0 +1,66 @@
+"""Names of a stage's checkpoints, in a run's folder as in an object store; known here alone.
+
+    rationale/checkpoints/step-000400/manifest.json     a checkpoint: committed whole
+    rationale/checkpoints/LATEST                        "step-000400", written last
+    rationale/checkpoints/damaged-step-000400           one that failed its verification
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+LATEST = "LATEST"
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-\d+")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be used; the message names its folder."""
+
+
+def name_of(step: int) -> str:
+    """The folder's name: ``step-000400`` of 400."""
+    return f"step-{step:06d}"
+
+
+def step_of(name: str) -> int:
+    """The step in a folder's name: 400 of ``step-000400``."""
+    return int(name.rpartition("-")[2])
+
+
+def names_by_step(names: list[str]) -> list[str]:
+    """Those that name checkpoints, the oldest first."""
+    return sorted((name for name in names if _NAME.fullmatch(name)), key=step_of)
+
+
+def checkpoints_by_step(folder: Path) -> list[Path]:
+    """The checkpoints in a stage's folder, the oldest first."""
+    return sorted(folder.glob("step-*"), key=lambda path: step_of(path.name))
+
+
+def as_latest(name: str) -> bytes:
+    """The content of the file LATEST."""
+    return f"{name}\n".encode()
+
+
+def read_latest(content: str, *, source: str) -> str:
+    """The name in the file LATEST, whose place is ``source``.
+
+    Raises:
+        CheckpointError: it is no name of a checkpoint; what it names would be unpickled.
+    """
+    name = content.strip()
+    if not _NAME.fullmatch(name):
+        raise CheckpointError(f"{source} holds {name!r}, expected such as step-000400; write one of the checkpoints there into it")
+    return name
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The folder that LATEST names, or None before the first checkpoint.
+
+    Raises:
+        CheckpointError: LATEST holds something else.
+    """
+    path = folder / LATEST
+    return folder / read_latest(path.read_text(), source=str(path)) if path.exists() else None

@@ -1,0 +1,85 @@
+"""The settings of a run, ``run.yaml`` in its folder: read here alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_shards.atomic_files import commit_bytes
+from launcher.config.loading import dump_settings, parse_settings
+from launcher.config.settings import Settings, SettingsError
+from launcher.runs.run_dir import RunDir, RunError
+
+RUN_SETTINGS = "run.yaml"
+_FREE_SETTINGS = {  # what may change between attempts, because no result depends on it
+    ("run", "dir"),
+    *(("data", name) for name in ("remote", "cache_dir", "cache_gb")),
+    *(("cluster", name) for name in ("address", "num_workers", "min_workers", "use_gpu")),  # the last: see launcher/cluster/gpus.py
+    *(("tracking", name) for name in ("uri", "send_every_s", "register_models")),
+    ("generation", "max_attempts"), ("generation", "hang_timeout_s"), ("tuning", "max_concurrent"), ("tuning", "time_budget_s"),
+    *(
+        ("training", name)
+        for name in (
+            "checkpoint_every", "keep_checkpoints", "checkpoint_url", "validate_every", "log_every", "max_failures", "hang_timeout_s",
+            "peak_tflops", "loader_processes", "activation_checkpointing", "offload", "nvme_dir",
+        )
+    ),
+}  # fmt: skip
+
+
+def write_or_verify_settings(run_dir: RunDir, settings: Settings) -> None:
+    """Write run.yaml, or check that the standing one says the same.
+
+    Raises:
+        SettingsError: the folder belongs to a run of other settings.
+    """
+    path = run_dir.path / RUN_SETTINGS
+    if not path.exists():
+        commit_bytes(path, dump_settings(settings).encode())
+        return
+    standing = without_free(read_run_settings(run_dir.path).model_dump())
+    now = without_free(settings.model_dump())
+    differing = [name for name in sorted({*standing, *now}) if standing.get(name) != now.get(name)]
+    if differing:
+        changes = "; ".join(f"{name} was {standing.get(name)!r} and is now {now.get(name)!r}" for name in differing[:4])
+        raise SettingsError(
+            f"{run_dir.path} holds a run of other settings ({changes}); "
+            "give this run a folder of its own with --set run.dir=runs/ANOTHER-NAME"
+        )
+
+
+def read_run_settings(folder: Path) -> Settings:
+    """The settings of a run, as its folder holds them.
+
+    Raises:
+        RunError: the folder holds no run.
+        SettingsError: its run.yaml holds something else than settings.
+    """
+    path = folder / RUN_SETTINGS
+    if not path.is_file():
+        raise RunError(f"{folder} holds no run (no {RUN_SETTINGS}); give the folder of one, such as runs/demo")
+    return parse_settings(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def settings_of(run_dir: RunDir) -> Settings:
+    """The settings that a run was made with, with the folder where it lies now.
+
+    Raises:
+        As ``read_run_settings``.
+    """
+    settings = read_run_settings(run_dir.path)
+    return settings.model_copy(update={"run": settings.run.model_copy(update={"dir": str(run_dir.path)})})
+
+
+def without_free(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Flatten to dotted names, leaving out what may change between attempts."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = (*prefix, key)
+        if isinstance(value, dict):
+            flat |= without_free(value, name)
+        elif name not in _FREE_SETTINGS:
+            flat[".".join(name)] = value
+    return flat

@@ -1,0 +1,77 @@
+"""A finished data folder: where it is and what it holds."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from data_shards.atomic_files import fingerprint, read_json
+from data_shards.manifest import read_manifest
+from data_shards.mirror import local_folder, origin_of
+from launcher.config.settings import Data, Settings, SettingsError
+from mmcot.vision.patches import FEATURES
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFolder:
+    """A finished data folder: where it is and what it holds.
+
+    ``path`` is on this machine; ``location`` is what another machine needs to find it: the
+    same path, or the URL that ``path`` mirrors.
+    """
+
+    path: Path
+    text: dict[str, Any]
+    features: dict[str, Any] | None
+
+    @property
+    def location(self) -> str:
+        """Absolute path or URL."""
+        return origin_of(self.path) or str(self.path.absolute())
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether the folder lies behind a URL."""
+        return origin_of(self.path) is not None
+
+    @property
+    def ceilings(self) -> dict[str, Any] | None:
+        """Bounds that the generator of the data set knows, or None."""
+        return self.text["ceilings"]
+
+    def fingerprints(self) -> dict[str, Any]:
+        """What results depend on."""
+        return {
+            "text_fingerprint": self.text["fingerprint"],
+            "features_fingerprint": self.features["fingerprint"] if self.features else None,
+        }
+
+
+def open_data(data: Data, shards_dir: str | Path) -> DataFolder:
+    """Open a finished data folder."""
+    shards_dir = Path(shards_dir)
+    text = read_manifest(shards_dir / "text")
+    features = read_manifest(shards_dir / "features" / data.features) if data.features else None
+    if features and features["text_fingerprint"] != text["fingerprint"]:
+        raise SettingsError(f"{shards_dir}/features/{data.features} was built for other text shards; delete that folder and build it again")
+    if data.features in FEATURES and features["num_patches"] != (wanted := FEATURES[data.features][1][0] * data.max_pictures):
+        raise SettingsError(
+            f"{shards_dir}/features/{data.features} has {features['num_patches']} patches, data.max_pictures "
+            f"({data.max_pictures}) needs {wanted}; delete that folder and build it again, or set data.max_pictures back"
+        )
+    return DataFolder(shards_dir, text, features)
+
+
+def is_indexed(shards_dir: str | Path) -> bool:
+    """Whether a data folder was made by indexing a user's own tars."""
+    path = Path(shards_dir) / "inputs.json"
+    return path.exists() and "indexed" in read_json(path)
+
+
+def tokenizer_fingerprint(settings: Settings, shards_dir: str | Path) -> str:
+    """Names the tokenizer: its id, or the content of the trained one."""
+    if settings.model.pretrained:
+        return settings.model.pretrained
+    folder = local_folder(shards_dir, settings.data.cache_dir, features=settings.data.features)
+    return fingerprint(read_json(folder / "tokenizer" / "tokenizer.json"))

@@ -1,0 +1,31 @@
+"""Pretrained models from the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launcher.config.settings import SettingsError
+
+
+def fetch_pretrained(name: str) -> None:
+    """Bring a Hugging Face model and its tokenizer to this machine, once; local folders are left alone.
+
+    Raises:
+        SettingsError: it is neither here nor to be had; the message says where to put it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
+
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").exists():
+            raise SettingsError(f"model.pretrained {name} has no config.json; give the folder of a saved transformers model")
+        return
+    try:
+        snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.model", "*.txt"])
+    except Exception as error:
+        offline = " (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else ""
+        reason = str(error).splitlines()[0]
+        raise SettingsError(
+            f"model.pretrained {name!r} is no folder here and could not be fetched{offline}: {reason}. "
+            f"Put its files into a folder and set model.pretrained to it, or into the cache at {HF_HUB_CACHE}"
+        ) from None

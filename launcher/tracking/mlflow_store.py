@@ -1,0 +1,38 @@
+"""MLflow's own store: an SQLite file that is made whole, and the experiment in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from data_shards.atomic_files import clear_unfinished, committing
+
+
+def create_store(uri: str) -> None:
+    """Make an SQLite store whole or not at all: one whose migrations were killed half-way never opens again."""
+    path = Path(uri.removeprefix("sqlite:///"))
+    if path.exists():
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    clear_unfinished(path.parent, f"{path.name}*")  # with its journal
+    with committing(path) as temporary:
+        SqlAlchemyStore(f"sqlite:///{temporary}", (path.parent / "mlartifacts").absolute().as_uri()).engine.dispose()
+
+
+def _experiment(client: Any, name: str, uri: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    standing = client.get_experiment_by_name(name)
+    if standing is not None:
+        return standing.experiment_id
+    artifacts = None
+    if uri.startswith("sqlite:"):
+        artifacts = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").absolute().as_uri()
+    try:
+        return client.create_experiment(name, artifact_location=artifacts)
+    except MlflowException:  # another run was faster
+        standing = client.get_experiment_by_name(name)
+        if standing is None:
+            raise
+        return standing.experiment_id

@@ -1,0 +1,79 @@
+"""A Ray Train worker: it prepares the process, keeps its log and runs the training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_shards.atomic_files import commit_bytes
+from launcher.cluster.gpu_faults import is_gpu_fault, note_fault
+from launcher.runs.run_dir import RunDir
+from launcher.runs.system_metrics import sampling
+from launcher.stages.hub import fetch_pretrained
+from launcher.stages.jobs import TrainJob
+from launcher.training.compile_locks import clear_compile_locks
+
+PLACEMENT_GROUP_FILE = "placement_group"  # in the run's logs: what Ray reserved for the training that runs
+
+
+def run_worker(job: TrainJob) -> None:
+    """One worker of a Ray Train group."""
+    # DeepSpeed imports MLflow and the Inductor compiler if it can; a rank needs neither and starts seconds sooner.
+    sys.modules.setdefault("mlflow", None)
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if job.settings.cluster.use_gpu else "cpu")
+    clear_compile_locks()
+    import ray.train
+
+    from launcher.training.loop import train
+
+    context = ray.train.get_context()
+    if context.get_world_rank() == 0 and (group := ray.util.get_current_placement_group()):
+        commit_bytes(RunDir(Path(job.run_dir)).logs / PLACEMENT_GROUP_FILE, group.id.hex().encode())
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    with _log_to(RunDir(Path(job.run_dir)).logs / f"{job.stage}-rank{rank}.log", job.attempt):
+        if job.settings.model.pretrained:
+            fetch_pretrained(job.settings.model.pretrained)  # the hub's own lock makes it once a node
+        # Progress goes through the journal: ray.train.report would hold every rank until the controller's next look.
+        with sampling(RunDir(Path(job.run_dir)).logs, f"train-{job.stage}"):
+            train(job, rank=rank, world_size=world_size)
+
+
+@contextlib.contextmanager
+def _log_to(path: Path, attempt: int) -> Iterator[None]:
+    """Send this process's output to a file; an exception leaves its traceback there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8", buffering=1) as file:
+        faulthandler.enable(file)
+        handler = logging.StreamHandler(file)
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logging.getLogger("mmcot").addHandler(handler)
+        logging.getLogger("mmcot").setLevel(logging.INFO)
+        logging.getLogger("mmcot").propagate = False
+        with contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+            try:
+                yield
+            except Exception as error:
+                print(traceback.format_exc(), file=sys.stderr)
+                if is_gpu_fault(error):
+                    note_fault(path.with_suffix(f".{attempt}.gpu-fault"), error)
+                elif not _is_lost_peer(error):
+                    failure = path.with_suffix(f".{attempt}.failure")
+                    failure.write_text(f"{path.stem} (process {os.getpid()}):\n{traceback.format_exc()}", encoding="utf-8")
+                raise
+            finally:
+                faulthandler.disable()
+
+
+def _is_lost_peer(error: Exception) -> bool:
+    """Whether an error only says that another process is gone."""
+    from torch.distributed import DistError
+
+    signs = ("gloo", "NCCL", "Connection closed by peer", "DataLoader worker (pid")  # the last: killed, not "Caught ... in DataLoader worker"
+    return isinstance(error, DistError) or any(sign in str(error) for sign in signs)

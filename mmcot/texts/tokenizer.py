@@ -1,0 +1,47 @@
+"""The tokenizer that is trained on a data set's own texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+PAD_TOKEN, EOS_TOKEN = "<pad>", "</s>"  # ids 0 and 1, as T5 has them
+
+
+def train_tokenizer(texts: Iterable[str], output_dir: str | Path, *, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer on texts and save it as a transformers tokenizer.
+
+    Any text can be written in it and read back exactly; frequent words become one piece.
+    Fewer than ``vocab_size`` pieces result where the texts don't hold so many.
+
+    Raises:
+        ValueError: there is no text.
+    """
+    texts = list(texts)
+    if not texts:
+        raise ValueError("a tokenizer cannot be trained on no text at all; give the training split some questions")
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[PAD_TOKEN, EOS_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"$A {EOS_TOKEN}", special_tokens=[(EOS_TOKEN, tokenizer.token_to_id(EOS_TOKEN))]
+    )
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD_TOKEN, eos_token=EOS_TOKEN, clean_up_tokenization_spaces=False
+    )
+    fast.save_pretrained(output_dir)
+    return fast

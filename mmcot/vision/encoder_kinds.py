@@ -1,0 +1,108 @@
+"""The kinds of published encoders: DETR, CLIP, ViT and ResNet.
+
+Neither torch nor transformers is imported here, so that settings, messages and commands can list the kinds: classes are
+named, and ``VisionEncoder`` imports them when it opens a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+
+def _detr_features(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
+    """The last decoder layer's states of the object queries: [B, 3, H, W] to [B, queries, D]."""
+    mask = pixels.new_ones(pixels.shape[0], *pixels.shape[2:]).long()
+    return model(pixel_values=pixels, pixel_mask=mask).last_hidden_state
+
+
+def _clip_features(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
+    """The last hidden states of the patches, without the class token: [B, 3, H, W] to [B, patches, D]."""
+    return model(pixel_values=pixels).last_hidden_state[:, 1:]
+
+
+def _vit_features(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
+    """The last hidden states, the class token first: [B, 3, H, W] to [B, 1 + patches, D]."""
+    return model(pixel_values=pixels).last_hidden_state
+
+
+def _resnet_features(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
+    """The pooled last stage as one vector: [B, 3, H, W] to [B, 1, D].
+
+    The published system repeats this vector 512 times. Keys that are identical share their attention
+    evenly and have one value, so attending to one gives what attending to 512 gives.
+    """
+    return model(pixel_values=pixels).pooler_output.flatten(1).unsqueeze(1)
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderKind:
+    """What sets one kind of encoder apart; normalisation and filter hold where the model's folder names none."""
+
+    default_model: str  # Hugging Face id
+    model_types: tuple[str, ...]  # what `model_type` in a config.json may say
+    config_class: str  # of transformers
+    model_class: str  # of transformers
+    features: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]
+    mean_and_std: tuple[tuple[float, ...], tuple[float, ...]]
+    resample: Image.Resampling
+    model_settings: Mapping[str, object] = field(default_factory=dict)  # for the model's constructor
+
+
+ENCODERS: Mapping[str, EncoderKind] = MappingProxyType(
+    {
+        "detr": EncoderKind(
+            default_model="facebook/detr-resnet-101-dc5",
+            model_types=("detr",),
+            config_class="DetrConfig",
+            model_class="DetrModel",
+            features=_detr_features,
+            mean_and_std=_IMAGENET,
+            resample=Image.Resampling.BILINEAR,
+        ),
+        "clip": EncoderKind(
+            default_model="openai/clip-vit-base-patch32",
+            model_types=("clip", "clip_vision_model"),
+            config_class="CLIPVisionConfig",  # finds itself in a whole CLIP's configuration
+            model_class="CLIPVisionModel",
+            features=_clip_features,
+            mean_and_std=_CLIP,
+            resample=Image.Resampling.BICUBIC,
+        ),
+        "vit": EncoderKind(
+            default_model="google/vit-large-patch32-384",
+            model_types=("vit",),
+            config_class="ViTConfig",
+            model_class="ViTModel",
+            features=_vit_features,
+            mean_and_std=_HALF,
+            resample=Image.Resampling.BILINEAR,
+            model_settings={"add_pooling_layer": False},
+        ),
+        "resnet": EncoderKind(
+            default_model="microsoft/resnet-101",
+            model_types=("resnet",),
+            config_class="ResNetConfig",
+            model_class="ResNetModel",
+            features=_resnet_features,
+            mean_and_std=_IMAGENET,
+            resample=Image.Resampling.BICUBIC,
+        ),
+    }
+)

@@ -1,0 +1,36 @@
+"""Opening a saved model by its folder."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+
+def test_a_folder_is_opened_as_the_class_it_names(model_dir):
+    from mmcot import T5ForMultimodalGeneration, open_model
+
+    assert type(open_model(model_dir)) is T5ForMultimodalGeneration
+
+
+def test_a_folder_without_a_model_says_what_is_expected(tmp_path):
+    from mmcot import open_model
+
+    with pytest.raises(ValueError, match="holds no model"):
+        open_model(tmp_path)
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    with pytest.raises(ValueError, match=r"\['BertModel'\], expected one of \['T5ForMultimodalGeneration'\]"):
+        open_model(tmp_path)
+
+
+def test_the_package_and_its_function_are_imported_without_torch():
+    code = "import sys; from mmcot import open_model; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_a_name_that_the_package_lacks_is_an_attribute_error():
+    import mmcot
+
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = mmcot.nothing
