@@ -1,0 +1,4 @@
+"""MiniSQA, the quiz that is drawn; its old import names what lives in ``data_shards/mini_sqa/generate.py``."""
+
+from data_shards.mini_sqa.generate import content_sha256 as content_sha256
+from data_shards.mini_sqa.generate import write_mini_sqa as write_mini_sqa
