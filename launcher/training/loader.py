@@ -77,7 +77,7 @@ def load_steps(job: TrainJob, *, rank: int, world_size: int, steps: range, pin_m
         loaded = walk_steps(stream.open().plan, stream.samples, rank=rank, world_size=world_size, steps=steps)
         return load_ahead((step.pin_memory() for step in loaded) if pin_memory else loaded, num_ahead=_STEPS_AHEAD)
     context = multiprocessing.get_context("forkserver")  # a training process has threads and a GPU: it must not be forked
-    context.set_forkserver_preload(["launcher.loader_server"])
+    context.set_forkserver_preload(["launcher.training.loader_forkserver"])
     loader = DataLoader(
         _Walker(stream, rank, world_size, steps), batch_size=None, num_workers=processes,
         prefetch_factor=_STEPS_AHEAD, multiprocessing_context=context, pin_memory=pin_memory and torch.cuda.is_available(),
