@@ -209,8 +209,8 @@ def claim_settings(run_dir: RunDir, settings: Settings) -> None:
     if differing:
         changes = "; ".join(f"{name} was {standing.get(name)!r} and is now {now.get(name)!r}" for name in differing[:4])
         raise SettingsError(
-            f"{run_dir.path} holds a run of other settings ({changes}); "
-            "give this run a folder of its own with --set run.dir=runs/ANOTHER-NAME"
+            f"{run_dir.path} holds a run of other settings ({changes}); go on with its own with --config {path} --set run.dir={run_dir.path}, "
+            "or give this run a folder of its own with --set run.dir=runs/ANOTHER-NAME"
         )
 
 
