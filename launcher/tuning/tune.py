@@ -22,7 +22,7 @@ from typing import Any
 from data_shards.atomic_files import commit_bytes, commit_json
 from launcher.cluster.ray_session import ray_session
 from launcher.config.loading import dump_settings, tracking_uri
-from launcher.data.build import prepare_data
+from launcher.data.build import prepare_data, standing_mini_sqa
 from launcher.cluster.gpus import with_device
 from launcher.runs.signals import sigterm_stops
 from launcher.runs.journal import Journal, JournalReader, LineFile
@@ -62,7 +62,8 @@ def run_tuning(settings: Settings, *, kind: str = "tune", report: Report = print
     claim_settings(run_dir, settings)
     with sigterm_stops(), owned(run_dir), contextlib.ExitStack() as resources:
         settings = with_device(settings, run_dir, report)
-        folder = prepare_data(settings, report)  # once for all trials, whose data settings may still differ
+        # Once for all trials, whose data settings may still differ.
+        folder = standing_mini_sqa(settings, run_dir.data_marker()) or prepare_data(settings, report)
         resources.enter_context(ray_session(settings.cluster))
         concurrent = count_concurrent(settings, report)
         tracker = resources.enter_context(open_tracker(settings, run_dir, report=report))
