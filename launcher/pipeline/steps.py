@@ -57,7 +57,7 @@ class Steps:
         self.folder: DataFolder
 
     def data(self) -> None:
-        self.folder = standing_mini_sqa(self.settings, self.run_dir.marker("data")) or prepare_data(self.settings, self.report)
+        self.folder = standing_mini_sqa(self.settings, self.run_dir.data_marker()) or prepare_data(self.settings, self.report)
         require_all_splits(self.folder)
         settle_identity(self.run_dir, self.settings, self.folder)  # before MLflow's thread asks for an id
 

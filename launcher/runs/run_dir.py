@@ -138,6 +138,12 @@ class RunDir:
         path = self.marker_path(step)
         return read_json(path) if path.exists() else None
 
+    def data_marker(self) -> dict[str, Any] | None:
+        """The marker of the data step; of a tuning and its new trials that of any trial, because all of them read one folder."""
+        tuning = self.path.parent.parent if self.path.parent.name == "trials" else self.path
+        others = sorted(tuning.glob("trials/*/steps/data.json")) if (tuning / "tune").is_dir() else []
+        return self.marker("data") or (read_json(others[0]) if others else None)
+
     def marker_path(self, step: str) -> Path:
         return self.path / "steps" / f"{step}.json"
 

@@ -24,7 +24,7 @@ from launcher.cluster.gpus import with_device
 from launcher.cluster.ray_session import ray_session
 from launcher.config.loading import dump_settings, tracking_uri
 from launcher.config.settings import Settings, SettingsError
-from launcher.data.build import prepare_data
+from launcher.data.build import prepare_data, standing_mini_sqa
 from launcher.pipeline.preflight import check_machine, check_settings
 from launcher.runs.journal import Journal, JournalReader, LineFile
 from launcher.runs.ownership import owned
@@ -65,7 +65,8 @@ def run_tuning(settings: Settings, *, kind: str = "tune", report: Report = print
     write_or_verify_settings(run_dir, settings)
     with sigterm_stops(), owned(run_dir), contextlib.ExitStack() as resources:
         settings = with_device(settings, run_dir, report)
-        folder = prepare_data(settings, report)  # once for all trials, whose data settings may still differ
+        # Once for all trials, whose data settings may still differ.
+        folder = standing_mini_sqa(settings, run_dir.data_marker()) or prepare_data(settings, report)
         resources.enter_context(ray_session(settings.cluster))
         concurrent = count_concurrent(settings, report)
         tracker = resources.enter_context(open_tracker(settings, run_dir, report=report))

@@ -24,7 +24,7 @@ FLOORS = {
     "data_shards": {"sources": 2, "mini_sqa": 3},
 }  # fmt: skip
 ALIASES = {  # names of earlier versions; they import what they stand for
-    "launcher.rank", "launcher.predict", "mmcot.model", "mmcot.problem",
+    "launcher.rank", "launcher.predict", "launcher.run_dir", "launcher.worker", "mmcot.model", "mmcot.problem",
 }  # fmt: skip
 # Where a heavy library may be imported at all, as folders or files of launcher/; elsewhere in launcher/ it may not.
 HOMES = {

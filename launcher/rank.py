@@ -1,0 +1,8 @@
+"""The old name of one rank of a training, ``torchrun -m launcher.rank JOB.json``; it lives in ``launcher/training/torchrun.py``."""
+
+import sys
+
+from launcher.training.torchrun import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
