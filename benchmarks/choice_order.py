@@ -36,7 +36,9 @@ def measure(folder: Path, *, split: str, seed: int, limit: int | None, batch_siz
     shards_dir, features_name = shards_dir_of(RunDir(folder)), predictor.settings.data.features
     problems = list(read_problems(shards_dir, split).values())[:limit]
     reader = SplitReader(Path(shards_dir), split, features=features_name)
-    features = {reader.qid(sample): reader.features(sample) if features_name else None for sample in range(len(problems))}
+    features = {
+        reader.qid(sample): reader.features(sample) if features_name else None for sample in range(len(problems))
+    }
     choices_of: dict[str, set[str]] = {}
     for problem in problems:
         choices_of.setdefault(problem.skill, set()).update(problem.choices)
@@ -45,19 +47,30 @@ def measure(folder: Path, *, split: str, seed: int, limit: int | None, batch_siz
         asked = {}
         for problem in problems:
             others = sorted(set().union(*(own for skill, own in choices_of.items() if skill != problem.skill)))
-            changed = change_choices(problem, change, rng=random.Random(f"{seed}-{change}-{problem.qid}"), others=others)
+            changed = change_choices(
+                problem, change, rng=random.Random(f"{seed}-{change}-{problem.qid}"), others=others
+            )
             if changed is not None:
                 asked[problem.qid] = changed
         if not asked:
             continue
         started = time.perf_counter()
         predictions, _ = answer_questions(
-            predictor.stages.get("rationale"), predictor.stages.get("answer"), list(asked.values()), [features[qid] for qid in asked],
-            feature_shape=predictor.feature_shape, batch_size=batch_size,
-        )  # fmt: skip
+            predictor.stages.get("rationale"),
+            predictor.stages.get("answer"),
+            list(asked.values()),
+            [features[qid] for qid in asked],
+            feature_shape=predictor.feature_shape,
+            batch_size=batch_size,
+        )
         result["num_questions"][change] = len(asked)
-        result["accuracy"][change] = accuracy_table(list(asked.values()), {prediction.qid: prediction.prediction for prediction in predictions})
-        print(f"{change}: {len(asked):,} questions, AVG {result['accuracy'][change]['AVG']:.2f}, {time.perf_counter() - started:.0f} s", flush=True)
+        result["accuracy"][change] = accuracy_table(
+            list(asked.values()), {prediction.qid: prediction.prediction for prediction in predictions}
+        )
+        print(
+            f"{change}: {len(asked):,} questions, AVG {result['accuracy'][change]['AVG']:.2f}, {time.perf_counter() - started:.0f} s",
+            flush=True,
+        )
     return result
 
 
@@ -69,7 +82,14 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=None, help="ask the first questions alone")
     options = parser.parse_args()
     result = measure(options.run, split=options.split, seed=options.seed, limit=options.limit)
-    print(format_table({f"{change}, {result['num_questions'][change]:,} questions": row for change, row in result["accuracy"].items()}))
+    print(
+        format_table(
+            {
+                f"{change}, {result['num_questions'][change]:,} questions": row
+                for change, row in result["accuracy"].items()
+            }
+        )
+    )
     commit_json(options.run / "choice_order.json", result)
     write_report([options.run], RunDir(options.run).report)
 

@@ -25,10 +25,17 @@ from launcher.runs.journal import JournalReader
 from launcher.runs.run_dir import RunDir
 
 SETTINGS = [
-    "data.mini_sqa.num_train=640", "data.mini_sqa.num_val=16", "data.mini_sqa.num_test=16", "training.log_every=1",
-    "training.validate_every=100000", "training.checkpoint_every=10", "training.ledger=true", "training.max_failures=1000",
-    "training.hang_timeout_s=10", "training.micro_batch_size=4",
-]  # fmt: skip
+    "data.mini_sqa.num_train=640",
+    "data.mini_sqa.num_val=16",
+    "data.mini_sqa.num_test=16",
+    "training.log_every=1",
+    "training.validate_every=100000",
+    "training.checkpoint_every=10",
+    "training.ledger=true",
+    "training.max_failures=1000",
+    "training.hang_timeout_s=10",
+    "training.micro_batch_size=4",
+]
 KINDS = ("worker -9", "worker SIGSTOP", "node -9", "driver -9", "driver SIGTERM")
 
 
@@ -118,7 +125,9 @@ def main() -> None:
 
     folder = Path(options.folder or tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ.update(OMP_NUM_THREADS="1", RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="20", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5")
+    os.environ.update(
+        OMP_NUM_THREADS="1", RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="20", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5"
+    )
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         cluster.add_node(num_cpus=1)
@@ -126,14 +135,23 @@ def main() -> None:
         for stage in options.stages:
             chance = random.Random(f"{options.seed}-{stage}")
             common = [f"training.zero_stage={stage}", f"rationale.num_steps={options.steps}"]
-            calm, disturbed = (Training(folder, f"{name}-{stage}", common, cluster.address) for name in ("calm", "disturbed"))
+            calm, disturbed = (
+                Training(folder, f"{name}-{stage}", common, cluster.address) for name in ("calm", "disturbed")
+            )
             run(calm, [], cluster, chance)
             steps = sorted(chance.sample(range(11, options.steps - 10), options.faults))
             print(f"ZeRO-{stage}: {options.faults} faults in {options.steps} steps, checkpoints every 10", flush=True)
             run(disturbed, [(step, chance.choice(KINDS)) for step in steps], cluster, chance)
-            ledger = subprocess.run([sys.executable, "-m", "launcher", "data", "ledger", str(disturbed.run_dir.path)], capture_output=True, text=True)
+            ledger = subprocess.run(
+                [sys.executable, "-m", "launcher", "data", "ledger", str(disturbed.run_dir.path)],
+                capture_output=True,
+                text=True,
+            )
             proof = ledger.stdout.strip().splitlines()
-            print(f"  weights bit-equal: {calm.weights() == disturbed.weights()};  ledger: {ledger.returncode == 0}, {proof[0] if proof else ledger.stderr}", flush=True)
+            print(
+                f"  weights bit-equal: {calm.weights() == disturbed.weights()};  ledger: {ledger.returncode == 0}, {proof[0] if proof else ledger.stderr}",
+                flush=True,
+            )
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -39,8 +39,20 @@ from launcher.data.build import prepare_data
 from mmcot.vision.encoder_kinds import ENCODERS
 from mmcot.vision.encoders import VisionEncoder
 
-SIZE = {"hidden_size": 192, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 3, "patch_size": 32, "image_size": 224}
-BACKBONE = {"embedding_size": 32, "hidden_sizes": [64, 128, 256, 512], "depths": [1, 1, 1, 1], "out_features": ["stage4"]}
+SIZE = {
+    "hidden_size": 192,
+    "intermediate_size": 768,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 3,
+    "patch_size": 32,
+    "image_size": 224,
+}
+BACKBONE = {
+    "embedding_size": 32,
+    "hidden_sizes": [64, 128, 256, 512],
+    "depths": [1, 1, 1, 1],
+    "out_features": ["stage4"],
+}
 
 
 def write_model(kind: str, folder: Path) -> None:
@@ -48,14 +60,31 @@ def write_model(kind: str, folder: Path) -> None:
     if kind == "vit":
         model = ViTModel(ViTConfig(**SIZE))
     elif kind == "clip":
-        text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 99}
+        text = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 4,
+            "vocab_size": 99,
+        }
         model = CLIPModel(CLIPConfig(text_config=text, vision_config=SIZE, projection_dim=16))
     elif kind == "resnet":
         model = ResNetModel(ResNetConfig(**BACKBONE))
     else:
         backbone = ResNetConfig(**BACKBONE)
-        sizes = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 256, "decoder_ffn_dim": 256, "num_queries": 100, "d_model": 64}
-        model = DetrModel(DetrConfig(use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone, **sizes))
+        sizes = {
+            "encoder_layers": 2,
+            "decoder_layers": 2,
+            "encoder_ffn_dim": 256,
+            "decoder_ffn_dim": 256,
+            "num_queries": 100,
+            "d_model": 64,
+        }
+        model = DetrModel(
+            DetrConfig(
+                use_timm_backbone=False, use_pretrained_backbone=False, backbone=None, backbone_config=backbone, **sizes
+            )
+        )
     model.save_pretrained(folder)
 
 
@@ -81,10 +110,15 @@ def our_rate(kind: str, folder: Path, source: Path, shards_dir: Path) -> float:
             told.append((time.perf_counter(), *sum_pictures(shards_dir, kind)))
 
     settings = load_settings(
-        preset="demo", overrides=[
-            f"data.path={source}", f"data.shards_dir={shards_dir}", f"data.features={kind}", f"data.vision_model={folder}", "data.samples_per_shard=64",
+        preset="demo",
+        overrides=[
+            f"data.path={source}",
+            f"data.shards_dir={shards_dir}",
+            f"data.features={kind}",
+            f"data.vision_model={folder}",
+            "data.samples_per_shard=64",
         ],
-    )  # fmt: skip
+    )
     prepare_data(settings, report)
     seen = [(at, pictures) for at, pictures, _ in told if pictures]
     return (seen[-1][1] - seen[0][1]) / (seen[-1][0] - seen[0][0])
@@ -93,14 +127,30 @@ def our_rate(kind: str, folder: Path, source: Path, shards_dir: Path) -> float:
 def repeat(folder: Path, paths: list[Path], times: int) -> list[Path]:
     """A data set with every picture so many times, in ScienceQA's layout; returns its pictures."""
     record = {
-        "question": "What is it?", "choices": ["a", "b"], "answer": 0, "hint": "", "image": "image.png", "task": "", "grade": "grade2", "subject": "natural science",
-        "topic": "", "category": "", "skill": "", "lecture": "", "solution": "", "split": "test",
-    }  # fmt: skip
+        "question": "What is it?",
+        "choices": ["a", "b"],
+        "answer": 0,
+        "hint": "",
+        "image": "image.png",
+        "task": "",
+        "grade": "grade2",
+        "subject": "natural science",
+        "topic": "",
+        "category": "",
+        "skill": "",
+        "lecture": "",
+        "solution": "",
+        "split": "test",
+    }
     qids = [str(number) for number in range(len(paths) * times)]
     for qid in qids:
         (folder / "images" / "test" / qid).mkdir(parents=True)
         (folder / "images" / "test" / qid / "image.png").symlink_to(paths[int(qid) % len(paths)])
-    (folder / "problems.json").write_text(json.dumps({qid: record for qid in qids} | {name: record | {"image": None, "split": name} for name in ("train", "val")}))
+    (folder / "problems.json").write_text(
+        json.dumps(
+            {qid: record for qid in qids} | {name: record | {"image": None, "split": name} for name in ("train", "val")}
+        )
+    )
     (folder / "pid_splits.json").write_text(json.dumps({"train": ["train"], "val": ["val"], "test": qids}))
     return [folder / "images" / "test" / qid / "image.png" for qid in qids]
 
@@ -116,7 +166,9 @@ def main() -> None:
     source, rounds = Path(sys.argv[1]).absolute(), int(sys.argv[2]) if len(sys.argv) > 2 else 3
     questions = read_questions(source)
     paths = [path for problem in questions.problems["test"] for path in questions.pictures(problem)]
-    print(f"{len(paths)} pictures, {np.mean([path.stat().st_size for path in paths]) / 1e3:.0f} kB in the mean; {torch.get_num_threads()} threads in the loop")
+    print(
+        f"{len(paths)} pictures, {np.mean([path.stat().st_size for path in paths]) / 1e3:.0f} kB in the mean; {torch.get_num_threads()} threads in the loop"
+    )
     print("each four times", flush=True)
     with tempfile.TemporaryDirectory() as place, ray_session(load_settings(preset="demo").cluster):
         source = Path(place) / "source"
@@ -125,11 +177,17 @@ def main() -> None:
             write_model(kind, folder := Path(place) / kind)
             ratios, rates = [], []
             for number in range(rounds):
-                loop, ours = loop_rate(kind, folder, paths), our_rate(kind, folder, source, Path(place) / f"shards-{kind}-{number}")
+                loop, ours = (
+                    loop_rate(kind, folder, paths),
+                    our_rate(kind, folder, source, Path(place) / f"shards-{kind}-{number}"),
+                )
                 ratios.append(ours / loop)
                 rates.append((loop, ours))
             loop, ours = (statistics.median(column) for column in zip(*rates, strict=True))
-            print(f"{kind}: loop {loop:.1f}, two workers {ours:.1f} pictures/s, ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+            print(
+                f"{kind}: loop {loop:.1f}, two workers {ours:.1f} pictures/s, ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -49,9 +49,18 @@ def train_model(texts: list[tuple[str, str]], folder: Path, seconds: float) -> N
     pairs = [pair for pair in pairs if len(pair.source_ids) <= 64 and 8 <= len(pair.target_ids) <= 48]
     torch.manual_seed(0)
     config = MultimodalT5Config(
-        vocab_size=len(tokenizer), d_model=512, d_ff=2048, num_layers=6, num_heads=8, d_kv=64, dropout_rate=0.0,
-        decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        d_model=512,
+        d_ff=2048,
+        num_layers=6,
+        num_heads=8,
+        d_kv=64,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=1,
+        tie_word_embeddings=True,
+    )
     model, chance, started = T5ForMultimodalGeneration(config).train(), random.Random(0), time.perf_counter()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     for step in range(100_000):
@@ -80,7 +89,9 @@ class OwnLengths(StoppingCriteria):
         return input_ids.shape[1] - 1 >= self.lengths
 
 
-def with_transformers(model, pairs: list[EncodedPair], *, batch_size: int, use_cache: bool = True, pad_to: int = 0) -> list[list[int]]:
+def with_transformers(
+    model, pairs: list[EncodedPair], *, batch_size: int, use_cache: bool = True, pad_to: int = 0
+) -> list[list[int]]:
     """``generate`` in data order, each batch until its longest row has its number of tokens."""
     settings = copy.deepcopy(model.generation_config)
     settings.eos_token_id, settings.do_sample, settings.num_beams, settings.use_cache = None, False, 1, use_cache
@@ -92,18 +103,25 @@ def with_transformers(model, pairs: list[EncodedPair], *, batch_size: int, use_c
         lengths = [len(pair.target_ids) for pair in chosen]
         settings.max_new_tokens = max(lengths)
         outputs = model.generate(
-            input_ids=ids, attention_mask=(ids != 0).long(), generation_config=settings,
+            input_ids=ids,
+            attention_mask=(ids != 0).long(),
+            generation_config=settings,
             stopping_criteria=StoppingCriteriaList([OwnLengths(lengths)]),
-        )  # fmt: skip
+        )
         written += [row[1 : 1 + length] for row, length in zip(outputs.tolist(), lengths, strict=True)]
     return written
 
 
 def with_ours(model, pairs: list[EncodedPair], *, num_rows: int) -> list[list[int]]:
     return generate_ids(
-        model, [pair.source_ids for pair in pairs], [None] * len(pairs), feature_shape=SHAPE, num_rows=num_rows,
-        max_new_tokens=[len(pair.target_ids) for pair in pairs], eos_token_ids=(),
-    )  # fmt: skip
+        model,
+        [pair.source_ids for pair in pairs],
+        [None] * len(pairs),
+        feature_shape=SHAPE,
+        num_rows=num_rows,
+        max_new_tokens=[len(pair.target_ids) for pair in pairs],
+        eos_token_ids=(),
+    )
 
 
 def make_ctranslate2(model, tokenizer, folder: Path):
@@ -118,16 +136,31 @@ def make_ctranslate2(model, tokenizer, folder: Path):
         return None
     from transformers import T5Config, T5ForConditionalGeneration
 
-    names = ("vocab_size", "d_model", "d_ff", "num_layers", "num_heads", "d_kv", "pad_token_id", "eos_token_id", "decoder_start_token_id", "feed_forward_proj")
+    names = (
+        "vocab_size",
+        "d_model",
+        "d_ff",
+        "num_layers",
+        "num_heads",
+        "d_kv",
+        "pad_token_id",
+        "eos_token_id",
+        "decoder_start_token_id",
+        "feed_forward_proj",
+    )
     plain = T5ForConditionalGeneration(T5Config(**{name: getattr(model.config, name) for name in names}))
     plain.load_state_dict({name: weight for name, weight in model.state_dict().items() if name in plain.state_dict()})
     plain.save_pretrained(folder / "plain")
     tokenizer.save_pretrained(folder / "plain")
     TransformersConverter(str(folder / "plain")).convert(str(folder / "converted"), force=True)
     config = json.loads((folder / "converted" / "config.json").read_text())
-    config |= {name: tokenizer.pad_token for name, token in config.items() if name.endswith("_token") and token is None}  # it takes no null
+    config |= {
+        name: tokenizer.pad_token for name, token in config.items() if name.endswith("_token") and token is None
+    }  # it takes no null
     (folder / "converted" / "config.json").write_text(json.dumps(config))
-    return ctranslate2.Translator(str(folder / "converted"), device="cpu", compute_type="float32", inter_threads=1, intra_threads=1)
+    return ctranslate2.Translator(
+        str(folder / "converted"), device="cpu", compute_type="float32", inter_threads=1, intra_threads=1
+    )
 
 
 def with_ctranslate2(translator, tokenizer, pairs: list[EncodedPair], *, batch_size: int) -> None:
@@ -136,9 +169,12 @@ def with_ctranslate2(translator, tokenizer, pairs: list[EncodedPair], *, batch_s
         chosen = pairs[start : start + batch_size]
         lengths = [len(pair.target_ids) for pair in chosen]
         written = translator.translate_batch(
-            [tokenizer.convert_ids_to_tokens(pair.source_ids) for pair in chosen], beam_size=1, max_decoding_length=max(lengths),
-            min_decoding_length=max(lengths), callback=lambda step, lengths=lengths: step.step + 1 >= lengths[step.batch_id],
-        )  # fmt: skip
+            [tokenizer.convert_ids_to_tokens(pair.source_ids) for pair in chosen],
+            beam_size=1,
+            max_decoding_length=max(lengths),
+            min_decoding_length=max(lengths),
+            callback=lambda step, lengths=lengths: step.step + 1 >= lengths[step.batch_id],
+        )
         got = [len(row.hypotheses[0]) for row in written]
         assert all(abs(a - b) <= 1 for a, b in zip(got, lengths, strict=True)), (got, lengths)
 
@@ -154,33 +190,64 @@ def compare(name: str, engines: dict, num_tokens: int, rounds: int) -> float:
     first = next(iter(engines))
     for engine, values in rates.items():
         ratios = [value / base for value, base in zip(values, rates[first], strict=True)]
-        print(f"{name} {engine:<28} {statistics.median(values):7.0f} tokens/s   x{statistics.median(ratios):5.2f} ({min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+        print(
+            f"{name} {engine:<28} {statistics.median(values):7.0f} tokens/s   x{statistics.median(ratios):5.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+            flush=True,
+        )
     return statistics.median(values)
 
 
 def compare_ids(model, pairs: list[EncodedPair]) -> None:
     """Free-running greedy: what generate writes for one prompt at a time, and what we write for all."""
     ours = generate_ids(
-        model, [pair.source_ids for pair in pairs], [None] * len(pairs), feature_shape=SHAPE, num_rows=32,
-        max_new_tokens=MAX_NEW_TOKENS, eos_token_ids=(1,),
-    )  # fmt: skip
+        model,
+        [pair.source_ids for pair in pairs],
+        [None] * len(pairs),
+        feature_shape=SHAPE,
+        num_rows=32,
+        max_new_tokens=MAX_NEW_TOKENS,
+        eos_token_ids=(1,),
+    )
     num_equal, parted = 0, []
     for pair, ids in zip(pairs, ours, strict=True):
         source = torch.tensor([pair.source_ids])
-        theirs = model.generate(input_ids=source, attention_mask=torch.ones_like(source), do_sample=False, num_beams=1, max_new_tokens=MAX_NEW_TOKENS)[0, 1:].tolist()  # fmt: skip
+        theirs = model.generate(
+            input_ids=source,
+            attention_mask=torch.ones_like(source),
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=MAX_NEW_TOKENS,
+        )[0, 1:].tolist()
         num_equal += theirs == ids
         if theirs != ids:
             place = next(i for i, (a, b) in enumerate(zip(theirs, ids, strict=False)) if a != b)
-            best = model(input_ids=source, decoder_input_ids=torch.tensor([[0, *ids[:place]]])).logits[0, -1].topk(2).values
+            best = (
+                model(input_ids=source, decoder_input_ids=torch.tensor([[0, *ids[:place]]]))
+                .logits[0, -1]
+                .topk(2)
+                .values
+            )
             parted.append(f"token {place}: margin {best[0] - best[1]:.1e}")
     distinct = np.mean([len(set(ids)) / len(ids) for ids in ours])
-    print(f"{model.dtype} free-running: {num_equal} of {len(pairs)} equal to generate, {sum(ids[-1] == 1 for ids in ours)} ended by themselves, "
-          f"distinct tokens {distinct:.0%}, {len({tuple(ids) for ids in ours})} different texts; parted at: {parted or 'none'}", flush=True)  # fmt: skip
+    print(
+        f"{model.dtype} free-running: {num_equal} of {len(pairs)} equal to generate, {sum(ids[-1] == 1 for ids in ours)} ended by themselves, "
+        f"distinct tokens {distinct:.0%}, {len({tuple(ids) for ids in ours})} different texts; parted at: {parted or 'none'}",
+        flush=True,
+    )
 
 
 def peak_memory(arguments: argparse.Namespace, num_questions: int) -> float:
     """GB of a fresh process that writes this many texts."""
-    command = [sys.executable, __file__, arguments.data, "--model", str(arguments.model), "--questions", str(num_questions), "--memory"]
+    command = [
+        sys.executable,
+        __file__,
+        arguments.data,
+        "--model",
+        str(arguments.model),
+        "--questions",
+        str(num_questions),
+        "--memory",
+    ]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
@@ -193,20 +260,28 @@ def main(arguments: argparse.Namespace) -> None:
             train_model(texts, arguments.model, arguments.train_s)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = T5ForMultimodalGeneration.from_pretrained(arguments.model).eval()
-    pairs = [encode_pair(tokenizer, *pair, max_source_tokens=512, max_target_tokens=MAX_NEW_TOKENS) for pair in texts][-arguments.questions :]
+    pairs = [encode_pair(tokenizer, *pair, max_source_tokens=512, max_target_tokens=MAX_NEW_TOKENS) for pair in texts][
+        -arguments.questions :
+    ]
     if arguments.memory:
         with_ours(model, pairs, num_rows=arguments.batch_size)
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
         return
     lengths = [len(pair.target_ids) for pair in pairs]
-    print(f"{len(pairs)} questions, source {np.mean([len(pair.source_ids) for pair in pairs]):.0f} tokens, target {np.mean(lengths):.0f} (longest {max(lengths)})")
+    print(
+        f"{len(pairs)} questions, source {np.mean([len(pair.source_ids) for pair in pairs]):.0f} tokens, target {np.mean(lengths):.0f} (longest {max(lengths)})"
+    )
     for dtype in (getattr(torch, name) for name in arguments.dtypes):
         model, name = model.to(dtype), str(dtype).removeprefix("torch.")
         engines = {"transformers": lambda: with_transformers(model, pairs, batch_size=32)}
         for num_rows in sorted({arguments.batch_size, 2 * arguments.batch_size}):
             engines[f"ours, {num_rows} rows"] = lambda num_rows=num_rows: with_ours(model, pairs, num_rows=num_rows)
-        if dtype == torch.float32 and (translator := make_ctranslate2(model, tokenizer, arguments.model / "ctranslate2")):
-            engines["CTranslate2, data order"] = lambda translator=translator: with_ctranslate2(translator, tokenizer, pairs, batch_size=32)
+        if dtype == torch.float32 and (
+            translator := make_ctranslate2(model, tokenizer, arguments.model / "ctranslate2")
+        ):
+            engines["CTranslate2, data order"] = lambda translator=translator: with_ctranslate2(
+                translator, tokenizer, pairs, batch_size=32
+            )
         written = with_ours(model, pairs, num_rows=arguments.batch_size)
         distinct = np.mean([len(set(ids)) / len(ids) for ids in written])
         assert [len(ids) for ids in written] == lengths and distinct > 0.25, f"distinct tokens {distinct:.0%}"
@@ -216,7 +291,10 @@ def main(arguments: argparse.Namespace) -> None:
             started = time.process_time()
             with_transformers(model, few, batch_size=4, use_cache=False, pad_to=512)
             rate = sum(len(pair.target_ids) for pair in few) / (time.process_time() - started)
-            print(f"{name} {'no cache, padded to 512':<28} {rate:7.1f} tokens/s; ours is x{ours / rate:.0f} ({len(few)} prompts, once)", flush=True)
+            print(
+                f"{name} {'no cache, padded to 512':<28} {rate:7.1f} tokens/s; ours is x{ours / rate:.0f} ({len(few)} prompts, once)",
+                flush=True,
+            )
         compare_ids(model, pairs[: arguments.ids])
     few, many = (peak_memory(arguments, number) for number in (32, len(texts)))
     print(f"peak memory of a process: {few:.2f} GB for 32 questions, {many:.2f} GB for {len(texts)}")

@@ -33,12 +33,21 @@ def main(run: Path, split: str, num_questions: int) -> None:
     settings = parse_settings(yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8")))
     tokenizer = AutoTokenizer.from_pretrained(run_dir.model("rationale"))
     model = T5ForMultimodalGeneration.from_pretrained(run_dir.model("rationale")).eval()
-    samples = open_stage(settings, "rationale", split, shards_dir=run.parent.parent / shards_dir_of(run_dir), tokenizer=tokenizer, rationales_dir=None)
+    samples = open_stage(
+        settings,
+        "rationale",
+        split,
+        shards_dir=run.parent.parent / shards_dir_of(run_dir),
+        tokenizer=tokenizer,
+        rationales_dir=None,
+    )
     numbers = range(min(num_questions, len(samples)))
     sources = [list(samples.encode(number).source_ids) for number in numbers]
     features = [samples.reader.features(number) for number in numbers]
     limit, shape = settings.rationale.max_target_tokens, samples.reader.feature_shape
-    ours = generate_ids(model, sources, features, feature_shape=shape, max_new_tokens=limit, num_rows=64, eos_token_ids=[1])
+    ours = generate_ids(
+        model, sources, features, feature_shape=shape, max_new_tokens=limit, num_rows=64, eos_token_ids=[1]
+    )
     exact, parted, errors = copy.deepcopy(model).double(), [], []
     for number, (source, picture, ids) in enumerate(zip(sources, features, ours, strict=True)):
         inputs = {"input_ids": torch.tensor([source]), "attention_mask": torch.ones(1, len(source), dtype=torch.long)}
@@ -53,9 +62,13 @@ def main(run: Path, split: str, num_questions: int) -> None:
             best = logits[place].topk(2).values
             parted.append(f"question {samples.reader.qid(number)}, token {place}: margin {best[0] - best[1]:.1e}")
     lengths = [len(ids) for ids in ours]
-    print(f"{len(ours) - len(parted)} of {len(ours)} equal to generate; {sum(ids[-1] == 1 for ids in ours)} ended by themselves, "
-          f"{min(lengths)} to {max(lengths)} tokens, {len({tuple(ids) for ids in ours})} different texts")  # fmt: skip
-    print(f"parted at: {parted or 'none'}; float32 and float64 logits differ by {np.median(errors):.1e} (median), {max(errors):.1e} (most)")
+    print(
+        f"{len(ours) - len(parted)} of {len(ours)} equal to generate; {sum(ids[-1] == 1 for ids in ours)} ended by themselves, "
+        f"{min(lengths)} to {max(lengths)} tokens, {len({tuple(ids) for ids in ours})} different texts"
+    )
+    print(
+        f"parted at: {parted or 'none'}; float32 and float64 logits differ by {np.median(errors):.1e} (median), {max(errors):.1e} (most)"
+    )
 
 
 if __name__ == "__main__":

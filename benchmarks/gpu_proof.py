@@ -73,7 +73,11 @@ def main(arguments: list[str] | None = None) -> int:
         (options.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         wrong = [check for check, holds in result.get("checks", {}).items() if not holds]
         failed += len(wrong)
-        print(f"{name}: {result['seconds']} s, {len(result.get('checks', {})) - len(wrong)} checks hold" + "".join(f"\n  FAILED: {check}" for check in wrong), flush=True)
+        print(
+            f"{name}: {result['seconds']} s, {len(result.get('checks', {})) - len(wrong)} checks hold"
+            + "".join(f"\n  FAILED: {check}" for check in wrong),
+            flush=True,
+        )
         gc.collect()
         if ON_GPU:
             torch.cuda.empty_cache()
@@ -81,11 +85,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def machine() -> dict[str, Any]:
-    commit = os.environ.get("MMCOT_COMMIT") or subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
-    ).stdout.strip()
+    commit = (
+        os.environ.get("MMCOT_COMMIT")
+        or subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True
+        ).stdout.strip()
+    )
     card = torch.cuda.get_device_name() if ON_GPU else platform.processor() or platform.machine()
-    return {"device": card, "torch": torch.__version__, "transformers": transformers.__version__, "commit": commit, "python": platform.python_version()}
+    return {
+        "device": card,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "commit": commit,
+        "python": platform.python_version(),
+    }
 
 
 # --- ceilings -----------------------------------------------------------------------------------------------------------
@@ -135,8 +148,15 @@ def synchronize() -> None:
 def golden(tiny: bool) -> dict[str, Any]:
     """The two styles of T5 with fusion, masks and missing pictures, against float64 on the CPU."""
     errors: dict[str, dict[str, float]] = {}
-    shape = TINY_SHAPE if tiny else {"d_model": 256, "d_kv": 32, "d_ff": 512, "num_layers": 4, "num_heads": 8, "vocab_size": 1000}
-    for style, form in {"relu, tied": {}, "gated-gelu, untied": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}}.items():
+    shape = (
+        TINY_SHAPE
+        if tiny
+        else {"d_model": 256, "d_kv": 32, "d_ff": 512, "num_layers": 4, "num_heads": 8, "vocab_size": 1000}
+    )
+    for style, form in {
+        "relu, tied": {},
+        "gated-gelu, untied": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    }.items():
         reference = new_model({**shape, **form}, patches=(7, 12)).double()
         batch = random_batch(reference.config, rows=5, source=200, target=60)
         expected = outputs_of(reference, batch)
@@ -146,33 +166,44 @@ def golden(tiny: bool) -> dict[str, Any]:
             errors[f"{style}, {precision}"] = {name: relative_error(found[name], expected[name]) for name in expected}
     checks = {
         f"{name}: {what} within {TOLERANCE[name[-4:]]:g} of float64": error[what] <= TOLERANCE[name[-4:]]
-        for name, error in errors.items() for what in ("encoder", "logits", "loss")
-    }  # fmt: skip
+        for name, error in errors.items()
+        for what in ("encoder", "logits", "loss")
+    }
     return {"relative_errors": errors, "checks": checks}
 
 
 def new_model(shape: dict[str, Any], *, patches: tuple[int, int], seed: int = 0) -> T5ForMultimodalGeneration:
     torch.manual_seed(seed)
     config = MultimodalT5Config(
-        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, vision_num_patches=patches[0], vision_dim=patches[1], **{**shape, "dropout_rate": 0.0}
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+        vision_num_patches=patches[0],
+        vision_dim=patches[1],
+        **{**shape, "dropout_rate": 0.0},
     )
     return T5ForMultimodalGeneration._from_config(config).eval()
 
 
-def random_batch(config: MultimodalT5Config, *, rows: int, source: int, target: int, seed: int = 0) -> dict[str, torch.Tensor]:
+def random_batch(
+    config: MultimodalT5Config, *, rows: int, source: int, target: int, seed: int = 0
+) -> dict[str, torch.Tensor]:
     """Rows of different lengths, the first one full; every third has no picture."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(max(1, source // 3), source + 1, (rows,), generator=generator)
     target_lengths = torch.randint(max(1, target // 3), target + 1, (rows,), generator=generator)
     lengths[0], target_lengths[0] = source, target
-    mask, written = (torch.arange(width) < given[:, None] for width, given in ((source, lengths), (target, target_lengths)))
+    mask, written = (
+        torch.arange(width) < given[:, None] for width, given in ((source, lengths), (target, target_lengths))
+    )
     vision = torch.randn(rows, config.vision_num_patches, config.vision_dim, generator=generator)
     vision[2::3] = 0.0
     return {
         "input_ids": torch.randint(2, config.vocab_size, (rows, source), generator=generator) * mask,
-        "attention_mask": mask.long(), "vision_features": vision,
+        "attention_mask": mask.long(),
+        "vision_features": vision,
         "labels": torch.where(written, torch.randint(2, config.vocab_size, (rows, target), generator=generator), -100),
-    }  # fmt: skip
+    }
 
 
 def outputs_of(model: T5ForMultimodalGeneration, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -206,13 +237,17 @@ def attention(tiny: bool) -> dict[str, Any]:
         else:
             torch.backends.cuda.enable_cudnn_sdp(cudnn)
         result[name] = {
-            "kernels_fp32": attention_kernels(model.float()), "kernels_bf16": attention_kernels(model.bfloat16()),
-            "new_shapes_s": seconds_of_new_shapes(model, 2 if tiny else 20), "nan_gradients": nan_gradients(tiny),
-        }  # fmt: skip
+            "kernels_fp32": attention_kernels(model.float()),
+            "kernels_bf16": attention_kernels(model.bfloat16()),
+            "new_shapes_s": seconds_of_new_shapes(model, 2 if tiny else 20),
+            "nan_gradients": nan_gradients(tiny),
+        }
     open_device(use_gpu=ON_GPU)
     product = result["as the product runs"]
     checks = {
-        "the product never takes cuDNN's attention": not any("cudnn" in kernel for kind in ("kernels_fp32", "kernels_bf16") for kernel in product[kind]),
+        "the product never takes cuDNN's attention": not any(
+            "cudnn" in kernel for kind in ("kernels_fp32", "kernels_bf16") for kernel in product[kind]
+        ),
         "the product's gradients of masked attention are finite": not product["nan_gradients"],
     }
     return {**result, "checks": checks}
@@ -220,18 +255,25 @@ def attention(tiny: bool) -> dict[str, Any]:
 
 def attention_kernels(model: T5ForMultimodalGeneration) -> dict[str, int]:
     """Attention operators of a training pass and of an encoder pass without gradients, with their calls."""
-    batch = {name: tensor.to(DEVICE) for name, tensor in random_batch(model.config, rows=4, source=96, target=64).items()}
+    batch = {
+        name: tensor.to(DEVICE) for name, tensor in random_batch(model.config, rows=4, source=96, target=64).items()
+    }
     batch["vision_features"] = batch["vision_features"].to(model.dtype)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         model(**batch).loss.backward()
         with torch.inference_mode():
             model.encoder(**{name: tensor for name, tensor in batch.items() if name != "labels"})
-    return dict(Counter(event.name.removeprefix(SDP_OPS) for event in profile.events() if event.name.startswith(SDP_OPS)))
+    return dict(
+        Counter(event.name.removeprefix(SDP_OPS) for event in profile.events() if event.name.startswith(SDP_OPS))
+    )
 
 
 def seconds_of_new_shapes(model: T5ForMultimodalGeneration, count: int) -> float:
     """A forward and a backward pass over blocks of lengths never seen before, after one that warms up."""
-    batches = [random_batch(model.config, rows=4, source=97 + 3 * number, target=33 + number, seed=number) for number in range(count + 1)]
+    batches = [
+        random_batch(model.config, rows=4, source=97 + 3 * number, target=33 + number, seed=number)
+        for number in range(count + 1)
+    ]
     started = 0.0
     for number, batch in enumerate(batches):
         moved = {name: tensor.to(DEVICE) for name, tensor in batch.items()}
@@ -249,7 +291,9 @@ def nan_gradients(tiny: bool) -> list[str]:
     found = []
     for length in (64,) if tiny else (64, 96, 128, 192, 320, 448):
         torch.manual_seed(length)
-        query, key, value = (torch.randn(4, 12, length, 64, device=DEVICE, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+        query, key, value = (
+            torch.randn(4, 12, length, 64, device=DEVICE, dtype=torch.bfloat16, requires_grad=True) for _ in range(3)
+        )
         mask = torch.zeros(4, 1, length, length, device=DEVICE, dtype=torch.bfloat16)
         mask[1, ..., length // 2 :] = float("-inf")
         torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0).sum().backward()
@@ -268,7 +312,11 @@ def training(tiny: bool) -> dict[str, Any]:
     with one_rank():
         for size in ("tiny",) if tiny else ("base", "large"):
             rows += [{"model": size, **row} for row in training_steps(size, peak)]
-    return {"peak_tflops": peak / 1e12, "steps": rows, "checks": {"every loss is finite": all(np.isfinite(row["loss"]) for row in rows)}}
+    return {
+        "peak_tflops": peak / 1e12,
+        "steps": rows,
+        "checks": {"every loss is finite": all(np.isfinite(row["loss"]) for row in rows)},
+    }
 
 
 @contextlib.contextmanager
@@ -278,7 +326,13 @@ def one_rank() -> Iterator[None]:
 
     sys.modules.setdefault("mlflow", None)  # DeepSpeed imports it if it can
     os.environ.setdefault("DS_ACCELERATOR", DEVICE.type)
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29571"}.items():
+    for name, value in {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29571",
+    }.items():
         os.environ.setdefault(name, value)
     init_distributed(use_gpu=ON_GPU)
     try:
@@ -306,29 +360,52 @@ def training_steps(size: str, peak: float) -> Iterator[dict[str, Any]]:
 
     settings = Training(zero_stage=1, precision="bf16" if ON_GPU else "fp32", learning_rate=1e-5)
     patches = (145, 1024) if size != "tiny" else (7, 12)
-    engine = build_engine(lambda: new_model(shape_of(size), patches=patches).float(), settings, world_size=1, random_weights=True)
+    engine = build_engine(
+        lambda: new_model(shape_of(size), patches=patches).float(), settings, world_size=1, random_weights=True
+    )
     for rows, source, target in SHAPES[size]:
-        batches = [random_batch(engine.module.config, rows=rows, source=source, target=target, seed=seed) for seed in range(2)]
+        batches = [
+            random_batch(engine.module.config, rows=rows, source=source, target=target, seed=seed) for seed in range(2)
+        ]
         tokens = sum(int((batch["labels"] != -100).sum()) for batch in batches)
-        step = Step(0, [(index, Block(batch, ("q",)).pin_memory() if ON_GPU else Block(batch, ("q",))) for index, batch in enumerate(batches)])
+        step = Step(
+            0,
+            [
+                (index, Block(batch, ("q",)).pin_memory() if ON_GPU else Block(batch, ("q",)))
+                for index, batch in enumerate(batches)
+            ],
+        )
         flops = sum(
-            forward_flops(engine.module.config, batch["attention_mask"].sum(1).tolist(), (batch["labels"] != -100).sum(1).tolist(), num_patches=patches[0])
+            forward_flops(
+                engine.module.config,
+                batch["attention_mask"].sum(1).tolist(),
+                (batch["labels"] != -100).sum(1).tolist(),
+                num_patches=patches[0],
+            )
             for batch in batches
-        )  # fmt: skip
+        )
         losses = []
 
         def run() -> None:
-            losses.append(optimizer_step(engine, step, seed=0, scale=1 / tokens, meter=Meter(peak_flops=peak), gate=None) / tokens)
+            losses.append(
+                optimizer_step(engine, step, seed=0, scale=1 / tokens, meter=Meter(peak_flops=peak), gate=None) / tokens
+            )
 
         run()
         if ON_GPU:
             torch.cuda.reset_peak_memory_stats()
         taken = seconds_of(run, 5)
         yield {
-            "rows": rows, "source": source, "target": target, "blocks": len(batches), "seconds": taken, "loss": losses[-1],
-            "mfu": BACKWARD_AND_FORWARD * flops / taken / peak, "tokens_per_s": 2 * rows * (source + target) / taken,
+            "rows": rows,
+            "source": source,
+            "target": target,
+            "blocks": len(batches),
+            "seconds": taken,
+            "loss": losses[-1],
+            "mfu": BACKWARD_AND_FORWARD * flops / taken / peak,
+            "tokens_per_s": 2 * rows * (source + target) / taken,
             **({"peak_memory_gb": torch.cuda.max_memory_allocated() / 1e9, **launches_of(run)} if ON_GPU else {}),
-        }  # fmt: skip
+        }
 
 
 def launches_of(run: Callable[[], Any]) -> dict[str, Any]:
@@ -343,7 +420,8 @@ def launches_of(run: Callable[[], Any]) -> dict[str, Any]:
     kernels = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
     return {
         "launches": sum(count for name, count in names.items() if "LaunchKernel" in name or name == "cudaGraphLaunch"),
-        "copies": names["cudaMemcpyAsync"], "waits": names["cudaStreamSynchronize"] + names["cudaDeviceSynchronize"] + names["cudaEventSynchronize"],
+        "copies": names["cudaMemcpyAsync"],
+        "waits": names["cudaStreamSynchronize"] + names["cudaDeviceSynchronize"] + names["cudaEventSynchronize"],
         "busy_share_profiled": sum(event.time_range.elapsed_us() for event in kernels) / 1e6 / wall,
     }
 
@@ -357,27 +435,44 @@ def decoding(tiny: bool) -> dict[str, Any]:
     copy_s = seconds_of(source.clone, 5)
     bandwidth = 2 * source.numel() * source.element_size() / copy_s
     del source
-    ids = ids_by_route(TINY_SHAPE if tiny else {"d_model": 256, "d_kv": 32, "d_ff": 512, "num_layers": 4, "num_heads": 8, "vocab_size": 1000})
-    model = new_model(shape_of("tiny" if tiny else "base"), patches=(7, 12)).to(DEVICE, torch.bfloat16 if ON_GPU else torch.float32)
+    ids = ids_by_route(
+        TINY_SHAPE
+        if tiny
+        else {"d_model": 256, "d_kv": 32, "d_ff": 512, "num_layers": 4, "num_heads": 8, "vocab_size": 1000}
+    )
+    model = new_model(shape_of("tiny" if tiny else "base"), patches=(7, 12)).to(
+        DEVICE, torch.bfloat16 if ON_GPU else torch.float32
+    )
     rows = [decoding_speed(model, num_rows, bandwidth, tiny) for num_rows in ((4,) if tiny else (64, 256, 512))]
-    checks = {f"{route} writes the CPU's ids": written == ids["cpu"] for route, written in ids.items() if route != "cpu"}
+    checks = {
+        f"{route} writes the CPU's ids": written == ids["cpu"] for route, written in ids.items() if route != "cpu"
+    }
     variety = [len(set(written)) / len(written) for written in ids["cpu"]]
     checks["the texts are not one token repeated"] = float(np.mean(variety)) > 0.2
-    return {"num_texts": len(variety), "different_tokens_share": float(np.mean(variety)), "speed": rows, "checks": checks}
+    return {
+        "num_texts": len(variety),
+        "different_tokens_share": float(np.mean(variety)),
+        "speed": rows,
+        "checks": checks,
+    }
 
 
 def ids_by_route(shape: dict[str, Any]) -> dict[str, list[list[int]]]:
     import mmcot.decoding.generation as generation
 
     model = new_model({**shape, "tie_word_embeddings": False}, patches=(7, 12))
-    with torch.no_grad():  # from T5's start all texts are one token repeated: let a token call for another one, and the source have a say
+    with (
+        torch.no_grad()
+    ):  # from T5's start all texts are one token repeated: let a token call for another one, and the source have a say
         model.lm_head.weight.copy_(model.shared.weight.roll(7, dims=0) * model.config.d_model**-0.5)
         for block in model.decoder.block:
             block.layer[1].EncDecAttention.o.weight.mul_(3.0)
     sources, features, limits = random_sources(model.config, 48)
 
     def write() -> list[list[int]]:
-        return generation.generate_ids(model, sources, features, feature_shape=(7, 12), max_new_tokens=limits, num_rows=16, eos_token_ids=(1,))
+        return generation.generate_ids(
+            model, sources, features, feature_shape=(7, 12), max_new_tokens=limits, num_rows=16, eos_token_ids=(1,)
+        )
 
     routes = {"cpu": write()}
     static = generation.StaticDecoder
@@ -391,11 +486,18 @@ def ids_by_route(shape: dict[str, Any]) -> dict[str, list[list[int]]]:
     return routes
 
 
-def random_sources(config: MultimodalT5Config, count: int, *, longest: int = 96, new_tokens: int = 64) -> tuple[list[list[int]], list[np.ndarray], list[int]]:
+def random_sources(
+    config: MultimodalT5Config, count: int, *, longest: int = 96, new_tokens: int = 64
+) -> tuple[list[list[int]], list[np.ndarray], list[int]]:
     random = np.random.default_rng(0)
-    lengths, limits = random.integers(longest // 3, longest + 1, count), random.integers(new_tokens // 4, new_tokens + 1, count)
+    lengths, limits = (
+        random.integers(longest // 3, longest + 1, count),
+        random.integers(new_tokens // 4, new_tokens + 1, count),
+    )
     sources = [random.integers(2, config.vocab_size, length).tolist() for length in lengths]
-    features = [random.standard_normal((config.vision_num_patches, config.vision_dim)).astype(np.float16) for _ in sources]
+    features = [
+        random.standard_normal((config.vision_num_patches, config.vision_dim)).astype(np.float16) for _ in sources
+    ]
     return sources, features, limits.tolist()
 
 
@@ -410,21 +512,39 @@ def decoding_speed(model: T5ForMultimodalGeneration, num_rows: int, bandwidth: f
     sources, features, limits = random_sources(config, num_rows * (2 if tiny else 4))
 
     def write() -> list[list[int]]:
-        return generate_ids(model, sources, features, feature_shape=(7, 12), max_new_tokens=limits, num_rows=num_rows, eos_token_ids=())
+        return generate_ids(
+            model, sources, features, feature_shape=(7, 12), max_new_tokens=limits, num_rows=num_rows, eos_token_ids=()
+        )
 
     taken = seconds_of(write, 1 if tiny else 3)
     width = torch.finfo(model.dtype).bits // 8
-    cross = {id(p) for block in model.decoder.block for p in (block.layer[1].EncDecAttention.k.weight, block.layer[1].EncDecAttention.v.weight)}
-    weights = sum(p.numel() for p in model.decoder.block.parameters() if id(p) not in cross) + model.lm_head.weight.numel()
+    cross = {
+        id(p)
+        for block in model.decoder.block
+        for p in (block.layer[1].EncDecAttention.k.weight, block.layer[1].EncDecAttention.v.weight)
+    }
+    weights = (
+        sum(p.numel() for p in model.decoder.block.parameters() if id(p) not in cross) + model.lm_head.weight.numel()
+    )
     columns = float(np.mean([np.mean(limits) / 2, np.mean([len(source) for source in sources])]) * 2)
     cache = num_rows * columns * config.num_decoder_layers * 2 * config.num_heads * config.d_kv
     floor = num_rows / ((weights + cache) * width / bandwidth)
-    return {"rows": num_rows, "texts": len(sources), "tokens_per_s": sum(limits) / taken, "floor_tokens_per_s": floor, "share_of_floor": sum(limits) / taken / floor}
+    return {
+        "rows": num_rows,
+        "texts": len(sources),
+        "tokens_per_s": sum(limits) / taken,
+        "floor_tokens_per_s": floor,
+        "share_of_floor": sum(limits) / taken / floor,
+    }
 
 
 PARTS: dict[str, Callable[[bool], dict[str, Any]]] = {
-    "ceilings": ceilings, "golden": golden, "attention": attention, "training": training, "decoding": decoding,
-}  # fmt: skip
+    "ceilings": ceilings,
+    "golden": golden,
+    "attention": attention,
+    "training": training,
+    "decoding": decoding,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -36,11 +36,22 @@ from launcher.runs.journal import JournalReader
 from launcher.runs.run_dir import RunDir
 
 SETTINGS = [
-    "data.mini_sqa.num_train=480", "data.mini_sqa.num_val=120", "data.mini_sqa.num_test=240", "data.samples_per_shard=48",
-    "rationale.num_steps=200", "answer.num_steps=150", "generation.task_samples=2", "generation.max_attempts=1000",
-    "training.micro_batch_size=4", "training.log_every=1", "training.checkpoint_every=10", "training.validate_every=50",
-    "training.max_failures=1000", "training.hang_timeout_s=30", "tracking.send_every_s=0.5",
-]  # fmt: skip
+    "data.mini_sqa.num_train=480",
+    "data.mini_sqa.num_val=120",
+    "data.mini_sqa.num_test=240",
+    "data.samples_per_shard=48",
+    "rationale.num_steps=200",
+    "answer.num_steps=150",
+    "generation.task_samples=2",
+    "generation.max_attempts=1000",
+    "training.micro_batch_size=4",
+    "training.log_every=1",
+    "training.checkpoint_every=10",
+    "training.validate_every=50",
+    "training.max_failures=1000",
+    "training.hang_timeout_s=30",
+    "tracking.send_every_s=0.5",
+]
 KINDS = ("driver -9", "driver SIGTERM", "worker -9", "node -9")
 PLACES = [(step, kind) for step in STEPS for kind in (KINDS[:2] if step == "data" else KINDS)]
 WAIT_S = 240
@@ -59,13 +70,18 @@ class Kill:
 
 def draw_kills(chance: random.Random, number: int) -> list[Kill]:
     """Every kind in every step first, then any; in the order in which they happen."""
-    chosen = chance.sample(PLACES, min(number, len(PLACES))) + [chance.choice(PLACES) for _ in range(number - len(PLACES))]
+    chosen = chance.sample(PLACES, min(number, len(PLACES))) + [
+        chance.choice(PLACES) for _ in range(number - len(PLACES))
+    ]
     kills = []
     for step in STEPS:
         kinds = [kind for place, kind in chosen if place == step]
         shares: list[float | None] = sorted(chance.uniform(0.03, 0.97) for _ in kinds[1:])
         shares.insert(len(shares) if step == "data" else 0, None)  # the data step's begin line follows the build
-        kills += [Kill(step, kind, share, chance.uniform(0, 2 if step == "data" else 6), chance.random() < 0.6) for kind, share in zip(kinds, shares, strict=False)]
+        kills += [
+            Kill(step, kind, share, chance.uniform(0, 2 if step == "data" else 6), chance.random() < 0.6)
+            for kind, share in zip(kinds, shares, strict=False)
+        ]
     return kills
 
 
@@ -108,7 +124,9 @@ class Pipeline:
     def progress(self, step: str) -> int:
         """Files of the data folder, training steps or committed tasks."""
         if step == "data":
-            names = [name for _, _, names in os.walk(self.folder / "data") for name in names]  # a folder may be renamed meanwhile
+            names = [
+                name for _, _, names in os.walk(self.folder / "data") for name in names
+            ]  # a folder may be renamed meanwhile
             return sum("." in name and not name.startswith(".tmp-") for name in names)
         if step.startswith("train"):
             points = JournalReader(self.run_dir.journal(step.removeprefix("train-"))).read()
@@ -127,7 +145,11 @@ class Pipeline:
         while not condition():
             status = self.driver.poll()
             if status not in (None, 0) or time.time() > deadline:
-                reason = f"the driver ended with {status} by itself" if status is not None else f"hangs: {WAIT_S} s without {what}"
+                reason = (
+                    f"the driver ended with {status} by itself"
+                    if status is not None
+                    else f"hangs: {WAIT_S} s without {what}"
+                )
                 raise SystemExit(f"{reason}\n{self.log.read_text()[-3000:]}")
             time.sleep(0.02)
 
@@ -184,11 +206,18 @@ def run(pipeline: Pipeline, kills: list[Kill], totals: dict[str, int], cluster: 
             pipeline.wait_for(lambda: pipeline.has_begun(step) or pipeline.is_done(step), f"the begin of {step}")  # noqa: B023
             time.sleep(kill.delay_s)
         pipeline.wait_for(lambda: pipeline.progress(step) >= at or pipeline.is_done(step), f"{at} of {step}")  # noqa: B023
-        before, starts, attempt, was_done = pipeline.progress(step), pipeline.starts(step), pipeline.attempt(), pipeline.is_done(step)
+        before, starts, attempt, was_done = (
+            pipeline.progress(step),
+            pipeline.starts(step),
+            pipeline.attempt(),
+            pipeline.is_done(step),
+        )
         caused = time.time()
         said = cause(kill, pipeline, cluster, chance)
         if kill.kind == "driver SIGTERM":
-            ended_well &= was_done or "status 143" in said and ("KILLED" in said or step == "data")  # it may come before MLflow is opened
+            ended_well &= (
+                was_done or "status 143" in said and ("KILLED" in said or step == "data")
+            )  # it may come before MLflow is opened
         if kill.kind.startswith("driver"):
             pipeline.wait_for(lambda: pipeline.attempt() > attempt, "a new attempt")  # noqa: B023
             before = pipeline.progress(step)
@@ -200,7 +229,9 @@ def run(pipeline: Pipeline, kills: list[Kill], totals: dict[str, int], cluster: 
         pipeline.wait_for(goes_on, f"progress of {step}")
         moment = f"{kill.delay_s:.1f} s after its begin" if kill.share is None else f"at {at} of {totals[step]}"
         said += ", the step was over before" if was_done else ""
-        print(f"  {step:<16} {kill.kind:<15} {moment:<22} {time.time() - caused:5.1f} s  {said.strip(', ')}", flush=True)
+        print(
+            f"  {step:<16} {kill.kind:<15} {moment:<22} {time.time() - caused:5.1f} s  {said.strip(', ')}", flush=True
+        )
     pipeline.wait_for(lambda: pipeline.is_done(STEPS[-1]), "the end")
     if kills:
         pipeline.driver.kill()
@@ -247,18 +278,30 @@ def left_over(pipelines: list[Pipeline], cluster: Cluster) -> list[str]:
 def verdicts(calm: Pipeline, disturbed: Pipeline, cluster: Cluster) -> dict[str, list[str]]:
     """What differs or is wrong, by what was asked."""
     compared = {
-        "data folder": ("data/mini_sqa-*/text/*", "data/mini_sqa-*/features/**/*", "data/mini_sqa-*/tokenizer/*", "data/mini_sqa-*/**/inputs.json", "data/*source*/**/*"),
-        "rationales": ("runs/demo/rationales/**/*",), "predictions": ("runs/demo/predictions/**/*",),
-        "scores": ("runs/demo/scores*.json",), "models": ("runs/demo/*/model/*",),
-    }  # fmt: skip
+        "data folder": (
+            "data/mini_sqa-*/text/*",
+            "data/mini_sqa-*/features/**/*",
+            "data/mini_sqa-*/tokenizer/*",
+            "data/mini_sqa-*/**/inputs.json",
+            "data/*source*/**/*",
+        ),
+        "rationales": ("runs/demo/rationales/**/*",),
+        "predictions": ("runs/demo/predictions/**/*",),
+        "scores": ("runs/demo/scores*.json",),
+        "models": ("runs/demo/*/model/*",),
+    }
     found = {}
     for name, patterns in compared.items():
         one, other = digests(calm.folder, *patterns), digests(disturbed.folder, *patterns)
-        found[f"{name} byte-equal ({len(one)} files)"] = sorted(path for path in {*one, *other} if one.get(path) != other.get(path)) or ([] if one else ["none"])
+        found[f"{name} byte-equal ({len(one)} files)"] = sorted(
+            path for path in {*one, *other} if one.get(path) != other.get(path)
+        ) or ([] if one else ["none"])
     found["MLflow: one parent, a run a step, finished, no point twice, steps rising"] = mlflow_faults(disturbed)
     found["no process left"] = left_over([calm, disturbed], cluster)
     found["no staging or temporary file left"] = [
-        str(path.relative_to(disturbed.folder)) for pattern in (".tmp-*", ".staging-*") for path in disturbed.folder.rglob(pattern)
+        str(path.relative_to(disturbed.folder))
+        for pattern in (".tmp-*", ".staging-*")
+        for path in disturbed.folder.rglob(pattern)
     ]
     return found
 
@@ -269,8 +312,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", default=None)
     options = parser.parse_args()
-    folder, chance, started = Path(options.folder or tempfile.mkdtemp()).absolute(), random.Random(options.seed), time.time()
-    os.environ.update(OMP_NUM_THREADS="1", RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="20", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5")
+    folder, chance, started = (
+        Path(options.folder or tempfile.mkdtemp()).absolute(),
+        random.Random(options.seed),
+        time.time(),
+    )
+    os.environ.update(
+        OMP_NUM_THREADS="1", RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="20", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5"
+    )
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         cluster.add_node(num_cpus=1)
@@ -279,7 +328,11 @@ def main() -> None:
         run(calm, [], dict.fromkeys(STEPS, 0), cluster, chance)
         totals = {step: calm.progress(step) for step in STEPS}
         print(f"undisturbed: {time.time() - started:.0f} s, {totals}", flush=True)
-        found = {"SIGTERM ends with 143 and KILLED": [] if run(disturbed, draw_kills(chance, options.kills), totals, cluster, chance) else ["see above"]}
+        found = {
+            "SIGTERM ends with 143 and KILLED": []
+            if run(disturbed, draw_kills(chance, options.kills), totals, cluster, chance)
+            else ["see above"]
+        }
         found |= verdicts(calm, disturbed, cluster)
         for name, wrong in found.items():
             print(f"{str(not wrong):<6} {name}{': ' + ', '.join(wrong[:6]) if wrong else ''}")

@@ -29,16 +29,35 @@ from launcher.training.torchrun import read_job
 
 SHAPE = (145, 1024)
 SETTINGS = [
-    "data.mini_sqa.num_train=16", "data.mini_sqa.num_val=2", "data.mini_sqa.num_test=2", "data.shards_dir=shards",
-    "model.shape.d_model=1024", "model.shape.d_kv=64", "model.shape.d_ff=2816", "model.shape.num_layers=24",
-    "model.shape.num_heads=16", "model.shape.feed_forward_proj=gated-gelu", "model.shape.tie_word_embeddings=false",
-    "model.shape.vocab_size=32128", "training.zero_stage=3", "training.global_batch_size=2", "training.micro_batch_size=1",
-    "training.checkpoint_every=2", "training.validate_every=1000", "training.log_every=1", "training.learning_rate=1e-5",
+    "data.mini_sqa.num_train=16",
+    "data.mini_sqa.num_val=2",
+    "data.mini_sqa.num_test=2",
+    "data.shards_dir=shards",
+    "model.shape.d_model=1024",
+    "model.shape.d_kv=64",
+    "model.shape.d_ff=2816",
+    "model.shape.num_layers=24",
+    "model.shape.num_heads=16",
+    "model.shape.feed_forward_proj=gated-gelu",
+    "model.shape.tie_word_embeddings=false",
+    "model.shape.vocab_size=32128",
+    "training.zero_stage=3",
+    "training.global_batch_size=2",
+    "training.micro_batch_size=1",
+    "training.checkpoint_every=2",
+    "training.validate_every=1000",
+    "training.log_every=1",
+    "training.learning_rate=1e-5",
     # DeepSpeed's own buckets are made for GPUs: at their size both ranks would hold the whole model beside their shares.
-    "training.deepspeed.zero_optimization.reduce_bucket_size=20_000_000", "training.deepspeed.zero_optimization.stage3_max_live_parameters=50_000_000",
-    "training.deepspeed.zero_optimization.stage3_max_reuse_distance=0", "training.deepspeed.zero_optimization.stage3_prefetch_bucket_size=10_000_000",
-    "training.deepspeed.zero_optimization.sub_group_size=50_000_000", "training.activation_checkpointing=true", "rationale.num_steps=3", "training.keep_checkpoints=1",
-]  # fmt: skip
+    "training.deepspeed.zero_optimization.reduce_bucket_size=20_000_000",
+    "training.deepspeed.zero_optimization.stage3_max_live_parameters=50_000_000",
+    "training.deepspeed.zero_optimization.stage3_max_reuse_distance=0",
+    "training.deepspeed.zero_optimization.stage3_prefetch_bucket_size=10_000_000",
+    "training.deepspeed.zero_optimization.sub_group_size=50_000_000",
+    "training.activation_checkpointing=true",
+    "rationale.num_steps=3",
+    "training.keep_checkpoints=1",
+]
 
 
 class PeakMemory:
@@ -113,25 +132,42 @@ def main() -> None:
     folder = Path(options.folder or tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
-    changes = [*SETTINGS, f"training.precision={options.precision}", f"cluster.use_gpu={str(options.gpu).lower()}", "data.features=vit"]
+    changes = [
+        *SETTINGS,
+        f"training.precision={options.precision}",
+        f"cluster.use_gpu={str(options.gpu).lower()}",
+        "data.features=vit",
+    ]
 
     def mmcot(*arguments: str, without: str = "") -> None:
         overrides = [part for change in changes if not change.startswith(without or "-") for part in ("--set", change)]
-        subprocess.run([sys.executable, "-m", "launcher", *arguments, "--preset", "demo", *overrides], cwd=folder, env=environment, check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "launcher", *arguments, "--preset", "demo", *overrides],
+            cwd=folder,
+            env=environment,
+            check=True,
+            capture_output=True,
+        )
 
     mmcot("data", "shard", without="data.features")
     random = np.random.default_rng(0)
     write_feature_shards(
-        folder / "shards", name="vit", shape=SHAPE,
-        features_of=lambda problem, counts: random.standard_normal(SHAPE if problem.images else (0, SHAPE[1])).astype(np.float16),
-    )  # fmt: skip
+        folder / "shards",
+        name="vit",
+        shape=SHAPE,
+        features_of=lambda problem, counts: random.standard_normal(SHAPE if problem.images else (0, SHAPE[1])).astype(
+            np.float16
+        ),
+    )
     mmcot("train", "rationale", "--write-job", "job.json")
     job_path = folder / "job.json"
     job = json.loads(job_path.read_text())
     job_path.write_text(json.dumps({**job, "num_steps": 2}))
     seconds, peak = torchrun(job_path, environment)
     run_dir = RunDir(Path(job["run_dir"]))
-    print(f"two steps, checkpoint and export: {seconds:.0f} s, peak {peak:.1f} GB; checkpoint {folder_size(run_dir.checkpoints('rationale')):.1f} GB on disk")
+    print(
+        f"two steps, checkpoint and export: {seconds:.0f} s, peak {peak:.1f} GB; checkpoint {folder_size(run_dir.checkpoints('rationale')):.1f} GB on disk"
+    )
     job_path.write_text(json.dumps({**job, "num_steps": 3}))
     seconds, peak = torchrun(job_path, environment)
     print(f"resume, a third step, checkpoint and export: {seconds:.0f} s, peak {peak:.1f} GB")

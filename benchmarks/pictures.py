@@ -49,17 +49,29 @@ def draw_quiz(run_dir: RunDir, path: Path) -> None:
         left.axis("off")
         right.axis("off")
         choices = "  ".join(f"({chr(65 + index)}) {choice}" for index, choice in enumerate(problem.choices))
-        answered = "unread" if line["prediction"] is None else f"{problem.choices[line['prediction']]}  ({'right' if line['prediction'] == problem.answer else 'wrong'})"
-        lines = [(f"Asked: {problem.question} {problem.hint}  {choices}", "#404040"), (f"Wrote: {line['rationale']}", "#00b050"), (f"Answered: {line['answer_text']}  {answered}", "#0055aa")]
+        answered = (
+            "unread"
+            if line["prediction"] is None
+            else f"{problem.choices[line['prediction']]}  ({'right' if line['prediction'] == problem.answer else 'wrong'})"
+        )
+        lines = [
+            (f"Asked: {problem.question} {problem.hint}  {choices}", "#404040"),
+            (f"Wrote: {line['rationale']}", "#00b050"),
+            (f"Answered: {line['answer_text']}  {answered}", "#0055aa"),
+        ]
         for place, (text, colour) in zip((0.95, 0.5, 0.15), lines, strict=True):
             right.text(0, place, textwrap.fill(text, 84), color=colour, va="top", fontsize=9, transform=right.transAxes)
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
 
 
-def show(browser: Chromium, address: str, path: Path, *, wait_s: float, height: int = 900, script: str | None = None) -> None:
+def show(
+    browser: Chromium, address: str, path: Path, *, wait_s: float, height: int = 900, script: str | None = None
+) -> None:
     """A screenshot of a page after it has had time to draw."""
-    browser.ask("Emulation.setDeviceMetricsOverride", {"width": 1180, "height": height, "deviceScaleFactor": 1, "mobile": False})
+    browser.ask(
+        "Emulation.setDeviceMetricsOverride", {"width": 1180, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    )
     browser.ask("Page.navigate", {"url": address})
     time.sleep(wait_s)
     if script:
@@ -88,9 +100,23 @@ def main() -> None:
         run_id = state["runs"].get("train-rationale", state["runs"][PARENT])
         with Chromium() as browser:
             report = run_dir.report.absolute().as_uri()
-            show(browser, report, options.out / "report.png", wait_s=2.0, script="document.querySelector('#questions').scrollIntoView()")
-            show(browser, report, options.out / "looking.png", wait_s=2.0, script="document.querySelector('#looking').scrollIntoView()")
-            address = f"http://127.0.0.1:{PORT}/#/experiments/1/runs/{run_id}/model-metrics?workflowType=machine_learning"
+            show(
+                browser,
+                report,
+                options.out / "report.png",
+                wait_s=2.0,
+                script="document.querySelector('#questions').scrollIntoView()",
+            )
+            show(
+                browser,
+                report,
+                options.out / "looking.png",
+                wait_s=2.0,
+                script="document.querySelector('#looking').scrollIntoView()",
+            )
+            address = (
+                f"http://127.0.0.1:{PORT}/#/experiments/1/runs/{run_id}/model-metrics?workflowType=machine_learning"
+            )
             show(browser, address, options.out / "mlflow.png", wait_s=15.0)
     finally:
         server.terminate()

@@ -63,10 +63,21 @@ def main(path: str) -> None:
         tokenizer = train_tokenizer((text for pair in pairs for text in pair), folder, vocab_size=8000)
     source, target = (np.array([len(tokenizer(pair[side]).input_ids) for pair in pairs]) for side in (0, 1))
     topics = [problem.topic for problem in problems]
-    print(f"{len(problems):,} questions, source {source.mean():.0f} tokens (longest {source.max()}), target {target.mean():.0f} ({target.max()})")
+    print(
+        f"{len(problems):,} questions, source {source.mean():.0f} tokens (longest {source.max()}), target {target.mean():.0f} ({target.max()})"
+    )
     for group_by_length in (True, False):
         plans = [
-            Plan(source, target, np.arange(len(source)) // 128, seed=seed, epoch=0, global_batch_size=32, micro_batch_size=4, group_by_length=group_by_length)
+            Plan(
+                source,
+                target,
+                np.arange(len(source)) // 128,
+                seed=seed,
+                epoch=0,
+                global_batch_size=32,
+                micro_batch_size=4,
+                group_by_length=group_by_length,
+            )
             for seed in range(5)
         ]
         print(

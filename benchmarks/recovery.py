@@ -65,10 +65,16 @@ def empty_recovery(folder: Path, number: int) -> float:
     thread.start()
     for attempt in range(2):
         trainer = TorchTrainer(
-            empty_worker, train_loop_config=str(folder), torch_config=TorchConfig(backend="gloo"),
+            empty_worker,
+            train_loop_config=str(folder),
+            torch_config=TorchConfig(backend="gloo"),
             scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
-            run_config=RunConfig(name=f"empty-{number}-{attempt}", storage_path=str(folder.parent / "ray"), failure_config=FailureConfig(max_failures=0)),
-        )  # fmt: skip
+            run_config=RunConfig(
+                name=f"empty-{number}-{attempt}",
+                storage_path=str(folder.parent / "ray"),
+                failure_config=FailureConfig(max_failures=0),
+            ),
+        )
         try:
             trainer.fit()
         except Exception:
@@ -85,7 +91,9 @@ def our_recovery(job_path: Path, folder: Path) -> float:
     seconds: list[float] = []
 
     def last() -> int:
-        return max((p["step"] for p in JournalReader(run_dir.journal("rationale")).read() if "loss" in p["metrics"]), default=0)
+        return max(
+            (p["step"] for p in JournalReader(run_dir.journal("rationale")).read() if "loss" in p["metrics"]), default=0
+        )
 
     def kill() -> None:
         while last() < 25:
@@ -107,16 +115,44 @@ def our_recovery(job_path: Path, folder: Path) -> float:
 def main(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        changes = ["rationale.num_steps=60", "training.checkpoint_every=10", "training.log_every=1", "training.validate_every=1000", "data.mini_sqa.num_train=640"]
-        command = [sys.executable, "-m", "launcher", "train", "rationale", "--preset", "demo", "--write-job", "job.json"]
-        subprocess.run([*command, *(part for change in changes for part in ("--set", change))], cwd=folder, check=True, capture_output=True)
+        changes = [
+            "rationale.num_steps=60",
+            "training.checkpoint_every=10",
+            "training.log_every=1",
+            "training.validate_every=1000",
+            "data.mini_sqa.num_train=640",
+        ]
+        command = [
+            sys.executable,
+            "-m",
+            "launcher",
+            "train",
+            "rationale",
+            "--preset",
+            "demo",
+            "--write-job",
+            "job.json",
+        ]
+        subprocess.run(
+            [*command, *(part for change in changes for part in ("--set", change))],
+            cwd=folder,
+            check=True,
+            capture_output=True,
+        )
         pairs = []
         with ray_session(load_settings(preset="demo").cluster):
             for number in range(rounds):
-                pairs.append((empty_recovery(folder / f"empty-{number}", number), our_recovery(folder / "job.json", folder / f"ours-{number}")))
+                pairs.append(
+                    (
+                        empty_recovery(folder / f"empty-{number}", number),
+                        our_recovery(folder / "job.json", folder / f"ours-{number}"),
+                    )
+                )
                 print(f"empty function {pairs[-1][0]:.1f} s, our training {pairs[-1][1]:.1f} s", flush=True)
         shares = sorted(ours - empty for empty, ours in pairs)
-        print(f"our share: median {statistics.median(shares):.1f} s ({shares[0]:.1f} to {shares[-1]:.1f} over {rounds})")
+        print(
+            f"our share: median {statistics.median(shares):.1f} s ({shares[0]:.1f} to {shares[-1]:.1f} over {rounds})"
+        )
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ from scale_model import (
     draw_lengths,
     simulate_queue,
     step_communication_s,
-)  # fmt: skip
+)
 
 from data_shards.atomic_files import commit_json, sha256_of_file
 from data_shards.generated_texts import Task, write_task
@@ -78,14 +78,37 @@ def cpu_s(work: Callable[[], Any], repeats: int = 1) -> float:
     return (time.process_time() - started) / repeats
 
 
-def make_plan(count: int = QUESTIONS, *, batch: int = BATCHES[0], micro: int = 4, window: int = 4, shard: int = SHARD, **others: Any) -> Plan:
+def make_plan(
+    count: int = QUESTIONS,
+    *,
+    batch: int = BATCHES[0],
+    micro: int = 4,
+    window: int = 4,
+    shard: int = SHARD,
+    **others: Any,
+) -> Plan:
     shards = (np.arange(count) // shard).astype(np.int32)
-    return Plan(*draw_lengths(count), shards, seed=0, epoch=0, global_batch_size=batch, micro_batch_size=micro, window_shards=window, **others)
+    return Plan(
+        *draw_lengths(count),
+        shards,
+        seed=0,
+        epoch=0,
+        global_batch_size=batch,
+        micro_batch_size=micro,
+        window_shards=window,
+        **others,
+    )
 
 
 def write_an_index(path: Path) -> None:
     random, names = np.random.default_rng(0), [f"question-{number:08d}" for number in range(SHARD)]
-    columns = [names, ["json"] * SHARD, np.arange(SHARD) * 1536, np.full(SHARD, 900), random.integers(0, 2**32, SHARD, dtype=np.uint32)]
+    columns = [
+        names,
+        ["json"] * SHARD,
+        np.arange(SHARD) * 1536,
+        np.full(SHARD, 900),
+        random.integers(0, 2**32, SHARD, dtype=np.uint32),
+    ]
     pq.write_table(pa.Table.from_pydict(dict(zip(_SCHEMA.names, columns, strict=True)), schema=_SCHEMA), path)
 
 
@@ -96,24 +119,42 @@ def measure_start(folder: Path) -> None:
     )
     lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     seconds, count, size = float(lines[-3]), int(lines[-2]), int(lines[-1])
-    say("M", f"imports of a rank: {seconds:.1f} s, {count:,} files, {size / 1e6:.0f} MB of them Python and extension modules")
-    say("D", f"imports from NFS: {NODES * count:,} opens by {NODES} nodes, {NODES * count / NFS_OPERATIONS_S:.0f} s at {NFS_OPERATIONS_S:,} operations/s if a node reads once, {RANKS * count / NFS_OPERATIONS_S:.0f} s if every rank does")
-    shards = [Shard(f"train-{number:06d}", "train", SHARD, 13_000_000, hashlib.sha256(bytes(number)).hexdigest()) for number in range(NUM_SHARDS)]
+    say(
+        "M",
+        f"imports of a rank: {seconds:.1f} s, {count:,} files, {size / 1e6:.0f} MB of them Python and extension modules",
+    )
+    say(
+        "D",
+        f"imports from NFS: {NODES * count:,} opens by {NODES} nodes, {NODES * count / NFS_OPERATIONS_S:.0f} s at {NFS_OPERATIONS_S:,} operations/s if a node reads once, {RANKS * count / NFS_OPERATIONS_S:.0f} s if every rank does",
+    )
+    shards = [
+        Shard(f"train-{number:06d}", "train", SHARD, 13_000_000, hashlib.sha256(bytes(number)).hexdigest())
+        for number in range(NUM_SHARDS)
+    ]
     write_manifest(folder / "text", "text", shards, {"counts": {}})
     size = (folder / "text" / "manifest.json").stat().st_size
     seconds = cpu_s(lambda: manifest_shards(read_manifest(folder / "text"), "train"))
     say("M", f"manifest of {NUM_SHARDS:,} shards: {size / 1e6:.1f} MB, read in {seconds:.2f} s")
     reads = RANKS * 4 * 2  # train and val of a rank, train of its two loader processes; text and features
-    say("D", f"remote folder: {reads:,} manifests fetched by {RANKS} ranks at a start (loader_processes 2), {reads * size / 1e9:.0f} GB")
+    say(
+        "D",
+        f"remote folder: {reads:,} manifests fetched by {RANKS} ranks at a start (loader_processes 2), {reads * size / 1e9:.0f} GB",
+    )
     source, target = draw_lengths(QUESTIONS)
     path = folder / "lengths.npz"
     np.savez(path, source=source, target=target, source_cut=source, target_cut=target)
     from launcher.stages.token_lengths import read_lengths
 
-    say("M", f"lengths of {QUESTIONS:,} questions: {path.stat().st_size / 1e6:.0f} MB; a rank reads 80 MB in {cpu_s(lambda: read_lengths(path, ('source', 'target'))):.2f} s")
+    say(
+        "M",
+        f"lengths of {QUESTIONS:,} questions: {path.stat().st_size / 1e6:.0f} MB; a rank reads 80 MB in {cpu_s(lambda: read_lengths(path, ('source', 'target'))):.2f} s",
+    )
     path.unlink()
     for name, parameters in count_parameters().items():
-        say("D", f"{name}: {parameters / 1e6:,.0f} M parameters; 8 ranks of a node hold {8 * 4 * parameters / 1e9:.0f} GB of fp32 weights in main memory while they start (ZeRO-1, 2); {NODES} nodes read {NODES * 4 * parameters / 1e9:,.0f} GB, {NODES * 4 * parameters / NFS_BYTES_S:.0f} s at {NFS_BYTES_S / 1e9:.0f} GB/s")
+        say(
+            "D",
+            f"{name}: {parameters / 1e6:,.0f} M parameters; 8 ranks of a node hold {8 * 4 * parameters / 1e9:.0f} GB of fp32 weights in main memory while they start (ZeRO-1, 2); {NODES} nodes read {NODES * 4 * parameters / 1e9:,.0f} GB, {NODES * 4 * parameters / NFS_BYTES_S:.0f} s at {NFS_BYTES_S / 1e9:.0f} GB/s",
+        )
 
 
 def count_parameters() -> dict[str, int]:
@@ -146,8 +187,18 @@ def measure_data(folder: Path) -> None:
     with open(folder / "questions.jsonl", "w", encoding="utf-8") as file:
         for number in range(count):
             (folder / "images" / f"{number}.png").touch()
-            record = {"qid": str(number), "question": " ".join(random.choice(WORDS, 20)), "choices": ["attract", "repel"], "answer": "repel"}
-            record |= {"context": " ".join(random.choice(WORDS, 40)), "image": f"images/{number}.png", "rationale": " ".join(random.choice(WORDS, 40)), "split": "train"}
+            record = {
+                "qid": str(number),
+                "question": " ".join(random.choice(WORDS, 20)),
+                "choices": ["attract", "repel"],
+                "answer": "repel",
+            }
+            record |= {
+                "context": " ".join(random.choice(WORDS, 40)),
+                "image": f"images/{number}.png",
+                "rationale": " ".join(random.choice(WORDS, 40)),
+                "split": "train",
+            }
             file.write(json.dumps(record) + "\n")
     seconds = cpu_s(lambda: read_questions(folder / "questions.jsonl")) / count
     tracemalloc.start()
@@ -157,8 +208,14 @@ def measure_data(folder: Path) -> None:
     del questions
     again = cpu_s(lambda: _pictures_fingerprint(folder / "questions.jsonl")) / count
     per_resume = QUESTIONS * (again + NFS_ROUND_TRIP_S)
-    say("M", f"reading questions: {seconds * 1e6:.0f} us and {memory / 1e3:.1f} kB a question; naming pictures by size: {again * 1e6:.0f} us a question")
-    say("D", f"ten million of them with data.path: {QUESTIONS * memory / 1e9:.0f} GB in the driver; every start and every resume reads all and looks at each picture: {QUESTIONS * again / 60:.0f} min of processor, {per_resume / 3600:.1f} h with {NFS_ROUND_TRIP_S * 1e3:.1f} ms a look on NFS")
+    say(
+        "M",
+        f"reading questions: {seconds * 1e6:.0f} us and {memory / 1e3:.1f} kB a question; naming pictures by size: {again * 1e6:.0f} us a question",
+    )
+    say(
+        "D",
+        f"ten million of them with data.path: {QUESTIONS * memory / 1e9:.0f} GB in the driver; every start and every resume reads all and looks at each picture: {QUESTIONS * again / 60:.0f} min of processor, {per_resume / 3600:.1f} h with {NFS_ROUND_TRIP_S * 1e3:.1f} ms a look on NFS",
+    )
     say("D", f"questions for which a resume looks at pictures for a minute: {60 / (again + NFS_ROUND_TRIP_S):,.0f}")
 
 
@@ -171,15 +228,26 @@ def measure_plan(folder: Path) -> None:
         seconds, (kept, peak) = time.process_time() - started, tracemalloc.get_traced_memory()
         tracemalloc.stop()
         dealing = cpu_s(lambda: plan.local_blocks(7, rank=3, world_size=RANKS), 20)
-        say("M", f"plan, batch {batch:,}: {seconds:.1f} s, keeps {kept / 1e6:.0f} MB beside its arguments, {peak / 1e6:.0f} MB while it is made; a rank's blocks of a step {dealing * 1e3:.1f} ms; fingerprint {cpu_s(lambda: plan.fingerprint):.1f} s")
+        say(
+            "M",
+            f"plan, batch {batch:,}: {seconds:.1f} s, keeps {kept / 1e6:.0f} MB beside its arguments, {peak / 1e6:.0f} MB while it is made; a rank's blocks of a step {dealing * 1e3:.1f} ms; fingerprint {cpu_s(lambda: plan.fingerprint):.1f} s",
+        )
         del plan
     kept_mb = 80 + 40 + 80  # lengths, shard numbers, order
-    say("D", f"a node with 8 ranks and two loader processes each: 8 x (80 + 2 x {kept_mb}) MB = {8 * (80 + 2 * kept_mb) / 1e3:.1f} GB of order and lengths; 24 processes plan at a start and {16} at every epoch")
-    for batch, micro, group in itertools.chain(itertools.product(BATCHES, (16, 8, 4, 2, 1), (True,)), ((2048, 4, False), (8192, 4, False))):
+    say(
+        "D",
+        f"a node with 8 ranks and two loader processes each: 8 x (80 + 2 x {kept_mb}) MB = {8 * (80 + 2 * kept_mb) / 1e3:.1f} GB of order and lengths; 24 processes plan at a start and {16} at every epoch",
+    )
+    for batch, micro, group in itertools.chain(
+        itertools.product(BATCHES, (16, 8, 4, 2, 1), (True,)), ((2048, 4, False), (8192, 4, False))
+    ):
         if batch // micro < RANKS:
             continue
         plan = make_plan(400_000, batch=batch, micro=micro, window=64, group_by_length=group)
-        say("D", f"batch {batch:,} in blocks of {micro}{'' if group else ' (random)'}, {batch // micro // RANKS} a rank: busiest / mean rank of {RANKS} {plan.imbalance(RANKS, max_steps=30):.2f}, of 64 {plan.imbalance(64, max_steps=30):.2f}; padding {plan.padding_factor():.2f}")
+        say(
+            "D",
+            f"batch {batch:,} in blocks of {micro}{'' if group else ' (random)'}, {batch // micro // RANKS} a rank: busiest / mean rank of {RANKS} {plan.imbalance(RANKS, max_steps=30):.2f}, of 64 {plan.imbalance(64, max_steps=30):.2f}; padding {plan.padding_factor():.2f}",
+        )
 
 
 def measure_shards(folder: Path) -> None:
@@ -196,7 +264,12 @@ def measure_shards(folder: Path) -> None:
         by_rank, by_node, steps, requests, needed = 0, 0, 0, 0, 0
         windows = [list(group) for _, group in itertools.groupby(range(plan.num_steps - 1), plan.window_of_step)][1:-1]
         for group in windows:
-            of_rank = [np.concatenate([b for s in group for _, b in plan.local_blocks(s, rank=r, world_size=RANKS) if b is not None]) for r in (0, *range(1, GPUS))]
+            of_rank = [
+                np.concatenate(
+                    [b for s in group for _, b in plan.local_blocks(s, rank=r, world_size=RANKS) if b is not None]
+                )
+                for r in (0, *range(1, GPUS))
+            ]
             by_rank += len(np.unique(plan.shard_of_sample[of_rank[0]]))
             by_node += len(np.unique(plan.shard_of_sample[np.concatenate(of_rank)]))
             steps += len(group)
@@ -205,12 +278,21 @@ def measure_shards(folder: Path) -> None:
         shards_read = len(windows) * window * plan.num_samples / (-(-plan.num_samples // shard) * shard)
         per_sample, epoch_steps = needed / steps, QUESTIONS / batch
         opened = by_rank / steps * epoch_steps * 2
-        say("D", f"batch {batch:,}, windows of {window} shards of {shard}: a window is {steps / len(windows):.1f} steps; a rank opens {by_rank / len(windows):.1f} of its shards, a node {by_node / len(windows):.1f} ({min(1.0, by_node / shards_read):.0%}); per rank and step {per_sample:.1f} questions, {2 * per_sample:.1f} preads, {2 * by_rank / steps:.1f} indexes ({2 * by_rank / steps * index_s * 1e3 * shard / SHARD:.1f} ms); requests {requests / steps:.1f} ({requests / needed:.2f} a question); all ranks {RANKS * requests / steps:,.0f} requests a step")
+        say(
+            "D",
+            f"batch {batch:,}, windows of {window} shards of {shard}: a window is {steps / len(windows):.1f} steps; a rank opens {by_rank / len(windows):.1f} of its shards, a node {by_node / len(windows):.1f} ({min(1.0, by_node / shards_read):.0%}); per rank and step {per_sample:.1f} questions, {2 * per_sample:.1f} preads, {2 * by_rank / steps:.1f} indexes ({2 * by_rank / steps * index_s * 1e3 * shard / SHARD:.1f} ms); requests {requests / steps:.1f} ({requests / needed:.2f} a question); all ranks {RANKS * requests / steps:,.0f} requests a step",
+        )
         index_gb = RANKS * opened * index_bytes * shard / SHARD / 1e9
-        say("D", f"   an epoch of {epoch_steps:,.0f} steps: {RANKS * opened:,.0f} index opens ({index_gb:.0f} GB), {2 * QUESTIONS:,} preads; a step's requests take {RANKS * requests / steps / STORE_REQUESTS_S:.1f} s at {STORE_REQUESTS_S:,}/s")
+        say(
+            "D",
+            f"   an epoch of {epoch_steps:,.0f} steps: {RANKS * opened:,.0f} index opens ({index_gb:.0f} GB), {2 * QUESTIONS:,} preads; a step's requests take {RANKS * requests / steps / STORE_REQUESTS_S:.1f} s at {STORE_REQUESTS_S:,}/s",
+        )
     for name, size in FEATURE_BYTES.items():
         whole = QUESTIONS * (size + 900 + 1500) / 1e9
-        say("D", f"features {name}: {size / 1e3:.0f} kB a question, {whole:,.0f} GB in all; a node needs {whole / NODES:,.0f} GB an epoch; with whole shards it fetches up to {whole:,.0f} GB, {NODES} nodes {NODES * whole / 1e3:,.0f} TB, {whole * 1e9 / 50e9 / 0.8 / 60:.1f} min an epoch at 400 Gb/s a node, {whole * 1e9 / 3.125e9 / 0.8 / 3600:.1f} h at 25")
+        say(
+            "D",
+            f"features {name}: {size / 1e3:.0f} kB a question, {whole:,.0f} GB in all; a node needs {whole / NODES:,.0f} GB an epoch; with whole shards it fetches up to {whole:,.0f} GB, {NODES} nodes {NODES * whole / 1e3:,.0f} TB, {whole * 1e9 / 50e9 / 0.8 / 60:.1f} min an epoch at 400 Gb/s a node, {whole * 1e9 / 3.125e9 / 0.8 / 3600:.1f} h at 25",
+        )
     _measure_cache(folder)
 
 
@@ -235,16 +317,28 @@ def _measure_cache(folder: Path) -> None:
     per_file = seconds[5000] / 5000
     kept = 50e9 / (SHARD * (FEATURE_BYTES["patch"] + 2400) / 2)
     whole = 2 * NUM_SHARDS
-    say("M", f"making room in a cache of 1,000 / 5,000 shards: {seconds[1000] * 1e3:.0f} / {seconds[5000] * 1e3:.0f} ms, under a lock, twice a fetch")
-    say("D", f"filling a cache that holds all {whole:,} tars: {2 * per_file * whole * whole / 2 / 3600:.1f} h of looking; with cache_gb 50 and patch features ({kept:,.0f} tars) {2 * per_file * kept * whole / 60:.0f} min an epoch; looking takes a minute of filling at {int((60 / per_file) ** 0.5):,} tars")
+    say(
+        "M",
+        f"making room in a cache of 1,000 / 5,000 shards: {seconds[1000] * 1e3:.0f} / {seconds[5000] * 1e3:.0f} ms, under a lock, twice a fetch",
+    )
+    say(
+        "D",
+        f"filling a cache that holds all {whole:,} tars: {2 * per_file * whole * whole / 2 / 3600:.1f} h of looking; with cache_gb 50 and patch features ({kept:,.0f} tars) {2 * per_file * kept * whole / 60:.0f} min an epoch; looking takes a minute of filling at {int((60 / per_file) ** 0.5):,} tars",
+    )
 
 
 def measure_network(folder: Path) -> None:
     from mmcot.models.flops import BACKWARD_AND_FORWARD, forward_flops
 
-    say("A", f"links {', '.join(LINKS)}; NVLink {NVLINK / 1e9:.0f} GB/s; {EFFICIENCY:.0%} of a link; {HOP_S['network'] * 1e6:.0f} us a hop; {PEAK / 1e12:.0f} TFLOP/s at MFU {MFU}")
+    say(
+        "A",
+        f"links {', '.join(LINKS)}; NVLink {NVLINK / 1e9:.0f} GB/s; {EFFICIENCY:.0%} of a link; {HOP_S['network'] * 1e6:.0f} us a hop; {PEAK / 1e12:.0f} TFLOP/s at MFU {MFU}",
+    )
     source, target = draw_lengths(20_000)
-    imbalance = {(batch, micro): make_plan(400_000, batch=batch, micro=micro, window=64).imbalance(RANKS, max_steps=30) for batch, micro in ((2048, 4), (8192, 4))}
+    imbalance = {
+        (batch, micro): make_plan(400_000, batch=batch, micro=micro, window=64).imbalance(RANKS, max_steps=30)
+        for batch, micro in ((2048, 4), (8192, 4))
+    }
     for name, parameters in count_parameters().items():
         flops = BACKWARD_AND_FORWARD * forward_flops(_config(name), source, target, num_patches=145) / len(source)
         say("D", f"{name}: {flops / 1e9:.0f} GFLOP a question and training step")
@@ -252,11 +346,25 @@ def measure_network(folder: Path) -> None:
             for link_name, link in LINKS.items():
                 cells = []
                 for batch, micro in imbalance:
-                    compute = flops * batch / RANKS / PEAK / MFU * (2 if number_bytes == 4 else 1)  # TF32 runs at half of bf16
+                    compute = (
+                        flops * batch / RANKS / PEAK / MFU * (2 if number_bytes == 4 else 1)
+                    )  # TF32 runs at half of bf16
                     steps = batch // micro // RANKS
-                    speed = [step_communication_s(parameters, number_bytes=number_bytes, micro_steps=steps, ranks=RANKS, link=link, hierarchical=h) for h in (True, False)]
+                    speed = [
+                        step_communication_s(
+                            parameters,
+                            number_bytes=number_bytes,
+                            micro_steps=steps,
+                            ranks=RANKS,
+                            link=link,
+                            hierarchical=h,
+                        )
+                        for h in (True, False)
+                    ]
                     busiest = compute * imbalance[batch, micro]
-                    cells.append(f"batch {batch:,} ({steps} micro-steps): compute {compute * 1e3:.1f} ms, busiest {busiest * 1e3:.1f}, network {speed[0] * 1e3:.0f} (flat ring {speed[1] * 1e3:.0f}), useful {compute / (busiest + speed[0]):.1%}")
+                    cells.append(
+                        f"batch {batch:,} ({steps} micro-steps): compute {compute * 1e3:.1f} ms, busiest {busiest * 1e3:.1f}, network {speed[0] * 1e3:.0f} (flat ring {speed[1] * 1e3:.0f}), useful {compute / (busiest + speed[0]):.1%}"
+                    )
                 say("D", f"   {label}, {link_name}: {'; '.join(cells)}")
         alone, vit = PEAK * MFU / flops, FEATURE_BYTES["vit"]
         asked = []
@@ -265,18 +373,35 @@ def measure_network(folder: Path) -> None:
             rate = 8192 / (flops * 8192 / RANKS / PEAK / MFU * imbalance[8192, 4] + network)
             asked.append(f"{rate:,.0f} questions/s = {rate * vit / 1e9:.1f} GB/s of vit features ({link_name})")
         say("D", f"   asked of storage, bf16, batch 8,192: {', '.join(asked)}")
-        say("D", f"   a rank that only computed: {alone:,.0f} questions/s; {NFS_BYTES_S / vit / alone:.0f} of them use up {NFS_BYTES_S / 1e9:.0f} GB/s, {STORE_REQUESTS_S / 1.8 / alone:.1f} use up {STORE_REQUESTS_S:,} requests/s")
+        say(
+            "D",
+            f"   a rank that only computed: {alone:,.0f} questions/s; {NFS_BYTES_S / vit / alone:.0f} of them use up {NFS_BYTES_S / 1e9:.0f} GB/s, {STORE_REQUESTS_S / 1.8 / alone:.1f} use up {STORE_REQUESTS_S:,} requests/s",
+        )
         for link_name, link in LINKS.items():
             most = {}
             for batch in BATCHES:
-                fits = [r for r in (8, 16, 32, 64, 128, 256, 512) if flops * batch / r / PEAK / MFU >= 1.5 * all_reduce_s(2 * parameters, r, link)]
+                fits = [
+                    r
+                    for r in (8, 16, 32, 64, 128, 256, 512)
+                    if flops * batch / r / PEAK / MFU >= 1.5 * all_reduce_s(2 * parameters, r, link)
+                ]
                 most[batch] = max(fits, default=0)
-            say("D", f"   {link_name}, bf16, one micro-step: the network takes half of a step beyond " + ", ".join(f"{r or 'fewer than 8'} ranks at batch {b:,}" for b, r in most.items()))
+            say(
+                "D",
+                f"   {link_name}, bf16, one micro-step: the network takes half of a step beyond "
+                + ", ".join(f"{r or 'fewer than 8'} ranks at batch {b:,}" for b, r in most.items()),
+            )
 
 
 def measure_generation(folder: Path) -> None:
     lines = [
-        {"qid": f"q{n:08d}", "rationale": " ".join(np.random.default_rng(n).choice(WORDS, 42)), "num_tokens": 53, "finish": "eos"} for n in range(256)
+        {
+            "qid": f"q{n:08d}",
+            "rationale": " ".join(np.random.default_rng(n).choice(WORDS, 42)),
+            "num_tokens": 53,
+            "finish": "eos",
+        }
+        for n in range(256)
     ]
     from launcher.generation.text_tasks import _describe
 
@@ -285,7 +410,9 @@ def measure_generation(folder: Path) -> None:
     describe_s = cpu_s(lambda: _describe(path, task, "rationale"), 20)
     write_an_index(folder / "an.parquet")
     index_s = cpu_s(lambda: rows_of_extension(read_index(folder / "an.parquet"), "json"), 100)
-    costs = {Task("train", f"train-{n // 2:06d}", 256 * (n % 2), 256): float(n * 7919 % 10_007) for n in range(NUM_TASKS)}
+    costs = {
+        Task("train", f"train-{n // 2:06d}", 256 * (n % 2), 256): float(n * 7919 % 10_007) for n in range(NUM_TASKS)
+    }
     queues: list[TaskQueue] = []
     build_s = cpu_s(lambda: queues.append(TaskQueue(costs, max_attempts=3)))
     take_s = cpu_s(lambda: [queues[0].take() for _ in range(NUM_TASKS)]) / NUM_TASKS
@@ -294,26 +421,51 @@ def measure_generation(folder: Path) -> None:
         (folder / "train" / f"{number}.jsonl").touch()
     stat_s = cpu_s(lambda: [(folder / "train" / f"{number}.jsonl").exists() for number in range(10_000)]) / 10_000
     driver_s = _measure_driver()
-    say("M", f"{NUM_TASKS:,} tasks: queue made in {build_s:.2f} s, a take {take_s * 1e6:.1f} us; whether a file stands {stat_s * 1e6:.0f} us; a shard's sizes {index_s * 1e3:.2f} ms; counting a finished file {describe_s * 1e3:.1f} ms")
-    say("M", f"driver, {RANKS} calls outstanding, a task: {driver_s['cpu'] * 1e3:.2f} ms of processor, {driver_s['wall'] * 1e3:.2f} ms of wall time (nice 19, beside other work)")
-    say("D", f"before the first task: {NUM_SHARDS:,} indexes {NUM_SHARDS * index_s:.0f} s + {NUM_SHARDS * 2 * NFS_ROUND_TRIP_S:.0f} s of NFS, {2 * NUM_TASKS:,} looks {2 * NUM_TASKS * (stat_s + NFS_ROUND_TRIP_S):.0f} s; counting and hashing finished files, by their workers: {NUM_TASKS * describe_s:.0f} s + {NUM_TASKS * 3 * NFS_ROUND_TRIP_S:.0f} s of NFS, shared among them")
+    say(
+        "M",
+        f"{NUM_TASKS:,} tasks: queue made in {build_s:.2f} s, a take {take_s * 1e6:.1f} us; whether a file stands {stat_s * 1e6:.0f} us; a shard's sizes {index_s * 1e3:.2f} ms; counting a finished file {describe_s * 1e3:.1f} ms",
+    )
+    say(
+        "M",
+        f"driver, {RANKS} calls outstanding, a task: {driver_s['cpu'] * 1e3:.2f} ms of processor, {driver_s['wall'] * 1e3:.2f} ms of wall time (nice 19, beside other work)",
+    )
+    say(
+        "D",
+        f"before the first task: {NUM_SHARDS:,} indexes {NUM_SHARDS * index_s:.0f} s + {NUM_SHARDS * 2 * NFS_ROUND_TRIP_S:.0f} s of NFS, {2 * NUM_TASKS:,} looks {2 * NUM_TASKS * (stat_s + NFS_ROUND_TRIP_S):.0f} s; counting and hashing finished files, by their workers: {NUM_TASKS * describe_s:.0f} s + {NUM_TASKS * 3 * NFS_ROUND_TRIP_S:.0f} s of NFS, shared among them",
+    )
     _, target = draw_lengths(NUM_TASKS * 256)
     source, _ = draw_lengths(NUM_TASKS * 256, seed=1)
-    topic = np.repeat(np.random.default_rng(2).lognormal(0, 0.4, NUM_TASKS // 2 + 1), 2)[:NUM_TASKS]  # a shard's own length
+    topic = np.repeat(np.random.default_rng(2).lognormal(0, 0.4, NUM_TASKS // 2 + 1), 2)[
+        :NUM_TASKS
+    ]  # a shard's own length
     tokens, sizes = target.reshape(NUM_TASKS, 256).sum(1) * topic, source.reshape(NUM_TASKS, 256).sum(1) * topic
     for rate in (1_000, 5_000, 20_000):
         seconds = tokens / rate * np.random.default_rng(3).lognormal(0, 0.1, NUM_TASKS)
         for workers in (RANKS, 4 * RANKS):
             found = simulate_queue(sizes, seconds, workers=workers, dispatch_s=driver_s["wall"])
             before = NUM_SHARDS * (index_s + 2 * NFS_ROUND_TRIP_S) + 2 * NUM_TASKS * (stat_s + NFS_ROUND_TRIP_S)
-            say("D", f"{workers:,} workers of {rate:,} tokens/s, tasks of {seconds.mean():.1f} s ({seconds.min():.1f} to {seconds.max():.1f}): {found['total_s'] / 60:.1f} min, busy {found['busy']:.1%}, driver {found['driver_busy']:.0%} busy, {found['tail_s']:.1f} s from the first idle worker to the end; with what the driver does alone {found['busy'] * found['total_s'] / (found['total_s'] + before):.0%} busy")
+            say(
+                "D",
+                f"{workers:,} workers of {rate:,} tokens/s, tasks of {seconds.mean():.1f} s ({seconds.min():.1f} to {seconds.max():.1f}): {found['total_s'] / 60:.1f} min, busy {found['busy']:.1%}, driver {found['driver_busy']:.0%} busy, {found['tail_s']:.1f} s from the first idle worker to the end; with what the driver does alone {found['busy'] * found['total_s'] / (found['total_s'] + before):.0%} busy",
+            )
 
 
 class _Stub:
     def run(self, task: Any) -> Any:
         from launcher.generation.text_tasks import TaskDone
 
-        return TaskDone({"num_samples": 256, "num_tokens": 13_000, "num_truncated": 0, "num_empty": 0, "num_repetitive": 0, "sha256": "0" * 64}, 1.0, 0.001)
+        return TaskDone(
+            {
+                "num_samples": 256,
+                "num_tokens": 13_000,
+                "num_truncated": 0,
+                "num_empty": 0,
+                "num_repetitive": 0,
+                "sha256": "0" * 64,
+            },
+            1.0,
+            0.001,
+        )
 
 
 def _measure_driver() -> dict[str, float]:
@@ -321,7 +473,13 @@ def _measure_driver() -> dict[str, float]:
     import ray
 
     with contextlib.suppress(Exception):
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}})
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(sys.path)}},
+        )
     workers = [ray.remote(_Stub).options(num_cpus=0).remote() for _ in range(2)]
     task, running = Task("train", "train-000000", 0, 256), {}
     ray.get([worker.run.remote(task) for worker in workers])
@@ -349,17 +507,28 @@ def measure_checkpoints(folder: Path) -> None:
     for number in range(1025):
         (small / f"{number}").write_bytes(b"x")
     listing = cpu_s(lambda: sorted(str(p.relative_to(small)) for p in small.rglob("*") if p.is_file()))
-    files = {f"zero_pp_rank_{n}_mp_rank_00_optim_states.pt": {"size_bytes": 10**8, "sha256": "0" * 64} for n in range(1025)}
+    files = {
+        f"zero_pp_rank_{n}_mp_rank_00_optim_states.pt": {"size_bytes": 10**8, "sha256": "0" * 64} for n in range(1025)
+    }
     manifest = cpu_s(lambda: commit_json(folder / "manifest.json", {"files": files}))
-    say("M", f"sha256 {rate / 1e6:,.0f} MB/s of one core; listing 1,025 files {listing * 1e3:.0f} ms; a manifest of them {manifest * 1e3:.0f} ms, {(folder / 'manifest.json').stat().st_size / 1e3:.0f} kB")
+    say(
+        "M",
+        f"sha256 {rate / 1e6:,.0f} MB/s of one core; listing 1,025 files {listing * 1e3:.0f} ms; a manifest of them {manifest * 1e3:.0f} ms, {(folder / 'manifest.json').stat().st_size / 1e3:.0f} kB",
+    )
     for name, parameters in count_parameters().items():
         for stage, precision in ((2, "bf16"), (3, "bf16"), (2, "fp32")):
-            weights, number = parameters * (2 if precision == "bf16" else 4), RANKS * (2 if stage == 3 else 1) + (stage < 3)
+            weights, number = (
+                parameters * (2 if precision == "bf16" else 4),
+                RANKS * (2 if stage == 3 else 1) + (stage < 3),
+            )
             state = 12 * parameters + weights * (stage < 3)
             largest = weights if stage < 3 else 12 * parameters / RANKS
             hashing = (largest + 12 * parameters / RANKS) / rate
             resume = NODES * weights * (stage < 3) + state
-            say("D", f"{name}, ZeRO-{stage}, {precision}: {number:,} files, {state / 1e9:.1f} GB, written {state / NFS_BYTES_S:.1f} s and read again to hash {state / NFS_BYTES_S:.1f} s at {NFS_BYTES_S / 1e9:.0f} GB/s; the busiest rank hashes {hashing:.1f} s, rank 0 opens all to fsync {number * 2 * NFS_ROUND_TRIP_S:.1f} s; a resume reads {state / 1e9:.0f} GB to verify and {resume / 1e9:,.0f} GB to load, {(state + resume) / NFS_BYTES_S:.0f} s; another world size, one process: {4 * 12 * parameters / 1e9:.0f} GB through it, {4 * 12 * parameters / 1e9:.0f} s at 1 GB/s")
+            say(
+                "D",
+                f"{name}, ZeRO-{stage}, {precision}: {number:,} files, {state / 1e9:.1f} GB, written {state / NFS_BYTES_S:.1f} s and read again to hash {state / NFS_BYTES_S:.1f} s at {NFS_BYTES_S / 1e9:.0f} GB/s; the busiest rank hashes {hashing:.1f} s, rank 0 opens all to fsync {number * 2 * NFS_ROUND_TRIP_S:.1f} s; a resume reads {state / 1e9:.0f} GB to verify and {resume / 1e9:,.0f} GB to load, {(state + resume) / NFS_BYTES_S:.0f} s; another world size, one process: {4 * 12 * parameters / 1e9:.0f} GB through it, {4 * 12 * parameters / 1e9:.0f} s at 1 GB/s",
+            )
 
 
 def measure_files(folder: Path) -> None:
@@ -378,8 +547,14 @@ def measure_files(folder: Path) -> None:
     ledger = Ledger(folder / "ledger.jsonl", 4883)
     record = cpu_s(lambda: ledger.record(7, [(3, ["q00000001"] * 4)]), 5_000)
     line = (folder / "ledger.jsonl").stat().st_size / 5_000
-    say("M", f"journal of 25 metrics: append {append * 1e6:.0f} us, read {read * 1e6:.0f} us, {(folder / 'j.jsonl').stat().st_size / 5_000:.0f} bytes; a look for stop.json {look * 1e6:.0f} us; a committed JSON {beat * 1e3:.2f} ms; a ledger line {record * 1e6:.0f} us, {line:.0f} bytes")
-    say("D", f"looks for stop.json: {RANKS} a second, {RANKS / NFS_OPERATIONS_S:.1%} of an NFS server; lock.json every 5 s whatever the ranks; ledger: {RANKS} files, {RANKS * line * QUESTIONS / BATCHES[0] / 1e9:.1f} GB an epoch, {RANKS * 10:,} appends a second at ten steps/s")
+    say(
+        "M",
+        f"journal of 25 metrics: append {append * 1e6:.0f} us, read {read * 1e6:.0f} us, {(folder / 'j.jsonl').stat().st_size / 5_000:.0f} bytes; a look for stop.json {look * 1e6:.0f} us; a committed JSON {beat * 1e3:.2f} ms; a ledger line {record * 1e6:.0f} us, {line:.0f} bytes",
+    )
+    say(
+        "D",
+        f"looks for stop.json: {RANKS} a second, {RANKS / NFS_OPERATIONS_S:.1%} of an NFS server; lock.json every 5 s whatever the ranks; ledger: {RANKS} files, {RANKS * line * QUESTIONS / BATCHES[0] / 1e9:.1f} GB an epoch, {RANKS * 10:,} appends a second at ten steps/s",
+    )
 
 
 def measure_mlflow(folder: Path) -> None:
@@ -434,15 +609,31 @@ def measure_mlflow(folder: Path) -> None:
     file.close()
     keys = NODES * len(names)
     rate = keys / 10 + 2.5
-    say("M", f"SQLite, batches of 900: {900 * first * 1e3:.0f} ms a batch at first, {900 * again * 1e3:.0f} ms when the keys are known, client and database together; a send with nothing new and {4 * NODES} files {idle * 1e3:.0f} ms; a point sent is kept as {memory:.0f} bytes; a driver that starts again: {anew:.1f} s ({anew_wall:.1f} s of wall time) for {keys:,} keys of some ten points; it reads back a point in {history * 1e6:.0f} us")
-    say("D", f"{NODES} machines of {len(names)} metrics every 10 s and rank 0: {rate:.0f} points/s, {rate * again:.0%} of a core; it takes {1 / again:,.0f} points/s, {1 / again * 10 / len(names):,.0f} machines")
-    say("D", f"a day: {keys * 8640 / 1e6:.1f} million points, {keys * 8640 * memory / 1e9:.1f} GB in the driver, {keys * 8640 * history / 60:.0f} min to read back where it starts again; a look at {4 * NODES} files every 2 s: {4 * NODES / 2:.0f} opens/s; {idle / 2:.0%} of a core")
+    say(
+        "M",
+        f"SQLite, batches of 900: {900 * first * 1e3:.0f} ms a batch at first, {900 * again * 1e3:.0f} ms when the keys are known, client and database together; a send with nothing new and {4 * NODES} files {idle * 1e3:.0f} ms; a point sent is kept as {memory:.0f} bytes; a driver that starts again: {anew:.1f} s ({anew_wall:.1f} s of wall time) for {keys:,} keys of some ten points; it reads back a point in {history * 1e6:.0f} us",
+    )
+    say(
+        "D",
+        f"{NODES} machines of {len(names)} metrics every 10 s and rank 0: {rate:.0f} points/s, {rate * again:.0%} of a core; it takes {1 / again:,.0f} points/s, {1 / again * 10 / len(names):,.0f} machines",
+    )
+    say(
+        "D",
+        f"a day: {keys * 8640 / 1e6:.1f} million points, {keys * 8640 * memory / 1e9:.1f} GB in the driver, {keys * 8640 * history / 60:.0f} min to read back where it starts again; a look at {4 * NODES} files every 2 s: {4 * NODES / 2:.0f} opens/s; {idle / 2:.0%} of a core",
+    )
 
 
 SECTIONS = {
-    "start": measure_start, "data": measure_data, "plan": measure_plan, "shards": measure_shards, "network": measure_network,
-    "generation": measure_generation, "checkpoints": measure_checkpoints, "files": measure_files, "mlflow": measure_mlflow,
-}  # fmt: skip
+    "start": measure_start,
+    "data": measure_data,
+    "plan": measure_plan,
+    "shards": measure_shards,
+    "network": measure_network,
+    "generation": measure_generation,
+    "checkpoints": measure_checkpoints,
+    "files": measure_files,
+    "mlflow": measure_mlflow,
+}
 
 if __name__ == "__main__":
     logging.disable(logging.WARNING)

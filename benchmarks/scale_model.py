@@ -1,6 +1,6 @@
 """What `benchmarks/scale.py` assumes of machines that are not here, and the arithmetic on it; no measurement.
 
-    time_s = all_reduce_s(num_bytes, RANKS, LINKS["400 Gb/s a GPU"])
+time_s = all_reduce_s(num_bytes, RANKS, LINKS["400 Gb/s a GPU"])
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ NODES, GPUS = 64, 8
 RANKS = NODES * GPUS
 SHARD = 512  # questions a shard, the default
 BATCHES = (2048, 8192)
-FEATURE_BYTES = {"patch": 64 * 208 * 2 + 128, "vit": 145 * 1024 * 2 + 128}  # an .npy member; a picture for every question
+FEATURE_BYTES = {
+    "patch": 64 * 208 * 2 + 128,
+    "vit": 145 * 1024 * 2 + 128,
+}  # an .npy member; a picture for every question
 
 PEAK, MFU = 989e12, 0.35  # H100, dense bf16; the MFU of a well-filled T5 step
 NVLINK = 450e9  # bytes/s of a GPU, one direction
@@ -64,7 +67,9 @@ def all_reduce_s(num_bytes: float, ranks: int, link: Link, *, hierarchical: bool
     return within + between
 
 
-def step_communication_s(parameters: int, *, number_bytes: int, micro_steps: int, ranks: int, link: Link, hierarchical: bool = True) -> float:
+def step_communication_s(
+    parameters: int, *, number_bytes: int, micro_steps: int, ranks: int, link: Link, hierarchical: bool = True
+) -> float:
     """A ZeRO-2 step: DeepSpeed all-reduces the gradients in every backward pass and gathers the weights once; nothing overlaps."""
     whole = all_reduce_s(parameters * number_bytes, ranks, link, hierarchical=hierarchical)
     return micro_steps * whole + whole / 2
@@ -85,4 +90,9 @@ def simulate_queue(costs: np.ndarray, seconds: np.ndarray, *, workers: int, disp
         ends[worker] = driver_free + durations[task]
         heapq.heappush(free, (ends[worker], worker))
     total = ends.max()
-    return {"total_s": total, "busy": busy / workers / total, "tail_s": total - ends.min(), "driver_busy": len(costs) * dispatch_s / total}
+    return {
+        "total_s": total,
+        "busy": busy / workers / total,
+        "tail_s": total - ends.min(),
+        "driver_busy": len(costs) * dispatch_s / total,
+    }

@@ -63,7 +63,9 @@ def in_processes(job: GenerationJob, tasks: list) -> Progress:
     done = [task for _ in processes for task in results.get()]
     for process in processes:
         process.join()
-    return Progress(0, 0, sum(t.file["num_tokens"] for t in done), 0.0, sum(t.busy_s for t in done), sum(t.waited_s for t in done))
+    return Progress(
+        0, 0, sum(t.file["num_tokens"] for t in done), 0.0, sum(t.busy_s for t in done), sum(t.waited_s for t in done)
+    )
 
 
 def in_ray(job: GenerationJob, tasks: list) -> Progress:
@@ -84,10 +86,15 @@ def measure(run: Path, rounds: int) -> None:
                 job = make_job(run, folder)
                 done = engine(job, list_tasks(job.local_shards_dir(), SPLITS, task_samples=64))
             rates[name] = 2 * done.num_tokens / (done.busy_s + done.waited_s)
-            print(f"round {number} {name:<15} {rates[name]:7.0f} tokens/s, {done.waiting_share:.2%} of the time between tasks", flush=True)
+            print(
+                f"round {number} {name:<15} {rates[name]:7.0f} tokens/s, {done.waiting_share:.2%} of the time between tasks",
+                flush=True,
+            )
         ratios.append(rates["Ray workers"] / rates["bare processes"])
         shares.append(done.waiting_share)
-    print(f"Ray workers / bare processes: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}); between tasks {statistics.median(shares):.2%}")
+    print(
+        f"Ray workers / bare processes: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}); between tasks {statistics.median(shares):.2%}"
+    )
     ray.shutdown()
 
 
@@ -107,8 +114,13 @@ def simulate(data: Path, *, num_workers: int, num_tasks: int, dispatch_s: float,
     chance = np.random.default_rng(0)
     costs, words = draw_tasks(data, num_tasks, chance)
     seconds = words / words_per_s * chance.lognormal(0.0, 0.1, num_tasks)  # 10% from one run of a task to another
-    orders = {"longest first": {number: float(cost) for number, cost in enumerate(costs)}, "in data order": dict.fromkeys(range(num_tasks), 0.0)}
-    print(f"{num_tasks:,} tasks of {seconds.mean():.1f} s ({seconds.min():.1f} to {seconds.max():.1f}), {num_workers} workers, {1000 * dispatch_s:.1f} ms to hand out a task")
+    orders = {
+        "longest first": {number: float(cost) for number, cost in enumerate(costs)},
+        "in data order": dict.fromkeys(range(num_tasks), 0.0),
+    }
+    print(
+        f"{num_tasks:,} tasks of {seconds.mean():.1f} s ({seconds.min():.1f} to {seconds.max():.1f}), {num_workers} workers, {1000 * dispatch_s:.1f} ms to hand out a task"
+    )
     for name, known in orders.items():
         queue, driver_free, spans = TaskQueue(known, max_attempts=1), 0.0, []
         free = [(0.0, worker) for worker in range(num_workers)]
@@ -123,7 +135,9 @@ def simulate(data: Path, *, num_workers: int, num_tasks: int, dispatch_s: float,
         until = 0.98 * total
         busy = (np.minimum(spans[:, 1], until) - np.minimum(spans[:, 0], until)).sum() / (num_workers * until)
         whole = (spans[:, 1] - spans[:, 0]).sum() / (num_workers * total)
-        print(f"  {name:<14} {total / 3600:.2f} h, busy {busy:.2%} until the last 2%, {whole:.2%} over all; the last task ends {total - np.partition(spans[:, 1], -num_workers)[-num_workers]:.0f} s after the first idle worker")
+        print(
+            f"  {name:<14} {total / 3600:.2f} h, busy {busy:.2%} until the last 2%, {whole:.2%} over all; the last task ends {total - np.partition(spans[:, 1], -num_workers)[-num_workers]:.0f} s after the first idle worker"
+        )
 
 
 if __name__ == "__main__":
@@ -137,6 +151,12 @@ if __name__ == "__main__":
     parser.add_argument("--words-per-s", type=float, default=400.0, help="of one worker")
     arguments = parser.parse_args()
     if arguments.simulate:
-        simulate(arguments.path, num_workers=arguments.workers, num_tasks=arguments.tasks, dispatch_s=arguments.dispatch_s, words_per_s=arguments.words_per_s)
+        simulate(
+            arguments.path,
+            num_workers=arguments.workers,
+            num_tasks=arguments.tasks,
+            dispatch_s=arguments.dispatch_s,
+            words_per_s=arguments.words_per_s,
+        )
     else:
         measure(arguments.path, arguments.rounds)

@@ -49,7 +49,9 @@ def build(source: str, folder: Path, num_samples: int) -> None:
     """A data folder of ``num_samples`` training questions: the texts of ``source`` over and over, every other with features."""
     problems = read_questions(source).problems["train"]
     repeated = [dataclasses.replace(problems[n % len(problems)], qid=f"q{n}") for n in range(num_samples)]
-    write_text_shards(QuestionSet({"train": repeated, "val": [], "test": []}, lambda problem: []), folder, samples_per_shard=512)
+    write_text_shards(
+        QuestionSet({"train": repeated, "val": [], "test": []}, lambda problem: []), folder, samples_per_shard=512
+    )
     random = np.random.default_rng(0)
 
     def features_of(problem: Problem, counts: dict) -> np.ndarray:
@@ -60,7 +62,15 @@ def build(source: str, folder: Path, num_samples: int) -> None:
 
 def plan_of(reader: SplitReader, global_batch_size: int = BATCH) -> Plan:
     ones = np.ones(len(reader), np.int32)
-    return Plan(ones, ones, reader.shard_of_sample, seed=0, epoch=0, global_batch_size=global_batch_size, micro_batch_size=min(BATCH, global_batch_size))
+    return Plan(
+        ones,
+        ones,
+        reader.shard_of_sample,
+        seed=0,
+        epoch=0,
+        global_batch_size=global_batch_size,
+        micro_batch_size=min(BATCH, global_batch_size),
+    )
 
 
 class Raw:
@@ -90,9 +100,13 @@ def stack(arrays: list[np.ndarray]) -> torch.Tensor:
 
 def ours(folder: Path, tokenizer) -> float:
     reader = SplitReader(folder, "train", features="random")
-    samples = Raw(reader) if tokenizer is None else StageSamples(
-        reader, tokenizer, format="QCM-E", use_caption=False, max_source_tokens=512, max_target_tokens=512
-    )  # fmt: skip
+    samples = (
+        Raw(reader)
+        if tokenizer is None
+        else StageSamples(
+            reader, tokenizer, format="QCM-E", use_caption=False, max_source_tokens=512, max_target_tokens=512
+        )
+    )
     plan = plan_of(reader)
     started = time.perf_counter()
     for _ in walk_steps(lambda epoch: plan, samples, rank=0, world_size=1, steps=range(plan.num_steps)):
@@ -111,7 +125,10 @@ def theirs(folder: Path, tokenizer) -> float:
             stack([array for _, array in rows])
         else:
             problems = [Problem.from_record(record) for record, _ in rows]
-            pairs = [encode_pair(tokenizer, *build_pair(p, "QCM-E"), max_source_tokens=512, max_target_tokens=512) for p in problems]
+            pairs = [
+                encode_pair(tokenizer, *build_pair(p, "QCM-E"), max_source_tokens=512, max_target_tokens=512)
+                for p in problems
+            ]
             collate(pairs, [array for _, array in rows], feature_shape=SHAPE, pad_token_id=0)
         rows.clear()
 
@@ -140,7 +157,9 @@ def remote_bytes(folder: Path) -> None:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    os.environ.update(AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing", AWS_ENDPOINT_URL=f"http://{host}:{port}")
+    os.environ.update(
+        AWS_ACCESS_KEY_ID="testing", AWS_SECRET_ACCESS_KEY="testing", AWS_ENDPOINT_URL=f"http://{host}:{port}"
+    )
     filesystem = s3fs.S3FileSystem()
     filesystem.mkdir("bucket")
     filesystem.put(f"{folder}/", "bucket/data/", recursive=True)
@@ -148,13 +167,26 @@ def remote_bytes(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as cache:
             read = needed = requests = 0
             for rank in range(world_size):
-                reader = SplitReader(mirror_folder("s3://bucket/data", cache, features="random"), "train", features="random", access=RemoteAccess("ranges", cache))
+                reader = SplitReader(
+                    mirror_folder("s3://bucket/data", cache, features="random"),
+                    "train",
+                    features="random",
+                    access=RemoteAccess("ranges", cache),
+                )
                 plan = plan_of(reader, global_batch_size=64)
-                for _ in walk_steps(lambda epoch: plan, Raw(reader), rank=rank, world_size=world_size, steps=range(plan.num_steps)):
+                for _ in walk_steps(
+                    lambda epoch: plan, Raw(reader), rank=rank, world_size=world_size, steps=range(plan.num_steps)
+                ):
                     pass
-                read, needed, requests = read + reader.bytes_read, needed + reader.bytes_needed, requests + reader.num_requests
+                read, needed, requests = (
+                    read + reader.bytes_read,
+                    needed + reader.bytes_needed,
+                    requests + reader.num_requests,
+                )
                 reader.close()
-            print(f"ranges, {world_size} ranks: {read / 1e6:,.0f} MB read, {needed / 1e6:,.0f} MB needed, ratio {read / needed:.3f}, {requests:,} requests")
+            print(
+                f"ranges, {world_size} ranks: {read / 1e6:,.0f} MB read, {needed / 1e6:,.0f} MB needed, ratio {read / needed:.3f}, {requests:,} requests"
+            )
     server.stop()
 
 
@@ -186,7 +218,9 @@ def main(source: str) -> None:
         throughput(small, None, "read, decode and stack")
         throughput(small, tokenizer, "with prompts, tokenized")
         remote_bytes(small)
-        print(f"peak memory of a walk: {peak_memory(small):,.0f} MB over 8 shards, {peak_memory(large):,.0f} MB over 64")
+        print(
+            f"peak memory of a walk: {peak_memory(small):,.0f} MB over 8 shards, {peak_memory(large):,.0f} MB over 64"
+        )
 
 
 if __name__ == "__main__":

@@ -32,11 +32,20 @@ SETTINGS = {
 
 def tune(folder: Path, name: str, scheduler: str) -> tuple[list[dict], float, list[float]]:
     """Run a tuning; its trials, seconds, and how long each ended trial's processes lived on."""
-    values = {**SETTINGS, "run": {"name": name}, "tuning": {"space": SPACE, "scheduler": scheduler, "num_samples": 8, "grace_steps": 100}}
+    values = {
+        **SETTINGS,
+        "run": {"name": name},
+        "tuning": {"space": SPACE, "scheduler": scheduler, "num_samples": 8, "grace_steps": 100},
+    }
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
     began = time.time()
     with open(folder / f"{name}.log", "w") as log:
-        process = subprocess.Popen([sys.executable, "-m", "launcher", "tune", "--preset", "demo", "--config", f"{name}.yaml"], cwd=folder, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "launcher", "tune", "--preset", "demo", "--config", f"{name}.yaml"],
+            cwd=folder,
+            stdout=log,
+            stderr=log,
+        )
     seen: dict[str, dict[int, float]] = {}  # trial: the last time each of its processes was there
     while process.poll() is None:
         for pid, trial in training_processes(folder / "runs" / name):
@@ -44,7 +53,11 @@ def tune(folder: Path, name: str, scheduler: str) -> tuple[list[dict], float, li
         time.sleep(0.2)
     assert process.returncode == 0, (folder / f"{name}.log").read_text()
     trials = read_json(folder / "runs" / name / "trials.json")
-    freed = [max(seen[trial["trial"]].values()) - last_told(folder / "runs" / name, trial) for trial in trials if trial["state"] == "stopped early"]
+    freed = [
+        max(seen[trial["trial"]].values()) - last_told(folder / "runs" / name, trial)
+        for trial in trials
+        if trial["state"] == "stopped early"
+    ]
     return trials, time.time() - began, freed
 
 
@@ -65,7 +78,11 @@ def training_processes(run_dir: Path) -> list[tuple[int, str]]:
 def last_told(run_dir: Path, trial: dict) -> float:
     """When the loss was written that ended the trial."""
     points = JournalReader(RunDir(run_dir / "trials" / trial["trial"]).journal("rationale")).read()
-    return next(point["time_ms"] / 1000 for point in points if point["step"] == trial["step"] and "validation_loss" in point["metrics"])
+    return next(
+        point["time_ms"] / 1000
+        for point in points
+        if point["step"] == trial["step"] and "validation_loss" in point["metrics"]
+    )
 
 
 def accuracy(folder: Path, name: str) -> float:
@@ -82,12 +99,19 @@ def main() -> None:
     for scheduler in sys.argv[2:] or ("asha", "none"):
         name = f"lr-{scheduler}"
         trials, seconds, freed = tune(folder, name, scheduler)
-        best = min((trial for trial in trials if trial["validation_loss"] is not None), key=lambda trial: trial["validation_loss"])
+        best = min(
+            (trial for trial in trials if trial["validation_loss"] is not None),
+            key=lambda trial: trial["validation_loss"],
+        )
         result = {
-            "scheduler": scheduler, "steps": sum(trial["step"] for trial in trials), "seconds": round(seconds),
-            "best learning rate": best["values"]["training.learning_rate"], "validation loss": best["validation_loss"],
-            "accuracy of its pipeline": accuracy(folder, name), "freed after, seconds": [round(value, 1) for value in freed],
-        }  # fmt: skip
+            "scheduler": scheduler,
+            "steps": sum(trial["step"] for trial in trials),
+            "seconds": round(seconds),
+            "best learning rate": best["values"]["training.learning_rate"],
+            "validation loss": best["validation_loss"],
+            "accuracy of its pipeline": accuracy(folder, name),
+            "freed after, seconds": [round(value, 1) for value in freed],
+        }
         print(json.dumps(result), flush=True)
 
 

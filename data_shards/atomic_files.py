@@ -33,7 +33,8 @@ def committing(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
-                error.errno, f"the disk is full; what was committed before stands: free some space and run again ({path})"
+                error.errno,
+                f"the disk is full; what was committed before stands: free some space and run again ({path})",
             ) from None
         raise
     _fsync(path.parent)

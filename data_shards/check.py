@@ -42,7 +42,9 @@ def _check_shard(folder: Path, shard: Shard, extension: str, qids: list[str]) ->
     try:
         with local_copy(tar) as path:
             if (digest := sha256_of_file(path)) != shard.sha256:
-                raise ShardError(f"{tar} has sha256 {digest}, its manifest says {shard.sha256}; the shard was cut off or altered")
+                raise ShardError(
+                    f"{tar} has sha256 {digest}, its manifest says {shard.sha256}; the shard was cut off or altered"
+                )
             table = build_index(path, name=tar)
     except FileNotFoundError:
         raise ShardError(f"{tar} is missing; fetch it, or build the shards again") from None

@@ -14,7 +14,10 @@ from typing import Any
 
 # A user stands before @ in an address; behind the first slash @ names a revision (hf://datasets/a/b@main), unless a password holds the slash (digits and a slash are a port).
 _USER = re.compile(r"://(?:[^/@\s]+|[^/@\s]*:(?!\d+/)[^@\s]*)@")
-_QUERY = re.compile(r"([?&;#][\w.%-]*(?:token|key|secret|passw|pwd|signature|\bsig\b|credential|auth)[\w.%-]*=)[^&;#\s'\"]+", re.IGNORECASE)
+_QUERY = re.compile(
+    r"([?&;#][\w.%-]*(?:token|key|secret|passw|pwd|signature|\bsig\b|credential|auth)[\w.%-]*=)[^&;#\s'\"]+",
+    re.IGNORECASE,
+)
 _KEY = re.compile(r"(?:api|access|private)[_-]?key|secret|passw|credential|token$", re.IGNORECASE)
 
 

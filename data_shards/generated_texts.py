@@ -123,7 +123,9 @@ def verified_files(output_dir: str | Path) -> dict[str, dict[str, Any]]:
     files = _listed_files(Path(output_dir))
     for name, file in files.items():
         if not (Path(output_dir) / name).is_file() or sha256_of_file(Path(output_dir) / name) != file["sha256"]:
-            raise ShardError(f"{Path(output_dir) / name} is missing or not what was written; delete {output_dir} and run again")
+            raise ShardError(
+                f"{Path(output_dir) / name} is missing or not what was written; delete {output_dir} and run again"
+            )
     return files
 
 
@@ -134,7 +136,9 @@ def _listed_files(output_dir: Path) -> dict[str, dict[str, Any]]:
     if not manifest["complete"]:
         raise ShardError(f"{output_dir} is not complete; run `mmcot rationales` to its end first")
     if strange := [name for name in manifest["files"] if not _FILE_NAME.fullmatch(name)]:
-        raise ShardError(f"{path} names a file {strange[0]!r}, expected such as train/000012-000256.jsonl; delete {output_dir} and run again")
+        raise ShardError(
+            f"{path} names a file {strange[0]!r}, expected such as train/000012-000256.jsonl; delete {output_dir} and run again"
+        )
     return manifest["files"]
 
 
@@ -148,7 +152,9 @@ class RationaleReader:
 
     def __init__(self, output_dir: str | Path, split: str) -> None:
         self.output_dir, self.split = Path(output_dir), split
-        self._files = {name: file for name, file in _listed_files(self.output_dir).items() if name.startswith(f"{split}/")}
+        self._files = {
+            name: file for name, file in _listed_files(self.output_dir).items() if name.startswith(f"{split}/")
+        }
         self._starts: dict[int, list[int]] = {}
         for name in sorted(self._files):
             shard, start = Path(name).stem.split("-")
@@ -162,7 +168,9 @@ class RationaleReader:
         lines = self._lines(f"{self.split}/{shard:06d}-{starts[index]:06d}.jsonl") if index >= 0 else []
         line = lines[position - starts[index]] if index >= 0 and position - starts[index] < len(lines) else None
         if line is None or line[0] != qid:
-            raise ShardError(f"question {qid} of split {self.split!r} has no rationale in {self.output_dir}; run `mmcot rationales`")
+            raise ShardError(
+                f"question {qid} of split {self.split!r} has no rationale in {self.output_dir}; run `mmcot rationales`"
+            )
         return line[1]
 
     def by_qid(self) -> dict[str, str]:
@@ -175,7 +183,9 @@ class RationaleReader:
         for name in sorted(self._files):
             for qid, text in self._read_file(name):
                 if qid in rationales:
-                    raise ShardError(f"{self.output_dir / name}: question {qid} has a second rationale; delete {self.output_dir} and run again")
+                    raise ShardError(
+                        f"{self.output_dir / name}: question {qid} has a second rationale; delete {self.output_dir} and run again"
+                    )
                 rationales[qid] = text
         return rationales
 

@@ -28,11 +28,19 @@ from data_shards.tars import FILE, FOLDER, TarFormatError, TarMember, walk_tar
 
 ALLOWED_EXTENSIONS = ("json", "txt", "npy", "safetensors", "png", "jpg", "jpeg", "webp")
 _SCHEMA = pa.schema(
-    [("qid", pa.string()), ("extension", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("crc32", pa.uint32())]
-)  # fmt: skip
+    [
+        ("qid", pa.string()),
+        ("extension", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("crc32", pa.uint32()),
+    ]
+)
 
 
-def build_index(tar_path: str | Path, *, name: str | Path | None = None, report: Callable[[str], None] | None = None) -> pa.Table:
+def build_index(
+    tar_path: str | Path, *, name: str | Path | None = None, report: Callable[[str], None] | None = None
+) -> pa.Table:
     """List the members of a tar, which is read to its end.
 
     Args:
@@ -57,7 +65,9 @@ def build_index(tar_path: str | Path, *, name: str | Path | None = None, report:
     if num_archives > 1 and report is not None:
         report(f"{name} holds {num_archives} archives, one behind the other; all of them are read")
     columns = zip(*rows, strict=True) if rows else [()] * len(_SCHEMA)
-    return pa.Table.from_arrays([pa.array(list(column), field.type) for column, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA)
+    return pa.Table.from_arrays(
+        [pa.array(list(column), field.type) for column, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
+    )
 
 
 def _row(member: TarMember, tar: str | Path) -> tuple[str, str, int, int, int]:
@@ -67,13 +77,21 @@ def _row(member: TarMember, tar: str | Path) -> tuple[str, str, int, int, int]:
             f"{tar}: member {member.name!r} is not of an allowed kind ({member.kind}); "
             f"expected plain files ending in {', '.join('.' + e for e in ALLOWED_EXTENSIONS)}: write the shard again without it"
         )
-    if any("\ud800" <= letter <= "\udfff" for letter in qid):  # bytes that are no UTF-8 come as lone surrogates, which no index can hold
-        raise ShardError(f"{tar}: the name of member {member.name!r} is no UTF-8; expected letters, digits, '_' and '-' up to the first dot")
+    if any(
+        "\ud800" <= letter <= "\udfff" for letter in qid
+    ):  # bytes that are no UTF-8 come as lone surrogates, which no index can hold
+        raise ShardError(
+            f"{tar}: the name of member {member.name!r} is no UTF-8; expected letters, digits, '_' and '-' up to the first dot"
+        )
     return qid, extension.lower(), member.offset, member.size, member.crc32
 
 
 def write_index(
-    tar_path: str | Path, index_file: str | Path, *, name: str | Path | None = None, report: Callable[[str], None] | None = None
+    tar_path: str | Path,
+    index_file: str | Path,
+    *,
+    name: str | Path | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> pa.Table:
     """Build the index of a tar and commit it; ``name`` and ``report`` as for ``build_index``."""
     table = build_index(tar_path, name=name, report=report)

@@ -35,14 +35,18 @@ from data_shards.writer import (
     read_manifest,
     read_problems,
     write_manifest,
-)  # fmt: skip
+)
 from mmcot.texts.problem import Problem, ProblemError
 
 PICTURE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 
 
 def index_tars(
-    tars: Mapping[str, Sequence[Path | str]], output_dir: str | Path, *, features: str | None = None, report: Callable[[str], None] = print
+    tars: Mapping[str, Sequence[Path | str]],
+    output_dir: str | Path,
+    *,
+    features: str | None = None,
+    report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Index tars into a data folder and return its text manifest.
 
@@ -60,9 +64,13 @@ def index_tars(
     output_dir = Path(output_dir)
     folder = output_dir / "text"
     (folder / "manifest.json").unlink(missing_ok=True)  # until all is done the folder counts as unfinished
-    commit_json(output_dir / "inputs.json", {"indexed": [str(path) for split in SPLITS for path in tars.get(split, ())]})
+    commit_json(
+        output_dir / "inputs.json", {"indexed": [str(path) for split in SPLITS for path in tars.get(split, ())]}
+    )
     shards = [
-        _index(path, folder, split, number, report) for split in SPLITS for number, path in enumerate(tars.get(split, ()))
+        _index(path, folder, split, number, report)
+        for split in SPLITS
+        for number, path in enumerate(tars.get(split, ()))
     ]
     everything = [_answered(problem, shard.tar(folder)) for shard in shards for problem in read_problems(folder, shard)]
     repeated = [qid for qid, number in Counter(problem.qid for problem in everything).items() if number > 1]
@@ -71,7 +79,9 @@ def index_tars(
             f"{len(repeated):,} question ids come more than once in the tars, such as {repeated[0]!r}; every question has an id of its own, "
             "its member's name before the first dot without the folders before it: rename the members"
         )
-    manifest = write_manifest(folder, "text", shards, {"counts": count_questions(everything), "lists": {}, "ceilings": None})
+    manifest = write_manifest(
+        folder, "text", shards, {"counts": count_questions(everything), "lists": {}, "ceilings": None}
+    )
     if features is not None:
         _index_features(output_dir / "features" / features, folder, shards, features, manifest["fingerprint"])
     return manifest
@@ -123,7 +133,9 @@ def _index(location: Path | str, folder: Path, split: str, number: int, report: 
             f"{location}: members of {len(orphans):,} names belong to no question, such as those of {min(orphans)!r} "
             f"(there is no {min(orphans)}.json); they are left out"
         )
-    return Shard(name, split, num_samples, size, sha256, location if is_remote(location) else str(Path(location).absolute()))
+    return Shard(
+        name, split, num_samples, size, sha256, location if is_remote(location) else str(Path(location).absolute())
+    )
 
 
 def _index_features(folder: Path, text: Path, shards: list[Shard], name: str, text_fingerprint: str) -> None:
@@ -134,19 +146,27 @@ def _index_features(folder: Path, text: Path, shards: list[Shard], name: str, te
             table = write_index(path, shard.index(folder), name=shard.path)
             rows, qids = rows_of_extension(table, "npy"), rows_of_extension(table, "json")["qid"]
             if not np.array_equal(rows["qid"], qids):
-                raise ShardError(f"{shard.path}: every question needs one .npy of features (of shape [0, D] without a picture)")
+                raise ShardError(
+                    f"{shard.path}: every question needs one .npy of features (of shape [0, D] without a picture)"
+                )
             for qid, offset, size, crc32 in zip(*rows.values(), strict=True):
                 data = read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=(shard.tar(text), qid))
                 array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
                 if array.ndim != 2 or array.dtype.kind != "f":
-                    raise ShardError(f"{shard.path}, question {qid}: features of {array.dtype}{array.shape}, expected floats [P, D]")
+                    raise ShardError(
+                        f"{shard.path}, question {qid}: features of {array.dtype}{array.shape}, expected floats [P, D]"
+                    )
                 num_patches = max(num_patches, len(array))
                 dims.add(array.shape[1])
                 counts[shard.split]["num_with_features" if len(array) else "num_no_image"] += 1
     if len(dims) != 1:
         raise ShardError(f"the features have widths {sorted(dims)}; all must agree")
     extra = {
-        "feature": name, "num_patches": num_patches, "dim": dims.pop(), "dtype": "float",
-        "counts": counts, "text_fingerprint": text_fingerprint,
-    }  # fmt: skip
+        "feature": name,
+        "num_patches": num_patches,
+        "dim": dims.pop(),
+        "dtype": "float",
+        "counts": counts,
+        "text_fingerprint": text_fingerprint,
+    }
     write_manifest(folder, "features", shards, extra)

@@ -89,7 +89,9 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """
     path = Path(folder) / "manifest.json"
     if not path.exists():
-        raise ShardError(f"{path} does not exist: the folder was not built to its end; run `mmcot data shard` or `mmcot data index` again")
+        raise ShardError(
+            f"{path} does not exist: the folder was not built to its end; run `mmcot data shard` or `mmcot data index` again"
+        )
     manifest = read_json(path)
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise ShardError(

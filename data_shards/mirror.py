@@ -36,7 +36,9 @@ def mirror_folder(url: str, cache_dir: str | Path, *, features: str | None) -> P
         try:
             manifests[name] = _parse_manifest(read_file(f"{url}/{name}/manifest.json"), f"{url}/{name}")
         except FileNotFoundError:
-            raise ShardError(f"{url}/{name}/manifest.json does not exist; copy a finished data folder there as it is") from None
+            raise ShardError(
+                f"{url}/{name}/manifest.json does not exist; copy a finished data folder there as it is"
+            ) from None
     key = fingerprint([url, *(manifest["fingerprint"] for manifest in manifests.values())])
     folder = Path(cache_dir).expanduser() / "folders" / key
     with exclusive(folder):

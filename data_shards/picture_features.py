@@ -17,9 +17,13 @@ from data_shards.sources.question_set import Picture
 from mmcot.texts.problem import Problem
 
 PICTURE_COUNTS = (
-    "num_with_features", "num_no_image", "num_picture_absent", "num_pictures_unreadable", "num_pictures_missing",
+    "num_with_features",
+    "num_no_image",
+    "num_picture_absent",
+    "num_pictures_unreadable",
+    "num_pictures_missing",
     "num_pictures_over_limit",
-)  # fmt: skip
+)
 FeaturesOf = Callable[[Problem, Counter[str]], np.ndarray]
 OpenPictures = Callable[[Problem, Counter[str]], list[Image.Image]]
 Encode = Callable[[Sequence[Image.Image]], np.ndarray]
@@ -65,8 +69,14 @@ def open_pictures_of(
 
 
 def features_of_pictures(
-    problems: Iterable[Problem], counts: Counter[str], *, open_pictures: OpenPictures, encode: Encode, shape: tuple[int, int], batch_size: int = 32,
-) -> Iterator[np.ndarray]:  # fmt: skip
+    problems: Iterable[Problem],
+    counts: Counter[str],
+    *,
+    open_pictures: OpenPictures,
+    encode: Encode,
+    shape: tuple[int, int],
+    batch_size: int = 32,
+) -> Iterator[np.ndarray]:
     """Features of every problem in order, float16 [p, D]: the patches of its pictures behind each other.
 
     Args:
@@ -81,7 +91,9 @@ def features_of_pictures(
         arrays = encode(images) if images else np.zeros((0, *shape), dtype=np.float16)
         if arrays.shape != (len(images), *shape) or arrays.dtype != np.float16:
             first = waiting[0][0].qid
-            raise ValueError(f"features of {len(images)} pictures from question {first} on: {arrays.dtype}{arrays.shape}, expected float16{(len(images), *shape)}")
+            raise ValueError(
+                f"features of {len(images)} pictures from question {first} on: {arrays.dtype}{arrays.shape}, expected float16{(len(images), *shape)}"
+            )
         at = 0
         for _, number in waiting:
             yield arrays[at : at + number].reshape(-1, shape[1])
@@ -124,7 +136,9 @@ def ready_made_features(
             a row is not finite, or does not fit float16.
     """
     if array.ndim != 3 or array.dtype.kind != "f":
-        raise FeatureError(f"{name} has shape {array.shape} and type {array.dtype}; expected floats [rows, patches, width]")
+        raise FeatureError(
+            f"{name} has shape {array.shape} and type {array.dtype}; expected floats [rows, patches, width]"
+        )
     rows = {qid: int(row) for qid, row in name_map.items()}
     outside = {qid: row for qid, row in rows.items() if not 0 <= row < len(array)}
     if outside:
@@ -142,7 +156,9 @@ def ready_made_features(
         values = np.asarray(array[rows[problem.qid]])
         if pooled:
             if not _is_pooled(values):
-                raise FeatureError(f"{name}, row {rows[problem.qid]} (question {problem.qid}): patches differ, in other rows they repeat")
+                raise FeatureError(
+                    f"{name}, row {rows[problem.qid]} (question {problem.qid}): patches differ, in other rows they repeat"
+                )
             values = values[:1]
         with np.errstate(over="ignore"):
             half = values.astype(np.float16)

@@ -202,7 +202,6 @@ class Plan:
             samples = samples[np.lexsort((self.target_lengths[samples], strip))]
         return samples.reshape(-1, size)
 
-
     def _mix_batches(self, blocks: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """Order randomly ordered blocks so that each batch takes one of every stratum of cost.
 
@@ -215,12 +214,16 @@ class Plan:
         return blocks[random.permuted(strata, axis=1).T.reshape(-1)]
 
 
-def _check_arguments(arrays: list[np.ndarray], global_batch_size: int, micro_batch_size: int, window_shards: int) -> None:
+def _check_arguments(
+    arrays: list[np.ndarray], global_batch_size: int, micro_batch_size: int, window_shards: int
+) -> None:
     sizes = [len(array) for array in arrays]
     if len(set(sizes)) != 1:
         raise ValueError(f"source_lengths, target_lengths and shard_of_sample have {sizes} entries; they must agree")
     if micro_batch_size < 1 or window_shards < 1:
-        raise ValueError(f"micro_batch_size ({micro_batch_size}) and window_shards ({window_shards}) must be at least 1")
+        raise ValueError(
+            f"micro_batch_size ({micro_batch_size}) and window_shards ({window_shards}) must be at least 1"
+        )
     if global_batch_size < 1 or global_batch_size % micro_batch_size:
         nearest = max(1, round(global_batch_size / micro_batch_size)) * micro_batch_size
         raise ValueError(

@@ -143,10 +143,15 @@ class SplitReader:
 
     def _fetch_ranges(self, parts: list[Members], places: list[tuple[int, int]]) -> dict:
         shards = list(dict.fromkeys(shard for shard, _ in places))
-        list(self._pool.map(lambda pair: pair[0].columns(pair[1]), [(part, shard) for part in parts for shard in shards]))
+        list(
+            self._pool.map(lambda pair: pair[0].columns(pair[1]), [(part, shard) for part in parts for shard in shards])
+        )
         keys = [(number, shard, position) for shard, position in places for number in range(len(parts))]
         where = np.array(
-            [[parts[number].columns(shard)[name][position] for name in ("offset", "size")] for number, shard, position in keys]
+            [
+                [parts[number].columns(shard)[name][position] for name in ("offset", "size")]
+                for number, shard, position in keys
+            ]
         )
         files = np.array([number + len(parts) * shard for number, shard, _ in keys])
         ranges, range_of_member = plan_ranges(files, where[:, 0], where[:, 1])
@@ -154,7 +159,9 @@ class SplitReader:
         for index in range_of_member:  # in the order of need
             if index not in futures:
                 file, start, stop = map(int, ranges[index])
-                futures[index] = self._pool.submit(parts[file % len(parts)].fetch, file // len(parts), start, stop - start)
+                futures[index] = self._pool.submit(
+                    parts[file % len(parts)].fetch, file // len(parts), start, stop - start
+                )
         return {
             (parts[number].extension, shard, position): (futures[index], int(offset - ranges[index][1]))
             for (number, shard, position), (offset, _), index in zip(keys, where, range_of_member, strict=True)
@@ -186,7 +193,9 @@ class SplitReader:
         if shard not in self._joined:
             if not np.array_equal(self._features.columns(shard)["qid"], self._text.columns(shard)["qid"]):
                 name = self._features.shards[shard].name
-                raise ShardError(f"{self._features.folder / name} does not hold the questions of its text shard in their order; build it again")
+                raise ShardError(
+                    f"{self._features.folder / name} does not hold the questions of its text shard in their order; build it again"
+                )
             self._joined.add(shard)
 
 
@@ -194,10 +203,14 @@ def _parse_npy(data: bytes) -> np.ndarray:
     """An array from the bytes of an .npy file, without a copy; the header of equal files is parsed once."""
     end = 10 + int.from_bytes(data[8:10], "little")
     if data[:8] != _NPY_MAGIC:
-        raise ShardError(f"features are not in npy format 1.0 (they begin with {data[:8]!r}); build the feature shards again")
+        raise ShardError(
+            f"features are not in npy format 1.0 (they begin with {data[:8]!r}); build the feature shards again"
+        )
     dtype, shape = _parse_npy_header(data[10:end])
     if dtype.itemsize * int(np.prod(shape)) != len(data) - end:
-        raise ShardError(f"features of shape {shape} and {dtype} have {len(data) - end} bytes; build the feature shards again")
+        raise ShardError(
+            f"features of shape {shape} and {dtype} have {len(data) - end} bytes; build the feature shards again"
+        )
     return np.frombuffer(data, dtype, offset=end).reshape(shape)
 
 
@@ -206,5 +219,7 @@ def _parse_npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
     facts = ast.literal_eval(header.decode("latin1"))
     dtype = np.dtype(facts["descr"])
     if dtype.hasobject or facts["fortran_order"]:
-        raise ShardError(f"features of dtype {dtype}, fortran_order {facts['fortran_order']} are not read; write plain C-ordered numbers")
+        raise ShardError(
+            f"features of dtype {dtype}, fortran_order {facts['fortran_order']} are not read; write plain C-ordered numbers"
+        )
     return dtype, facts["shape"]

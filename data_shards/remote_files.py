@@ -63,7 +63,9 @@ def read_range(url: str, start: int, size: int) -> bytes:
                 file.seek(start)
                 data = file.read(size)
         if len(data) > size:
-            raise ShardError(f"{url}: the server does not serve ranges (asked for {size:,} bytes, got {len(data):,}); set data.remote=cache")
+            raise ShardError(
+                f"{url}: the server does not serve ranges (asked for {size:,} bytes, got {len(data):,}); set data.remote=cache"
+            )
         if len(data) < size:
             raise OSError(f"got {len(data):,} of {size:,} bytes at {start:,}")
         return data
@@ -114,7 +116,9 @@ def list_names(url: str) -> list[str]:
     filesystem, path = _open(url)
     filesystem.invalidate_cache()
     try:
-        return sorted(name.rstrip("/").rpartition("/")[2] for name in _try(lambda: filesystem.ls(path, detail=False), url))
+        return sorted(
+            name.rstrip("/").rpartition("/")[2] for name in _try(lambda: filesystem.ls(path, detail=False), url)
+        )
     except FileNotFoundError:
         return []
 
@@ -162,9 +166,13 @@ def _try(attempt: Callable[[], T], url: str, done: str = "read") -> T:
         except (ShardError, FileNotFoundError):
             raise
         except PermissionError as error:
-            raise ShardError(f"{url} may not be {done} ({hide_credentials(str(error))}); give the credentials by environment, as fsspec's packages read them") from error
+            raise ShardError(
+                f"{url} may not be {done} ({hide_credentials(str(error))}); give the credentials by environment, as fsspec's packages read them"
+            ) from error
         except Exception as error:  # every package behind fsspec has its own kinds
             if number == MAX_TRIES:
-                raise ShardError(f"{url} could not be {done} in {MAX_TRIES} tries; the last error: {type(error).__name__}: {hide_credentials(str(error))}") from error
+                raise ShardError(
+                    f"{url} could not be {done} in {MAX_TRIES} tries; the last error: {type(error).__name__}: {hide_credentials(str(error))}"
+                ) from error
             time.sleep(FIRST_WAIT_S * 2**number)
     raise AssertionError("unreachable")

@@ -35,14 +35,20 @@ class ShardCache:
     def open(self, url: str, *, sha256: str, size: int) -> tuple[int, int]:
         """A descriptor of the shard's copy, and the bytes that had to be fetched for it (0 or its size)."""
         if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-            raise ShardError(f"{url}: its manifest gives {sha256!r} as sha256, expected 64 hex digits; build the shards again")
+            raise ShardError(
+                f"{url}: its manifest gives {sha256!r} as sha256, expected 64 hex digits; build the shards again"
+            )
         path = self.folder / f"{sha256}.tar"
         if size > self.max_bytes:
-            raise ShardError(f"{url} has {size / 1e9:.1f} GB, data.cache_gb allows {self.max_bytes / 1e9:.1f}; raise it, or set data.remote=ranges")
+            raise ShardError(
+                f"{url} has {size / 1e9:.1f} GB, data.cache_gb allows {self.max_bytes / 1e9:.1f}; raise it, or set data.remote=ranges"
+            )
         for _ in range(_MAX_FETCHES):  # others may need the room before it is opened
             with contextlib.suppress(FileNotFoundError):
                 return self._open_or_fetch(url, path, sha256, size)
-        raise ShardError(f"{url} was put out of the cache {_MAX_FETCHES} times before it could be read; raise data.cache_gb, or set data.remote=ranges")
+        raise ShardError(
+            f"{url} was put out of the cache {_MAX_FETCHES} times before it could be read; raise data.cache_gb, or set data.remote=ranges"
+        )
 
     def _open_or_fetch(self, url: str, path: Path, sha256: str, size: int) -> tuple[int, int]:
         with contextlib.suppress(FileNotFoundError):

@@ -96,9 +96,11 @@ class Members:
         """``data`` itself, if it is the indexed member's."""
         columns = self.columns(shard)
         check_member(
-            data, size=int(columns["size"][position]), crc32=int(columns["crc32"][position]),
+            data,
+            size=int(columns["size"][position]),
+            crc32=int(columns["crc32"][position]),
             name=(self.locations[shard], columns["qid"][position]),
-        )  # fmt: skip
+        )
         return data
 
     def open_shard(self, shard: int) -> None:

@@ -85,7 +85,9 @@ def walk_steps(
         prefetch(following)
         plan, local_steps = current
         for step in local_steps:
-            blocks = [(index, samples.load_block(block, is_dummy, plan.epoch)) for index, block, is_dummy in dealt(plan, step)]
+            blocks = [
+                (index, samples.load_block(block, is_dummy, plan.epoch)) for index, block, is_dummy in dealt(plan, step)
+            ]
             yield Step(next(numbers), blocks, samples.bytes_read - read, samples.bytes_needed - needed)
             read, needed = samples.bytes_read, samples.bytes_needed
         current = following

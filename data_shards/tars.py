@@ -32,15 +32,28 @@ _ZEROS = bytes(BLOCK_BYTES)
 _PIECE_BYTES = 4 << 20
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _KINDS = {
-    tarfile.REGTYPE: FILE, tarfile.AREGTYPE: FILE, tarfile.CONTTYPE: FILE, tarfile.DIRTYPE: FOLDER,
-    tarfile.LNKTYPE: "a hard link", tarfile.SYMTYPE: "a symbolic link", tarfile.CHRTYPE: "a device", tarfile.BLKTYPE: "a device",
-    tarfile.FIFOTYPE: "a pipe", tarfile.GNUTYPE_SPARSE: "a sparse file",
-}  # fmt: skip
+    tarfile.REGTYPE: FILE,
+    tarfile.AREGTYPE: FILE,
+    tarfile.CONTTYPE: FILE,
+    tarfile.DIRTYPE: FOLDER,
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a pipe",
+    tarfile.GNUTYPE_SPARSE: "a sparse file",
+}
 # POSIX keeps keywords without a dot to itself; another one is one of these with an altered letter.
 _PAX_KEYWORDS = frozenset(
     b"atime charset comment ctime dev devmajor devminor gid gname hdrcharset ino linkpath mode mtime nlink path size uid uname".split()
 )
-_COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd", b"PK\x03\x04": "zip"}
+_COMPRESSIONS = {
+    b"\x1f\x8b": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
 
 
 class TarFormatError(ValueError):
@@ -79,7 +92,9 @@ def walk_tar(file: BinaryIO) -> Iterator[TarMember]:
         raise TarFormatError("it is empty")
     for magic, packer in _COMPRESSIONS.items():
         if start_bytes.startswith(magic):
-            raise TarFormatError(f"it is compressed ({packer}); unpack it, because samples are read by their place in the file")
+            raise TarFormatError(
+                f"it is compressed ({packer}); unpack it, because samples are read by their place in the file"
+            )
     number, start = 0, 0
     while start is not None:
         yield from _walk_archive(tar, number, start)
@@ -96,7 +111,9 @@ class _Tar:
         """The next 512 bytes."""
         block = self._file.read(BLOCK_BYTES)
         if len(block) < BLOCK_BYTES:
-            raise TarFormatError(f"it ends at byte {self.position + len(block):,} without the end mark of two blocks of zeros: it was cut off")
+            raise TarFormatError(
+                f"it ends at byte {self.position + len(block):,} without the end mark of two blocks of zeros: it was cut off"
+            )
         self.position += BLOCK_BYTES
         return block
 
@@ -162,7 +179,9 @@ def _read_member(tar: _Tar, header: tarfile.TarInfo, facts: dict[str, str], at: 
     offset, size, crc32 = tar.position, header.size, 0
     if "size" in facts:
         if not re.fullmatch(r"[0-9]{1,19}", facts["size"]):
-            raise TarFormatError(f"member {name!r} at byte {at:,} has the size {facts['size'][:40]!r} in its extended header, no number of bytes")
+            raise TarFormatError(
+                f"member {name!r} at byte {at:,} has the size {facts['size'][:40]!r} in its extended header, no number of bytes"
+            )
         size = int(facts["size"])
     if kind == FILE:
         for piece in tar.read_content(size, f"member {name!r}"):
@@ -175,7 +194,9 @@ def _parse_header(block: bytes, at: int, *, is_first: bool) -> tarfile.TarInfo:
         return tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except tarfile.HeaderError as error:
         if is_first and at:
-            raise TarFormatError(f"behind an archive, at byte {at:,}, there are neither zeros nor the header of another one ({error})") from None
+            raise TarFormatError(
+                f"behind an archive, at byte {at:,}, there are neither zeros nor the header of another one ({error})"
+            ) from None
         raise TarFormatError(f"at byte {at:,} there is no valid header of a member ({error})") from None
 
 
@@ -183,7 +204,9 @@ def _check_end(tar: _Tar, extended: dict[str, str]) -> None:
     """The first block of zeros was read: the second must follow, and no header be left without its member."""
     at = tar.position - BLOCK_BYTES
     if extended:
-        raise TarFormatError(f"at byte {at:,} there are zeros in place of the member that the extended header before them describes")
+        raise TarFormatError(
+            f"at byte {at:,} there are zeros in place of the member that the extended header before them describes"
+        )
     if tar.position < tar.size_bytes and tar.read_block() == _ZEROS:
         return
     raise TarFormatError(
@@ -216,7 +239,9 @@ def _parse_pax(data: bytes, what: str) -> dict[str, str]:
         keyword, equals, value = data[start.end() if start else position : end - 1].partition(b"=")
         known = keyword in _PAX_KEYWORDS or b"." in keyword
         if not (start and equals and known and end <= len(data) and data[end - 1 : end] == b"\n"):
-            raise TarFormatError(f"{what} holds {data[position : position + 80]!r}, expected a record of pax such as b'15 path=a.json\\n'")
+            raise TarFormatError(
+                f"{what} holds {data[position : position + 80]!r}, expected a record of pax such as b'15 path=a.json\\n'"
+            )
         facts[_text(keyword)] = _text(value)
         position = end
     return facts

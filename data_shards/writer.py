@@ -45,9 +45,7 @@ from data_shards.sources.question_set import SPLITS, QuestionSet
 from mmcot.texts.problem import Problem
 
 
-def write_text_shards(
-    questions: QuestionSet, shards_dir: str | Path, *, samples_per_shard: int
-) -> dict[str, Any]:
+def write_text_shards(questions: QuestionSet, shards_dir: str | Path, *, samples_per_shard: int) -> dict[str, Any]:
     """Write the problems of every split into ``shards_dir/text`` and return its manifest."""
     folder = Path(shards_dir) / "text"
     shards = []
@@ -59,7 +57,10 @@ def write_text_shards(
             shards.append(_write_shard(folder, split, number, members, len(chunk)))
     everything = [problem for split in SPLITS for problem in questions.problems[split]]
     return write_manifest(
-        folder, "text", shards, {"counts": count_questions(everything), "lists": questions.lists, "ceilings": questions.ceilings}
+        folder,
+        "text",
+        shards,
+        {"counts": count_questions(everything), "lists": questions.lists, "ceilings": questions.ceilings},
     )
 
 
@@ -89,7 +90,10 @@ def write_feature_shards(
     """
     for shard in missing_feature_shards(shards_dir, name=name):
         write_feature_shard(
-            shards_dir, name=name, shard=shard, arrays_of=lambda problems, counts: (features_of(problem, counts) for problem in problems)
+            shards_dir,
+            name=name,
+            shard=shard,
+            arrays_of=lambda problems, counts: (features_of(problem, counts) for problem in problems),
         )
     return close_feature(shards_dir, name=name, shape=shape)
 
@@ -97,11 +101,19 @@ def write_feature_shards(
 def missing_feature_shards(shards_dir: str | Path, *, name: str) -> list[Shard]:
     """The text shards whose features are not committed yet."""
     folder = Path(shards_dir) / "features" / name
-    return [shard for shard in manifest_shards(read_manifest(Path(shards_dir) / "text")) if not _note(folder, shard).exists()]
+    return [
+        shard
+        for shard in manifest_shards(read_manifest(Path(shards_dir) / "text"))
+        if not _note(folder, shard).exists()
+    ]
 
 
 def write_feature_shard(
-    shards_dir: str | Path, *, name: str, shard: Shard, arrays_of: Callable[[Iterator[Problem], Counter[str]], Iterable[np.ndarray]]
+    shards_dir: str | Path,
+    *,
+    name: str,
+    shard: Shard,
+    arrays_of: Callable[[Iterator[Problem], Counter[str]], Iterable[np.ndarray]],
 ) -> dict[str, int]:
     """Write the features of one text shard, committed with a note that ``close_feature`` reads; returns what was counted.
 
@@ -110,7 +122,10 @@ def write_feature_shard(
     """
     folder, counts = Path(shards_dir) / "features" / name, Counter(dict.fromkeys(PICTURE_COUNTS, 0))
     named, computed = itertools.tee(read_problems(Path(shards_dir) / "text", shard))
-    arrays = ((f"{problem.qid}.npy", _npy_bytes(array)) for problem, array in zip(named, arrays_of(computed, counts), strict=True))
+    arrays = (
+        (f"{problem.qid}.npy", _npy_bytes(array))
+        for problem, array in zip(named, arrays_of(computed, counts), strict=True)
+    )
     written = _write_shard(folder, shard.split, shard.number, arrays, shard.num_samples)
     commit_json(_note(folder, shard), {"shard": dataclasses.asdict(written), "counts": dict(counts)})
     return dict(counts)
@@ -124,9 +139,13 @@ def close_feature(shards_dir: str | Path, *, name: str, shape: tuple[int, int]) 
     for shard, note in notes.items():
         counts[shard.split].update(note["counts"])
     extra = {
-        "feature": name, "num_patches": shape[0], "dim": shape[1], "dtype": "float16",
-        "counts": {split: dict(count) for split, count in counts.items()}, "text_fingerprint": text["fingerprint"],
-    }  # fmt: skip
+        "feature": name,
+        "num_patches": shape[0],
+        "dim": shape[1],
+        "dtype": "float16",
+        "counts": {split: dict(count) for split, count in counts.items()},
+        "text_fingerprint": text["fingerprint"],
+    }
     manifest = write_manifest(folder, "features", [Shard(**note["shard"]) for note in notes.values()], extra)
     for shard in notes:
         _note(folder, shard).unlink()
@@ -138,7 +157,9 @@ def _note(folder: Path, shard: Shard) -> Path:
     return folder / f"{shard.name}.done.json"
 
 
-def _write_shard(folder: Path, split: str, number: int, members: Iterable[tuple[str, bytes]], num_samples: int) -> Shard:
+def _write_shard(
+    folder: Path, split: str, number: int, members: Iterable[tuple[str, bytes]], num_samples: int
+) -> Shard:
     path = folder / f"{split}-{number:06d}.tar"
     with committing(path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
         for name, data in members:

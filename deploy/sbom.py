@@ -24,15 +24,36 @@ SBOM = ROOT / "deploy" / "sbom.cdx.json"
 NOT_SHIPPED = {"test"}
 # Where metadata has no SPDX expression: what its own words and classifiers mean, without what only says "OSI Approved".
 SPDX = {
-    "apache": "Apache-2.0", "apache 2.0": "Apache-2.0", "apache-2.0": "Apache-2.0", "apache license 2.0": "Apache-2.0", "apache software license": "Apache-2.0",
-    "apache software license 2.0": "Apache-2.0", "apache license, version 2.0": "Apache-2.0", "apache 2.0 license": "Apache-2.0", "mit": "MIT", "mit license": "MIT",
-    "bsd": "BSD-3-Clause", "bsd license": "BSD-3-Clause", "bsd-3-clause": "BSD-3-Clause", "3-clause bsd license": "BSD-3-Clause", "bsd-2-clause": "BSD-2-Clause",
-    "psfl": "PSF-2.0", "psf-2.0": "PSF-2.0", "python software foundation license": "PSF-2.0", "mpl-2.0": "MPL-2.0", "mpl-2.0 and mit": "MPL-2.0 AND MIT",
-    "isc license": "ISC", "isc license (iscl)": "ISC",
-}  # fmt: skip
+    "apache": "Apache-2.0",
+    "apache 2.0": "Apache-2.0",
+    "apache-2.0": "Apache-2.0",
+    "apache license 2.0": "Apache-2.0",
+    "apache software license": "Apache-2.0",
+    "apache software license 2.0": "Apache-2.0",
+    "apache license, version 2.0": "Apache-2.0",
+    "apache 2.0 license": "Apache-2.0",
+    "mit": "MIT",
+    "mit license": "MIT",
+    "bsd": "BSD-3-Clause",
+    "bsd license": "BSD-3-Clause",
+    "bsd-3-clause": "BSD-3-Clause",
+    "3-clause bsd license": "BSD-3-Clause",
+    "bsd-2-clause": "BSD-2-Clause",
+    "psfl": "PSF-2.0",
+    "psf-2.0": "PSF-2.0",
+    "python software foundation license": "PSF-2.0",
+    "mpl-2.0": "MPL-2.0",
+    "mpl-2.0 and mit": "MPL-2.0 AND MIT",
+    "isc license": "ISC",
+    "isc license (iscl)": "ISC",
+}
 # Read by hand in the package's own licence file, where its metadata is silent or says two things.
 READ_BY_HAND = {
-    "hjson": "MIT OR AFL-2.1", "huey": "MIT", "pyasn1-modules": "BSD-2-Clause", "python-dateutil": "Apache-2.0 AND BSD-3-Clause", "skops": "MIT",
+    "hjson": "MIT OR AFL-2.1",
+    "huey": "MIT",
+    "pyasn1-modules": "BSD-2-Clause",
+    "python-dateutil": "Apache-2.0 AND BSD-3-Clause",
+    "skops": "MIT",
 }
 
 
@@ -63,7 +84,9 @@ def resolve(wanted: list[Requirement]) -> dict[str, dict[str, Any]]:
         try:
             distribution = metadata.distribution(requirement.name)
         except metadata.PackageNotFoundError:
-            raise SystemExit(f"{requirement} (wanted by {wanted_by}) is not installed; pip install '.[optuna,s3,server]' first") from None
+            raise SystemExit(
+                f"{requirement} (wanted by {wanted_by}) is not installed; pip install '.[optuna,s3,server]' first"
+            ) from None
         entry = found.setdefault(name, {"distribution": distribution, "needs": set()})
         for text in distribution.requires or []:
             needed = Requirement(text)
@@ -80,34 +103,63 @@ def licence_of(distribution: metadata.Distribution) -> str:
         return READ_BY_HAND[name]
     if expression := about.get("License-Expression"):
         return expression
-    classifiers = [text.rpartition(" :: ")[2] for text in about.get_all("Classifier") or [] if text.startswith("License :: ")]
+    classifiers = [
+        text.rpartition(" :: ")[2] for text in about.get_all("Classifier") or [] if text.startswith("License :: ")
+    ]
     for words in ((about.get("License") or "").strip(), *classifiers):
         if spdx := SPDX.get(words.lower()):
             return spdx
-    raise SystemExit(f"{name}: no licence that is known in its metadata ({about.get('License')!r:.80}, {classifiers}); read its file, and add it to READ_BY_HAND")
+    raise SystemExit(
+        f"{name}: no licence that is known in its metadata ({about.get('License')!r:.80}, {classifiers}); read its file, and add it to READ_BY_HAND"
+    )
 
 
 def bill() -> dict[str, Any]:
     """The bill as CycloneDX has it."""
     found = resolve(roots())
-    versions = {name: found[name]["distribution"].version.partition("+")[0] for name in sorted(found)}  # +cpu is a build of the same release
+    versions = {
+        name: found[name]["distribution"].version.partition("+")[0] for name in sorted(found)
+    }  # +cpu is a build of the same release
     refs = {name: f"pkg:pypi/{name}@{version}" for name, version in versions.items()}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    own = {"type": "application", "bom-ref": project["name"], "name": project["name"], "version": project["version"], "licenses": [{"expression": project["license"]}]}
+    own = {
+        "type": "application",
+        "bom-ref": project["name"],
+        "name": project["name"],
+        "version": project["version"],
+        "licenses": [{"expression": project["license"]}],
+    }
     components = [
         {
-            "type": "library", "bom-ref": refs[name], "name": name, "version": versions[name], "purl": refs[name],
+            "type": "library",
+            "bom-ref": refs[name],
+            "name": name,
+            "version": versions[name],
+            "purl": refs[name],
             "licenses": [{"expression": licence_of(found[name]["distribution"])}],
         }
         for name in versions
-    ]  # fmt: skip
-    edges = [{"ref": refs[name], "dependsOn": sorted(refs[needed] for needed in found[name]["needs"])} for name in versions]
+    ]
+    edges = [
+        {"ref": refs[name], "dependsOn": sorted(refs[needed] for needed in found[name]["needs"])} for name in versions
+    ]
     edges.insert(0, {"ref": own["bom-ref"], "dependsOn": sorted({refs[normalised(root.name)] for root in roots()})})
-    return {"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1, "metadata": {"component": own}, "components": components, "dependencies": edges}
+    return {
+        "bomFormat": "CycloneDX",
+        "specVersion": "1.6",
+        "version": 1,
+        "metadata": {"component": own},
+        "components": components,
+        "dependencies": edges,
+    }
 
 
 if __name__ == "__main__":
     made = bill()
     SBOM.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
     licences = Counter(component["licenses"][0]["expression"] for component in made["components"])
-    print(f"{SBOM}: {len(made['components'])} packages", *(f"{number:4} {licence}" for licence, number in licences.most_common()), sep="\n")
+    print(
+        f"{SBOM}: {len(made['components'])} packages",
+        *(f"{number:4} {licence}" for licence, number in licences.most_common()),
+        sep="\n",
+    )

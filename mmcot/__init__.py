@@ -11,7 +11,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-_PUBLIC = {"open_model": "mmcot.models.opening", "T5ForMultimodalGeneration": "mmcot.models.t5", "MultimodalT5Config": "mmcot.models.t5"}
+_PUBLIC = {
+    "open_model": "mmcot.models.opening",
+    "T5ForMultimodalGeneration": "mmcot.models.t5",
+    "MultimodalT5Config": "mmcot.models.t5",
+}
 __all__ = list(_PUBLIC)
 
 

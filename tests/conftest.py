@@ -13,7 +13,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import pytest
 
 RAY_STARTS: list[str] = []  # a line a call of ray.init in this process
-RAY_FIXTURES: list[object] = []  # fixtures that made one: a test that asks for them uses Ray as well (names come more than once)
+RAY_FIXTURES: list[
+    object
+] = []  # fixtures that made one: a test that asks for them uses Ray as well (names come more than once)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -32,7 +34,9 @@ def pytest_runtest_call(item):
     before = len(RAY_STARTS)
     result = yield
     asked_for = [fixture for fixtures in item._fixtureinfo.name2fixturedefs.values() for fixture in fixtures]
-    uses = [fixture.argname for fixture in asked_for if any(fixture is known for known in RAY_FIXTURES)] or RAY_STARTS[before:]
+    uses = [fixture.argname for fixture in asked_for if any(fixture is known for known in RAY_FIXTURES)] or RAY_STARTS[
+        before:
+    ]
     if uses and not marked:
         pytest.fail(f"{item.nodeid} starts Ray ({uses[0]}) and lacks the marker: add @pytest.mark.ray")
     return result
@@ -55,9 +59,14 @@ def _note_starts_of_ray():
 
 
 TINY = [
-    "data.mini_sqa.num_train=64", "data.mini_sqa.num_val=16", "data.mini_sqa.num_test=16",
-    "data.samples_per_shard=24", "training.log_every=1", "rationale.max_target_tokens=48", "generation.task_samples=16",
-]  # fmt: skip
+    "data.mini_sqa.num_train=64",
+    "data.mini_sqa.num_val=16",
+    "data.mini_sqa.num_test=16",
+    "data.samples_per_shard=24",
+    "training.log_every=1",
+    "rationale.max_target_tokens=48",
+    "generation.task_samples=16",
+]
 
 
 @pytest.fixture(scope="session")
@@ -97,7 +106,12 @@ def corrected_data(tiny_data, workplace):
     from launcher.stages.data_folder import DataFolder
 
     problems = {
-        split: [problem for shard in manifest_shards(tiny_data.text, split) for problem in read_problems(tiny_data.path / "text", shard)] for split in SPLITS
+        split: [
+            problem
+            for shard in manifest_shards(tiny_data.text, split)
+            for problem in read_problems(tiny_data.path / "text", shard)
+        ]
+        for split in SPLITS
     }
     for number, problem in enumerate(problems["train"][:6]):
         problems["train"][number] = dataclasses.replace(problem, question=problem.question[::-1])
@@ -129,7 +143,12 @@ def make_job(tiny_settings, tiny_data, workplace):
     tokenizer.save_pretrained(pretrained)
 
     def make(name, **training):
-        changes = {"checkpoint_every": 2, "validate_every": 1, "micro_batch_size": 4, "global_batch_size": 12} | training
+        changes = {
+            "checkpoint_every": 2,
+            "validate_every": 1,
+            "micro_batch_size": 4,
+            "global_batch_size": 12,
+        } | training
         sections = {
             "training": tiny_settings.training.model_copy(update=changes),
             "model": tiny_settings.model.model_copy(update={"pretrained": str(pretrained)}),
@@ -139,9 +158,14 @@ def make_job(tiny_settings, tiny_data, workplace):
         shutil.rmtree(folder, ignore_errors=True)
         commit_json(folder / "lock.json", {"attempt": 1})
         return TrainJob(
-            stage="rationale", settings=settings, run_dir=str(folder), shards_dir=str(tiny_data.path),
-            lengths=lengths, num_steps=5, attempt=1,
-        )  # fmt: skip
+            stage="rationale",
+            settings=settings,
+            run_dir=str(folder),
+            shards_dir=str(tiny_data.path),
+            lengths=lengths,
+            num_steps=5,
+            attempt=1,
+        )
 
     return make
 
@@ -156,7 +180,12 @@ def s3(tiny_data):
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    environment = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_DEFAULT_REGION": "us-east-1"}
+    environment = {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
     filesystem = s3fs.S3FileSystem()
@@ -175,7 +204,9 @@ def model_dir(tiny_settings, tiny_data, workplace):
     from launcher.stages.samples import load_tokenizer, open_stage
 
     tokenizer = load_tokenizer(tiny_settings, tiny_data.path)
-    samples = open_stage(tiny_settings, "rationale", "train", shards_dir=tiny_data.path, tokenizer=tokenizer, rationales_dir=None)
+    samples = open_stage(
+        tiny_settings, "rationale", "train", shards_dir=tiny_data.path, tokenizer=tokenizer, rationales_dir=None
+    )
     build_model(tiny_settings, samples).save_pretrained(workplace / "model")
     tokenizer.save_pretrained(workplace / "model")
     return workplace / "model"

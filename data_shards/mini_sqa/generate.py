@@ -37,9 +37,15 @@ MAX_DRAWS = 200  # for one row, before its space counts as exhausted
 
 
 def write_mini_sqa(
-    output_dir: str | Path, *, num_train: int = 4000, num_val: int = 400, num_test: int = 800, seed: int = 0,
-    shuffle_choices: bool = True, extra_choices: int = 1,
-) -> None:  # fmt: skip
+    output_dir: str | Path,
+    *,
+    num_train: int = 4000,
+    num_val: int = 400,
+    num_test: int = 800,
+    seed: int = 0,
+    shuffle_choices: bool = True,
+    extra_choices: int = 1,
+) -> None:
     """Write the data set to a folder; files of the same name are overwritten.
 
     Args:
@@ -169,12 +175,21 @@ def _exhausted(what: str, skill: Skill) -> ValueError:
 
 def _record(rng: random.Random, skill: Skill, fact: tuple, question: str, hint: str, split: str) -> dict[str, Any]:
     return {
-        "question": question, "choices": list(skill.choices), "answer": skill.answer(fact), "hint": hint,
-        "image": None if skill.paint is None else "image.png", "task": "closed choice", "grade": skill.grade,
-        "subject": skill.subject, "topic": skill.topic, "category": skill.category, "skill": skill.skill,
-        "lecture": skill.lecture if rng.random() < skill.lecture_rate else "", "solution": skill.solve(fact),
+        "question": question,
+        "choices": list(skill.choices),
+        "answer": skill.answer(fact),
+        "hint": hint,
+        "image": None if skill.paint is None else "image.png",
+        "task": "closed choice",
+        "grade": skill.grade,
+        "subject": skill.subject,
+        "topic": skill.topic,
+        "category": skill.category,
+        "skill": skill.skill,
+        "lecture": skill.lecture if rng.random() < skill.lecture_rate else "",
+        "solution": skill.solve(fact),
         "split": split,
-    }  # fmt: skip
+    }
 
 
 def _with_mini_splits(splits: dict[str, list[str]]) -> dict[str, list[str]]:

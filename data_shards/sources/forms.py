@@ -1,8 +1,8 @@
 """Reading a data set in whichever of the known forms it is.
 
-    read_questions("path/to/ScienceQA")     # a folder in ScienceQA's layout
-    read_questions("mine.jsonl")             # or .csv, or a folder with train.jsonl, val.jsonl, ...
-    read_questions("my-dataset-on-disk")     # saved by Hugging Face's `save_to_disk`
+read_questions("path/to/ScienceQA")     # a folder in ScienceQA's layout
+read_questions("mine.jsonl")             # or .csv, or a folder with train.jsonl, val.jsonl, ...
+read_questions("my-dataset-on-disk")     # saved by Hugging Face's `save_to_disk`
 """
 
 from __future__ import annotations

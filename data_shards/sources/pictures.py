@@ -16,14 +16,21 @@ from data_shards.sources.question_set import Picture
 # What cameras, phones, browsers and scanners write. Pillow knows 40 more, of which EPS starts Ghostscript. MPO, which many
 # phones call .jpg, is opened by JPEG's decoder: its first picture is a whole JPEG.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_SIDE = 16_384  # pixels; what WEBP allows. A longer one is a strip or a bomb: encoders see a square of some hundred pixels
+MAX_SIDE = (
+    16_384  # pixels; what WEBP allows. A longer one is a strip or a bomb: encoders see a square of some hundred pixels
+)
 MAX_PIXELS = 100_000_000  # 400 MB as Pillow holds them, twice that while they are converted
 MAX_BYTES = 1_000_000_000  # of a file: 100 million pixels of 8 bytes, uncompressed, are less
 
 _TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _SIGNATURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\x00", b"MM\x00*")
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 _FULL_SCALES = {"I": (255, 65_535), "F": (1, 255, 65_535)}  # what white may be, the first that no value exceeds
@@ -62,10 +69,16 @@ def open_picture(picture: Picture, *, name: str, longest_side: int | None = None
         raise PictureError(f"{name} is too large to be read safely ({error}); make it smaller") from None
     except UnidentifiedImageError:
         if data.startswith(_SIGNATURES):
-            raise PictureError(f"{name} is damaged or cut off (its header cannot be read); replace or remove it") from None
-        raise PictureError(f"{name} is no picture of a known format ({', '.join(FORMATS)}); convert, replace or remove it") from None
+            raise PictureError(
+                f"{name} is damaged or cut off (its header cannot be read); replace or remove it"
+            ) from None
+        raise PictureError(
+            f"{name} is no picture of a known format ({', '.join(FORMATS)}); convert, replace or remove it"
+        ) from None
     except Exception as error:  # every decoder has its own kinds: struct.error, IndexError, OverflowError, zlib.error, MemoryError, ...
-        raise PictureError(f"{name} is damaged or cut off ({type(error).__name__}: {error}); replace or remove it") from None
+        raise PictureError(
+            f"{name} is damaged or cut off ({type(error).__name__}: {error}); replace or remove it"
+        ) from None
 
 
 def _read(picture: Picture, name: str) -> bytes:

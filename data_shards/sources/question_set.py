@@ -61,11 +61,16 @@ def with_captions(questions: QuestionSet, path: str | Path) -> QuestionSet:
     if not isinstance(captions, dict) or not all(isinstance(text, str) for text in captions.values()):
         raise ValueError(f'{path} holds no captions; expected {{"captions": {{qid: text}}}}')
     problems = {
-        split: [dataclasses.replace(problem, caption=captions.get(problem.qid, "")) for problem in questions.problems[split]] for split in questions.problems
+        split: [
+            dataclasses.replace(problem, caption=captions.get(problem.qid, "")) for problem in questions.problems[split]
+        ]
+        for split in questions.problems
     }
     known = {problem.qid for split in problems for problem in problems[split]}
     left_out = sum(qid not in known for qid in captions)
-    note = f"captions of {path}: {sum(qid in captions for qid in known):,} of {len(known):,} questions" + (f", {left_out:,} of unknown questions left out" if left_out else "")
+    note = f"captions of {path}: {sum(qid in captions for qid in known):,} of {len(known):,} questions" + (
+        f", {left_out:,} of unknown questions left out" if left_out else ""
+    )
     return dataclasses.replace(questions, problems=problems, notes=(*questions.notes, note))
 
 
@@ -84,4 +89,6 @@ def with_lists(questions: QuestionSet, lists: Mapping[str, str]) -> QuestionSet:
         if name not in known:
             raise ValueError(f"data.splits {split}: there is no list {name!r}; this data set has {', '.join(known)}")
         problems[split] = [dataclasses.replace(by_qid[qid], split=split) for qid in known[name]]
-    return dataclasses.replace(questions, problems=problems, pictures=lambda problem: questions.pictures(by_qid[problem.qid]))
+    return dataclasses.replace(
+        questions, problems=problems, pictures=lambda problem: questions.pictures(by_qid[problem.qid])
+    )

@@ -1,10 +1,10 @@
 """Reading ScienceQA's official layout, complete or in part.
 
-    problems.json      {qid: {"question": ..., "choices": [...], "answer": 0, ...}}
-    pid_splits.json    {"train": [qid, ...], "val": [...], "test": [...], "minitrain": [...], ...}
-    captions.json      {"captions": {qid: "..."}}                      (may be absent)
-    images/<split>/<qid>/<name>                                        (may be absent)
-    ceilings.json      accuracy bounds of a generated data set          (may be absent)
+problems.json      {qid: {"question": ..., "choices": [...], "answer": 0, ...}}
+pid_splits.json    {"train": [qid, ...], "val": [...], "test": [...], "minitrain": [...], ...}
+captions.json      {"captions": {qid: "..."}}                      (may be absent)
+images/<split>/<qid>/<name>                                        (may be absent)
+ceilings.json      accuracy bounds of a generated data set          (may be absent)
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def read(path: Path) -> QuestionSet:
 def _required(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; a folder in ScienceQA's layout has problems.json and pid_splits.json")
+        raise FileNotFoundError(
+            f"{path} does not exist; a folder in ScienceQA's layout has problems.json and pid_splits.json"
+        )
     value = read_json(path)
     if not isinstance(value, dict):
         raise ProblemError(f"{path} holds a {type(value).__name__}; expected an object")

@@ -20,14 +20,29 @@ def data_make(
     num_val: Annotated[int, typer.Option(help="Validation questions.")] = 400,
     num_test: Annotated[int, typer.Option(help="Test questions.")] = 800,
     seed: Annotated[int, typer.Option(help="Seed of the generator.")] = 0,
-    shuffle_choices: Annotated[bool, typer.Option("--shuffle-choices/--fixed-choices", help="Give each question an order of its choices of its own.")] = True,
-    extra_choices: Annotated[int, typer.Option(help="At most so many choices of other skills beside a skill's own.", min=0, max=3)] = 1,
+    shuffle_choices: Annotated[
+        bool,
+        typer.Option(
+            "--shuffle-choices/--fixed-choices", help="Give each question an order of its choices of its own."
+        ),
+    ] = True,
+    extra_choices: Annotated[
+        int, typer.Option(help="At most so many choices of other skills beside a skill's own.", min=0, max=3)
+    ] = 1,
 ) -> None:
     """Write MiniSQA, the embedded data set."""
     from data_shards.mini_sqa.generate import write_mini_sqa
 
     with errors_as_messages():
-        write_mini_sqa(output, num_train=num_train, num_val=num_val, num_test=num_test, seed=seed, shuffle_choices=shuffle_choices, extra_choices=extra_choices)
+        write_mini_sqa(
+            output,
+            num_train=num_train,
+            num_val=num_val,
+            num_test=num_test,
+            seed=seed,
+            shuffle_choices=shuffle_choices,
+            extra_choices=extra_choices,
+        )
         typer.echo(f"{output}: {num_train:,} train, {num_val:,} val, {num_test:,} test questions")
 
 
@@ -51,7 +66,12 @@ def data_shard(preset: Preset = None, config: Config = None, set_: Set = []) -> 
 @data_app.command("caption")
 def data_caption(
     path: Annotated[Path, typer.Argument(help="A data set with pictures, in any of the known forms.")],
-    model: Annotated[str, typer.Option(help="Hugging Face id or folder of a captioning model, such as Salesforce/blip-image-captioning-base.")],
+    model: Annotated[
+        str,
+        typer.Option(
+            help="Hugging Face id or folder of a captioning model, such as Salesforce/blip-image-captioning-base."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The captions.json to write; use it by --set data.captions=FILE.")],
     set_: Set = [],  # noqa: B006
 ) -> None:
@@ -64,7 +84,10 @@ def data_caption(
 
 @data_app.command("index")
 def data_index(
-    tars: Annotated[list[str], typer.Argument(help="Tars by split: train=FILE or train='FOLDER/a-*.tar', paths or URLs; val=..., test=...")],
+    tars: Annotated[
+        list[str],
+        typer.Argument(help="Tars by split: train=FILE or train='FOLDER/a-*.tar', paths or URLs; val=..., test=..."),
+    ],
     out: Annotated[Path, typer.Option(help="Data folder to write: indexes and manifests, no copies.")],
     features: Annotated[str | None, typer.Option(help="Name under which .npy members become vision features.")] = None,
 ) -> None:
@@ -80,7 +103,9 @@ def data_index(
 @data_app.command("check")
 def data_check(
     shards: Annotated[str, typer.Argument(help="A data folder, or its URL.")],
-    features: Annotated[str | None, typer.Option(help="Features to check of a folder behind a URL; locally all are checked.")] = None,
+    features: Annotated[
+        str | None, typer.Option(help="Features to check of a folder behind a URL; locally all are checked.")
+    ] = None,
 ) -> None:
     """Hold every shard against its manifest: size, checksum, index, order of keys; look for repeated questions."""
     with errors_as_messages():
@@ -110,8 +135,12 @@ def data_ledger(folder: RunFolder) -> None:
 
 @data_app.command("describe")
 def data_describe(
-    path: Annotated[Path, typer.Argument(help="A data set: ScienceQA folder, .jsonl, .csv, or a saved Hugging Face data set.")],
-    tokenizer: Annotated[str | None, typer.Option(help="Hugging Face id or folder to count tokens with; else words.")] = None,
+    path: Annotated[
+        Path, typer.Argument(help="A data set: ScienceQA folder, .jsonl, .csv, or a saved Hugging Face data set.")
+    ],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Hugging Face id or folder to count tokens with; else words.")
+    ] = None,
 ) -> None:
     """Count questions, pictures and contexts, and how long prompts are, before building anything."""
     with errors_as_messages():

@@ -12,8 +12,10 @@ from launcher.cli.run import run_app, train_app
 
 app = typer.Typer(
     help="Train small multimodal models that write their reasons down, from a laptop to a cluster.",
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
-)  # fmt: skip
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 config_app = typer.Typer(help="Look at settings.", no_args_is_help=True)
 for commands in (run_app, models_app, sync_app):
     app.add_typer(commands)

@@ -20,28 +20,53 @@ mlflow_app = typer.Typer(help="Serve MLflow.", no_args_is_help=True)
 
 @mlflow_app.command("up")
 def mlflow_up(
-    runs: Annotated[Path, typer.Option(help="The folder that holds the runs, and mlflow.db and mlartifacts beside them.")] = Path("runs"),
+    runs: Annotated[
+        Path, typer.Option(help="The folder that holds the runs, and mlflow.db and mlartifacts beside them.")
+    ] = Path("runs"),
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
-    host: Annotated[str, typer.Option(help="Address to listen on; other than loopback only with --auth.")] = "127.0.0.1",
-    backend_store_uri: Annotated[str | None, typer.Option(help="Database instead of mlflow.db; with a password: by MLFLOW_BACKEND_STORE_URI[_FILE].")] = None,
-    artifacts: Annotated[str | None, typer.Option(help="Folder or s3:// URL instead of mlartifacts; clients need no access to it.")] = None,
-    auth: Annotated[bool, typer.Option("--auth", help="Ask for name and password; the first: MLFLOW_AUTH_ADMIN_USERNAME, _PASSWORD[_FILE].")] = False,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; other than loopback only with --auth.")
+    ] = "127.0.0.1",
+    backend_store_uri: Annotated[
+        str | None,
+        typer.Option(help="Database instead of mlflow.db; with a password: by MLFLOW_BACKEND_STORE_URI[_FILE]."),
+    ] = None,
+    artifacts: Annotated[
+        str | None, typer.Option(help="Folder or s3:// URL instead of mlartifacts; clients need no access to it.")
+    ] = None,
+    auth: Annotated[
+        bool,
+        typer.Option(
+            "--auth", help="Ask for name and password; the first: MLFLOW_AUTH_ADMIN_USERNAME, _PASSWORD[_FILE]."
+        ),
+    ] = False,
     workers: Annotated[int, typer.Option(help="Worker processes.")] = 1,
-    allowed_hosts: Annotated[str | None, typer.Option(help="Names clients use for this server, comma-separated; default: its own names.")] = None,
+    allowed_hosts: Annotated[
+        str | None, typer.Option(help="Names clients use for this server, comma-separated; default: its own names.")
+    ] = None,
 ) -> None:
     """Serve the runs of a folder, or a team's, until Ctrl-C."""
     with errors_as_messages():
         from launcher.tracking.server import plan_server, serve
 
         server = plan_server(
-            runs=runs, environment=dict(os.environ), port=port, host=host, backend_store_uri=backend_store_uri,
-            artifacts=artifacts, auth=auth, workers=workers, allowed_hosts=allowed_hosts,
-        )  # fmt: skip
+            runs=runs,
+            environment=dict(os.environ),
+            port=port,
+            host=host,
+            backend_store_uri=backend_store_uri,
+            artifacts=artifacts,
+            auth=auth,
+            workers=workers,
+            allowed_hosts=allowed_hosts,
+        )
         serve(server, report=say)
 
 
 @sync_app.command()
-def sync(folder: RunFolder, uri: Annotated[str | None, typer.Option(help="MLflow; default: the run's own.")] = None) -> None:
+def sync(
+    folder: RunFolder, uri: Annotated[str | None, typer.Option(help="MLflow; default: the run's own.")] = None
+) -> None:
     """Send whatever MLflow has not got of a run, such as after it was away; nothing comes twice."""
     with errors_as_messages():
         from data_shards.atomic_files import read_json
@@ -54,7 +79,9 @@ def sync(folder: RunFolder, uri: Annotated[str | None, typer.Option(help="MLflow
         told = read_json(run_dir.mlflow_state).get("uri") if run_dir.mlflow_state.exists() else None
         uri = uri or settings.tracking.uri or told  # the one that has the rest, whatever this shell's environment says
         if current := owner(run_dir):
-            raise RunError(f"{folder} is being run by process {current['pid']} on {current['host']}, which sends by itself")
+            raise RunError(
+                f"{folder} is being run by process {current['pid']} on {current['host']}, which sends by itself"
+            )
         if uri:
             settings = settings.model_copy(update={"tracking": settings.tracking.model_copy(update={"uri": uri})})
         from launcher.config.loading import tracking_uri

@@ -22,29 +22,45 @@ models_app = typer.Typer()
 
 @models_app.command()
 def evaluate(
-    preset: Preset = None, config: Config = None, set_: Set = [],  # noqa: B006
-    predictions: Annotated[Path | None, typer.Option(help="Score this file instead: ours, the published system's, or ScienceQA's.")] = None,
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = [],  # noqa: B006
+    predictions: Annotated[
+        Path | None, typer.Option(help="Score this file instead: ours, the published system's, or ScienceQA's.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="The data set the file is of.")] = None,
     split: Annotated[str, typer.Option(help="The split the file is of: train, val or test.")] = "test",
     against: Annotated[str | None, typer.Option(help="'paper' prints the published rows beside.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the content of a scores.json.")] = False,
-    rationale_format: Annotated[str, typer.Option(help="Prompt format whose gold rationales are compared with.")] = "QCM-E",
-    similarity_model: Annotated[str | None, typer.Option(help="Folder of a sentence model, for the similarity score.")] = None,
-    guess_seed: Annotated[int | None, typer.Option(help="Guess unreadable answers, as the published system does.")] = None,
-) -> None:  # fmt: skip
+    rationale_format: Annotated[
+        str, typer.Option(help="Prompt format whose gold rationales are compared with.")
+    ] = "QCM-E",
+    similarity_model: Annotated[
+        str | None, typer.Option(help="Folder of a sentence model, for the similarity score.")
+    ] = None,
+    guess_seed: Annotated[
+        int | None, typer.Option(help="Guess unreadable answers, as the published system does.")
+    ] = None,
+) -> None:
     """Answer and score the validation and test splits; or score a file of predictions."""
     if predictions is None:
         run_until("evaluate", preset, config, set_)
         return
     with errors_as_messages():
         if data is None or split not in ("train", "val", "test") or against not in (None, "paper"):
-            raise ValueError("--predictions needs --data DIR, a --split of train, val or test, and --against paper or nothing")
+            raise ValueError(
+                "--predictions needs --data DIR, a --split of train, val or test, and --against paper or nothing"
+            )
         from launcher.evaluation.external_predictions import format_scores, score_file
 
         scored = score_file(
-            predictions, data, split=split, rationale_format=rationale_format,
-            similarity_model=similarity_model, guess_seed=guess_seed,
-        )  # fmt: skip
+            predictions,
+            data,
+            split=split,
+            rationale_format=rationale_format,
+            similarity_model=similarity_model,
+            guess_seed=guess_seed,
+        )
         if as_json:
             typer.echo(json.dumps(scored.report, indent=2))
             return
@@ -70,15 +86,21 @@ def reference_command(context: typer.Context, set_: Set = []) -> None:  # noqa: 
 def import_checkpoint(
     source: Annotated[Path, typer.Argument(help="Folder of the published system: config.json and weights.")],
     out: Annotated[Path, typer.Option(help="New folder that from_pretrained opens.")],
-    vision_num_patches: Annotated[int | None, typer.Option(help="Patches of its features, where config.json does not say.")] = None,
-    vision_dim: Annotated[int | None, typer.Option(help="Width of its features; default: read off the weights.")] = None,
+    vision_num_patches: Annotated[
+        int | None, typer.Option(help="Patches of its features, where config.json does not say.")
+    ] = None,
+    vision_dim: Annotated[
+        int | None, typer.Option(help="Width of its features; default: read off the weights.")
+    ] = None,
 ) -> None:
     """Turn a checkpoint of the published system into a model that from_pretrained opens."""
     with errors_as_messages():
         from mmcot.models.checkpoint_import import import_checkpoint
 
         done = import_checkpoint(source, out, vision_num_patches=vision_num_patches, vision_dim=vision_dim)
-        typer.echo(f"{done.path}: {done.num_parameters:,} parameters, features [{done.vision_num_patches}, {done.vision_dim}]")
+        typer.echo(
+            f"{done.path}: {done.num_parameters:,} parameters, features [{done.vision_num_patches}, {done.vision_dim}]"
+        )
         if not done.copied_files:
             typer.echo("note: the source has no tokenizer; put one beside the model before using it")
 
@@ -91,7 +113,9 @@ def predict(
     context: Annotated[str, typer.Option(help="Text that belongs to the question.")] = "",
     image: Annotated[list[Path], typer.Option(help="A picture; repeat for several.")] = [],  # noqa: B006
     input: Annotated[Path | None, typer.Option(help="A .jsonl or .csv of questions, instead of one.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Where to write the answers to --input; default: the screen.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Where to write the answers to --input; default: the screen.")
+    ] = None,
 ) -> None:
     """Answer one question, or many, with a finished run: the reasons first, then the answer."""
     with errors_as_messages():
@@ -102,7 +126,9 @@ def predict(
             return
         from mmcot.texts.problem import Problem
 
-        problem = Problem(qid="question", question=question, choices=tuple(choice), hint=context, images=tuple(map(str, image)))
+        problem = Problem(
+            qid="question", question=question, choices=tuple(choice), hint=context, images=tuple(map(str, image))
+        )
         from launcher.generation.predictor import RunPredictor, format_answer
 
         predictor = RunPredictor(model)

@@ -45,7 +45,9 @@ class errors_as_messages:
             raise typer.Exit(1) from None
 
 
-def run_until(step: str, preset: str | None, config: Path | None, overrides: list[str], write_job: Path | None = None) -> None:
+def run_until(
+    step: str, preset: str | None, config: Path | None, overrides: list[str], write_job: Path | None = None
+) -> None:
     """Run the pipeline up to a step and show where the run lies."""
     with errors_as_messages():
         from launcher.config.loading import load_settings

@@ -20,7 +20,9 @@ from launcher.cli.options import (
 run_app = typer.Typer()
 train_app = typer.Typer(help="Train one stage.", no_args_is_help=True)
 
-WriteJob = Annotated[Path | None, typer.Option(help="Write this training for `torchrun -m launcher.rank FILE` instead of running it.")]
+WriteJob = Annotated[
+    Path | None, typer.Option(help="Write this training for `torchrun -m launcher.rank FILE` instead of running it.")
+]
 
 
 @run_app.command()
@@ -32,9 +34,11 @@ def run(preset: Preset = None, config: Config = None, set_: Set = []) -> None:  
 @run_app.command()
 def submit(
     address: Annotated[str, typer.Option(help="The cluster's dashboard, such as http://127.0.0.1:8265.")],
-    preset: Preset = None, config: Config = None, set_: Set = [],  # noqa: B006
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = [],  # noqa: B006
     follow: Annotated[bool, typer.Option(help="Show the run's output until it ends, and end with its status.")] = True,
-) -> None:  # fmt: skip
+) -> None:
     """Send the run to a Ray cluster as a job; this installation's code goes along, data does not. Send again to go on."""
     with errors_as_messages():
         from launcher.config.loading import load_settings
@@ -49,10 +53,14 @@ def submit(
 
 @run_app.command()
 def tune(
-    preset: Preset = None, config: Config = None, set_: Set = [],  # noqa: B006
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = [],  # noqa: B006
     num_samples: Annotated[int | None, typer.Option(min=1, help="Trials; as tuning.num_samples.")] = None,
-    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at a time; as tuning.max_concurrent.")] = None,
-) -> None:  # fmt: skip
+    max_concurrent: Annotated[
+        int | None, typer.Option(min=1, help="Trials at a time; as tuning.max_concurrent.")
+    ] = None,
+) -> None:
     """Search settings with Ray Tune: tuning.space says which. Run again to go on."""
     with errors_as_messages():
         from launcher.config.loading import load_settings
@@ -85,19 +93,27 @@ def ablate(preset: Preset = None, config: Config = None, set_: Set = []) -> None
 
 @run_app.command()
 def rationales(
-    preset: Preset = None, config: Config = None, set_: Set = [],  # noqa: B006
-    model: Annotated[Path | None, typer.Option(help="A stage-one model's folder; without: the pipeline up to the rationales.")] = None,
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = [],  # noqa: B006
+    model: Annotated[
+        Path | None, typer.Option(help="A stage-one model's folder; without: the pipeline up to the rationales.")
+    ] = None,
     shards: Annotated[str | None, typer.Option(help="The data folder, or its URL.")] = None,
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "all",
-    out: Annotated[Path | None, typer.Option(help="Folder for the rationales; again: only what is missing is written.")] = None,
-) -> None:  # fmt: skip
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the rationales; again: only what is missing is written.")
+    ] = None,
+) -> None:
     """Write rationales: of a run (the pipeline up to there), or by any model over any shards."""
     if model is None:
         run_until("rationales", preset, config, set_)
         return
     with errors_as_messages():
         if shards is None or out is None or split not in ("train", "val", "test", "all") or preset or config:
-            raise ValueError("--model needs --shards DIR, --out DIR and a --split of train, val, test or all; settings by --set alone")
+            raise ValueError(
+                "--model needs --shards DIR, --out DIR and a --split of train, val, test or all; settings by --set alone"
+            )
         from launcher.generation.standalone import write_rationales
 
         write_rationales(model, shards, split, out, overrides=set_, report=say)
@@ -127,10 +143,19 @@ def status(folder: RunFolder) -> None:
 
 @run_app.command("report")
 def report_command(
-    folders: Annotated[list[Path], typer.Argument(metavar="RUN...", help="The folder of a run, finished or not; of several: a comparison.")],
-    out: Annotated[Path | None, typer.Option(help="File to write; default RUN/report.html, or report.html for several.")] = None,
-    pictures: Annotated[int, typer.Option(min=0, help="Pictures embedded of each split, wrong answers first; more where they are tiny.")] = 200,
-    looking: Annotated[int, typer.Option(min=0, help="Questions whose attention is measured, wrong answers first.")] = 24,
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUN...", help="The folder of a run, finished or not; of several: a comparison."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="File to write; default RUN/report.html, or report.html for several.")
+    ] = None,
+    pictures: Annotated[
+        int, typer.Option(min=0, help="Pictures embedded of each split, wrong answers first; more where they are tiny.")
+    ] = 200,
+    looking: Annotated[
+        int, typer.Option(min=0, help="Questions whose attention is measured, wrong answers first.")
+    ] = 24,
 ) -> None:
     """Write a page to look at: scores, curves, questions, and where the model looked. One file, no network."""
     with errors_as_messages():

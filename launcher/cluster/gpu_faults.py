@@ -12,10 +12,19 @@ from typing import Any
 from data_shards.atomic_files import commit_json, read_json
 
 _SIGNS_OF_A_GPU_FAULT = (  # of the hardware or its driver; an assert on the device or a wrong address is a fault of code
-    "uncorrectable ECC error", "unspecified launch failure", "CUBLAS_STATUS_EXECUTION_FAILED", "CUBLAS_STATUS_INTERNAL_ERROR",
-    "CUBLAS_STATUS_NOT_INITIALIZED", "hardware stack error", "GPU has fallen off the bus", "CUDA error: unknown error",
-    "CUDA-capable device(s) is/are busy or unavailable", "cudaErrorDevicesUnavailable", "CUDNN_STATUS_EXECUTION_FAILED", "NVLink",
-)  # fmt: skip
+    "uncorrectable ECC error",
+    "unspecified launch failure",
+    "CUBLAS_STATUS_EXECUTION_FAILED",
+    "CUBLAS_STATUS_INTERNAL_ERROR",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "hardware stack error",
+    "GPU has fallen off the bus",
+    "CUDA error: unknown error",
+    "CUDA-capable device(s) is/are busy or unavailable",
+    "cudaErrorDevicesUnavailable",
+    "CUDNN_STATUS_EXECUTION_FAILED",
+    "NVLink",
+)
 
 
 _HOLD_TIMEOUT_S = 30.0
@@ -49,7 +58,9 @@ def note_fault(path: Path, error: BaseException) -> None:
     number = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
     given = ray.get_gpu_ids()  # of this worker alone, while it sees those of its whole group
     gpu = int(given[0]) if len(given) == 1 else int(given[number]) if number < len(given) else number
-    commit_json(path, {"node_id": context.get_node_id(), "gpu": gpu, "host": socket.gethostname(), "error": str(error)[:500]})
+    commit_json(
+        path, {"node_id": context.get_node_id(), "gpu": gpu, "host": socket.gethostname(), "error": str(error)[:500]}
+    )
 
 
 def read_faults(paths: Iterator[Path]) -> list[GpuFault]:
@@ -69,7 +80,9 @@ def hold_gpus(faults: list[GpuFault]) -> list[Any]:
     for fault in faults:
         others: list[Any] = []
         strategy = NodeAffinitySchedulingStrategy(fault.node_id, soft=False)
-        with contextlib.suppress(ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):  # none is free, or the node is gone
+        with contextlib.suppress(
+            ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError
+        ):  # none is free, or the node is gone
             while True:
                 actor = actor_class.options(num_cpus=0, num_gpus=1, scheduling_strategy=strategy).remote()
                 others.append(actor)

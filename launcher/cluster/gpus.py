@@ -21,9 +21,13 @@ from launcher.runs.run_settings import RUN_SETTINGS, read_run_settings
 
 
 def with_device(
-    settings: Settings, run_dir: RunDir | None, report: Callable[[str], None],
-    *, count: Callable[[Cluster], tuple[int, str]] | None = None, keep: bool = True,
-) -> Settings:  # fmt: skip
+    settings: Settings,
+    run_dir: RunDir | None,
+    report: Callable[[str], None],
+    *,
+    count: Callable[[Cluster], tuple[int, str]] | None = None,
+    keep: bool = True,
+) -> Settings:
     """The same settings with ``cluster.use_gpu`` decided.
 
     Args:
@@ -43,7 +47,9 @@ def with_device(
             "a folder of its own with --set run.dir=runs/ANOTHER-NAME"
         )
     decided = kept if kept is not None else wanted
-    if decided is False or (wanted is True and cluster.address != "local"):  # the nodes of an autoscaler come when they are asked for
+    if decided is False or (
+        wanted is True and cluster.address != "local"
+    ):  # the nodes of an autoscaler come when they are asked for
         return _decided(settings, decided)
     found, where = (count or count_gpus)(cluster)
     is_new, decided = decided == "auto", found > 0 if decided == "auto" else decided
@@ -53,11 +59,15 @@ def with_device(
             "waits for those of an autoscaler), or train anew on CPUs in another folder: --set cluster.use_gpu=false --set run.dir=runs/ANOTHER-NAME"
         )
     if run_dir is None and wanted == "auto" and 0 < found < cluster.num_workers:
-        settings = settings.model_copy(update={"cluster": (cluster := cluster.model_copy(update={"num_workers": found, "min_workers": None}))})
+        settings = settings.model_copy(
+            update={"cluster": (cluster := cluster.model_copy(update={"num_workers": found, "min_workers": None}))}
+        )
     if decided and cluster.address == "local":
         require_gpus(cluster, found, where)
     if is_new:
-        report(f"device: {f'{found} GPUs of {where}' if decided else f'CPU ({where} has no GPU)'}; cluster.use_gpu chooses another")
+        report(
+            f"device: {f'{found} GPUs of {where}' if decided else f'CPU ({where} has no GPU)'}; cluster.use_gpu chooses another"
+        )
         if run_dir and keep:
             commit_json(run_dir.device, {"use_gpu": decided, "found": found, "where": where})
     return _decided(settings, decided)
@@ -104,5 +114,3 @@ def _decided(settings: Settings, use_gpu: bool) -> Settings:
 
 def _said(use_gpu: bool | str) -> str:
     return str(use_gpu).lower()
-
-

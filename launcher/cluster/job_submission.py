@@ -41,8 +41,15 @@ STOP_WAIT_S = 120
 _RETRY_S = 2.0
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _FOLDERS = (
-    "run.dir", "data.path", "data.shards_dir", "data.vision_features", "data.captions", "data.cache_dir", "answer.rationales", "training.nvme_dir",
-)  # fmt: skip
+    "run.dir",
+    "data.path",
+    "data.shards_dir",
+    "data.vision_features",
+    "data.captions",
+    "data.cache_dir",
+    "answer.rationales",
+    "training.nvme_dir",
+)
 _IDS_OR_FOLDERS = ("model.pretrained", "data.vision_model")  # on the hub, or a folder
 
 
@@ -59,7 +66,9 @@ def submit_run(settings: Settings, *, address: str, follow: bool = True, report:
     """
     check_no_credentials("--address", address)
     if not address.startswith(("http://", "https://")):
-        raise SettingsError(f"--address {address!r} must be that of the cluster's dashboard, such as http://127.0.0.1:8265")
+        raise SettingsError(
+            f"--address {address!r} must be that of the cluster's dashboard, such as http://127.0.0.1:8265"
+        )
     settings = for_cluster(settings)
     from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
@@ -74,14 +83,16 @@ def submit_run(settings: Settings, *, address: str, follow: bool = True, report:
                 submission_id=f"{settings.run.name}-{time.strftime('%Y%m%d-%H%M%S')}",
                 runtime_env={"working_dir": folder, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}},
                 metadata={"mmcot.run_dir": str(settings.run.dir)},
-            )  # fmt: skip
+            )
         except (OSError, RuntimeError, RayError) as error:  # the last: no token, or another
             raise SubmitError(
                 f"the cluster at {address} does not take the job: {error}\nIs its dashboard forwarded to here, and the token that of the cluster "
                 "(RAY_AUTH_MODE=token, with RAY_AUTH_TOKEN or ~/.ray/auth_token)?"
             ) from None
     report(f"job {job}, run {settings.run.dir}; the same command goes on where it stopped")
-    report(f"  follow: ray job logs --follow --address {address} {job}    stop, with a checkpoint: ray job stop --address {address} {job}")
+    report(
+        f"  follow: ray job logs --follow --address {address} {job}    stop, with a checkpoint: ray job stop --address {address} {job}"
+    )
     for line in mlflow_lines(settings, RunDir(settings.run_dir)):
         report(f"  {line}")
     return _follow(client, job, report) if follow else 0
@@ -98,7 +109,9 @@ def for_cluster(settings: Settings) -> Settings:
         value = value_of(settings, name)
         if value is None and name in ("run.dir", "data.shards_dir"):  # their defaults lie in the current folder
             wrong.append(f"{name} is not given")
-        elif value is not None and not (Path(value).expanduser().is_absolute() or (name == "data.shards_dir" and "://" in value)):
+        elif value is not None and not (
+            Path(value).expanduser().is_absolute() or (name == "data.shards_dir" and "://" in value)
+        ):
             wrong.append(f"{name} is {value!r}")
     for name in _IDS_OR_FOLDERS:
         value = value_of(settings, name)
@@ -116,11 +129,15 @@ def for_cluster(settings: Settings) -> Settings:
             "or none at all for SQLite beside the runs"
         )
     address = settings.cluster.address if settings.cluster.address != "local" else "auto"
-    return settings.model_copy(update={
-        "cluster": settings.cluster.model_copy(update={"address": address}),
-        "tracking": settings.tracking.model_copy(update={"uri": uri}),
-        "training": settings.training.model_copy(update={"deepspeed": read_deepspeed(settings.training.deepspeed) or None}),
-    })  # fmt: skip
+    return settings.model_copy(
+        update={
+            "cluster": settings.cluster.model_copy(update={"address": address}),
+            "tracking": settings.tracking.model_copy(update={"uri": uri}),
+            "training": settings.training.model_copy(
+                update={"deepspeed": read_deepspeed(settings.training.deepspeed) or None}
+            ),
+        }
+    )
 
 
 def write_package(folder: Path, settings: Settings) -> None:
@@ -163,7 +180,9 @@ def _show_to_the_end(client: Any, job: str, report: Callable[[str], None]) -> in
             time.sleep(_RETRY_S)
         except Exception as error:  # the tunnel or the head: the job may well be running
             if isinstance(error, RayError) or "status code 404" in str(error):
-                report(f"{job} can no longer be followed ({error}); if the cluster began anew, the same command goes on where the run stopped")
+                report(
+                    f"{job} can no longer be followed ({error}); if the cluster began anew, the same command goes on where the run stopped"
+                )
                 return 1
             if not lost:
                 report(f"the connection is lost ({type(error).__name__}: {error}); trying again")

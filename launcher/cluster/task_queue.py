@@ -1,9 +1,9 @@
 """Which task is handed out next; a plain value that knows neither Ray nor files.
 
-    queue = TaskQueue({task: expected_cost, ...}, max_attempts=3)
-    task = queue.take()                  # the most expensive one; None when there is none
-    queue.failed(task, "out of memory")  # True: it will be handed out again, next
-    queue.set_aside                      # {task: error} of those that always failed
+queue = TaskQueue({task: expected_cost, ...}, max_attempts=3)
+task = queue.take()                  # the most expensive one; None when there is none
+queue.failed(task, "out of memory")  # True: it will be handed out again, next
+queue.set_aside                      # {task: error} of those that always failed
 """
 
 from __future__ import annotations

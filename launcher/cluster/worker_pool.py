@@ -60,7 +60,9 @@ class WorkerProcess:
     def __init__(self, worker_class: type, job: Any, hang_timeout_s: float) -> None:
         self._make = lambda: worker_class(job)
         self._num_parts, self._guarded_at = 0, 0.0
-        self._guard_every_s = min(1.0, hang_timeout_s / 10)  # a token may take a millisecond, starting the guard's clock some of its own
+        self._guard_every_s = min(
+            1.0, hang_timeout_s / 10
+        )  # a token may take a millisecond, starting the guard's clock some of its own
         self._guard = HangGuard(hang_timeout_s, end=False)
         self._name = f"process {os.getpid()} on {socket.gethostname()}"
 
@@ -154,10 +156,18 @@ class _Watch:
 
 
 def run_on_workers(
-    worker_class: type, job: Any, costs: Mapping[T, float],
-    *, cluster: Cluster, gpus_per_worker: float, max_attempts: int, hang_timeout_s: float,
-    stands: Callable[[T], bool], done: Callable[[T, Any], None], report: Callable[[str], None] = lambda line: None,
-) -> dict[T, str]:  # fmt: skip
+    worker_class: type,
+    job: Any,
+    costs: Mapping[T, float],
+    *,
+    cluster: Cluster,
+    gpus_per_worker: float,
+    max_attempts: int,
+    hang_timeout_s: float,
+    stands: Callable[[T], bool],
+    done: Callable[[T, Any], None],
+    report: Callable[[str], None] = lambda line: None,
+) -> dict[T, str]:
     """Hand tasks to workers, the most expensive first; returns those that always failed, with their errors.
 
     Args:
@@ -175,7 +185,9 @@ def run_on_workers(
 
     actor_class = _actor_class(worker_class, cluster, gpus_per_worker)
     queue, watch = TaskQueue(costs, max_attempts=max_attempts), _Watch(hang_timeout_s)
-    waiting: dict[Any, _Watched] = {}  # a worker takes its first task when it is there: those of nodes that join later, later
+    waiting: dict[
+        Any, _Watched
+    ] = {}  # a worker takes its first task when it is there: those of nodes that join later, later
     failed_starts = 0.0  # in a row; see LOST_STARTS
 
     def start_worker() -> None:
@@ -195,7 +207,9 @@ def run_on_workers(
         failed_starts += 1 / LOST_STARTS if _is_lost(error) else 1
         ray.kill(worker.actor)
         if failed_starts >= max_attempts:
-            raise WorkersError(f"workers failed {failed_starts:g} times in a row before their first task; the last:\n{error}") from None
+            raise WorkersError(
+                f"workers failed {failed_starts:g} times in a row before their first task; the last:\n{error}"
+            ) from None
         start_worker()
 
     def after_task(worker: _Watched, error: Exception | None, result: Any) -> None:
@@ -203,7 +217,9 @@ def run_on_workers(
             done(worker.task, result)
         else:
             queue.failed(worker.task, str(error))
-        if isinstance(error, (ray.exceptions.RayActorError, NoProgress)) or (error is not None and cluster.use_gpu):  # CUDA errors stay in a process
+        if isinstance(error, (ray.exceptions.RayActorError, NoProgress)) or (
+            error is not None and cluster.use_gpu
+        ):  # CUDA errors stay in a process
             ray.kill(worker.actor)  # one that only cannot be reached must not write beside its successor
             start_worker()
         else:
@@ -242,10 +258,15 @@ def _actor_class(worker_class: type, cluster: Cluster, gpus_per_worker: float) -
 
     named = type(worker_class.__name__, (WorkerProcess,), {})  # the name by which a person finds its processes
     return ray.remote(
-        num_cpus=cluster.cpus_per_worker, num_gpus=gpus_per_worker if cluster.use_gpu else 0,
-        max_restarts=0, max_task_retries=0, concurrency_groups={"watch": 1},
-        scheduling_strategy=PlacementGroupSchedulingStrategy(placement_group=None),  # a tuning's trial has a group of its own
-    )(named)  # fmt: skip
+        num_cpus=cluster.cpus_per_worker,
+        num_gpus=gpus_per_worker if cluster.use_gpu else 0,
+        max_restarts=0,
+        max_task_retries=0,
+        concurrency_groups={"watch": 1},
+        scheduling_strategy=PlacementGroupSchedulingStrategy(
+            placement_group=None
+        ),  # a tuning's trial has a group of its own
+    )(named)
 
 
 def _is_lost(error: Exception) -> bool:

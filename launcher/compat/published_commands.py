@@ -95,39 +95,71 @@ def parse_command(arguments: Sequence[str], *, num_gpus: int, overrides: Sequenc
     if (options.eval_le is None) != (options.test_le is None):
         raise SettingsError("--eval_le and --test_le belong together; give both, or neither")
     given = {"val": Path(options.eval_le), "test": Path(options.test_le)} if options.eval_le and "G" in reads else {}
-    chain = "two-stage" if stage == "rationale" or (reads.endswith("G") and not given) else "given-rationales" if given else _CHAINS.get(writes)
+    chain = (
+        "two-stage"
+        if stage == "rationale" or (reads.endswith("G") and not given)
+        else "given-rationales"
+        if given
+        else _CHAINS.get(writes)
+    )
     if chain is None:
-        raise SettingsError(f"--prompt_format {options.prompt_format} is no format that the published system trains; give QCM-E, QCM-LE, QCMG-A, QCM-A, QCM-LEA or QCM-ALE")
+        raise SettingsError(
+            f"--prompt_format {options.prompt_format} is no format that the published system trains; give QCM-E, QCM-LE, QCMG-A, QCM-A, QCM-LEA or QCM-ALE"
+        )
     if options.evaluate_dir and chain == "two-stage" and stage == "answer":
-        raise SettingsError(f"--evaluate_dir with --prompt_format {options.prompt_format} reads rationales; give --eval_le and --test_le")
+        raise SettingsError(
+            f"--evaluate_dir with --prompt_format {options.prompt_format} reads rationales; give --eval_le and --test_le"
+        )
     folder, spec = _folder(options, num_gpus), {"num_epochs": options.epoch, "max_source_tokens": options.input_len}
     lengths = {"rationale": 512, "answer": 64} | {stage: options.output_len}
     values: dict[str, Any] = {
-        "run": {"name": re.sub(r"[^A-Za-z0-9_.-]", "-", folder.name), "dir": str(folder / "mmcot"), "seed": options.seed, "chain": chain},
+        "run": {
+            "name": re.sub(r"[^A-Za-z0-9_.-]", "-", folder.name),
+            "dir": str(folder / "mmcot"),
+            "seed": options.seed,
+            "chain": chain,
+        },
         "data": {
-            "path": str(Path(options.data_root) / "scienceqa"), "features": options.img_type, "use_caption": options.use_caption,
-            "captions": options.caption_file if options.use_caption else None, **_published_features(options),
+            "path": str(Path(options.data_root) / "scienceqa"),
+            "features": options.img_type,
+            "use_caption": options.use_caption,
+            "captions": options.caption_file if options.use_caption else None,
+            **_published_features(options),
             "splits": {split: name for split in SPLITS if (name := getattr(options, f"{split}_split")) != split},
         },
         "model": {"pretrained": options.model},
         "training": {
-            "learning_rate": options.lr, "micro_batch_size": options.bs, "global_batch_size": options.bs * max(1, num_gpus), "weight_decay": 0.01,
+            "learning_rate": options.lr,
+            "micro_batch_size": options.bs,
+            "global_batch_size": options.bs * max(1, num_gpus),
+            "weight_decay": 0.01,
         },
-        "rationale": {**spec, "format": options.prompt_format if stage == "rationale" else "QCM-E", "max_target_tokens": lengths["rationale"]},
+        "rationale": {
+            **spec,
+            "format": options.prompt_format if stage == "rationale" else "QCM-E",
+            "max_target_tokens": lengths["rationale"],
+        },
         "answer": {
-            **spec, **({"format": options.prompt_format} if stage == "answer" else {}), "max_target_tokens": lengths["answer"],
-            "rationale_source": "gold", "rationales": str(folder / "mmcot-rationales") if given else None,
+            **spec,
+            **({"format": options.prompt_format} if stage == "answer" else {}),
+            "max_target_tokens": lengths["answer"],
+            "rationale_source": "gold",
+            "rationales": str(folder / "mmcot-rationales") if given else None,
         },
         "generation": {"batch_size": options.eval_bs},
         "cluster": {"num_workers": max(1, num_gpus), "use_gpu": num_gpus > 0},
         "tracking": {"register_models": False},
-    }  # fmt: skip
+    }
     for override in overrides:
         values = merge_override(values, override)
     return ReferenceRun(
-        parse_settings(values), stage, folder, Path(options.evaluate_dir) if options.evaluate_dir else None, given,
+        parse_settings(values),
+        stage,
+        folder,
+        Path(options.evaluate_dir) if options.evaluate_dir else None,
+        given,
         _deviations(options, chain, stage, num_gpus),
-    )  # fmt: skip
+    )
 
 
 def run_reference(run: ReferenceRun, *, report: Report = print) -> Path:
@@ -156,13 +188,23 @@ def run_reference(run: ReferenceRun, *, report: Report = print) -> Path:
     else:
         model_dir = _model_to_evaluate(run)
     texts_dir = run.folder / "mmcot-texts"
-    write_model_texts(settings, run.stage, model_dir, data.location, ("val", "test"), texts_dir, rationales_dir=rationales_dir, report=report)
+    write_model_texts(
+        settings,
+        run.stage,
+        model_dir,
+        data.location,
+        ("val", "test"),
+        texts_dir,
+        rationales_dir=rationales_dir,
+        report=report,
+    )
     for split, name in (("val", "eval"), ("test", "test")):
         problems = read_problems(data.path, split)
         texts = {
             line["qid"]: line[run.stage].strip()
-            for task in list_tasks(data.path, [split], task_samples=settings.generation.task_samples) for line in read_lines(texts_dir / task.file_name)
-        }  # fmt: skip
+            for task in list_tasks(data.path, [split], task_samples=settings.generation.task_samples)
+            for line in read_lines(texts_dir / task.file_name)
+        }
         content = _predictions(run, problems, texts, with_scores=split == "test")
         if split == "test" or run.stage == "rationale":  # as there
             commit_json(run.folder / f"predictions_ans_{name}.json", content)
@@ -181,11 +223,26 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = Parser(prog="main.py", add_help=False)
     for name, default in (
-        ("data_root", "data"), ("output_dir", "experiments"), ("model", "allenai/unifiedqa-t5-base"), ("user_msg", "baseline"),
-        ("eval_le", None), ("test_le", None), ("evaluate_dir", None), ("caption_file", "data/captions.json"), ("prompt_format", "QCM-A"),
-    ):  # fmt: skip
+        ("data_root", "data"),
+        ("output_dir", "experiments"),
+        ("model", "allenai/unifiedqa-t5-base"),
+        ("user_msg", "baseline"),
+        ("eval_le", None),
+        ("test_le", None),
+        ("evaluate_dir", None),
+        ("caption_file", "data/captions.json"),
+        ("prompt_format", "QCM-A"),
+    ):
         parser.add_argument(f"--{name}", default=default)
-    for name, default in (("epoch", 20), ("bs", 16), ("input_len", 512), ("output_len", 64), ("eval_bs", 16), ("eval_acc", None), ("seed", 42)):
+    for name, default in (
+        ("epoch", 20),
+        ("bs", 16),
+        ("input_len", 512),
+        ("output_len", 64),
+        ("eval_bs", 16),
+        ("eval_acc", None),
+        ("seed", 42),
+    ):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--lr", type=float, default=5e-5)
     parser.add_argument("--options", type=list, default=list("ABCDE"))
@@ -214,12 +271,19 @@ def _published_features(options: argparse.Namespace) -> dict[str, str]:
 
 def _deviations(options: argparse.Namespace, chain: str, stage: str, num_gpus: int) -> tuple[str, ...]:
     applies = {
-        "padding": options.evaluate_dir is None, "generate": not options.use_generate, "join": chain == "given-rationales",
+        "padding": options.evaluate_dir is None,
+        "generate": not options.use_generate,
+        "join": chain == "given-rationales",
         "gold": stage == "answer" and chain in ("given-rationales", "two-stage") and options.evaluate_dir is None,
-        "leak": stage == "answer" and chain == "two-stage", "unread": stage == "answer", "last": options.evaluate_dir is None,
-        "folder": not num_gpus and options.evaluate_dir is None, "captions": not options.use_caption, "vit": options.img_type == "vit",
-        "memory": options.eval_acc is not None, "once": True,
-    }  # fmt: skip
+        "leak": stage == "answer" and chain == "two-stage",
+        "unread": stage == "answer",
+        "last": options.evaluate_dir is None,
+        "folder": not num_gpus and options.evaluate_dir is None,
+        "captions": not options.use_caption,
+        "vit": options.img_type == "vit",
+        "memory": options.eval_acc is not None,
+        "once": True,
+    }
     return tuple(name for name in DEVIATIONS if applies[name])
 
 
@@ -243,13 +307,21 @@ def _import_rationales(files: Mapping[str, Path], shards_dir: Path, out: Path, s
     for split, path in files.items():
         texts, problems = _texts(path), list(read_problems(shards_dir, split))
         if len(texts) != len(problems):
-            raise SettingsError(f"{path} has {len(texts):,} texts without ids, split {split} has {len(problems):,} questions; give the file written on this split")
+            raise SettingsError(
+                f"{path} has {len(texts):,} texts without ids, split {split} has {len(problems):,} questions; give the file written on this split"
+            )
         written = dict(zip(problems, texts, strict=True))
         at = 0
         for task in list_tasks(shards_dir, [split], task_samples=settings.generation.task_samples):
-            lines = [{"qid": qid, "rationale": written[qid], "num_tokens": 0, "finish": "eos"} for qid in problems[at : at + task.num_samples]]
+            lines = [
+                {"qid": qid, "rationale": written[qid], "num_tokens": 0, "finish": "eos"}
+                for qid in problems[at : at + task.num_samples]
+            ]
             at += task.num_samples
-            described[task.file_name] = {"num_samples": len(lines), "sha256": sha256_of_file(write_task(out, task, lines))}
+            described[task.file_name] = {
+                "num_samples": len(lines),
+                "sha256": sha256_of_file(write_task(out, task, lines)),
+            }
     close_output(out, files=described, summary={"num_samples": sum(file["num_samples"] for file in described.values())})
 
 
@@ -277,27 +349,55 @@ def _model_to_evaluate(run: ReferenceRun) -> Path:
     return imported
 
 
-def _predictions(run: ReferenceRun, problems: Mapping[str, Problem], texts: Mapping[str, str], *, with_scores: bool) -> dict[str, Any]:
+def _predictions(
+    run: ReferenceRun, problems: Mapping[str, Problem], texts: Mapping[str, str], *, with_scores: bool
+) -> dict[str, Any]:
     spec = getattr(run.settings, run.stage)
-    labels = {qid: build_pair(problem, spec.format, use_caption=run.settings.data.use_caption)[1] for qid, problem in problems.items()}
+    labels = {
+        qid: build_pair(problem, spec.format, use_caption=run.settings.data.use_caption)[1]
+        for qid, problem in problems.items()
+    }
     content: dict[str, Any] = {"preds": [texts[qid] for qid in problems], "labels": list(labels.values())}
     if not with_scores:
         return content
     predictions = {qid: parse_answer(texts[qid], len(problem.choices)) for qid, problem in problems.items()}
     scores = score_report(problems, predictions, split="test", rationales=dict(texts), references=labels)
     columns = {
-        "NAT": "natural", "SOC": "social", "LAN": "language", "TXT": "has_text", "IMG": "has_image", "NO": "no_context", "G1-6": "grade_1_6",
-        "G7-12": "grade_7_12", "AVG": "average",
-    }  # fmt: skip
-    answer = {f"acc_{name}": None if scores["accuracy"][column] is None else f"{scores['accuracy'][column]:.2f}" for column, name in columns.items()}
-    rationale = {"bleu1": scores["rationale"]["bleu1"], "bleu4": scores["rationale"]["bleu4"], "rouge": scores["rationale"]["rougeL"], "similariry": None}
+        "NAT": "natural",
+        "SOC": "social",
+        "LAN": "language",
+        "TXT": "has_text",
+        "IMG": "has_image",
+        "NO": "no_context",
+        "G1-6": "grade_1_6",
+        "G7-12": "grade_7_12",
+        "AVG": "average",
+    }
+    answer = {
+        f"acc_{name}": None if scores["accuracy"][column] is None else f"{scores['accuracy'][column]:.2f}"
+        for column, name in columns.items()
+    }
+    rationale = {
+        "bleu1": scores["rationale"]["bleu1"],
+        "bleu4": scores["rationale"]["bleu4"],
+        "rouge": scores["rationale"]["rougeL"],
+        "similariry": None,
+    }
     num_fail = sum(prediction is None for prediction in predictions.values())
-    return {"num_fail": num_fail, "scores": {"answer": answer if run.stage == "answer" else None, "rationale": rationale}, **content}
+    return {
+        "num_fail": num_fail,
+        "scores": {"answer": answer if run.stage == "answer" else None, "rationale": rationale},
+        **content,
+    }
 
 
 def num_gpus() -> int:
     """GPUs of this machine, without starting CUDA in this process."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([part for part in visible.split(",") if part.strip() and part.strip() != "-1"]) if Path("/dev/nvidia0").exists() else 0
+        return (
+            len([part for part in visible.split(",") if part.strip() and part.strip() != "-1"])
+            if Path("/dev/nvidia0").exists()
+            else 0
+        )
     return len(list(Path("/dev").glob("nvidia[0-9]*")))

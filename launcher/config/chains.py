@@ -41,7 +41,13 @@ class Chain:
     @property
     def steps(self) -> tuple[str, ...]:
         """Those of all ``STEPS`` that the chain takes."""
-        left_out = set() if self.has_rationale_stage else {"train-rationale"} if self.reads_rationales else {"train-rationale", "rationales"}
+        left_out = (
+            set()
+            if self.has_rationale_stage
+            else {"train-rationale"}
+            if self.reads_rationales
+            else {"train-rationale", "rationales"}
+        )
         return tuple(step for step in STEPS if step not in left_out)
 
     def reasons(self, text: str) -> str | None:

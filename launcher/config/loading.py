@@ -40,7 +40,9 @@ def load_settings(
     values: dict[str, Any] = {}
     if preset is not None:
         if preset not in preset_names():
-            raise SettingsError(f"preset {preset!r} is unknown;{_nearest(preset, preset_names())} there are {preset_names()}")
+            raise SettingsError(
+                f"preset {preset!r} is unknown;{_nearest(preset, preset_names())} there are {preset_names()}"
+            )
         text = (resources.files("launcher.config") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
         values = _merge(values, yaml.safe_load(text))
     if config is not None:
@@ -99,14 +101,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise SettingsError(f"settings file {path} is no valid YAML: {hide_credentials(str(error))}") from None
     if not isinstance(values, dict):
-        raise SettingsError(f"settings file {path} must hold sections such as 'training:', it holds a {type(values).__name__}")
+        raise SettingsError(
+            f"settings file {path} must hold sections such as 'training:', it holds a {type(values).__name__}"
+        )
     return values
 
 
 def _parse_override(override: str) -> dict[str, Any]:
     name, equals, value = override.partition("=")
     if not equals or "." not in name:
-        raise SettingsError(f"--set {hide_credentials(override)!r} must look like section.key=value, such as training.learning_rate=1e-3")
+        raise SettingsError(
+            f"--set {hide_credentials(override)!r} must look like section.key=value, such as training.learning_rate=1e-3"
+        )
     try:
         parsed: Any = yaml.safe_load(value)
     except yaml.YAMLError:

@@ -29,11 +29,15 @@ class _Section(pydantic.BaseModel):
 
 class Run(_Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$", description="name of the run; MLflow shows it")
-    dir: str | None = Field(None, description="folder of the run; default runs/<name>, of a tuning runs/<name>-tune, of an ablation runs/<name>-arms")
+    dir: str | None = Field(
+        None,
+        description="folder of the run; default runs/<name>, of a tuning runs/<name>-tune, of an ablation runs/<name>-arms",
+    )
     seed: NonNegativeInt = Field(0, description="seed of weights, order and dropout")
     chain: Literal["two-stage", "given-rationales", "answer", "reason-then-answer", "answer-then-explain"] = Field(
-        "two-stage", description="what is trained: reasons first and then the answer, the answer over rationales that are given (answer.rationales), one model "
-        "for both, or the answer alone"
+        "two-stage",
+        description="what is trained: reasons first and then the answer, the answer over rationales that are given (answer.rationales), one model "
+        "for both, or the answer alone",
     )
 
 
@@ -42,15 +46,24 @@ class MiniSQA(_Section):
     num_val: PositiveInt = Field(400, description="validation questions")
     num_test: PositiveInt = Field(800, description="test questions")
     seed: NonNegativeInt = Field(0, description="seed of the generator")
-    shuffle_choices: bool = Field(True, description="an order of the choices for each question, instead of one for each skill")
-    extra_choices: NonNegativeInt = Field(1, le=3, description="up to so many choices of other skills beside a skill's own; none at all is twice as likely as each number")
-
+    shuffle_choices: bool = Field(
+        True, description="an order of the choices for each question, instead of one for each skill"
+    )
+    extra_choices: NonNegativeInt = Field(
+        1,
+        le=3,
+        description="up to so many choices of other skills beside a skill's own; none at all is twice as likely as each number",
+    )
 
     @pydantic.model_validator(mode="before")
     @classmethod
     def _of_before_extra_choices(cls, values: Any) -> Any:
         """Settings written down whole by a version that knew no ``extra_choices`` are of data without any."""
-        if isinstance(values, dict) and "extra_choices" not in values and set(values) == set(cls.model_fields) - {"extra_choices"}:
+        if (
+            isinstance(values, dict)
+            and "extra_choices" not in values
+            and set(values) == set(cls.model_fields) - {"extra_choices"}
+        ):
             return values | {"extra_choices": 0}
         return values
 
@@ -61,28 +74,40 @@ class Data(_Section):
     )
     mini_sqa: MiniSQA = MiniSQA()
     shards_dir: str | None = Field(
-        None, description="folder of the shards, or the URL of a finished one (s3, gs, http, hf); default data/<name>-<fingerprint>"
+        None,
+        description="folder of the shards, or the URL of a finished one (s3, gs, http, hf); default data/<name>-<fingerprint>",
     )
     remote: Literal["cache", "ranges"] = Field(
-        "cache", description="remote shards: keep them whole on each machine, or read what is needed of them and keep nothing"
+        "cache",
+        description="remote shards: keep them whole on each machine, or read what is needed of them and keep nothing",
     )
     cache_dir: str = Field("~/.cache/mmcot", description="where remote shards and indexes are kept")
-    cache_gb: PositiveFloat = Field(50.0, description="remote shards kept on a machine, in gigabytes; the longest unused go first")
+    cache_gb: PositiveFloat = Field(
+        50.0, description="remote shards kept on a machine, in gigabytes; the longest unused go first"
+    )
     samples_per_shard: PositiveInt = Field(512, description="questions a shard")
     features: str | None = Field("patch", description="vision features to train on; none: text alone")
-    vision_features: str | None = Field(None, description="folder of published features and their name_map.json; none: data.path/vision_features")
+    vision_features: str | None = Field(
+        None, description="folder of published features and their name_map.json; none: data.path/vision_features"
+    )
     vision_model: str | None = Field(
-        None, description="Hugging Face id or folder of the encoder that makes detr, clip, vit or resnet features of the pictures; none: published "
-        "features where they lie in data.path, else the kind's usual one"
-    )  # fmt: skip
+        None,
+        description="Hugging Face id or folder of the encoder that makes detr, clip, vit or resnet features of the pictures; none: published "
+        "features where they lie in data.path, else the kind's usual one",
+    )
     max_pictures: PositiveInt = Field(1, description="pictures a question brings at most; what is beyond is counted")
     unreadable_pictures: Literal["fail", "count"] = Field(
         "fail", description="a picture that cannot be read: stop and name it, or count it and go on without"
     )
-    captions: str | None = Field(None, description="a captions.json to use instead of the data set's own, such as `mmcot data caption` writes")
-    splits: dict[Literal["train", "val", "test"], str] = Field({}, description="lists of pid_splits.json that stand for a split, such as {train: minitrain}")
+    captions: str | None = Field(
+        None, description="a captions.json to use instead of the data set's own, such as `mmcot data caption` writes"
+    )
+    splits: dict[Literal["train", "val", "test"], str] = Field(
+        {}, description="lists of pid_splits.json that stand for a split, such as {train: minitrain}"
+    )
     permute_choices: bool = Field(
-        False, description="training shows the choices of a question in another order at every epoch; not for rationales that name letters"
+        False,
+        description="training shows the choices of a question in another order at every epoch; not for rationales that name letters",
     )
     use_caption: bool = Field(False, description="put the picture's caption into the context")
     tokenizer_vocab_size: PositiveInt = Field(2000, description="pieces of the tokenizer trained on the text")
@@ -99,13 +124,19 @@ class T5Shape(_Section):
     tie_word_embeddings: bool = Field(False, description="share lm_head with the input embedding")
     dropout_rate: float = Field(0.0, ge=0, lt=1, description="dropout")
     distance_bias: float = Field(
-        0.0, ge=0, description="start the first head's attention lower by this much a token of distance, each further head by half of it (ALiBi); 0: T5's start"
+        0.0,
+        ge=0,
+        description="start the first head's attention lower by this much a token of distance, each further head by half of it (ALiBi); 0: T5's start",
     )
     near_bias: float = Field(
-        0.0, ge=0, description="start half of the encoder's heads looking one, two, ... tokens back: their attention falls by this much a token from there"
+        0.0,
+        ge=0,
+        description="start half of the encoder's heads looking one, two, ... tokens back: their attention falls by this much a token from there",
     )
     match_score: float = Field(
-        0.0, ge=0, description="start the other half looking at equal tokens, which score this much; near_bias and match_score go together, 0: T5's start"
+        0.0,
+        ge=0,
+        description="start the other half looking at equal tokens, which score this much; near_bias and match_score go together, 0: T5's start",
     )
 
     @property
@@ -116,7 +147,9 @@ class T5Shape(_Section):
     @pydantic.model_validator(mode="after")
     def _one_start(self) -> T5Shape:
         if (self.near_bias > 0) != (self.match_score > 0):
-            raise ValueError(f"near_bias ({self.near_bias:g}) and match_score ({self.match_score:g}) go together; set both, such as 8 and 24, or none")
+            raise ValueError(
+                f"near_bias ({self.near_bias:g}) and match_score ({self.match_score:g}) go together; set both, such as 8 and 24, or none"
+            )
         if self.near_bias and self.distance_bias:
             raise ValueError("distance_bias and near_bias start the same attention in two ways; set one of them to 0")
         return self
@@ -126,7 +159,10 @@ class Model(_Section):
     pretrained: str | None = Field(None, description="Hugging Face id or folder of a T5; none: random weights")
     shape: T5Shape = Field(T5Shape(), description="size of a model with random weights")
     fusion: Literal["gated_cross_attention"] = Field("gated_cross_attention", description="how the picture comes in")
-    gate_start: float = Field(0.0, description="bias of the fusion's gate before training: 0 opens it half, -4 nearly closes it; loaded fusions keep theirs")
+    gate_start: float = Field(
+        0.0,
+        description="bias of the fusion's gate before training: 0 opens it half, -4 nearly closes it; loaded fusions keep theirs",
+    )
     mask_absent_patches: bool = Field(
         False, description="hide the zeros of a missing picture from the fusion; off: attended, as published"
     )
@@ -139,7 +175,9 @@ class Training(_Section):
     )
     freeze_backbone: bool = Field(False, description="train the fusion layers alone")
     warmup_steps: NonNegativeInt = Field(0, description="steps of linear warm-up")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="how the learning rate falls after the warm-up")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="how the learning rate falls after the warm-up"
+    )
     final_lr_fraction: float = Field(0.0, ge=0, le=1, description="learning rate at the end over its peak")
     beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first beta")
     beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second beta")
@@ -149,16 +187,22 @@ class Training(_Section):
     micro_batch_size: PositiveInt = Field(4, description="questions a forward pass of one worker")
     window_shards: PositiveInt = Field(4, description="shards shuffled together")
     group_by_length: bool = Field(True, description="make micro-batches of questions alike in length")
-    loader_processes: NonNegativeInt = Field(0, description="processes a worker that read and tokenize ahead; 0: a thread")
+    loader_processes: NonNegativeInt = Field(
+        0, description="processes a worker that read and tokenize ahead; 0: a thread"
+    )
     zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="number format of the forward pass")
-    activation_checkpointing: bool = Field(False, description="compute activations again in the backward pass instead of keeping them")
+    activation_checkpointing: bool = Field(
+        False, description="compute activations again in the backward pass instead of keeping them"
+    )
     offload: Literal["none", "cpu", "nvme"] = Field(
-        "none", description="where the optimizer's state lives (and under ZeRO-3 the weights): the device, main memory, or nvme_dir"
+        "none",
+        description="where the optimizer's state lives (and under ZeRO-3 the weights): the device, main memory, or nvme_dir",
     )
     nvme_dir: str | None = Field(None, description="folder on a local NVMe disk, for offload=nvme")
     deepspeed: str | dict[str, Any] | None = Field(
-        None, description="DeepSpeed settings of your own, a JSON file or a mapping, laid over ours; batch arithmetic stays ours"
+        None,
+        description="DeepSpeed settings of your own, a JSON file or a mapping, laid over ours; batch arithmetic stays ours",
     )
     checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
     keep_checkpoints: PositiveInt = Field(2, description="checkpoints kept of each stage")
@@ -170,9 +214,12 @@ class Training(_Section):
     ledger: bool = Field(False, description="record the question ids of every step, for `mmcot data ledger RUN`")
     max_failures: NonNegativeInt = Field(3, description="lost workers a training survives")
     peak_tflops: PositiveFloat | None = Field(
-        None, description="what a worker's device can do, in 10^12 operations a second, for MFU; none: measured at the start"
+        None,
+        description="what a worker's device can do, in 10^12 operations a second, for MFU; none: measured at the start",
     )
-    hang_timeout_s: PositiveFloat = Field(600.0, description="seconds without progress after which a rank counts as hung")
+    hang_timeout_s: PositiveFloat = Field(
+        600.0, description="seconds without progress after which a rank counts as hung"
+    )
 
     @pydantic.model_validator(mode="after")
     def _batch_divides(self) -> Training:
@@ -187,7 +234,9 @@ class Training(_Section):
         if self.offload == "nvme" and (self.nvme_dir is None or self.zero_stage != 3):
             raise ValueError("offload=nvme needs zero_stage 3 and a folder in nvme_dir")
         if self.zero_stage == 0 and self.precision == "bf16":
-            raise ValueError("zero_stage 0 keeps no fp32 weights beside bf16 ones and trains differently; use zero_stage 1")
+            raise ValueError(
+                "zero_stage 0 keeps no fp32 weights beside bf16 ones and trains differently; use zero_stage 1"
+            )
         return self
 
 
@@ -212,8 +261,12 @@ class RationaleStage(Stage):
 
 class AnswerStage(Stage):
     format: str = Field(description="prompt format of the model that answers; none given: the chain's own")
-    rationale_source: Literal["generated", "gold"] = Field("generated", description="rationales that stage two trains on")
-    rationales: str | None = Field(None, description="with run.chain given-rationales: the folder that `mmcot rationales --out` wrote")
+    rationale_source: Literal["generated", "gold"] = Field(
+        "generated", description="rationales that stage two trains on"
+    )
+    rationales: str | None = Field(
+        None, description="with run.chain given-rationales: the folder that `mmcot rationales --out` wrote"
+    )
 
 
 class Generation(_Section):
@@ -221,12 +274,15 @@ class Generation(_Section):
     task_samples: int = Field(256, ge=1, le=256, description="questions a task")
     max_attempts: PositiveInt = Field(3, description="times a task is tried before it is set aside")
     hang_timeout_s: PositiveFloat = Field(
-        600.0, description="seconds without progress (a token, a picture, a megabyte of a model or tar) after which a worker is replaced; also for features and captions"
+        600.0,
+        description="seconds without progress (a token, a picture, a megabyte of a model or tar) after which a worker is replaced; also for features and captions",
     )
     temperature: float = Field(0.0, ge=0, description="0 is greedy; above, rationales are drawn, seeded by question")
     top_p: float = Field(1.0, gt=0, le=1, description="draw from the likeliest tokens with this much probability")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="number format of the weights in generation")
-    gpus_per_worker: float = Field(1.0, gt=0, description="GPUs a generation worker takes; a fraction lets several share one")
+    gpus_per_worker: float = Field(
+        1.0, gt=0, description="GPUs a generation worker takes; a fraction lets several share one"
+    )
 
 
 class Cluster(_Section):
@@ -237,7 +293,8 @@ class Cluster(_Section):
     )
     cpus_per_worker: PositiveInt = Field(1, description="processors a worker; also its threads")
     use_gpu: Literal["auto"] | bool = Field(
-        "auto", description="one GPU a worker (nccl), or none (gloo); auto: GPUs if the Ray cluster (for torchrun the machine) has them at the run's first start"
+        "auto",
+        description="one GPU a worker (nccl), or none (gloo); auto: GPUs if the Ray cluster (for torchrun the machine) has them at the run's first start",
     )
 
     @pydantic.model_validator(mode="after")
@@ -255,28 +312,49 @@ class Tracking(_Section):
 
 
 class Tuning(_Section):
-    space: dict[str, Any] = Field({}, description="what is searched: setting: {loguniform|uniform|randint|choice|grid: [...]}")
-    arms: dict[str, dict[str, Any]] = Field({}, description="named settings that belong together; each arm is a trial, for every point of the grids")
-    stage: Literal["rationale", "answer", "pipeline"] = Field("rationale", description="what a trial trains: the pipeline up to there, or all of it")
-    objective: Literal["validation_loss", "rougeL", "accuracy"] = Field(
-        "validation_loss", description="what is best: the stage's validation loss, or a score of the validation split at the trial's end"
+    space: dict[str, Any] = Field(
+        {}, description="what is searched: setting: {loguniform|uniform|randint|choice|grid: [...]}"
     )
-    search: Literal["random", "optuna"] = Field("random", description="how values are drawn; grids are always gone through")
-    scheduler: Literal["none", "asha", "median", "pbt"] = Field("asha", description="which trials are ended early, by validation loss")
+    arms: dict[str, dict[str, Any]] = Field(
+        {}, description="named settings that belong together; each arm is a trial, for every point of the grids"
+    )
+    stage: Literal["rationale", "answer", "pipeline"] = Field(
+        "rationale", description="what a trial trains: the pipeline up to there, or all of it"
+    )
+    objective: Literal["validation_loss", "rougeL", "accuracy"] = Field(
+        "validation_loss",
+        description="what is best: the stage's validation loss, or a score of the validation split at the trial's end",
+    )
+    search: Literal["random", "optuna"] = Field(
+        "random", description="how values are drawn; grids are always gone through"
+    )
+    scheduler: Literal["none", "asha", "median", "pbt"] = Field(
+        "asha", description="which trials are ended early, by validation loss"
+    )
     num_samples: PositiveInt = Field(8, description="trials (with grids: times the whole grid)")
     max_concurrent: PositiveInt | None = Field(None, description="trials at a time; none: as many as fit")
-    grace_steps: PositiveInt | None = Field(None, description="steps every trial may take; with pbt: between hand-overs; none: training.validate_every")
+    grace_steps: PositiveInt | None = Field(
+        None, description="steps every trial may take; with pbt: between hand-overs; none: training.validate_every"
+    )
     reduction_factor: float = Field(3.0, gt=1, description="asha keeps one trial in so many at each rung")
     time_budget_s: PositiveFloat | None = Field(None, description="seconds after which no trial goes on")
 
     @pydantic.model_validator(mode="after")
     def _early_ends_need_losses(self) -> Tuning:
         if self.scheduler != "none" and self.objective != "validation_loss":
-            raise ValueError(f"scheduler {self.scheduler} ends trials by validation_loss; with objective {self.objective} use scheduler none")
+            raise ValueError(
+                f"scheduler {self.scheduler} ends trials by validation_loss; with objective {self.objective} use scheduler none"
+            )
         if self.scheduler != "none" and self.stage == "pipeline":
-            raise ValueError(f"scheduler {self.scheduler} needs one training to watch: stage rationale or answer, not pipeline")
-        if self.search == "optuna" and (self.arms or any("grid" in spec for spec in self.space.values() if isinstance(spec, dict))):
-            raise ValueError("search optuna draws every value and goes through no grid or arms; use choice instead of grid, or search random")
+            raise ValueError(
+                f"scheduler {self.scheduler} needs one training to watch: stage rationale or answer, not pipeline"
+            )
+        if self.search == "optuna" and (
+            self.arms or any("grid" in spec for spec in self.space.values() if isinstance(spec, dict))
+        ):
+            raise ValueError(
+                "search optuna draws every value and goes through no grid or arms; use choice instead of grid, or search random"
+            )
         return self
 
     @property
@@ -345,7 +423,9 @@ class Settings(_Section):
 
     def gold_reasons(self, problem: Problem) -> str | None:
         """What this run's rationales are held against; None where it writes none."""
-        return self.chain.gold_reasons(problem, rationale_format=self.rationale.format, answer_format=self.answer.format)
+        return self.chain.gold_reasons(
+            problem, rationale_format=self.rationale.format, answer_format=self.answer.format
+        )
 
     @property
     def run_dir(self) -> Path:

@@ -100,10 +100,14 @@ def _build_missing(settings: Settings, source: Path, shards_dir: Path, report: R
 def _open_remote(settings: Settings) -> DataFolder:
     url = settings.data.shards_dir
     if settings.data.path is not None:
-        raise SettingsError(f"data.shards_dir {url} is finished, so data.path ({settings.data.path}) would not be read; leave it out")
+        raise SettingsError(
+            f"data.shards_dir {url} is finished, so data.path ({settings.data.path}) would not be read; leave it out"
+        )
     shards_dir = mirror_folder(url, settings.data.cache_dir, features=settings.data.features)
     if "tokenizer" in _missing(settings, shards_dir):
-        raise SettingsError(f"{url} holds no tokenizer; set model.pretrained, or copy there a folder that was built without one set")
+        raise SettingsError(
+            f"{url} holds no tokenizer; set model.pretrained, or copy there a folder that was built without one set"
+        )
     return open_data(settings.data, shards_dir)
 
 
@@ -155,7 +159,9 @@ def _build_features(settings: Settings, source: Path | None, shards_dir: Path, r
     else:
         features_of, shape = open_ready_made(data)
         manifest = write_feature_shards(shards_dir, name=data.features, features_of=features_of, shape=shape)
-    report(f"features {data.features}: {manifest['num_patches']} patches of {manifest['dim']}, {_pictures(manifest):,} pictures")
+    report(
+        f"features {data.features}: {manifest['num_patches']} patches of {manifest['dim']}, {_pictures(manifest):,} pictures"
+    )
 
 
 def _build_tokenizer(settings: Settings, shards_dir: Path, report: Report) -> None:

@@ -91,7 +91,9 @@ class CaptionsWorker(Worker):
         return len(captions)
 
 
-def write_captions(source: Path, model: str, out: Path, *, overrides: Sequence[str] = (), report: Callable[[str], None] = print) -> int:
+def write_captions(
+    source: Path, model: str, out: Path, *, overrides: Sequence[str] = (), report: Callable[[str], None] = print
+) -> int:
     """Write captions of the first picture of every question; returns how many there are.
 
     Args:
@@ -110,7 +112,10 @@ def write_captions(source: Path, model: str, out: Path, *, overrides: Sequence[s
     settings = with_device(parse_settings(values), None, report)
     questions = read_questions(source)
     qids = [problem.qid for split in SPLITS for problem in questions.problems[split] if questions.pictures(problem)]
-    tasks = [CaptionsTask(number, tuple(qids[start : start + TASK_PICTURES])) for number, start in enumerate(range(0, len(qids), TASK_PICTURES))]
+    tasks = [
+        CaptionsTask(number, tuple(qids[start : start + TASK_PICTURES]))
+        for number, start in enumerate(range(0, len(qids), TASK_PICTURES))
+    ]
     parts = out.with_name(f"{out.name}.parts")
     inputs = {"model": model, "qids": qids}
     if (parts / "inputs.json").exists() and read_json(parts / "inputs.json") != inputs:
@@ -122,7 +127,14 @@ def write_captions(source: Path, model: str, out: Path, *, overrides: Sequence[s
     captions = {qid: caption for task in tasks for qid, caption in read_json(parts / task.file_name).items()}
     commit_json(out, {"captions": captions, "made_by": model})
     shutil.rmtree(parts)
-    report(f"{out}: {len(captions):,} captions" + (f"; {len(qids) - len(captions):,} questions whose picture is absent have none" if len(captions) < len(qids) else ""))
+    report(
+        f"{out}: {len(captions):,} captions"
+        + (
+            f"; {len(qids) - len(captions):,} questions whose picture is absent have none"
+            if len(captions) < len(qids)
+            else ""
+        )
+    )
     return len(captions)
 
 
@@ -136,10 +148,19 @@ def _run(job: CaptionsJob, missing: list[CaptionsTask], total: int, report: Call
 
     with sigterm_stops(), ray_session(job.settings.cluster):
         set_aside = run_on_workers(
-            CaptionsWorker, job, {task: len(task.qids) for task in missing}, cluster=job.settings.cluster, gpus_per_worker=1,
-            max_attempts=job.settings.generation.max_attempts, hang_timeout_s=job.settings.generation.hang_timeout_s,
-            stands=lambda task: (Path(job.parts_dir) / task.file_name).exists(), done=done, report=report,
-        )  # fmt: skip
+            CaptionsWorker,
+            job,
+            {task: len(task.qids) for task in missing},
+            cluster=job.settings.cluster,
+            gpus_per_worker=1,
+            max_attempts=job.settings.generation.max_attempts,
+            hang_timeout_s=job.settings.generation.hang_timeout_s,
+            stands=lambda task: (Path(job.parts_dir) / task.file_name).exists(),
+            done=done,
+            report=report,
+        )
     if set_aside:
         task, error = next(iter(set_aside.items()))
-        raise CaptionsError(f"captions of {len(set_aside)} of {total} tasks failed; the others stand, run again to retry. Questions {', '.join(task.qids[:4])} ...:\n{error}")
+        raise CaptionsError(
+            f"captions of {len(set_aside)} of {total} tasks failed; the others stand, run again to retry. Questions {', '.join(task.qids[:4])} ...:\n{error}"
+        )

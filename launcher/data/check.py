@@ -29,7 +29,10 @@ def check_data(shards_dir: str | Path, report: Callable[[str], None] = print, *,
     duplicates = find_duplicates(
         dataclasses.replace(problem, split=shard.split) for shard in shards for problem in read_problems(folder, shard)
     )
-    found = [("the same text, no picture", duplicates.without_picture), ("the same text, pictures may differ", duplicates.with_picture)]
+    found = [
+        ("the same text, no picture", duplicates.without_picture),
+        ("the same text, pictures may differ", duplicates.with_picture),
+    ]
     for label, pairs in found:
         for (first, second), texts in sorted(pairs.items()):
             where = f"within {first}" if first == second else f"LEAK between {first} and {second}"

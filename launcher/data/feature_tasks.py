@@ -64,19 +64,32 @@ class FeaturesWorker(Worker):
 
         torch.set_num_threads(job.settings.cluster.cpus_per_worker)
         self.job = job
-        on_gpu = job.settings.cluster.use_gpu and job.settings.data.features not in FEATURES  # those are made in the driver
+        on_gpu = (
+            job.settings.cluster.use_gpu and job.settings.data.features not in FEATURES
+        )  # those are made in the driver
         self.device = open_device(use_gpu=on_gpu).type
         self.encode, self.shape = open_encoder(job.settings.data, device=self.device)
-        self.pictures = read_source(job.settings.data, Path(job.source)).pictures if job.source else pictures_in_tars(job.shards_dir)
+        self.pictures = (
+            read_source(job.settings.data, Path(job.source)).pictures
+            if job.source
+            else pictures_in_tars(job.shards_dir)
+        )
 
     def run(self, shard: Shard) -> tuple[int, tuple[int, int]]:
         """Write the features of a shard; returns how many pictures were seen, and [P, D] of one."""
         data = self.job.settings.data
-        open_pictures = open_pictures_of(self.pictures, max_pictures=data.max_pictures, count_unreadable=data.unreadable_pictures == "count")
+        open_pictures = open_pictures_of(
+            self.pictures, max_pictures=data.max_pictures, count_unreadable=data.unreadable_pictures == "count"
+        )
 
         def arrays_of(problems: Iterable[Problem], counts: Counter[str]) -> Iterator[np.ndarray]:
             return features_of_pictures(
-                self._told(problems), counts, open_pictures=open_pictures, encode=self.encode, shape=self.shape, batch_size=BATCH_SIZE[self.device]
+                self._told(problems),
+                counts,
+                open_pictures=open_pictures,
+                encode=self.encode,
+                shape=self.shape,
+                batch_size=BATCH_SIZE[self.device],
             )
 
         counts = write_feature_shard(self.job.shards_dir, name=data.features, shard=shard, arrays_of=arrays_of)
@@ -98,20 +111,29 @@ def open_encoder(data: Data, *, device: str = "cpu") -> tuple[Encode, tuple[int,
         featurize, shape = FEATURES[data.features]
         return lambda images: np.stack([featurize(image) for image in images]), shape
     if data.features not in ENCODERS:
-        raise SettingsError(f"features {data.features!r} cannot be made from a picture here (known: {', '.join(MADE_HERE)})")
+        raise SettingsError(
+            f"features {data.features!r} cannot be made from a picture here (known: {', '.join(MADE_HERE)})"
+        )
     from mmcot.vision.encoders import VisionEncoder
 
     encoder = VisionEncoder(data.features, data.vision_model, device=device)
     return encoder.encode, encoder.shape
 
 
-def make_features(settings: Settings, source: Path | None, shards_dir: Path, report: Callable[[str], None]) -> dict[str, Any]:
+def make_features(
+    settings: Settings, source: Path | None, shards_dir: Path, report: Callable[[str], None]
+) -> dict[str, Any]:
     """Write whatever is missing of the features and return their manifest.
 
     Raises:
         FeaturesError: shards failed ``generation.max_attempts`` times; the others stand.
     """
-    data, job = settings.data, FeaturesJob(_with_absolute_paths(settings), str(source.absolute()) if source else None, str(shards_dir.absolute()))
+    data, job = (
+        settings.data,
+        FeaturesJob(
+            _with_absolute_paths(settings), str(source.absolute()) if source else None, str(shards_dir.absolute())
+        ),
+    )
     missing = missing_feature_shards(shards_dir, name=data.features)
     shape: tuple[int, int] | None = None
     if data.features in FEATURES:  # light, so made on the spot
@@ -128,14 +150,21 @@ def make_features(settings: Settings, source: Path | None, shards_dir: Path, rep
 def _with_absolute_paths(settings: Settings) -> Settings:
     """Workers run in folders of their own: nothing they read may depend on the current one."""
     data = settings.data
-    files = {name: str(Path(path).absolute()) for name in ("captions", "vision_model") if (path := getattr(data, name)) and Path(path).exists()}
+    files = {
+        name: str(Path(path).absolute())
+        for name in ("captions", "vision_model")
+        if (path := getattr(data, name)) and Path(path).exists()
+    }
     return settings.model_copy(update={"data": data.model_copy(update=files)})
 
 
 def _by_workers(job: FeaturesJob, missing: list[Shard], report: Callable[[str], None]) -> tuple[int, int] | None:
     """Run the missing shards over Ray; returns the shape a worker told, if one did."""
     data, cluster = job.settings.data, job.settings.cluster
-    folder, total = Path(job.shards_dir) / "features" / data.features, len(manifest_shards(read_manifest(Path(job.shards_dir) / "text")))
+    folder, total = (
+        Path(job.shards_dir) / "features" / data.features,
+        len(manifest_shards(read_manifest(Path(job.shards_dir) / "text"))),
+    )
     state: dict[str, Any] = {"done": total - len(missing), "pictures": 0, "shape": None, "began": time.perf_counter()}
 
     def done(shard: Shard, result: tuple[int, tuple[int, int]] | None) -> None:
@@ -150,10 +179,17 @@ def _by_workers(job: FeaturesJob, missing: list[Shard], report: Callable[[str], 
     job, cluster = dataclasses.replace(job, settings=settings), settings.cluster
     with ray_session(cluster):
         set_aside = run_on_workers(
-            FeaturesWorker, job, {shard: shard.num_samples for shard in missing}, cluster=cluster, gpus_per_worker=1,
-            max_attempts=job.settings.generation.max_attempts, hang_timeout_s=job.settings.generation.hang_timeout_s,
-            stands=lambda shard: (folder / f"{shard.name}.done.json").exists(), done=done, report=report,
-        )  # fmt: skip
+            FeaturesWorker,
+            job,
+            {shard: shard.num_samples for shard in missing},
+            cluster=cluster,
+            gpus_per_worker=1,
+            max_attempts=job.settings.generation.max_attempts,
+            hang_timeout_s=job.settings.generation.hang_timeout_s,
+            stands=lambda shard: (folder / f"{shard.name}.done.json").exists(),
+            done=done,
+            report=report,
+        )
     if set_aside:
         shard, error = next(iter(set_aside.items()))
         raise FeaturesError(

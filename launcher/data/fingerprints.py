@@ -28,7 +28,9 @@ def folder_inputs(settings: Settings, source: Path) -> dict[str, Any]:
         files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix in _TEXT_SUFFIXES)
     return {
         "schema_version": SCHEMA_VERSION,
-        "files": {file.name if file == source else str(file.relative_to(source)): sha256_of_file(file) for file in files},
+        "files": {
+            file.name if file == source else str(file.relative_to(source)): sha256_of_file(file) for file in files
+        },
         **({"captions": sha256_of_file(Path(data.captions))} if data.captions else {}),
         **({"splits": data.splits} if data.splits else {}),
         "samples_per_shard": data.samples_per_shard,
@@ -45,7 +47,9 @@ def _feature_inputs(data: Data, source: Path) -> dict[str, Any]:
         "pictures": _pictures_fingerprint(source),
         "max_pictures": data.max_pictures,
         "unreadable_pictures": data.unreadable_pictures,
-        **({} if data.features in FEATURES else {"encoder": data.vision_model or ENCODERS[data.features].default_model}),
+        **(
+            {} if data.features in FEATURES else {"encoder": data.vision_model or ENCODERS[data.features].default_model}
+        ),
     }
 
 
@@ -56,8 +60,10 @@ def _pictures_fingerprint(source: Path) -> str | None:
     questions = read_questions(source)
     facts = [
         [problem.qid, path.name, path.stat().st_size if path.is_file() else None]
-        for split in SPLITS for problem in questions.problems[split] for path in questions.pictures(problem)
-    ]  # fmt: skip
+        for split in SPLITS
+        for problem in questions.problems[split]
+        for path in questions.pictures(problem)
+    ]
     return fingerprint(facts)
 
 
@@ -65,13 +71,20 @@ def _published_facts(data: Data) -> list[Any] | None:
     path, map_path = ready_made_file(data), name_map(data)
     if path is None:
         return None
-    return [path.name, path.stat().st_size, path.stat().st_mtime_ns, sha256_of_file(map_path) if map_path.exists() else None]
+    return [
+        path.name,
+        path.stat().st_size,
+        path.stat().st_mtime_ns,
+        sha256_of_file(map_path) if map_path.exists() else None,
+    ]
 
 
 def claim_folder(data: Data, source: Path, shards_dir: Path, inputs: dict[str, Any]) -> None:
     """Claim the folder for these texts, and its feature for these pictures."""
     if (shards_dir / "text" / "manifest.json").exists() and not (shards_dir / "inputs.json").exists():
-        raise SettingsError(f"{shards_dir} holds shards of unknown origin (no inputs.json); set data.shards_dir to another folder")
+        raise SettingsError(
+            f"{shards_dir} holds shards of unknown origin (no inputs.json); set data.shards_dir to another folder"
+        )
     _claim(shards_dir, inputs)
     if data.features:
         folder = shards_dir / "features" / data.features

@@ -57,5 +57,7 @@ def open_ready_made(data: Data) -> tuple[FeaturesOf, tuple[int, int]]:
     if array.ndim == 2:  # one pooled vector a row
         array = array[:, None]
     if (published := PUBLISHED_SHAPES.get(name)) and tuple(array.shape[1:]) not in (published, (1, published[1])):
-        raise FeatureError(f"{path} has rows of shape {tuple(array.shape[1:])}, published {name} features have {published}")
+        raise FeatureError(
+            f"{path} has rows of shape {tuple(array.shape[1:])}, published {name} features have {published}"
+        )
     return ready_made_features(array, read_json(map_path), name=str(path))

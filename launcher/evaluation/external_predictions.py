@@ -50,9 +50,14 @@ class Scored:
 
 
 def score_file(
-    path: Path, data: Path, *, split: str = "test", rationale_format: str = "QCM-E",
-    similarity_model: str | None = None, guess_seed: int | None = None,
-) -> Scored:  # fmt: skip
+    path: Path,
+    data: Path,
+    *,
+    split: str = "test",
+    rationale_format: str = "QCM-E",
+    similarity_model: str | None = None,
+    guess_seed: int | None = None,
+) -> Scored:
     """Score a file on the questions that both it and the data set's split hold.
 
     Args:
@@ -75,19 +80,28 @@ def score_file(
     for qid, problem in common.items():
         index = predictions.choices[qid]
         if index is not None and not 0 <= index < len(problem.choices):
-            raise PredictionsError(f"{path}: question {qid} has prediction {index}, its choices are 0 to {len(problem.choices) - 1}")
+            raise PredictionsError(
+                f"{path}: question {qid} has prediction {index}, its choices are 0 to {len(problem.choices) - 1}"
+            )
     rationales = predictions.rationales and {qid: predictions.rationales[qid] for qid in common}
     report = score_report(
-        common, {qid: predictions.choices[qid] for qid in common}, split=split,
-        rationales=rationales, references={qid: gold_rationale(p, rationale_format) for qid, p in common.items()},
-        similarity_model=similarity_model, guess_seed=guess_seed,
-    )  # fmt: skip
+        common,
+        {qid: predictions.choices[qid] for qid in common},
+        split=split,
+        rationales=rationales,
+        references={qid: gold_rationale(p, rationale_format) for qid, p in common.items()},
+        similarity_model=similarity_model,
+        guess_seed=guess_seed,
+    )
     if not predictions.has_texts:
         report["parse_failure_rate"] = None
     return Scored(
-        report, common, {qid: predictions.choices[qid] for qid in common},
-        len(predictions.choices) - len(common), len(problems) - len(common),
-    )  # fmt: skip
+        report,
+        common,
+        {qid: predictions.choices[qid] for qid in common},
+        len(predictions.choices) - len(common),
+        len(problems) - len(common),
+    )
 
 
 def read_predictions(path: Path, problems: dict[str, Problem]) -> Predictions:
@@ -107,7 +121,9 @@ def read_predictions(path: Path, problems: dict[str, Problem]) -> Predictions:
         return _from_texts(content["preds"], problems, path)
     if content is None or (isinstance(content, dict) and "qid" in content):
         return _from_lines(text, path)
-    raise PredictionsError(f"{path} is of no known form; expected lines with 'qid', or an object with 'results' or 'preds'")
+    raise PredictionsError(
+        f"{path} is of no known form; expected lines with 'qid', or an object with 'results' or 'preds'"
+    )
 
 
 def format_scores(scored: Scored, *, path: Path, against_paper: bool) -> list[str]:
@@ -120,7 +136,9 @@ def format_scores(scored: Scored, *, path: Path, against_paper: bool) -> list[st
     shown = {name: value for name, value in report["rationale"].items() if value is not None}
     lines += [f"rationales: {'   '.join(f'{name} {value:.2f}' for name, value in shown.items())}"] if shown else []
     failures = report["parse_failure_rate"]
-    lines.append("answers that could not be read: " + ("not told by this file" if failures is None else f"{failures:.2f}%"))
+    lines.append(
+        "answers that could not be read: " + ("not told by this file" if failures is None else f"{failures:.2f}%")
+    )
     lines.append(
         f"left out: {scored.num_predictions_left_out:,} predictions for other questions, "
         f"{scored.num_questions_left_out:,} questions without a prediction"
@@ -128,7 +146,10 @@ def format_scores(scored: Scored, *, path: Path, against_paper: bool) -> list[st
     for field in ("topic", "grade", "skill"):
         lines.append(f"\nby {field}")
         parts = breakdown(scored.problems, scored.predictions, field)
-        lines += [f"  {name or '(none)':<60}{part['num_questions']:>6,}{part['accuracy']:>8.2f}" for name, part in parts.items()]
+        lines += [
+            f"  {name or '(none)':<60}{part['num_questions']:>6,}{part['accuracy']:>8.2f}"
+            for name, part in parts.items()
+        ]
     return lines
 
 
@@ -142,9 +163,13 @@ def _from_lines(text: str, path: Path) -> Predictions:
             row = json.loads(line)
             qid, choice = str(row["qid"]), row["prediction"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise PredictionsError(f"{path}, line {number} is no object with 'qid' and 'prediction' ({error!r})") from None
+            raise PredictionsError(
+                f"{path}, line {number} is no object with 'qid' and 'prediction' ({error!r})"
+            ) from None
         if qid in choices:
-            raise PredictionsError(f"{path}, line {number}: question {qid} is predicted a second time; keep one line a question")
+            raise PredictionsError(
+                f"{path}, line {number}: question {qid} is predicted a second time; keep one line a question"
+            )
         choices[qid] = _index(choice, qid, path)
         if isinstance(row.get("rationale"), str):
             rationales[qid] = row["rationale"]

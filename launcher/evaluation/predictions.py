@@ -1,7 +1,7 @@
 """From written answers to scores.
 
-    predictions/test.jsonl   {"qid": "10", "rationale": "Solution: ...", "answer_text": "The answer is (B).", "prediction": 1}
-    scores.json              nine columns, rationale scores, parse-failure rate, in percent
+predictions/test.jsonl   {"qid": "10", "rationale": "Solution: ...", "answer_text": "The answer is (B).", "prediction": 1}
+scores.json              nine columns, rationale scores, parse-failure rate, in percent
 """
 
 from __future__ import annotations
@@ -29,7 +29,13 @@ def read_problems(shards_dir: str | Path, split: str) -> dict[str, Problem]:
 
 
 def write_predictions(
-    path: Path, *, parts_dir: Path, tasks: list[Task], problems: Mapping[str, Problem], rationales: Mapping[str, str], chain: Chain
+    path: Path,
+    *,
+    parts_dir: Path,
+    tasks: list[Task],
+    problems: Mapping[str, Problem],
+    rationales: Mapping[str, str],
+    chain: Chain,
 ) -> list[dict[str, Any]]:
     """Join the answers of all tasks into one file, a line a question in shard order.
 
@@ -48,7 +54,11 @@ def write_predictions(
 
 
 def score(
-    lines: list[dict[str, Any]], problems: Mapping[str, Problem], *, split: str, gold_reasons: Callable[[Problem], str | None]
+    lines: list[dict[str, Any]],
+    problems: Mapping[str, Problem],
+    *,
+    split: str,
+    gold_reasons: Callable[[Problem], str | None],
 ) -> dict[str, Any]:
     """Score predictions against the gold answers, and rationales, where there are any, against the gold ones."""
     references = {qid: gold_reasons(problem) for qid, problem in problems.items()}
@@ -60,5 +70,3 @@ def score(
         rationales={line["qid"]: line["rationale"] for line in lines} if has_reasons else None,
         references=references if has_reasons else None,
     )
-
-

@@ -9,7 +9,9 @@ from mmcot.metrics.metrics import COLUMNS, expected_accuracy_table
 from mmcot.texts.problem import Problem
 
 
-def ceiling_rows(problems: Mapping[str, Problem], ceilings: dict[str, Any] | None) -> dict[str, dict[str, float | None]]:
+def ceiling_rows(
+    problems: Mapping[str, Problem], ceilings: dict[str, Any] | None
+) -> dict[str, dict[str, float | None]]:
     """Bayes-optimal accuracy from the text alone, by arm and column; empty where none is known."""
     if ceilings is None:
         return {}

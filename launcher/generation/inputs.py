@@ -10,7 +10,11 @@ from launcher.config.settings import Settings
 def generation_inputs(settings: Settings) -> dict[str, Any]:
     """What generated texts depend on, beside the model, the data and the prompts."""
     generation = settings.generation
-    inputs = {"batch_size": generation.batch_size, "task_samples": generation.task_samples, "precision": generation.precision}
+    inputs = {
+        "batch_size": generation.batch_size,
+        "task_samples": generation.task_samples,
+        "precision": generation.precision,
+    }
     if generation.temperature > 0:
         inputs |= {"temperature": generation.temperature, "top_p": generation.top_p, "seed": settings.run.seed}
     return inputs

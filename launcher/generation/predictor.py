@@ -44,7 +44,9 @@ class RunPredictor:
     def __init__(self, folder: Path, *, stages: Sequence[str] | None = None) -> None:
         self.settings = read_run_settings(folder)
         if self.settings.run.chain == "given-rationales":
-            raise RunError(f"{folder} answers over rationales that were given to it and cannot write its own; give a run of another chain")
+            raise RunError(
+                f"{folder} answers over rationales that were given to it and cannot write its own; give a run of another chain"
+            )
         self.num_cut = 0
         stages = self.settings.chain.stages if stages is None else stages
         self._folders = {stage: _trained(RunDir(folder), stage) for stage in stages}
@@ -75,15 +77,22 @@ class RunPredictor:
             self._check_pictures(problem, folder)
         features = [self._features(problem, folder) for problem in problems]
         predictions, num_cut = answer_questions(
-            self.stages.get("rationale"), self.stages.get("answer"), problems, features, feature_shape=self.feature_shape
+            self.stages.get("rationale"),
+            self.stages.get("answer"),
+            problems,
+            features,
+            feature_shape=self.feature_shape,
         )
         self.num_cut += num_cut
         for problem, prediction in zip(problems, predictions, strict=True):
             choice = None if prediction.prediction is None else problem.choices[prediction.prediction]
             yield {
-                "qid": prediction.qid, "rationale": prediction.rationale or self.settings.chain.reasons(prediction.answer_text) or "", "answer_text": prediction.answer_text,
-                "prediction": prediction.prediction, "choice": choice,
-            }  # fmt: skip
+                "qid": prediction.qid,
+                "rationale": prediction.rationale or self.settings.chain.reasons(prediction.answer_text) or "",
+                "answer_text": prediction.answer_text,
+                "prediction": prediction.prediction,
+                "choice": choice,
+            }
 
     def _check_pictures(self, problem: Problem, folder: Path) -> None:
         if self.settings.data.features is None:
@@ -95,7 +104,9 @@ class RunPredictor:
             )
         for path in (folder / image for image in problem.images):
             if not path.is_file():
-                raise ProblemError(f"question {problem.qid}: picture {path} does not exist; give one that does, or none")
+                raise ProblemError(
+                    f"question {problem.qid}: picture {path} does not exist; give one that does, or none"
+                )
 
     def _features(self, problem: Problem, folder: Path) -> np.ndarray | None:
         if self.settings.data.features is None:
@@ -166,6 +177,8 @@ def _open_stage(settings: Settings, folder: Path, stage: str) -> StageModel:
     return StageModel(
         model=T5ForMultimodalGeneration.from_pretrained(folder).eval().to(open_device(use_gpu=False)),
         tokenizer=AutoTokenizer.from_pretrained(folder),
-        format=spec.format, use_caption=settings.data.use_caption,
-        max_source_tokens=spec.max_source_tokens, max_target_tokens=spec.max_target_tokens,
-    )  # fmt: skip
+        format=spec.format,
+        use_caption=settings.data.use_caption,
+        max_source_tokens=spec.max_source_tokens,
+        max_target_tokens=spec.max_target_tokens,
+    )

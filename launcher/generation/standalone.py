@@ -31,7 +31,13 @@ from launcher.stages.jobs import MODEL_FACTS_FILE, GenerationJob, model_facts
 
 
 def write_rationales(
-    model_dir: Path, shards: str, split: str, out: Path, *, overrides: Sequence[str] = (), report: Callable[[str], None] = print
+    model_dir: Path,
+    shards: str,
+    split: str,
+    out: Path,
+    *,
+    overrides: Sequence[str] = (),
+    report: Callable[[str], None] = print,
 ) -> dict[str, int]:
     """Write what is missing of the rationales of a split, or of all; returns the counts.
 
@@ -43,7 +49,9 @@ def write_rationales(
     """
     settings = _settings(model_dir, overrides)
     if split == "all":
-        folder = open_data(settings.data, local_folder(shards, settings.data.cache_dir, features=settings.data.features))
+        folder = open_data(
+            settings.data, local_folder(shards, settings.data.cache_dir, features=settings.data.features)
+        )
         splits = [name for name in SPLITS if folder.text["num_samples"][name]]
     else:
         splits = [split]
@@ -51,9 +59,16 @@ def write_rationales(
 
 
 def write_model_texts(
-    settings: Settings, stage: str, model_dir: Path, shards: str, splits: Sequence[str], out: Path,
-    *, rationales_dir: Path | None = None, report: Callable[[str], None] = print,
-) -> dict[str, int]:  # fmt: skip
+    settings: Settings,
+    stage: str,
+    model_dir: Path,
+    shards: str,
+    splits: Sequence[str],
+    out: Path,
+    *,
+    rationales_dir: Path | None = None,
+    report: Callable[[str], None] = print,
+) -> dict[str, int]:
     """Write what is missing of a model's texts for some splits; returns the counts.
 
     Args:
@@ -68,35 +83,51 @@ def write_model_texts(
     folder = open_data(settings.data, local_folder(shards, settings.data.cache_dir, features=settings.data.features))
     weights = sorted(model_dir.glob("*.safetensors"))
     inputs = {
-        "model": [sha256_of_file(path) for path in weights], **folder.fingerprints(), "splits": list(splits),
-        **model_facts(settings, stage), **generation_inputs(settings),
+        "model": [sha256_of_file(path) for path in weights],
+        **folder.fingerprints(),
+        "splits": list(splits),
+        **model_facts(settings, stage),
+        **generation_inputs(settings),
         **({"rationales": fingerprint(verified_files(rationales_dir))} if rationales_dir else {}),
-    }  # fmt: skip
+    }
     job = GenerationJob(
-        stage=stage, settings=settings, model_dir=str(model_dir.absolute()), shards_dir=folder.location, output_dir=str(out.absolute()),
+        stage=stage,
+        settings=settings,
+        model_dir=str(model_dir.absolute()),
+        shards_dir=folder.location,
+        output_dir=str(out.absolute()),
         rationales_dir=str(rationales_dir.absolute()) if rationales_dir else None,
-    )  # fmt: skip
+    )
     with sigterm_stops(), contextlib.ExitStack() as resources:
         _, summary = write_split_texts(
-            job, splits, inputs, report=GenerationLine(report).show, say=report,
+            job,
+            splits,
+            inputs,
+            report=GenerationLine(report).show,
+            say=report,
             open_ray=lambda: resources.enter_context(ray_session(settings.cluster)),
-        )  # fmt: skip
+        )
     report(describe_summary(summary))
     return summary
 
 
 def _settings(model_dir: Path, overrides: Sequence[str]) -> Settings:
     if not list(model_dir.glob("*.safetensors")):
-        raise SettingsError(f"--model {model_dir} holds no .safetensors; give the folder of a model, such as runs/demo/rationale/model")
+        raise SettingsError(
+            f"--model {model_dir} holds no .safetensors; give the folder of a model, such as runs/demo/rationale/model"
+        )
     path = model_dir / MODEL_FACTS_FILE
     facts = read_json(path) if path.exists() else {}
     prompts = {name: facts[name] for name in ("format", "max_source_tokens", "max_target_tokens") if name in facts}
     values: dict[str, Any] = {
-        "rationale": {"num_steps": 1, **prompts}, "answer": {"num_steps": 1},
+        "rationale": {"num_steps": 1, **prompts},
+        "answer": {"num_steps": 1},
         "data": {name: facts[name] for name in ("use_caption", "features") if name in facts},
-    }  # fmt: skip
+    }
     for override in overrides:
         values = merge_override(values, override)
     if not facts and "format" not in values["rationale"]:
-        raise SettingsError(f"{model_dir} has no {MODEL_FACTS_FILE}; give --set rationale.format=QCM-E (or what it was trained with)")
+        raise SettingsError(
+            f"{model_dir} has no {MODEL_FACTS_FILE}; give --set rationale.format=QCM-E (or what it was trained with)"
+        )
     return parse_settings(values)

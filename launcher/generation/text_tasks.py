@@ -91,7 +91,9 @@ class GenerationWorker(Worker):
         self.samples: dict[str, Any] = {}
         self.free_since: float | None = None
         if job.run_dir is not None:
-            self.sampling = sampling(RunDir(Path(job.run_dir)).logs, "rationales" if job.stage == "rationale" else "evaluate")
+            self.sampling = sampling(
+                RunDir(Path(job.run_dir)).logs, "rationales" if job.stage == "rationale" else "evaluate"
+            )
             self.sampling.__enter__()  # until this process ends
 
     def run(self, task: Task) -> TaskDone:
@@ -110,9 +112,13 @@ class GenerationWorker(Worker):
         job, spec, generation = self.job, getattr(self.job.settings, self.job.stage), self.job.settings.generation
         if task.split not in self.samples:
             self.samples[task.split] = open_stage(
-                job.settings, job.stage, task.split,
-                shards_dir=job.shards_dir, tokenizer=self.tokenizer, rationales_dir=job.rationales_dir,
-            )  # fmt: skip
+                job.settings,
+                job.stage,
+                task.split,
+                shards_dir=job.shards_dir,
+                tokenizer=self.tokenizer,
+                rationales_dir=job.rationales_dir,
+            )
         samples = self.samples[task.split]
         numbers = samples.reader.samples_of_shard(task.shard)[task.start : task.start + task.num_samples]
         if samples.is_remote:
@@ -137,7 +143,12 @@ class GenerationWorker(Worker):
             on_step=self.progress,
         )
         lines = [
-            {"qid": samples.reader.qid(number), job.stage: text.text, "num_tokens": text.num_tokens, "finish": text.finish}
+            {
+                "qid": samples.reader.qid(number),
+                job.stage: text.text,
+                "num_tokens": text.num_tokens,
+                "finish": text.finish,
+            }
             for number, text in zip(numbers, texts, strict=True)
         ]
         if job.run_dir is not None and job.attempt is not None:
@@ -146,10 +157,14 @@ class GenerationWorker(Worker):
 
 
 def write_split_texts(
-    job: GenerationJob, splits: Sequence[str], inputs: dict[str, Any],
-    *, open_ray: Callable[[], None] = lambda: None, report: Callable[[Progress], None] = lambda progress: None,
+    job: GenerationJob,
+    splits: Sequence[str],
+    inputs: dict[str, Any],
+    *,
+    open_ray: Callable[[], None] = lambda: None,
+    report: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
-) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:  # fmt: skip
+) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
     """Write a stage's texts for some splits; only what is missing is computed.
 
     Args:
@@ -186,9 +201,12 @@ def describe_summary(summary: dict[str, int]) -> str:
 
 
 def run_tasks(
-    job: GenerationJob, tasks: Sequence[Task],
-    *, report: Callable[[Progress], None] = lambda progress: None, say: Callable[[str], None] = lambda line: None,
-) -> dict[str, dict[str, Any]]:  # fmt: skip
+    job: GenerationJob,
+    tasks: Sequence[Task],
+    *,
+    report: Callable[[Progress], None] = lambda progress: None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, dict[str, Any]]:
     """Run all tasks whose file does not stand yet; returns every file with its counts.
 
     Raises:
@@ -196,8 +214,12 @@ def run_tasks(
     """
     output_dir = Path(job.output_dir)
     missing = [task for task in tasks if not (output_dir / task.file_name).exists()]
-    files: dict[Task, dict[str, Any]] = {}  # told by who wrote them: with many workers the driver alone would be long at it
-    set_aside = _run_missing(job, missing, sum(task.num_samples for task in tasks), files, report, say) if missing else {}
+    files: dict[
+        Task, dict[str, Any]
+    ] = {}  # told by who wrote them: with many workers the driver alone would be long at it
+    set_aside = (
+        _run_missing(job, missing, sum(task.num_samples for task in tasks), files, report, say) if missing else {}
+    )
     commit_json(output_dir / "set_aside.json", {task.file_name: error for task, error in set_aside.items()})
     if set_aside:
         task, error = next(iter(set_aside.items()))
@@ -206,21 +228,30 @@ def run_tasks(
             f"({output_dir / 'set_aside.json'} has their errors and questions); the other files stand, run again to retry them. "
             f"The first, task {task.file_name}:\n{error['error']}"
         )
-    return {task.file_name: files.get(task) or _describe(output_dir / task.file_name, task, job.stage) for task in tasks}
+    return {
+        task.file_name: files.get(task) or _describe(output_dir / task.file_name, task, job.stage) for task in tasks
+    }
 
 
 def expected_costs(shards_dir: str | Path, tasks: Sequence[Task]) -> dict[Task, int]:
     """The bytes of each task's questions: what is long to read is long to write about."""
     folder = Path(shards_dir) / "text"
     shards = {shard.name: shard for shard in manifest_shards(read_manifest(folder))}
-    sizes = {name: rows_of_extension(open_index(folder, shards[name]), "json")["size"] for name in {task.shard for task in tasks}}
+    sizes = {
+        name: rows_of_extension(open_index(folder, shards[name]), "json")["size"]
+        for name in {task.shard for task in tasks}
+    }
     return {task: int(sizes[task.shard][task.start : task.start + task.num_samples].sum()) for task in tasks}
 
 
 def _run_missing(
-    job: GenerationJob, missing: Sequence[Task], num_total: int, files: dict[Task, dict[str, Any]],
-    report: Callable[[Progress], None], say: Callable[[str], None],
-) -> dict[Task, dict[str, Any]]:  # fmt: skip
+    job: GenerationJob,
+    missing: Sequence[Task],
+    num_total: int,
+    files: dict[Task, dict[str, Any]],
+    report: Callable[[Progress], None],
+    say: Callable[[str], None],
+) -> dict[Task, dict[str, Any]]:
     """Hand tasks to workers, the longest first, and note their files; returns those that always failed, with their errors."""
     generation = job.settings.generation
     num_before = num_total - sum(task.num_samples for task in missing)
@@ -239,10 +270,17 @@ def _run_missing(
 
     try:
         set_aside = run_on_workers(
-            GenerationWorker, job, expected_costs(job.local_shards_dir(), missing), cluster=job.settings.cluster,
-            gpus_per_worker=generation.gpus_per_worker, max_attempts=generation.max_attempts, hang_timeout_s=generation.hang_timeout_s,
-            stands=lambda task: (Path(job.output_dir) / task.file_name).exists(), done=done, report=say,
-        )  # fmt: skip
+            GenerationWorker,
+            job,
+            expected_costs(job.local_shards_dir(), missing),
+            cluster=job.settings.cluster,
+            gpus_per_worker=generation.gpus_per_worker,
+            max_attempts=generation.max_attempts,
+            hang_timeout_s=generation.hang_timeout_s,
+            stands=lambda task: (Path(job.output_dir) / task.file_name).exists(),
+            done=done,
+            report=say,
+        )
     except WorkersError as error:
         raise GenerationError(str(error)) from None
     return {task: {"error": error, "qids": _qids(job, task)} for task, error in set_aside.items()}
@@ -257,7 +295,9 @@ def _qids(job: GenerationJob, task: Task) -> list[str]:
 def _describe(path: Path, task: Task, stage: str) -> dict[str, Any]:
     lines = read_lines(path)
     if len(lines) != task.num_samples:
-        raise GenerationError(f"{path} has {len(lines)} lines, its task has {task.num_samples}; delete the file and run again")
+        raise GenerationError(
+            f"{path} has {len(lines)} lines, its task has {task.num_samples}; delete the file and run again"
+        )
     return {
         "num_samples": len(lines),
         "num_tokens": sum(line["num_tokens"] for line in lines),

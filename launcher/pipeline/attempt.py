@@ -31,9 +31,16 @@ class Attempt:
     """
 
     def __init__(
-        self, settings: Settings, run_dir: RunDir, number: int, report: Report, resources: contextlib.ExitStack,
-        *, parent_key: str | None = None, arm: str | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        settings: Settings,
+        run_dir: RunDir,
+        number: int,
+        report: Report,
+        resources: contextlib.ExitStack,
+        *,
+        parent_key: str | None = None,
+        arm: str | None = None,
+    ) -> None:
         self.settings, self.run_dir, self.number, self.report = settings, run_dir, number, report
         self._resources, self._parent_key, self._arm = resources, parent_key, arm
         self._tracker: Tracker | None = None
@@ -45,7 +52,9 @@ class Attempt:
     def tracker(self) -> Tracker:
         if self._tracker is None:
             self._tracker = self._resources.enter_context(
-                open_tracker(self.settings, self.run_dir, report=self.report, parent_key=self._parent_key, arm=self._arm)
+                open_tracker(
+                    self.settings, self.run_dir, report=self.report, parent_key=self._parent_key, arm=self._arm
+                )
             )
         return self._tracker
 
@@ -97,6 +106,8 @@ class Attempt:
         try:
             write_report([self.run_dir.path], path)
         except Exception as error:
-            self.report(f"the report could not be written ({type(error).__name__}: {error}); `mmcot report {self.run_dir.path}` tries again")
+            self.report(
+                f"the report could not be written ({type(error).__name__}: {error}); `mmcot report {self.run_dir.path}` tries again"
+            )
             return
         self.tracker.parent.log_artifact(path)

@@ -26,7 +26,12 @@ LAST_STEP = "evaluate"
 
 
 def run_pipeline(
-    settings: Settings, *, until: str = LAST_STEP, report: Report = print, write_job: Path | None = None, parent_key: str | None = None,
+    settings: Settings,
+    *,
+    until: str = LAST_STEP,
+    report: Report = print,
+    write_job: Path | None = None,
+    parent_key: str | None = None,
     arm: str | None = None,
 ) -> RunDir:
     """Run all steps up to ``until`` that are not done yet.

@@ -23,7 +23,9 @@ def check_settings(settings: Settings) -> None:
             neither found nor made.
     """
     if settings.training.checkpoint_url and not is_remote(settings.training.checkpoint_url):
-        raise SettingsError(f"training.checkpoint_url {settings.training.checkpoint_url!r} is no URL such as s3://bucket/folder; a folder is run.dir")
+        raise SettingsError(
+            f"training.checkpoint_url {settings.training.checkpoint_url!r} is no URL such as s3://bucket/folder; a folder is run.dir"
+        )
     for stage in ("rationale", "answer"):
         try:
             split_format(getattr(settings, stage).format)

@@ -52,12 +52,19 @@ class Steps:
     """The steps of one attempt, a method each."""
 
     def __init__(self, attempt: Attempt, write_job: WriteJob | None = None) -> None:
-        self.attempt, self.settings, self.run_dir, self.report = attempt, attempt.settings, attempt.run_dir, attempt.report
+        self.attempt, self.settings, self.run_dir, self.report = (
+            attempt,
+            attempt.settings,
+            attempt.run_dir,
+            attempt.report,
+        )
         self._write_job = write_job
         self.folder: DataFolder
 
     def data(self) -> None:
-        self.folder = standing_mini_sqa(self.settings, self.run_dir.data_marker()) or prepare_data(self.settings, self.report)
+        self.folder = standing_mini_sqa(self.settings, self.run_dir.data_marker()) or prepare_data(
+            self.settings, self.report
+        )
         require_all_splits(self.folder)
         settle_identity(self.run_dir, self.settings, self.folder)  # before MLflow's thread asks for an id
 
@@ -114,7 +121,9 @@ class Steps:
         self._train("answer", self.folder.fingerprints() | self.attempt.outputs.get("rationales", {}))
 
     def evaluate(self) -> None:
-        answer_inputs = self._generation_inputs("answer", self.attempt.outputs["train-answer"]) | self.attempt.outputs.get("rationales", {})
+        answer_inputs = self._generation_inputs(
+            "answer", self.attempt.outputs["train-answer"]
+        ) | self.attempt.outputs.get("rationales", {})
         problems = {split: read_problems(self.folder.path, split) for split in ("val", "test")}  # test comes last
 
         def run(child: RunLog) -> dict[str, Any]:
@@ -124,10 +133,15 @@ class Steps:
             for split in problems:
                 path = self.run_dir.predictions / f"{split}.jsonl"
                 lines = write_predictions(
-                    path, parts_dir=parts, tasks=list_tasks(self.folder.path, [split], **self._task_size()),
-                    problems=problems[split], chain=self.settings.chain,
-                    rationales=read_rationales(self.run_dir.rationales, split) if self._rationales_dir("answer") else {},
-                )  # fmt: skip
+                    path,
+                    parts_dir=parts,
+                    tasks=list_tasks(self.folder.path, [split], **self._task_size()),
+                    problems=problems[split],
+                    chain=self.settings.chain,
+                    rationales=read_rationales(self.run_dir.rationales, split)
+                    if self._rationales_dir("answer")
+                    else {},
+                )
                 reports[split] = score(lines, problems[split], split=split, gold_reasons=self.settings.gold_reasons)
                 commit_json(self.run_dir.scores(split), reports[split])
                 child.log_artifact(path, "predictions")
@@ -136,7 +150,9 @@ class Steps:
             child.log_scores(flat)
             self.attempt.tracker.parent.log_scores(flat)
             self._log_data(child, {"val": "validation", "test": "test"})
-            if self.settings.tracking.register_models and self.settings.run.chain != "given-rationales":  # half a predictor
+            if (
+                self.settings.tracking.register_models and self.settings.run.chain != "given-rationales"
+            ):  # half a predictor
                 self._register(reports["val"]["accuracy"]["AVG"])
             return {"scores": reports}
 
@@ -147,8 +163,9 @@ class Steps:
             self.report(f"\n{format_table(rows)}")
             rationale = "".join(
                 f"{name} {scores['rationale'][key]:.2f}   "
-                for name, key in (("ROUGE-L", "rougeL"), ("BLEU-4", "bleu4")) if scores["rationale"][key] is not None
-            )  # fmt: skip
+                for name, key in (("ROUGE-L", "rougeL"), ("BLEU-4", "bleu4"))
+                if scores["rationale"][key] is not None
+            )
             self.report(f"{rationale}answers that could not be read {scores['parse_failure_rate']:.2f}%")
 
     def _train(self, stage: str, inputs: dict[str, Any]) -> None:
@@ -170,9 +187,14 @@ class Steps:
             outputs = describe_export(stage, self.run_dir.model(stage))
             if stage == "rationale" and self.settings.tracking.register_models:
                 child.log_model(
-                    name="rationale", stages=["rationale"], alias="candidate", accuracy=None, data=self._data_fingerprint(),
-                    tags={"mmcot.model_sha256": outputs["rationale_model"]}, exports={"rationale": outputs},
-                )  # fmt: skip
+                    name="rationale",
+                    stages=["rationale"],
+                    alias="candidate",
+                    accuracy=None,
+                    data=self._data_fingerprint(),
+                    tags={"mmcot.model_sha256": outputs["rationale_model"]},
+                    exports={"rationale": outputs},
+                )
             return outputs
 
         self.attempt.run_step(f"train-{stage}", inputs, run)
@@ -185,26 +207,37 @@ class Steps:
         self.attempt.verify_models()
         job = self._plan_training(stage, inputs)
         cluster = job.settings.cluster.model_copy(update={"use_gpu": write_job.use_gpu})
-        commit_json(write_job.path, dataclasses.replace(job, settings=job.settings.model_copy(update={"cluster": cluster})).to_json())
+        commit_json(
+            write_job.path,
+            dataclasses.replace(job, settings=job.settings.model_copy(update={"cluster": cluster})).to_json(),
+        )
         self.attempt.num_run += 1
         path = write_job.path
-        self.report(f"{path}: run it with `torchrun --nproc-per-node N -m launcher.rank {path}`; then the same command without --write-job takes the model over")
+        self.report(
+            f"{path}: run it with `torchrun --nproc-per-node N -m launcher.rank {path}`; then the same command without --write-job takes the model over"
+        )
 
     def _generate(
         self, stage: str, splits: tuple[str, ...], output_dir: Path, inputs: dict[str, Any], child: RunLog
     ) -> str:
         """Write a stage's texts for some splits; returns the fingerprint of all files."""
         job = GenerationJob(
-            stage=stage, settings=self.settings, model_dir=str(self.run_dir.model(stage).absolute()),
-            shards_dir=self.folder.location, output_dir=str(output_dir.absolute()),
+            stage=stage,
+            settings=self.settings,
+            model_dir=str(self.run_dir.model(stage).absolute()),
+            shards_dir=self.folder.location,
+            output_dir=str(output_dir.absolute()),
             rationales_dir=self._rationales_dir(stage),
-            run_dir=str(self.run_dir.path.absolute()), attempt=self.attempt.number,
-        )  # fmt: skip
+            run_dir=str(self.run_dir.path.absolute()),
+            attempt=self.attempt.number,
+        )
         step = "rationales" if stage == "rationale" else "evaluate"
         child.follow(f"{step}-metrics.jsonl")
         child.follow(f"{step}-system-*.jsonl")
         with GenerationLine(self.report, Journal(self.run_dir.journal_of(step))) as line:
-            files, summary = write_split_texts(job, splits, inputs, open_ray=self.attempt.open_ray, report=line.show, say=self.report)
+            files, summary = write_split_texts(
+                job, splits, inputs, open_ray=self.attempt.open_ray, report=line.show, say=self.report
+            )
         child.log_scores({key: float(value) for key, value in summary.items()})
         self.report(describe_summary(summary))
         return fingerprint(files)
@@ -212,9 +245,12 @@ class Steps:
     def _log_data(self, child: RunLog, contexts: dict[str, str]) -> None:
         for split, context in contexts.items():
             child.log_dataset(
-                name=f"{Path(self.folder.location).name}/{split}", digest=self._data_fingerprint(), source=self.folder.location,
-                context=context, profile={"num_questions": self.folder.text["num_samples"][split]},
-            )  # fmt: skip
+                name=f"{Path(self.folder.location).name}/{split}",
+                digest=self._data_fingerprint(),
+                source=self.folder.location,
+                context=context,
+                profile={"num_questions": self.folder.text["num_samples"][split]},
+            )
 
     def _data_fingerprint(self) -> str:
         return fingerprint(self.folder.fingerprints())
@@ -222,24 +258,34 @@ class Steps:
     def _register(self, accuracy: float | None) -> None:
         """Offer the pair of models as a version of ``answer``; it is chosen by the validation split."""
         self.attempt.tracker.parent.log_model(
-            name="answer", stages=list(self.settings.chain.stages), alias="champion", accuracy=accuracy, data=self._data_fingerprint(),
+            name="answer",
+            stages=list(self.settings.chain.stages),
+            alias="champion",
+            accuracy=accuracy,
+            data=self._data_fingerprint(),
             tags={
                 "mmcot.chain": self.settings.run.chain,
                 **{
                     f"mmcot.{name}": value
-                    for step in ("train-answer", "train-rationale", "rationales") for name, value in self.attempt.outputs.get(step, {}).items() if name != "files"
+                    for step in ("train-answer", "train-rationale", "rationales")
+                    for name, value in self.attempt.outputs.get(step, {}).items()
+                    if name != "files"
                 },
             },
             exports={stage: self.attempt.outputs[f"train-{stage}"] for stage in self.settings.chain.stages},
-        )  # fmt: skip
+        )
 
     def _generation_inputs(self, stage: str, model: dict[str, Any]) -> dict[str, Any]:
         spec = getattr(self.settings, stage)
         return {
-            f"{stage}_model": model[f"{stage}_model"], **self.folder.fingerprints(), "format": spec.format,
-            "max_source_tokens": spec.max_source_tokens, "max_target_tokens": spec.max_target_tokens,
-            "use_caption": self.settings.data.use_caption, **generation_inputs(self.settings),
-        }  # fmt: skip
+            f"{stage}_model": model[f"{stage}_model"],
+            **self.folder.fingerprints(),
+            "format": spec.format,
+            "max_source_tokens": spec.max_source_tokens,
+            "max_target_tokens": spec.max_target_tokens,
+            "use_caption": self.settings.data.use_caption,
+            **generation_inputs(self.settings),
+        }
 
     def _rationales_dir(self, stage: str) -> str | None:
         """Where a stage's rationales lie, if it reads any."""

@@ -16,7 +16,9 @@ from launcher.stages.token_lengths import LengthsOf, cached_lengths, read_length
 from launcher.training.identity import claim_store, run_facts, store_root
 
 
-def plan_training(attempt: Attempt, folder: DataFolder, stage: str, inputs: dict[str, Any], *, rationales_dir: str | None) -> TrainJob:
+def plan_training(
+    attempt: Attempt, folder: DataFolder, stage: str, inputs: dict[str, Any], *, rationales_dir: str | None
+) -> TrainJob:
     """Count tokens, fix the number of steps and say what was cut off.
 
     Args:
@@ -46,10 +48,16 @@ def plan_training(attempt: Attempt, folder: DataFolder, stage: str, inputs: dict
         f"padding factor {plan.padding_factor():.2f}, imbalance of {workers} workers {plan.imbalance(workers):.2f}"
     )
     return TrainJob(
-        stage=stage, settings=_for_workers(settings), run_dir=str(attempt.run_dir.path.absolute()),
-        shards_dir=folder.location, lengths=paths, num_steps=num_steps, attempt=attempt.number,
-        rationales_dir=rationales_dir, run_facts=_run_facts(attempt, folder, rationales_dir),
-    )  # fmt: skip
+        stage=stage,
+        settings=_for_workers(settings),
+        run_dir=str(attempt.run_dir.path.absolute()),
+        shards_dir=folder.location,
+        lengths=paths,
+        num_steps=num_steps,
+        attempt=attempt.number,
+        rationales_dir=rationales_dir,
+        run_facts=_run_facts(attempt, folder, rationales_dir),
+    )
 
 
 def _run_facts(attempt: Attempt, folder: DataFolder, rationales_dir: str | None) -> dict[str, str]:

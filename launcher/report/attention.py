@@ -38,11 +38,17 @@ def look_at_questions(
     verify_model(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with _no_progress_bar():
-        model = T5ForMultimodalGeneration.from_pretrained(folder, dtype=torch.float32).eval().to(open_device(use_gpu=False))
+        model = (
+            T5ForMultimodalGeneration.from_pretrained(folder, dtype=torch.float32).eval().to(open_device(use_gpu=False))
+        )
     samples = open_stage(
-        settings, stage, split, shards_dir=shards_dir, tokenizer=tokenizer,
+        settings,
+        stage,
+        split,
+        shards_dir=shards_dir,
+        tokenizer=tokenizer,
         rationales_dir=run_dir.rationales if stage == "answer" and settings.chain.reads_rationales else None,
-    )  # fmt: skip
+    )
     numbers = {str(qid): number for number, qid in enumerate(samples.reader.qids)}
     return [{"qid": qid, **_measure(model, tokenizer, samples, numbers[qid])} for qid in qids if qid in numbers]
 
@@ -51,7 +57,9 @@ def grid_of(settings: Settings) -> dict[str, Any]:
     """How patches lie over a picture: {"rows", "columns"}, or {"why"} where they are no known grid."""
     name = settings.data.features
     if name not in PATCH_GRIDS:
-        return {"why": f"The features '{name}' are not known to be squares of the whole picture in reading order, so only the gate is shown."}
+        return {
+            "why": f"The features '{name}' are not known to be squares of the whole picture in reading order, so only the gate is shown."
+        }
     rows, columns = PATCH_GRIDS[name]
     return {"rows": rows, "columns": columns}
 
@@ -70,9 +78,13 @@ def _measure(model: Any, tokenizer: Any, samples: Any, number: int) -> dict[str,
     scale_S = attention_SP.max(axis=1)
     shades_SP = np.round(255 * attention_SP / np.maximum(scale_S, 1e-12)[:, None]).astype(np.uint8)
     return {
-        "tokens": _pieces(tokenizer, ids), "gate": _rounded(look.gate_BS[0].numpy()), "num_patches": attention_SP.shape[1],
-        "attention": base64.b64encode(shades_SP.tobytes()).decode(), "scale": _rounded(scale_S), "mean": _rounded(attention_SP.mean(axis=0)),
-    }  # fmt: skip
+        "tokens": _pieces(tokenizer, ids),
+        "gate": _rounded(look.gate_BS[0].numpy()),
+        "num_patches": attention_SP.shape[1],
+        "attention": base64.b64encode(shades_SP.tobytes()).decode(),
+        "scale": _rounded(scale_S),
+        "mean": _rounded(attention_SP.mean(axis=0)),
+    }
 
 
 @contextlib.contextmanager
@@ -91,7 +103,10 @@ def _no_progress_bar() -> Iterator[None]:
 def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The text that each token adds, whatever the tokenizer does with spaces."""
     texts = [tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False) for end in range(len(ids) + 1)]
-    return [text[len(before) :] if text.startswith(before) else text[-1:] for before, text in zip(texts, texts[1:], strict=False)]
+    return [
+        text[len(before) :] if text.startswith(before) else text[-1:]
+        for before, text in zip(texts, texts[1:], strict=False)
+    ]
 
 
 def _rounded(values: np.ndarray) -> list[float]:

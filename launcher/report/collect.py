@@ -50,8 +50,11 @@ def collect(run_dirs: Sequence[Path], *, num_pictures: int, num_looked_at: int) 
     _tell_apart(runs)
     return {
         "written_ms": int(1000 * datetime.datetime.now(datetime.UTC).timestamp()),
-        "runs": runs, "sets": [book.sets[key] for key in book.sets], "pictures": list(book.pictures), **_published(),
-    }  # fmt: skip
+        "runs": runs,
+        "sets": [book.sets[key] for key in book.sets],
+        "pictures": list(book.pictures),
+        **_published(),
+    }
 
 
 class PageData:
@@ -73,7 +76,9 @@ class PageData:
             return facts
         if shards_dir is None:
             if run_dir.marker("data"):
-                facts["missing"].append("The data folder is gone: questions, choices and gold rationales cannot be shown.")
+                facts["missing"].append(
+                    "The data folder is gone: questions, choices and gold rationales cannot be shown."
+                )
             return facts
         problems = self._add_questions(facts, run_dir, settings, shards_dir)
         self._add_ceilings(facts, problems, shards_dir)
@@ -91,7 +96,8 @@ class PageData:
         key = read_manifest(shards_dir / "text")["fingerprint"]
         if key not in self.sets:
             self.sets[key] = {
-                split: [describe_question(problem, settings.gold_reasons(problem)) for problem in part.values()] for split, part in problems.items()
+                split: [describe_question(problem, settings.gold_reasons(problem)) for problem in part.values()]
+                for split, part in problems.items()
             }
         facts["set"] = list(self.sets).index(key)
         for split, part in problems.items():
@@ -102,20 +108,32 @@ class PageData:
     def _add_ceilings(self, facts: dict[str, Any], problems: dict[str, dict[str, Problem]], shards_dir: Path) -> None:
         ceilings = read_manifest(shards_dir / "text")["ceilings"]
         facts["ceilings"] = {split: ceiling_rows(part, ceilings) for split, part in problems.items() if part}
-        facts["is_mini_sqa"], facts["is_science_qa"] = ceilings is not None, ceilings is None and len(problems["test"]) == SCIENCE_QA_TESTS
+        facts["is_mini_sqa"], facts["is_science_qa"] = (
+            ceilings is not None,
+            ceilings is None and len(problems["test"]) == SCIENCE_QA_TESTS,
+        )
 
     def _embed_pictures(
-        self, facts: dict[str, Any], run_dir: RunDir, settings: Settings, problems: dict[str, dict[str, Problem]], shards_dir: Path
+        self,
+        facts: dict[str, Any],
+        run_dir: RunDir,
+        settings: Settings,
+        problems: dict[str, dict[str, Problem]],
+        shards_dir: Path,
     ) -> None:
         pictures_of = find_pictures(run_dir, settings, shards_dir)
         if pictures_of is None:
-            facts["missing"].append("The data set is gone, or no longer the one the shards were built from: pictures are not available.")
+            facts["missing"].append(
+                "The data set is gone, or no longer the one the shards were built from: pictures are not available."
+            )
             return
         questions = list(self.sets.values())[facts["set"]]
         for split, part in problems.items():
             said = facts["said"][split]
             shown = [qid for qid, problem in part.items() if problem.images]
-            ordered = choose_qids(shown, lambda qid: said.get(qid, {}).get("right") is False, len(shown) if self.num_pictures else 0)
+            ordered = choose_qids(
+                shown, lambda qid: said.get(qid, {}).get("right") is False, len(shown) if self.num_pictures else 0
+            )
             by_qid, size_bytes = {question["qid"]: question for question in questions[split]}, 0
             for number, qid in enumerate(ordered):
                 if number >= self.num_pictures and size_bytes >= FREE_PICTURE_BYTES:
@@ -135,7 +153,12 @@ class PageData:
 
 
 def _look(
-    facts: dict[str, Any], run_dir: RunDir, settings: Settings, problems: dict[str, dict[str, Problem]], shards_dir: Path, limit: int
+    facts: dict[str, Any],
+    run_dir: RunDir,
+    settings: Settings,
+    problems: dict[str, dict[str, Problem]],
+    shards_dir: Path,
+    limit: int,
 ) -> dict[str, Any]:
     """The attention of both stages for some test questions, or why there is none."""
     if settings.data.features is None:
@@ -143,19 +166,32 @@ def _look(
     said = facts["said"]["test"]
     shown = [qid for qid, problem in problems["test"].items() if problem.images]
     qids = choose_qids(shown, lambda qid: said.get(qid, {}).get("right") is False, limit)
-    ready = {"rationale": bool(facts["models"]["rationale"]), "answer": bool(facts["models"]["answer"]) and _is_done(facts, "rationales")}
+    ready = {
+        "rationale": bool(facts["models"]["rationale"]),
+        "answer": bool(facts["models"]["answer"]) and _is_done(facts, "rationales"),
+    }
     ready = {stage: ready[stage] for stage in settings.chain.stages}
     stages = {
-        stage: look_at_questions(run_dir, settings, stage, "test", qids, shards_dir=shards_dir) for stage, is_ready in ready.items() if is_ready and qids
+        stage: look_at_questions(run_dir, settings, stage, "test", qids, shards_dir=shards_dir)
+        for stage, is_ready in ready.items()
+        if is_ready and qids
     }
     if not stages:
-        why = "No test question has a picture." if not shown else "No model is trained yet." if limit else "Nothing was asked to be looked at."
+        why = (
+            "No test question has a picture."
+            if not shown
+            else "No model is trained yet."
+            if limit
+            else "Nothing was asked to be looked at."
+        )
         return {"why": why}
     return {"stages": stages, "grid": grid_of(settings)}
 
 
 def _is_done(facts: dict[str, Any], name: str) -> bool:
-    return next((step["done"] for step in facts["steps"] if step["name"] == name), True)  # a step that the chain does not take
+    return next(
+        (step["done"] for step in facts["steps"] if step["name"] == name), True
+    )  # a step that the chain does not take
 
 
 def _published() -> dict[str, Any]:

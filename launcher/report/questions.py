@@ -52,7 +52,9 @@ def find_shards(run_dir: RunDir, settings: Settings) -> Path | None:
     return _find(Path(location), run_dir, "text/manifest.json")
 
 
-def find_pictures(run_dir: RunDir, settings: Settings, shards_dir: Path) -> Callable[[Problem], Sequence[Picture]] | None:
+def find_pictures(
+    run_dir: RunDir, settings: Settings, shards_dir: Path
+) -> Callable[[Problem], Sequence[Picture]] | None:
     """The function from a problem to its pictures, from the data set itself.
 
     None where the data set is gone or no longer the one that the shards were built from:
@@ -63,8 +65,18 @@ def find_pictures(run_dir: RunDir, settings: Settings, shards_dir: Path) -> Call
     if settings.data.path is not None:
         source = _find(Path(settings.data.path), run_dir, "")
     else:
-        drawn = [shards_dir.parent / mini_sqa_folder(settings.data).name, *sorted(shards_dir.parent.glob("mini_sqa-source-*"))]  # the others: an earlier version's
-        source = next((found for folder in drawn if (found := _find(folder, run_dir, "problems.json")) and _is_source_of(shards_dir, found)), None)
+        drawn = [
+            shards_dir.parent / mini_sqa_folder(settings.data).name,
+            *sorted(shards_dir.parent.glob("mini_sqa-source-*")),
+        ]  # the others: an earlier version's
+        source = next(
+            (
+                found
+                for folder in drawn
+                if (found := _find(folder, run_dir, "problems.json")) and _is_source_of(shards_dir, found)
+            ),
+            None,
+        )
     data = settings.data.model_copy(update={"captions": None})  # which may be gone
     return read_source(data, source).pictures if source and _is_source_of(shards_dir, source) else None
 
@@ -72,11 +84,17 @@ def find_pictures(run_dir: RunDir, settings: Settings, shards_dir: Path) -> Call
 def describe_question(problem: Problem, gold: str | None) -> dict[str, Any]:
     """A question as the page shows it."""
     return {
-        "qid": problem.qid, "question": cut(problem.question), "choices": [cut(choice) for choice in problem.choices],
-        "answer": problem.answer, "context": cut(problem.hint), "gold": cut(gold),
+        "qid": problem.qid,
+        "question": cut(problem.question),
+        "choices": [cut(choice) for choice in problem.choices],
+        "answer": problem.answer,
+        "context": cut(problem.hint),
+        "gold": cut(gold),
         **{field: getattr(problem, field) for field in FIELDS},
-        "columns": list(columns_of(problem)), "num_pictures": len(problem.images), "picture": None,
-    }  # fmt: skip
+        "columns": list(columns_of(problem)),
+        "num_pictures": len(problem.images),
+        "picture": None,
+    }
 
 
 def read_said(run_dir: RunDir, split: str) -> dict[str, dict[str, Any]]:
@@ -88,7 +106,9 @@ def read_said(run_dir: RunDir, split: str) -> dict[str, dict[str, Any]]:
     return {line["qid"]: {"rationale": line["rationale"]} for file in files for line in read_lines(file)}
 
 
-def judge(said: Mapping[str, dict[str, Any]], problems: Mapping[str, Problem], gold_reasons: Callable[[Problem], str | None]) -> dict[str, dict[str, Any]]:
+def judge(
+    said: Mapping[str, dict[str, Any]], problems: Mapping[str, Problem], gold_reasons: Callable[[Problem], str | None]
+) -> dict[str, dict[str, Any]]:
     """Hold what was said against the gold rationale and answer."""
     from mmcot.metrics.rationale_metrics import rouge_l_of_each
 
@@ -96,30 +116,43 @@ def judge(said: Mapping[str, dict[str, Any]], problems: Mapping[str, Problem], g
     gold = {qid: gold_reasons(problems[qid]) for qid in said}
     is_exact = {qid: _words(line.get("rationale")) == _words(gold[qid]) for qid, line in said.items()}
     others = [qid for qid in said if not is_exact[qid] and gold[qid] and said[qid].get("rationale")]
-    rouge = dict(zip(others, rouge_l_of_each([said[qid]["rationale"] for qid in others], [gold[qid] for qid in others]), strict=True))
+    rouge = dict(
+        zip(
+            others,
+            rouge_l_of_each([said[qid]["rationale"] for qid in others], [gold[qid] for qid in others]),
+            strict=True,
+        )
+    )
     judged = {}
     for qid, line in said.items():
         has_rationale = bool(gold[qid]) and line.get("rationale") is not None
         judged[qid] = {
-            "rationale": cut(line.get("rationale")), "rationale_right": is_exact[qid] if has_rationale else None,
+            "rationale": cut(line.get("rationale")),
+            "rationale_right": is_exact[qid] if has_rationale else None,
             "rouge_l": (1.0 if is_exact[qid] else round(rouge.get(qid, 0.0), 4)) if has_rationale else None,
-            "answer_text": cut(line.get("answer_text")), "prediction": line.get("prediction"),
+            "answer_text": cut(line.get("answer_text")),
+            "prediction": line.get("prediction"),
             "right": line["prediction"] == problems[qid].answer if "prediction" in line else None,
-        }  # fmt: skip
+        }
     return judged
 
 
-def break_down(problems: Mapping[str, Problem], judged: Mapping[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def break_down(
+    problems: Mapping[str, Problem], judged: Mapping[str, dict[str, Any]]
+) -> dict[str, list[dict[str, Any]]]:
     """Accuracy with its 95 % interval, by class of the table and by each field."""
     answered = [(problems[qid], line["right"]) for qid, line in judged.items() if line["right"] is not None]
-    groups: dict[str, dict[str, list[bool]]] = {"class": {column: [] for column in COLUMNS}} | {field: {} for field in FIELDS}
+    groups: dict[str, dict[str, list[bool]]] = {"class": {column: [] for column in COLUMNS}} | {
+        field: {} for field in FIELDS
+    }
     for problem, right in answered:
         for column in columns_of(problem):
             groups["class"][column].append(right)
         for field in FIELDS:
             groups[field].setdefault(getattr(problem, field), []).append(right)
     return {
-        field: [_describe_group(name, outcomes) for name, outcomes in parts.items() if outcomes] for field, parts in groups.items()
+        field: [_describe_group(name, outcomes) for name, outcomes in parts.items() if outcomes]
+        for field, parts in groups.items()
     }
 
 
@@ -178,9 +211,13 @@ def _is_source_of(shards_dir: Path, source: Path) -> bool:
 def _describe_group(name: str, outcomes: list[bool]) -> dict[str, Any]:
     low, high = wilson(sum(outcomes), len(outcomes))
     return {
-        "name": name, "num": len(outcomes), "num_right": sum(outcomes),
-        "accuracy": round(100 * sum(outcomes) / len(outcomes), 2), "low": low, "high": high,
-    }  # fmt: skip
+        "name": name,
+        "num": len(outcomes),
+        "num_right": sum(outcomes),
+        "accuracy": round(100 * sum(outcomes) / len(outcomes), 2),
+        "low": low,
+        "high": high,
+    }
 
 
 def _words(text: str | None) -> list[str]:

@@ -23,9 +23,7 @@ from launcher.report.collect import collect
 SCRIPTS = ("dom.js", "scores.js", "curves.js", "groups.js", "examples.js", "detail.js", "looking.js", "page.js")
 
 
-def write_report(
-    run_dirs: Sequence[Path], out: Path, *, num_pictures: int = 200, num_looked_at: int = 24
-) -> Path:
+def write_report(run_dirs: Sequence[Path], out: Path, *, num_pictures: int = 200, num_looked_at: int = 24) -> Path:
     """Write the report of a run, finished or not, or the comparison of several.
 
     Args:
@@ -42,7 +40,7 @@ def write_report(
 def render(data: Mapping[str, Any]) -> str:
     """The page around its data."""
     page = resources.files("launcher.report") / "page"
-    script = "(() => {\n\"use strict\";\n" + "".join(_read(page / name) for name in SCRIPTS) + "})();\n"
+    script = '(() => {\n"use strict";\n' + "".join(_read(page / name) for name in SCRIPTS) + "})();\n"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     parts = {"STYLE": _read(page / "report.css"), "SCRIPT": script, "SCRIPT_SHA256": digest, "DATA": text}

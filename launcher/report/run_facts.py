@@ -55,7 +55,9 @@ def read_run(folder: Path) -> dict[str, Any]:
         "is_science_qa": False,
         "settings": flatten(settings.model_dump()),
         "steps": steps,
-        "missing": [f"Step '{step['name']}' is not done: {_LOST_WITHOUT[step['name']]}." for step in steps if not step["done"]],
+        "missing": [
+            f"Step '{step['name']}' is not done: {_LOST_WITHOUT[step['name']]}." for step in steps if not step["done"]
+        ],
         "models": {stage: describe_model(run_dir.model(stage)) for stage in STAGES},
         "training": {stage: _training(points[stage], settings, stage) for stage in STAGES},
         "curves": {stage: curves_of(points[stage]) for stage in STAGES},
@@ -71,7 +73,12 @@ def read_steps(run_dir: RunDir, steps: Iterable[str]) -> list[dict[str, Any]]:
     """Each step in order: whether it is done, its seconds and its attempt."""
     markers = {step: run_dir.marker(step) for step in steps}
     return [
-        {"name": step, "done": marker is not None, "seconds": (marker or {}).get("seconds"), "attempt": (marker or {}).get("attempt")}
+        {
+            "name": step,
+            "done": marker is not None,
+            "seconds": (marker or {}).get("seconds"),
+            "attempt": (marker or {}).get("attempt"),
+        }
         for step, marker in markers.items()
     ]
 
@@ -89,7 +96,11 @@ def curves_of(points: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     curves = {}
     for name, values in found.items():
         kept = thin(sorted(values.items()))
-        curves[name] = {"steps": [step for step, _ in kept], "values": [value for _, value in kept], "num_points": len(values)}
+        curves[name] = {
+            "steps": [step for step, _ in kept],
+            "values": [value for _, value in kept],
+            "num_points": len(values),
+        }
     return curves
 
 
@@ -113,7 +124,17 @@ def describe_model(folder: Path) -> dict[str, Any] | None:
         return None
     verify_model(folder)
     config = read_json(folder / "config.json")
-    kept = ("d_model", "num_layers", "num_decoder_layers", "num_heads", "d_ff", "vocab_size", "fusion", "vision_num_patches", "vision_dim")
+    kept = (
+        "d_model",
+        "num_layers",
+        "num_decoder_layers",
+        "num_heads",
+        "d_ff",
+        "vocab_size",
+        "fusion",
+        "vision_num_patches",
+        "vision_dim",
+    )
     return {
         "num_parameters": sum(_num_weights(path) for path in folder.glob("*.safetensors")),
         "shape": {name: config[name] for name in kept if name in config},
@@ -145,9 +166,11 @@ def wilson(num_right: int, num: int) -> tuple[float, float]:
 def _training(points: list[dict[str, Any]], settings: Settings, stage: str) -> dict[str, Any]:
     spec = getattr(settings, stage)
     return {
-        "last_step": max((point["step"] for point in points if point.get("metrics")), default=None), "num_steps": spec.num_steps, "num_epochs": spec.num_epochs,
+        "last_step": max((point["step"] for point in points if point.get("metrics")), default=None),
+        "num_steps": spec.num_steps,
+        "num_epochs": spec.num_epochs,
         "format": spec.format,
-    }  # fmt: skip
+    }
 
 
 def _time(run_dir: RunDir, points: dict[str, list[dict[str, Any]]]) -> dict[str, int | None]:

@@ -1,8 +1,8 @@
 """Names of a stage's checkpoints, in a run's folder as in an object store; known here alone.
 
-    rationale/checkpoints/step-000400/manifest.json     a checkpoint: committed whole
-    rationale/checkpoints/LATEST                        "step-000400", written last
-    rationale/checkpoints/damaged-step-000400           one that failed its verification
+rationale/checkpoints/step-000400/manifest.json     a checkpoint: committed whole
+rationale/checkpoints/LATEST                        "step-000400", written last
+rationale/checkpoints/damaged-step-000400           one that failed its verification
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ def read_latest(content: str, *, source: str) -> str:
     """
     name = content.strip()
     if not _NAME.fullmatch(name):
-        raise CheckpointError(f"{source} holds {name!r}, expected such as step-000400; write one of the checkpoints there into it")
+        raise CheckpointError(
+            f"{source} holds {name!r}, expected such as step-000400; write one of the checkpoints there into it"
+        )
     return name
 
 

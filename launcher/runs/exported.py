@@ -59,9 +59,13 @@ def verify_export(folder: Path, outputs: Mapping[str, Any], *, source: str) -> N
         if not path.is_file():
             raise RunError(f"{path} is missing, {source} says that it was exported (sha256 {sha256[:12]}...); {remedy}")
         if (found := sha256_of_unchanged(path)) != sha256:
-            raise RunError(f"{path} is not the file that was exported: its sha256 is {found[:12]}..., {source} says {sha256[:12]}...; {remedy}")
+            raise RunError(
+                f"{path} is not the file that was exported: its sha256 is {found[:12]}..., {source} says {sha256[:12]}...; {remedy}"
+            )
     if is_whole and (added := [name for name in _names(folder) if name not in expected]):
-        raise RunError(f"{folder / added[0]} was added to an exported model ({source} does not name it, and a loader may read it); move it elsewhere")
+        raise RunError(
+            f"{folder / added[0]} was added to an exported model ({source} does not name it, and a loader may read it); move it elsewhere"
+        )
 
 
 def _place_in_run(folder: Path) -> tuple[Path, Path] | None:

@@ -86,7 +86,11 @@ class Pace:
         if begun is None or latest is None:
             return None
         seconds = (latest["time_ms"] - begun["time_ms"]) / 1000
-        return latest["step"], begun["total"], seconds_left(latest["step"] - begun["step"], begun["total"] - latest["step"], seconds)
+        return (
+            latest["step"],
+            begun["total"],
+            seconds_left(latest["step"] - begun["step"], begun["total"] - latest["step"], seconds),
+        )
 
 
 def progress_of(points: Iterable[dict[str, Any]]) -> tuple[int, int, float | None] | None:

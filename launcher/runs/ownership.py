@@ -58,9 +58,13 @@ def owner(run_dir: RunDir) -> dict[str, Any] | None:
 def _lock(attempt: int) -> dict[str, Any]:
     pid = os.getpid()
     return {
-        "pid": pid, "process_started": psutil.Process(pid).create_time(), "host": socket.gethostname(),
-        "attempt": attempt, "heartbeat": time.time(), "released": False,
-    }  # fmt: skip
+        "pid": pid,
+        "process_started": psutil.Process(pid).create_time(),
+        "host": socket.gethostname(),
+        "attempt": attempt,
+        "heartbeat": time.time(),
+        "released": False,
+    }
 
 
 def _is_alive(lock: dict[str, Any]) -> bool:

@@ -99,10 +99,17 @@ class GenerationLine:
             return
         self._shown_at = time.monotonic()
         if self._journal:
-            values = {"generation_tokens_per_s": progress.tokens_per_s, "generation_waiting_share": progress.waiting_share}
+            values = {
+                "generation_tokens_per_s": progress.tokens_per_s,
+                "generation_waiting_share": progress.waiting_share,
+            }
             self._journal.log(progress.num_done, values)
-        left = seconds_left(progress.num_done - progress.num_before, progress.num_total - progress.num_done, progress.seconds)
-        self._report(f"  {progress.num_done:,}/{progress.num_total:,} questions   {progress.tokens_per_s:,.0f} tokens/s   {format_time_left(left)}")
+        left = seconds_left(
+            progress.num_done - progress.num_before, progress.num_total - progress.num_done, progress.seconds
+        )
+        self._report(
+            f"  {progress.num_done:,}/{progress.num_total:,} questions   {progress.tokens_per_s:,.0f} tokens/s   {format_time_left(left)}"
+        )
 
 
 def format_time_left(seconds: float | None) -> str:

@@ -86,7 +86,9 @@ class RunDir:
             RunError: it is no id.
         """
         if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", run_id):  # it becomes a part of MLflow's queries
-            raise RunError(f"a checkpoint of {self.path} names the run id {run_id!r}, expected 32 hex digits; remove what names it")
+            raise RunError(
+                f"a checkpoint of {self.path} names the run id {run_id!r}, expected 32 hex digits; remove what names it"
+            )
         commit_bytes(self._identity_file, run_id.encode())
 
     @property
@@ -177,5 +179,3 @@ def shards_dir_of(run_dir: RunDir) -> str:
     if marker is None:
         raise RunError(f"{run_dir.path} has no finished data step; give the folder of a run, such as runs/demo")
     return marker["outputs"]["shards_dir"]
-
-

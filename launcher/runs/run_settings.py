@@ -16,17 +16,32 @@ RUN_SETTINGS = "run.yaml"
 _FREE_SETTINGS = {  # what may change between attempts, because no result depends on it
     ("run", "dir"),
     *(("data", name) for name in ("remote", "cache_dir", "cache_gb")),
-    *(("cluster", name) for name in ("address", "num_workers", "min_workers", "use_gpu")),  # the last: see launcher/cluster/gpus.py
+    *(
+        ("cluster", name) for name in ("address", "num_workers", "min_workers", "use_gpu")
+    ),  # the last: see launcher/cluster/gpus.py
     *(("tracking", name) for name in ("uri", "send_every_s", "register_models")),
-    ("generation", "max_attempts"), ("generation", "hang_timeout_s"), ("tuning", "max_concurrent"), ("tuning", "time_budget_s"),
+    ("generation", "max_attempts"),
+    ("generation", "hang_timeout_s"),
+    ("tuning", "max_concurrent"),
+    ("tuning", "time_budget_s"),
     *(
         ("training", name)
         for name in (
-            "checkpoint_every", "keep_checkpoints", "checkpoint_url", "validate_every", "log_every", "max_failures", "hang_timeout_s",
-            "peak_tflops", "loader_processes", "activation_checkpointing", "offload", "nvme_dir",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "checkpoint_url",
+            "validate_every",
+            "log_every",
+            "max_failures",
+            "hang_timeout_s",
+            "peak_tflops",
+            "loader_processes",
+            "activation_checkpointing",
+            "offload",
+            "nvme_dir",
         )
     ),
-}  # fmt: skip
+}
 
 
 def write_or_verify_settings(run_dir: RunDir, settings: Settings) -> None:

@@ -73,7 +73,9 @@ def _read(run_dir: RunDir, stage: str) -> tuple[dict[int, dict[str, list[str]]],
     steps: dict[int, dict[str, list[str]]] = {}
     steps_per_epoch = 0
     for path in paths:
-        for line in JournalReader(path).read():  # a line torn by a kill is left out: the restarted rank repeats the step
+        for line in JournalReader(
+            path
+        ).read():  # a line torn by a kill is left out: the restarted rank repeats the step
             steps_per_epoch = line["steps_per_epoch"]
             blocks = steps.setdefault(line["step"], {})
             for index, qids in line["blocks"].items():

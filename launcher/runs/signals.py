@@ -70,6 +70,7 @@ def sigterm_stops() -> Iterator[None]:
     Raises:
         Stopped: one of them came.
     """
+
     def on_signal(number: int, frame: object) -> None:
         end_at_next_stop()
         raise KeyboardInterrupt  # of all exceptions the one that Ray lets out of its waits

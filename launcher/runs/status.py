@@ -41,7 +41,9 @@ def describe_run(folder: Path) -> list[str]:
         next_step = next_step or step
         lines.append(f"{step:<16} {'running' if running else 'to do'}{_progress(run_dir, step, running=running)}")
     if current:
-        lines.append(f"owner: process {current['pid']} on {current['host']}, attempt {current['attempt']}, last heard of {max(0.0, time.time() - current['heartbeat']):.0f} s ago")
+        lines.append(
+            f"owner: process {current['pid']} on {current['host']}, attempt {current['attempt']}, last heard of {max(0.0, time.time() - current['heartbeat']):.0f} s ago"
+        )
     elif next_step:
         lines.append(f"nobody is running it; the same `mmcot run` goes on at {next_step!r}")
     return [*lines, *mlflow_lines(settings, run_dir)]
@@ -61,7 +63,9 @@ def _progress(run_dir: RunDir, step: str, *, running: bool) -> str:
     if found := progress_of(points):
         done, total, seconds = found
         text += f", {'step ' if stage else ''}{done:,} of {total:,}{'' if stage else ' questions'}"
-        if losses := [point["metrics"]["loss"] for point in points if point["step"] == done and "loss" in point["metrics"]]:
+        if losses := [
+            point["metrics"]["loss"] for point in points if point["step"] == done and "loss" in point["metrics"]
+        ]:
             text += f", loss {losses[-1]:.4f}"
         if running and seconds is not None:
             text += f", time left {format_seconds(seconds)}"
@@ -78,10 +82,16 @@ def mlflow_lines(settings: Settings, run_dir: RunDir) -> list[str]:
     ids = {"experiment_id": state.get("experiment_id"), "run_id": runs.get(PARENT)}
     page = mlflow_page(server, **ids)
     lines = [f"MLflow: {page}" if is_served else f"MLflow: {_command(uri, settings)}   then open {page}"]
-    trials = [run_id for path in sorted(run_dir.path.glob("trials/*/mlflow.json")) if (run_id := read_json(path).get("runs", {}).get(PARENT))]
+    trials = [
+        run_id
+        for path in sorted(run_dir.path.glob("trials/*/mlflow.json"))
+        if (run_id := read_json(path).get("runs", {}).get(PARENT))
+    ]
     if len(trials) > 1 and ids["experiment_id"]:
         which = "trials" if len(trials) <= MOST_COMPARED else f"the first {MOST_COMPARED} of {len(trials)} trials"
-        lines.append(f"{which} compared: {compare_page(server, experiment_id=ids['experiment_id'], run_ids=trials[:MOST_COMPARED])}")
+        lines.append(
+            f"{which} compared: {compare_page(server, experiment_id=ids['experiment_id'], run_ids=trials[:MOST_COMPARED])}"
+        )
     return lines
 
 

@@ -58,11 +58,13 @@ def _sample(before, network, folder: Path) -> dict[str, float]:
     memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(folder))
     values = {
         "cpu_utilization_percentage": psutil.cpu_percent(),
-        "system_memory_usage_megabytes": memory.used / 1e6, "system_memory_usage_percentage": memory.percent,
-        "disk_usage_percentage": disk.percent, "disk_available_megabytes": disk.free / 1e6,
+        "system_memory_usage_megabytes": memory.used / 1e6,
+        "system_memory_usage_percentage": memory.percent,
+        "disk_usage_percentage": disk.percent,
+        "disk_available_megabytes": disk.free / 1e6,
         "network_receive_megabytes": (network.bytes_recv - before.bytes_recv) / 1e6,
         "network_transmit_megabytes": (network.bytes_sent - before.bytes_sent) / 1e6,
-    }  # fmt: skip
+    }
     return values | _sample_gpus()
 
 
@@ -72,7 +74,9 @@ def _sample_gpus() -> dict[str, float]:
         return {}
     values = {}
     for number in range(torch.cuda.device_count()):
-        with contextlib.suppress(Exception):  # by NVIDIA's management library: a CUDA call would take memory on every GPU
+        with contextlib.suppress(
+            Exception
+        ):  # by NVIDIA's management library: a CUDA call would take memory on every GPU
             values[f"gpu_{number}_memory_usage_megabytes"] = torch.cuda.device_memory_used(number) / 1e6
             values[f"gpu_{number}_utilization_percentage"] = float(torch.cuda.utilization(number))
     return values

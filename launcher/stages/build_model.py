@@ -12,7 +12,9 @@ from mmcot.models.distance_bias import init_distance_bias
 from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 
 
-def build_model(settings: Settings, samples: StageSamples, *, gate_start: float | None = None) -> T5ForMultimodalGeneration:
+def build_model(
+    settings: Settings, samples: StageSamples, *, gate_start: float | None = None
+) -> T5ForMultimodalGeneration:
     """A pretrained T5 with new fusion layers, or one of random weights; seeded.
 
     Args:
@@ -21,9 +23,12 @@ def build_model(settings: Settings, samples: StageSamples, *, gate_start: float 
     torch.manual_seed(settings.run.seed)
     num_patches, dim = samples.reader.feature_shape if settings.data.features else (1, 1)
     vision = {
-        "vision_num_patches": num_patches, "vision_dim": dim,
-        "fusion": settings.model.fusion, "gate_start": settings.model.gate_start if gate_start is None else gate_start, "mask_absent_patches": settings.model.mask_absent_patches,
-    }  # fmt: skip
+        "vision_num_patches": num_patches,
+        "vision_dim": dim,
+        "fusion": settings.model.fusion,
+        "gate_start": settings.model.gate_start if gate_start is None else gate_start,
+        "mask_absent_patches": settings.model.mask_absent_patches,
+    }
     if settings.model.pretrained:
         verify_model(settings.model.pretrained)  # it may be another run's
         _check_vision_dim(settings.model.pretrained, dim)
@@ -31,9 +36,12 @@ def build_model(settings: Settings, samples: StageSamples, *, gate_start: float 
     tokenizer = samples.tokenizer
     shape = settings.model.shape.for_config | {"vocab_size": settings.model.shape.vocab_size or len(tokenizer)}
     config = MultimodalT5Config(
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id, **shape, **vision,
-    )  # fmt: skip
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,
+        **shape,
+        **vision,
+    )
     model = T5ForMultimodalGeneration._from_config(config)
     if settings.model.shape.distance_bias:
         init_distance_bias(model, settings.model.shape.distance_bias)

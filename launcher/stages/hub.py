@@ -18,7 +18,9 @@ def fetch_pretrained(name: str) -> None:
 
     if Path(name).is_dir():
         if not (Path(name) / "config.json").exists():
-            raise SettingsError(f"model.pretrained {name} has no config.json; give the folder of a saved transformers model")
+            raise SettingsError(
+                f"model.pretrained {name} has no config.json; give the folder of a saved transformers model"
+            )
         return
     try:
         snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.model", "*.txt"])

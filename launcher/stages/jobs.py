@@ -63,6 +63,10 @@ def model_facts(settings: Settings, stage: str) -> dict[str, Any]:
     """What a model's user must know about its prompts; stored beside the weights."""
     spec = getattr(settings, stage)
     return {
-        "stage": stage, "format": spec.format, "max_source_tokens": spec.max_source_tokens,
-        "max_target_tokens": spec.max_target_tokens, "use_caption": settings.data.use_caption, "features": settings.data.features,
-    }  # fmt: skip
+        "stage": stage,
+        "format": spec.format,
+        "max_source_tokens": spec.max_source_tokens,
+        "max_target_tokens": spec.max_target_tokens,
+        "use_caption": settings.data.use_caption,
+        "features": settings.data.features,
+    }

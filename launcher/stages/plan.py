@@ -16,8 +16,13 @@ def make_plan(
     """The plan of an epoch: the driver counts steps by it, every rank trains by it."""
     training = settings.training
     return Plan(
-        lengths["source"], lengths["target"], shard_of_sample,
-        seed=settings.run.seed, epoch=epoch,
-        global_batch_size=training.global_batch_size, micro_batch_size=training.micro_batch_size,
-        window_shards=training.window_shards, group_by_length=training.group_by_length,
-    )  # fmt: skip
+        lengths["source"],
+        lengths["target"],
+        shard_of_sample,
+        seed=settings.run.seed,
+        epoch=epoch,
+        global_batch_size=training.global_batch_size,
+        micro_batch_size=training.micro_batch_size,
+        window_shards=training.window_shards,
+        group_by_length=training.group_by_length,
+    )

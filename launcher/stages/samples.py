@@ -95,9 +95,12 @@ class StageSamples:
         rationale = self.rationale_of(sample, problem) if self.rationale_of else None
         source, target = build_pair(problem, self.format, use_caption=self.use_caption, rationale=rationale)
         return encode_pair(
-            self.tokenizer, source, target,
-            max_source_tokens=self.max_source_tokens, max_target_tokens=self.max_target_tokens,
-        )  # fmt: skip
+            self.tokenizer,
+            source,
+            target,
+            max_source_tokens=self.max_source_tokens,
+            max_target_tokens=self.max_target_tokens,
+        )
 
     def load_block(self, samples: np.ndarray, is_dummy: bool = False, epoch: int | None = None) -> Block:
         """Read and collate a block of samples; without an epoch their choices stand in the order given."""
@@ -142,11 +145,15 @@ def open_stage(
         else:
             rationale_of = partial(_written_rationale, reader, RationaleReader(rationales_dir, split))
     return StageSamples(
-        reader, tokenizer,
-        format=spec.format, use_caption=data.use_caption, rationale_of=rationale_of,
-        max_source_tokens=spec.max_source_tokens, max_target_tokens=spec.max_target_tokens,
+        reader,
+        tokenizer,
+        format=spec.format,
+        use_caption=data.use_caption,
+        rationale_of=rationale_of,
+        max_source_tokens=spec.max_source_tokens,
+        max_target_tokens=spec.max_target_tokens,
         permute_seed=settings.run.seed if data.permute_choices and split == "train" else None,
-    )  # fmt: skip
+    )
 
 
 def with_permuted_choices(problem: Problem, *, seed: int, epoch: int) -> Problem:

@@ -38,9 +38,13 @@ class LengthsOf:
         from launcher.stages.samples import load_tokenizer, open_stage
 
         return open_stage(
-            self.settings, self.stage, self.split, shards_dir=self.shards_dir,
-            tokenizer=load_tokenizer(self.settings, self.shards_dir), rationales_dir=self.rationales_dir,
-        )  # fmt: skip
+            self.settings,
+            self.stage,
+            self.split,
+            shards_dir=self.shards_dir,
+            tokenizer=load_tokenizer(self.settings, self.shards_dir),
+            rationales_dir=self.rationales_dir,
+        )
 
 
 def cached_lengths(whose: LengthsOf, samples: StageSamples, cache_dir: str | Path, inputs: dict) -> Path:
@@ -70,7 +74,9 @@ def count_lengths(whose: LengthsOf, samples: StageSamples, *, processes: int | N
         processes = len(os.sched_getaffinity(0)) if len(samples) >= _PARALLEL_FROM else 1
     if processes > 1:
         context = multiprocessing.get_context("forkserver")
-        with ProcessPoolExecutor(processes, mp_context=context, initializer=_open_in_process, initargs=(whose,)) as pool:
+        with ProcessPoolExecutor(
+            processes, mp_context=context, initializer=_open_in_process, initargs=(whose,)
+        ) as pool:
             counted = list(pool.map(_count_in_process, chunks))
     else:
         counted = [_count(samples, chunk) for chunk in chunks]

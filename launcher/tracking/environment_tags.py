@@ -52,6 +52,8 @@ def _output(program: str, *arguments: str) -> str:
     if shutil.which(program) is None:
         return ""
     try:
-        return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+        return subprocess.run(
+            [program, *arguments], capture_output=True, text=True, timeout=10, check=True
+        ).stdout.strip()
     except (subprocess.SubprocessError, OSError):
         return ""

@@ -145,12 +145,21 @@ class MlflowSync:
         path = self._run_dir.mlflow_state
         state = read_json(path) if path.exists() else {}
         if PARENT in state:  # of an earlier version, which kept ids alone
-            return self._fresh_state() | {"runs": {name: run_id for name, run_id in state.items() if name in (PARENT, *STEPS)}}
+            return self._fresh_state() | {
+                "runs": {name: run_id for name, run_id in state.items() if name in (PARENT, *STEPS)}
+            }
         is_known = state.get("uri") == self._uri and state.get("identity") == self._run_dir.identity()
         return state if is_known else self._fresh_state()
 
     def _fresh_state(self) -> dict[str, Any]:
-        return {"uri": self._uri, "identity": self._run_dir.identity(), "runs": {}, "applied": 0, "read": {}, "refused": []}
+        return {
+            "uri": self._uri,
+            "identity": self._run_dir.identity(),
+            "runs": {},
+            "applied": 0,
+            "read": {},
+            "refused": [],
+        }
 
     def _restart(self, state: dict[str, Any]) -> None:
         """Begin, or go on from another state than this process had."""
@@ -158,7 +167,9 @@ class MlflowSync:
         self._lines: JournalReader = JournalReader(self._run_dir.tracking)
         self._waiting_lines: list[dict[str, Any]] = []
         self._num_read = self._num_failures = 0
-        self._followed: dict[tuple[str, str], dict[str, str] | None] = {}  # run and pattern: names of its metrics, or all
+        self._followed: dict[
+            tuple[str, str], dict[str, str] | None
+        ] = {}  # run and pattern: names of its metrics, or all
         self._readers: dict[str, dict[str, JournalReader]] = {}  # run: key in "read": reader
         self._waiting_points: dict[str, list[Point]] = {}
         self._sent_points: dict[str, set[tuple[str, int]]] = {}
@@ -201,8 +212,12 @@ class MlflowSync:
                 elif line.get("parent_key"):
                     tags["mlflow.parentRunId"] = parent = self._find(line["parent_key"])
                     if parent is None:
-                        raise LookupError(f"MLflow has no run of key {line['parent_key']} yet")  # its own folder will tell of it
-                made = self._client.create_run(self._experiment_id, run_name=line["name"], tags=tags, start_time=line["time_ms"])
+                        raise LookupError(
+                            f"MLflow has no run of key {line['parent_key']} yet"
+                        )  # its own folder will tell of it
+                made = self._client.create_run(
+                    self._experiment_id, run_name=line["name"], tags=tags, start_time=line["time_ms"]
+                )
                 runs[run] = made.info.run_id
             commit_json(self._run_dir.mlflow_state, self._state)
         self._client.update_run(runs[run], status="RUNNING")
@@ -244,9 +259,12 @@ class MlflowSync:
         standing = {(i.dataset.name, i.dataset.digest) for i in self._client.get_run(run_id).inputs.dataset_inputs}
         if (line["name"], line["digest"]) not in standing:
             dataset = Dataset(
-                name=line["name"], digest=line["digest"], source_type="mmcot shards",
-                source=json.dumps({"uri": line["source"]}), profile=json.dumps(line["profile"]),
-            )  # fmt: skip
+                name=line["name"],
+                digest=line["digest"],
+                source_type="mmcot shards",
+                source=json.dumps({"uri": line["source"]}),
+                profile=json.dumps(line["profile"]),
+            )
             self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", line["context"])])])
 
     def _send_model(self, run_id: str, line: dict[str, Any]) -> None:
@@ -276,7 +294,9 @@ class MlflowSync:
         run_id = self._state["runs"][run]
         if run not in self._sent_points:
             keys = self._client.get_run(run_id).data.metrics
-            self._sent_points[run] = {(key, m.step) for key in keys for m in self._client.get_metric_history(run_id, key)}
+            self._sent_points[run] = {
+                (key, m.step) for key in keys for m in self._client.get_metric_history(run_id, key)
+            }
         sent = self._sent_points[run]
         while waiting:
             batch, taken = {}, 0
@@ -297,7 +317,9 @@ def sending(settings: Settings, run_dir: RunDir, *, report: Callable[[str], None
     """Send in a thread while the block lasts, and what is left at its end; say what could not be sent."""
     sync = MlflowSync(run_dir, uri=tracking_uri(settings), experiment=settings.tracking.experiment)
     stopped = threading.Event()
-    thread = threading.Thread(target=_send_until, args=(sync, stopped, settings.tracking.send_every_s), name="mlflow", daemon=True)
+    thread = threading.Thread(
+        target=_send_until, args=(sync, stopped, settings.tracking.send_every_s), name="mlflow", daemon=True
+    )
     thread.start()
     try:
         yield
@@ -306,9 +328,13 @@ def sending(settings: Settings, run_dir: RunDir, *, report: Callable[[str], None
         thread.join(_LAST_WORDS_S)
         waiting = sync.num_waiting() if not thread.is_alive() else None
         if waiting != 0:
-            report(f"MLflow at {tracking_uri(settings)} did not take everything ({waiting or 'some'} values wait); `mmcot sync {run_dir.path}` sends them")
+            report(
+                f"MLflow at {tracking_uri(settings)} did not take everything ({waiting or 'some'} values wait); `mmcot sync {run_dir.path}` sends them"
+            )
         if refused := sync.refused:
-            report(f"MLflow refused {len(refused)} values, the first of {refused[0]['run']}: {refused[0]['error']} (all in {run_dir.mlflow_state})")
+            report(
+                f"MLflow refused {len(refused)} values, the first of {refused[0]['run']}: {refused[0]['error']} (all in {run_dir.mlflow_state})"
+            )
 
 
 def _send_until(sync: MlflowSync, stopped: threading.Event, every_s: float) -> None:
@@ -350,5 +376,3 @@ def is_everything_logged(run_dir: RunDir) -> bool:
     applied = read_json(run_dir.mlflow_state).get("applied", 0) if run_dir.mlflow_state.exists() else 0
     ended = [line.get("status") for line in lines if line["run"] == PARENT and line["do"] in ("start", "end")]
     return applied == len(lines) and (not ended or ended[-1] == "FINISHED")
-
-

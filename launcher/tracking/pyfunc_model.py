@@ -23,10 +23,14 @@ class RunModel(mlflow.pyfunc.PythonModel):
         from launcher.generation.predictor import RunPredictor
 
         folder = Path(context.artifacts["run"])
-        self.predictor = RunPredictor(folder, stages=[stage for stage in ("rationale", "answer") if (folder / stage).exists()])
+        self.predictor = RunPredictor(
+            folder, stages=[stage for stage in ("rationale", "answer") if (folder / stage).exists()]
+        )
         self.predictor.load()
 
-    def predict(self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    def predict(
+        self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
         """Answer a data frame of rows, or a list of them (MLflow has no hint for either, and warns without one)."""
         rows = model_input.to_dict("records") if hasattr(model_input, "to_dict") else list(model_input)
         rows = [{name: value for name, value in row.items() if not _is_missing(value)} for row in rows]
@@ -52,9 +56,12 @@ def _problem(row: dict[str, Any], number: int, folder: Path) -> Any:
     choices = row["choices"]
     choices = json.loads(choices) if isinstance(choices, str) else choices
     return Problem(
-        qid=str(row.get("qid") or number), question=row["question"], choices=tuple(choices),
-        hint=row.get("context") or "", images=images,
-    )  # fmt: skip
+        qid=str(row.get("qid") or number),
+        question=row["question"],
+        choices=tuple(choices),
+        hint=row.get("context") or "",
+        images=images,
+    )
 
 
 mlflow.models.set_model(RunModel())

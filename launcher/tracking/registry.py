@@ -26,7 +26,9 @@ from launcher.runs.run_settings import RUN_SETTINGS
 FOLDER = "model"  # among the run's artifacts
 
 
-def register_model(client: Any, run_id: str, run_dir: RunDir, values: dict[str, Any], *, log: Callable[..., None]) -> None:
+def register_model(
+    client: Any, run_id: str, run_dir: RunDir, values: dict[str, Any], *, log: Callable[..., None]
+) -> None:
     """Register what a run trained, once, and move the alias if it may.
 
     Args:
@@ -60,8 +62,12 @@ def may_take_alias(current: Any, values: dict[str, Any], *, log: Callable[..., N
     if current.tags.get("mmcot.data") != values["data"]:
         log(
             "%s@%s (version %s) was chosen on other data (%s, here %s) and stays; move the alias by hand if you mean to",
-            values["name"], values["alias"], current.version, current.tags.get("mmcot.data"), values["data"],
-        )  # fmt: skip
+            values["name"],
+            values["alias"],
+            current.version,
+            current.tags.get("mmcot.data"),
+            values["data"],
+        )
         return False
     return values["accuracy"] > float(current.tags["mmcot.validation_accuracy"])
 
@@ -77,7 +83,9 @@ def _upload(client: Any, run_id: str, run_dir: RunDir, exports: dict[str, dict[s
 
     for left in run_dir.path.glob(".tmp-model-*"):  # of a process that was killed; a run has one sender
         shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=run_dir.path, prefix=".tmp-model-") as temporary:  # beside the weights, to link them
+    with tempfile.TemporaryDirectory(
+        dir=run_dir.path, prefix=".tmp-model-"
+    ) as temporary:  # beside the weights, to link them
         bundle = Path(temporary) / "run"
         bundle.mkdir()
         shutil.copy(run_dir.path / RUN_SETTINGS, bundle)
@@ -89,9 +97,11 @@ def _upload(client: Any, run_id: str, run_dir: RunDir, exports: dict[str, dict[s
         folder = Path(temporary) / FOLDER
         logging.getLogger("mlflow.pyfunc").setLevel(logging.ERROR)  # it warns that a data frame's hint names no columns
         mlflow.pyfunc.save_model(
-            folder, python_model=str(Path(__file__).with_name("pyfunc_model.py")), artifacts={"run": str(bundle)},
+            folder,
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={"run": str(bundle)},
             pip_requirements=["mmcot"],  # given, because MLflow would otherwise load the model to guess them
-        )  # fmt: skip
+        )
         client.log_artifacts(run_id, str(folder), FOLDER)
 
 
@@ -122,7 +132,9 @@ def _current(client: Any, name: str, alias: str) -> Any:
 
     try:
         return client.get_model_version_by_alias(name, alias)
-    except MlflowException as error:  # anything but "there is none" must not read as such: a worse model would take the alias
+    except (
+        MlflowException
+    ) as error:  # anything but "there is none" must not read as such: a worse model would take the alias
         if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         return None

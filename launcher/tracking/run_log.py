@@ -119,7 +119,12 @@ class Tracker:
 
 @contextlib.contextmanager
 def open_tracker(
-    settings: Settings, run_dir: RunDir, *, report: Callable[[str], None] = print, parent_key: str | None = None, arm: str | None = None
+    settings: Settings,
+    run_dir: RunDir,
+    *,
+    report: Callable[[str], None] = print,
+    parent_key: str | None = None,
+    arm: str | None = None,
 ) -> Iterator[Tracker]:
     """Open (or continue) the parent run of a run's folder, and send while the block lasts.
 

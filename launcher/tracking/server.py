@@ -67,10 +67,17 @@ class ServerPlan:
 
 
 def plan_server(
-    *, runs: Path, environment: dict[str, str], port: int = 5000, host: str = "127.0.0.1",
-    backend_store_uri: str | None = None, artifacts: str | None = None, auth: bool = False,
-    workers: int = 1, allowed_hosts: str | None = None,
-) -> ServerPlan:  # fmt: skip
+    *,
+    runs: Path,
+    environment: dict[str, str],
+    port: int = 5000,
+    host: str = "127.0.0.1",
+    backend_store_uri: str | None = None,
+    artifacts: str | None = None,
+    auth: bool = False,
+    workers: int = 1,
+    allowed_hosts: str | None = None,
+) -> ServerPlan:
     """Check everything that can be checked before a start, and write the files that ``auth`` needs.
 
     Args:
@@ -134,7 +141,9 @@ def serve(server: ServerPlan, report: Callable[[str], None]) -> None:
         while not asked and leader.poll() is None:
             time.sleep(0.2)
         if not asked:
-            raise RuntimeError(f"the MLflow server ended by itself with status {leader.poll()}; its last lines are above")
+            raise RuntimeError(
+                f"the MLflow server ended by itself with status {leader.poll()}; its last lines are above"
+            )
         report("MLflow: ended")
 
 
@@ -142,9 +151,12 @@ def serve(server: ServerPlan, report: Callable[[str], None]) -> None:
 def _process_group(server: ServerPlan) -> Iterator[subprocess.Popen]:
     """Start the server in a process group of its own; at the end nothing of the group is alive."""
     leader = subprocess.Popen(
-        server.command, env=server.environment, stdin=subprocess.DEVNULL,
-        start_new_session=True, preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-    )  # fmt: skip
+        server.command,
+        env=server.environment,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+    )
     try:
         yield leader
     finally:
@@ -165,7 +177,9 @@ def _wait_until_healthy(server: ServerPlan, leader: subprocess.Popen, asked: lis
             if _open(f"{server.url}/health").status == 200:
                 return True
         if time.monotonic() > deadline:
-            raise RuntimeError(f"the MLflow server did not answer at {server.url}/health within {START_TIMEOUT_S:.0f} s")
+            raise RuntimeError(
+                f"the MLflow server did not answer at {server.url}/health within {START_TIMEOUT_S:.0f} s"
+            )
         time.sleep(0.2)
     return False
 
@@ -205,8 +219,12 @@ def _check_port_is_free(host: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise ValueError(f"port {port} of {host} is taken, perhaps by another MLflow server; choose another with --port") from None
-        raise ValueError(f"cannot listen at {host}, port {port} ({error.strerror or error}); give an address of this machine") from None
+            raise ValueError(
+                f"port {port} of {host} is taken, perhaps by another MLflow server; choose another with --port"
+            ) from None
+        raise ValueError(
+            f"cannot listen at {host}, port {port} ({error.strerror or error}); give an address of this machine"
+        ) from None
 
 
 def _check_packages(store: str, destination: str, auth: bool) -> None:
@@ -217,10 +235,14 @@ def _check_packages(store: str, destination: str, auth: bool) -> None:
     try:
         url.get_dialect().import_dbapi()
     except NoSuchModuleError:
-        raise ValueError(f"the backend store's kind, {url.drivername}, is not known; expected postgresql or sqlite") from None
+        raise ValueError(
+            f"the backend store's kind, {url.drivername}, is not known; expected postgresql or sqlite"
+        ) from None
     except ImportError as error:
         name = {"psycopg": "'psycopg[binary]'"}.get(error.name, error.name)
-        raise RuntimeError(f"a backend store of kind {url.drivername} needs a package that is not here: pip install {name}") from None
+        raise RuntimeError(
+            f"a backend store of kind {url.drivername} needs a package that is not here: pip install {name}"
+        ) from None
     if auth and not _installed("flask_wtf"):
         raise RuntimeError("--auth needs a package that is not here: pip install Flask-WTF")
     if destination.startswith("s3:") and not _installed("boto3"):
@@ -254,5 +276,3 @@ def _hosts_and_origins(names: str, port: int) -> tuple[list[str], list[str]]:
         has_port = name.rpartition("]")[2].count(":") == 1
         hosts += [name] if has_port or "*" in name else [name, f"{name}:{port}"]
     return hosts, [f"{scheme}://{name}" for name in hosts if name != "*" for scheme in ("http", "https")]
-
-

@@ -12,7 +12,9 @@ _SECRETS = ("MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_BACKEND_STORE_URI", "MLFLOW_FL
 
 def read_secret_files(environment: dict[str, str]) -> dict[str, str]:
     """The environment with every NAME_FILE of a secret read into NAME; what is set to nothing counts as not set."""
-    environment = {name: value for name, value in environment.items() if value or not name.startswith(("MLFLOW_", "AWS_", "PG"))}
+    environment = {
+        name: value for name, value in environment.items() if value or not name.startswith(("MLFLOW_", "AWS_", "PG"))
+    }
     for name in _SECRETS:
         path = environment.pop(f"{name}_FILE", None)
         if path is None:
@@ -40,7 +42,9 @@ def _url(uri: str):
     try:
         return make_url(uri)
     except ArgumentError:  # its message would show the address, and with it a password
-        raise ValueError("the backend store is no database address; expected one like postgresql://USER@HOST/NAME or sqlite:///FILE") from None
+        raise ValueError(
+            "the backend store is no database address; expected one like postgresql://USER@HOST/NAME or sqlite:///FILE"
+        ) from None
 
 
 def auth_environment(runs: Path, store: str, environment: dict[str, str]) -> dict[str, str]:

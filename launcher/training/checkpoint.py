@@ -102,7 +102,9 @@ def save_checkpoint(
     dist.barrier()
 
 
-def find_checkpoint(folder: Path, *, facts: dict[str, Any], may_commit: Callable[[], None]) -> VerifiedCheckpoint | None:
+def find_checkpoint(
+    folder: Path, *, facts: dict[str, Any], may_commit: Callable[[], None]
+) -> VerifiedCheckpoint | None:
     """Verify the newest checkpoint, or the newest before one that is damaged; every rank calls it.
 
     A damaged one is renamed to ``damaged-step-N``. One of another world size is converted, once.
@@ -123,17 +125,23 @@ def find_checkpoint(folder: Path, *, facts: dict[str, Any], may_commit: Callable
             notes += _unknown_facts(path, manifest, facts)
             is_universal = manifest["world_size"] != facts["world_size"] and manifest["zero_stage"] > 0
             if is_universal and facts["nvme"]:
-                raise CheckpointError(f"{path} was written by {manifest['world_size']} workers; with offload=nvme it cannot go on with {facts['world_size']}")
+                raise CheckpointError(
+                    f"{path} was written by {manifest['world_size']} workers; with offload=nvme it cannot go on with {facts['world_size']}"
+                )
             if is_universal:
                 _convert(path, notes)
             return VerifiedCheckpoint(path, manifest, is_universal, notes)
-        notes.append(f"{path} is damaged ({damage}); it is kept as {path.with_name('damaged-' + path.name).name}, the one before is used")
+        notes.append(
+            f"{path} is damaged ({damage}); it is kept as {path.with_name('damaged-' + path.name).name}, the one before is used"
+        )
         if rank == 0:
             may_commit()
             _set_aside(folder, path)
         dist.barrier()
     if notes:
-        raise CheckpointError(f"{folder} holds no checkpoint that is whole: {'; '.join(notes)}; restore one, or delete the folder to start anew")
+        raise CheckpointError(
+            f"{folder} holds no checkpoint that is whole: {'; '.join(notes)}; restore one, or delete the folder to start anew"
+        )
     return None
 
 
@@ -165,12 +173,18 @@ def check_probe(path: Path, *, expected: float, found: float, precision: str) ->
 
 def _check_facts(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> None:
     reasons = {
-        "zero_stage": " (stages keep different parts of the state)", "precision": " (fp32 weights are kept otherwise)",
-        "run_id": " (it is another run's)", "settings_fingerprint": " (settings that results depend on)",
-        "data_fingerprint": " (texts, features and tokenizer)", "rationales_fingerprint": " (the rationales that this stage reads)",
-    }  # fmt: skip
-    restored = {"run_id": "restore the checkpoints of this run", "data_fingerprint": "restore the data it was written with",
-                "rationales_fingerprint": "restore the rationales it was written with"}  # fmt: skip
+        "zero_stage": " (stages keep different parts of the state)",
+        "precision": " (fp32 weights are kept otherwise)",
+        "run_id": " (it is another run's)",
+        "settings_fingerprint": " (settings that results depend on)",
+        "data_fingerprint": " (texts, features and tokenizer)",
+        "rationales_fingerprint": " (the rationales that this stage reads)",
+    }
+    restored = {
+        "run_id": "restore the checkpoints of this run",
+        "data_fingerprint": "restore the data it was written with",
+        "rationales_fingerprint": "restore the rationales it was written with",
+    }
     for key, value in facts.items():
         is_unknown = key in IDENTITY_FACTS and key not in manifest
         if key != "world_size" and not is_unknown and manifest.get(key) != value:
@@ -185,7 +199,9 @@ def _unknown_facts(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) 
     missing = [key for key in IDENTITY_FACTS if key in facts and key not in manifest]
     if not missing or HANDED_OVER in manifest:
         return []
-    return [f"{path} was written by an earlier version, which did not note {', '.join(missing)}: they could not be compared; the next checkpoint has them"]
+    return [
+        f"{path} was written by an earlier version, which did not note {', '.join(missing)}: they could not be compared; the next checkpoint has them"
+    ]
 
 
 def _latest(folder: Path) -> str | None:
@@ -235,10 +251,21 @@ def _convert(path: Path, notes: list[str]) -> None:
         staging = path / f".staging-{_UNIVERSAL}"
         shutil.rmtree(staging, ignore_errors=True)
         command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-        command += ["--input_folder", str(path / _STATE), "--output_folder", str(staging), "--num_extract_workers", "1", "--num_merge_workers", "1"]
+        command += [
+            "--input_folder",
+            str(path / _STATE),
+            "--output_folder",
+            str(staging),
+            "--num_extract_workers",
+            "1",
+            "--num_merge_workers",
+            "1",
+        ]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
-            raise CheckpointError(f"{path} could not be converted to another number of workers:\n{result.stderr[-2000:]}")
+            raise CheckpointError(
+                f"{path} could not be converted to another number of workers:\n{result.stderr[-2000:]}"
+            )
         manifest_path.unlink(missing_ok=True)
         commit_folder(staging, path / _UNIVERSAL)
     dist.barrier()
@@ -253,7 +280,11 @@ def _explained(error: Exception, folder: Path, step: int) -> CheckpointError:
     standing = latest_checkpoint(folder)
     return CheckpointError(
         f"the checkpoint of step {step} could not be written to {folder} ({free:.2f} GB free): {error}; "
-        + (f"{standing.name} stands: make room and run again" if standing else "there is none yet: make room and run again")
+        + (
+            f"{standing.name} stands: make room and run again"
+            if standing
+            else "there is none yet: make room and run again"
+        )
     )
 
 
@@ -266,9 +297,7 @@ def _hash_share(folder: Path, rank: int, world_size: int) -> dict[str, dict[str,
     """Hash every ``world_size``-th file; all ranks go by the first rank's listing."""
     names = agreed(lambda: sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
     paths = {name: folder / name for name in names[rank::world_size]}
-    return {
-        name: {"size_bytes": path.stat().st_size, "sha256": sha256_of_file(path)} for name, path in paths.items()
-    }
+    return {name: {"size_bytes": path.stat().st_size, "sha256": sha256_of_file(path)} for name, path in paths.items()}
 
 
 def _gather(share: dict[str, Any]) -> dict[str, Any]:

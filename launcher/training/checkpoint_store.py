@@ -171,7 +171,9 @@ def _check_owner(url: str, name: str, manifest: Mapping[str, Any], facts: Mappin
             continue
         if key == "run_id":
             raise CheckpointError(another_run(url.rpartition("/")[0], manifest[key], facts[key]))
-        raise CheckpointError(f"{url}/{name} was written with {key} = {manifest[key]!r}, now it is {facts[key]!r}; it is not used: remove it from there")
+        raise CheckpointError(
+            f"{url}/{name} was written with {key} = {manifest[key]!r}, now it is {facts[key]!r}; it is not used: remove it from there"
+        )
 
 
 def _newer(url: str, folder: Path) -> str | None:

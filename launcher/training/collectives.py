@@ -73,8 +73,10 @@ def check_members(token: str) -> None:
     drawn = json.dumps(gather_json(secrets.token_hex(16)))
     answers = gather_json(_answer(token, dist.get_rank(), drawn))
     strangers = [
-        rank for rank, answer in enumerate(answers) if not hmac.compare_digest(str(answer).encode(errors="replace"), _answer(token, rank, drawn).encode())
-    ]  # fmt: skip
+        rank
+        for rank, answer in enumerate(answers)
+        if not hmac.compare_digest(str(answer).encode(errors="replace"), _answer(token, rank, drawn).encode())
+    ]
     if strangers:
         raise CollectiveError(
             f"rank {', '.join(map(str, strangers))} joined this training without the token of its run (the file rank-token in the run's folder, "
@@ -89,7 +91,9 @@ def refuse_pickles() -> None:
 
 
 def _refused(file: Any) -> Any:
-    raise CollectiveError("a pickle arrived from another rank and was not opened; send JSON with launcher/training/collectives.py")
+    raise CollectiveError(
+        "a pickle arrived from another rank and was not opened; send JSON with launcher/training/collectives.py"
+    )
 
 
 def _answer(token: str, rank: int, drawn: str) -> str:
@@ -123,4 +127,6 @@ def _decode(buffer: torch.Tensor, size: int, rank: int) -> Any:
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise CollectiveError(f"rank {rank} sent {size:,} bytes that are no JSON ({type(error).__name__}: {error}); nothing of it was used") from error
+        raise CollectiveError(
+            f"rank {rank} sent {size:,} bytes that are no JSON ({type(error).__name__}: {error}); nothing of it was used"
+        ) from error

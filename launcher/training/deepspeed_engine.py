@@ -104,14 +104,21 @@ def _lay_over(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") ->
             merged[key] = _lay_over(ours.get(key, {}), value, f"{name}.")
         elif name in _DECIDED_BY:
             if value not in ("auto", ours.get(key)):
-                raise SettingsError(f"training.deepspeed sets {name} = {value!r}, {_DECIDED_BY[name]} makes it {ours.get(key)!r}; leave it out there")
+                raise SettingsError(
+                    f"training.deepspeed sets {name} = {value!r}, {_DECIDED_BY[name]} makes it {ours.get(key)!r}; leave it out there"
+                )
         elif value != "auto":
             merged[key] = value
     return merged
 
 
 def build_engine(
-    build_model: Callable[[], torch.nn.Module], training: Training, *, world_size: int, random_weights: bool, load_universal: bool = False
+    build_model: Callable[[], torch.nn.Module],
+    training: Training,
+    *,
+    world_size: int,
+    random_weights: bool,
+    load_universal: bool = False,
 ) -> deepspeed.DeepSpeedEngine:
     """Build the model and wrap it.
 
@@ -172,5 +179,6 @@ def _parameter_groups(model: torch.nn.Module, training: Training) -> list[dict[s
         key = (training.weight_decay if is_matrix else 0.0, fusion_ratio if in_fusion else 1.0)
         groups.setdefault(key, []).append(parameter)
     return [
-        {"params": parameters, "weight_decay": decay, "lr_ratio": ratio} for (decay, ratio), parameters in groups.items()
+        {"params": parameters, "weight_decay": decay, "lr_ratio": ratio}
+        for (decay, ratio), parameters in groups.items()
     ]

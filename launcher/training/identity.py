@@ -32,9 +32,16 @@ from launcher.stages.jobs import TrainJob
 # Where content lies; the content itself is in the data's fingerprint.
 _PLACES = {"data.path", "data.shards_dir", "data.captions", "data.vision_features", "data.vision_model"}
 _TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "spiece.model", "tokenizer.model",
-    "vocab.json", "vocab.txt", "merges.txt",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "spiece.model",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+)
 
 
 def run_facts(settings: Settings, folder: DataFolder, run_id: str, *, rationales_dir: str | None) -> dict[str, str]:
@@ -43,7 +50,11 @@ def run_facts(settings: Settings, folder: DataFolder, run_id: str, *, rationales
     Args:
         rationales_dir: the rationales that the stage reads, if it reads any.
     """
-    facts = {"run_id": run_id, "settings_fingerprint": settings_content(settings), "data_fingerprint": data_content(settings, folder)}
+    facts = {
+        "run_id": run_id,
+        "settings_fingerprint": settings_content(settings),
+        "data_fingerprint": data_content(settings, folder),
+    }
     if rationales_dir is not None:
         facts["rationales_fingerprint"] = _rationales_content(rationales_dir)
     return facts
@@ -52,7 +63,9 @@ def run_facts(settings: Settings, folder: DataFolder, run_id: str, *, rationales
 def facts_of_job(job: TrainJob) -> dict[str, str]:
     """The facts of a job that was written without them, by an earlier version or by hand."""
     settings, run_dir = job.settings, RunDir(Path(job.run_dir))
-    folder = open_data(settings.data, local_folder(job.shards_dir, settings.data.cache_dir, features=settings.data.features))
+    folder = open_data(
+        settings.data, local_folder(job.shards_dir, settings.data.cache_dir, features=settings.data.features)
+    )
     facts = run_facts(settings, folder, settle_identity(run_dir, settings, folder), rationales_dir=job.rationales_dir)
     if root := store_root(settings, facts):
         claim_store(root, run_dir, facts["run_id"])
@@ -64,7 +77,11 @@ def settings_content(settings: Settings) -> str:
 
     Values at their default are left out: a setting that a later version adds does not rename the runs of this one.
     """
-    values = {name: value for name, value in without_free(settings.model_dump(exclude_defaults=True)).items() if name not in _PLACES}
+    values = {
+        name: value
+        for name, value in without_free(settings.model_dump(exclude_defaults=True)).items()
+        if name not in _PLACES
+    }
     values = {name: value for name, value in values.items() if not name.startswith("training.deepspeed")}
     values["training.deepspeed"] = read_deepspeed(settings.training.deepspeed)
     if settings.answer.rationales is not None:
@@ -87,7 +104,9 @@ def data_content(settings: Settings, folder: DataFolder) -> str:
     return fingerprint(
         {
             "text": _shards_content(folder.text),
-            "features": [settings.data.features, features["num_patches"], features["dim"], _shards_content(features)] if features else None,
+            "features": [settings.data.features, features["num_patches"], features["dim"], _shards_content(features)]
+            if features
+            else None,
             "tokenizer": tokenizer,
         }
     )
@@ -109,7 +128,10 @@ def settle_identity(run_dir: RunDir, settings: Settings, folder: DataFolder) -> 
     if not run_dir.has_identity():
         found = _id_of_checkpoints(run_dir)
         if found is None and settings.training.checkpoint_url is not None:
-            facts = {"settings_fingerprint": settings_content(settings), "data_fingerprint": data_content(settings, folder)}
+            facts = {
+                "settings_fingerprint": settings_content(settings),
+                "data_fingerprint": data_content(settings, folder),
+            }
             found = (_writer(store_root(settings, facts)) or {}).get("run_id")
         if found is not None:
             run_dir.take_identity(found)
@@ -156,7 +178,9 @@ def _writer(root: str) -> dict[str, Any] | None:
         value = json.loads(text)
         return {"run_id": str(value["run_id"]), "run_dir": str(value["run_dir"])}
     except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f'{root}/run.json is not as written ({error!r}), expected {{"run_id": ..., "run_dir": ...}}; restore it, or delete {root}') from None
+        raise RunError(
+            f'{root}/run.json is not as written ({error!r}), expected {{"run_id": ..., "run_dir": ...}}; restore it, or delete {root}'
+        ) from None
 
 
 def _id_of_checkpoints(run_dir: RunDir) -> str | None:

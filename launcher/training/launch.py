@@ -61,8 +61,12 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
         try:
             with _stop_requests(run_dir, job.attempt, report):
                 _fit(_trainer(job, num_losses))
-            if run_dir.stop_requested(job.attempt):  # also in the last step: the pipeline must not go on to the next one
-                raise Stopped(f"training of stage {job.stage!r} stopped as asked; the same command goes on from its checkpoint")
+            if run_dir.stop_requested(
+                job.attempt
+            ):  # also in the last step: the pipeline must not go on to the next one
+                raise Stopped(
+                    f"training of stage {job.stage!r} stopped as asked; the same command goes on from its checkpoint"
+                )
             return
         except Stopped:
             raise
@@ -77,7 +81,11 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
                     f"{max_failures}); the checkpoints stand, run again to go on. The last loss:\n{error}"
                 ) from None
             report(f"  a worker was lost; starting again from the last checkpoint ({num_losses + 1} of {max_failures})")
-            found = read_faults(path for path in run_dir.logs.glob(f"{job.stage}-rank*.{job.attempt}.gpu-fault") if path.stat().st_mtime >= started)
+            found = read_faults(
+                path
+                for path in run_dir.logs.glob(f"{job.stage}-rank*.{job.attempt}.gpu-fault")
+                if path.stat().st_mtime >= started
+            )
             for fault in found:
                 report(f"  {fault} failed and is left out from now on: {fault.error.splitlines()[0]}")
             faults += found

@@ -37,10 +37,16 @@ class StageStream:
         """Open the samples; returns itself."""
         job = self.job
         self.samples: StageSamples = open_stage(
-            job.settings, job.stage, self.split, shards_dir=job.shards_dir,
-            tokenizer=load_tokenizer(job.settings, job.shards_dir), rationales_dir=job.rationales_dir,
-        )  # fmt: skip
-        self.lengths = read_lengths(job.lengths[self.split], ("source", "target"))  # what was cut off is the driver's to say
+            job.settings,
+            job.stage,
+            self.split,
+            shards_dir=job.shards_dir,
+            tokenizer=load_tokenizer(job.settings, job.shards_dir),
+            rationales_dir=job.rationales_dir,
+        )
+        self.lengths = read_lengths(
+            job.lengths[self.split], ("source", "target")
+        )  # what was cut off is the driver's to say
         return self
 
     def plan(self, epoch: int) -> Plan:
@@ -49,7 +55,9 @@ class StageStream:
 
     def steps(self, *, rank: int, world_size: int, steps: range) -> Iterator[Step]:
         """Load one rank's share of these steps in a thread, a little ahead."""
-        return load_ahead(walk_steps(self.plan, self.samples, rank=rank, world_size=world_size, steps=steps), num_ahead=_STEPS_AHEAD)
+        return load_ahead(
+            walk_steps(self.plan, self.samples, rank=rank, world_size=world_size, steps=steps), num_ahead=_STEPS_AHEAD
+        )
 
 
 class _Walker(IterableDataset):
@@ -62,7 +70,11 @@ class _Walker(IterableDataset):
         worker = get_worker_info()
         stream = StageStream(self.stream.job, self.stream.split).open()
         return walk_steps(
-            stream.plan, stream.samples, rank=self.rank, world_size=self.world_size, steps=self.steps[worker.id :: worker.num_workers]
+            stream.plan,
+            stream.samples,
+            rank=self.rank,
+            world_size=self.world_size,
+            steps=self.steps[worker.id :: worker.num_workers],
         )
 
 
@@ -77,10 +89,16 @@ def load_steps(job: TrainJob, *, rank: int, world_size: int, steps: range, pin_m
     if processes == 0:
         loaded = walk_steps(stream.open().plan, stream.samples, rank=rank, world_size=world_size, steps=steps)
         return load_ahead((step.pin_memory() for step in loaded) if pin_memory else loaded, num_ahead=_STEPS_AHEAD)
-    context = multiprocessing.get_context("forkserver")  # a training process has threads and a GPU: it must not be forked
+    context = multiprocessing.get_context(
+        "forkserver"
+    )  # a training process has threads and a GPU: it must not be forked
     context.set_forkserver_preload(["launcher.training.loader_forkserver"])
     loader = DataLoader(
-        _Walker(stream, rank, world_size, steps), batch_size=None, num_workers=processes,
-        prefetch_factor=_STEPS_AHEAD, multiprocessing_context=context, pin_memory=pin_memory and torch.cuda.is_available(),
-    )  # fmt: skip
+        _Walker(stream, rank, world_size, steps),
+        batch_size=None,
+        num_workers=processes,
+        prefetch_factor=_STEPS_AHEAD,
+        multiprocessing_context=context,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+    )
     return iter(loader)

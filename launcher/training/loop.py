@@ -97,7 +97,12 @@ class _Training:
 
 
 def train(
-    job: TrainJob, *, rank: int, world_size: int, gpu_index: int | None = None, report: Callable[[dict[str, float]], None] = lambda metrics: None
+    job: TrainJob,
+    *,
+    rank: int,
+    world_size: int,
+    gpu_index: int | None = None,
+    report: Callable[[dict[str, float]], None] = lambda metrics: None,
 ) -> bool:
     """Train a stage from its latest checkpoint (or the start) to its end and export the model.
 
@@ -117,22 +122,41 @@ def train(
     stop_request = StopRequest(this.run_dir, job.attempt)
     steps = range(this.last_checkpoint, job.num_steps)
     with stop_request.listening(), contextlib.closing(this.hang_guard):
-        for loaded in load_steps(job, rank=rank, world_size=world_size, steps=steps, pin_memory=settings.cluster.use_gpu):
+        for loaded in load_steps(
+            job, rank=rank, world_size=world_size, steps=steps, pin_memory=settings.cluster.use_gpu
+        ):
             meter.lap("data")
             this.hang_guard.progress()
             step, done = loaded.number, loaded.number + 1
-            *counts, asked = _global_sum(engine, [*count_step(loaded, engine.module.config), float(stop_request.seen())])
+            *counts, asked = _global_sum(
+                engine, [*count_step(loaded, engine.module.config), float(stop_request.seen())]
+            )
             stopping, num_tokens = asked > 0, counts[0]
             rate = learning_rate(step, training=training, total_steps=job.num_steps)
             set_learning_rate(engine, rate)
             logging_now = _due(done, training.log_every, job) or stopping
-            loss = optimizer_step(engine, loaded, seed=settings.run.seed, scale=world_size / num_tokens, meter=meter, gate=this.gate if logging_now else None) / num_tokens
+            loss = (
+                optimizer_step(
+                    engine,
+                    loaded,
+                    seed=settings.run.seed,
+                    scale=world_size / num_tokens,
+                    meter=meter,
+                    gate=this.gate if logging_now else None,
+                )
+                / num_tokens
+            )
             check_applied(engine, loaded, loss, this.last_checkpoint)
             meter.add(counts)
             if ledger:
                 ledger.record(step, [(index, block.qids) for index, block in loaded.blocks if block.qids])
             if logging_now:
-                point = {"loss": loss, "learning_rate": rate, "epoch": done / this.steps_per_epoch, **gradient_norm(engine)}
+                point = {
+                    "loss": loss,
+                    "learning_rate": rate,
+                    "epoch": done / this.steps_per_epoch,
+                    **gradient_norm(engine),
+                }
                 this.note(done, point | meter.collect() | this.gate.collect())
             if _due(done, training.validate_every, job):
                 report({"step": done, "validation_loss": _validate(this, done)})
@@ -152,15 +176,23 @@ def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
     """Open the data, build the engine and go back to the latest checkpoint."""
     settings, training, run_dir = job.settings, job.settings.training, RunDir(Path(job.run_dir))
     check_members(run_dir.rank_token())
-    _LOG.info("rank %d of %d joined its group with the code of %s, process %d", rank, world_size, Path(__file__).parents[1], os.getpid())
+    _LOG.info(
+        "rank %d of %d joined its group with the code of %s, process %d",
+        rank,
+        world_size,
+        Path(__file__).parents[1],
+        os.getpid(),
+    )
     streams = {split: StageStream(job, split).open() for split in ("train", "val")}
     plan, checkpoints = streams["train"].plan(0), run_dir.checkpoints(job.stage)
     facts = {
         "plan_fingerprint": plan.fingerprint,
-        "world_size": world_size, "zero_stage": training.zero_stage, "precision": training.precision,
+        "world_size": world_size,
+        "zero_stage": training.zero_stage,
+        "precision": training.precision,
         "nvme": training.offload == "nvme",
         **(identity := job.run_facts or agreed(lambda: facts_of_job(job))),
-    }  # fmt: skip
+    }
 
     def may_commit() -> None:
         run_dir.check_attempt(job.attempt)
@@ -170,17 +202,30 @@ def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
     found = find_checkpoint(checkpoints, facts=facts, may_commit=may_commit)
     samples = streams["train"].samples
     engine = build_engine(
-        lambda: build_model(settings, samples, gate_start=getattr(settings, job.stage).gate_start), training, world_size=world_size,
-        random_weights=not settings.model.pretrained, load_universal=bool(found and found.is_universal),
-    )  # fmt: skip
+        lambda: build_model(settings, samples, gate_start=getattr(settings, job.stage).gate_start),
+        training,
+        world_size=world_size,
+        random_weights=not settings.model.pretrained,
+        load_universal=bool(found and found.is_universal),
+    )
     this = _Training(
-        job=job, rank=rank, world_size=world_size, engine=engine, tokenizer=load_tokenizer(settings, job.shards_dir), streams=streams,
-        num_val_steps=streams["val"].plan(0).num_steps, steps_per_epoch=plan.num_steps, facts=facts,
+        job=job,
+        rank=rank,
+        world_size=world_size,
+        engine=engine,
+        tokenizer=load_tokenizer(settings, job.shards_dir),
+        streams=streams,
+        num_val_steps=streams["val"].plan(0).num_steps,
+        steps_per_epoch=plan.num_steps,
+        facts=facts,
         probe=plan.batch_blocks(0)[0].copy(),  # a view would keep the whole epoch's order
-        store=store, journal=Journal(run_dir.journal(job.stage)) if rank == 0 else None, last_checkpoint=0,
-        meter=Meter(peak_flops=_peak_flops(engine, training)), gate=GateOpening(engine.module),
+        store=store,
+        journal=Journal(run_dir.journal(job.stage)) if rank == 0 else None,
+        last_checkpoint=0,
+        meter=Meter(peak_flops=_peak_flops(engine, training)),
+        gate=GateOpening(engine.module),
         hang_guard=HangGuard(training.hang_timeout_s),
-    )  # fmt: skip
+    )
     this.last_checkpoint = _resume(this, found)
     for note in [*notes, *(found.notes if found else ())]:
         _LOG.warning(note)
@@ -205,7 +250,12 @@ def _peak_flops(engine: Any, training: Training) -> float:
 
 def _validate(this: _Training, done: int) -> float:
     loss = validation_loss(
-        this.engine, this.streams["val"], this.num_val_steps, rank=this.rank, world_size=this.world_size, hang_guard=this.hang_guard
+        this.engine,
+        this.streams["val"],
+        this.num_val_steps,
+        rank=this.rank,
+        world_size=this.world_size,
+        hang_guard=this.hang_guard,
     )
     this.note(done, {"validation_loss": loss})
     this.meter.lap("validation")
@@ -227,7 +277,9 @@ def _checkpoint(this: _Training, done: int) -> None:
     this.meter.lap("checkpoint")
 
 
-def optimizer_step(engine: Any, loaded: Step, *, seed: int, scale: float, meter: Meter, gate: GateOpening | None) -> float:
+def optimizer_step(
+    engine: Any, loaded: Step, *, seed: int, scale: float, meter: Meter, gate: GateOpening | None
+) -> float:
     """One optimizer step over this rank's blocks; returns the loss summed over the global batch.
 
     Args:
@@ -281,7 +333,9 @@ def _resume(this: _Training, found: VerifiedCheckpoint | None) -> int:
         return 0
     load_state(this.engine, found)
     loss = _probe_loss(this)
-    check_probe(found.path, expected=found.manifest["probe_loss"], found=loss, precision=this.job.settings.training.precision)
+    check_probe(
+        found.path, expected=found.manifest["probe_loss"], found=loss, precision=this.job.settings.training.precision
+    )
     return found.step
 
 
@@ -309,5 +363,3 @@ def _global_sum(engine: Any, values: list[float]) -> list[float]:
 def _dropout_seed(seed: int, step: int, index: int) -> int:
     """Depends on neither rank nor world size nor restarts."""
     return (seed * 1_000_003 + step) * 4_099 + index
-
-

@@ -65,7 +65,9 @@ def _log_to(path: Path, attempt: int) -> Iterator[None]:
                     note_fault(path.with_suffix(f".{attempt}.gpu-fault"), error)
                 elif not _is_lost_peer(error):
                     failure = path.with_suffix(f".{attempt}.failure")
-                    failure.write_text(f"{path.stem} (process {os.getpid()}):\n{traceback.format_exc()}", encoding="utf-8")
+                    failure.write_text(
+                        f"{path.stem} (process {os.getpid()}):\n{traceback.format_exc()}", encoding="utf-8"
+                    )
                 raise
             finally:
                 faulthandler.disable()
@@ -75,5 +77,10 @@ def _is_lost_peer(error: Exception) -> bool:
     """Whether an error only says that another process is gone."""
     from torch.distributed import DistError
 
-    signs = ("gloo", "NCCL", "Connection closed by peer", "DataLoader worker (pid")  # the last: killed, not "Caught ... in DataLoader worker"
+    signs = (
+        "gloo",
+        "NCCL",
+        "Connection closed by peer",
+        "DataLoader worker (pid",
+    )  # the last: killed, not "Caught ... in DataLoader worker"
     return isinstance(error, DistError) or any(sign in str(error) for sign in signs)

@@ -30,7 +30,11 @@ def count_step(loaded: Step, config: MultimodalT5Config) -> list[float]:
         source_lengths, target_lengths = mask.sum(1).tolist(), (labels != IGNORED_LABEL).sum(1).tolist()
         patches = block.tensors["vision_features"].shape[1] if "vision_features" in block.tensors else 0
         flops += BACKWARD_AND_FORWARD * forward_flops(config, source_lengths, target_lengths, num_patches=patches)
-        sources, targets, questions = sources + sum(source_lengths), targets + sum(target_lengths), questions + len(block.qids)
+        sources, targets, questions = (
+            sources + sum(source_lengths),
+            targets + sum(target_lengths),
+            questions + len(block.qids),
+        )
     return [targets, sources, padded, questions, flops, loaded.bytes_read, loaded.bytes_needed]
 
 
@@ -79,13 +83,17 @@ class Meter:
         self._bytes_read += sums["bytes_read"]
         self._bytes_needed += sums["bytes_needed"]
         metrics = {
-            "tokens_per_s": real / seconds, "questions_per_s": sums["questions"] / seconds,
+            "tokens_per_s": real / seconds,
+            "questions_per_s": sums["questions"] / seconds,
             "padding_factor": sums["padded_tokens"] / max(1.0, real),
-            "interval_s": seconds, "step_time_s": seconds / self._steps,
-            "gigabytes_read": self._bytes_read / 1e9, "bytes_read_per_needed": self._bytes_read / max(1.0, self._bytes_needed),
-            **self._utilization(sums["flops"] / seconds), **self._memory(),
+            "interval_s": seconds,
+            "step_time_s": seconds / self._steps,
+            "gigabytes_read": self._bytes_read / 1e9,
+            "bytes_read_per_needed": self._bytes_read / max(1.0, self._bytes_needed),
+            **self._utilization(sums["flops"] / seconds),
+            **self._memory(),
             **{f"time_share_{name}": spent / seconds for name, spent in self._seconds.items()},
-        }  # fmt: skip
+        }
         self._begin()
         return metrics
 

@@ -39,7 +39,10 @@ def main(arguments: list[str]) -> int:
         if "MASTER_ADDR" in os.environ and slurm in os.environ:
             os.environ.setdefault(name, os.environ[slurm])
     if len(arguments) != 1 or "RANK" not in os.environ:
-        print("usage: torchrun --nproc-per-node N -m launcher.rank JOB.json, or srun with MASTER_ADDR and MASTER_PORT set", file=sys.stderr)
+        print(
+            "usage: torchrun --nproc-per-node N -m launcher.rank JOB.json, or srun with MASTER_ADDR and MASTER_PORT set",
+            file=sys.stderr,
+        )
         return 2
     sys.modules.setdefault("mlflow", None)  # DeepSpeed imports it if it can; a rank needs it not
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
@@ -51,7 +54,12 @@ def main(arguments: list[str]) -> int:
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if job.settings.cluster.use_gpu else "cpu")
         from launcher.training.loop import train
 
-        finished = train(job, rank=rank, world_size=int(os.environ["WORLD_SIZE"]), gpu_index=gpu_index() if job.settings.cluster.use_gpu else None)
+        finished = train(
+            job,
+            rank=rank,
+            world_size=int(os.environ["WORLD_SIZE"]),
+            gpu_index=gpu_index() if job.settings.cluster.use_gpu else None,
+        )
     except (DeviceError, SettingsError) as error:
         print(f"rank {rank}: {error}", file=sys.stderr)
         return 2
@@ -62,8 +70,16 @@ def _on_this_machine(job: TrainJob, rank: int) -> TrainJob:
     """The job with its device decided by what this machine has; rank 0 writes it down for the run's later starts."""
     run_dir = RunDir(Path(job.run_dir))
     report = logging.getLogger("mmcot.rank").info
-    settings = job.settings.model_copy(update={"cluster": job.settings.cluster.model_copy(update={"address": "local", "num_workers": 1, "min_workers": None})})
-    settings = with_device(settings, run_dir, report, count=lambda cluster: (count_own_gpus(), "this machine"), keep=rank == 0)
+    settings = job.settings.model_copy(
+        update={
+            "cluster": job.settings.cluster.model_copy(
+                update={"address": "local", "num_workers": 1, "min_workers": None}
+            )
+        }
+    )
+    settings = with_device(
+        settings, run_dir, report, count=lambda cluster: (count_own_gpus(), "this machine"), keep=rank == 0
+    )
     cluster = job.settings.cluster.model_copy(update={"use_gpu": settings.cluster.use_gpu})
     return dataclasses.replace(job, settings=job.settings.model_copy(update={"cluster": cluster}))
 

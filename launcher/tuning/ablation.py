@@ -25,9 +25,13 @@ from launcher.tuning.tune import Report, log_outcome, run_tuning
 
 # Accuracy and ROUGE-L on ScienceQA's test split, arXiv:2302.00923, its later version (Flan-Alpaca base, ViT features).
 PAPER = {
-    ("answer", "text"): (81.63, None), ("reason-then-answer", "text"): (69.32, None), ("answer-then-explain", "text"): (69.68, None),
-    ("two-stage", "text"): (78.57, 90.73), ("two-stage", "captions"): (79.37, None), ("two-stage", "vision"): (85.31, 93.46),
-}  # fmt: skip
+    ("answer", "text"): (81.63, None),
+    ("reason-then-answer", "text"): (69.32, None),
+    ("answer-then-explain", "text"): (69.68, None),
+    ("two-stage", "text"): (78.57, 90.73),
+    ("two-stage", "captions"): (79.37, None),
+    ("two-stage", "vision"): (85.31, 93.46),
+}
 COLUMNS = ("AVG", "IMG", "NO")
 
 
@@ -44,7 +48,9 @@ def run_ablation(settings: Settings, *, report: Report = print) -> RunDir:
     return run_tuning(settings, kind="arms", report=report, finish=_finish)
 
 
-def _finish(settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]], tracker: Tracker, report: Report) -> None:
+def _finish(
+    settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]], tracker: Tracker, report: Report
+) -> None:
     rows, ceilings = summarize(settings, run_dir, trials), ceilings_of(settings, run_dir, trials)
     lines = format_rows(rows, ceilings)
     for trial in trials:
@@ -69,20 +75,35 @@ def summarize(settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]])
     for arm in settings.tuning.arms:
         own = with_values(settings, {"arm": arm})
         vision = "vision" if own.data.features else "captions" if own.data.use_caption else "text"
-        done = [trial for trial in trials if trial["values"]["arm"] == arm and RunDir(run_dir.path / "trials" / trial["trial"]).scores("test").exists()]
+        done = [
+            trial
+            for trial in trials
+            if trial["values"]["arm"] == arm
+            and RunDir(run_dir.path / "trials" / trial["trial"]).scores("test").exists()
+        ]
         scores = [read_json(RunDir(run_dir.path / "trials" / trial["trial"]).scores("test")) for trial in done]
         rows.append(
             {
-                "arm": arm, "seeds": len(scores), "steps": _steps(own), "paper": PAPER.get((own.run.chain, vision), (None, None)),
-                **{column: [score["accuracy"][column] for score in scores if score["accuracy"][column] is not None] for column in COLUMNS},
-                "rougeL": [score["rationale"]["rougeL"] for score in scores if score["rationale"]["rougeL"] is not None],
+                "arm": arm,
+                "seeds": len(scores),
+                "steps": _steps(own),
+                "paper": PAPER.get((own.run.chain, vision), (None, None)),
+                **{
+                    column: [score["accuracy"][column] for score in scores if score["accuracy"][column] is not None]
+                    for column in COLUMNS
+                },
+                "rougeL": [
+                    score["rationale"]["rougeL"] for score in scores if score["rationale"]["rougeL"] is not None
+                ],
                 "unread": [score["parse_failure_rate"] for score in scores],
             }
-        )  # fmt: skip
+        )
     return rows
 
 
-def ceilings_of(settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+def ceilings_of(
+    settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]]
+) -> dict[str, dict[str, float | None]]:
     """What nobody can beat from the text alone, where the data set knows it."""
     for trial in trials:
         marker = RunDir(run_dir.path / "trials" / trial["trial"]).marker("data")

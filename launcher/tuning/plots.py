@@ -19,7 +19,10 @@ def plot_trials(trials: list[dict[str, Any]], folder: Path, *, objective: str, m
     known = [trial for trial in trials if trial[objective] is not None]
     names = sorted({name for trial in known for name in trial["values"]})
     values = np.array([trial[objective] for trial in known], dtype=float)
-    drawn = {"best": lambda axes: _best_so_far(axes, values, mode), "parallel": lambda axes: _parallel(axes, known, names, values, mode)}
+    drawn = {
+        "best": lambda axes: _best_so_far(axes, values, mode),
+        "parallel": lambda axes: _parallel(axes, known, names, values, mode),
+    }
     if len(known) >= 4 and names:
         drawn["importance"] = lambda axes: _importance(axes, known, names, values)
     paths = []
@@ -66,7 +69,9 @@ def _best_so_far(axes: Any, values: np.ndarray, mode: str) -> None:
 def _parallel(axes: Any, trials: list[dict[str, Any]], names: list[str], values: np.ndarray, mode: str) -> None:
     from matplotlib import pyplot
 
-    columns = np.array([_scaled([trial["values"].get(name) for trial in trials]) for name in names] + [_scaled(values.tolist())]).T
+    columns = np.array(
+        [_scaled([trial["values"].get(name) for trial in trials]) for name in names] + [_scaled(values.tolist())]
+    ).T
     goodness = _scaled(values.tolist()) if mode == "max" else 1 - _scaled(values.tolist())
     for line, good in sorted(zip(columns.tolist(), goodness, strict=True), key=lambda pair: pair[1]):
         axes.plot(line, color=pyplot.cm.viridis(good), alpha=0.8)

@@ -34,7 +34,9 @@ def check_space(settings: Settings) -> None:
     for arm in settings.tuning.arms:
         with_values(settings, {"arm": arm})
     if not space and not settings.tuning.arms:
-        raise SettingsError(f"tuning.space is empty; give settings to search, such as training.learning_rate: {{loguniform: [1e-5, 1e-2]}} ({', '.join(KINDS)})")
+        raise SettingsError(
+            f"tuning.space is empty; give settings to search, such as training.learning_rate: {{loguniform: [1e-5, 1e-2]}} ({', '.join(KINDS)})"
+        )
     edges = {name: _edges(name, spec) for name, spec in space.items()}
     corners = itertools.product(*edges.values())
     for corner in itertools.islice(corners, _MAX_CORNERS):
@@ -59,14 +61,18 @@ def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
 
 def _edges(name: str, spec: Any) -> Sequence[Any]:
     if not isinstance(spec, dict) or len(spec) != 1 or next(iter(spec)) not in KINDS:
-        raise SettingsError(f"tuning.space {name}: {spec!r} must be one of {', '.join(KINDS)}, such as {{loguniform: [1e-5, 1e-2]}}")
-    (kind, values), = spec.items()
+        raise SettingsError(
+            f"tuning.space {name}: {spec!r} must be one of {', '.join(KINDS)}, such as {{loguniform: [1e-5, 1e-2]}}"
+        )
+    ((kind, values),) = spec.items()
     if not isinstance(values, list) or not values:
         raise SettingsError(f"tuning.space {name}: {kind} needs a list, it has {values!r}")
     if kind in ("choice", "grid"):
         return values
     if len(values) != 2 or not all(isinstance(value, (int, float)) for value in values) or values[0] >= values[1]:
-        raise SettingsError(f"tuning.space {name}: {kind} needs [low, high] as numbers (write 1.0e-5, not 1e-5), it has {values!r}")
+        raise SettingsError(
+            f"tuning.space {name}: {kind} needs [low, high] as numbers (write 1.0e-5, not 1e-5), it has {values!r}"
+        )
     if kind == "loguniform" and values[0] <= 0:
         raise SettingsError(f"tuning.space {name}: loguniform needs a low above 0, it has {values[0]}")
     return [values[0], values[1] - 1] if kind == "randint" else values

@@ -43,7 +43,6 @@ def run_trial(values: dict[str, Any], *, job: TrialJob) -> None:
     """Run one trial and tell Tune how it goes; called by Tune in an actor of its own."""
     from ray import tune
 
-
     os.chdir(job.working_dir)  # paths of the settings are relative to where the tuning was started
     run_dir = _folder_of_trial(job, tune.get_context().get_trial_id(), tune.get_checkpoint(), values)
     told = Journal(run_dir.journal_of(TUNING))  # what Tune is told, for the trial's run in MLflow
@@ -74,7 +73,9 @@ def run_trial(values: dict[str, Any], *, job: TrialJob) -> None:
     if tuning.objective != "validation_loss":
         scores = read_json(run_dir.scores("val"))
         reached = {"accuracy": scores["accuracy"]["AVG"], "rougeL": scores["rationale"]["rougeL"]}
-        _report(tune, run_dir, last + 1, {name: value for name, value in reached.items() if value is not None}, tuning, told)
+        _report(
+            tune, run_dir, last + 1, {name: value for name, value in reached.items() if value is not None}, tuning, told
+        )
 
 
 def trial_settings(settings: Settings, values: dict[str, Any], run_dir: RunDir) -> Settings:
@@ -83,7 +84,9 @@ def trial_settings(settings: Settings, values: dict[str, Any], run_dir: RunDir) 
     if settings.tuning.scheduler == "pbt":  # a checkpoint for each loss that is told, for another trial to begin at
         every = {"checkpoint_every": own.training.validate_every, "keep_checkpoints": 1000}
         own = own.model_copy(update={"training": own.training.model_copy(update=every)})
-    return own.model_copy(update={"run": own.run.model_copy(update={"dir": str(run_dir.path), "name": run_dir.path.name})})
+    return own.model_copy(
+        update={"run": own.run.model_copy(update={"dir": str(run_dir.path), "name": run_dir.path.name})}
+    )
 
 
 def _report(tune: Any, run_dir: RunDir, step: int, metrics: dict[str, float], tuning: Any, told: Journal) -> None:

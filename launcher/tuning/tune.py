@@ -1,13 +1,13 @@
 """A tuning: trials under Ray Tune, each a run of its own, all children of one MLflow run.
 
-    run_tuning(settings)     # `mmcot tune`; again: finished trials stay, the others go on
+run_tuning(settings)     # `mmcot tune`; again: finished trials stay, the others go on
 
-    runs/<name>-tune/        beside the run of that name, not in it; or run.dir
-      run.yaml               settings, the space among them; other settings are refused
-      trials/<id>/           a run folder each
-      tune/                  Ray Tune's own state
-      trials.json best.yaml  every trial with its values, state and reason; the best as settings
-      best.png parallel.png importance.png
+runs/<name>-tune/        beside the run of that name, not in it; or run.dir
+  run.yaml               settings, the space among them; other settings are refused
+  trials/<id>/           a run folder each
+  tune/                  Ray Tune's own state
+  trials.json best.yaml  every trial with its values, state and reason; the best as settings
+  best.png parallel.png importance.png
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ Report = Callable[[str], None]
 Finish = Callable[[Settings, RunDir, list[dict[str, Any]], Tracker, Report], None]
 
 
-def run_tuning(settings: Settings, *, kind: str = "tune", report: Report = print, finish: Finish | None = None) -> RunDir:
+def run_tuning(
+    settings: Settings, *, kind: str = "tune", report: Report = print, finish: Finish | None = None
+) -> RunDir:
     """Run the trials of ``settings.tuning`` that are not finished; write what came out.
 
     Args:
@@ -56,7 +58,9 @@ def run_tuning(settings: Settings, *, kind: str = "tune", report: Report = print
     """
     check_space(settings)
     if settings.tuning.search == "optuna" and importlib.util.find_spec("optuna") is None:
-        raise SettingsError("tuning.search optuna needs a package: pip install 'mmcot[optuna]', or use tuning.search=random")
+        raise SettingsError(
+            "tuning.search optuna needs a package: pip install 'mmcot[optuna]', or use tuning.search=random"
+        )
     settings = in_own_folder(settings, kind)
     check_settings(settings)
     check_machine(settings)
@@ -75,7 +79,12 @@ def run_tuning(settings: Settings, *, kind: str = "tune", report: Report = print
             "tracking": settings.tracking.model_copy(update={"uri": tracking_uri(settings)}),
         }
         base = settings.model_copy(update=shared)
-        job = TrialJob(settings=base, folder=str(run_dir.path), parent_key=f"{run_dir.identity()}/{PARENT}", working_dir=os.getcwd())
+        job = TrialJob(
+            settings=base,
+            folder=str(run_dir.path),
+            parent_key=f"{run_dir.identity()}/{PARENT}",
+            working_dir=os.getcwd(),
+        )
         results = _tuner(job, concurrent, report).fit()
         end_trials(base, run_dir)
         (finish or _finish)(settings, run_dir, _describe_trials(results, settings), tracker, report)
@@ -101,7 +110,9 @@ def count_concurrent(settings: Settings, report: Report) -> int:
     import ray
 
     cluster, have = settings.cluster, ray.cluster_resources()
-    needs = {"CPU": cluster.num_workers * cluster.cpus_per_worker} | ({"GPU": cluster.num_workers} if cluster.use_gpu else {})
+    needs = {"CPU": cluster.num_workers * cluster.cpus_per_worker} | (
+        {"GPU": cluster.num_workers} if cluster.use_gpu else {}
+    )
     fits = min(int(have.get(name, 0) // number) for name, number in needs.items())
     sums = ", ".join(f"{number} of {have.get(name, 0):g} {name}" for name, number in needs.items())
     if fits < 1:
@@ -117,7 +128,9 @@ def count_concurrent(settings: Settings, report: Report) -> int:
 def _tuner(job: TrialJob, concurrent: int, report: Report) -> Any:
     from ray import tune
 
-    os.environ.update(TUNE_FORCE_TRIAL_CLEANUP_S="3", TUNE_GLOBAL_CHECKPOINT_S="5")  # a trial that is ended frees its workers at once
+    os.environ.update(
+        TUNE_FORCE_TRIAL_CLEANUP_S="3", TUNE_GLOBAL_CHECKPOINT_S="5"
+    )  # a trial that is ended frees its workers at once
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours, as SIGTERM is
     settings, storage = job.settings.tuning, Path(job.folder) / "tune"
     # No processor of its own: what works are its workers, and a fraction here would keep the last of them out.
@@ -129,13 +142,22 @@ def _tuner(job: TrialJob, concurrent: int, report: Report) -> Any:
         trainable,
         param_space=_param_space(job.settings),
         tune_config=tune.TuneConfig(
-            metric=settings.objective, mode=OBJECTIVES[settings.objective],
-            num_samples=settings.num_samples, time_budget_s=settings.time_budget_s,
-            search_alg=_search(settings, job.settings.run.seed, concurrent), scheduler=_scheduler(job.settings),
-            trial_name_creator=lambda trial: trial.trial_id, trial_dirname_creator=lambda trial: trial.trial_id,
+            metric=settings.objective,
+            mode=OBJECTIVES[settings.objective],
+            num_samples=settings.num_samples,
+            time_budget_s=settings.time_budget_s,
+            search_alg=_search(settings, job.settings.run.seed, concurrent),
+            scheduler=_scheduler(job.settings),
+            trial_name_creator=lambda trial: trial.trial_id,
+            trial_dirname_creator=lambda trial: trial.trial_id,
         ),
-        run_config=tune.RunConfig(name="trials", storage_path=str(storage), verbose=0, callbacks=[_watch_trials(Path(job.folder) / "trials", report)]),
-    )  # fmt: skip
+        run_config=tune.RunConfig(
+            name="trials",
+            storage_path=str(storage),
+            verbose=0,
+            callbacks=[_watch_trials(Path(job.folder) / "trials", report)],
+        ),
+    )
 
 
 def _watch_trials(trials: Path, report: Report) -> Any:
@@ -187,9 +209,12 @@ def _param_space(settings: Settings) -> dict[str, Any]:
     from ray import tune
 
     make = {
-        "loguniform": lambda values: tune.loguniform(*values), "uniform": lambda values: tune.uniform(*values),
-        "randint": lambda values: tune.randint(*values), "choice": tune.choice, "grid": tune.grid_search,
-    }  # fmt: skip
+        "loguniform": lambda values: tune.loguniform(*values),
+        "uniform": lambda values: tune.uniform(*values),
+        "randint": lambda values: tune.randint(*values),
+        "choice": tune.choice,
+        "grid": tune.grid_search,
+    }
     space = {name: make[kind](values) for name, spec in settings.tuning.space.items() for kind, values in spec.items()}
     return space | ({"arm": tune.grid_search(list(settings.tuning.arms))} if settings.tuning.arms else {})
 
@@ -214,13 +239,18 @@ def _scheduler(settings: Settings) -> Any:
         if stage.num_steps is None:
             raise SettingsError(f"scheduler asha counts steps; give {tuning.stage}.num_steps instead of num_epochs")
         return schedulers.ASHAScheduler(  # one step more than there are, so that the last ones may export their model
-            time_attr="step", max_t=stage.num_steps + 1, grace_period=tuning.grace_steps or every, reduction_factor=tuning.reduction_factor
+            time_attr="step",
+            max_t=stage.num_steps + 1,
+            grace_period=tuning.grace_steps or every,
+            reduction_factor=tuning.reduction_factor,
         )
     if tuning.scheduler == "median":
         return schedulers.MedianStoppingRule(time_attr="step", grace_period=tuning.grace_steps or every)
     if tuning.scheduler == "pbt":
         mutations = {name: _param_space(settings)[name] for name, spec in tuning.space.items() if "grid" not in spec}
-        return schedulers.PopulationBasedTraining(time_attr="step", perturbation_interval=tuning.grace_steps or every, hyperparam_mutations=mutations)
+        return schedulers.PopulationBasedTraining(
+            time_attr="step", perturbation_interval=tuning.grace_steps or every, hyperparam_mutations=mutations
+        )
     return schedulers.FIFOScheduler()
 
 
@@ -231,50 +261,82 @@ def _describe_trials(results: Any, settings: Settings) -> list[dict[str, Any]]:
     for result in results:
         metrics = result.metrics or {}
         step = metrics.get("step", 0)
-        state = "failed" if result.error else "stopped early" if planned and tuning.objective == "validation_loss" and step < planned else "finished"
+        state = (
+            "failed"
+            if result.error
+            else "stopped early"
+            if planned and tuning.objective == "validation_loss" and step < planned
+            else "finished"
+        )
         trials.append(
             {
-                "trial": Path(result.path).name, "values": result.config, "state": state, "step": step,
-                tuning.objective: metrics.get(tuning.objective), "error": str(result.error).strip().splitlines()[-1] if result.error else None,
+                "trial": Path(result.path).name,
+                "values": result.config,
+                "state": state,
+                "step": step,
+                tuning.objective: metrics.get(tuning.objective),
+                "error": str(result.error).strip().splitlines()[-1] if result.error else None,
             }
-        )  # fmt: skip
+        )
     return trials
 
 
-def _finish(settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]], tracker: Tracker, report: Report) -> None:
+def _finish(
+    settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]], tracker: Tracker, report: Report
+) -> None:
     """Write the table, the best settings and the pictures; log them on the parent run."""
     objective = settings.tuning.objective
     commit_json(run_dir.path / "trials.json", trials)
     tracker.parent.log_artifact(run_dir.path / "trials.json")
     for trial in trials:
         value = "-" if trial[objective] is None else f"{trial[objective]:.4f}"
-        report(f"  {trial['trial']}  {objective} {value}  step {trial['step']:,}  {trial['state']}  {trial['error'] or ''}  {trial['values']}")
+        report(
+            f"  {trial['trial']}  {objective} {value}  step {trial['step']:,}  {trial['state']}  {trial['error'] or ''}  {trial['values']}"
+        )
     ranked = rank(trials, objective)
     if not ranked:
-        raise RuntimeError(f"no trial reported {objective}; the reasons are above and in {run_dir.path / 'trials'}/*/logs/trial.log")
+        raise RuntimeError(
+            f"no trial reported {objective}; the reasons are above and in {run_dir.path / 'trials'}/*/logs/trial.log"
+        )
     best = ranked[0]
     values = with_values(settings, best["values"])
     beside = None if settings.run.dir is None else f"{Path(settings.run.dir)}-best"
-    values = values.model_copy(update={"run": values.run.model_copy(update={"dir": beside, "name": f"{settings.run.name}-best"})})
+    values = values.model_copy(
+        update={"run": values.run.model_copy(update={"dir": beside, "name": f"{settings.run.name}-best"})}
+    )
     commit_bytes(run_dir.path / "best.yaml", dump_settings(values).encode())
     tracker.parent.log_artifact(run_dir.path / "best.yaml")
     log_outcome(run_dir, trials, {f"best_{objective}": best[objective]})
-    tracker.parent.log_tags({"best.trial": best["trial"], **{f"best.{name}": str(value) for name, value in best["values"].items()}})
-    if settings.tuning.time_budget_s is None:  # with one, the same command may find a better trial, and a parameter cannot change
+    tracker.parent.log_tags(
+        {"best.trial": best["trial"], **{f"best.{name}": str(value) for name, value in best["values"].items()}}
+    )
+    if (
+        settings.tuning.time_budget_s is None
+    ):  # with one, the same command may find a better trial, and a parameter cannot change
         tracker.parent.log_params({f"best.{name}": value for name, value in best["values"].items()})
     for path in plot_trials(trials, run_dir.path, objective=objective, mode=OBJECTIVES[objective]):
         tracker.parent.log_artifact(path)
-    report(f"best: {objective} {best[objective]:.4f} with {best['values']}; `mmcot run --config {run_dir.path / 'best.yaml'}`")
+    report(
+        f"best: {objective} {best[objective]:.4f} with {best['values']}; `mmcot run --config {run_dir.path / 'best.yaml'}`"
+    )
 
 
 def log_outcome(run_dir: RunDir, trials: list[dict[str, Any]], values: dict[str, float | None]) -> None:
     """What the trials reached, for the tuning's run in MLflow: a point of all steps so far, so that later trials can better it."""
-    counts = {"num_trials": float(len(trials)), "num_failed": float(sum(trial["state"] == "failed" for trial in trials))}
+    counts = {
+        "num_trials": float(len(trials)),
+        "num_failed": float(sum(trial["state"] == "failed" for trial in trials)),
+    }
     with contextlib.closing(Journal(run_dir.journal_of(TUNING))) as journal:
-        journal.log(sum(trial["step"] for trial in trials), {**counts, **{name: float(value) for name, value in values.items() if value is not None}})
+        journal.log(
+            sum(trial["step"] for trial in trials),
+            {**counts, **{name: float(value) for name, value in values.items() if value is not None}},
+        )
 
 
 def rank(trials: list[dict[str, Any]], objective: str) -> list[dict[str, Any]]:
     """Trials that reported the objective, the best first."""
     sign = 1 if OBJECTIVES[objective] == "min" else -1
-    return sorted((trial for trial in trials if trial[objective] is not None), key=lambda trial: sign * trial[objective])
+    return sorted(
+        (trial for trial in trials if trial[objective] is not None), key=lambda trial: sign * trial[objective]
+    )

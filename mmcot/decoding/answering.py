@@ -1,7 +1,7 @@
 """Answering questions with a trained pair of models: reasons first, then the answer.
 
-    predictions, num_cut = answer_questions(rationale_stage, answer_stage, problems, features)
-    predictions[0]   # Prediction(qid="1", rationale="Solution: ...", answer_text="The answer is (B).", prediction=1)
+predictions, num_cut = answer_questions(rationale_stage, answer_stage, problems, features)
+predictions[0]   # Prediction(qid="1", rationale="Solution: ...", answer_text="The answer is (B).", prediction=1)
 """
 
 from __future__ import annotations
@@ -32,9 +32,14 @@ class StageModel:
     max_target_tokens: int
 
     def write(
-        self, problems: Sequence[Problem], features: Sequence[np.ndarray | None], rationales: Sequence[str | None],
-        *, feature_shape: tuple[int, int], batch_size: int,
-    ) -> tuple[list[GeneratedText], int]:  # fmt: skip
+        self,
+        problems: Sequence[Problem],
+        features: Sequence[np.ndarray | None],
+        rationales: Sequence[str | None],
+        *,
+        feature_shape: tuple[int, int],
+        batch_size: int,
+    ) -> tuple[list[GeneratedText], int]:
         """Write a text for each problem; also returns how many sources were cut at their limit."""
         pairs = [
             encode_pair(
@@ -46,9 +51,14 @@ class StageModel:
             for problem, rationale in zip(problems, rationales, strict=True)
         ]
         texts = generate_texts(
-            self.model, self.tokenizer, [pair.source_ids for pair in pairs], features,
-            feature_shape=feature_shape, max_new_tokens=self.max_target_tokens, batch_size=batch_size,
-        )  # fmt: skip
+            self.model,
+            self.tokenizer,
+            [pair.source_ids for pair in pairs],
+            features,
+            feature_shape=feature_shape,
+            max_new_tokens=self.max_target_tokens,
+            batch_size=batch_size,
+        )
         return texts, sum(pair.source_cut > 0 for pair in pairs)
 
 

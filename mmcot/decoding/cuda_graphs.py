@@ -28,7 +28,9 @@ class StaticDecoder:
         _, _, num_rows, _, max_source_tokens, _ = decoder.cross_L2BHSK.shape
         self._num_rows, self._max_source_tokens = num_rows, max_source_tokens
         self._ids_positions_2B = torch.zeros(2, num_rows, dtype=torch.long, device=decoder.device)
-        self._cross_mask_B11S = torch.zeros(num_rows, 1, 1, max_source_tokens, dtype=decoder.dtype, device=decoder.device)
+        self._cross_mask_B11S = torch.zeros(
+            num_rows, 1, 1, max_source_tokens, dtype=decoder.dtype, device=decoder.device
+        )
         self._steps: dict[int, Callable[[], torch.Tensor]] = {}
 
     @torch.inference_mode()

@@ -29,11 +29,20 @@ BYTES_PER_CHARACTER = 4  # at most, in UTF-8
 # Settings of a model folder's generation_config.json that would change what is chosen; the
 # value is the one that changes nothing.
 UNSUPPORTED_SETTINGS = {
-    "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "bad_words_ids": None,
-    "suppress_tokens": None, "begin_suppress_tokens": None, "forced_bos_token_id": None,
-    "forced_eos_token_id": None, "sequence_bias": None, "guidance_scale": 1.0,
-}  # fmt: skip
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "sequence_bias": None,
+    "guidance_scale": 1.0,
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -99,7 +108,9 @@ def generate_texts(
     sampling = Sampling(temperature, top_p, seed)
     _check_arguments(sources, features, num_beams, sampling, keys, stop)
     if num_beams > 1:
-        return _beam_search(model, tokenizer, sources, features, feature_shape, max_new_tokens, batch_size, num_beams, on_step)
+        return _beam_search(
+            model, tokenizer, sources, features, feature_shape, max_new_tokens, batch_size, num_beams, on_step
+        )
 
     tail = BYTES_PER_CHARACTER * max(map(len, stop), default=0) + 8  # a token is a byte at least
 
@@ -109,10 +120,18 @@ def generate_texts(
 
     ends = _end_tokens(model, tokenizer)
     written = generate_ids(
-        model, sources, features, feature_shape=feature_shape, max_new_tokens=max_new_tokens, num_rows=batch_size,
-        eos_token_ids=ends, sampling=sampling, keys=keys, is_stopped=is_stopped if stop else None,
+        model,
+        sources,
+        features,
+        feature_shape=feature_shape,
+        max_new_tokens=max_new_tokens,
+        num_rows=batch_size,
+        eos_token_ids=ends,
+        sampling=sampling,
+        keys=keys,
+        is_stopped=is_stopped if stop else None,
         on_step=on_step,
-    )  # fmt: skip
+    )
     return [_read_row(tokenizer, ids, ends, stop) for ids in written]
 
 
@@ -174,7 +193,11 @@ def generate_ids(
         on_step()
         for place in reversed(range(len(rows))):  # backwards, so that the last row is always one that goes on
             row = rows[place]
-            if row.ids[-1] not in ends and len(row.ids) < row.max_new_tokens and not (is_stopped and is_stopped(row.ids)):
+            if (
+                row.ids[-1] not in ends
+                and len(row.ids) < row.max_new_tokens
+                and not (is_stopped and is_stopped(row.ids))
+            ):
                 continue
             written[row.index] = row.ids
             if (source := next(waiting, None)) is not None:
@@ -206,7 +229,9 @@ def _encode_sources(model, sources, features, feature_shape) -> Iterator[tuple[i
     for start in range(0, len(by_length), SOURCES_PER_ENCODING):
         chosen = by_length[start : start + SOURCES_PER_ENCODING]
         pad_token_id = model.config.pad_token_id
-        inputs = _collate_sources(model, pad_token_id, [sources[i] for i in chosen], [features[i] for i in chosen], feature_shape)
+        inputs = _collate_sources(
+            model, pad_token_id, [sources[i] for i in chosen], [features[i] for i in chosen], feature_shape
+        )
         states_BSD = model.encoder(**inputs).last_hidden_state
         yield from ((index, states_BSD[row, : len(sources[index])]) for row, index in enumerate(chosen))
 
@@ -222,7 +247,9 @@ def _beam_search(
             model, tokenizer.pad_token_id, [sources[i] for i in chosen], [features[i] for i in chosen], feature_shape
         )
         with torch.inference_mode():
-            outputs = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=num_beams, use_cache=True)
+            outputs = model.generate(
+                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=num_beams, use_cache=True
+            )
         for index, row in zip(chosen, outputs[:, 1:].tolist(), strict=True):
             texts[index] = _read_row(tokenizer, row, _end_tokens(model, tokenizer), ())
         on_step()
@@ -248,7 +275,9 @@ def _end_tokens(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenize
     return frozenset({tokenizer.eos_token_id, *configured} - {None})
 
 
-def _read_row(tokenizer: PreTrainedTokenizerBase, row: list[int], ends: frozenset[int], stop: Sequence[str]) -> GeneratedText:
+def _read_row(
+    tokenizer: PreTrainedTokenizerBase, row: list[int], ends: frozenset[int], stop: Sequence[str]
+) -> GeneratedText:
     length = next((place for place, token in enumerate(row) if token in ends), None)
     ended, ids = length is not None, row[:length]
     text = tokenizer.decode(ids, skip_special_tokens=True)
@@ -260,7 +289,9 @@ def _read_row(tokenizer: PreTrainedTokenizerBase, row: list[int], ends: frozense
 
 def _check_arguments(sources, features, num_beams, sampling, keys, stop) -> None:
     if len(features) != len(sources):
-        raise ValueError(f"features has {len(features)} entries for {len(sources)} sources; give one each, or None each")
+        raise ValueError(
+            f"features has {len(features)} entries for {len(sources)} sources; give one each, or None each"
+        )
     if keys is not None and len(keys) != len(sources):
         raise ValueError(f"keys has {len(keys)} entries for {len(sources)} sources; give one each")
     if sampling.temperature > 0 and keys is None:

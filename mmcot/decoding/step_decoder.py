@@ -99,7 +99,9 @@ class StepDecoder:
     def admit(self, row: int, states_SD: torch.Tensor) -> None:
         """Give ``row`` to the source with these encoder states; its next position is 0."""
         length = len(states_SD)
-        keys_values = self.cross_keys_values(states_SD).view(length, len(self.layers), 2, self.num_heads, self.head_width)
+        keys_values = self.cross_keys_values(states_SD).view(
+            length, len(self.layers), 2, self.num_heads, self.head_width
+        )
         self.cross_L2BHSK[:, :, row, :, :length] = keys_values.permute(1, 2, 3, 0, 4)
         self.source_lengths[row] = length
         self._cross_groups = None
@@ -146,7 +148,9 @@ class StepDecoder:
             self._own_flat[number].index_copy_(0, columns, qkv_B3HK[:, 1:].transpose(0, 1).reshape(-1, self.head_width))
             attended = _attend(qkv_B3HK[:, 0, :, None], self.own_L2BHTK[number], own_groups)
             hidden_BD = hidden_BD + layer.own_output(attended.reshape(num_rows, width))
-            query_BH1K = layer.cross_query(layer.cross_norm(hidden_BD)).view(num_rows, self.num_heads, 1, self.head_width)
+            query_BH1K = layer.cross_query(layer.cross_norm(hidden_BD)).view(
+                num_rows, self.num_heads, 1, self.head_width
+            )
             attended = _attend(query_BH1K, self.cross_L2BHSK[number], cross_groups)
             hidden_BD = hidden_BD + layer.cross_output(attended.reshape(num_rows, width))
             hidden_BD = hidden_BD + layer.feed_forward(layer.feed_forward_norm(hidden_BD))

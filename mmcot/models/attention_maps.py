@@ -35,9 +35,12 @@ class AttentionMaps:
 
 @torch.no_grad()
 def look_at(
-    model: T5ForMultimodalGeneration, input_ids: torch.Tensor, attention_mask: torch.Tensor,
-    vision_features: torch.Tensor, vision_mask: torch.Tensor | None = None,
-) -> AttentionMaps:  # fmt: skip
+    model: T5ForMultimodalGeneration,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    vision_features: torch.Tensor,
+    vision_mask: torch.Tensor | None = None,
+) -> AttentionMaps:
     """Run the encoder and measure its fusion.
 
     Args:
@@ -51,7 +54,9 @@ def look_at(
     """
     fusion = model.encoder.fusion
     if not isinstance(fusion, GatedCrossAttention):
-        raise ValueError(f"fusion {model.config.fusion!r} cannot be looked at; only 'gated_cross_attention' has attention and a gate")
+        raise ValueError(
+            f"fusion {model.config.fusion!r} cannot be looked at; only 'gated_cross_attention' has attention and a gate"
+        )
     text_BSD = model.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
     mask_BP = vision_mask if model.config.mask_absent_patches else None
     image_BPD = fusion.image_dense(vision_features.to(text_BSD.dtype))

@@ -14,7 +14,9 @@ from __future__ import annotations
 import torch
 from transformers import T5ForConditionalGeneration
 
-KEY_SCALE = 2.0  # of the match heads' keys; the queries take the rest of the score (learned sooner than with equal halves)
+KEY_SCALE = (
+    2.0  # of the match heads' keys; the queries take the rest of the score (learned sooner than with equal halves)
+)
 FARTHEST = 12  # tokens; beyond, the bias falls no further
 
 
@@ -35,7 +37,9 @@ def start_with_lookup(model: T5ForConditionalGeneration, *, near_bias: float, ma
     for block in model.encoder.block:
         attention = block.layer[0].SelfAttention
         width = attention.key_value_proj_dim
-        keys = attention.k.weight[num_near * width :]  # T5's start gives the key of a normalised state a squared length of `width`
+        keys = attention.k.weight[
+            num_near * width :
+        ]  # T5's start gives the key of a normalised state a squared length of `width`
         attention.q.weight[num_near * width :] = keys * (match_score / width / KEY_SCALE)
         keys.mul_(KEY_SCALE)
 
@@ -44,7 +48,9 @@ def _mean_distances(attention: torch.nn.Module, *, offset: int) -> torch.Tensor:
     """[buckets]: how far the positions of a bucket are from the one at ``offset``, on average, in tokens up to ``FARTHEST``."""
     num_buckets, reach = attention.relative_attention_num_buckets, attention.relative_attention_max_distance
     positions = torch.arange(-reach, reach + 1)
-    buckets = attention._relative_position_bucket(positions, bidirectional=True, num_buckets=num_buckets, max_distance=reach)
+    buckets = attention._relative_position_bucket(
+        positions, bidirectional=True, num_buckets=num_buckets, max_distance=reach
+    )
     distances = (positions - offset).abs().clamp(max=FARTHEST).float()
     total = torch.zeros(num_buckets).index_add_(0, buckets, distances)
     return total / torch.bincount(buckets, minlength=num_buckets).clamp(min=1)

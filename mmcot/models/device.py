@@ -1,7 +1,7 @@
 """The device a process computes on, chosen and prepared in one place.
 
-    device = open_device(use_gpu=True)             # the GPU this process was given
-    device = open_device(use_gpu=True, index=3)    # of several that it sees
+device = open_device(use_gpu=True)             # the GPU this process was given
+device = open_device(use_gpu=True, index=3)    # of several that it sees
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ def _mean_distances(attention: torch.nn.Module, bidirectional: bool) -> torch.Te
     """[buckets]: how far the tokens of a bucket are on average, as far as buckets tell distances apart."""
     num_buckets, farthest = attention.relative_attention_num_buckets, attention.relative_attention_max_distance
     offsets = torch.arange(-farthest, farthest + 1 if bidirectional else 1)  # a decoder sees none of what comes
-    buckets = attention._relative_position_bucket(offsets, bidirectional=bidirectional, num_buckets=num_buckets, max_distance=farthest)
+    buckets = attention._relative_position_bucket(
+        offsets, bidirectional=bidirectional, num_buckets=num_buckets, max_distance=farthest
+    )
     total = torch.zeros(num_buckets).index_add_(0, buckets, offsets.abs().float())
     return total / torch.bincount(buckets, minlength=num_buckets).clamp(min=1)

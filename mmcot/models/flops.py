@@ -36,9 +36,11 @@ def forward_flops(
     projections = 4 * width * inner  # query, key, value and output
     encoder = config.num_layers * (s * (projections + feed_forward) + 2 * s * s * inner)
     decoder = config.num_decoder_layers * (
-        t * (projections + feed_forward) + 2 * t * t * inner  # attention to what was written
-        + projections / 2 * (t + s) + 2 * t * s * inner  # attention to the source: its keys and values are computed once
-    )  # fmt: skip
+        t * (projections + feed_forward)
+        + 2 * t * t * inner  # attention to what was written
+        + projections / 2 * (t + s)
+        + 2 * t * s * inner  # attention to the source: its keys and values are computed once
+    )
     head = t * width * config.vocab_size
     return 2 * float((encoder + decoder + head + _fusion(config, s, num_patches)).sum())
 

@@ -66,7 +66,9 @@ class SingleHeadAttention(nn.Module):
             attended_BSD = attended_BSD * visible_B[:, None, None].to(attended_BSD.dtype)
         return self.out_proj(attended_BSD)
 
-    def shares(self, query_BSD: torch.Tensor, memory_BPD: torch.Tensor, mask_BP: torch.Tensor | None = None) -> torch.Tensor:
+    def shares(
+        self, query_BSD: torch.Tensor, memory_BPD: torch.Tensor, mask_BP: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """The softmax that ``forward`` never shows: [B, S, P], each position's shares of the patches; zeros where all are hidden."""
         w_q, w_k, _ = self.in_proj_weight.chunk(3)
         b_q, b_k, _ = self.in_proj_bias.chunk(3)

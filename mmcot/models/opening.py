@@ -1,6 +1,6 @@
 """Opening a saved model: its folder's ``config.json`` names the class.
 
-    model = open_model("runs/demo/answer/model")
+model = open_model("runs/demo/answer/model")
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MODULES = {"T5ForMultimodalGeneration": "mmcot.models.t5"}  # the class by the name in ``architectures``, and where it lives
+MODULES = {
+    "T5ForMultimodalGeneration": "mmcot.models.t5"
+}  # the class by the name in ``architectures``, and where it lives
 
 
 def open_model(folder: str | Path, **options: Any) -> PreTrainedModel:
@@ -27,9 +29,13 @@ def open_model(folder: str | Path, **options: Any) -> PreTrainedModel:
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise ValueError(f"{folder} holds no model (no config.json); give the folder of one, such as runs/demo/answer/model")
+        raise ValueError(
+            f"{folder} holds no model (no config.json); give the folder of one, such as runs/demo/answer/model"
+        )
     names = json.loads(path.read_text(encoding="utf-8")).get("architectures") or []
     name = next((name for name in names if name in MODULES), None)
     if name is None:
-        raise ValueError(f"{path} names the architectures {names}, expected one of {sorted(MODULES)}; give the folder of a model that mmcot saved")
+        raise ValueError(
+            f"{path} names the architectures {names}, expected one of {sorted(MODULES)}; give the folder of a model that mmcot saved"
+        )
     return getattr(import_module(MODULES[name]), name).from_pretrained(folder, **options)

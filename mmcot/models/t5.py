@@ -86,7 +86,9 @@ class FusedEncoder(_FusionInitializer, T5Stack):
 
     def __init__(self, config: MultimodalT5Config) -> None:
         super().__init__(config)
-        fusion = FUSIONS[config.fusion](d_model=config.d_model, vision_dim=config.vision_dim, gate_start=config.gate_start)
+        fusion = FUSIONS[config.fusion](
+            d_model=config.d_model, vision_dim=config.vision_dim, gate_start=config.gate_start
+        )
         self.fusion_parts = [name for name, _ in fusion.named_children()]
         for name, part in fusion.named_children():
             self.add_module(name, part)
@@ -172,5 +174,7 @@ def _init_fusion_weights(module: nn.Module, factor: float) -> None:
         init.normal_(module.weight, mean=0.0, std=factor * module.in_features**-0.5)
         init.constant_(module.bias, module.bias_start)
     else:
-        init.normal_(module.in_proj_weight, mean=0.0, std=factor * module.out_proj.in_features**-0.5)  # ZeRO-3 leaves no shape
+        init.normal_(
+            module.in_proj_weight, mean=0.0, std=factor * module.out_proj.in_features**-0.5
+        )  # ZeRO-3 leaves no shape
         init.zeros_(module.in_proj_bias)

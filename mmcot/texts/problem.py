@@ -98,9 +98,14 @@ class Problem:
             if not isinstance(value, str):
                 raise ProblemError(f"question {qid}: the field {field!r} is {value!r}; expected a text")
         return cls(
-            qid=str(qid), question=record["question"], choices=tuple(choices), answer=answer,
-            images=_image_names(qid, record.get("image")), caption=caption or record.get("caption") or "", **texts,
-        )  # fmt: skip
+            qid=str(qid),
+            question=record["question"],
+            choices=tuple(choices),
+            answer=answer,
+            images=_image_names(qid, record.get("image")),
+            caption=caption or record.get("caption") or "",
+            **texts,
+        )
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Problem:

@@ -33,5 +33,10 @@ class Captioner:
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
         """A caption a picture, on one line, written greedily; the start of the text the model was given is left out."""
         pixels = self._processor(images=[image.convert("RGB") for image in images], return_tensors="pt").pixel_values
-        ids = self._model.generate(pixel_values=pixels.to(self._model.device), max_new_tokens=self._max_new_tokens, do_sample=False, num_beams=1)
+        ids = self._model.generate(
+            pixel_values=pixels.to(self._model.device),
+            max_new_tokens=self._max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+        )
         return [" ".join(text.split()) for text in self._tokenizer.batch_decode(ids, skip_special_tokens=True)]

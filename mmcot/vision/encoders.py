@@ -54,7 +54,9 @@ class VisionEncoder:
         self._model = self._load().eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
         self.image_size = self._read_image_size()
         self._read_processor()
-        self.shape: tuple[int, int] = tuple(self._features(torch.zeros(1, 3, self.image_size, self.image_size)).shape[1:])
+        self.shape: tuple[int, int] = tuple(
+            self._features(torch.zeros(1, 3, self.image_size, self.image_size)).shape[1:]
+        )
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         """Bring a picture into the model's form.
@@ -126,7 +128,9 @@ class VisionEncoder:
                 raise
             message = f"The backbone of {self.name!r} ({self.kind}) is built by timm, which is not installed; run `pip install timm`."
             raise ImportError(message) from error
-        missing = sorted(name for name in report["missing_keys"] if not name.endswith("num_batches_tracked"))  # plays no part here
+        missing = sorted(
+            name for name in report["missing_keys"] if not name.endswith("num_batches_tracked")
+        )  # plays no part here
         if missing:
             raise ValueError(
                 f"{self.name!r} lacks {len(missing)} weights of a {self.kind} encoder, such as {missing[0]!r}; expected all of them, as "
@@ -138,7 +142,9 @@ class VisionEncoder:
         size = getattr(self._model.config, "image_size", None) or _DEFAULT_IMAGE_SIZE
         sizes = {size} if isinstance(size, int) else set(size)
         if len(sizes) != 1:
-            raise ValueError(f"{self.name!r} ({self.kind}) takes pictures of {size} pixels; expected a square. Use a model with one `image_size`.")
+            raise ValueError(
+                f"{self.name!r} ({self.kind}) takes pictures of {size} pixels; expected a square. Use a model with one `image_size`."
+            )
         return sizes.pop()
 
     def _read_processor(self) -> None:

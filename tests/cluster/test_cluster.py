@@ -20,7 +20,10 @@ from hosts import Host, Network, network, why_not
 
 from launcher.runs.journal import JournalReader
 
-pytestmark = [pytest.mark.cluster, pytest.mark.skipif((reason := why_not()) is not None, reason=f"needs hosts of its own: {reason}")]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif((reason := why_not()) is not None, reason=f"needs hosts of its own: {reason}"),
+]
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = Path(sys.executable).parent
@@ -28,8 +31,17 @@ PROGRAMS = Path(sys.executable).parent
 
 def environment(folder: Path, token: str | None) -> dict[str, str]:
     """What a host's processes see: no proxy, no Ray of another, the cluster's token as a file."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_")) and not name.lower().endswith("_proxy")}
-    kept |= {"PATH": f"{PROGRAMS}:{os.environ['PATH']}", "HOME": str(folder), "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("RAY_", "MLFLOW_")) and not name.lower().endswith("_proxy")
+    }
+    kept |= {
+        "PATH": f"{PROGRAMS}:{os.environ['PATH']}",
+        "HOME": str(folder),
+        "PYTHONPATH": str(ROOT),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
     if token is None:
         return kept
     path = folder / f"token-{token[:4]}"
@@ -51,7 +63,15 @@ class Cluster:
 
     def _start(self, name: str, *how: str) -> Host:
         host = self.hosts.add(name)
-        command = ["ray", "start", *how, f"--node-ip-address={host.address}", "--num-cpus=1", f"--object-store-memory={200 * 2**20}", "--disable-usage-stats"]
+        command = [
+            "ray",
+            "start",
+            *how,
+            f"--node-ip-address={host.address}",
+            "--num-cpus=1",
+            f"--object-store-memory={200 * 2**20}",
+            "--disable-usage-stats",
+        ]
         host.run(command, env=self.environment, timeout=120)
         return host
 
@@ -72,8 +92,15 @@ def on_one_host(hosts, folder):
     """The demo's run folder, by two workers of a Ray of their own on a host that has nothing else."""
     alone, run = hosts.add("alone"), folder / "alone-run"
     command = [
-        "mmcot", "run", "--preset", "demo", "--set", f"run.dir={run}", "--set", f"data.shards_dir={folder / 'shards'}",
-    ]  # fmt: skip
+        "mmcot",
+        "run",
+        "--preset",
+        "demo",
+        "--set",
+        f"run.dir={run}",
+        "--set",
+        f"data.shards_dir={folder / 'shards'}",
+    ]
     log = folder / "alone.log"
     status = alone.start(command, log, env=environment(folder, None)).wait(1200)
     assert status == 0, log.read_text()[-4000:]
@@ -97,14 +124,24 @@ def steps_done(run: Path, stage: str) -> int:
 def command(*settings: str, folder: Path) -> list[str]:
     """Sends the demo to the cluster whose head it is run on."""
     given = [f"data.shards_dir={folder / 'shards'}", *settings]
-    return ["mmcot", "submit", "--address", "http://127.0.0.1:8265", "--preset", "demo", *(word for setting in given for word in ("--set", setting))]
+    return [
+        "mmcot",
+        "submit",
+        "--address",
+        "http://127.0.0.1:8265",
+        "--preset",
+        "demo",
+        *(word for setting in given for word in ("--set", setting)),
+    ]
 
 
 @pytest.fixture(scope="module")
 def submit(on_a_cluster, folder):
     """Sends the demo again, with settings, and waits for its end."""
     _, _, cluster = on_a_cluster
-    return lambda *settings: cluster.head.run(command(*settings, folder=folder), env=cluster.environment, check=False, timeout=300)
+    return lambda *settings: cluster.head.run(
+        command(*settings, folder=folder), env=cluster.environment, check=False, timeout=300
+    )
 
 
 @pytest.fixture(scope="module")
@@ -133,12 +170,16 @@ def on_a_cluster(on_one_host, hosts, folder):
     cluster.add_worker("worker-3")
     wait_until(lambda: (run / "steps" / "rationales.json").exists(), process, log)
     times["generation"] = time.monotonic() - lost_at
-    assert committed == {path: path.stat().st_mtime_ns for path in committed}, "a file that was committed was written again"
+    assert committed == {path: path.stat().st_mtime_ns for path in committed}, (
+        "a file that was committed was written again"
+    )
 
     wait_until(lambda: process.poll() is not None or (run / "scores.json").exists(), process, log)
     status = process.wait(300)
-    print(f"\nhosts lost: {times['stage one']:.0f} s until 20 new steps were done; in generation ({len(committed)} files committed before) "
-          f"the rest took {times['generation']:.0f} s")  # fmt: skip
+    print(
+        f"\nhosts lost: {times['stage one']:.0f} s until 20 new steps were done; in generation ({len(committed)} files committed before) "
+        f"the rest took {times['generation']:.0f} s"
+    )
     assert status == 0, log.read_text()[-4000:]
     return run, log.read_text(), cluster
 
@@ -147,7 +188,9 @@ def test_two_hosts_that_lose_one_twice_make_the_scores_of_one_host(on_one_host, 
     run, output, _ = on_a_cluster
     for name in ("scores.json", "scores.val.json"):
         assert json.loads((run / name).read_text()) == json.loads((on_one_host / name).read_text())
-    assert (run / "predictions" / "test.jsonl").read_bytes() == (on_one_host / "predictions" / "test.jsonl").read_bytes()
+    assert (run / "predictions" / "test.jsonl").read_bytes() == (
+        on_one_host / "predictions" / "test.jsonl"
+    ).read_bytes()
     assert "a worker was lost; starting again from the last checkpoint" in output
 
 
@@ -161,10 +204,19 @@ def test_every_host_worked(on_a_cluster):
 def test_the_nodes_ran_the_code_that_was_sent(on_a_cluster):
     run, _, cluster = on_a_cluster
     for rank in (0, 1):
-        joined = [line for line in (run / "logs" / f"rationale-rank{rank}.log").read_text().splitlines() if "joined its group" in line]
+        joined = [
+            line
+            for line in (run / "logs" / f"rationale-rank{rank}.log").read_text().splitlines()
+            if "joined its group" in line
+        ]
         assert joined and all("/runtime_resources/working_dir_files/" in line for line in joined)
     sent = list((cluster.head.folder / "ray").glob("session_2*/runtime_resources/working_dir_files/*/launcher"))
-    assert {path.name for path in sent[0].parent.iterdir()} - {"__pycache__"} == {"launcher", "mmcot", "data_shards", "run.yaml"}
+    assert {path.name for path in sent[0].parent.iterdir()} - {"__pycache__"} == {
+        "launcher",
+        "mmcot",
+        "data_shards",
+        "run.yaml",
+    }
 
 
 def test_the_same_command_finds_nothing_to_do_and_other_settings_end_with_the_runs_own_error(on_a_cluster, submit):
@@ -179,11 +231,17 @@ def test_a_wrong_token_and_none_are_refused(on_a_cluster, folder):
     _, _, cluster = on_a_cluster
     for token in ("0" * 32, None):
         refused = environment(folder, token)
-        done = cluster.head.run(["ray", "job", "list", "--address", "http://127.0.0.1:8265"], env=refused, check=False, timeout=60)
+        done = cluster.head.run(
+            ["ray", "job", "list", "--address", "http://127.0.0.1:8265"], env=refused, check=False, timeout=60
+        )
         assert done.returncode != 0 and "SUCCEEDED" not in done.stdout
-        done = cluster.head.run(command(f"run.dir={folder / 'other'}", folder=folder), env=refused, check=False, timeout=60)
+        done = cluster.head.run(
+            command(f"run.dir={folder / 'other'}", folder=folder), env=refused, check=False, timeout=60
+        )
         assert done.returncode == 1 and "does not take the job" in done.stderr and "Traceback" not in done.stderr
-    done = cluster.head.run(["ray", "job", "list", "--address", "http://127.0.0.1:8265"], env=cluster.environment, timeout=60)
+    done = cluster.head.run(
+        ["ray", "job", "list", "--address", "http://127.0.0.1:8265"], env=cluster.environment, timeout=60
+    )
     assert "SUCCEEDED" in done.stdout
 
 

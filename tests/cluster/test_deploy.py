@@ -20,7 +20,10 @@ import yaml
 from launcher.config.loading import load_settings, setting_names
 
 ROOT = Path(__file__).resolve().parents[2]
-DEPLOYMENT_FILES = [ROOT / "ray_cluster.yaml", *(path for path in sorted((ROOT / "deploy").rglob("*")) if path.is_file() and "secrets" not in path.parts)]
+DEPLOYMENT_FILES = [
+    ROOT / "ray_cluster.yaml",
+    *(path for path in sorted((ROOT / "deploy").rglob("*")) if path.is_file() and "secrets" not in path.parts),
+]
 
 SECRET_KEY = re.compile(r"secret|password|passwd|access_?key|api_?key|private_?key|credential|token$", re.IGNORECASE)
 # Values: an AWS key id, a private key's head, Hugging Face and GitHub tokens, and a token given in the open.
@@ -200,7 +203,11 @@ def test_every_setting_that_a_page_names_in_its_text_exists(page):
 
 @pytest.mark.parametrize("name", ["ray_cluster.yaml", "deploy/on-premises.yaml"])
 def test_a_clusters_page_brings_up_its_file_and_takes_it_down(name):
-    page = commands_of((ROOT / "deploy" / {"ray_cluster.yaml": "aws.md", "deploy/on-premises.yaml": "on-premises.md"}[name]).read_text())
+    page = commands_of(
+        (
+            ROOT / "deploy" / {"ray_cluster.yaml": "aws.md", "deploy/on-premises.yaml": "on-premises.md"}[name]
+        ).read_text()
+    )
     assert {f"ray up {name}", f"ray dashboard {name}", f"ray down {name}"} <= set(page)
 
 
@@ -212,7 +219,9 @@ def resource_schemas() -> dict[str, dict]:
     """The schemas of the two resources as a JSON schema that refuses what the API server would silently drop."""
     folder = os.environ.get("MMCOT_KUBERAY_SCHEMAS_DIR")
     if not folder:
-        pytest.skip("MMCOT_KUBERAY_SCHEMAS_DIR is not set: a folder with KubeRay 1.7.0's resource definitions, kuberay-1.7.0-ray.io_*.yaml")
+        pytest.skip(
+            "MMCOT_KUBERAY_SCHEMAS_DIR is not set: a folder with KubeRay 1.7.0's resource definitions, kuberay-1.7.0-ray.io_*.yaml"
+        )
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML's own takes half a minute for them
     schemas = {}
     for plural in KUBERAY.values():
@@ -222,7 +231,11 @@ def resource_schemas() -> dict[str, dict]:
         schema["properties"]["kind"] = {"const": definition["spec"]["names"]["kind"]}
         schema["properties"]["apiVersion"] = {"const": f"{definition['spec']['group']}/v1"}
         schema["properties"]["metadata"] = {  # the definition leaves it to the API server
-            "properties": {"name": {"type": "string"}, "namespace": {"type": "string"}, "labels": {"additionalProperties": {"type": "string"}}},
+            "properties": {
+                "name": {"type": "string"},
+                "namespace": {"type": "string"},
+                "labels": {"additionalProperties": {"type": "string"}},
+            },
             "required": ["name", "namespace"],
             "additionalProperties": False,
         }
@@ -242,7 +255,11 @@ def close_objects(schema: object) -> object:
         return schema
     closed = {key: close_objects(value) for key, value in schema.items()}
     # A field may itself be called "properties"; a schema's own is a mapping of mappings beside a type.
-    if schema.get("type") == "object" and "properties" in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
+    if (
+        schema.get("type") == "object"
+        and "properties" in schema
+        and not schema.get("x-kubernetes-preserve-unknown-fields")
+    ):
         closed.setdefault("additionalProperties", False)
     return closed
 
@@ -286,7 +303,11 @@ def test_manifest_is_valid_against_kuberays_definition(name, resource_schemas):
         (("headGroupSpec", "template", "spec", "containers", 0, "readinesProbe"), {}, "'readinesProbe' was unexpected"),
         (("headGroupSpec", "template", "spec", "securityContext", "runAsUser"), "10001", "is not of type 'integer'"),
         (("workerGroupSpecs", 0, "rayStartParams", "num-cpus"), 0, "is not of type 'string'"),
-        (("workerGroupSpecs", 0, "template", "spec", "containers", 0, "resources", "limits", "memory"), "32 GB", "does not match"),
+        (
+            ("workerGroupSpecs", 0, "template", "spec", "containers", 0, "resources", "limits", "memory"),
+            "32 GB",
+            "does not match",
+        ),
         (("workerGroupSpecs", 0, "template", "metadata", "label"), {}, "'label' was unexpected"),
     ],
     ids=lambda value: ".".join(map(str, value)) if isinstance(value, tuple) else None,
@@ -310,7 +331,9 @@ def test_network_policies_and_claim_have_no_unknown_field(resource_schemas):
         assert set(spec) <= {"podSelector", "policyTypes", "ingress", "egress"} and policy["kind"] == "NetworkPolicy"
         for direction in ("ingress", "egress"):
             jsonschema.validate(spec.get(direction, []), rules[f"{direction}Rules"])
-    volume = cluster["headGroupSpec"]["properties"]["template"]["properties"]["spec"]["properties"]["volumes"]["items"]["properties"]
+    volume = cluster["headGroupSpec"]["properties"]["template"]["properties"]["spec"]["properties"]["volumes"]["items"][
+        "properties"
+    ]
     [claim] = read_manifests("storage.yaml")
     jsonschema.validate(claim["spec"], volume["ephemeral"]["properties"]["volumeClaimTemplate"]["properties"]["spec"])
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
@@ -320,10 +343,19 @@ def test_no_pod_runs_as_root_or_may_become_root(manifest):
     assert len(pods_of(manifest)) == (3 if manifest["kind"] == "RayJob" else 2)
     for pod in pods_of(manifest):
         context = pod["spec"]["securityContext"]
-        assert context["runAsNonRoot"] is True and context["runAsUser"] == context["runAsGroup"] == context["fsGroup"] == 10001
-        assert context["seccompProfile"] == {"type": "RuntimeDefault"} and pod["spec"]["automountServiceAccountToken"] is False
+        assert (
+            context["runAsNonRoot"] is True
+            and context["runAsUser"] == context["runAsGroup"] == context["fsGroup"] == 10001
+        )
+        assert (
+            context["seccompProfile"] == {"type": "RuntimeDefault"}
+            and pod["spec"]["automountServiceAccountToken"] is False
+        )
         for container in pod["spec"]["containers"]:
-            assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False,
+                "capabilities": {"drop": ["ALL"]},
+            }
     assert "ARG USER_ID=10001\n" in (ROOT / "deploy" / "Dockerfile").read_text()
 
 
@@ -348,8 +380,15 @@ def test_ray_nodes_have_probes_shared_memory_and_the_shared_folder(manifest):
         shared_memory = volumes[mounts["/dev/shm"]]["emptyDir"]
         size = int(shared_memory["sizeLimit"].removesuffix("Gi")) * gibibyte
         assert shared_memory["medium"] == "Memory"
-        assert int(group["rayStartParams"]["object-store-memory"]) <= size < int(container["resources"]["limits"]["memory"].removesuffix("Gi")) * gibibyte
-        assert volumes[mounts["/mnt/mmcot"]]["persistentVolumeClaim"]["claimName"] == read_manifests("storage.yaml")[0]["metadata"]["name"]
+        assert (
+            int(group["rayStartParams"]["object-store-memory"])
+            <= size
+            < int(container["resources"]["limits"]["memory"].removesuffix("Gi")) * gibibyte
+        )
+        assert (
+            volumes[mounts["/mnt/mmcot"]]["persistentVolumeClaim"]["claimName"]
+            == read_manifests("storage.yaml")[0]["metadata"]["name"]
+        )
 
 
 def test_the_probes_paths_need_no_token():
@@ -368,7 +407,11 @@ def test_secrets_are_read_from_a_secret_and_stand_in_no_manifest(manifest):
     for group in groups_of(manifest):
         env = {entry["name"]: entry for entry in group["template"]["spec"]["containers"][0]["env"]}
         for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN"):
-            assert env[name]["valueFrom"]["secretKeyRef"] == {"name": "mmcot-credentials", "key": name, "optional": True}
+            assert env[name]["valueFrom"]["secretKeyRef"] == {
+                "name": "mmcot-credentials",
+                "key": name,
+                "optional": True,
+            }
         assert [name for name, entry in env.items() if SECRET_KEY.search(name) and "value" in entry] == []
 
 
@@ -380,7 +423,9 @@ def test_kueue_finds_the_queue_can_admit_the_cluster_and_gets_it_back(manifest):
     # Kueue's: no autoscaler inside, the cluster ends with its job, and `suspend` is Kueue's to write.
     assert cluster_of(manifest)["enableInTreeAutoscaling"] is False and "suspend" not in manifest["spec"]
     if manifest["kind"] == "RayJob":
-        assert manifest["spec"]["shutdownAfterJobFinishes"] is True and manifest["spec"]["ttlSecondsAfterFinished"] <= 60
+        assert (
+            manifest["spec"]["shutdownAfterJobFinishes"] is True and manifest["spec"]["ttlSecondsAfterFinished"] <= 60
+        )
     [resources] = cluster_queue["spec"]["resourceGroups"]
     assert [item["name"] for item in resources["flavors"]] == [flavor["metadata"]["name"]]
     quota = {item["name"]: item["nominalQuota"] for item in resources["flavors"][0]["resources"]}
@@ -401,12 +446,24 @@ def test_only_our_pods_and_the_operator_reach_a_cluster():
     for name in KUBERAY:
         for pod in pods_of(read_manifests(name)[0]):
             assert ours["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
-    assert ours["policyTypes"] == ["Ingress", "Egress"] and ours["ingress"] == [{"from": [{"podSelector": ours["podSelector"]}]}]
+    assert ours["policyTypes"] == ["Ingress", "Egress"] and ours["ingress"] == [
+        {"from": [{"podSelector": ours["podSelector"]}]}
+    ]
     assert operator["podSelector"]["matchLabels"]["ray.io/node-type"] == "head"
     assert [port["port"] for rule in operator["ingress"] for port in rule["ports"]] == [8265]
-    blocks = [(peer["ipBlock"], {port["port"] for port in rule["ports"]}) for rule in ours["egress"] for peer in rule["to"] if "ipBlock" in peer]
-    assert len(blocks) == 2  # the node's DNS cache by its one address; everything else but the metadata service, over HTTPS
-    assert ({"cidr": "169.254.20.10/32"}, {53}) in blocks and ({"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]}, {443}) in blocks
+    blocks = [
+        (peer["ipBlock"], {port["port"] for port in rule["ports"]})
+        for rule in ours["egress"]
+        for peer in rule["to"]
+        if "ipBlock" in peer
+    ]
+    assert (
+        len(blocks) == 2
+    )  # the node's DNS cache by its one address; everything else but the metadata service, over HTTPS
+    assert ({"cidr": "169.254.20.10/32"}, {53}) in blocks and (
+        {"cidr": "0.0.0.0/0", "except": ["169.254.0.0/16"]},
+        {443},
+    ) in blocks
 
 
 def test_the_jobs_command_names_a_preset_and_settings_that_exist_and_writes_to_the_shared_folder():
@@ -429,7 +486,9 @@ def test_the_image_builds_deepspeeds_ops_for_gpus_where_none_is_in_sight():
     [install] = [rest for name, rest in instructions if name == "RUN" and "${DEEPSPEED_OPS}" in rest]
     assert "env DS_ACCELERATOR=cuda ${DEEPSPEED_OPS} pip install --no-build-isolation" in install
     builders = Path(importlib.util.find_spec("deepspeed").origin).parent / "ops" / "op_builder"
-    known = set(re.findall(r'BUILD_VAR = "DS_BUILD_(\w+)"', "".join(path.read_text() for path in builders.rglob("*.py"))))
+    known = set(
+        re.findall(r'BUILD_VAR = "DS_BUILD_(\w+)"', "".join(path.read_text() for path in builders.rglob("*.py")))
+    )
     assert built <= known
 
 
@@ -449,12 +508,18 @@ def test_the_team_server_publishes_the_database_nowhere_and_mlflow_on_loopback_a
 def test_the_team_servers_secrets_are_files_outside_git_and_every_one_is_declared(compose):
     ignored = (ROOT / ".gitignore").read_text().splitlines()
     assert {"/deploy/mlflow/secrets/", "/deploy/mlflow/.env"} <= set(ignored)
-    assert all(list(secret) == ["file"] and secret["file"].startswith("secrets/") for secret in compose["secrets"].values())
+    assert all(
+        list(secret) == ["file"] and secret["file"].startswith("secrets/") for secret in compose["secrets"].values()
+    )
     for service in compose["services"].values():
         assert set(service.get("secrets", [])) <= set(compose["secrets"])
         for key, value in service.get("environment", {}).items():
             if SECRET_KEY.search(key):
-                assert key.endswith("_FILE") and Path(value).parent == Path("/run/secrets") and Path(value).name in service["secrets"]
+                assert (
+                    key.endswith("_FILE")
+                    and Path(value).parent == Path("/run/secrets")
+                    and Path(value).name in service["secrets"]
+                )
 
 
 def test_the_team_servers_command_is_one_that_the_command_line_knows(compose, monkeypatch):
@@ -469,26 +534,47 @@ def test_the_team_servers_command_is_one_that_the_command_line_knows(compose, mo
     command = [re.sub(r"\$\{(\w+)[^}]*\}", r"\1", word) for word in compose["services"]["mlflow"]["command"]]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
-    assert planned["auth"] and planned["host"] == "0.0.0.0" and planned["allowed_hosts"] == "NAME" and planned["artifacts"] == "ARTIFACTS"
+    assert (
+        planned["auth"]
+        and planned["host"] == "0.0.0.0"
+        and planned["allowed_hosts"] == "NAME"
+        and planned["artifacts"] == "ARTIFACTS"
+    )
 
 
 def test_the_team_servers_image_needs_neither_torch_nor_ray(tmp_path):
     dockerfile = (ROOT / "deploy" / "mlflow" / "Dockerfile").read_text()
     wanted = set(re.findall(r"'([\w-]+)'", re.search(r"wanted = (\{.*?\})", dockerfile)[1]))
     assert wanted == {"mlflow", "typer", "psutil", "pydantic", "PyYAML"}
-    block = ("import sys\nfor name in ('torch', 'ray', 'deepspeed', 'transformers', 'webdataset', 'evaluate', 'safetensors', 'fsspec', 'PIL'):\n"
-             "    sys.modules[name] = None\nfrom launcher.cli.main import app\napp(sys.argv[1:])\n")  # fmt: skip
-    done = subprocess.run([sys.executable, "-c", block, "mlflow", "up", "--host", "0.0.0.0"], capture_output=True, text=True, cwd=tmp_path,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    block = (
+        "import sys\nfor name in ('torch', 'ray', 'deepspeed', 'transformers', 'webdataset', 'evaluate', 'safetensors', 'fsspec', 'PIL'):\n"
+        "    sys.modules[name] = None\nfrom launcher.cli.main import app\napp(sys.argv[1:])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", block, "mlflow", "up", "--host", "0.0.0.0"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 1 and "add --auth" in done.stderr, done.stderr
 
 
 def test_the_slurm_script_has_nothing_that_shellcheck_minds():
-    done = subprocess.run([Path(sys.executable).parent / "shellcheck", ROOT / "deploy" / "slurm.sh"], capture_output=True, text=True)
+    done = subprocess.run(
+        [Path(sys.executable).parent / "shellcheck", ROOT / "deploy" / "slurm.sh"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout
 
 
 def test_the_slurm_script_asks_for_a_token_a_checkpoint_before_its_end_and_another_turn():
     script = (ROOT / "deploy" / "slurm.sh").read_text()
-    for words in ("#SBATCH --signal=B:TERM@300", "#SBATCH --requeue", "export RAY_AUTH_MODE=token", "umask 077", "ray symmetric-run", "scontrol requeue"):
+    for words in (
+        "#SBATCH --signal=B:TERM@300",
+        "#SBATCH --requeue",
+        "export RAY_AUTH_MODE=token",
+        "umask 077",
+        "ray symmetric-run",
+        "scontrol requeue",
+    ):
         assert words in script

@@ -40,14 +40,18 @@ def test_auto_takes_gpus_where_there_are_some_says_so_and_keeps_it(run_dir, numb
     assert first.cluster.use_gpu is decided
     assert len(said) == 1 and ("2 GPUs" in said[0] if decided else "CPU" in said[0])
     assert json.loads(run_dir.device.read_text())["use_gpu"] is decided
-    again = with_device(settings_with(num_workers=2), run_dir, said.append, count=gpus(2))  # GPUs that came later change nothing
+    again = with_device(
+        settings_with(num_workers=2), run_dir, said.append, count=gpus(2)
+    )  # GPUs that came later change nothing
     assert again.cluster.use_gpu is decided
     assert len(said) == 1
 
 
 def test_a_run_that_began_on_gpus_is_refused_by_name_where_they_are_missing(run_dir):
     with_device(settings_with(), run_dir, print, count=gpus(2))
-    with pytest.raises(SettingsError, match="run was started on GPUs, and this machine has none; start it where GPUs are"):
+    with pytest.raises(
+        SettingsError, match="run was started on GPUs, and this machine has none; start it where GPUs are"
+    ):
         with_device(settings_with(), run_dir, print, count=gpus(0))
 
 
@@ -88,7 +92,9 @@ def test_features_made_in_the_driver_need_no_gpu_there(tmp_path):
 def test_all_ranks_of_a_run_whose_folder_names_its_device_decide_alike(run_dir):
     run_dir.path.mkdir()
     write_or_verify_settings(run_dir, settings_with(use_gpu=False))
-    assert [with_device(settings_with(), run_dir, print, count=gpus(2), keep=rank == 0).cluster.use_gpu for rank in range(2)] == [False, False]
+    assert [
+        with_device(settings_with(), run_dir, print, count=gpus(2), keep=rank == 0).cluster.use_gpu for rank in range(2)
+    ] == [False, False]
 
 
 def test_demo_and_ablation_compute_on_the_cpu_everywhere():
@@ -105,7 +111,9 @@ def test_opening_a_device_turns_cudnn_attention_off():
 
 def test_a_gpu_that_is_not_there_is_told_in_a_sentence(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(DeviceError, match="GPU 1 was asked for, this process sees 1 .*; start at most one process for each GPU"):
+    with pytest.raises(
+        DeviceError, match="GPU 1 was asked for, this process sees 1 .*; start at most one process for each GPU"
+    ):
         open_device(use_gpu=True, index=1)
 
 
@@ -113,7 +121,11 @@ def test_a_gpu_that_is_not_there_is_told_in_a_sentence(monkeypatch):
     ("environment", "visible", "index"),
     [
         ({"LOCAL_RANK": "3", "TORCHELASTIC_RUN_ID": "x"}, 4, 3),  # torchrun shows every rank all GPUs
-        ({"LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "x"}, 1, 1),  # and one GPU for two ranks is an error that open_device tells
+        (
+            {"LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "x"},
+            1,
+            1,
+        ),  # and one GPU for two ranks is an error that open_device tells
         ({"LOCAL_RANK": "3"}, 4, 3),  # srun without binding
         ({"LOCAL_RANK": "3"}, 1, 0),  # srun --gpus-per-task 1
     ],
@@ -139,7 +151,14 @@ def test_a_hardware_fault_is_worth_another_start(text):
     assert is_gpu_fault(RuntimeError(text))
 
 
-@pytest.mark.parametrize("text", ["CUDA error: device-side assert triggered", "CUDA out of memory. Tried to allocate 2 GiB", "index 7 is out of range"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: device-side assert triggered",
+        "CUDA out of memory. Tried to allocate 2 GiB",
+        "index 7 is out of range",
+    ],
+)
 def test_an_error_of_code_is_not_taken_for_the_hardware(text):
     assert not is_gpu_fault(RuntimeError(text))
     assert not _is_lost_peer(RuntimeError(text))
@@ -165,6 +184,8 @@ def test_a_failed_gpu_is_held_so_that_nobody_else_gets_it():
 
         assert ray.get(given.remote(), timeout=60) == [0, 2]
         with pytest.raises(WorkersFailed, match="needs 3 GPUs, 2 are left without GPU 1 of here"):
-            _check_gpus_left(type("Job", (), {"stage": "answer", "settings": settings_with(num_workers=3)})(), [fault], num_held=1)
+            _check_gpus_left(
+                type("Job", (), {"stage": "answer", "settings": settings_with(num_workers=3)})(), [fault], num_held=1
+            )
     finally:
         ray.shutdown()

@@ -18,7 +18,10 @@ from pathlib import Path
 import pytest
 from hosts import Host, network, why_not
 
-pytestmark = [pytest.mark.cluster, pytest.mark.skipif((reason := why_not()) is not None, reason=f"needs hosts of its own: {reason}")]
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif((reason := why_not()) is not None, reason=f"needs hosts of its own: {reason}"),
+]
 
 ROOT = Path(__file__).parents[2]
 STAND_INS = {
@@ -39,10 +42,29 @@ if [ "$1 $2" = "show hostnames" ]; then echo "$3" | tr , '\\n'; fi
 """,
 }
 RUN = [
-    "--preset", "demo", "--set", "data.mini_sqa.num_train=64", "--set", "data.mini_sqa.num_val=16", "--set", "data.mini_sqa.num_test=16",
-    "--set", "data.samples_per_shard=24", "--set", "rationale.num_steps=200", "--set", "answer.num_steps=5", "--set", "rationale.max_target_tokens=16",
-    "--set", "cluster.num_workers=2", "--set", "training.log_every=1", "--set", "tracking.register_models=false",
-]  # fmt: skip
+    "--preset",
+    "demo",
+    "--set",
+    "data.mini_sqa.num_train=64",
+    "--set",
+    "data.mini_sqa.num_val=16",
+    "--set",
+    "data.mini_sqa.num_test=16",
+    "--set",
+    "data.samples_per_shard=24",
+    "--set",
+    "rationale.num_steps=200",
+    "--set",
+    "answer.num_steps=5",
+    "--set",
+    "rationale.max_target_tokens=16",
+    "--set",
+    "cluster.num_workers=2",
+    "--set",
+    "training.log_every=1",
+    "--set",
+    "tracking.register_models=false",
+]
 
 
 class Slurm:
@@ -62,14 +84,25 @@ class Slurm:
         """As `sbatch --nodes=2 deploy/slurm.sh ARGUMENTS`; the process is the batch script's."""
         for name in ("request", "answer"):
             (self._folder / name).unlink(missing_ok=True)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_")) and "proxy" not in name.lower()}
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("RAY_", "MLFLOW_")) and "proxy" not in name.lower()
+        }
         environment |= {
-            "PATH": f"{self._folder / 'bin'}:{os.environ['PATH']}", "HOME": str(self._folder), "PYTHONPATH": str(ROOT),
-            "MMCOT_ENV": str(Path(sys.prefix)), "SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": str(len(self.hosts)),
-            "SLURM_JOB_NODELIST": ",".join(host.name for host in self.hosts), "SLURM_CPUS_PER_TASK": "1",
+            "PATH": f"{self._folder / 'bin'}:{os.environ['PATH']}",
+            "HOME": str(self._folder),
+            "PYTHONPATH": str(ROOT),
+            "MMCOT_ENV": str(Path(sys.prefix)),
+            "SLURM_JOB_ID": "7",
+            "SLURM_JOB_NUM_NODES": str(len(self.hosts)),
+            "SLURM_JOB_NODELIST": ",".join(host.name for host in self.hosts),
+            "SLURM_CPUS_PER_TASK": "1",
             "RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT": "30",  # nodes that wait for a Ray that never comes
-        }  # fmt: skip
-        process = self.hosts[0].start(["bash", str(ROOT / "deploy" / "slurm.sh"), *arguments], self.log, env=environment)
+        }
+        process = self.hosts[0].start(
+            ["bash", str(ROOT / "deploy" / "slurm.sh"), *arguments], self.log, env=environment
+        )
         threading.Thread(target=self._run_step, args=(process,), daemon=True).start()
         return process
 
@@ -79,7 +112,10 @@ class Slurm:
                 return
             time.sleep(0.1)
         request = json.loads((self._folder / "request").read_text())
-        tasks = [host.start(request["command"], self._folder / f"task-{host.name}.log", env=request["environment"]) for host in self.hosts]
+        tasks = [
+            host.start(request["command"], self._folder / f"task-{host.name}.log", env=request["environment"])
+            for host in self.hosts
+        ]
         (self._folder / "answer.tmp").write_text(str(max(task.wait() for task in tasks)))
         (self._folder / "answer.tmp").rename(self._folder / "answer")
 
@@ -115,11 +151,15 @@ def test_a_job_whose_time_is_up_stops_with_a_checkpoint_queues_again_and_then_fi
 
     assert slurm.submit(*arguments).wait(400) == 0, output_of(slurm, tmp_path)
     assert (run / "scores.json").exists()
-    assert {path.name for path in run.glob("logs/train-answer-system-*.jsonl")} == {f"train-answer-system-node-{name}.jsonl" for name in "ab"}
+    assert {path.name for path in run.glob("logs/train-answer-system-*.jsonl")} == {
+        f"train-answer-system-node-{name}.jsonl" for name in "ab"
+    }
 
 
 def test_a_job_whose_ray_does_not_start_fails(slurm, tmp_path):
-    slurm.hosts[0].start([sys.executable, "-m", "http.server", "6379", "--bind", slurm.hosts[0].address], tmp_path / "in-the-way.log")
+    slurm.hosts[0].start(
+        [sys.executable, "-m", "http.server", "6379", "--bind", slurm.hosts[0].address], tmp_path / "in-the-way.log"
+    )
     time.sleep(1)
     assert slurm.submit(*RUN).wait(200) == 1
     assert "Ray did not start on every node" in slurm.log.read_text()

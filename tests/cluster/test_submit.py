@@ -47,16 +47,26 @@ def test_folders_that_the_nodes_cannot_see_are_named_and_refused(overrides, word
 
 def test_urls_hub_ids_and_a_deepspeed_file_of_this_machine_go_along(tmp_path):
     (tmp_path / "ds.json").write_text('{"zero_optimization": {"overlap_comm": true}}')
-    overrides = [SHARED[0], "data.shards_dir=s3://bucket/shards", "model.pretrained=google/flan-t5-base", "training.deepspeed=ds.json"]
+    overrides = [
+        SHARED[0],
+        "data.shards_dir=s3://bucket/shards",
+        "model.pretrained=google/flan-t5-base",
+        "training.deepspeed=ds.json",
+    ]
     settings = for_cluster(load_settings(preset="demo", overrides=overrides))
     assert settings.training.deepspeed == {"zero_optimization": {"overlap_comm": True}}
 
 
 def test_this_machines_mlflow_holds_for_the_run(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking.example.org:5000")
-    assert for_cluster(load_settings(preset="demo", overrides=SHARED)).tracking.uri == "http://tracking.example.org:5000"
+    assert (
+        for_cluster(load_settings(preset="demo", overrides=SHARED)).tracking.uri == "http://tracking.example.org:5000"
+    )
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert for_cluster(load_settings(preset="demo", overrides=SHARED)).tracking.uri == "sqlite:////mnt/shared/runs/mlflow.db"
+    assert (
+        for_cluster(load_settings(preset="demo", overrides=SHARED)).tracking.uri
+        == "sqlite:////mnt/shared/runs/mlflow.db"
+    )
 
 
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:5000", "http://localhost:5000/", "sqlite:///mlflow.db"])
@@ -70,6 +80,7 @@ def test_a_cluster_that_wants_another_token_and_one_that_is_not_there_are_told_i
     from ray.exceptions import AuthenticationError
 
     for error in (AuthenticationError("401"), ConnectionError("nobody listens")):
+
         def refuse(address, error=error):
             raise error
 
@@ -92,9 +103,22 @@ def test_a_job_is_sent_with_the_settings_the_code_and_nothing_else(monkeypatch, 
             return values["submission_id"]
 
     monkeypatch.setattr(ray.job_submission, "JobSubmissionClient", Client)
-    assert submit_run(load_settings(preset="demo", overrides=SHARED), address="http://127.0.0.1:8265", follow=False, report=lambda line: None) == 0
-    assert sent["entrypoint"] == "python -m launcher run --config run.yaml" and sent["submission_id"].startswith("demo-")
-    assert sent["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "120"} and list(sent["runtime_env"]) == ["working_dir", "env_vars"]
+    assert (
+        submit_run(
+            load_settings(preset="demo", overrides=SHARED),
+            address="http://127.0.0.1:8265",
+            follow=False,
+            report=lambda line: None,
+        )
+        == 0
+    )
+    assert sent["entrypoint"] == "python -m launcher run --config run.yaml" and sent["submission_id"].startswith(
+        "demo-"
+    )
+    assert sent["runtime_env"]["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "120"} and list(sent["runtime_env"]) == [
+        "working_dir",
+        "env_vars",
+    ]
     assert sent["files"] == {"launcher", "mmcot", "data_shards", "run.yaml"}
 
 
@@ -128,7 +152,9 @@ def test_no_secret_of_the_environment_goes_along(tmp_path, monkeypatch):
     for name in ("MLFLOW_TRACKING_PASSWORD", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN"):
         monkeypatch.setenv(name, "planted-7c1e")
     write_package(tmp_path / "sent", for_cluster(load_settings(preset="demo", overrides=SHARED)))
-    assert [path for path in (tmp_path / "sent").rglob("*") if path.is_file() and b"planted-7c1e" in path.read_bytes()] == []
+    assert [
+        path for path in (tmp_path / "sent").rglob("*") if path.is_file() and b"planted-7c1e" in path.read_bytes()
+    ] == []
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:10001", "127.0.0.1:8265", "auto"])
@@ -141,7 +167,10 @@ class Cluster:
     """A job's output that is cut off once, and then its end."""
 
     def __init__(self, status, exit_code):
-        self.tails, self.info = [["begins\n", "step 1\n"], ["begins\n", "step 1\nstep 2\n", "ends\n"]], JobInfo(status, exit_code)
+        self.tails, self.info = (
+            [["begins\n", "step 1\n"], ["begins\n", "step 1\nstep 2\n", "ends\n"]],
+            JobInfo(status, exit_code),
+        )
 
     async def tail_job_logs(self, job):
         tail = self.tails.pop(0)
@@ -161,11 +190,23 @@ class JobInfo:
         self.status, self.driver_exit_code, self.message = JobStatus(status), exit_code, "the run's last words"
 
 
-@pytest.mark.parametrize(("status", "exit_code", "expected"), [("SUCCEEDED", 0, 0), ("FAILED", 1, 1), ("FAILED", 143, 143), ("STOPPED", None, 1)])
-def test_a_job_is_followed_to_its_end_over_a_lost_connection_and_nothing_is_shown_twice(status, exit_code, expected, monkeypatch):
+@pytest.mark.parametrize(
+    ("status", "exit_code", "expected"),
+    [("SUCCEEDED", 0, 0), ("FAILED", 1, 1), ("FAILED", 143, 143), ("STOPPED", None, 1)],
+)
+def test_a_job_is_followed_to_its_end_over_a_lost_connection_and_nothing_is_shown_twice(
+    status, exit_code, expected, monkeypatch
+):
     monkeypatch.setattr(submit, "_RETRY_S", 0.01)
     shown = []
     assert submit._follow(Cluster(status, exit_code), "demo-1", shown.append) == expected
-    assert [line for line in "\n".join(shown).splitlines() if "connection" not in line][:4] == ["begins", "step 1", "step 2", "ends"]
-    assert sum("the connection is lost (ConnectionError: the tunnel is gone); trying again" in line for line in shown) == 1
+    assert [line for line in "\n".join(shown).splitlines() if "connection" not in line][:4] == [
+        "begins",
+        "step 1",
+        "step 2",
+        "ends",
+    ]
+    assert (
+        sum("the connection is lost (ConnectionError: the tunnel is gone); trying again" in line for line in shown) == 1
+    )
     assert ("the run's last words" in shown[-1]) == (expected != 0)

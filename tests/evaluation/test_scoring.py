@@ -13,7 +13,14 @@ from launcher.cli.main import app
 from launcher.evaluation.external_predictions import PredictionsError, score_file
 
 ROWS = [
-    {"qid": str(n), "question": f"Is {n} even?", "choices": ["yes", "no"], "answer": n % 2, "split": "test", "rationale": f"{n} halves."}
+    {
+        "qid": str(n),
+        "question": f"Is {n} even?",
+        "choices": ["yes", "no"],
+        "answer": n % 2,
+        "split": "test",
+        "rationale": f"{n} halves.",
+    }
     for n in range(4)
 ]
 
@@ -86,8 +93,17 @@ def test_a_file_that_cannot_be_scored_is_met_with_a_sentence(tmp_path, data, con
 
 def test_the_command_prints_the_table_the_breakdowns_and_the_published_rows(tmp_path, data):
     path = write(tmp_path, {"results": {"0": 0, "1": 0}})
-    output = CliRunner().invoke(app, ["evaluate", "--predictions", str(path), "--data", str(data), "--against", "paper"]).output
-    assert "published: MM-CoT base (later)" in output and "85.31" in output and "by topic" in output and "left out: 0" in output
+    output = (
+        CliRunner()
+        .invoke(app, ["evaluate", "--predictions", str(path), "--data", str(data), "--against", "paper"])
+        .output
+    )
+    assert (
+        "published: MM-CoT base (later)" in output
+        and "85.31" in output
+        and "by topic" in output
+        and "left out: 0" in output
+    )
     output = CliRunner().invoke(app, ["evaluate", "--predictions", str(path), "--data", str(data), "--json"]).output
     assert json.loads(output)["accuracy"]["AVG"] == 50.0
 

@@ -22,11 +22,18 @@ from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 from mmcot.texts.encoding import collate, encode_pair
 from mmcot.texts.tokenizer import train_tokenizer
 
-WORDS = "solution because the magnet attracts iron poles repel so answer is north south light plant water rock heat".split()
+WORDS = (
+    "solution because the magnet attracts iron poles repel so answer is north south light plant water rock heat".split()
+)
 SHAPE, LIMIT, ROWS = (5, 7), 40, 4
 VARIANTS = {
     "relu_tied": {"feed_forward_proj": "relu", "tie_word_embeddings": True, "d_kv": 16},
-    "gated_untied": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "num_decoder_layers": 1, "d_kv": 24},
+    "gated_untied": {
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "num_decoder_layers": 1,
+        "d_kv": 24,
+    },
 }
 
 
@@ -49,15 +56,25 @@ def make_pairs(chance):
 def trained(request, tmp_path_factory):
     """A fused model that knows its 24 pairs, with pictures and without."""
     pairs = make_pairs(random.Random(0))
-    tokenizer = train_tokenizer([text for pair in pairs for text in pair], tmp_path_factory.mktemp("tokenizer"), vocab_size=340)
+    tokenizer = train_tokenizer(
+        [text for pair in pairs for text in pair], tmp_path_factory.mktemp("tokenizer"), vocab_size=340
+    )
     encoded = [encode_pair(tokenizer, *pair, max_source_tokens=200, max_target_tokens=200) for pair in pairs]
     noise = np.random.default_rng(0)
     pictures = [noise.normal(size=(number % 6, 7)).astype(np.float16) for number in range(24)]
     torch.manual_seed(0)
     config = MultimodalT5Config(
-        vocab_size=len(tokenizer), d_model=64, d_ff=128, num_layers=2, num_heads=4, dropout_rate=0.0,
-        decoder_start_token_id=0, vision_num_patches=SHAPE[0], vision_dim=SHAPE[1], **VARIANTS[request.param],
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        d_model=64,
+        d_ff=128,
+        num_layers=2,
+        num_heads=4,
+        dropout_rate=0.0,
+        decoder_start_token_id=0,
+        vision_num_patches=SHAPE[0],
+        vision_dim=SHAPE[1],
+        **VARIANTS[request.param],
+    )
     model = T5ForMultimodalGeneration(config)
     if not config.is_tied:
         model.lm_head.weight.data.normal_(std=0.1)
@@ -82,9 +99,14 @@ def write(trained, features=None, order=None, *, sources=None, num_rows=ROWS, li
     features = [None] * len(sources) if features is None else features
     options = {"eos_token_ids": [1], **options}
     return generate_ids(
-        trained.model, [sources[i] for i in order], [features[i] for i in order],
-        feature_shape=SHAPE, max_new_tokens=limit, num_rows=num_rows, **options,
-    )  # fmt: skip
+        trained.model,
+        [sources[i] for i in order],
+        [features[i] for i in order],
+        feature_shape=SHAPE,
+        max_new_tokens=limit,
+        num_rows=num_rows,
+        **options,
+    )
 
 
 def reference(model, source, picture=None, limit=LIMIT):
@@ -145,7 +167,11 @@ def test_rows_in_all_and_one_row_at_a_time_write_the_same(trained):
 def test_with_shapes_that_do_not_change_the_ids_are_the_same(trained, monkeypatch):
     plain = write(trained, trained.pictures)
     monkeypatch.setattr(static_decoding, "WIDTH_STEP", 16)  # several widths within the limit
-    monkeypatch.setattr(generation, "StepDecoder", lambda *args, **sizes: static_decoding.StaticDecoder(decoding.StepDecoder(*args, **sizes)))
+    monkeypatch.setattr(
+        generation,
+        "StepDecoder",
+        lambda *args, **sizes: static_decoding.StaticDecoder(decoding.StepDecoder(*args, **sizes)),
+    )
     assert write(trained, trained.pictures) == plain
 
 
@@ -244,7 +270,9 @@ def test_a_stop_string_is_found_however_long_the_text_before_it_is(trained):
 def test_beam_search_is_transformers_own(trained):
     texts = texts_of(trained, num_beams=3)
     source = torch.tensor([trained.sources[0]])
-    ids = trained.model.generate(source, attention_mask=torch.ones_like(source), max_new_tokens=LIMIT, num_beams=3, do_sample=False)
+    ids = trained.model.generate(
+        source, attention_mask=torch.ones_like(source), max_new_tokens=LIMIT, num_beams=3, do_sample=False
+    )
     assert texts[0].text == trained.tokenizer.decode(ids[0], skip_special_tokens=True)
 
 
@@ -253,7 +281,10 @@ def test_bfloat16_mostly_agrees_with_generate_and_its_private_operators_with_pla
     try:
         model.to(torch.bfloat16)
         ours = write(trained, trained.pictures)
-        theirs = [reference(model, source, picture)[0] for source, picture in zip(trained.sources, trained.pictures, strict=True)]
+        theirs = [
+            reference(model, source, picture)[0]
+            for source, picture in zip(trained.sources, trained.pictures, strict=True)
+        ]
         assert sum(a == b for a, b in zip(ours, theirs, strict=True)) >= 0.7 * len(theirs)
         monkeypatch.setattr(decoding.torch.ops, "mkldnn", types.SimpleNamespace())
         plain = write(trained, trained.pictures)
@@ -263,7 +294,10 @@ def test_bfloat16_mostly_agrees_with_generate_and_its_private_operators_with_pla
 
 
 def test_no_sources_give_no_texts(trained):
-    assert generate_texts(trained.model, trained.tokenizer, [], [], feature_shape=SHAPE, max_new_tokens=4, batch_size=2) == []
+    assert (
+        generate_texts(trained.model, trained.tokenizer, [], [], feature_shape=SHAPE, max_new_tokens=4, batch_size=2)
+        == []
+    )
 
 
 @pytest.mark.parametrize(

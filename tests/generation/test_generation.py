@@ -29,9 +29,12 @@ from mmcot.decoding.repetition import is_repetitive
 @pytest.fixture
 def job(tiny_settings, tiny_data, model_dir, tmp_path):
     return GenerationJob(
-        stage="rationale", settings=tiny_settings, model_dir=str(model_dir),
-        shards_dir=str(tiny_data.path), output_dir=str(tmp_path / "rationales"),
-    )  # fmt: skip
+        stage="rationale",
+        settings=tiny_settings,
+        model_dir=str(model_dir),
+        shards_dir=str(tiny_data.path),
+        output_dir=str(tmp_path / "rationales"),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +96,15 @@ def test_a_task_that_always_fails_is_set_aside_with_its_questions_and_the_rest_c
     whole = tar.read_bytes()
     tar.write_bytes(b"\0" * len(whole))
     broken = dataclasses.replace(job, shards_dir=str(shards))
-    with pytest.raises(GenerationError, match=r"1 of 2 tasks failed 3 times and were set aside[\s\S]*task val/000000-000000.jsonl[\s\S]*cut off or altered"):
+    with pytest.raises(
+        GenerationError,
+        match=r"1 of 2 tasks failed 3 times and were set aside[\s\S]*task val/000000-000000.jsonl[\s\S]*cut off or altered",
+    ):
         write_split_texts(broken, ["val", "test"], {"model": "a"})
     set_aside = read_json(f"{job.output_dir}/set_aside.json")
-    assert len(set_aside["val/000000-000000.jsonl"]["qids"]) == 16 and os.path.exists(f"{job.output_dir}/test/000000-000000.jsonl")
+    assert len(set_aside["val/000000-000000.jsonl"]["qids"]) == 16 and os.path.exists(
+        f"{job.output_dir}/test/000000-000000.jsonl"
+    )
     tar.write_bytes(whole)
     files, summary = write_split_texts(broken, ["val", "test"], {"model": "a"})
     assert summary["num_samples"] == 32 and read_json(f"{job.output_dir}/set_aside.json") == {}
@@ -108,7 +116,10 @@ def test_a_local_ray_answers_nobody_without_its_token(ray_up):
     import grpc
     import ray
 
-    with grpc.insecure_channel(ray.get_runtime_context().gcs_address) as channel, pytest.raises(grpc.RpcError) as refusal:
+    with (
+        grpc.insecure_channel(ray.get_runtime_context().gcs_address) as channel,
+        pytest.raises(grpc.RpcError) as refusal,
+    ):
         channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetAllNodeInfo")(b"", timeout=10)
     assert refusal.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
@@ -119,10 +130,16 @@ def test_the_longest_tasks_come_first(job):
     assert len(costs) == 12 and min(costs.values()) > 0
     short, long = min(tasks, key=costs.get), max(tasks, key=costs.get)
     reader = SplitReader(job.shards_dir, long.split)
-    read = sum(len(json.dumps(reader.problem(n).to_record(), ensure_ascii=False)) for n in reader.samples_of_shard(long.shard)[long.start : long.start + 8])
+    read = sum(
+        len(json.dumps(reader.problem(n).to_record(), ensure_ascii=False))
+        for n in reader.samples_of_shard(long.shard)[long.start : long.start + 8]
+    )
     assert costs[long] > costs[short] and abs(costs[long] - read) < 0.1 * read
 
 
-@pytest.mark.parametrize(("text", "repetitive"), [("", False), ("a b c d e f g h i j k l m", False), ("the cat sat on " * 6, True), ("yes " * 5, False)])
+@pytest.mark.parametrize(
+    ("text", "repetitive"),
+    [("", False), ("a b c d e f g h i j k l m", False), ("the cat sat on " * 6, True), ("yes " * 5, False)],
+)
 def test_a_text_that_goes_round_in_circles_is_told_from_one_that_does_not(text, repetitive):
     assert is_repetitive(text) == repetitive

@@ -42,9 +42,17 @@ def nodes(cluster):
 
 @pytest.fixture
 def job(cluster, tiny_settings, tiny_data, tmp_path, monkeypatch):
-    settings = tiny_settings.model_copy(update={"cluster": tiny_settings.cluster.model_copy(update={"address": cluster.address})})
+    settings = tiny_settings.model_copy(
+        update={"cluster": tiny_settings.cluster.model_copy(update={"address": cluster.address})}
+    )
     monkeypatch.setattr(generate, "GenerationWorker", worker_without_model())
-    return GenerationJob(stage="rationale", settings=settings, model_dir="none", shards_dir=str(tiny_data.path), output_dir=str(tmp_path / "out"))
+    return GenerationJob(
+        stage="rationale",
+        settings=settings,
+        model_dir="none",
+        shards_dir=str(tiny_data.path),
+        output_dir=str(tmp_path / "out"),
+    )
 
 
 def worker_without_model():
@@ -66,10 +74,16 @@ def worker_without_model():
             folder = Path(self.job.shards_dir) / "text"
             shard = next(shard for shard in manifest_shards(read_manifest(folder)) if shard.name == task.shard)
             qids = shard_qids(folder, shard, "json")[task.start : task.start + task.num_samples]
-            write_task(self.job.output_dir, task, [{"qid": qid, "rationale": qid, "num_tokens": 1, "finish": "eos"} for qid in qids])
+            write_task(
+                self.job.output_dir,
+                task,
+                [{"qid": qid, "rationale": qid, "num_tokens": 1, "finish": "eos"} for qid in qids],
+            )
             with open(f"{self.job.output_dir}/computed", "a") as file:
                 file.write(f"{ray.get_runtime_context().get_node_id()} {task.file_name}\n")
-            return generate.TaskDone(generate._describe(Path(self.job.output_dir) / task.file_name, task, "rationale"), 0.1, 0.0)
+            return generate.TaskDone(
+                generate._describe(Path(self.job.output_dir) / task.file_name, task, "rationale"), 0.1, 0.0
+            )
 
     return Worker
 
@@ -153,5 +167,8 @@ def test_workers_that_always_fail_at_their_start_end_the_generation(cluster, nod
     monkeypatch.setattr(generate, "GenerationWorker", Broken)
     cluster.add_node(num_cpus=1)
     tasks = list_tasks(job.shards_dir, ["val"], task_samples=8)
-    with ray_session(job.settings.cluster), pytest.raises(GenerationError, match=r"failed 3\S* times in a row before their first task[\s\S]*no such model"):
+    with (
+        ray_session(job.settings.cluster),
+        pytest.raises(GenerationError, match=r"failed 3\S* times in a row before their first task[\s\S]*no such model"),
+    ):
         run_tasks(job, tasks)

@@ -47,10 +47,14 @@ def run(settings, tmp_path):
     def run(worker_class, **changes):
         results, lines = {}, []
         set_aside = run_on_workers(
-            worker_class, str(tmp_path), dict.fromkeys(range(4), 1.0), gpus_per_worker=1,
+            worker_class,
+            str(tmp_path),
+            dict.fromkeys(range(4), 1.0),
+            gpus_per_worker=1,
             **{"cluster": settings, "max_attempts": 2, "hang_timeout_s": TIMEOUT_S, "report": lines.append} | changes,
-            stands=lambda task: (tmp_path / f"{task}.txt").exists(), done=lambda task, result: results.setdefault(task, result),
-        )  # fmt: skip
+            stands=lambda task: (tmp_path / f"{task}.txt").exists(),
+            done=lambda task, result: results.setdefault(task, result),
+        )
         return set_aside, results, lines
 
     return run
@@ -97,7 +101,9 @@ def test_a_worker_that_blocks_is_replaced_its_task_run_again_and_its_stacks_are_
 
     set_aside, results, lines = run(worker_that(runs=blocks_once))
     assert set_aside == {} and results == ALL
-    assert len(lines) == 1 and re.search(r"a worker is replaced: process \d+ on .* made no progress for 2 s \(generation\.hang_timeout_s\)", lines[0])
+    assert len(lines) == 1 and re.search(
+        r"a worker is replaced: process \d+ on .* made no progress for 2 s \(generation\.hang_timeout_s\)", lines[0]
+    )
     pid = re.search(r"process (\d+)", lines[0])[1]
     logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
     stacks = "".join(path.read_text() for path in logs.glob(f"worker-*-{pid}.err"))
@@ -146,7 +152,9 @@ def test_a_start_that_blocks_is_tried_again_and_given_up_where_it_always_does(ru
 
     set_aside, results, lines = run(worker_that(starts=blocks_once))
     assert results == ALL and len(lines) == 1
-    with pytest.raises(WorkersError, match=r"failed 2 times in a row before their first task; the last:\n.*made no progress for 2 s"):
+    with pytest.raises(
+        WorkersError, match=r"failed 2 times in a row before their first task; the last:\n.*made no progress for 2 s"
+    ):
         run(worker_that(starts=lambda folder: threading.Event().wait()))
 
 

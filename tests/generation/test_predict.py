@@ -21,7 +21,9 @@ def finished_run(tiny_settings, tiny_data, workplace):
 
     run = workplace / "runs" / "predict"
     tokenizer = load_tokenizer(tiny_settings, tiny_data.path)
-    samples = open_stage(tiny_settings, "rationale", "train", shards_dir=tiny_data.path, tokenizer=tokenizer, rationales_dir=None)
+    samples = open_stage(
+        tiny_settings, "rationale", "train", shards_dir=tiny_data.path, tokenizer=tokenizer, rationales_dir=None
+    )
     for stage in ("rationale", "answer"):
         build_model(tiny_settings, samples).save_pretrained(run / stage / "model")
         tokenizer.save_pretrained(run / stage / "model")
@@ -37,16 +39,29 @@ def mmcot(*arguments):
 def test_one_question_with_a_picture_is_answered(finished_run, tmp_path):
     Image.new("RGB", (30, 50), "red").save(tmp_path / "a.png")
     status, output = mmcot(
-        "predict", "--model", finished_run, "--question", "Which is bigger?", "--choice", "sun", "--choice", "moon",
-        "--context", "Far away.", "--image", tmp_path / "a.png",
-    )  # fmt: skip
+        "predict",
+        "--model",
+        finished_run,
+        "--question",
+        "Which is bigger?",
+        "--choice",
+        "sun",
+        "--choice",
+        "moon",
+        "--context",
+        "Far away.",
+        "--image",
+        tmp_path / "a.png",
+    )
     assert status == 0 and len(output.strip().splitlines()) >= 2
 
 
 def test_many_questions_give_a_line_each_in_their_order(finished_run, tmp_path):
     rows = [{"qid": f"q{n}", "question": f"Is {n} bigger?", "choices": ["yes", "no"]} for n in range(5)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    status, output = mmcot("predict", "--model", finished_run, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl")
+    status, output = mmcot(
+        "predict", "--model", finished_run, "--input", tmp_path / "in.jsonl", "--output", tmp_path / "out.jsonl"
+    )
     assert status == 0 and "5 answers in" in output
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [line["qid"] for line in lines] == [row["qid"] for row in rows]
@@ -58,7 +73,10 @@ def test_many_questions_give_a_line_each_in_their_order(finished_run, tmp_path):
     [
         (["--question", "Which?", "--choice", "sun"], "1 choices; expected 2 to 26"),
         (["--question", "Which?", *["--choice", "x"] * 30], "30 choices; expected 2 to 26"),
-        (["--question", "Which?", "--choice", "a", "--choice", "b", "--image", "nowhere.png"], "nowhere.png does not exist"),
+        (
+            ["--question", "Which?", "--choice", "a", "--choice", "b", "--image", "nowhere.png"],
+            "nowhere.png does not exist",
+        ),
         ([], "give either --question"),
         (["--input", "nowhere.jsonl"], "nowhere.jsonl does not exist"),
     ],
@@ -71,23 +89,43 @@ def test_a_wrong_question_is_met_with_a_sentence(finished_run, arguments, messag
 def test_a_missing_picture_is_told_before_any_model_is_opened(finished_run, tmp_path, monkeypatch):
     import launcher.generation.predictor
 
-    monkeypatch.setattr(launcher.generation.predictor, "_open_stage", lambda *arguments: pytest.fail("a model was opened"))
-    rows = [{"qid": "a", "question": "Which?", "choices": ["a", "b"]}, {"qid": "b", "question": "Which?", "choices": ["a", "b"], "image": "gone.png"}]
+    monkeypatch.setattr(
+        launcher.generation.predictor, "_open_stage", lambda *arguments: pytest.fail("a model was opened")
+    )
+    rows = [
+        {"qid": "a", "question": "Which?", "choices": ["a", "b"]},
+        {"qid": "b", "question": "Which?", "choices": ["a", "b"], "image": "gone.png"},
+    ]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for arguments in (["--question", "Which?", "--choice", "a", "--choice", "b", "--image", tmp_path / "gone.png"], ["--input", tmp_path / "in.jsonl"]):
+    for arguments in (
+        ["--question", "Which?", "--choice", "a", "--choice", "b", "--image", tmp_path / "gone.png"],
+        ["--input", tmp_path / "in.jsonl"],
+    ):
         status, output = mmcot("predict", "--model", finished_run, *arguments)
         assert status == 1 and f"{tmp_path}/gone.png does not exist" in output
 
 
 def test_a_long_context_is_cut_and_said_so(finished_run):
     status, output = mmcot(
-        "predict", "--model", finished_run, "--question", "Which?", "--choice", "a", "--choice", "b", "--context", "word " * 10_000
+        "predict",
+        "--model",
+        finished_run,
+        "--question",
+        "Which?",
+        "--choice",
+        "a",
+        "--choice",
+        "b",
+        "--context",
+        "word " * 10_000,
     )
     assert status == 0 and "2 prompts were cut at the model's length limit" in output
 
 
 def test_a_folder_that_is_no_finished_run_is_refused(tmp_path, finished_run):
-    assert "holds no run" in mmcot("predict", "--model", tmp_path, "--question", "a", "--choice", "a", "--choice", "b")[1]
+    assert (
+        "holds no run" in mmcot("predict", "--model", tmp_path, "--question", "a", "--choice", "a", "--choice", "b")[1]
+    )
     commit_bytes(tmp_path / "run.yaml", (finished_run / "run.yaml").read_bytes())
     status, output = mmcot("predict", "--model", tmp_path, "--question", "a", "--choice", "a", "--choice", "b")
     assert status == 1 and "stage 'rationale' is not trained yet" in output

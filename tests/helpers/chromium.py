@@ -1,10 +1,10 @@
 """A headless Chromium for tests, driven over its DevTools socket with what is installed anyway (aiohttp comes with Ray).
 
-    with Chromium() as browser:
-        page = browser.open(path)
-        page.run("document.title")          # a JSON value
-        page.press("j")
-        page.problems                       # console errors, exceptions, policy violations
+with Chromium() as browser:
+    page = browser.open(path)
+    page.run("document.title")          # a JSON value
+    page.press("j")
+    page.problems                       # console errors, exceptions, policy violations
 """
 
 from __future__ import annotations
@@ -24,8 +24,18 @@ import aiohttp
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 START_S = 30.0
 ANSWER_S = 20.0
-_KEYS = {"/": ("Slash", 191), "Enter": ("Enter", 13), "Escape": ("Escape", 27), "Tab": ("Tab", 9), "ArrowDown": ("ArrowDown", 40), "ArrowUp": ("ArrowUp", 38),
-         "ArrowRight": ("ArrowRight", 39), "ArrowLeft": ("ArrowLeft", 37), "Home": ("Home", 36), "End": ("End", 35)}  # fmt: skip
+_KEYS = {
+    "/": ("Slash", 191),
+    "Enter": ("Enter", 13),
+    "Escape": ("Escape", 27),
+    "Tab": ("Tab", 9),
+    "ArrowDown": ("ArrowDown", 40),
+    "ArrowUp": ("ArrowUp", 38),
+    "ArrowRight": ("ArrowRight", 39),
+    "ArrowLeft": ("ArrowLeft", 37),
+    "Home": ("Home", 36),
+    "End": ("End", 35),
+}
 
 
 def find_chromium() -> str | None:
@@ -41,9 +51,17 @@ class Chromium:
         assert program is not None, f"none of {NAMES} is installed"
         self._folder = tempfile.mkdtemp(prefix="chromium-")
         command = [
-            program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--no-first-run",
-            "--remote-debugging-port=0", f"--user-data-dir={self._folder}", "about:blank",
-        ]  # fmt: skip
+            program,
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--hide-scrollbars",
+            "--no-first-run",
+            "--remote-debugging-port=0",
+            f"--user-data-dir={self._folder}",
+            "about:blank",
+        ]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self._loop = asyncio.new_event_loop()
         self._next_id, self._session_id = 0, None
@@ -68,10 +86,18 @@ class Chromium:
         """Send a command and wait for its answer; events that come meanwhile are kept."""
         return self._loop.run_until_complete(asyncio.wait_for(self._ask(method, parameters or {}), ANSWER_S))
 
-    def open(self, place: Path | str, *, fragment: str = "", width: int = 1200, height: int = 900, dark: bool = False) -> Page:
+    def open(
+        self, place: Path | str, *, fragment: str = "", width: int = 1200, height: int = 900, dark: bool = False
+    ) -> Page:
         """Open a file, or an address, in the tab, anew."""
-        self.ask("Emulation.setDeviceMetricsOverride", {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False})
-        self.ask("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]})
+        self.ask(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False},
+        )
+        self.ask(
+            "Emulation.setEmulatedMedia",
+            {"features": [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]},
+        )
         self.ask("Page.navigate", {"url": "about:blank"})
         self.events.clear()
         self.ask("Page.navigate", {"url": (place if isinstance(place, str) else place.absolute().as_uri()) + fragment})
@@ -158,7 +184,10 @@ class Page:
         if selector:
             box = f"(() => {{ const b = document.querySelector({json.dumps(selector)}).getBoundingClientRect(); return [b.x + scrollX, b.y + scrollY, b.width, b.height]; }})()"
             x, y, width, height = self.run(box)
-            options |= {"captureBeyondViewport": True, "clip": {"x": x, "y": y, "width": width, "height": height, "scale": 1}}
+            options |= {
+                "captureBeyondViewport": True,
+                "clip": {"x": x, "y": y, "width": width, "height": height, "scale": 1},
+            }
         path.write_bytes(base64.b64decode(self._browser.ask("Page.captureScreenshot", options)["data"]))
 
     @property
@@ -169,7 +198,10 @@ class Page:
         for event in self._browser.events:
             method, facts = event["method"], event["params"]
             if method == "Runtime.exceptionThrown":
-                found.append(facts["exceptionDetails"].get("exception", {}).get("description") or facts["exceptionDetails"]["text"])
+                found.append(
+                    facts["exceptionDetails"].get("exception", {}).get("description")
+                    or facts["exceptionDetails"]["text"]
+                )
             if method == "Runtime.consoleAPICalled" and facts["type"] in ("error", "warning", "assert"):
                 found.append(str([argument.get("value") for argument in facts["args"]]))
             if method == "Log.entryAdded" and facts["entry"]["level"] in ("error", "warning"):

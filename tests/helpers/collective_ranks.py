@@ -65,9 +65,12 @@ def main():
         "other_token": outcome(lambda: check_members(f"token {rank}")),
     }
     for name, content, announced in (
-        ("pickle", pickle.dumps(Malice(folder / "from-gather")), None), ("deep", b"[" * 100_000, None),
-        ("empty", b"", 0), ("negative", b"", -1), ("huge", b"", MAX_BYTES + 1),
-    ):  # fmt: skip
+        ("pickle", pickle.dumps(Malice(folder / "from-gather")), None),
+        ("deep", b"[" * 100_000, None),
+        ("empty", b"", 0),
+        ("negative", b"", -1),
+        ("huge", b"", MAX_BYTES + 1),
+    ):
         if rank == 0:
             found[name] = outcome(lambda: gather_json("mine"))
         else:
@@ -76,7 +79,9 @@ def main():
     for name in ("gather", "broadcast"):
         values = [Malice(folder / f"from-torch-{name}")]
         collective = dist.all_gather_object if name == "gather" else dist.broadcast_object_list
-        found[f"torch_{name}"] = outcome(lambda: collective([None, None], values[0]) if name == "gather" else collective(values, src=1))
+        found[f"torch_{name}"] = outcome(
+            lambda: collective([None, None], values[0]) if name == "gather" else collective(values, src=1)
+        )
     (folder / f"found{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 

@@ -23,11 +23,24 @@ PAGES = ("README.md", "docs/**/*.md", "deploy/**/*.md")
 SHELL, PYTHON, PROMPTED = ("bash", "sh", "shell"), ("python",), ("console",)
 TYPED = SHELL + PYTHON + PROMPTED
 SHOWN = ("text", "json", "yaml")
-EXCUSES = {"cluster": "needs a cluster", "GPU": "needs a GPU", "cloud": "needs a cloud, or accounts", "download": "needs downloaded data or models"}
+EXCUSES = {
+    "cluster": "needs a cluster",
+    "GPU": "needs a GPU",
+    "cloud": "needs a cloud, or accounts",
+    "download": "needs downloaded data or models",
+}
 WAIT = shlex.quote(str(ROOT / "tests" / "helpers" / "docs_until.py"))
-_SHORT = ("cluster.num_workers=1", "rationale.num_steps=20", "answer.num_steps=4", "training.validate_every=10", "rationale.max_target_tokens=24")
+_SHORT = (
+    "cluster.num_workers=1",
+    "rationale.num_steps=20",
+    "answer.num_steps=4",
+    "training.validate_every=10",
+    "rationale.max_target_tokens=24",
+)
 _TINY = (*_SHORT, "data.mini_sqa.num_train=64", "data.mini_sqa.num_val=16", "data.mini_sqa.num_test=16")
-SIZES = {name: " ".join(f"--set {value}" for value in values) for name, values in (("short", _SHORT), ("tiny", _TINY))}  # of a run; and of its MiniSQA
+SIZES = {
+    name: " ".join(f"--set {value}" for value in values) for name, values in (("short", _SHORT), ("tiny", _TINY))
+}  # of a run; and of its MiniSQA
 _FENCE = re.compile(r"^(\s*)(`{3,}|~{3,})\s*([^\s`]*)")
 _COMMENT = re.compile(r"^\s*<!--\s*(.*?)\s*-->\s*$")
 _DIRECTIVE = re.compile(r"^(not run|file|before|smaller|until):\s*(.*)$")
@@ -91,7 +104,9 @@ def read_blocks(page: str, text: str) -> list[Block]:
         if fence is None:
             directive = _DIRECTIVE.match(comment[1]) if comment else None
             if notes and directive is None:
-                raise PageError(f"{page}:{number}: the comment {notes[-1]} stands above no fence; put it directly above the block it is about")
+                raise PageError(
+                    f"{page}:{number}: the comment {notes[-1]} stands above no fence; put it directly above the block it is about"
+                )
             notes += [directive.groups()] if directive else []
             number += 1
             continue
@@ -104,7 +119,9 @@ def read_blocks(page: str, text: str) -> list[Block]:
         blocks.append(_checked(Block(page, number + 1, language, content, tuple(notes))))
         number, notes = end + 1, []
     if notes:
-        raise PageError(f"{page}:{number}: the comment {notes[-1]} stands above no fence; put it directly above the block it is about")
+        raise PageError(
+            f"{page}:{number}: the comment {notes[-1]} stands above no fence; put it directly above the block it is about"
+        )
     return blocks
 
 
@@ -117,11 +134,15 @@ def _checked(block: Block) -> Block:
     for told in block.told("not run"):
         kind, _, why = told.partition(":")
         if kind not in EXCUSES or not why.strip():
-            raise PageError(f"{block.where}: 'not run: {told}'; give one of {', '.join(EXCUSES)}, a colon and why this block needs it")
+            raise PageError(
+                f"{block.where}: 'not run: {told}'; give one of {', '.join(EXCUSES)}, a colon and why this block needs it"
+            )
     if block.language in SHOWN and any(kind != "file" for kind, _ in block.notes):
         raise PageError(f"{block.where}: a block of {block.language} is not run, so only 'file:' may stand above it")
     if block.excuse and len(block.notes) > 1:
-        raise PageError(f"{block.where}: it is excused, so nothing else is to be known of how it runs; take the other comments away")
+        raise PageError(
+            f"{block.where}: it is excused, so nothing else is to be known of how it runs; take the other comments away"
+        )
     for kind in ("smaller", "until"):
         if block.told(kind) and block.language not in SHELL + PROMPTED:
             raise PageError(f"{block.where}: '{kind}' is for commands of a shell")
@@ -143,10 +164,16 @@ def script_of(block: Block) -> str:
             begins, _, more = (part.strip() for part in told.partition(": "))
             found = [number for number, line in enumerate(lines) if re.match(rf"\s*{re.escape(begins)}(\s|$)", line)]
             if not begins or not more or not found:
-                raise PageError(f"{block.where}: '{kind}: {told}'; expected the beginning of a command of this block, a colon and what is added")
+                raise PageError(
+                    f"{block.where}: '{kind}: {told}'; expected the beginning of a command of this block, a colon and what is added"
+                )
             more = " ".join(SIZES.get(word, word) for word in more.split(" "))
             for number in set(found) - done:
-                lines[number] = f"python {WAIT} {more} {lines[number].lstrip()}" if kind == "until" else _insert(lines[number], begins, more)
+                lines[number] = (
+                    f"python {WAIT} {more} {lines[number].lstrip()}"
+                    if kind == "until"
+                    else _insert(lines[number], begins, more)
+                )
             done.update(found)
     return "set -euo pipefail\n" + "\n".join(lines) + "\n"
 

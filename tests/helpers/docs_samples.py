@@ -30,7 +30,14 @@ def tars(folder: Path, arguments: Sequence[str]) -> Iterator[dict[str, str]]:
     for name, number in NUM_QUESTIONS.items():
         with tarfile.open(folder / "tars" / f"{name}.tar", "w") as tar:
             for place in range(number):
-                row = {"question": f"Is {place} in {name} odd?", "choices": ["yes", "no"], "answer": 1 - place % 2, "hint": "", "image": "image.png", "solution": "Count."}
+                row = {
+                    "question": f"Is {place} in {name} odd?",
+                    "choices": ["yes", "no"],
+                    "answer": 1 - place % 2,
+                    "hint": "",
+                    "image": "image.png",
+                    "solution": "Count.",
+                }
                 stream = io.BytesIO()
                 _picture(place).save(stream, "PNG")
                 for extension, data in (("json", json.dumps(row).encode()), ("png", stream.getvalue())):
@@ -57,12 +64,21 @@ def s3(folder: Path, uploads: Sequence[str]) -> Iterator[dict[str, str]]:
         for upload in uploads:
             source, _, name = upload.partition("=")
             filesystem.put(f"{folder / source}/", f"bucket/{name}/", recursive=True)
-        yield {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_ENDPOINT_URL": address, "AWS_DEFAULT_REGION": "us-east-1"}
+        yield {
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_ENDPOINT_URL": address,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
     finally:
         server.stop()
 
 
-PREPARATIONS: dict[str, Callable[[Path, Sequence[str]], contextlib.AbstractContextManager[dict[str, str]]]] = {"pictures": pictures, "tars": tars, "s3": s3}
+PREPARATIONS: dict[str, Callable[[Path, Sequence[str]], contextlib.AbstractContextManager[dict[str, str]]]] = {
+    "pictures": pictures,
+    "tars": tars,
+    "s3": s3,
+}
 
 
 def _picture(number: int) -> Image.Image:

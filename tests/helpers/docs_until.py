@@ -29,7 +29,12 @@ def main(address: str, command: list[str]) -> int:
                 continue
             process.send_signal(signal.SIGINT)
             return process.wait(60)
-        print(f"{command[0]} ended by itself" if process.poll() is not None else f"{address} did not answer within {PATIENCE_S:.0f} s", file=sys.stderr)
+        print(
+            f"{command[0]} ended by itself"
+            if process.poll() is not None
+            else f"{address} did not answer within {PATIENCE_S:.0f} s",
+            file=sys.stderr,
+        )
         return 1
     finally:
         if process.poll() is None:

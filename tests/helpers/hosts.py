@@ -67,14 +67,20 @@ class Host:
         """The command, to be run on this host."""
         return ["nsenter", "--target", str(self.pid), *NAMESPACES, "--", *command]
 
-    def run(self, command: Sequence[str], *, check: bool = True, timeout: float | None = None, **options) -> subprocess.CompletedProcess:
+    def run(
+        self, command: Sequence[str], *, check: bool = True, timeout: float | None = None, **options
+    ) -> subprocess.CompletedProcess:
         """Run a command on this host and wait for it; its output is text."""
-        return subprocess.run(self.command(command), check=check, timeout=timeout, capture_output=True, text=True, **options)
+        return subprocess.run(
+            self.command(command), check=check, timeout=timeout, capture_output=True, text=True, **options
+        )
 
     def start(self, command: Sequence[str], log: Path, **options) -> subprocess.Popen:
         """Start a command on this host; it writes into ``log``."""
         with open(log, "ab") as file:
-            return subprocess.Popen(self.command(command), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, **options)
+            return subprocess.Popen(
+                self.command(command), stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, **options
+            )
 
 
 class Network:
@@ -103,8 +109,14 @@ class Network:
         names = self._folder / "hosts"
         with open(names, "a", encoding="utf-8") as file:
             file.write(f"{host.address} {name}\n" if self.hosts else f"127.0.0.1 localhost\n{host.address} {name}\n")
-        host.run(["sh", "-c", f"hostname {name} && ip link set lo up && mount --bind {names} /etc/hosts && mkdir -p /tmp/ray"
-                  f" && mount --bind {host.folder / 'ray'} /tmp/ray && mount -t tmpfs -o size=2g tmpfs /dev/shm"])  # fmt: skip
+        host.run(
+            [
+                "sh",
+                "-c",
+                f"hostname {name} && ip link set lo up && mount --bind {names} /etc/hosts && mkdir -p /tmp/ray"
+                f" && mount --bind {host.folder / 'ray'} /tmp/ray && mount -t tmpfs -o size=2g tmpfs /dev/shm",
+            ]
+        )
         self._on_switch("ip", "link", "add", f"port{number}", "type", "veth", "peer", "name", "eth0", "netns", str(pid))
         self._on_switch("ip", "link", "set", f"port{number}", "master", "switch0", "up")
         host.run(["sh", "-c", f"ip address add {host.address}/24 dev eth0 && ip link set eth0 up"])
@@ -129,8 +141,10 @@ class Network:
         mount_proc = ["--mount-proc"] if "--pid" in namespaces else []
         process = subprocess.Popen(
             ["unshare", *namespaces, "--fork", *mount_proc, sys.executable, "-S", "-c", FIRST_PROCESS],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         if process.stdout.readline().strip() != "ready":
             _, error = process.communicate()
             raise RuntimeError(f"host {name} did not start: {error.strip()}")
@@ -139,7 +153,12 @@ class Network:
         return process
 
     def _on_switch(self, *command: str) -> None:
-        subprocess.run(["nsenter", "--target", str(_child_of(self._switch.pid)), "--net", "--", *command], check=True, capture_output=True, text=True)
+        subprocess.run(
+            ["nsenter", "--target", str(_child_of(self._switch.pid)), "--net", "--", *command],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
 
 
 @contextlib.contextmanager

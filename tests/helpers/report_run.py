@@ -19,7 +19,9 @@ from launcher.runs.run_dir import RunDir
 from mmcot.texts.prompts import gold_rationale
 
 
-def write_run(folder, settings, data, *, until="evaluate", wrong=4, model_dir=None, spoil=lambda text: text.replace("the", "a")):
+def write_run(
+    folder, settings, data, *, until="evaluate", wrong=4, model_dir=None, spoil=lambda text: text.replace("the", "a")
+):
     """A run's folder by hand: every ``wrong``-th answer is wrong, the first test answer cannot be read."""
     run_dir = RunDir(folder)
     steps = ("data", "train-rationale", "rationales", "train-answer", "evaluate")
@@ -29,13 +31,32 @@ def write_run(folder, settings, data, *, until="evaluate", wrong=4, model_dir=No
     done = steps[: steps.index(until) + 1]
     for seconds, step in enumerate(done, start=2):
         outputs = {"shards_dir": str(data.path)} if step == "data" else {}
-        run_dir.mark_done(step, {"step": step, "inputs": {}, "outputs": outputs, "attempt": 1, "mlflow_run_id": None, "seconds": float(seconds)})
+        run_dir.mark_done(
+            step,
+            {
+                "step": step,
+                "inputs": {},
+                "outputs": outputs,
+                "attempt": 1,
+                "mlflow_run_id": None,
+                "seconds": float(seconds),
+            },
+        )
     for stage in ("rationale", "answer"):
         if f"train-{stage}" not in done:
             continue
         journal = Journal(run_dir.journal(stage))
         for step in range(1, 21):
-            journal.log(step, {"loss": 5.0 / step**2, "learning_rate": 1e-3, "tokens_per_s": 9e3, "grad_norm": 1.0, "gate_opening": 0.1 * step})
+            journal.log(
+                step,
+                {
+                    "loss": 5.0 / step**2,
+                    "learning_rate": 1e-3,
+                    "tokens_per_s": 9e3,
+                    "grad_norm": 1.0,
+                    "gate_opening": 0.1 * step,
+                },
+            )
         journal.log(20, {"validation_loss": 0.5})
         journal.close()
         if model_dir:
@@ -56,7 +77,14 @@ def _write_texts(run_dir, settings, data, wrong, spoil, *, with_answers):
             is_wrong, is_unread = number % wrong == 1, number == 0 and split == "test"
             choice = None if is_unread else (problem.answer + is_wrong) % len(problem.choices)
             answer = "mumble" if is_unread else f"The answer is ({chr(65 + choice)})."
-            lines.append({"qid": qid, "rationale": spoil(gold) if number % 3 == 1 else gold, "answer_text": answer, "prediction": choice})
+            lines.append(
+                {
+                    "qid": qid,
+                    "rationale": spoil(gold) if number % 3 == 1 else gold,
+                    "answer_text": answer,
+                    "prediction": choice,
+                }
+            )
         texts = {line["qid"]: line["rationale"] for line in lines}
         for task in list_tasks(data.path, [split], task_samples=256):
             part = [{"qid": qid, "rationale": text, "num_tokens": 9, "finish": "eos"} for qid, text in texts.items()]
@@ -64,6 +92,8 @@ def _write_texts(run_dir, settings, data, wrong, spoil, *, with_answers):
             files[task.file_name] = {"num_samples": task.num_samples, "sha256": sha256_of_file(path)}
         if with_answers:
             run_dir.predictions.mkdir(exist_ok=True)
-            (run_dir.predictions / f"{split}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+            (run_dir.predictions / f"{split}.jsonl").write_text(
+                "".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8"
+            )
             commit_json(run_dir.scores(split), score(lines, problems, split=split, gold_reasons=settings.gold_reasons))
     close_output(run_dir.rationales, files=files, summary={})

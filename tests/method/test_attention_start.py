@@ -14,7 +14,17 @@ from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    config = MultimodalT5Config(vocab_size=80, d_model=64, d_kv=16, d_ff=32, num_layers=2, num_heads=4, vision_num_patches=3, vision_dim=5, gate_start=-2.0)
+    config = MultimodalT5Config(
+        vocab_size=80,
+        d_model=64,
+        d_kv=16,
+        d_ff=32,
+        num_layers=2,
+        num_heads=4,
+        vision_num_patches=3,
+        vision_dim=5,
+        gate_start=-2.0,
+    )
     model = T5ForMultimodalGeneration._from_config(config).eval()
     start_with_lookup(model, near_bias=8.0, match_score=24.0)
     return model
@@ -60,7 +70,9 @@ def test_the_gate_starts_where_it_is_told_and_a_saved_model_keeps_its_own(model,
         model.encoder.gate_dense.bias.fill_(0.5)
     model.save_pretrained(tmp_path)
     model.encoder.gate_dense.bias.data.fill_(-2.0)
-    assert torch.equal(T5ForMultimodalGeneration.from_pretrained(tmp_path).encoder.gate_dense.bias, torch.full((64,), 0.5))
+    assert torch.equal(
+        T5ForMultimodalGeneration.from_pretrained(tmp_path).encoder.gate_dense.bias, torch.full((64,), 0.5)
+    )
 
 
 def test_half_a_start_and_two_starts_at_once_are_refused():

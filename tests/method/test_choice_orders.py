@@ -60,4 +60,7 @@ def test_training_shows_the_choices_of_a_question_in_an_order_of_seed_qid_and_ep
     assert len(set(orders)) > 10
     assert orders != [with_permuted_choices(problem, seed=1, epoch=epoch).choices for epoch in range(50)]
     assert all(sorted(order) == ["a", "b", "c", "d"] for order in orders)
-    assert with_permuted_choices(problem, seed=0, epoch=3).choices[with_permuted_choices(problem, seed=0, epoch=3).answer] == "c"
+    assert (
+        with_permuted_choices(problem, seed=0, epoch=3).choices[with_permuted_choices(problem, seed=0, epoch=3).answer]
+        == "c"
+    )

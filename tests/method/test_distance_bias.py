@@ -14,7 +14,10 @@ def test_attention_starts_lower_the_farther_a_token_is_with_half_the_slope_from_
     torch.manual_seed(0)
     model = T5ForConditionalGeneration(T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2))
     attention = getattr(model, side).block[0].layer[0].SelfAttention
-    before, others = attention.compute_bias(60, 60), {name: value.clone() for name, value in model.state_dict().items() if "relative" not in name}
+    before, others = (
+        attention.compute_bias(60, 60),
+        {name: value.clone() for name, value in model.state_dict().items() if "relative" not in name},
+    )
     init_distance_bias(model, 0.5)
     lowered = (before - attention.compute_bias(60, 60))[0, :, 59]  # [heads, keys], seen from the last token
     distances = torch.arange(59, -1, -1).float()

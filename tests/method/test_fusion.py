@@ -15,9 +15,17 @@ from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 def model():
     torch.manual_seed(0)
     config = MultimodalT5Config(
-        vocab_size=50, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=4, tie_word_embeddings=False,
-        vision_num_patches=5, vision_dim=7, decoder_start_token_id=0,
-    )  # fmt: skip
+        vocab_size=50,
+        d_model=16,
+        d_kv=4,
+        d_ff=32,
+        num_layers=1,
+        num_heads=4,
+        tie_word_embeddings=False,
+        vision_num_patches=5,
+        vision_dim=7,
+        decoder_start_token_id=0,
+    )
     return T5ForMultimodalGeneration(config).eval()
 
 
@@ -56,7 +64,11 @@ def test_cached_and_uncached_decoding_agree(model):
 
 def test_features_of_another_shape_are_refused_with_both(model):
     with pytest.raises(ValueError, match=r"shape \(1, 4, 7\), this model expects \[batch, 5, 7\]"):
-        model(input_ids=torch.ones(1, 3, dtype=torch.long), vision_features=torch.zeros(1, 4, 7), labels=torch.ones(1, 2, dtype=torch.long))
+        model(
+            input_ids=torch.ones(1, 3, dtype=torch.long),
+            vision_features=torch.zeros(1, 4, 7),
+            labels=torch.ones(1, 2, dtype=torch.long),
+        )
 
 
 def test_fusion_weights_start_at_the_scale_of_t5(model):
@@ -67,7 +79,11 @@ def test_fusion_weights_start_at_the_scale_of_t5(model):
 def test_every_weight_of_t5_starts_as_transformers_own_t5_does():
     sizes = {"vocab_size": 500, "d_model": 64, "d_kv": 16, "d_ff": 256, "num_layers": 2, "num_heads": 4}
     plain = dict(T5ForConditionalGeneration(T5Config(**sizes)).named_parameters())
-    fused = dict(T5ForMultimodalGeneration._from_config(MultimodalT5Config(**sizes, vision_num_patches=3, vision_dim=5)).named_parameters())
+    fused = dict(
+        T5ForMultimodalGeneration._from_config(
+            MultimodalT5Config(**sizes, vision_num_patches=3, vision_dim=5)
+        ).named_parameters()
+    )
     for name, weight in plain.items():
         if weight.std() > 0:
             assert 0.8 < (fused[name].std() / weight.std()).item() < 1.25, name

@@ -12,9 +12,18 @@ from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 def make_model(**settings):
     torch.manual_seed(0)
     config = MultimodalT5Config(
-        vocab_size=50, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=4, vision_num_patches=5, vision_dim=7,
-        decoder_start_token_id=0, dropout_rate=0.0, **settings,
-    )  # fmt: skip
+        vocab_size=50,
+        d_model=16,
+        d_kv=4,
+        d_ff=32,
+        num_layers=1,
+        num_heads=4,
+        vision_num_patches=5,
+        vision_dim=7,
+        decoder_start_token_id=0,
+        dropout_rate=0.0,
+        **settings,
+    )
     model = T5ForMultimodalGeneration(config).eval()
     for parameter in model.encoder.fusion.parameters():  # biases too: fresh ones are zeros and would hide a mistake
         torch.nn.init.normal_(parameter, std=0.5)
@@ -35,7 +44,9 @@ def test_the_measured_states_are_those_of_the_model(mask_absent_patches):
     # AVX2 alone, 9e-6 with AVX-512, for values up to 26 and inputs of the sigmoid up to 49.
     model, features = model.double(), features.double()
     look = look_at(model, ids, mask, features, patches)
-    fused = model.encoder(input_ids=ids, attention_mask=mask, vision_features=features, vision_mask=patches).last_hidden_state
+    fused = model.encoder(
+        input_ids=ids, attention_mask=mask, vision_features=features, vision_mask=patches
+    ).last_hidden_state
     torch.testing.assert_close(look.fused_BSD, fused, rtol=1e-9, atol=1e-9)
 
 

@@ -22,9 +22,16 @@ from mmcot.texts.problem import Problem
 
 def problem(qid, subject="natural science", grade="grade3", hint="", images=(), answer=0, topic="force"):
     return Problem(
-        qid=qid, question="Which one?", choices=("this", "that"), answer=answer, hint=hint, images=images,
-        grade=grade, subject=subject, topic=topic,
-    )  # fmt: skip
+        qid=qid,
+        question="Which one?",
+        choices=("this", "that"),
+        answer=answer,
+        hint=hint,
+        images=images,
+        grade=grade,
+        subject=subject,
+        topic=topic,
+    )
 
 
 PROBLEMS = [
@@ -38,9 +45,16 @@ PROBLEMS = [
 def test_each_class_counts_its_own_questions():
     table = accuracy_table(PROBLEMS, {"n1": 0, "n2": 1, "s1": 0, "l1": 0})
     assert table == {
-        "NAT": 50.0, "SOC": 100.0, "LAN": 100.0, "TXT": 50.0, "IMG": 50.0, "NO": 100.0,
-        "G1-6": 100.0, "G7-12": 66.67, "AVG": 75.0,
-    }  # fmt: skip
+        "NAT": 50.0,
+        "SOC": 100.0,
+        "LAN": 100.0,
+        "TXT": 50.0,
+        "IMG": 50.0,
+        "NO": 100.0,
+        "G1-6": 100.0,
+        "G7-12": 66.67,
+        "AVG": 75.0,
+    }
     assert tuple(table) == COLUMNS
 
 

@@ -143,7 +143,10 @@ def test_because_stays_where_only_the_part_that_the_format_reads_is_empty():
 
 
 def test_because_at_the_end_of_a_given_rationale_or_solution_stays():
-    assert build_pair(PROBLEM, "QCMG-A", rationale="Solution: it sinks BECAUSE: ")[0] == f"{START} {OPTIONS} Solution: it sinks BECAUSE: Answer:"
+    assert (
+        build_pair(PROBLEM, "QCMG-A", rationale="Solution: it sinks BECAUSE: ")[0]
+        == f"{START} {OPTIONS} Solution: it sinks BECAUSE: Answer:"
+    )
     assert build_pair(replaced(solution="It sinks BECAUSE:\n"), "QCM-E")[1] == "Solution: It sinks BECAUSE:\\n"
 
 
@@ -218,7 +221,9 @@ def test_real_questions_give_the_published_texts(name, use_caption, expected):
 @pytest.mark.parametrize("inputs", ["QCMG", "CQMG"])
 def test_the_gold_rationale_given_as_a_text_makes_the_same_pairs(inputs, use_caption):
     def gold(record):
-        return "Solution: {lecture} {solution}".format(**{key: record[key].replace("\n", "\\n") for key in ("lecture", "solution")})
+        return "Solution: {lecture} {solution}".format(
+            **{key: record[key].replace("\n", "\\n") for key in ("lecture", "solution")}
+        )
 
     given = hash_of_pairs(f"{inputs}-A", use_caption=use_caption, rationale_of=gold)
     assert given == hash_of_pairs(f"{inputs}-A", use_caption=use_caption, rationale_of=lambda record: None)

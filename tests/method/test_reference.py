@@ -26,9 +26,17 @@ TEXT_AND_IMAGE = TEXT | {"vision_features": INPUTS["image_ids"]}
 FUSION_PARTS = ("image_dense", "mha_layer", "gate_dense")
 
 TINY = {
-    "vocab_size": 50, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 1, "num_heads": 4, "dropout_rate": 0.0,
-    "decoder_start_token_id": 0, "vision_num_patches": 3, "vision_dim": 5,
-}  # fmt: skip
+    "vocab_size": 50,
+    "d_model": 16,
+    "d_kv": 4,
+    "d_ff": 24,
+    "num_layers": 1,
+    "num_heads": 4,
+    "dropout_rate": 0.0,
+    "decoder_start_token_id": 0,
+    "vision_num_patches": 3,
+    "vision_dim": 5,
+}
 KINDS = {
     "tied": TINY | {"feed_forward_proj": "relu", "tie_word_embeddings": True},
     "untied": TINY | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
@@ -158,10 +166,15 @@ def test_untied_checkpoint_keeps_its_output_layer_apart(tmp_path):
 
 def test_old_settings_in_the_configuration_do_no_harm(tmp_path):
     old = {
-        "architectures": ["T5ForMultimodalGeneration"], "model_type": "t5", "n_positions": 512, "output_past": True,
-        "torch_dtype": "float32", "transformers_version": "4.21.1", "_name_or_path": "allenai/unifiedqa-t5-base",
+        "architectures": ["T5ForMultimodalGeneration"],
+        "model_type": "t5",
+        "n_positions": 512,
+        "output_past": True,
+        "torch_dtype": "float32",
+        "transformers_version": "4.21.1",
+        "_name_or_path": "allenai/unifiedqa-t5-base",
         "task_specific_params": {"summarization": {"max_length": 200, "num_beams": 4, "prefix": "summarize: "}},
-    }  # fmt: skip
+    }
     source = copy_golden(tmp_path / "old", change_config=lambda settings: settings | old)
     import_checkpoint(source, tmp_path / "out")
     settings = json.loads((tmp_path / "out" / "config.json").read_text())

@@ -21,7 +21,12 @@ from mmcot.vision.encoder_kinds import ENCODERS
 from mmcot.vision.encoders import VisionEncoder
 
 KINDS = ("detr", "clip", "vit", "resnet")
-HEADS = {"detr": "DetrForObjectDetection", "clip": "CLIPModel", "vit": "ViTForImageClassification", "resnet": "ResNetForImageClassification"}
+HEADS = {
+    "detr": "DetrForObjectDetection",
+    "clip": "CLIPModel",
+    "vit": "ViTForImageClassification",
+    "resnet": "ResNetForImageClassification",
+}
 INNER = {"detr": "model", "clip": "vision_model", "vit": "vit", "resnet": "resnet"}  # the encoder's name below its head
 SHAPES = {"detr": (5, 16), "clip": (4, 16), "vit": (10, 16), "resnet": (1, 12)}
 SIZES = {"detr": 224, "clip": 32, "vit": 48, "resnet": 224}
@@ -37,17 +42,28 @@ USUAL = {
     "resnet": {**IMAGENET, "resample": Image.Resampling.BICUBIC},
 }
 TRANSFORMER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-DETR = {"d_model": 16, "num_queries": 5, "encoder_layers": 1, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+DETR = {
+    "d_model": 16,
+    "num_queries": 5,
+    "encoder_layers": 1,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+}
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 12], "depths": [1, 1], "layer_type": "basic"}
 
 
 def small_config(kind: str) -> transformers.PreTrainedConfig:
     if kind == "detr":
         backbone = transformers.ResNetConfig(**RESNET, out_features=["stage2"])
-        return transformers.DetrConfig(use_timm_backbone=False, backbone_config=backbone, encoder_ffn_dim=24, decoder_ffn_dim=24, **DETR)
+        return transformers.DetrConfig(
+            use_timm_backbone=False, backbone_config=backbone, encoder_ffn_dim=24, decoder_ffn_dim=24, **DETR
+        )
     if kind == "clip":
         text = {**TRANSFORMER, "vocab_size": 50, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 2}
-        return transformers.CLIPConfig(text_config=text, vision_config={**TRANSFORMER, "image_size": 32, "patch_size": 16}, projection_dim=8)
+        return transformers.CLIPConfig(
+            text_config=text, vision_config={**TRANSFORMER, "image_size": 32, "patch_size": 16}, projection_dim=8
+        )
     if kind == "vit":
         return transformers.ViTConfig(**TRANSFORMER, image_size=48, patch_size=16)
     return transformers.ResNetConfig(**RESNET)
@@ -146,11 +162,15 @@ def test_pictures_are_prepared_as_transformers_prepares_what_it_does_not_crop(ki
 @pytest.mark.parametrize("resample", [Image.Resampling.NEAREST, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS])
 def test_the_folder_of_the_model_decides_normalisation_and_filter(resample, folders, tmp_path):
     shutil.copytree(folders / "vit", tmp_path / "vit")
-    processor = ViTImageProcessorPil(size={"height": 48, "width": 48}, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.6, 0.8], resample=resample)
+    processor = ViTImageProcessorPil(
+        size={"height": 48, "width": 48}, image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.6, 0.8], resample=resample
+    )
     processor.save_pretrained(tmp_path / "vit")
     assert (tmp_path / "vit" / "preprocessor_config.json").is_file()
     expected = processor(picture(5), return_tensors="pt").pixel_values[0]
-    torch.testing.assert_close(VisionEncoder("vit", tmp_path / "vit").preprocess(picture(5)), expected.float(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        VisionEncoder("vit", tmp_path / "vit").preprocess(picture(5)), expected.float(), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK"])
@@ -164,7 +184,9 @@ def test_the_model_is_frozen_and_computes_in_float32_whatever_it_was_saved_in(fo
         weights.update({name: weight.bfloat16() for name, weight in weights.items()})
 
     encoder = VisionEncoder("vit", with_weights(folders / "vit", tmp_path / "vit", halve))
-    assert not encoder._model.training and {(p.dtype, p.requires_grad) for p in encoder._model.parameters()} == {(torch.float32, False)}
+    assert not encoder._model.training and {(p.dtype, p.requires_grad) for p in encoder._model.parameters()} == {
+        (torch.float32, False)
+    }
     assert encoder._model.pooler is None
 
 
@@ -184,7 +206,9 @@ def test_a_backbone_that_needs_timm_says_what_to_install(folders, tmp_path):
     shutil.copytree(folders / "detr", tmp_path / "detr")
     config = json.loads((tmp_path / "detr" / "config.json").read_text())
     config.pop("backbone_config")
-    (tmp_path / "detr" / "config.json").write_text(json.dumps({**config, "backbone": "resnet101", "use_timm_backbone": True, "dilation": True}))
+    (tmp_path / "detr" / "config.json").write_text(
+        json.dumps({**config, "backbone": "resnet101", "use_timm_backbone": True, "dilation": True})
+    )
     with pytest.raises(ImportError, match="pip install timm"):
         VisionEncoder("detr", tmp_path / "detr")
 
@@ -215,7 +239,9 @@ def test_counters_of_batch_norms_may_be_absent(folders, encoders, tmp_path):
 
 
 def test_a_model_that_is_not_square_is_refused(tmp_path):
-    transformers.ViTModel(transformers.ViTConfig(**TRANSFORMER, image_size=[32, 48], patch_size=16)).save_pretrained(tmp_path)
+    transformers.ViTModel(transformers.ViTConfig(**TRANSFORMER, image_size=[32, 48], patch_size=16)).save_pretrained(
+        tmp_path
+    )
     with pytest.raises(ValueError, match=r"\(vit\) takes pictures of \[32, 48\] pixels; expected a square"):
         VisionEncoder("vit", tmp_path)
 

@@ -66,8 +66,18 @@ def mmcot(*arguments):
 
 def rank(job):
     """Run a job as its only rank, as ``srun`` starts it."""
-    environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    result = subprocess.run([sys.executable, "-m", "launcher.rank", str(job)], env=environment, capture_output=True, text=True, timeout=300)
+    environment = {
+        **os.environ,
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "0",
+    }
+    result = subprocess.run(
+        [sys.executable, "-m", "launcher.rank", str(job)], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0, result.stderr[-3000:]
 
 
@@ -81,16 +91,22 @@ def losses(run):
 
 
 def notes(run):
-    return [point["note"] for point in JournalReader(run / "logs" / "rationale-metrics.jsonl").read() if "note" in point]
+    return [
+        point["note"] for point in JournalReader(run / "logs" / "rationale-metrics.jsonl").read() if "note" in point
+    ]
 
 
 def assert_resumed_from_its_checkpoint(run, place):
     """It ends where the finished run of the same settings ended, by the last hundred steps alone."""
     assert any("step-000700 was written by an earlier version" in note for note in notes(run))
-    points = [point for point in JournalReader(run / "logs" / "rationale-metrics.jsonl").read() if "loss" in point["metrics"]]
+    points = [
+        point for point in JournalReader(run / "logs" / "rationale-metrics.jsonl").read() if "loss" in point["metrics"]
+    ]
     assert [point["step"] for point in points[-6:]] == [700, 720, 740, 760, 780, 800]
     expected = losses(place / FINISHED)
-    assert {step: loss for step, loss in losses(run).items() if step > 700} == {step: pytest.approx(expected[step], rel=1e-3) for step in range(720, 801, 20)}
+    assert {step: loss for step, loss in losses(run).items() if step > 700} == {
+        step: pytest.approx(expected[step], rel=1e-3) for step in range(720, 801, 20)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +117,12 @@ def questions(unpacked):
     problems, rows = read_json(source / "problems.json"), []
     for line in lines_of(unpacked / FINISHED / "predictions" / "test.jsonl"):
         problem = problems[line["qid"]]
-        row = {"qid": line["qid"], "question": problem["question"], "choices": problem["choices"], "context": problem["hint"]}
+        row = {
+            "qid": line["qid"],
+            "question": problem["question"],
+            "choices": problem["choices"],
+            "context": problem["hint"],
+        }
         picture = {"image": str(pictures / line["qid"] / problem["image"])} if problem["image"] else {}
         rows.append(row | picture)
     return rows
@@ -114,12 +135,18 @@ def assert_as_before(answers, unpacked):
 
 def test_status_prints_the_steps_of_a_finished_run(place):
     lines = mmcot("status", FINISHED).splitlines()
-    assert [line.split()[:2] for line in lines[:5]] == [[step, "done"] for step in ("data", "train-rationale", "rationales", "train-answer", "evaluate")]
+    assert [line.split()[:2] for line in lines[:5]] == [
+        [step, "done"] for step in ("data", "train-rationale", "rationales", "train-answer", "evaluate")
+    ]
 
 
 def test_status_says_where_an_interrupted_run_stands(place):
     output = mmcot("status", INTERRUPTED)
-    assert "step 700 of 800" in output and "last checkpoint step-000700" in output and "goes on at 'train-rationale'" in output
+    assert (
+        "step 700 of 800" in output
+        and "last checkpoint step-000700" in output
+        and "goes on at 'train-rationale'" in output
+    )
 
 
 def test_report_writes_a_page_of_a_finished_run(place, tmp_path):
@@ -147,17 +174,41 @@ def test_a_finished_run_run_again_has_nothing_to_do(place):
 def test_the_settings_of_a_run_are_read_as_they_were_meant(place):
     settings = load_settings(config=place / FINISHED / "run.yaml")
     quiz = settings.data.mini_sqa
-    assert (quiz.shuffle_choices, quiz.extra_choices, settings.data.permute_choices, settings.cluster.use_gpu) == (False, 0, False, False)
-    assert (settings.model.shape.distance_bias, settings.model.shape.near_bias, settings.rationale.gate_start) == (1.0, 0.0, None)
+    assert (quiz.shuffle_choices, quiz.extra_choices, settings.data.permute_choices, settings.cluster.use_gpu) == (
+        False,
+        0,
+        False,
+        False,
+    )
+    assert (settings.model.shape.distance_bias, settings.model.shape.near_bias, settings.rationale.gate_start) == (
+        1.0,
+        0.0,
+        None,
+    )
 
 
 def test_a_preset_that_has_changed_is_met_with_the_command_that_goes_on(place):
-    result = CliRunner().invoke(app, ["run", "--preset", "demo", "--config", "quiz.yaml", "--set", "data.shards_dir=data/quiz", "--set", f"run.dir={FINISHED}"])
+    result = CliRunner().invoke(
+        app,
+        [
+            "run",
+            "--preset",
+            "demo",
+            "--config",
+            "quiz.yaml",
+            "--set",
+            "data.shards_dir=data/quiz",
+            "--set",
+            f"run.dir={FINISHED}",
+        ],
+    )
     assert result.exit_code == 1 and f"--config {FINISHED}/run.yaml --set run.dir={FINISHED}" in result.output
 
 
 def test_a_job_for_torchrun_goes_on_from_its_checkpoint_to_its_end(interrupted, place):
-    commit_json(interrupted / "lock.json", read_json(interrupted / "lock.json") | {"attempt": 2})  # as writing the job left it
+    commit_json(
+        interrupted / "lock.json", read_json(interrupted / "lock.json") | {"attempt": 2}
+    )  # as writing the job left it
     rank(place / "runs" / "job.json")
     assert_resumed_from_its_checkpoint(interrupted, place)
 
@@ -173,7 +224,10 @@ def test_sync_sends_all_values_of_a_finished_run_to_a_fresh_mlflow(place, tmp_pa
     assert state["refused"] == []
     sent = {point.step: point.value for point in client.get_metric_history(state["runs"]["train-rationale"], "loss")}
     assert sent == losses(place / FINISHED)
-    assert client.get_run(state["runs"]["pipeline"]).data.metrics["test_accuracy_AVG"] == read_json(place / FINISHED / "scores.json")["accuracy"]["AVG"]
+    assert (
+        client.get_run(state["runs"]["pipeline"]).data.metrics["test_accuracy_AVG"]
+        == read_json(place / FINISHED / "scores.json")["accuracy"]["AVG"]
+    )
     assert client.get_model_version_by_alias("answer", "champion").run_id == state["runs"]["pipeline"]
 
 
@@ -184,7 +238,10 @@ def test_an_interrupted_training_run_again_resumes_from_its_checkpoint(interrupt
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stdout + result.stderr
     assert_resumed_from_its_checkpoint(interrupted, place)
-    assert {path.stem: read_json(path)["attempt"] for path in (interrupted / "steps").glob("*.json")} == {"data": 1, "train-rationale": 2}
+    assert {path.stem: read_json(path)["attempt"] for path in (interrupted / "steps").glob("*.json")} == {
+        "data": 1,
+        "train-rationale": 2,
+    }
 
 
 def test_a_tuning_and_its_new_trials_read_the_data_of_its_earlier_trials(tmp_path):
@@ -213,7 +270,10 @@ def test_the_quiz_has_its_old_names():
     import data_shards.mini_sqa
     from data_shards.mini_sqa import generate
 
-    assert (data_shards.mini_sqa.write_mini_sqa, data_shards.mini_sqa.content_sha256) == (generate.write_mini_sqa, generate.content_sha256)
+    assert (data_shards.mini_sqa.write_mini_sqa, data_shards.mini_sqa.content_sha256) == (
+        generate.write_mini_sqa,
+        generate.content_sha256,
+    )
 
 
 def test_the_script_of_an_older_installation_finds_the_command():

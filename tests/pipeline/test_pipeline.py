@@ -24,10 +24,20 @@ from launcher.runs.run_dir import RunDir, shards_dir_of
 from launcher.runs.sample_ledger import LedgerError, verify_ledger
 
 SIZES = [
-    "data.mini_sqa.num_train=64", "data.mini_sqa.num_val=16", "data.mini_sqa.num_test=16", "data.samples_per_shard=24",
-    "rationale.num_steps=40", "rationale.max_target_tokens=24", "answer.num_steps=6", "training.checkpoint_every=5",
-    "training.validate_every=20", "training.log_every=1", "training.ledger=true", "training.global_batch_size=16", "training.micro_batch_size=8",
-]  # fmt: skip
+    "data.mini_sqa.num_train=64",
+    "data.mini_sqa.num_val=16",
+    "data.mini_sqa.num_test=16",
+    "data.samples_per_shard=24",
+    "rationale.num_steps=40",
+    "rationale.max_target_tokens=24",
+    "answer.num_steps=6",
+    "training.checkpoint_every=5",
+    "training.validate_every=20",
+    "training.log_every=1",
+    "training.ledger=true",
+    "training.global_batch_size=16",
+    "training.micro_batch_size=8",
+]
 
 pytestmark = pytest.mark.ray
 
@@ -36,16 +46,33 @@ pytestmark = pytest.mark.ray
 PLANTED = {
     name: f"pl4nted-{number}-{name.lower().replace('_', '-')}"
     for number, name in enumerate(
-        ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_AUTH_ADMIN_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
-         "AWS_SESSION_TOKEN", "HF_TOKEN", "COMET_API_KEY", "RAY_AUTH_TOKEN", "AWS_SHARED_CREDENTIALS_FILE")
+        (
+            "MLFLOW_TRACKING_USERNAME",
+            "MLFLOW_TRACKING_PASSWORD",
+            "MLFLOW_TRACKING_TOKEN",
+            "MLFLOW_AUTH_ADMIN_PASSWORD",
+            "AWS_ACCESS_KEY_ID",
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_SESSION_TOKEN",
+            "HF_TOKEN",
+            "COMET_API_KEY",
+            "RAY_AUTH_TOKEN",
+            "AWS_SHARED_CREDENTIALS_FILE",
+        )
     )
-}  # fmt: skip
+}
 
 
 def start(folder, *arguments, log):
     command = [sys.executable, "-m", "launcher", *arguments]
     (folder / "credentials").write_text(PLANTED["AWS_SHARED_CREDENTIALS_FILE"])
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": "", **PLANTED, "AWS_SHARED_CREDENTIALS_FILE": str(folder / "credentials"), "RAY_TMPDIR": str(ray_folder(folder))}
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": "",
+        **PLANTED,
+        "AWS_SHARED_CREDENTIALS_FILE": str(folder / "credentials"),
+        "RAY_TMPDIR": str(ray_folder(folder)),
+    }
     return subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
@@ -122,8 +149,14 @@ def test_the_last_lines_are_the_table_the_run_and_how_to_open_mlflow(finished):
     tail = finished.splitlines()[-17:]
     assert any(line.split() == ["NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "AVG"] for line in tail)
     assert any(line.startswith("ceiling, text alone, greedy chain") for line in tail)
-    assert "run: runs/demo" in tail and tail[-2].startswith("report: runs/demo/report.html") and tail[-1].startswith("MLflow: mmcot mlflow up")
-    assert re.search(r"http://127\.0\.0\.1:5000/#/experiments/1/runs/[0-9a-f]{32}\?workflowType=machine_learning$", tail[-1])
+    assert (
+        "run: runs/demo" in tail
+        and tail[-2].startswith("report: runs/demo/report.html")
+        and tail[-1].startswith("MLflow: mmcot mlflow up")
+    )
+    assert re.search(
+        r"http://127\.0\.0\.1:5000/#/experiments/1/runs/[0-9a-f]{32}\?workflowType=machine_learning$", tail[-1]
+    )
 
 
 def test_every_question_has_one_rationale_and_one_prediction(folder, finished):
@@ -132,7 +165,11 @@ def test_every_question_has_one_rationale_and_one_prediction(folder, finished):
     assert len(rationales) == len(set(rationales)) == 96
     assert len((run / "predictions" / "test.jsonl").read_text().splitlines()) == 16
     scores = read_json(run / "scores.json")
-    assert scores["num_questions"] == 16 and set(scores["accuracy"]) >= {"NAT", "AVG"} and scores["rationale"]["rougeL"] > 0
+    assert (
+        scores["num_questions"] == 16
+        and set(scores["accuracy"]) >= {"NAT", "AVG"}
+        and scores["rationale"]["rougeL"] > 0
+    )
 
 
 def test_mlflow_holds_one_parent_with_a_child_a_step_and_no_point_twice(folder, finished):
@@ -148,14 +185,24 @@ def test_mlflow_holds_one_parent_with_a_child_a_step_and_no_point_twice(folder, 
     history = client.get_metric_history(children["train-rationale"].info.run_id, "loss")
     assert sorted(metric.step for metric in history) == list(range(1, 41))
     parent = parents[0].data
-    assert parent.params["training.zero_stage"] == "1" and all(child.data.params.items() >= parent.params.items() for child in children.values())
+    assert parent.params["training.zero_stage"] == "1" and all(
+        child.data.params.items() >= parent.params.items() for child in children.values()
+    )
     losses = {f"{stage}_{name}" for stage in ("rationale", "answer") for name in ("loss", "validation_loss")}
     assert {*losses, "val_accuracy_AVG", "test_accuracy_AVG", "val_rougeL", "test_rougeL"} <= set(parent.metrics)
     assert parent.metrics["rationale_loss"] == children["train-rationale"].data.metrics["loss"]
     history = client.get_metric_history(parents[0].info.run_id, "rationale_loss")
     assert sorted(metric.step for metric in history) == list(range(1, 41))
     training = children["train-rationale"].data.metrics
-    assert {"mfu", "gate_opening", "padding_factor", "memory_gb", "time_share_backward", "validation_loss", "grad_norm"} <= set(training)
+    assert {
+        "mfu",
+        "gate_opening",
+        "padding_factor",
+        "memory_gb",
+        "time_share_backward",
+        "validation_loss",
+        "grad_norm",
+    } <= set(training)
     assert 0 < training["mfu"] < 1 and 0 < training["gate_opening"] < 1
     assert "generation_tokens_per_s" in children["rationales"].data.metrics
     assert len(children["data"].inputs.dataset_inputs) == 3 and len(children["train-answer"].inputs.dataset_inputs) == 2
@@ -182,9 +229,29 @@ def test_no_secret_of_the_environment_stands_in_anything_a_run_leaves_behind(fol
     secrets = {name: value.encode() for name, value in PLANTED.items()}
     both = f"{PLANTED['MLFLOW_TRACKING_USERNAME']}:{PLANTED['MLFLOW_TRACKING_PASSWORD']}".encode()
     secrets["as HTTP sends both"] = base64.b64encode(both)
-    files = [path for place in (folder, ray_folder(folder)) for path in place.rglob("*") if path.is_file() and path.name != "credentials"]
-    assert {"run.yaml", "report.html", "tracking.jsonl", "mlflow.json", "mlflow.db", "output.log", "killed.log", "raylet.out"} <= {path.name for path in files}
-    found = [(str(path), name) for path in files for data in [path.read_bytes()] for name, secret in secrets.items() if secret in data]
+    files = [
+        path
+        for place in (folder, ray_folder(folder))
+        for path in place.rglob("*")
+        if path.is_file() and path.name != "credentials"
+    ]
+    assert {
+        "run.yaml",
+        "report.html",
+        "tracking.jsonl",
+        "mlflow.json",
+        "mlflow.db",
+        "output.log",
+        "killed.log",
+        "raylet.out",
+    } <= {path.name for path in files}
+    found = [
+        (str(path), name)
+        for path in files
+        for data in [path.read_bytes()]
+        for name, secret in secrets.items()
+        if secret in data
+    ]
     assert found == []
 
 
@@ -199,8 +266,16 @@ def test_no_process_of_the_killed_driver_is_left(folder, finished):
 
 
 def test_help_answers_in_under_a_second():
-    for arguments in (["--help"], ["run", "--help"], ["data", "--help"], ["train", "rationale", "--help"], ["status", "--help"]):
+    for arguments in (
+        ["--help"],
+        ["run", "--help"],
+        ["data", "--help"],
+        ["train", "rationale", "--help"],
+        ["status", "--help"],
+    ):
         started = time.perf_counter()
-        output = subprocess.run([sys.executable, "-m", "launcher", *arguments], capture_output=True, text=True, check=True).stdout
+        output = subprocess.run(
+            [sys.executable, "-m", "launcher", *arguments], capture_output=True, text=True, check=True
+        ).stdout
         assert "Usage: mmcot" in output
         assert time.perf_counter() - started < 1.0

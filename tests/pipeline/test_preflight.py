@@ -19,12 +19,29 @@ PUBLISHED_PARAMETERS = {"scienceqa-base": 251_907_840, "scienceqa-large": 790_49
 XL_PARAMETERS = 2_877_032_448  # nobody has published it; num_parameters_by_hand gives it, and the published two
 # google/flan-t5-xl's config.json, as far as it says anything about the model
 FLAN_T5_XL = {
-    "architectures": ["T5ForConditionalGeneration"], "model_type": "t5", "is_encoder_decoder": True, "vocab_size": 32128, "d_model": 2048,
-    "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_decoder_layers": 24, "num_heads": 32, "feed_forward_proj": "gated-gelu",
-    "tie_word_embeddings": False, "dropout_rate": 0.1, "layer_norm_epsilon": 1e-06, "initializer_factor": 1.0, "n_positions": 512,
-    "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128, "pad_token_id": 0, "eos_token_id": 1,
-    "decoder_start_token_id": 0, "use_cache": True,
-}  # fmt: skip
+    "architectures": ["T5ForConditionalGeneration"],
+    "model_type": "t5",
+    "is_encoder_decoder": True,
+    "vocab_size": 32128,
+    "d_model": 2048,
+    "d_kv": 64,
+    "d_ff": 5120,
+    "num_layers": 24,
+    "num_decoder_layers": 24,
+    "num_heads": 32,
+    "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False,
+    "dropout_rate": 0.1,
+    "layer_norm_epsilon": 1e-06,
+    "initializer_factor": 1.0,
+    "n_positions": 512,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+    "use_cache": True,
+}
 
 
 def num_parameters_by_hand(shape, *, vision_dim):
@@ -36,14 +53,18 @@ def num_parameters_by_hand(shape, *, vision_dim):
     decoder_layer = 2 * attention + feed_forward + 3 * d  # also looks at the encoder
     stack_ends = 2 * (d + 32 * shape.num_heads)  # of either stack: the last norm, and 32 buckets of relative positions
     embeddings = 2 * shape.vocab_size * d  # shared by both stacks, and an lm_head of its own
-    fusion = (vision_dim * d + d) + (4 * d * d + 4 * d) + (2 * d * d + d)  # image_dense, mha_layer, gate_dense, with biases
+    fusion = (
+        (vision_dim * d + d) + (4 * d * d + 4 * d) + (2 * d * d + d)
+    )  # image_dense, mha_layer, gate_dense, with biases
     return embeddings + shape.num_layers * (encoder_layer + decoder_layer) + stack_ends + fusion
 
 
 @pytest.mark.parametrize("preset", ["demo", "single-gpu", "scienceqa-base", "scienceqa-large", "scienceqa-xl"])
 def test_the_model_of_every_preset_builds_on_the_meta_device(preset):
     settings = load_settings(preset=preset)
-    num_patches, dim = (PUBLISHED_SHAPES | {name: shape for name, (_, shape) in FEATURES.items()})[settings.data.features]
+    num_patches, dim = (PUBLISHED_SHAPES | {name: shape for name, (_, shape) in FEATURES.items()})[
+        settings.data.features
+    ]
     shape = settings.model.shape.for_config
     shape["vocab_size"] = shape["vocab_size"] or 1000
     with torch.device("meta"):
@@ -74,7 +95,12 @@ def test_the_xl_preset_fits_cards_of_24_gb_by_the_arithmetic_that_its_comments_t
     settings = load_settings(preset="scienceqa-xl")
     training, shape, world_size = settings.training, settings.model.shape, settings.cluster.num_workers
     config = deepspeed_config(training, world_size=world_size)
-    assert (config["zero_optimization"]["stage"], config["bf16"]["enabled"], training.activation_checkpointing, world_size) == (3, True, True, 8)
+    assert (
+        config["zero_optimization"]["stage"],
+        config["bf16"]["enabled"],
+        training.activation_checkpointing,
+        world_size,
+    ) == (3, True, True, 8)
     assert training.global_batch_size // training.micro_batch_size == 2 * world_size  # no rank computes a dummy block
     # bf16 weights and gradients, fp32 weights, two moments; ZeRO-2 would keep the first whole, a checkpoint holds the last three
     weights, gradients, optimizer = 2 * XL_PARAMETERS, 2 * XL_PARAMETERS, 12 * XL_PARAMETERS
@@ -85,9 +111,18 @@ def test_the_xl_preset_fits_cards_of_24_gb_by_the_arithmetic_that_its_comments_t
     tokens = training.micro_batch_size * settings.rationale.max_source_tokens  # the target may be as long
     kept = 2 * shape.num_layers * tokens * shape.d_model * 2
     logits = tokens * shape.vocab_size * (2 + 4 + 4)
-    assert (states + kept + logits) / 1e9 < 24 / 2  # the other half: a layer computed again, DeepSpeed's buckets, what is fragmented
+    assert (
+        states + kept + logits
+    ) / 1e9 < 24 / 2  # the other half: a layer computed again, DeepSpeed's buckets, what is fragmented
     # generation: keys and values of each decoder layer, of source and target, in bf16, beside a whole replica
-    row = 2 * shape.num_layers * shape.num_heads * shape.d_kv * (settings.rationale.max_source_tokens + settings.rationale.max_target_tokens) * 2
+    row = (
+        2
+        * shape.num_layers
+        * shape.num_heads
+        * shape.d_kv
+        * (settings.rationale.max_source_tokens + settings.rationale.max_target_tokens)
+        * 2
+    )
     assert settings.generation.precision == "bf16" and row / 1e9 == pytest.approx(0.2, abs=0.005)
     assert (weights + settings.generation.batch_size * row) / 1e9 < 24 / 2 + 1
 
@@ -100,9 +135,14 @@ def test_the_xl_preset_on_four_gpus_is_refused_before_its_weights_are_fetched(mo
 
 def test_features_that_cannot_be_made_stop_the_run_before_any_work_and_say_how_to_supply_them(tmp_path):
     settings = load_settings(preset="scienceqa-base", overrides=[f"data.path={tmp_path}", "data.features=dino"])
-    with pytest.raises(SettingsError, match=r"'dino' cannot be made here .* set data.shards_dir to a folder that holds features/dino"):
+    with pytest.raises(
+        SettingsError, match=r"'dino' cannot be made here .* set data.shards_dir to a folder that holds features/dino"
+    ):
         check_settings(settings)
-    settings = load_settings(preset="scienceqa-base", overrides=[f"data.path={tmp_path}", f"data.shards_dir={tmp_path}", "data.features=dino"])
+    settings = load_settings(
+        preset="scienceqa-base",
+        overrides=[f"data.path={tmp_path}", f"data.shards_dir={tmp_path}", "data.features=dino"],
+    )
     with pytest.raises(SettingsError, match=r"features/dino is missing"):
         check_settings(settings)
 
@@ -144,15 +184,29 @@ def test_a_model_that_cannot_be_fetched_is_named_with_where_to_put_it(tmp_path):
 @pytest.fixture
 def small_model():
     config = MultimodalT5Config(
-        vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vision_num_patches=2, vision_dim=3, decoder_start_token_id=0
+        vocab_size=20,
+        d_model=8,
+        d_kv=4,
+        d_ff=8,
+        num_layers=1,
+        num_heads=2,
+        vision_num_patches=2,
+        vision_dim=3,
+        decoder_start_token_id=0,
     )
     return T5ForMultimodalGeneration(config)
 
 
 def test_the_fusion_layers_may_have_a_learning_rate_of_their_own(small_model):
-    training = load_settings(preset="demo", overrides=["training.learning_rate=1e-4", "training.fusion_learning_rate=5e-4"]).training
+    training = load_settings(
+        preset="demo", overrides=["training.learning_rate=1e-4", "training.fusion_learning_rate=5e-4"]
+    ).training
     groups = _parameter_groups(small_model, training)
-    fusion = {id(p) for name, p in small_model.named_parameters() if "image_dense" in name or "mha_layer" in name or "gate_dense" in name}
+    fusion = {
+        id(p)
+        for name, p in small_model.named_parameters()
+        if "image_dense" in name or "mha_layer" in name or "gate_dense" in name
+    }
     for group in groups:
         assert {id(p) in fusion for p in group["params"]} == {group["lr_ratio"] == pytest.approx(5.0)}
         assert {p.dim() > 1 for p in group["params"]} == {group["weight_decay"] > 0}

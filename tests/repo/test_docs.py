@@ -35,7 +35,17 @@ from PIL import Image
 
 AT_LEAST = 15  # blocks that are run; more may be, never fewer
 TIMEOUT_S = 1500.0  # for one block; the demo takes the longest
-NOT_OURS = ("MAKE", "MFLAGS", "MLFLOW_", "RAY_", "AWS_", "HF_", "MMCOT_", "VIRTUAL_ENV", "PYTEST_")  # of the shell that the tests are started in
+NOT_OURS = (
+    "MAKE",
+    "MFLAGS",
+    "MLFLOW_",
+    "RAY_",
+    "AWS_",
+    "HF_",
+    "MMCOT_",
+    "VIRTUAL_ENV",
+    "PYTEST_",
+)  # of the shell that the tests are started in
 
 
 def page(*lines):
@@ -47,7 +57,9 @@ def test_every_block_of_the_pages_runs_is_excused_or_is_output():
     for block in (block for blocks in pages.values() for block in blocks if block.runs):
         script_of(block)
         for told in block.told("before"):
-            assert told.split()[0] in PREPARATIONS, f"{block.where}: no preparation {told.split()[0]!r} in docs_samples.py"
+            assert told.split()[0] in PREPARATIONS, (
+                f"{block.where}: no preparation {told.split()[0]!r} in docs_samples.py"
+            )
     number, excused = count(pages)
     assert number >= AT_LEAST, f"{number} blocks are run, {AT_LEAST} were; the rest is excused: {excused}"
 
@@ -58,7 +70,10 @@ def test_every_block_of_the_pages_runs_is_excused_or_is_output():
         (["```", "mmcot run", "```"], "page.md:1: a block in no language"),
         (["", "```cmd", "mmcot run", "```"], "page.md:2: a block in cmd"),
         (["```bash", "mmcot run"], "never closed"),
-        (["<!-- not run: it is slow: very -->", "```bash", "mmcot run", "```"], "give one of cluster, GPU, cloud, download"),
+        (
+            ["<!-- not run: it is slow: very -->", "```bash", "mmcot run", "```"],
+            "give one of cluster, GPU, cloud, download",
+        ),
         (["<!-- not run: GPU -->", "```bash", "mmcot run", "```"], "why this block needs it"),
         (["<!-- not run: GPU: bf16 -->", "", "```bash", "mmcot run", "```"], "stands above no fence"),
         (["<!-- not run: GPU: bf16 -->"], "stands above no fence"),
@@ -73,18 +88,49 @@ def test_a_block_that_would_neither_run_nor_be_excused_is_refused(lines, message
 
 def test_blocks_are_found_in_lists_with_other_fences_and_with_fences_within():
     blocks = page("- one", "  ```bash", "  echo a", "  ```", "~~~~text", "```bash", "~~~~", "````bash", "```", "````")
-    assert [(block.language, block.text, block.line) for block in blocks] == [("bash", "echo a\n", 2), ("text", "```bash\n", 5), ("bash", "```\n", 8)]
+    assert [(block.language, block.text, block.line) for block in blocks] == [
+        ("bash", "echo a\n", 2),
+        ("text", "```bash\n", 5),
+        ("bash", "```\n", 8),
+    ]
 
 
 def test_what_is_excused_is_counted_by_its_kind():
-    blocks = page("<!-- not run: GPU: bf16 -->", "```bash", "a", "```", "```sh", "b", "```", "```python", "c", "```", "```json", "{}", "```")
+    blocks = page(
+        "<!-- not run: GPU: bf16 -->",
+        "```bash",
+        "a",
+        "```",
+        "```sh",
+        "b",
+        "```",
+        "```python",
+        "c",
+        "```",
+        "```json",
+        "{}",
+        "```",
+    )
     assert count({"page.md": blocks}) == (2, {"cluster": 0, "GPU": 1, "cloud": 0, "download": 0})
 
 
 def test_a_command_is_made_smaller_before_its_comment_and_its_next_line():
-    (block,) = page("<!-- smaller: mmcot run: --set a.b=1 -->", "<!-- smaller: mmcot run --config: --set c.d=2 -->", "```bash",
-                    "mmcot run \\", "    --preset demo   # a comment", "mmcot run --config x.yaml", "mmcot runs", "```")  # fmt: skip
-    assert script_of(block).splitlines()[1:] == ["mmcot run --set a.b=1 \\", "    --preset demo   # a comment", "mmcot run --config --set c.d=2 x.yaml", "mmcot runs"]
+    (block,) = page(
+        "<!-- smaller: mmcot run: --set a.b=1 -->",
+        "<!-- smaller: mmcot run --config: --set c.d=2 -->",
+        "```bash",
+        "mmcot run \\",
+        "    --preset demo   # a comment",
+        "mmcot run --config x.yaml",
+        "mmcot runs",
+        "```",
+    )
+    assert script_of(block).splitlines()[1:] == [
+        "mmcot run --set a.b=1 \\",
+        "    --preset demo   # a comment",
+        "mmcot run --config --set c.d=2 x.yaml",
+        "mmcot runs",
+    ]
 
 
 def test_a_size_stands_for_its_settings():
@@ -111,7 +157,13 @@ def test_a_command_in_the_middle_of_a_block_may_not_fail(tmp_path):
 
 
 def test_a_server_is_ended_as_soon_as_it_answers(tmp_path):
-    (block,) = page("<!-- until: python -m http.server: http://127.0.0.1:8799 -->", "```bash", "python -m http.server --bind 127.0.0.1 8799", "echo after", "```")
+    (block,) = page(
+        "<!-- until: python -m http.server: http://127.0.0.1:8799 -->",
+        "```bash",
+        "python -m http.server --bind 127.0.0.1 8799",
+        "echo after",
+        "```",
+    )
     with_python = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     status, output, seconds = run_block(block, tmp_path, with_python)
     assert status == 0 and output.endswith("after\n") and seconds < 60, output
@@ -136,7 +188,9 @@ def test_every_block_runs(tmp_path):
             failures += run_page(blocks, folder)
     number, excused = count(pages)
     reasons = "; ".join(f"{EXCUSES[kind]}: {times}" for kind, times in excused.items())
-    print(f"\n{number} blocks run (at least {AT_LEAST}), {len(failures)} of them failed; {sum(excused.values())} excused: {reasons}")
+    print(
+        f"\n{number} blocks run (at least {AT_LEAST}), {len(failures)} of them failed; {sum(excused.values())} excused: {reasons}"
+    )
     assert not failures, "\n\n".join(failures)
 
 
@@ -154,9 +208,15 @@ def run_page(blocks: list[Block], folder: Path) -> list[str]:
                 name, *arguments = shlex.split(told)
                 environment |= resources.enter_context(PREPARATIONS[name](folder, arguments))
             status, output, seconds = run_block(block, folder, environment)
-            print(f"\n{block.where}: {'ok' if status == 0 else f'FAILED with {status}'}, {seconds:.0f} s", end="", flush=True)
+            print(
+                f"\n{block.where}: {'ok' if status == 0 else f'FAILED with {status}'}, {seconds:.0f} s",
+                end="",
+                flush=True,
+            )
             if status != 0:
-                failures.append(f"{block.where} ended with {status}:\n{script_of(block)}\nits last lines:\n{output[-4000:]}")
+                failures.append(
+                    f"{block.where} ended with {status}:\n{script_of(block)}\nits last lines:\n{output[-4000:]}"
+                )
     return failures
 
 
@@ -165,8 +225,14 @@ def open_folder(folder: Path) -> dict[str, str]:
     bin = folder / ".venv" / "bin"
     (folder / "home").mkdir(parents=True, exist_ok=True)
     bin.parent.mkdir(exist_ok=True)
-    installed = {"bin": Path(sys.executable).parent, "lib": Path(sys.prefix) / "lib", "pyvenv.cfg": Path(sys.prefix) / "pyvenv.cfg"}
-    links = {bin.parent / name: path for name, path in installed.items()} | {folder / name: ROOT / name for name in ("Makefile", "pyproject.toml", "docs", "deploy")}
+    installed = {
+        "bin": Path(sys.executable).parent,
+        "lib": Path(sys.prefix) / "lib",
+        "pyvenv.cfg": Path(sys.prefix) / "pyvenv.cfg",
+    }
+    links = {bin.parent / name: path for name, path in installed.items()} | {
+        folder / name: ROOT / name for name in ("Makefile", "pyproject.toml", "docs", "deploy")
+    }
     for link, target in links.items():
         link.unlink(missing_ok=True)
         link.symlink_to(target)
@@ -181,7 +247,12 @@ def run_block(block: Block, folder: Path, environment: dict[str, str]) -> tuple[
     script.write_text(script_of(block), encoding="utf-8")
     command = ["python" if block.language in PYTHON else "bash", str(script)]
     begun = time.monotonic()
-    with open(log, "wb") as output, _process(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT) as process:
+    with (
+        open(log, "wb") as output,
+        _process(
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        ) as process,
+    ):
         try:
             status = process.wait(TIMEOUT_S)
         except subprocess.TimeoutExpired:

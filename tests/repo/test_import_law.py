@@ -17,15 +17,32 @@ MAY_IMPORT = {"mmcot": {"mmcot"}, "data_shards": {"data_shards", "mmcot.texts.pr
 # A room may import rooms of a lower floor. A file that lies flat in a package is a room of its own.
 FLOORS = {
     "launcher": {
-        "config": 1, "runs": 2, "evaluation": 2, "cluster": 3, "stages": 3, "data": 4, "training": 4, "generation": 5, "report": 5,
-        "tracking": 6, "pipeline": 7, "tuning": 8, "compat": 8, "cli": 9,
+        "config": 1,
+        "runs": 2,
+        "evaluation": 2,
+        "cluster": 3,
+        "stages": 3,
+        "data": 4,
+        "training": 4,
+        "generation": 5,
+        "report": 5,
+        "tracking": 6,
+        "pipeline": 7,
+        "tuning": 8,
+        "compat": 8,
+        "cli": 9,
     },
     "mmcot": {"texts": 1, "vision": 1, "models": 2, "metrics": 2, "decoding": 3},
     "data_shards": {"sources": 2, "mini_sqa": 3},
-}  # fmt: skip
+}
 ALIASES = {  # names of earlier versions; they import what they stand for
-    "launcher.rank", "launcher.predict", "launcher.run_dir", "launcher.worker", "mmcot.model", "mmcot.problem",
-}  # fmt: skip
+    "launcher.rank",
+    "launcher.predict",
+    "launcher.run_dir",
+    "launcher.worker",
+    "mmcot.model",
+    "mmcot.problem",
+}
 # Where a heavy library may be imported at all, as folders or files of launcher/; elsewhere in launcher/ it may not.
 HOMES = {
     "ray": ("cluster/", "training/ray_worker.py", "training/launch.py", "tuning/"),
@@ -33,18 +50,38 @@ HOMES = {
     "mlflow": ("tracking/",),
     "typer": ("cli/",),
 }
-HEAVY = ("torch", "transformers", "ray", "deepspeed", "mlflow", "evaluate", "datasets", "pandas", "matplotlib", "huggingface_hub")
+HEAVY = (
+    "torch",
+    "transformers",
+    "ray",
+    "deepspeed",
+    "mlflow",
+    "evaluate",
+    "datasets",
+    "pandas",
+    "matplotlib",
+    "huggingface_hub",
+)
 # Modules of launcher/ that need torch as soon as they are imported; all others wait until a function needs it.
 HEAVY_MODULES = {
     "stages": {"samples", "build_model"},
     "training": {
-        "loop", "deepspeed_engine", "checkpoint", "checkpoint_store", "collectives", "export", "loader", "loader_forkserver", "step_checks",
-        "throughput", "torchrun",
+        "loop",
+        "deepspeed_engine",
+        "checkpoint",
+        "checkpoint_store",
+        "collectives",
+        "export",
+        "loader",
+        "loader_forkserver",
+        "step_checks",
+        "throughput",
+        "torchrun",
     },
     "generation": {"predictor"},
     "tracking": {"pyfunc_model"},
     "compat": {"published_commands"},
-}  # fmt: skip
+}
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
@@ -91,11 +128,15 @@ def test_a_module_imports_only_what_its_package_may(path):
     package = path.relative_to(ROOT).parts[0]
     ours = {name for name in imported(path) if name.split(".")[0] in PACKAGES}
     if module_of(path) not in ALIASES:
-        assert {name for name in ours if not any(name == a or name.startswith(f"{a}.") for a in MAY_IMPORT[package])} <= {"mmcot", "mmcot.texts"}
+        assert {
+            name for name in ours if not any(name == a or name.startswith(f"{a}.") for a in MAY_IMPORT[package])
+        } <= {"mmcot", "mmcot.texts"}
     for library, homes in HOMES.items():
         if library in {name.split(".")[0] for name in imported(path)}:
             place = str(path.relative_to(ROOT / "launcher")) if package == "launcher" else ""
-            assert any(place.startswith(home) for home in homes if place), f"{path}: {library} may be imported in launcher/{', launcher/'.join(homes)} alone"
+            assert any(place.startswith(home) for home in homes if place), (
+                f"{path}: {library} may be imported in launcher/{', launcher/'.join(homes)} alone"
+            )
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -105,9 +146,12 @@ def test_every_room_has_a_floor_and_imports_only_lower_floors(package):
     assert rooms == set(floors)
     upward = [
         (room, target)
-        for room, targets in arrows().items() for target in targets
-        if room.startswith(package) and target.startswith(package) and floors.get(target.split("/")[1], 0) >= floors.get(room.split("/")[1], 99)
-    ]  # fmt: skip
+        for room, targets in arrows().items()
+        for target in targets
+        if room.startswith(package)
+        and target.startswith(package)
+        and floors.get(target.split("/")[1], 0) >= floors.get(room.split("/")[1], 99)
+    ]
     assert upward == []
 
 
@@ -120,7 +164,9 @@ def test_no_circle_of_rooms():
 
 def test_no_circle_of_modules():
     modules = {module_of(path) for path in FILES}
-    graph = {module_of(path): {name for name in imported(path) if name in modules} - {module_of(path)} for path in FILES}
+    graph = {
+        module_of(path): {name for name in imported(path) if name in modules} - {module_of(path)} for path in FILES
+    }
     try:
         list(TopologicalSorter(graph).static_order())
     except CycleError as error:
@@ -137,11 +183,24 @@ def loaded_by(modules: list[str]) -> set[str]:
 @pytest.mark.parametrize("room", sorted(FLOORS["launcher"]))
 def test_a_room_imports_nothing_heavy_before_a_function_needs_it(room):
     heavy = HEAVY_MODULES.get(room, set())
-    modules = [f"launcher.{room}.{path.stem}" for path in sorted((ROOT / "launcher" / room).glob("*.py")) if path.stem not in heavy]
+    modules = [
+        f"launcher.{room}.{path.stem}"
+        for path in sorted((ROOT / "launcher" / room).glob("*.py"))
+        if path.stem not in heavy
+    ]
     assert loaded_by(modules) <= ({"typer"} if room == "cli" else set())
 
 
-@pytest.mark.parametrize("modules", [["mmcot"], ["mmcot.vision.encoder_kinds", "mmcot.vision.patches"], ["mmcot.texts.prompts"], ["mmcot.metrics.metrics"]], ids=str)
+@pytest.mark.parametrize(
+    "modules",
+    [
+        ["mmcot"],
+        ["mmcot.vision.encoder_kinds", "mmcot.vision.patches"],
+        ["mmcot.texts.prompts"],
+        ["mmcot.metrics.metrics"],
+    ],
+    ids=str,
+)
 def test_names_and_prompts_of_the_method_are_known_without_torch(modules):
     assert loaded_by(modules) == set()
 

@@ -17,7 +17,10 @@ MAKER = runpy.run_path(str(ROOT / "deploy" / "sbom.py"))  # leaves no bytecode i
 BILL = json.loads((ROOT / "deploy" / "sbom.cdx.json").read_text(encoding="utf-8"))
 VERSIONS = {component["name"]: component["version"] for component in BILL["components"]}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-FOR_TESTS = {MAKER["normalised"](Requirement(text).name) for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]}
+FOR_TESTS = {
+    MAKER["normalised"](Requirement(text).name)
+    for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
+}
 
 
 def installed(name):
@@ -41,13 +44,19 @@ def test_everything_that_is_needed_here_is_in_the_bill():
     missing = set(MAKER["resolve"](here)) - set(VERSIONS)
     # A torch for CUDA brings these from its index; docs/security.md answers for them.
     assert {name for name in missing if not name.startswith(("nvidia-", "cuda-", "triton"))} == set()
-    others = {name: f"{version}, here {installed(name)}" for name, version in VERSIONS.items() if installed(name) != version}
+    others = {
+        name: f"{version}, here {installed(name)}" for name, version in VERSIONS.items() if installed(name) != version
+    }
     if others:
         warnings.warn(f"versions that nothing pins are not the bill's: {others}", stacklevel=1)
 
 
 def test_the_bill_is_cyclonedx_sorted_and_the_same_every_time():
-    assert (BILL["bomFormat"], BILL["specVersion"]) == ("CycloneDX", "1.6") and "serialNumber" not in BILL and "timestamp" not in BILL["metadata"]
+    assert (
+        (BILL["bomFormat"], BILL["specVersion"]) == ("CycloneDX", "1.6")
+        and "serialNumber" not in BILL
+        and "timestamp" not in BILL["metadata"]
+    )
     assert list(VERSIONS) == sorted(VERSIONS) and len(VERSIONS) == len(BILL["components"])
     for component in BILL["components"]:
         assert component["purl"] == component["bom-ref"] == f"pkg:pypi/{component['name']}@{component['version']}"
@@ -59,5 +68,9 @@ def test_the_bill_is_cyclonedx_sorted_and_the_same_every_time():
 
 def test_every_licence_that_asks_for_more_than_a_notice_is_answered():
     answers = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
-    asking = {c["name"] for c in BILL["components"] if any(word in c["licenses"][0]["expression"] for word in ("GPL", "MPL", "EPL", "CDDL", "SSPL", "LicenseRef"))}
+    asking = {
+        c["name"]
+        for c in BILL["components"]
+        if any(word in c["licenses"][0]["expression"] for word in ("GPL", "MPL", "EPL", "CDDL", "SSPL", "LicenseRef"))
+    }
     assert {name for name in asking if f"`{name}`" not in answers} == set() and asking

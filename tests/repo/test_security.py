@@ -47,18 +47,32 @@ USER = f"http://me:{SECRET}@host:5000"
 @pytest.mark.parametrize(
     "text",
     [
-        USER, f"postgresql://me:{SECRET}/x@host/db", f"s3://{SECRET}@bucket/data", f"https://host/a.tar?token={SECRET}",
-        f"https://host/a.tar?X-Amz-Algorithm=x&X-Amz-Signature={SECRET}", f"s3://bucket/a?AWSAccessKeyId={SECRET}", f"https://host/a?sig={SECRET}",
-        f"postgresql://host/db?user=me&password={SECRET}", f"mmcot run --set data.path={USER}",
+        USER,
+        f"postgresql://me:{SECRET}/x@host/db",
+        f"s3://{SECRET}@bucket/data",
+        f"https://host/a.tar?token={SECRET}",
+        f"https://host/a.tar?X-Amz-Algorithm=x&X-Amz-Signature={SECRET}",
+        f"s3://bucket/a?AWSAccessKeyId={SECRET}",
+        f"https://host/a?sig={SECRET}",
+        f"postgresql://host/db?user=me&password={SECRET}",
+        f"mmcot run --set data.path={USER}",
     ],
-)  # fmt: skip
+)
 def test_a_secret_in_an_address_is_found_and_hidden(text):
     assert holds_credentials(text) and SECRET not in hide_credentials(text) and "***" in hide_credentials(text)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["hf://datasets/me/questions@main/data", "s3://bucket/a@b/c", "http://store:9000/bucket/data@v2", "http://127.0.0.1:5000", "sqlite:////tmp/a@b/mlflow.db", "me@host", "https://host/a?page=3#part"],
+    [
+        "hf://datasets/me/questions@main/data",
+        "s3://bucket/a@b/c",
+        "http://store:9000/bucket/data@v2",
+        "http://127.0.0.1:5000",
+        "sqlite:////tmp/a@b/mlflow.db",
+        "me@host",
+        "https://host/a?page=3#part",
+    ],
 )
 def test_what_is_no_secret_is_left_alone(text):
     assert not holds_credentials(text) and hide_credentials(text) == text
@@ -88,15 +102,21 @@ def test_a_secret_in_a_file_of_settings_is_refused_by_its_name_alone(tmp_path):
     (tmp_path / "broken.yaml").write_text(f"tracking: {{uri: '{USER}'\n")
     (tmp_path / "text.yaml").write_text(SECRET)
     for attempt in (
-        lambda: read_deepspeed(str(tmp_path / "ds.json")), lambda: load_settings(config=tmp_path / "broken.yaml"), lambda: load_settings(config=tmp_path / "text.yaml"),
-    ):  # fmt: skip
+        lambda: read_deepspeed(str(tmp_path / "ds.json")),
+        lambda: load_settings(config=tmp_path / "broken.yaml"),
+        lambda: load_settings(config=tmp_path / "text.yaml"),
+    ):
         with pytest.raises(SettingsError) as error:
             attempt()
         assert SECRET not in str(error.value)
 
 
 def test_shipped_settings_and_deepspeeds_own_names_hold_no_secret():
-    deepspeed = {"comet": {"enabled": True, "api_key": ""}, "zero_optimization": {"offload_optimizer": {"device": "cpu"}}, "tokenizer": "t5"}
+    deepspeed = {
+        "comet": {"enabled": True, "api_key": ""},
+        "zero_optimization": {"offload_optimizer": {"device": "cpu"}},
+        "tokenizer": "t5",
+    }
     assert find_credentials(deepspeed, "") is None
 
 
@@ -136,7 +156,9 @@ def test_a_tars_member_is_never_written_whatever_its_name(tmp_path, name):
     assert not [path for path in everything_below(tmp_path / "out") if "escaped" in path.name]
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.GNUTYPE_SPARSE])
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.GNUTYPE_SPARSE]
+)
 def test_links_devices_and_sparse_members_of_a_tar_are_refused(tmp_path, kind):
     with pytest.raises(ShardError, match="not of an allowed kind|is not a readable tar"):
         build_index(tar_of(tmp_path / "a.tar", ("a.json", kind, "/etc/passwd")))
@@ -175,12 +197,17 @@ def test_a_manifests_shard_cannot_name_a_file_elsewhere(tiny_data, tmp_path, cha
         missing_feature_shards(tmp_path, name="patch")
 
 
-@pytest.mark.parametrize("name", ["train/../../outside-1.jsonl", "../000000-000000.jsonl", "/{elsewhere}", "exam/000000-000000.jsonl"])
+@pytest.mark.parametrize(
+    "name", ["train/../../outside-1.jsonl", "../000000-000000.jsonl", "/{elsewhere}", "exam/000000-000000.jsonl"]
+)
 def test_a_manifests_rationale_file_cannot_lie_elsewhere(tmp_path, name):
     outside = tmp_path / "outside-1.jsonl"
     outside.write_text('{"qid": "1", "rationale": "x"}\n')
     name = name.replace("/{elsewhere}", str(outside))
-    commit_json(tmp_path / "out" / "manifest.json", {"complete": True, "files": {name: {"sha256": sha256_of_file(outside), "num_samples": 1}}})
+    commit_json(
+        tmp_path / "out" / "manifest.json",
+        {"complete": True, "files": {name: {"sha256": sha256_of_file(outside), "num_samples": 1}}},
+    )
     for attempt in (lambda: verified_files(tmp_path / "out"), lambda: RationaleReader(tmp_path / "out", "train")):
         with pytest.raises(ShardError, match="names a file"):
             attempt()
@@ -207,7 +234,11 @@ def test_a_stored_checkpoints_files_cannot_lie_elsewhere(tmp_path, monkeypatch, 
     monkeypatch.setattr(checkpoint_store.dist, "barrier", lambda: None)
     monkeypatch.setattr(checkpoint_store, "read_file", lambda url: b"step-000001\n")
     fetched = []
-    monkeypatch.setattr(checkpoint_store, "fetch_file", lambda url, target: (fetched.append(Path(target)), Path(target).write_bytes(manifest)))
+    monkeypatch.setattr(
+        checkpoint_store,
+        "fetch_file",
+        lambda url, target: (fetched.append(Path(target)), Path(target).write_bytes(manifest)),
+    )
     with pytest.raises(CheckpointError, match="names files outside its folder"):
         checkpoint_store.fetch_checkpoint("s3://bucket/a", tmp_path / "run", may_commit=lambda: None)
     assert [path.name for path in fetched] == ["manifest.json"]
@@ -226,7 +257,10 @@ def calls_of(path):
     """(dotted name, {keyword: constant}) of every call in a file."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), {keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords}
+            yield (
+                ast.unparse(node.func),
+                {keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords},
+            )
 
 
 NEVER = re.compile(
@@ -256,7 +290,17 @@ def test_no_call_runs_what_stands_in_data(path):
 
 
 def test_the_search_for_such_calls_finds_them(tmp_path):
-    lines = ["pickle.loads(x)", "eval(x)", "os.system(x)", "subprocess.run(x, shell=True)", "yaml.load(x)", "np.load(x)", "torch.load(x, weights_only=False)", "tar.extractall()", "Image.open(x)"]
+    lines = [
+        "pickle.loads(x)",
+        "eval(x)",
+        "os.system(x)",
+        "subprocess.run(x, shell=True)",
+        "yaml.load(x)",
+        "np.load(x)",
+        "torch.load(x, weights_only=False)",
+        "tar.extractall()",
+        "Image.open(x)",
+    ]
     (tmp_path / "bad.py").write_text("\n".join(lines))
     assert len([call for call in calls_of(tmp_path / "bad.py") if what_would_run_code(*call)]) == len(lines)
 
@@ -274,7 +318,11 @@ def test_rays_token_is_made_once_and_readable_by_its_user_alone(tmp_path, monkey
     assert re.fullmatch(r"[0-9a-f]{64}", token) and stat.S_IMODE(path.stat().st_mode) == 0o600
     path.chmod(0o644)  # as Ray itself makes it
     keep_token_private()
-    assert path.read_text() == token and stat.S_IMODE(path.stat().st_mode) == 0o600 and os.listdir(path.parent) == ["auth_token"]
+    assert (
+        path.read_text() == token
+        and stat.S_IMODE(path.stat().st_mode) == 0o600
+        and os.listdir(path.parent) == ["auth_token"]
+    )
 
 
 def test_where_home_cannot_be_written_to_rays_token_stays_in_the_environment(tmp_path, monkeypatch):

@@ -22,7 +22,17 @@ def site(tmp_path_factory):
         shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "source")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(folder),
+    ]
     subprocess.run([*command, str(folder / "source")], check=True)
     with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
         wheel.extractall(folder / "site")
@@ -31,27 +41,49 @@ def site(tmp_path_factory):
 
 def run_outside(site, tmp_path, *arguments):
     return subprocess.run(
-        [sys.executable, *arguments], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)},
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+        [sys.executable, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
 
 
 def test_the_wheel_brings_every_preset(site, tmp_path):
     shipped = {path.name for path in (ROOT / "launcher" / "config" / "presets").glob("*.yaml")}
-    assert {path.name for path in (site / "launcher" / "config" / "presets").glob("*.yaml")} == shipped and "demo.yaml" in shipped
+    assert {
+        path.name for path in (site / "launcher" / "config" / "presets").glob("*.yaml")
+    } == shipped and "demo.yaml" in shipped
     output = run_outside(site, tmp_path, "-m", "launcher", "config", "show", "--preset", "demo")
     assert "learning_rate: 0.001" in output
 
 
 def test_the_wheel_brings_the_reports_page(site):
     shipped = {path.name for path in (ROOT / "launcher" / "report" / "page").iterdir()}
-    assert {path.name for path in (site / "launcher" / "report" / "page").iterdir()} == shipped and "report.html" in shipped
+    assert {
+        path.name for path in (site / "launcher" / "report" / "page").iterdir()
+    } == shipped and "report.html" in shipped
 
 
 def test_the_wheel_makes_and_describes_data_outside_the_checkout(site, tmp_path):
     code = "import launcher, sys; print(launcher.__file__)"
     assert str(site) in run_outside(site, tmp_path, "-c", code)
-    run_outside(site, tmp_path, "-m", "launcher", "data", "make", "quiz", "--num-train", "16", "--num-val", "8", "--num-test", "8")
+    run_outside(
+        site,
+        tmp_path,
+        "-m",
+        "launcher",
+        "data",
+        "make",
+        "quiz",
+        "--num-train",
+        "16",
+        "--num-val",
+        "8",
+        "--num-test",
+        "8",
+    )
     assert "32 questions" in run_outside(site, tmp_path, "-m", "launcher", "data", "describe", "quiz")
 
 
@@ -67,6 +99,14 @@ def test_what_is_sent_to_a_cluster_is_what_the_wheel_holds(site, tmp_path):
 
     write_package(tmp_path, load_settings(preset="demo"))
     packages = ("launcher", "mmcot", "data_shards")
-    held, sent = ({path.relative_to(root): path.read_bytes() for name in packages for path in (root / name).rglob("*") if path.is_file()} for root in (site, tmp_path))
+    held, sent = (
+        {
+            path.relative_to(root): path.read_bytes()
+            for name in packages
+            for path in (root / name).rglob("*")
+            if path.is_file()
+        }
+        for root in (site, tmp_path)
+    )
     assert sent == {path: data for path, data in held.items() if "__pycache__" not in path.parts}
     assert {path.name for path in tmp_path.iterdir()} == {*packages, "run.yaml"}

@@ -59,7 +59,9 @@ def test_the_command_writes_beside_the_run_and_explains_what_is_none(run, tmp_pa
     from launcher.cli.main import app
 
     done = CliRunner().invoke(app, ["report", str(run), "--looking", "0", "--out", str(tmp_path / "a.html")])
-    assert done.exit_code == 0 and "MB; open it in a browser" in done.output and (tmp_path / "a.html").stat().st_size < 1e6
+    assert (
+        done.exit_code == 0 and "MB; open it in a browser" in done.output and (tmp_path / "a.html").stat().st_size < 1e6
+    )
     refused = CliRunner().invoke(app, ["report", str(tmp_path)])
     assert refused.exit_code == 1 and "holds no run" in refused.output
 
@@ -69,8 +71,14 @@ def test_the_policy_allows_the_pages_own_script_and_nothing_else(page_file):
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', html)[1]
     script = re.search(r"<script>(.*)</script>", html, re.DOTALL)[1]
     assert f"script-src 'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" in policy
-    assert policy.startswith("default-src 'none'; img-src data:;") and "http:" not in html.replace("http://www.w3.org/2000/svg", "")
-    assert "innerHTML" not in script and "insertAdjacentHTML" not in script and "<" not in re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1]
+    assert policy.startswith("default-src 'none'; img-src data:;") and "http:" not in html.replace(
+        "http://www.w3.org/2000/svg", ""
+    )
+    assert (
+        "innerHTML" not in script
+        and "insertAdjacentHTML" not in script
+        and "<" not in re.search(r'id="data">(.*?)</script>', html, re.DOTALL)[1]
+    )
 
 
 def test_the_page_shows_everything_without_an_error(browser, page_file):
@@ -80,7 +88,10 @@ def test_the_page_shows_everything_without_an_error(browser, page_file):
     scores = json.loads((page_file.parent / "scores.json").read_text())
     assert f"{scores['accuracy']['AVG']:.2f}" in page.text("#summary") and "ceiling, text alone" in page.text("#scores")
     assert page.count("#curves svg") == 8 and page.count("#groups .bar") > 3 and page.count("#time tbody tr") == 5
-    assert page.run("[...document.querySelectorAll('main h2')].length") == 8 and page.count("table:not(:has(caption))") == 0
+    assert (
+        page.run("[...document.querySelectorAll('main h2')].length") == 8
+        and page.count("table:not(:has(caption))") == 0
+    )
 
 
 def test_filters_and_search_change_what_is_found(browser, page_file):
@@ -94,7 +105,9 @@ def test_filters_and_search_change_what_is_found(browser, page_file):
     page.choose("Answer", "all", "#examples")
     page.choose("Class", "IMG", "#examples")
     num_with_picture = rows_found(page)
-    page.run("{ const s = document.getElementById('search'); s.value = 'MAGNET'; s.dispatchEvent(new Event('input')); }")
+    page.run(
+        "{ const s = document.getElementById('search'); s.value = 'MAGNET'; s.dispatchEvent(new Event('input')); }"
+    )
     assert 0 < rows_found(page) < num_with_picture < NUM_TEST
     page.run("document.getElementById('reset').click()")
     assert rows_found(page) == NUM_TEST
@@ -108,7 +121,10 @@ def test_pictures_really_show(browser, page_file):
     page.choose("Class", "IMG", "#examples")
     page.wait_for("document.querySelector('#detail img').complete")
     assert page.run("document.querySelector('#detail img').naturalWidth") == 64
-    assert page.run("[...document.querySelectorAll('#list img')].every((i) => i.naturalWidth > 0)") and page.count("#list img") > 3
+    assert (
+        page.run("[...document.querySelectorAll('#list img')].every((i) => i.naturalWidth > 0)")
+        and page.count("#list img") > 3
+    )
 
 
 def test_the_browser_of_questions_is_worked_by_keys(browser, page_file):
@@ -136,7 +152,11 @@ def test_a_token_shows_its_own_map_and_enter_holds_it(browser, page_file):
     page = browser.open(page_file)
     opacities = "[...document.querySelectorAll('.veil rect')].map((r) => r.getAttribute('fill-opacity')).join()"
     mean = page.run(opacities)
-    assert page.count(".veil rect") == 65 and page.count(".pick") == 3 and "Mean of all tokens" in page.text(".map-side .readout")
+    assert (
+        page.count(".veil rect") == 65
+        and page.count(".pick") == 3
+        and "Mean of all tokens" in page.text(".map-side .readout")
+    )
     page.run("document.querySelector('.tokens').focus()")
     page.press("ArrowRight")
     page.press("ArrowRight")
@@ -162,7 +182,10 @@ def test_nothing_overflows_on_a_phone_and_focus_is_seen(browser, page_file):
     page = browser.open(page_file, width=360, height=740)
     assert page.run("document.documentElement.scrollWidth") <= 360
     page.press("Tab")
-    assert page.run("document.activeElement.className") == "skip" and page.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    assert (
+        page.run("document.activeElement.className") == "skip"
+        and page.run("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    )
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -201,12 +224,32 @@ def hostile_page(workplace, tmp_path_factory):
     rows = []
     for split in ("train", "val", "test"):
         for number in range(3):
-            texts = {"question": f"{HOSTILE} {number}", "context": "x" * 100_000 if (split, number) == ("test", 2) else HOSTILE, "rationale": HOSTILE, "topic": HOSTILE, "skill": HOSTILE}
-            rows.append({"qid": f"{split}-{number}", "choices": [HOSTILE, "b"], "answer": 0, "split": split, "subject": "natural science"} | texts)
+            texts = {
+                "question": f"{HOSTILE} {number}",
+                "context": "x" * 100_000 if (split, number) == ("test", 2) else HOSTILE,
+                "rationale": HOSTILE,
+                "topic": HOSTILE,
+                "skill": HOSTILE,
+            }
+            rows.append(
+                {
+                    "qid": f"{split}-{number}",
+                    "choices": [HOSTILE, "b"],
+                    "answer": 0,
+                    "split": split,
+                    "subject": "natural science",
+                }
+                | texts
+            )
     (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
     overrides = [f"data.path={folder / 'rows.jsonl'}", f"data.shards_dir={folder / 'shards'}", "data.features=null"]
     settings = load_settings(preset="demo", overrides=overrides)
-    run = write_run(folder / "runs" / "hostile", settings, prepare_data(settings, lambda line: None), spoil=lambda text: text + HOSTILE)
+    run = write_run(
+        folder / "runs" / "hostile",
+        settings,
+        prepare_data(settings, lambda line: None),
+        spoil=lambda text: text + HOSTILE,
+    )
     journal = Journal(run / "logs" / "rationale-metrics.jsonl")
     journal.log(21, {HOSTILE: 1.0})
     journal.note(21, HOSTILE + "\ud800")  # half a character
@@ -218,26 +261,46 @@ def test_hostile_text_is_shown_as_text(browser, hostile_page):
     page = browser.open(hostile_page, fragment="#qid=test-1")
     assert page.problems == []
     shown = page.text("#detail .question")
-    assert "<script>alert(1)</script>" in shown and "\U0001f600" in shown and "\u2400\u2407" in shown and "{{DATA}}" in shown
-    assert page.run("[...document.querySelectorAll('main script, main img, [onerror]')].length") == 0 and page.count("script") == 2
-    assert page.run("getComputedStyle(document.querySelector('#detail .question')).unicodeBidi") in ("isolate", "plaintext")
+    assert (
+        "<script>alert(1)</script>" in shown
+        and "\U0001f600" in shown
+        and "\u2400\u2407" in shown
+        and "{{DATA}}" in shown
+    )
+    assert (
+        page.run("[...document.querySelectorAll('main script, main img, [onerror]')].length") == 0
+        and page.count("script") == 2
+    )
+    assert page.run("getComputedStyle(document.querySelector('#detail .question')).unicodeBidi") in (
+        "isolate",
+        "plaintext",
+    )
     assert page.count("#detail mark") > 0 and "alert(2)" in page.text("#detail .pair")
 
 
 def test_a_very_long_text_breaks_nothing(browser, hostile_page):
     page = browser.open(hostile_page, fragment="#qid=test-2", width=360, height=740)
     assert page.run("document.documentElement.scrollWidth") <= 360
-    assert "80,000 characters more" in page.text("#detail .context") and page.run("document.querySelector('#detail .context').clientHeight") < 300
+    assert (
+        "80,000 characters more" in page.text("#detail .context")
+        and page.run("document.querySelector('#detail .context').clientHeight") < 300
+    )
 
 
 def test_two_runs_are_compared(browser, run, workplace, tiny_settings, tiny_data):
-    changed = tiny_settings.model_copy(update={"training": tiny_settings.training.model_copy(update={"learning_rate": 0.123})})
+    changed = tiny_settings.model_copy(
+        update={"training": tiny_settings.training.model_copy(update={"learning_rate": 0.123})}
+    )
     other = write_run(workplace / "runs" / "other", changed, tiny_data, wrong=3)
     page = browser.open(write_report([run, other], workplace / "both.html", num_looked_at=0))
     assert page.problems == []
     assert page.text("h1") == "demo (seeing) and demo (other)" and page.count("#reasons table") == 3
     assert page.count("#curves .line") == 2 * 2 * 5  # runs, stages, four metrics and the validation loss
-    assert "training.learning_rate" in page.text("#settings") and "0.123" in page.text("#settings") and "data.features" not in page.text("#settings")
+    assert (
+        "training.learning_rate" in page.text("#settings")
+        and "0.123" in page.text("#settings")
+        and "data.features" not in page.text("#settings")
+    )
     button = "[...document.querySelectorAll('#reasons button')].find((b) => b.textContent.startsWith('List the'))"
     number = int(re.search(r"\d+", page.run(f"{button}.textContent"))[0])
     page.run(f"{button}.click()")
@@ -246,26 +309,51 @@ def test_two_runs_are_compared(browser, run, workplace, tiny_settings, tiny_data
 
 
 def test_a_half_finished_run_says_what_is_missing(browser, workplace, tiny_settings, tiny_data, model_dir):
-    half = write_run(workplace / "runs" / "half", tiny_settings, tiny_data, until="train-rationale", model_dir=model_dir)
+    half = write_run(
+        workplace / "runs" / "half", tiny_settings, tiny_data, until="train-rationale", model_dir=model_dir
+    )
     page = browser.open(write_report([half], half / "report.html", num_looked_at=2))
     assert page.problems == []
     missing = page.text("#missing")
-    assert "Step 'rationales' is not done" in missing and "Step 'evaluate' is not done" in missing and "Step 'data'" not in missing
-    assert "no scores yet" in page.text("#scores") and rows_found(page) == NUM_TEST and "Nothing was written" in page.text("#detail")
+    assert (
+        "Step 'rationales' is not done" in missing
+        and "Step 'evaluate' is not done" in missing
+        and "Step 'data'" not in missing
+    )
+    assert (
+        "no scores yet" in page.text("#scores")
+        and rows_found(page) == NUM_TEST
+        and "Nothing was written" in page.text("#detail")
+    )
     assert page.count("#looking option") == 1 and page.count("#curves svg") == 4
 
 
-def test_a_run_that_has_only_begun_and_one_whose_data_is_gone_still_have_a_page(browser, workplace, tiny_settings, tiny_data):
+def test_a_run_that_has_only_begun_and_one_whose_data_is_gone_still_have_a_page(
+    browser, workplace, tiny_settings, tiny_data
+):
     begun = workplace / "runs" / "begun"
     begun.mkdir()
-    (begun / "run.yaml").write_text(dump_settings(tiny_settings.model_copy(update={"data": tiny_settings.data.model_copy(update={"shards_dir": None})})), encoding="utf-8")
+    (begun / "run.yaml").write_text(
+        dump_settings(
+            tiny_settings.model_copy(update={"data": tiny_settings.data.model_copy(update={"shards_dir": None})})
+        ),
+        encoding="utf-8",
+    )
     page = browser.open(write_report([begun], begun / "report.html"))
-    assert page.problems == [] and "Step 'data' is not done" in page.text("#missing") and "No questions" in page.text("#examples")
+    assert (
+        page.problems == []
+        and "Step 'data' is not done" in page.text("#missing")
+        and "No questions" in page.text("#examples")
+    )
     gone = write_run(workplace / "runs" / "gone", tiny_settings, tiny_data)
     marker = json.loads((gone / "steps" / "data.json").read_text())
     commit_json(gone / "steps" / "data.json", marker | {"outputs": {"shards_dir": str(workplace / "nowhere")}})
     page = browser.open(write_report([gone], gone / "report.html"))
-    assert page.problems == [] and "The data folder is gone" in page.text("#missing") and "validation, 16 questions" in page.text("#scores")
+    assert (
+        page.problems == []
+        and "The data folder is gone" in page.text("#missing")
+        and "validation, 16 questions" in page.text("#scores")
+    )
 
 
 def test_pictures_that_are_gone_are_said_to_be(run, tiny_settings, monkeypatch):

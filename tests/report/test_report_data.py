@@ -39,7 +39,11 @@ def test_of_a_repeated_step_the_first_value_counts_and_what_is_not_finite_is_nul
 def test_wrong_ones_are_chosen_first_and_always_the_same():
     qids = [str(number) for number in range(50)]
     chosen = choose_qids(qids, lambda qid: qid in ("7", "31"), 10)
-    assert set(chosen[:2]) == {"7", "31"} and len(chosen) == 10 and chosen == choose_qids(reversed(qids), lambda qid: qid in ("7", "31"), 10)
+    assert (
+        set(chosen[:2]) == {"7", "31"}
+        and len(chosen) == 10
+        and chosen == choose_qids(reversed(qids), lambda qid: qid in ("7", "31"), 10)
+    )
 
 
 def test_a_large_picture_becomes_a_small_one():

@@ -10,12 +10,16 @@ from launcher.config.settings import SettingsError
 from mmcot.texts.answers import split_reasons
 from mmcot.texts.problem import Problem
 
-PROBLEM = Problem(qid="1", question="Hot?", choices=("yes", "no"), answer=1, lecture="Fire is hot.", solution="Ice is cold.")
+PROBLEM = Problem(
+    qid="1", question="Hot?", choices=("yes", "no"), answer=1, lecture="Fire is hot.", solution="Ice is cold."
+)
 
 
 def settings_of(chain, *overrides):
     given = ["answer.rationales=written"] if chain == "given-rationales" else []
-    return load_settings(preset="demo", overrides=[f"run.chain={chain}", "answer.max_target_tokens=128", *given, *overrides])
+    return load_settings(
+        preset="demo", overrides=[f"run.chain={chain}", "answer.max_target_tokens=128", *given, *overrides]
+    )
 
 
 def test_each_chain_has_its_steps_and_the_format_of_the_paper():
@@ -23,7 +27,13 @@ def test_each_chain_has_its_steps_and_the_format_of_the_paper():
     assert settings_of("answer").chain.steps == ("data", "train-answer", "evaluate")
     assert settings_of("given-rationales").chain.steps == ("data", "rationales", "train-answer", "evaluate")
     formats = {name: settings_of(name).answer.format for name in CHAINS}
-    assert formats == {"two-stage": "QCMG-A", "given-rationales": "QCMG-A", "answer": "QCM-A", "reason-then-answer": "QCM-LEA", "answer-then-explain": "QCM-ALE"}
+    assert formats == {
+        "two-stage": "QCMG-A",
+        "given-rationales": "QCMG-A",
+        "answer": "QCM-A",
+        "reason-then-answer": "QCM-LEA",
+        "answer-then-explain": "QCM-ALE",
+    }
     assert settings_of("reason-then-answer", "answer.format=QCM-EA").answer.format == "QCM-EA"
 
 
@@ -55,9 +65,12 @@ def test_reasons_are_read_out_of_a_text_that_answers_too(text, reasons):
 def test_reasons_are_held_against_what_the_model_has_learned():
     gold = {name: settings_of(name).gold_reasons(PROBLEM) for name in CHAINS}
     assert gold == {
-        "two-stage": "Solution: Ice is cold.", "given-rationales": "Solution: Ice is cold.", "answer": None,
-        "reason-then-answer": "Fire is hot. Ice is cold.", "answer-then-explain": "Fire is hot. Ice is cold.",
-    }  # fmt: skip
+        "two-stage": "Solution: Ice is cold.",
+        "given-rationales": "Solution: Ice is cold.",
+        "answer": None,
+        "reason-then-answer": "Fire is hot. Ice is cold.",
+        "answer-then-explain": "Fire is hot. Ice is cold.",
+    }
 
 
 def test_all_chains_share_one_data_folder():

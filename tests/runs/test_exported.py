@@ -33,7 +33,16 @@ def run_dir(tmp_path, model_dir, tiny_settings):
     commit_bytes(run_dir.path / "run.yaml", dump_settings(settings).encode())
     for stage in ("rationale", "answer"):
         shutil.copytree(model_dir, run_dir.model(stage))
-        run_dir.mark_done(f"train-{stage}", {"step": f"train-{stage}", "inputs": {}, "outputs": describe_export(stage, run_dir.model(stage)), "attempt": 1, "seconds": 1.0})
+        run_dir.mark_done(
+            f"train-{stage}",
+            {
+                "step": f"train-{stage}",
+                "inputs": {},
+                "outputs": describe_export(stage, run_dir.model(stage)),
+                "attempt": 1,
+                "seconds": 1.0,
+            },
+        )
     return run_dir
 
 
@@ -86,7 +95,10 @@ def test_a_marker_of_an_earlier_version_vouches_for_the_weights_alone(run_dir):
 @pytest.mark.parametrize("is_earlier", [False, True])
 def test_a_model_is_found_to_be_a_runs_through_a_link_and_a_relative_path(run_dir, monkeypatch, is_earlier):
     if is_earlier:
-        run_dir.mark_done("train-rationale", {"outputs": {"rationale_model": sha256_of_file(run_dir.model("rationale") / "model.safetensors")}})
+        run_dir.mark_done(
+            "train-rationale",
+            {"outputs": {"rationale_model": sha256_of_file(run_dir.model("rationale") / "model.safetensors")}},
+        )
     exchange(run_dir.model("rationale") / "model.safetensors")
     (run_dir.path.parent / "link").symlink_to(run_dir.model("rationale"))
     monkeypatch.chdir(run_dir.model("answer"))
@@ -106,7 +118,9 @@ def test_a_model_without_a_marker_is_opened_as_it_is(run_dir, tmp_path):
 
 def test_a_process_reads_each_file_once_until_it_is_exchanged(run_dir, monkeypatch):
     folder, read = run_dir.model("rationale"), []
-    monkeypatch.setattr(checked_files, "sha256_of_file", lambda path: (read.append(Path(path).name), sha256_of_file(path))[1])
+    monkeypatch.setattr(
+        checked_files, "sha256_of_file", lambda path: (read.append(Path(path).name), sha256_of_file(path))[1]
+    )
     for _ in range(3):
         verify_model(folder)
     assert sorted(read) == sorted(set(read))
@@ -126,19 +140,37 @@ def test_a_process_reads_each_file_once_until_it_is_exchanged(run_dir, monkeypat
 def test_predict_refuses_it(run_dir):
     exchange(run_dir.model("answer") / "model.safetensors")
     status, output = mmcot("predict", "--model", run_dir.path, "--question", "Which?", "--choice", "a", "--choice", "b")
-    assert status == 1 and re.search(r"answer/model/model.safetensors is not the file that was exported", output) and "Traceback" not in output
+    assert (
+        status == 1
+        and re.search(r"answer/model/model.safetensors is not the file that was exported", output)
+        and "Traceback" not in output
+    )
 
 
 def test_report_refuses_it(run_dir, tmp_path):
     exchange(run_dir.model("answer") / "config.json")
     status, output = mmcot("report", run_dir.path, "--out", tmp_path / "report.html")
-    assert status == 1 and "answer/model/config.json is not the file that was exported" in output and not (tmp_path / "report.html").exists()
+    assert (
+        status == 1
+        and "answer/model/config.json is not the file that was exported" in output
+        and not (tmp_path / "report.html").exists()
+    )
 
 
 def test_rationales_refuse_a_model_of_a_run(run_dir, tiny_data, tmp_path):
     exchange(run_dir.model("rationale") / "tokenizer.json")
     status, output = mmcot(
-        "rationales", "--model", run_dir.model("rationale"), "--shards", tiny_data.path, "--split", "val", "--out", tmp_path / "out", "--set", "rationale.format=QCM-E"
+        "rationales",
+        "--model",
+        run_dir.model("rationale"),
+        "--shards",
+        tiny_data.path,
+        "--split",
+        "val",
+        "--out",
+        tmp_path / "out",
+        "--set",
+        "rationale.format=QCM-E",
     )
     assert status == 1 and "rationale/model/tokenizer.json is not the file that was exported" in output
     assert not (tmp_path / "out").exists()  # its manifest would name a model that wrote nothing
@@ -149,7 +181,11 @@ def test_a_generation_refuses_it_before_ray_is_started_and_in_every_worker(run_d
 
     exchange(run_dir.model("rationale") / "model.safetensors")
     job = GenerationJob(
-        stage="rationale", settings=tiny_settings, model_dir=str(run_dir.model("rationale")), shards_dir=str(tiny_data.path), output_dir=str(tmp_path / "out")
+        stage="rationale",
+        settings=tiny_settings,
+        model_dir=str(run_dir.model("rationale")),
+        shards_dir=str(tiny_data.path),
+        output_dir=str(tmp_path / "out"),
     )
     with pytest.raises(RunError, match="is not the file that was exported"):
         write_split_texts(job, ["val"], {}, open_ray=lambda: pytest.fail("Ray was started"))
@@ -161,9 +197,16 @@ def test_a_training_that_starts_from_a_runs_model_refuses_it(run_dir, tiny_setti
     from launcher.stages.build_model import build_model
     from launcher.stages.samples import load_tokenizer, open_stage
 
-    settings = tiny_settings.model_copy(update={"model": tiny_settings.model.model_copy(update={"pretrained": str(run_dir.model("rationale"))})})
+    settings = tiny_settings.model_copy(
+        update={"model": tiny_settings.model.model_copy(update={"pretrained": str(run_dir.model("rationale"))})}
+    )
     samples = open_stage(
-        settings, "rationale", "train", shards_dir=tiny_data.path, tokenizer=load_tokenizer(settings, tiny_data.path), rationales_dir=None
+        settings,
+        "rationale",
+        "train",
+        shards_dir=tiny_data.path,
+        tokenizer=load_tokenizer(settings, tiny_data.path),
+        rationales_dir=None,
     )
     build_model(settings, samples)
     exchange(run_dir.model("rationale") / "model.safetensors")
@@ -188,13 +231,31 @@ def test_a_bundle_for_mlflow_is_made_of_the_exported_models_and_holds_what_verif
     outputs = {stage: run_dir.marker(f"train-{stage}")["outputs"] for stage in ("rationale", "answer")}
     with open_tracker(settings, run_dir) as tracker, tracker.step("train-rationale") as child:
         run_dir.marker_path("train-rationale").unlink()  # it is marked as done only after this
-        child.log_model(name="rationale", stages=["rationale"], alias="candidate", accuracy=None, data="d", tags={}, exports={"rationale": outputs["rationale"]})
+        child.log_model(
+            name="rationale",
+            stages=["rationale"],
+            alias="candidate",
+            accuracy=None,
+            data="d",
+            tags={},
+            exports={"rationale": outputs["rationale"]},
+        )
         exchange(run_dir.model("answer") / "model.safetensors")
-        tracker.parent.log_model(name="answer", stages=["rationale", "answer"], alias="champion", accuracy=1.0, data="d", tags={}, exports=outputs)
+        tracker.parent.log_model(
+            name="answer",
+            stages=["rationale", "answer"],
+            alias="champion",
+            accuracy=1.0,
+            data="d",
+            tags={},
+            exports=outputs,
+        )
     client = MlflowClient(tracking_uri(settings))
     assert client.search_model_versions("name = 'answer'") == []
     refused = json.loads(run_dir.mlflow_state.read_text())["refused"]
-    assert len(refused) == 1 and "answer/model/model.safetensors is not the file that was exported" in refused[0]["error"]
+    assert (
+        len(refused) == 1 and "answer/model/model.safetensors is not the file that was exported" in refused[0]["error"]
+    )
     mlflow.set_tracking_uri(client.tracking_uri)
     try:
         source = client.get_model_version_by_alias("rationale", "candidate").source

@@ -43,7 +43,9 @@ PLAN = {"plan_fingerprint": "p1", "world_size": 1, "zero_stage": 2, "precision":
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory):
-    dist.init_process_group("gloo", init_method=f"file://{tmp_path_factory.mktemp('group') / 'group'}", rank=0, world_size=1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{tmp_path_factory.mktemp('group') / 'group'}", rank=0, world_size=1
+    )
     yield
     dist.destroy_process_group()
 
@@ -81,13 +83,22 @@ class Run:
         self.facts = run_facts(self.settings, self.folder, self.run_dir.identity(), rationales_dir=self.rationales_dir)
         if root := store_root(self.settings, self.facts):
             self.claim_note = claim_store(root, self.run_dir, self.facts["run_id"])
-        notes = fetch_latest(self.settings, self.stage, self.checkpoints, facts=self.facts, may_commit=lambda: None) if root else []
+        notes = (
+            fetch_latest(self.settings, self.stage, self.checkpoints, facts=self.facts, may_commit=lambda: None)
+            if root
+            else []
+        )
         found = find_checkpoint(self.checkpoints, facts={**PLAN, **self.facts}, may_commit=lambda: None)
         return [*notes, *(found.notes if found else [])], found
 
     def save(self, step, state=b"weights", facts=None):
         save_checkpoint(
-            Engine(state), self.checkpoints, step=step, facts={**PLAN, **(self.facts if facts is None else facts), "probe_loss": 1.0}, keep=2, may_commit=lambda: None
+            Engine(state),
+            self.checkpoints,
+            step=step,
+            facts={**PLAN, **(self.facts if facts is None else facts), "probe_loss": 1.0},
+            keep=2,
+            may_commit=lambda: None,
         )
         if self.url and facts is None:
             upload_checkpoint(self.checkpoints, self.url, step=step, keep=2)
@@ -101,7 +112,9 @@ class Run:
 
 
 def with_settings(settings, **sections):
-    return settings.model_copy(update={name: getattr(settings, name).model_copy(update=values) for name, values in sections.items()})
+    return settings.model_copy(
+        update={name: getattr(settings, name).model_copy(update=values) for name, values in sections.items()}
+    )
 
 
 @pytest.fixture
@@ -121,10 +134,16 @@ def make_run(tiny_settings, tiny_data, tmp_path, s3, one_rank):
 # What names the data
 
 
-def test_the_same_data_has_one_fingerprint_wherever_it_lies_and_corrected_texts_another(tiny_settings, tiny_data, corrected_data, tmp_path):
+def test_the_same_data_has_one_fingerprint_wherever_it_lies_and_corrected_texts_another(
+    tiny_settings, tiny_data, corrected_data, tmp_path
+):
     shutil.copytree(tiny_data.path, tmp_path / "moved")
     moved = DataFolder(tmp_path / "moved", read_json(tmp_path / "moved" / "text" / "manifest.json"), tiny_data.features)
-    assert data_content(tiny_settings, moved) == data_content(tiny_settings, tiny_data) != data_content(tiny_settings, corrected_data)
+    assert (
+        data_content(tiny_settings, moved)
+        == data_content(tiny_settings, tiny_data)
+        != data_content(tiny_settings, corrected_data)
+    )
 
 
 def test_tars_indexed_at_two_places_are_the_same_data(tiny_settings, tiny_data, tmp_path):
@@ -133,7 +152,9 @@ def test_tars_indexed_at_two_places_are_the_same_data(tiny_settings, tiny_data, 
         shutil.copytree(tiny_data.path / "text", tmp_path / place / "tars")
         shutil.copytree(tiny_data.path / "tokenizer", tmp_path / place / "data" / "tokenizer")
         tars = {split: sorted((tmp_path / place / "tars").glob(f"{split}-*.tar")) for split in SPLITS}
-        folders.append(DataFolder(tmp_path / place / "data", index_tars(tars, tmp_path / place / "data", features=None), None))
+        folders.append(
+            DataFolder(tmp_path / place / "data", index_tars(tars, tmp_path / place / "data", features=None), None)
+        )
     assert folders[0].fingerprints() != folders[1].fingerprints()  # they name the tars' places
     assert data_content(tiny_settings, folders[0]) == data_content(tiny_settings, folders[1])
 
@@ -154,8 +175,14 @@ def test_where_data_lie_is_no_part_of_the_settings_and_a_learning_rate_is(tiny_s
 
 def test_given_rationales_are_a_setting_by_their_content(tiny_settings, tmp_path):
     for name, sha256 in (("a", "1"), ("copy", "1"), ("b", "2")):
-        commit_json(tmp_path / name / "manifest.json", {"complete": True, "files": {"train/000000-000000.jsonl": {"sha256": sha256}}})
-    a, copy, b = (settings_content(with_settings(tiny_settings, answer={"rationales": str(tmp_path / name)})) for name in ("a", "copy", "b"))
+        commit_json(
+            tmp_path / name / "manifest.json",
+            {"complete": True, "files": {"train/000000-000000.jsonl": {"sha256": sha256}}},
+        )
+    a, copy, b = (
+        settings_content(with_settings(tiny_settings, answer={"rationales": str(tmp_path / name)}))
+        for name in ("a", "copy", "b")
+    )
     assert a == copy != b
 
 
@@ -187,7 +214,17 @@ def test_a_folder_with_an_id_of_its_own_is_refused_with_both_ids_and_what_to_do(
     with pytest.raises(RunError) as caught:
         second.begin()
     root = store_root(first.settings, first.facts)
-    assert all(part in str(caught.value) for part in (root, own, first.facts["run_id"], "another run.name", "another training.checkpoint_url", f"delete {root}"))
+    assert all(
+        part in str(caught.value)
+        for part in (
+            root,
+            own,
+            first.facts["run_id"],
+            "another run.name",
+            "another training.checkpoint_url",
+            f"delete {root}",
+        )
+    )
 
 
 def test_a_checkpoint_of_another_run_is_refused_by_every_rank_though_the_driver_let_it_pass(make_run):
@@ -195,7 +232,9 @@ def test_a_checkpoint_of_another_run_is_refused_by_every_rank_though_the_driver_
     first.begin()
     first.save(2)
     facts = {**first.facts, "run_id": "another"}
-    with pytest.raises(CheckpointError, match=f"holds checkpoints of another run .*id {first.facts['run_id']}, this run's is another"):
+    with pytest.raises(
+        CheckpointError, match=f"holds checkpoints of another run .*id {first.facts['run_id']}, this run's is another"
+    ):
         fetch_latest(second.settings, "rationale", second.checkpoints, facts=facts, may_commit=lambda: None)
     assert not list(second.checkpoints.glob("step-*"))
 
@@ -203,7 +242,10 @@ def test_a_checkpoint_of_another_run_is_refused_by_every_rank_though_the_driver_
 def test_a_run_whose_folder_of_the_store_was_claimed_by_another_writes_nothing_there(make_run):
     first = make_run("a")
     first.begin()
-    put_bytes(json.dumps({"run_id": "another", "run_dir": "elsewhere"}).encode(), f"{store_root(first.settings, first.facts)}/run.json")
+    put_bytes(
+        json.dumps({"run_id": "another", "run_dir": "elsewhere"}).encode(),
+        f"{store_root(first.settings, first.facts)}/run.json",
+    )
     with pytest.raises(RunError, match="another run of the same name, settings and data \\(id another"):
         first.save(2)
     assert list_names(first.url) == [] and (first.checkpoints / "LATEST").exists()
@@ -211,7 +253,10 @@ def test_a_run_whose_folder_of_the_store_was_claimed_by_another_writes_nothing_t
 
 def test_an_answer_stage_trained_on_other_rationales_is_another(make_run, tmp_path):
     for name, sha256 in (("generated", "a1"), ("given", "b2")):
-        commit_json(tmp_path / name / "manifest.json", {"complete": True, "files": {"train/000000-000000.jsonl": {"sha256": sha256}}})
+        commit_json(
+            tmp_path / name / "manifest.json",
+            {"complete": True, "files": {"train/000000-000000.jsonl": {"sha256": sha256}}},
+        )
     first, second = (make_run(f"of-{name}", rationales_dir=str(tmp_path / name)) for name in ("generated", "given"))
     first.begin()
     first.save(2)
@@ -224,12 +269,21 @@ def test_an_answer_stage_trained_on_other_rationales_is_another(make_run, tmp_pa
 # The run's own folder
 
 
-@pytest.mark.parametrize(("key", "remedy"), [("data_fingerprint", "restore the data"), ("settings_fingerprint", "go on with the settings"), ("run_id", "restore the checkpoints")])
+@pytest.mark.parametrize(
+    ("key", "remedy"),
+    [
+        ("data_fingerprint", "restore the data"),
+        ("settings_fingerprint", "go on with the settings"),
+        ("run_id", "restore the checkpoints"),
+    ],
+)
 def test_a_local_checkpoint_of_other_data_settings_or_run_is_refused(make_run, key, remedy):
     run = make_run("a", store=False)
     run.begin()
     run.save(2, facts={**run.facts, key: "another"})
-    with pytest.raises(CheckpointError, match=f"step-000002 was written with {key} = 'another', now it is '{run.facts[key]}'.*{remedy}"):
+    with pytest.raises(
+        CheckpointError, match=f"step-000002 was written with {key} = 'another', now it is '{run.facts[key]}'.*{remedy}"
+    ):
         run.begin()
 
 
@@ -267,7 +321,9 @@ def older_store(run, step, state):
     """Put a checkpoint where earlier versions did; returns its folder and the local copy."""
     url = f"{run.settings.training.checkpoint_url}/{run.settings.run.name}-0123456789abcdef/{run.stage}"
     staging = run.run_dir.path / "staging"
-    save_checkpoint(Engine(state), staging, step=step, facts={**PLAN, "probe_loss": 1.0}, keep=2, may_commit=lambda: None)
+    save_checkpoint(
+        Engine(state), staging, step=step, facts={**PLAN, "probe_loss": 1.0}, keep=2, may_commit=lambda: None
+    )
     name = f"step-{step:06d}"
     for file in ("state/weights.pt", "manifest.json"):
         put_file(staging / name / file, f"{url}/{name}/{file}")
@@ -291,7 +347,9 @@ def test_an_older_store_is_taken_up_by_the_folder_that_wrote_it(make_run):
     commit_bytes(run.checkpoints / "LATEST", b"step-000002\n")
     older_store(run, 4, b"four")
     notes, found = run.begin()
-    assert found.step == 4 and run.state(4) == b"four" and len(notes) == 1 and "written by an earlier version" in notes[0]
+    assert (
+        found.step == 4 and run.state(4) == b"four" and len(notes) == 1 and "written by an earlier version" in notes[0]
+    )
 
 
 def test_a_folder_of_an_earlier_version_with_other_checkpoints_leaves_the_older_store_alone(make_run):
@@ -308,7 +366,9 @@ def test_a_folder_of_an_earlier_version_with_other_checkpoints_leaves_the_older_
 # The driver
 
 
-def test_the_driver_takes_the_stores_id_before_mlflow_asks_for_one_and_hands_it_to_torchrun(make_run, monkeypatch, tmp_path):
+def test_the_driver_takes_the_stores_id_before_mlflow_asks_for_one_and_hands_it_to_torchrun(
+    make_run, monkeypatch, tmp_path
+):
     from launcher.pipeline import attempt, pipeline
 
     class Log:

@@ -71,7 +71,9 @@ def test_an_older_attempt_may_not_commit(run_dir):
 
 def test_other_settings_are_refused_and_those_that_may_change_are_not(run_dir):
     write_or_verify_settings(run_dir, load_settings(preset="demo"))
-    write_or_verify_settings(run_dir, load_settings(preset="demo", overrides=["cluster.address=auto", "generation.hang_timeout_s=60"]))
+    write_or_verify_settings(
+        run_dir, load_settings(preset="demo", overrides=["cluster.address=auto", "generation.hang_timeout_s=60"])
+    )
     with pytest.raises(SettingsError, match=r"run.seed was 0 and is now 1.*--set run.dir"):
         write_or_verify_settings(run_dir, load_settings(preset="demo", overrides=["run.seed=1"]))
 

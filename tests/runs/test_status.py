@@ -27,9 +27,12 @@ def write_points(path, *points):
 def test_the_time_left_is_at_the_pace_of_the_last_attempt(tmp_path):
     journal = tmp_path / "j.jsonl"
     write_points(
-        journal, {"step": 0, "time_ms": 0, "total": 100}, {"step": 10, "time_ms": 1_000_000, "metrics": {"loss": 1.0}},  # 100 s a step, then lost
-        {"step": 5, "time_ms": 2_000_000, "total": 100}, {"step": 20, "time_ms": 2_030_000, "metrics": {"loss": 1.0}},
-    )  # fmt: skip
+        journal,
+        {"step": 0, "time_ms": 0, "total": 100},
+        {"step": 10, "time_ms": 1_000_000, "metrics": {"loss": 1.0}},  # 100 s a step, then lost
+        {"step": 5, "time_ms": 2_000_000, "total": 100},
+        {"step": 20, "time_ms": 2_030_000, "metrics": {"loss": 1.0}},
+    )
     assert progress_of(JournalReader(journal).read()) == (20, 100, 160.0)
 
 
@@ -44,14 +47,19 @@ def test_before_the_first_point_the_time_left_is_unknown_and_a_journal_without_a
 EIGHT_HOURS = 8 * 3600 * 1000
 
 
-def test_the_line_of_a_training_and_status_tell_the_same_time_left_eight_hours_after_the_first_attempt(tmp_path, monkeypatch):
+def test_the_line_of_a_training_and_status_tell_the_same_time_left_eight_hours_after_the_first_attempt(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(progress, "SHOW_EVERY_S", 0.0)
     journal, lines = tmp_path / "j.jsonl", []
     metrics = {"loss": 1.0, "tokens_per_s": 10.0, "interval_s": 1.0}
     write_points(
-        journal, {"step": 0, "time_ms": 0, "total": 100}, {"step": 40, "time_ms": 80_000, "metrics": metrics},
-        {"step": 40, "time_ms": EIGHT_HOURS, "total": 100}, {"step": 50, "time_ms": EIGHT_HOURS + 10_000, "metrics": metrics},
-    )  # fmt: skip
+        journal,
+        {"step": 0, "time_ms": 0, "total": 100},
+        {"step": 40, "time_ms": 80_000, "metrics": metrics},
+        {"step": 40, "time_ms": EIGHT_HOURS, "total": 100},
+        {"step": 50, "time_ms": EIGHT_HOURS + 10_000, "metrics": metrics},
+    )
     line = TrainingLine(100, lines.append)
     for point in JournalReader(journal).read():
         line.show(point)
@@ -74,7 +82,9 @@ def test_texts_that_stood_before_do_not_shorten_the_time_left_of_a_generation(tm
 @pytest.fixture
 def run_dir(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    settings = load_settings(preset="demo", overrides=[f"run.dir={tmp_path / 'demo'}", "tracking.uri=http://tracking.example.org:5000"])
+    settings = load_settings(
+        preset="demo", overrides=[f"run.dir={tmp_path / 'demo'}", "tracking.uri=http://tracking.example.org:5000"]
+    )
     run_dir = RunDir(settings.run_dir)
     run_dir.path.mkdir()
     write_or_verify_settings(run_dir, settings)
@@ -85,35 +95,56 @@ def test_status_tells_step_time_left_checkpoint_owner_and_the_page_in_mlflow(run
     run_dir.mark_done("data", {"seconds": 3.2, "attempt": 1})
     now = int(time.time() * 1000)
     write_points(
-        run_dir.journal("rationale"), {"step": 0, "time_ms": now - 60_000, "total": 2000},
-        {"step": 1200, "time_ms": now, "metrics": {"loss": 0.0123}}, {"step": 1200, "time_ms": now, "metrics": {"validation_loss": 0.5}},
-    )  # fmt: skip
+        run_dir.journal("rationale"),
+        {"step": 0, "time_ms": now - 60_000, "total": 2000},
+        {"step": 1200, "time_ms": now, "metrics": {"loss": 0.0123}},
+        {"step": 1200, "time_ms": now, "metrics": {"validation_loss": 0.5}},
+    )
     commit_bytes(run_dir.checkpoints("rationale") / "LATEST", b"step-1200\n")
-    commit_json(run_dir.mlflow_state, {"uri": "http://tracking.example.org:5000", "experiment_id": "7", "runs": {"pipeline": "8f3c"}})
+    commit_json(
+        run_dir.mlflow_state,
+        {"uri": "http://tracking.example.org:5000", "experiment_id": "7", "runs": {"pipeline": "8f3c"}},
+    )
     with owned(run_dir):
         lines = describe_run(run_dir.path)
-    assert lines[1] == "train-rationale  running, step 1,200 of 2,000, loss 0.0123, time left 0:40, last checkpoint step-1200"
+    assert (
+        lines[1]
+        == "train-rationale  running, step 1,200 of 2,000, loss 0.0123, time left 0:40, last checkpoint step-1200"
+    )
     assert lines[2] == "rationales       to do"
-    assert lines[5].startswith("owner: process ") and lines[5].endswith(("last heard of 0 s ago", "last heard of 1 s ago"))
-    assert lines[6] == "MLflow: http://tracking.example.org:5000/#/experiments/7/runs/8f3c?workflowType=machine_learning"
+    assert lines[5].startswith("owner: process ") and lines[5].endswith(
+        ("last heard of 0 s ago", "last heard of 1 s ago")
+    )
+    assert (
+        lines[6] == "MLflow: http://tracking.example.org:5000/#/experiments/7/runs/8f3c?workflowType=machine_learning"
+    )
 
 
 @pytest.mark.parametrize(
     ("state", "page"),
     [
         (None, "experiments"),  # nothing is sent yet
-        ({"uri": "http://tracking.example.org:5000/", "runs": {"pipeline": "8f3c"}}, "runs/8f3c"),  # of a version that kept no experiment
+        (
+            {"uri": "http://tracking.example.org:5000/", "runs": {"pipeline": "8f3c"}},
+            "runs/8f3c",
+        ),  # of a version that kept no experiment
         ({"uri": "http://tracking.example.org:5000/", "experiment_id": "7", "runs": {}}, "experiments/7/runs"),
     ],
 )
 def test_the_address_in_mlflow_is_the_nearest_page_that_is_known(run_dir, state, page):
     if state:
         commit_json(run_dir.mlflow_state, state)
-    assert describe_run(run_dir.path)[-1] == f"MLflow: http://tracking.example.org:5000/#/{page}?workflowType=machine_learning"
+    assert (
+        describe_run(run_dir.path)[-1]
+        == f"MLflow: http://tracking.example.org:5000/#/{page}?workflowType=machine_learning"
+    )
 
 
 def test_a_tuning_also_names_the_page_that_compares_its_trials(run_dir):
-    commit_json(run_dir.mlflow_state, {"uri": "http://tracking.example.org:5000", "experiment_id": "7", "runs": {"pipeline": "8f3c"}})
+    commit_json(
+        run_dir.mlflow_state,
+        {"uri": "http://tracking.example.org:5000", "experiment_id": "7", "runs": {"pipeline": "8f3c"}},
+    )
     settings = settings_of(run_dir)
     assert "trials" not in " ".join(mlflow_lines(settings, run_dir))
     for number in range(2):
@@ -129,18 +160,24 @@ def test_a_tuning_also_names_the_page_that_compares_its_trials(run_dir):
 def test_a_trials_page_is_served_from_the_folder_that_holds_the_tuning(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     database = f"sqlite:///{tmp_path / 'my runs' / 'mlflow.db'}"
-    trial = load_settings(preset="demo", overrides=[f"run.dir={tmp_path / 'my runs' / 'tune' / 'trials' / 'a'}", f"tracking.uri={database}"])
+    trial = load_settings(
+        preset="demo",
+        overrides=[f"run.dir={tmp_path / 'my runs' / 'tune' / 'trials' / 'a'}", f"tracking.uri={database}"],
+    )
     (line,) = mlflow_lines(trial, RunDir(trial.run_dir))
-    assert line.startswith(f"MLflow: mmcot mlflow up --runs '{tmp_path / 'my runs'}'   then open http://127.0.0.1:5000/#/")
+    assert line.startswith(
+        f"MLflow: mmcot mlflow up --runs '{tmp_path / 'my runs'}'   then open http://127.0.0.1:5000/#/"
+    )
 
 
 def test_status_counts_questions_while_texts_are_written_and_promises_no_time_when_nobody_runs_it(run_dir):
     for step in ("data", "train-rationale"):
         run_dir.mark_done(step, {"seconds": 1.0, "attempt": 1})
     write_points(
-        run_dir.journal_of("rationales"), {"step": 256, "time_ms": 0, "total": 5200},
+        run_dir.journal_of("rationales"),
+        {"step": 256, "time_ms": 0, "total": 5200},
         {"step": 1280, "time_ms": 8_000, "metrics": {"generation_tokens_per_s": 100.0}},
-    )  # fmt: skip
+    )
     lines = describe_run(run_dir.path)
     assert lines[2] == "rationales       to do, 1,280 of 5,200 questions"
     assert "goes on at 'rationales'" in lines[5]

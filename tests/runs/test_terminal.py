@@ -24,9 +24,17 @@ from launcher.runs.signals import (
 )
 
 SIZES = [
-    "data.mini_sqa.num_train=64", "data.mini_sqa.num_val=16", "data.mini_sqa.num_test=16", "data.samples_per_shard=24", "rationale.num_steps=4000",
-    "rationale.max_target_tokens=24", "answer.num_steps=6", "training.checkpoint_every=1000", "training.validate_every=1000", "training.log_every=1",
-]  # fmt: skip
+    "data.mini_sqa.num_train=64",
+    "data.mini_sqa.num_val=16",
+    "data.mini_sqa.num_test=16",
+    "data.samples_per_shard=24",
+    "rationale.num_steps=4000",
+    "rationale.max_target_tokens=24",
+    "answer.num_steps=6",
+    "training.checkpoint_every=1000",
+    "training.validate_every=1000",
+    "training.log_every=1",
+]
 RUN = ["run", "--preset", "demo", *[part for size in SIZES for part in ("--set", size)]]
 
 
@@ -40,7 +48,9 @@ class Terminal:
             os.login_tty(slave)
             signal.signal(signal.SIGINT, signal.SIG_DFL)  # as a shell starts it, however the tests were started
 
-        self.process = subprocess.Popen([sys.executable, "-m", "launcher", *arguments], cwd=folder, preexec_fn=own_terminal)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "launcher", *arguments], cwd=folder, preexec_fn=own_terminal
+        )
         os.close(slave)
         self.output, self.started = b"", []
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -180,6 +190,8 @@ def test_a_second_signal_ends_a_step_and_all_it_started_at_once_and_a_second_han
 
 def test_a_pipe_that_nobody_reads_ends_the_printing_and_not_the_work(tmp_path):
     code = "from launcher.cli.options import say\nfor n in range(3): say('x' * 100000)\nopen('done', 'w').close()"
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     process.stdout.close()
     assert process.wait(30) == 0 and process.stderr.read() == "" and re.search("done", " ".join(os.listdir(tmp_path)))

@@ -34,7 +34,14 @@ from launcher.data.dataset import read_source, source_folder
 from mmcot.vision.encoders import VisionEncoder
 
 pytestmark = pytest.mark.ray
-SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 64, "patch_size": 32}
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "image_size": 64,
+    "patch_size": 32,
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +61,11 @@ def ray_up(tiny_settings):
 @pytest.fixture(scope="module")
 def settings(workplace, tiny_settings, vit, tmp_path_factory):
     """The tiny data set with features of a small ViT, in a data folder of its own."""
-    data = {"features": "vit", "vision_model": str(vit), "shards_dir": str(tmp_path_factory.mktemp("features") / "shards")}
+    data = {
+        "features": "vit",
+        "vision_model": str(vit),
+        "shards_dir": str(tmp_path_factory.mktemp("features") / "shards"),
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(workplace)
         yield tiny_settings.model_copy(update={"data": tiny_settings.data.model_copy(update=data)})
@@ -79,10 +90,17 @@ def made(settings, ray_up):
     return data, said
 
 
-def test_an_encoders_features_stand_beside_the_text_as_picture_by_picture_gives_them_though_a_worker_was_killed(settings, vit, made):
+def test_an_encoders_features_stand_beside_the_text_as_picture_by_picture_gives_them_though_a_worker_was_killed(
+    settings, vit, made
+):
     data, said = made
-    assert any("features vit: 5/5 shards" in line for line in said) and any(line.startswith("features vit: 5 patches of 32") for line in said)
-    encoder, pictures = VisionEncoder("vit", vit), read_source(settings.data, source_folder(settings.data, said.append)).pictures
+    assert any("features vit: 5/5 shards" in line for line in said) and any(
+        line.startswith("features vit: 5 patches of 32") for line in said
+    )
+    encoder, pictures = (
+        VisionEncoder("vit", vit),
+        read_source(settings.data, source_folder(settings.data, said.append)).pictures,
+    )
     reader = SplitReader(data.path, "train", features="vit")
     seen = 0
     for number in range(len(reader)):
@@ -98,7 +116,9 @@ def test_an_encoders_features_stand_beside_the_text_as_picture_by_picture_gives_
 
 
 def test_features_of_another_encoder_are_refused(settings, made, tmp_path):
-    other = settings.model_copy(update={"data": settings.data.model_copy(update={"vision_model": str(tmp_path / "other")})})
+    other = settings.model_copy(
+        update={"data": settings.data.model_copy(update={"vision_model": str(tmp_path / "other")})}
+    )
     with pytest.raises(SettingsError, match="encoder was"):
         prepare_data(other, lambda line: None)
 
@@ -109,10 +129,16 @@ def captioner(tmp_path_factory, tiny_data):
     folder = tmp_path_factory.mktemp("captioner")
     tokenizer = AutoTokenizer.from_pretrained(tiny_data.path / "tokenizer")
     torch.manual_seed(0)
-    decoder = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, add_cross_attention=True, is_decoder=True))
+    decoder = GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=1, n_head=2, add_cross_attention=True, is_decoder=True)
+    )
     model = VisionEncoderDecoderModel(encoder=ViTModel(ViTConfig(**SIZES)), decoder=decoder)
     for config in (model.config, model.generation_config):
-        config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = 5, tokenizer.pad_token_id, tokenizer.eos_token_id
+        config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = (
+            5,
+            tokenizer.pad_token_id,
+            tokenizer.eos_token_id,
+        )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(folder)
@@ -124,9 +150,16 @@ def test_captions_of_a_local_model_become_the_text_of_prompts(settings, captione
     number = write_captions(source, str(captioner), out, overrides=["cluster.num_workers=2"], report=said.append)
     content = read_json(out)
     problems = json.loads((source / "problems.json").read_text())
-    assert set(content["captions"]) == {qid for qid, problem in problems.items() if problem["image"]} and number == len(content["captions"])
-    assert all(isinstance(text, str) and text for text in content["captions"].values()) and not out.with_name("captions.json.parts").exists()
-    data = settings.data.model_copy(update={"captions": str(out), "features": None, "shards_dir": str(tmp_path / "captioned")})
+    assert set(content["captions"]) == {qid for qid, problem in problems.items() if problem["image"]} and number == len(
+        content["captions"]
+    )
+    assert (
+        all(isinstance(text, str) and text for text in content["captions"].values())
+        and not out.with_name("captions.json.parts").exists()
+    )
+    data = settings.data.model_copy(
+        update={"captions": str(out), "features": None, "shards_dir": str(tmp_path / "captioned")}
+    )
     folder = prepare_data(settings.model_copy(update={"data": data}), said.append)
     reader = SplitReader(folder.path, "train", features=None)
     shown = {reader.qid(n): reader.problem(n).caption for n in range(len(reader))}
@@ -137,7 +170,9 @@ def test_captions_of_a_local_model_become_the_text_of_prompts(settings, captione
 
 def test_lists_of_the_data_set_stand_for_splits(workplace, tiny_settings, tmp_path, monkeypatch):
     monkeypatch.chdir(workplace)
-    data = tiny_settings.data.model_copy(update={"splits": {"train": "minitrain", "test": "minitest"}, "shards_dir": str(tmp_path / "mini")})
+    data = tiny_settings.data.model_copy(
+        update={"splits": {"train": "minitrain", "test": "minitest"}, "shards_dir": str(tmp_path / "mini")}
+    )
     settings = tiny_settings.model_copy(update={"data": data})
     lists = read_json(source_folder(data, print) / "pid_splits.json")
     folder = prepare_data(settings, lambda line: None)

@@ -20,9 +20,21 @@ from mmcot.texts.problem import Problem
 
 SIZES = {"train": 1600, "val": 160, "test": 400}
 FIELDS = {
-    "question", "choices", "answer", "hint", "image", "task", "grade", "subject", "topic", "category", "skill",
-    "lecture", "solution", "split",
-}  # fmt: skip
+    "question",
+    "choices",
+    "answer",
+    "hint",
+    "image",
+    "task",
+    "grade",
+    "subject",
+    "topic",
+    "category",
+    "skill",
+    "lecture",
+    "solution",
+    "split",
+}
 # content_sha256 of write_mini_sqa(num_train=40, num_val=16, num_test=16, seed=0); it changes
 # only together with VERSION.
 GOLDEN_SHA256 = "d865b977d9c6127adc139cc49b53e8a3f14ed0947beb0cd4da529ce86b5119d6"
@@ -215,23 +227,36 @@ def test_by_default_every_question_has_an_order_of_its_choices_of_its_own(tmp_pa
     for name, options in (("fixed", {"shuffle_choices": False}), ("default", {})):
         write_mini_sqa(tmp_path / name, num_train=160, num_val=0, num_test=0, seed=5, **options)
     fixed, shuffled = (json.loads((tmp_path / name / "problems.json").read_text()) for name in ("fixed", "default"))
-    assert all(sorted(fixed[qid]["choices"]) == sorted(shuffled[qid]["choices"]) and _right(fixed[qid]) == _right(shuffled[qid]) for qid in fixed)
+    assert all(
+        sorted(fixed[qid]["choices"]) == sorted(shuffled[qid]["choices"])
+        and _right(fixed[qid]) == _right(shuffled[qid])
+        for qid in fixed
+    )
     kept = sum(fixed[qid]["choices"] == shuffled[qid]["choices"] for qid in fixed)
     assert 15 < kept < 75  # a half of two choices, a sixth of three, fewer of more
     left_out = {"choices", "answer"}
-    assert all({k: v for k, v in fixed[qid].items() if k not in left_out} == {k: v for k, v in shuffled[qid].items() if k not in left_out} for qid in fixed)
+    assert all(
+        {k: v for k, v in fixed[qid].items() if k not in left_out}
+        == {k: v for k, v in shuffled[qid].items() if k not in left_out}
+        for qid in fixed
+    )
 
 
 def test_half_of_the_questions_bring_choices_of_other_skills_beside_all_of_their_own(tmp_path):
     for name, most in (("none", 0), ("two", 2)):
-        write_mini_sqa(tmp_path / name, num_train=400, num_val=0, num_test=0, seed=5, shuffle_choices=False, extra_choices=most)
+        write_mini_sqa(
+            tmp_path / name, num_train=400, num_val=0, num_test=0, seed=5, shuffle_choices=False, extra_choices=most
+        )
     plain, extended = (json.loads((tmp_path / name / "problems.json").read_text()) for name in ("none", "two"))
     own = {skill.skill: skill.choices for skill in mini_sqa_skills.SKILLS}
     everywhere = {choice for choices in own.values() for choice in choices}
     extra = []
     for qid, record in extended.items():
         assert tuple(plain[qid]["choices"]) == own[record["skill"]]
-        assert record["choices"][: len(plain[qid]["choices"])] == plain[qid]["choices"] and record["answer"] == plain[qid]["answer"]
+        assert (
+            record["choices"][: len(plain[qid]["choices"])] == plain[qid]["choices"]
+            and record["answer"] == plain[qid]["answer"]
+        )
         extra.append(record["choices"][len(plain[qid]["choices"]) :])
         assert set(extra[-1]) <= everywhere - set(own[record["skill"]])
     assert max(map(len, extra)) == 2 and max(len(record["choices"]) for record in extended.values()) == 5

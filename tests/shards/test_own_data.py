@@ -67,7 +67,11 @@ def test_a_folder_with_a_table_a_split_and_rows_without_a_split(tmp_path):
     for name in ("train", "validation", "test"):
         write_jsonl(folder / f"{name}.jsonl", [{**row, "qid": name}])
     problems = read_questions(folder).problems
-    assert {split: [p.qid for p in problems[split]] for split in problems} == {"train": ["train"], "val": ["validation"], "test": ["test"]}
+    assert {split: [p.qid for p in problems[split]] for split in problems} == {
+        "train": ["train"],
+        "val": ["validation"],
+        "test": ["test"],
+    }
     divided = read_questions(write_jsonl(tmp_path / "all.jsonl", [{**row, "qid": f"q{n}"} for n in range(200)]))
     assert all(5 < len(divided.problems[split]) for split in ("train", "val", "test"))
     assert divided.notes == ("200 questions without a split were divided 80:10:10 by their ids",)
@@ -92,7 +96,9 @@ def build(tmp_path, rows, *settings):
     rows = rows + [{**ROW, "qid": "v", "split": "val"}, {**ROW, "qid": "t", "split": "test"}]
     path = write_jsonl(tmp_path / "q.jsonl", rows)
     return prepare_data(
-        load_settings(preset="demo", overrides=[f"data.path={path}", f"data.shards_dir={tmp_path / 'shards'}", *settings]),
+        load_settings(
+            preset="demo", overrides=[f"data.path={path}", f"data.shards_dir={tmp_path / 'shards'}", *settings]
+        ),
         lambda line: None,
     )
 
@@ -151,7 +157,9 @@ def test_odd_pictures_become_rgb_upright_and_still(tmp_path):
     Image.new("CMYK", (4, 4), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg", quality=95)
     Image.new("RGB", (1, 1), red).save(tmp_path / "dot.png")
     Image.new("RGB", (4, 4), red).save(tmp_path / "wrong.jpg", "PNG")
-    Image.new("RGB", (4, 4), red).save(tmp_path / "anim.gif", save_all=True, append_images=[Image.new("RGB", (4, 4), "blue")])
+    Image.new("RGB", (4, 4), red).save(
+        tmp_path / "anim.gif", save_all=True, append_images=[Image.new("RGB", (4, 4), "blue")]
+    )
     for name in ("palette.png", "cmyk.jpg", "dot.png", "wrong.jpg", "anim.gif"):
         image = open_picture(tmp_path / name, name=name)
         assert image.mode == "RGB" and np.allclose(image.getpixel((0, 0)), red, atol=6), name
@@ -213,7 +221,10 @@ def test_check_finds_repeated_questions_and_leaks_between_splits(tmp_path):
     check_data(build(tmp_path, rows).path, lines.append)
     assert "within train: 1 questions of the same text, no picture, such as twin, again" in lines
     assert "LEAK between test and train: 1 questions of the same text, no picture, such as twin, again, leak" in lines
-    assert "LEAK between train and val: 1 questions of the same text, pictures may differ, such as pictured-train, pictured-val" in lines
+    assert (
+        "LEAK between train and val: 1 questions of the same text, pictures may differ, such as pictured-train, pictured-val"
+        in lines
+    )
 
 
 def test_check_says_so_where_no_question_comes_twice(tiny_data):
@@ -253,14 +264,19 @@ def test_tars_are_indexed_where_they_lie_and_their_pictures_become_features(tmp_
     assert [reader.problem(n).hint for n in range(2)] == ["Far away."] * 2
     assert [reader.features(n).shape for n in range(2)] == [(0, 208), (64, 208)]
     assert sum(count for _, count in check_shards(folder.path)) == 8
-    assert {path: path.read_bytes() for path in before} == before and not list((tmp_path / "out" / "text").glob("*.tar"))
+    assert {path: path.read_bytes() for path in before} == before and not list(
+        (tmp_path / "out" / "text").glob("*.tar")
+    )
 
 
 def test_ready_made_features_in_the_tars_are_used_as_they_are(tmp_path):
     array = np.arange(12, dtype=np.float32).reshape(3, 4)
     stream = io.BytesIO()
     np.save(stream, array)
-    tars = {split: [write_tar(tmp_path / f"{split}.tar", {f"{split}.json": member(ROW), f"{split}.npy": stream.getvalue()})] for split in ("train", "val", "test")}
+    tars = {
+        split: [write_tar(tmp_path / f"{split}.tar", {f"{split}.json": member(ROW), f"{split}.npy": stream.getvalue()})]
+        for split in ("train", "val", "test")
+    }
     index_tars(tars, tmp_path / "out", features="mine")
     reader = SplitReader(tmp_path / "out", "val", features="mine")
     assert reader.feature_shape == (3, 4)
@@ -271,7 +287,9 @@ def test_a_tar_of_the_users_that_cannot_be_used_is_named(tmp_path):
     with pytest.raises(ShardError, match="no.tar holds no .json member"):
         index_tars({"train": [write_tar(tmp_path / "no.tar", {"a.png": png()})]}, tmp_path / "out")
     with pytest.raises(ShardError, match="more than once"):
-        index_tars({"train": [write_tar(tmp_path / f"{n}.tar", {"a.json": member(ROW)}) for n in range(2)]}, tmp_path / "out")
+        index_tars(
+            {"train": [write_tar(tmp_path / f"{n}.tar", {"a.json": member(ROW)}) for n in range(2)]}, tmp_path / "out"
+        )
     with pytest.raises(ShardError, match="'a.pickle' is not of an allowed kind"):
         index_tars({"train": [write_tar(tmp_path / "p.tar", {"a.pickle": b""})]}, tmp_path / "out")
 

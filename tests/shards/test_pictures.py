@@ -66,7 +66,10 @@ def ghostscript(tmp_path, monkeypatch):
 def test_a_postscript_file_called_a_picture_starts_no_ghostscript(tmp_path, ghostscript):
     (tmp_path / "a.png").write_bytes(EPS)
     for picture in (EPS, tmp_path / "a.png"):
-        with pytest.raises(PictureError, match=r"a.png is no picture of a known format \(PNG, JPEG, .*\); convert, replace or remove it"):
+        with pytest.raises(
+            PictureError,
+            match=r"a.png is no picture of a known format \(PNG, JPEG, .*\); convert, replace or remove it",
+        ):
             opened(picture)
     assert not ghostscript.exists()
 
@@ -75,10 +78,25 @@ def test_no_column_of_a_saved_data_set_is_decoded_by_who_reads_it(tmp_path, ghos
     import datasets
 
     picture = {"bytes": EPS, "path": None}
-    row = {"qid": "a1", "question": "Which?", "choices": ["sun", "moon"], "answer": 0, "image": picture, "thumbnail": picture, "more": [picture]}
+    row = {
+        "qid": "a1",
+        "question": "Which?",
+        "choices": ["sun", "moon"],
+        "answer": 0,
+        "image": picture,
+        "thumbnail": picture,
+        "more": [picture],
+    }
     kinds = {"image": datasets.Image(), "thumbnail": datasets.Image(), "more": datasets.List(datasets.Image())}
-    kinds |= {"qid": datasets.Value("string"), "question": datasets.Value("string"), "choices": datasets.List(datasets.Value("string")), "answer": datasets.Value("int64")}
-    datasets.DatasetDict({"train": datasets.Dataset.from_list([row], features=datasets.Features(kinds))}).save_to_disk(tmp_path / "hf")
+    kinds |= {
+        "qid": datasets.Value("string"),
+        "question": datasets.Value("string"),
+        "choices": datasets.List(datasets.Value("string")),
+        "answer": datasets.Value("int64"),
+    }
+    datasets.DatasetDict({"train": datasets.Dataset.from_list([row], features=datasets.Features(kinds))}).save_to_disk(
+        tmp_path / "hf"
+    )
     questions = read_questions(tmp_path / "hf")
     assert questions.pictures(questions.problems["train"][0]) == [EPS]
     assert not ghostscript.exists()
@@ -88,9 +106,17 @@ def test_a_row_of_a_saved_data_set_may_bring_several_pictures(tmp_path):
     import datasets
 
     held = [{"bytes": encoded(), "path": "x/0.png"}, {"bytes": encoded("JPEG"), "path": "x/1.jpg"}]
-    rows = [{"qid": f"q{n}", "question": "Which?", "choices": ["sun", "moon"], "answer": 0, "image": held[:n]} for n in range(3)]
+    rows = [
+        {"qid": f"q{n}", "question": "Which?", "choices": ["sun", "moon"], "answer": 0, "image": held[:n]}
+        for n in range(3)
+    ]
     kinds = {"image": datasets.List(datasets.Image())}
-    kinds |= {"qid": datasets.Value("string"), "question": datasets.Value("string"), "choices": datasets.List(datasets.Value("string")), "answer": datasets.Value("int64")}
+    kinds |= {
+        "qid": datasets.Value("string"),
+        "question": datasets.Value("string"),
+        "choices": datasets.List(datasets.Value("string")),
+        "answer": datasets.Value("int64"),
+    }
     datasets.Dataset.from_list(rows, features=datasets.Features(kinds)).save_to_disk(tmp_path / "hf")
     questions = read_questions(tmp_path / "hf")
     found = [questions.pictures(problem) for problem in questions.problems["train"]]
@@ -144,12 +170,32 @@ def webp_of(width, height):
 
 
 def tiff_of(width, height):
-    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8), (278, 4, 1, height), (279, 4, 1, 1)]
-    return b"II*\0" + struct.pack("<II", 12, 0) + struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    tags = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 1, 8),
+        (259, 3, 1, 1),
+        (262, 3, 1, 1),
+        (273, 4, 1, 8),
+        (278, 4, 1, height),
+        (279, 4, 1, 1),
+    ]
+    return (
+        b"II*\0"
+        + struct.pack("<II", 12, 0)
+        + struct.pack("<H", len(tags))
+        + b"".join(struct.pack("<HHII", *tag) for tag in tags)
+        + bytes(4)
+    )
 
 
 def bmp_of(width, height):
-    return b"BM" + struct.pack("<IHHI", 58, 0, 0, 54) + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 1, 0, 0, 0, 0, 2, 2) + b"\0\0\0\0\xff\xff\xff\0"
+    return (
+        b"BM"
+        + struct.pack("<IHHI", 58, 0, 0, 54)
+        + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 1, 0, 0, 0, 0, 2, 2)
+        + b"\0\0\0\0\xff\xff\xff\0"
+    )
 
 
 def jpeg_of(width, height):
@@ -160,10 +206,20 @@ def jpeg_of(width, height):
 
 
 BOMBS = {
-    "png-column": png_of(1, 99_999_999), "png-row": png_of(99_999_999, 1), "png-square": png_of(2**31 - 1, 2**31 - 1), "png-area": png_of(16_000, 16_000),
-    "gif": gif_of(65_535, 65_535), "gif-frame": gif_of(1, 1, frame=(65_535, 1)), "webp": webp_of(16_383, 16_383), "webp-row": webp_of(2**24, 10),
-    "tiff": tiff_of(99_999_999, 1), "tiff-square": tiff_of(2**31, 2**31), "bmp": bmp_of(99_999_999, 1), "jpeg": jpeg_of(65_535, 65_535), "jpeg-row": jpeg_of(65_535, 1),
-}  # fmt: skip
+    "png-column": png_of(1, 99_999_999),
+    "png-row": png_of(99_999_999, 1),
+    "png-square": png_of(2**31 - 1, 2**31 - 1),
+    "png-area": png_of(16_000, 16_000),
+    "gif": gif_of(65_535, 65_535),
+    "gif-frame": gif_of(1, 1, frame=(65_535, 1)),
+    "webp": webp_of(16_383, 16_383),
+    "webp-row": webp_of(2**24, 10),
+    "tiff": tiff_of(99_999_999, 1),
+    "tiff-square": tiff_of(2**31, 2**31),
+    "bmp": bmp_of(99_999_999, 1),
+    "jpeg": jpeg_of(65_535, 65_535),
+    "jpeg-row": jpeg_of(65_535, 1),
+}
 
 
 def test_headers_of_huge_pictures_are_refused_without_the_memory_they_ask_for(tmp_path):
@@ -182,13 +238,31 @@ for path in sorted(Path(sys.argv[1]).iterdir()):
         grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
         print(path.name, "was refused" if grown < 50 else f"took {grown} MB")
 """
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
     assert done.stdout.splitlines() == [f"{name} was refused" for name in sorted(BOMBS)], done.stderr
 
 
-@pytest.mark.parametrize(("name", "size"), [("png-column", "1 x 99999999"), ("tiff", "99999999 x 1"), ("bmp", "99999999 x 1"), ("jpeg-row", "65535 x 1"), ("gif-frame", "65535 x 1")])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("png-column", "1 x 99999999"),
+        ("tiff", "99999999 x 1"),
+        ("bmp", "99999999 x 1"),
+        ("jpeg-row", "65535 x 1"),
+        ("gif-frame", "65535 x 1"),
+    ],
+)
 def test_a_picture_that_is_too_large_is_told_its_size_and_what_is_read(name, size):
-    with pytest.raises(PictureError, match=rf"a.png has {size} pixels; sides up to 16,384 and 100,000,000 pixels in all are read: make it smaller"):
+    with pytest.raises(
+        PictureError,
+        match=rf"a.png has {size} pixels; sides up to 16,384 and 100,000,000 pixels in all are read: make it smaller",
+    ):
         opened(BOMBS[name])
 
 
@@ -220,9 +294,23 @@ def test_large_pictures_are_encoded_in_smaller_batches(monkeypatch):
         return np.zeros((len(images), 1, 1), dtype=np.float16)
 
     problems = [Problem(qid=f"q{number}", question="Which?", choices=("a", "b")) for number in range(8)]
-    sizes = {"q0": (2, 2), "q1": (2, 2), "q2": (10, 10), "q3": (50, 50), "q4": (7, 7), "q5": (7, 8), "q6": (1, 1), "q7": (1, 1)}
+    sizes = {
+        "q0": (2, 2),
+        "q1": (2, 2),
+        "q2": (10, 10),
+        "q3": (50, 50),
+        "q4": (7, 7),
+        "q5": (7, 8),
+        "q6": (1, 1),
+        "q7": (1, 1),
+    }
     arrays = features_of_pictures(
-        problems, Counter(), open_pictures=lambda problem, counts: [Image.new("RGB", sizes[problem.qid])], encode=encode, shape=(1, 1), batch_size=4
+        problems,
+        Counter(),
+        open_pictures=lambda problem, counts: [Image.new("RGB", sizes[problem.qid])],
+        encode=encode,
+        shape=(1, 1),
+        batch_size=4,
     )
     assert len(list(arrays)) == 8 and batches == [3, 1, 2, 2]
 
@@ -231,7 +319,21 @@ def test_large_pictures_are_encoded_in_smaller_batches(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "kind", [struct.error, TypeError, IndexError, OverflowError, MemoryError, EOFError, KeyError, zlib.error, RecursionError, SyntaxError, AttributeError, ZeroDivisionError]
+    "kind",
+    [
+        struct.error,
+        TypeError,
+        IndexError,
+        OverflowError,
+        MemoryError,
+        EOFError,
+        KeyError,
+        zlib.error,
+        RecursionError,
+        SyntaxError,
+        AttributeError,
+        ZeroDivisionError,
+    ],
 )
 @pytest.mark.parametrize("where", ["PIL.Image.open", "PIL.PngImagePlugin.PngImageFile.load"])
 def test_whatever_a_decoder_raises_the_picture_is_named(monkeypatch, kind, where):
@@ -240,7 +342,10 @@ def test_whatever_a_decoder_raises_the_picture_is_named(monkeypatch, kind, where
 
     data = encoded()
     monkeypatch.setattr(where, fail)
-    with pytest.raises(PictureError, match=rf"question a1: picture a.png is damaged or cut off \({kind.__name__}: .*oops.*\); replace or remove it"):
+    with pytest.raises(
+        PictureError,
+        match=rf"question a1: picture a.png is damaged or cut off \({kind.__name__}: .*oops.*\); replace or remove it",
+    ):
         opened(data)
 
 
@@ -256,7 +361,9 @@ def test_altered_bytes_of_a_picture_end_in_a_picture_or_its_error(kind):
         for _ in range(300):
             mutant = bytearray(data[: draw.choice((len(data), len(data), draw.randrange(1, len(data))))])
             for _ in range(draw.choice((1, 4, 20))):
-                mutant[draw.randrange(len(mutant)) if draw.random() < 0.5 else draw.randrange(min(len(mutant), 120))] = draw.choice((0, 1, 127, 255, draw.randrange(256)))
+                mutant[
+                    draw.randrange(len(mutant)) if draw.random() < 0.5 else draw.randrange(min(len(mutant), 120))
+                ] = draw.choice((0, 1, 127, 255, draw.randrange(256)))
             try:
                 outcomes[opened(bytes(mutant)).mode] += 1
             except PictureError:
@@ -266,7 +373,13 @@ def test_altered_bytes_of_a_picture_end_in_a_picture_or_its_error(kind):
 
 def with_exif(tags, kind="JPEG"):
     """A picture of 40 x 24 whose EXIF block has these (tag, type, count, value) as they are."""
-    block = b"MM\0*\0\0\0\x08" + struct.pack(">H", len(tags)) + b"".join(struct.pack(">HHI", *tag[:3]) + tag[3] for tag in tags) + bytes(4) + b"\0\0\0\1\0\0\0\0" * 4
+    block = (
+        b"MM\0*\0\0\0\x08"
+        + struct.pack(">H", len(tags))
+        + b"".join(struct.pack(">HHI", *tag[:3]) + tag[3] for tag in tags)
+        + bytes(4)
+        + b"\0\0\0\1\0\0\0\0" * 4
+    )
     return encoded(kind, Image.new("RGB", (40, 24), "red"), exif=b"Exif\0\0" + block)
 
 
@@ -285,11 +398,19 @@ UNIT, RESOLUTION = (0x0128, 3, 1, b"\0\2\0\0"), 0x011A
 @pytest.mark.parametrize(
     "tags",
     [
-        [TURNED], [TURNED, (RESOLUTION, 2, 4, b"high"), UNIT], [TURNED, (RESOLUTION, 5, 1, b"\xff\xff\xff\xff"), UNIT], [TURNED, (RESOLUTION, 5, 0, bytes(4)), UNIT],
-        [TURNED, (RESOLUTION, 1, 1, bytes(4)), UNIT], [TURNED, (0x0100, 11, 1, b"\x7f\xc0\0\0")], [TURNED, (0x8769, 4, 1, b"\0\0\0\x08")], [TURNED, (0x8825, 4, 1, b"\xff\xff\xff\xff")], [TURNED, (0x8769, 2, 4, b"here")],
-        [TURNED, (RESOLUTION, 10, 1, b"\0\0\0\x14"), UNIT], [TURNED, (0x010F, 2, 4_000_000_000, b"\0\0\0\x08")],
+        [TURNED],
+        [TURNED, (RESOLUTION, 2, 4, b"high"), UNIT],
+        [TURNED, (RESOLUTION, 5, 1, b"\xff\xff\xff\xff"), UNIT],
+        [TURNED, (RESOLUTION, 5, 0, bytes(4)), UNIT],
+        [TURNED, (RESOLUTION, 1, 1, bytes(4)), UNIT],
+        [TURNED, (0x0100, 11, 1, b"\x7f\xc0\0\0")],
+        [TURNED, (0x8769, 4, 1, b"\0\0\0\x08")],
+        [TURNED, (0x8825, 4, 1, b"\xff\xff\xff\xff")],
+        [TURNED, (0x8769, 2, 4, b"here")],
+        [TURNED, (RESOLUTION, 10, 1, b"\0\0\0\x14"), UNIT],
+        [TURNED, (0x010F, 2, 4_000_000_000, b"\0\0\0\x08")],
     ],
-)  # fmt: skip
+)
 def test_a_picture_is_turned_though_the_rest_of_its_exif_block_is_nonsense(tags, kind):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -297,14 +418,25 @@ def test_a_picture_is_turned_though_the_rest_of_its_exif_block_is_nonsense(tags,
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-@pytest.mark.parametrize("tag", [(0x0112, 2, 4, b"left"), (0x0112, 5, 1, b"\xff\xff\xff\xff"), (0x0112, 3, 1, b"\0\x63\0\0"), (0x0112, 3, 0, bytes(4)), (0x0112, 99, 1, bytes(4))])
+@pytest.mark.parametrize(
+    "tag",
+    [
+        (0x0112, 2, 4, b"left"),
+        (0x0112, 5, 1, b"\xff\xff\xff\xff"),
+        (0x0112, 3, 1, b"\0\x63\0\0"),
+        (0x0112, 3, 0, bytes(4)),
+        (0x0112, 99, 1, bytes(4)),
+    ],
+)
 def test_an_orientation_that_cannot_be_read_turns_nothing(tag, kind):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert opened(with_exif([tag], kind)).size == (40, 24)
 
 
-@pytest.mark.parametrize("block", [b"Exif\0\0", b"Exif\0\0MM", b"Exif\0\0not a TIFF header", b"Exif\0\0II*\0\xff\xff\xff\xff"])
+@pytest.mark.parametrize(
+    "block", [b"Exif\0\0", b"Exif\0\0MM", b"Exif\0\0not a TIFF header", b"Exif\0\0II*\0\xff\xff\xff\xff"]
+)
 def test_an_exif_block_that_is_none_leaves_the_picture(block):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -333,11 +465,17 @@ RAMP = np.linspace(0, 1, 256).reshape(16, 16)
 @pytest.mark.parametrize(
     ("kind", "values"),
     [
-        ("PNG", (RAMP * 65_535).round().astype(np.uint16)), ("TIFF", (RAMP * 65_535).round().astype(np.uint16)), ("TIFF", (RAMP * 65_535).round().astype(np.int32)),
-        ("TIFF", (RAMP * 255).round().astype(np.int32)), ("TIFF", RAMP.astype(np.float32)), ("TIFF", (RAMP * 255).astype(np.float32)), ("TIFF", (RAMP * 65_535).astype(np.float32)),
-        ("TIFF", (RAMP * 2 - 1).astype(np.float32)), ("TIFF", (RAMP * 4_000_000).astype(np.int32)),
+        ("PNG", (RAMP * 65_535).round().astype(np.uint16)),
+        ("TIFF", (RAMP * 65_535).round().astype(np.uint16)),
+        ("TIFF", (RAMP * 65_535).round().astype(np.int32)),
+        ("TIFF", (RAMP * 255).round().astype(np.int32)),
+        ("TIFF", RAMP.astype(np.float32)),
+        ("TIFF", (RAMP * 255).astype(np.float32)),
+        ("TIFF", (RAMP * 65_535).astype(np.float32)),
+        ("TIFF", (RAMP * 2 - 1).astype(np.float32)),
+        ("TIFF", (RAMP * 4_000_000).astype(np.int32)),
     ],
-)  # fmt: skip
+)
 def test_grey_of_more_than_eight_bits_keeps_its_levels(kind, values):
     read = np.asarray(opened(encoded(kind, Image.fromarray(values))))
     np.testing.assert_allclose(read[:, :, 0], RAMP * 255, atol=1)
@@ -364,4 +502,6 @@ def test_transparency_becomes_white_over_the_whole_height(mode):
     image = Image.new("RGBA", (2, 2500), (0, 0, 255, 0))
     image.putpixel((1, 2499), (0, 0, 255, 255))
     read = opened(encoded(image=image.convert(mode)))
-    assert read.getpixel((0, 0)) == read.getpixel((0, 2499)) == (255, 255, 255) and read.getpixel((1, 2499)) == {"LA": (29, 29, 29)}.get(mode, (0, 0, 255))
+    assert read.getpixel((0, 0)) == read.getpixel((0, 2499)) == (255, 255, 255) and read.getpixel((1, 2499)) == {
+        "LA": (29, 29, 29)
+    }.get(mode, (0, 0, 255))

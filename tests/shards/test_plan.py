@@ -16,12 +16,16 @@ def plans(draw):
     random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     micro = draw(st.integers(1, 6))
     return Plan(
-        random.integers(1, 200, num_samples), random.integers(1, 60, num_samples),
+        random.integers(1, 200, num_samples),
+        random.integers(1, 60, num_samples),
         np.sort(random.integers(0, draw(st.integers(1, 9)), num_samples)),
-        seed=draw(st.integers(0, 9)), epoch=draw(st.integers(0, 3)), micro_batch_size=micro,
-        global_batch_size=micro * draw(st.integers(1, 7)), window_shards=draw(st.integers(1, 4)),
+        seed=draw(st.integers(0, 9)),
+        epoch=draw(st.integers(0, 3)),
+        micro_batch_size=micro,
+        global_batch_size=micro * draw(st.integers(1, 7)),
+        window_shards=draw(st.integers(1, 4)),
         group_by_length=draw(st.booleans()),
-    )  # fmt: skip
+    )
 
 
 @settings(deadline=None)
@@ -69,9 +73,14 @@ def test_only_the_last_batch_and_the_last_block_may_be_short(plan):
 def make_plan(**changes):
     random = np.random.default_rng(0)
     arguments = {
-        "source_lengths": random.integers(20, 400, 4000), "target_lengths": random.integers(4, 150, 4000),
-        "shard_of_sample": np.arange(4000) // 500, "seed": 0, "epoch": 0, "global_batch_size": 32, "micro_batch_size": 4,
-    }  # fmt: skip
+        "source_lengths": random.integers(20, 400, 4000),
+        "target_lengths": random.integers(4, 150, 4000),
+        "shard_of_sample": np.arange(4000) // 500,
+        "seed": 0,
+        "epoch": 0,
+        "global_batch_size": 32,
+        "micro_batch_size": 4,
+    }
     return Plan(**{**arguments, **changes})
 
 
@@ -81,7 +90,9 @@ def test_epochs_differ_and_share_a_fingerprint():
     assert [list(b) for b in first.batch_blocks(0)] != [list(b) for b in second.batch_blocks(0)]
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"global_batch_size": 64}, {"window_shards": 2}, {"group_by_length": False}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"global_batch_size": 64}, {"window_shards": 2}, {"group_by_length": False}]
+)
 def test_any_other_argument_changes_the_fingerprint(change):
     assert make_plan(**change).fingerprint != make_plan().fingerprint
 
@@ -94,7 +105,9 @@ def test_grouping_by_both_lengths_nearly_removes_padding():
 def test_reads_stay_within_a_window_of_shards():
     plan = make_plan(window_shards=2)
     steps_per_window = 1000 // 32
-    shards = {int(plan.shard_of_sample[s]) for step in range(steps_per_window) for b in plan.batch_blocks(step) for s in b}
+    shards = {
+        int(plan.shard_of_sample[s]) for step in range(steps_per_window) for b in plan.batch_blocks(step) for s in b
+    }
     assert len(shards) == 2
 
 
@@ -118,7 +131,9 @@ def test_every_batch_holds_short_and_long_blocks():
 
 
 def test_a_batch_that_cannot_be_is_refused_with_one_that_can():
-    with pytest.raises(ValueError, match=r"global_batch_size \(30\) must be a multiple of micro_batch_size \(4\); try 32"):
+    with pytest.raises(
+        ValueError, match=r"global_batch_size \(30\) must be a multiple of micro_batch_size \(4\); try 32"
+    ):
         make_plan(global_batch_size=30)
 
 

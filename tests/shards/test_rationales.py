@@ -11,8 +11,20 @@ from launcher.cli.main import app
 @pytest.mark.ray
 def test_rationales_of_any_model_are_written_over_any_shards_and_only_once(model_dir, tiny_data, tmp_path):
     def run(*arguments, out="out", model=model_dir):
-        command = ["rationales", "--model", str(model), "--shards", str(tiny_data.path), "--split", "test", "--out", str(tmp_path / out)]
-        return CliRunner().invoke(app, [*command, "--set", "rationale.max_target_tokens=8", "--set", "cluster.num_workers=1", *arguments])
+        command = [
+            "rationales",
+            "--model",
+            str(model),
+            "--shards",
+            str(tiny_data.path),
+            "--split",
+            "test",
+            "--out",
+            str(tmp_path / out),
+        ]
+        return CliRunner().invoke(
+            app, [*command, "--set", "rationale.max_target_tokens=8", "--set", "cluster.num_workers=1", *arguments]
+        )
 
     refused = run()
     assert refused.exit_code == 1 and "has no mmcot.json; give --set rationale.format=QCM-E" in refused.output

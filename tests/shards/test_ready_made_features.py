@@ -36,7 +36,12 @@ def source(workplace, tiny_data, tmp_path):
 def build(folder, tmp_path, name="detr"):
     settings = load_settings(
         preset="demo",
-        overrides=[f"data.path={folder}", f"data.shards_dir={tmp_path / 'shards'}", f"data.features={name}", "data.samples_per_shard=24"],
+        overrides=[
+            f"data.path={folder}",
+            f"data.shards_dir={tmp_path / 'shards'}",
+            f"data.features={name}",
+            "data.samples_per_shard=24",
+        ],
     )
     check_settings(settings)
     return prepare_data(settings, lambda line: None)
@@ -48,7 +53,9 @@ def test_rows_are_joined_by_qid_and_questions_without_one_have_no_patch(source, 
     reader = SplitReader(data.path, "train", features="detr")
     assert reader.feature_shape == (100, 256)
     for number, qid in enumerate(reader.qids):
-        expected = array[with_image.index(qid)].astype(np.float16) if qid in with_image else np.zeros((0, 256), np.float16)
+        expected = (
+            array[with_image.index(qid)].astype(np.float16) if qid in with_image else np.zeros((0, 256), np.float16)
+        )
         np.testing.assert_array_equal(reader.features(number), expected)
 
 
@@ -96,7 +103,11 @@ def test_a_picture_without_a_row_is_counted_as_absent():
     [
         (np.ones((2, 3), np.float32), {"a": "0"}, r"shape \(2, 3\).*expected floats \[rows, patches, width\]"),
         (np.ones((1, 2, 3), np.int32), {"a": "0"}, "type int32"),
-        (np.ones((1, 2, 3), np.float32), {"a": "5"}, "has 1 rows, name_map.json asks for 1 beyond them .question a: row 5"),
+        (
+            np.ones((1, 2, 3), np.float32),
+            {"a": "5"},
+            "has 1 rows, name_map.json asks for 1 beyond them .question a: row 5",
+        ),
     ],
 )
 def test_an_array_that_cannot_be_is_refused(array, name_map, message):
@@ -133,9 +144,21 @@ def test_the_fusion_sees_a_pooled_vector_as_its_copies():
 
     torch.manual_seed(0)
     config = MultimodalT5Config(
-        vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vision_num_patches=512, vision_dim=3, decoder_start_token_id=0
+        vocab_size=20,
+        d_model=8,
+        d_kv=4,
+        d_ff=8,
+        num_layers=1,
+        num_heads=2,
+        vision_num_patches=512,
+        vision_dim=3,
+        decoder_start_token_id=0,
     )
-    model, ids, vector = T5ForMultimodalGeneration(config).eval(), torch.ones(1, 4, dtype=torch.long), torch.randn(1, 1, 3)
+    model, ids, vector = (
+        T5ForMultimodalGeneration(config).eval(),
+        torch.ones(1, 4, dtype=torch.long),
+        torch.randn(1, 1, 3),
+    )
     logits = [model(input_ids=ids, labels=ids, vision_features=v).logits for v in (vector, vector.expand(1, 512, 3))]
     torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
 
@@ -148,9 +171,17 @@ def test_absent_patches_are_attended_as_published_unless_the_model_masks_them():
     def logits(mask_absent, features, mask):
         torch.manual_seed(0)
         config = MultimodalT5Config(
-            vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, vision_num_patches=5, vision_dim=3,
-            decoder_start_token_id=0, mask_absent_patches=mask_absent,
-        )  # fmt: skip
+            vocab_size=20,
+            d_model=8,
+            d_kv=4,
+            d_ff=8,
+            num_layers=1,
+            num_heads=2,
+            vision_num_patches=5,
+            vision_dim=3,
+            decoder_start_token_id=0,
+            mask_absent_patches=mask_absent,
+        )
         model = T5ForMultimodalGeneration(config).eval()
         torch.nn.init.normal_(model.encoder.image_dense.bias)
         return model(input_ids=ids, labels=ids, vision_features=features, vision_mask=mask).logits
@@ -167,7 +198,12 @@ def test_published_features_may_lie_in_a_folder_of_their_own_with_their_map_besi
     np.save(tmp_path / "published" / "resnet.npy", array[:, 0, :1].repeat(2048, axis=1))  # one vector a row
     settings = load_settings(
         preset="demo",
-        overrides=[f"data.path={folder}", f"data.shards_dir={tmp_path / 'shards'}", "data.features=resnet", f"data.vision_features={tmp_path / 'published'}"],
+        overrides=[
+            f"data.path={folder}",
+            f"data.shards_dir={tmp_path / 'shards'}",
+            "data.features=resnet",
+            f"data.vision_features={tmp_path / 'published'}",
+        ],
     )
     check_settings(settings)
     data = prepare_data(settings, lambda line: None)

@@ -102,13 +102,19 @@ def test_whole_shards_are_fetched_once_for_all_readers_of_a_machine(s3, tiny_dat
     expected = SplitReader(tiny_data.path, "train", features="patch")
     for reader in (first, second):
         assert_same(reader, expected, range(64))
-    size = sum(shard.size_bytes for kind in ("text", "features/patch") for shard in manifest_shards(read_manifest(tiny_data.path / kind), "train"))
+    size = sum(
+        shard.size_bytes
+        for kind in ("text", "features/patch")
+        for shard in manifest_shards(read_manifest(tiny_data.path / kind), "train")
+    )
     assert first.bytes_read >= size and second.bytes_read == 0
     assert len(list((tmp_path / "shards").glob("*.tar"))) == 6
 
 
 def test_the_cache_stays_within_its_bound_and_lets_the_longest_unused_go(s3, tmp_path):
-    shards = manifest_shards(read_manifest(mirror.mirror_folder(s3, tmp_path, features="patch") / "features" / "patch"), "train")
+    shards = manifest_shards(
+        read_manifest(mirror.mirror_folder(s3, tmp_path, features="patch") / "features" / "patch"), "train"
+    )
     cache = ShardCache(tmp_path, max_bytes=int(2.5 * shards[0].size_bytes))
     sizes = []
     for shard in [*shards, shards[-1], shards[0]]:
@@ -123,7 +129,9 @@ def test_the_cache_stays_within_its_bound_and_lets_the_longest_unused_go(s3, tmp
 
 def test_many_threads_share_a_cache_that_holds_few_shards(web, tmp_path):
     url, folder = web
-    shards = manifest_shards(read_manifest(mirror.mirror_folder(url, tmp_path, features="patch") / "features" / "patch"))
+    shards = manifest_shards(
+        read_manifest(mirror.mirror_folder(url, tmp_path, features="patch") / "features" / "patch")
+    )
     cache = ShardCache(tmp_path, max_bytes=int(2.5 * max(shard.size_bytes for shard in shards)))
 
     def read(number):
@@ -141,11 +149,16 @@ def test_names_that_lead_out_of_a_folder_are_refused(web, tmp_path):
     url, folder = web
     path = folder / "text" / "manifest.json"
     manifest = json.loads(path.read_text())
-    for change, message in (({"name": "../../x"}, "names a shard '../../x'"), ({"sha256": "../../x"}, "gives '../../x' as sha256")):
+    for change, message in (
+        ({"name": "../../x"}, "names a shard '../../x'"),
+        ({"sha256": "../../x"}, "gives '../../x' as sha256"),
+    ):
         shards = [{**shard, **change} for shard in manifest["shards"]]
         path.write_text(json.dumps({**manifest, "fingerprint": str(change), "shards": shards}))
         with pytest.raises(ShardError, match=message):
-            SplitReader(mirror.mirror_folder(url, tmp_path, features=None), "train", access=RemoteAccess("cache", str(tmp_path))).problem(0)
+            SplitReader(
+                mirror.mirror_folder(url, tmp_path, features=None), "train", access=RemoteAccess("cache", str(tmp_path))
+            ).problem(0)
 
 
 class _Counting:
@@ -160,20 +173,34 @@ class _Counting:
         return getattr(self.reader, name)
 
     def load_block(self, samples, is_dummy, epoch):
-        return [(self.reader.qid(sample), self.reader.problem(sample), self.reader.features(sample)) for sample in samples]
+        return [
+            (self.reader.qid(sample), self.reader.problem(sample), self.reader.features(sample)) for sample in samples
+        ]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 8])
 def test_ranges_bring_little_more_than_is_needed_at_any_world_size(s3, tmp_path, world_size):
     def plan(epoch):
         counts = [24, 24, 16]
-        return Plan(np.ones(64), np.ones(64), np.repeat(np.arange(3), counts), seed=0, epoch=epoch, global_batch_size=8, micro_batch_size=1, window_shards=2)
+        return Plan(
+            np.ones(64),
+            np.ones(64),
+            np.repeat(np.arange(3), counts),
+            seed=0,
+            epoch=epoch,
+            global_batch_size=8,
+            micro_batch_size=1,
+            window_shards=2,
+        )
 
     read = needed = 0
     qids = []
     for rank in range(world_size):
         reader = open_remote(s3, tmp_path, "ranges")
-        list(reader._text.columns(shard) for shard in range(3)), list(reader._features.columns(shard) for shard in range(3))
+        (
+            list(reader._text.columns(shard) for shard in range(3)),
+            list(reader._features.columns(shard) for shard in range(3)),
+        )
         before = reader.bytes_read  # indexes are small beside shards of a usual size
         steps = list(walk_steps(plan, _Counting(reader), rank=rank, world_size=world_size, steps=range(8)))
         qids += [qid for step in steps for _, block in step.blocks for qid, *_ in block]
@@ -186,7 +213,13 @@ def test_ranges_bring_little_more_than_is_needed_at_any_world_size(s3, tmp_path,
 def test_members_that_lie_close_share_a_request_and_far_ones_do_not():
     offsets, sizes = np.array([512, 11_264, 900_000, 512, 21_504]), np.array([10_000, 10_000, 10_000, 100, 100])
     ranges, of_member = plan_ranges(np.array([0, 0, 0, 1, 0]), offsets, sizes)
-    assert ranges.tolist() == [[0, 512, 21_604], [0, 900_000, 910_000], [1, 512, 612]] and of_member.tolist() == [0, 0, 1, 2, 0]
+    assert ranges.tolist() == [[0, 512, 21_604], [0, 900_000, 910_000], [1, 512, 612]] and of_member.tolist() == [
+        0,
+        0,
+        1,
+        2,
+        0,
+    ]
 
 
 def test_a_server_that_fails_for_a_while_is_asked_again(web, tiny_data, tmp_path):
@@ -256,4 +289,6 @@ def test_a_remote_folder_is_checked_and_prepared_as_it_is(s3, tiny_settings, tin
     folder = prepare_data(tiny_settings.model_copy(update={"data": data}), lambda line: None)
     assert folder.location == s3 and folder.is_remote and folder.fingerprints() == tiny_data.fingerprints()
     with pytest.raises(SettingsError, match="data.path .* would not be read"):
-        prepare_data(tiny_settings.model_copy(update={"data": data.model_copy(update={"path": "x"})}), lambda line: None)
+        prepare_data(
+            tiny_settings.model_copy(update={"data": data.model_copy(update={"path": "x"})}), lambda line: None
+        )

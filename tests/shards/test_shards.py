@@ -72,13 +72,15 @@ def test_every_feature_tar_counts_what_it_has_no_picture_for(tiny_data):
     assert sum(sum(count.values()) for count in counts.values()) == 96
 
 
-def test_a_named_picture_that_is_not_there_is_counted_and_gets_no_feature(workplace, tiny_settings, tiny_data, tmp_path, monkeypatch):
+def test_a_named_picture_that_is_not_there_is_counted_and_gets_no_feature(
+    workplace, tiny_settings, tiny_data, tmp_path, monkeypatch
+):
     source = tmp_path / "source"
     shutil.copytree(next(workplace.glob("mini_sqa-source-*")), source)
     shutil.rmtree(source / "images" / "val")
     data = tiny_settings.data.model_copy(update={"path": str(source), "shards_dir": str(tmp_path / "shards")})
     folder = prepare_data(tiny_settings.model_copy(update={"data": data}), lambda line: None)
-    assert folder.features["counts"]["val"] ["num_picture_absent"] == 10
+    assert folder.features["counts"]["val"]["num_picture_absent"] == 10
     assert any("10 whose picture is absent" in line for line in describe_data(folder))
     reader = SplitReader(folder.path, "val", features="patch")
     assert {reader.features(number).shape for number in range(16)} == {(0, 208)}
@@ -149,7 +151,16 @@ class Numbers:
 def small_plan(epoch):
     from data_shards.plan import Plan
 
-    return Plan(np.ones(10), np.ones(10), np.arange(10) // 3, seed=0, epoch=epoch, global_batch_size=4, micro_batch_size=2, window_shards=1)
+    return Plan(
+        np.ones(10),
+        np.ones(10),
+        np.arange(10) // 3,
+        seed=0,
+        epoch=epoch,
+        global_batch_size=4,
+        micro_batch_size=2,
+        window_shards=1,
+    )
 
 
 def walk(steps, samples=None, world_size=2):
@@ -172,7 +183,14 @@ def test_walkers_that_share_the_work_yield_what_one_alone_does(walkers):
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_all_that_is_read_was_announced_in_this_window_or_the_one_before(world_size):
     samples = Numbers(is_remote=True)
-    assert len(walk(range(7), samples, world_size) if world_size > 1 else list(walk_steps(small_plan, samples, rank=0, world_size=1, steps=range(7)))) == 7
+    assert (
+        len(
+            walk(range(7), samples, world_size)
+            if world_size > 1
+            else list(walk_steps(small_plan, samples, rank=0, world_size=1, steps=range(7)))
+        )
+        == 7
+    )
     assert len(samples.announced) > 2 and sum(map(len, samples.announced)) == sum(map(len, samples.loaded))
 
 
@@ -195,7 +213,9 @@ def test_tasks_cover_every_sample_once_and_rationales_join_by_qid(tiny_data, tmp
     files = {}
     for task in tasks:
         numbers = reader.samples_of_shard(task.shard)[task.start : task.start + task.num_samples]
-        path = write_task(tmp_path, task, [{"qid": reader.qids[n], "rationale": f"r{reader.qids[n]}\u2028"} for n in numbers])
+        path = write_task(
+            tmp_path, task, [{"qid": reader.qids[n], "rationale": f"r{reader.qids[n]}\u2028"} for n in numbers]
+        )
         files[task.file_name] = {"sha256": sha256_of_file(path)}
     (path.parent / f".tmp-left-by-a-kill-{path.name}").write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ShardError, match="not complete"):
@@ -224,7 +244,9 @@ def test_lengths_are_the_same_from_one_process_and_from_several(tiny_settings, t
     monkeypatch.setattr(lengths, "_CHUNK", 20)
     whose = lengths.LengthsOf(tiny_settings, "rationale", "train", str(tiny_data.path), None)
     alone, shared = (lengths.count_lengths(whose, whose.open(), processes=processes) for processes in (1, 2))
-    assert alone.keys() == shared.keys() and all((alone[name] == shared[name]).all() and len(alone[name]) == 64 for name in alone)
+    assert alone.keys() == shared.keys() and all(
+        (alone[name] == shared[name]).all() and len(alone[name]) == 64 for name in alone
+    )
     assert alone["source"].min() > 10 and len(set(alone["source"])) > 5
 
 

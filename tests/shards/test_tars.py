@@ -27,7 +27,9 @@ LONG = "a-folder-with-a-long-name/" * 6  # beyond the 100 bytes of a header
 
 
 def question(number):
-    return json.dumps({"question": f"Which is bigger? {number}", "choices": ["sun", "moon"], "answer": number % 2}).encode()
+    return json.dumps(
+        {"question": f"Which is bigger? {number}", "choices": ["sun", "moon"], "answer": number % 2}
+    ).encode()
 
 
 def add(tar, name, data, **fields):
@@ -50,7 +52,10 @@ def make_tar(num=3, *, form="ustar", prefix="", **fields):
 def rows_of(path, data):
     """What the index of a tar of these bytes says, with the bytes that it points to."""
     path.write_bytes(data)
-    return [(row["qid"], row["extension"], data[row["offset"] : row["offset"] + row["size"]]) for row in build_index(path).to_pylist()]
+    return [
+        (row["qid"], row["extension"], data[row["offset"] : row["offset"] + row["size"]])
+        for row in build_index(path).to_pylist()
+    ]
 
 
 def refuse(path, data, message):
@@ -77,13 +82,20 @@ def test_names_longer_than_a_header_are_read(tmp_path, form):
 
 
 @pytest.mark.skipif(shutil.which("tar") is None, reason="there is no tar program")
-@pytest.mark.parametrize("options", [(), ("-b", "1"), ("-b", "64"), ("--format=v7",), ("--format=ustar",), ("--format=posix",), ("--format=oldgnu",)])
+@pytest.mark.parametrize(
+    "options",
+    [(), ("-b", "1"), ("-b", "64"), ("--format=v7",), ("--format=ustar",), ("--format=posix",), ("--format=oldgnu",)],
+)
 def test_tars_of_the_tar_program_are_read(tmp_path, options):
     folder = tmp_path / ("in" if "v7" in str(options) else LONG.strip("/"))
     folder.mkdir(parents=True)
     for number in range(30):
         (folder / f"q{number}.json").write_bytes(question(number))
-    subprocess.run(["tar", *options, "-cf", "a.tar", "--sort=name", folder.relative_to(tmp_path).parts[0]], cwd=tmp_path, check=True)
+    subprocess.run(
+        ["tar", *options, "-cf", "a.tar", "--sort=name", folder.relative_to(tmp_path).parts[0]],
+        cwd=tmp_path,
+        check=True,
+    )
     rows = rows_of(tmp_path / "a.tar", (tmp_path / "a.tar").read_bytes())
     assert {row[0]: row[2] for row in rows} == {f"q{number}": question(number) for number in range(30)}
 
@@ -93,12 +105,16 @@ def test_tars_of_webdatasets_writer_are_read(tmp_path):
         for number in range(5):
             writer.write({"__key__": f"some/where/q{number}", "json": json.loads(question(number)), "png": b"picture"})
     rows = rows_of(tmp_path / "a.tar", (tmp_path / "a.tar").read_bytes())
-    assert [row[:2] for row in rows] == [(f"q{number}", extension) for number in range(5) for extension in ("json", "png")]
+    assert [row[:2] for row in rows] == [
+        (f"q{number}", extension) for number in range(5) for extension in ("json", "png")
+    ]
 
 
 def test_git_archives_note_for_all_members_is_no_member(tmp_path):
     stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "0123456789abcdef"}) as tar:
+    with tarfile.open(
+        fileobj=stream, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "0123456789abcdef"}
+    ) as tar:
         add(tar, "q0.json", question(0))
     assert len(rows_of(tmp_path / "a.tar", stream.getvalue())) == 1
 
@@ -125,7 +141,11 @@ def test_archives_put_behind_each_other_give_all_their_questions_and_it_is_said(
 def test_more_or_fewer_zeros_behind_the_end_mark_are_no_damage(tmp_path):
     data = make_tar(2)
     end = len(data.rstrip(b"\0")) // 512 * 512 + 512 + 1024
-    assert rows_of(tmp_path / "a.tar", data[:end]) == rows_of(tmp_path / "b.tar", data + bytes(99_999)) == rows_of(tmp_path / "c.tar", data)
+    assert (
+        rows_of(tmp_path / "a.tar", data[:end])
+        == rows_of(tmp_path / "b.tar", data + bytes(99_999))
+        == rows_of(tmp_path / "c.tar", data)
+    )
 
 
 def base_256(number):
@@ -149,12 +169,21 @@ def test_a_size_written_as_for_members_above_8_gb_is_read(tmp_path):
 # Damage
 
 
-@pytest.mark.parametrize("size", [base_256(9 << 30), base_256(2**88 - 1), b"\xff" * 12, b"77777777777\0", b"-0000000001\0", b"00000030000\0"])
+@pytest.mark.parametrize(
+    "size", [base_256(9 << 30), base_256(2**88 - 1), b"\xff" * 12, b"77777777777\0", b"-0000000001\0", b"00000030000\0"]
+)
 def test_a_member_larger_than_the_file_is_refused_by_name(tmp_path, size):
-    refuse(tmp_path / "a.tar", with_size(make_tar(2), size), r"q0\.json.* says that it has -?[\d,]+ bytes .* the file ends at byte 10,240")
+    refuse(
+        tmp_path / "a.tar",
+        with_size(make_tar(2), size),
+        r"q0\.json.* says that it has -?[\d,]+ bytes .* the file ends at byte 10,240",
+    )
 
 
-@pytest.mark.parametrize(("size", "message"), [(b"12x", "no number of bytes"), (b"9999999999", "it was cut off or altered"), (b"9" * 400, "no number of bytes")])
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [(b"12x", "no number of bytes"), (b"9999999999", "it was cut off or altered"), (b"9" * 400, "no number of bytes")],
+)
 def test_a_size_in_paxs_header_that_cannot_be_is_refused(tmp_path, size, message):
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
@@ -173,7 +202,11 @@ def test_a_tar_cut_anywhere_before_its_end_mark_is_refused(tmp_path, form):
     end = -(-len(data.rstrip(b"\0")) // 512) * 512 + 1024
     places = {*range(0, end, 512), *range(511, end, 1024), *range(1, end, 1024), end - 1}
     for place in sorted(places):
-        refuse(tmp_path / "a.tar", data[:place], "is not a readable tar: .*(cut off|is empty).*; write or fetch the shard again")
+        refuse(
+            tmp_path / "a.tar",
+            data[:place],
+            "is not a readable tar: .*(cut off|is empty).*; write or fetch the shard again",
+        )
 
 
 def test_a_hole_of_zeros_is_refused(tmp_path):
@@ -205,7 +238,9 @@ def test_rubbish_where_another_archive_could_begin_is_refused(tmp_path):
     refuse(tmp_path / "a.tar", make_tar(2) + make_tar(2)[:2048], "cut off")
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.GNUTYPE_SPARSE, b"V", b"?"])
+@pytest.mark.parametrize(
+    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.GNUTYPE_SPARSE, b"V", b"?"]
+)
 def test_members_that_are_no_plain_files_are_refused_by_name_and_kind(tmp_path, kind):
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
@@ -217,7 +252,12 @@ def test_members_that_are_no_plain_files_are_refused_by_name_and_kind(tmp_path, 
 def test_a_sparse_member_in_paxs_form_is_refused(tmp_path):
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.PAX_FORMAT) as tar:
-        add(tar, "q0.json", question(0), pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "q0.json"})
+        add(
+            tar,
+            "q0.json",
+            question(0),
+            pax_headers={"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "q0.json"},
+        )
     refuse(tmp_path / "a.tar", stream.getvalue(), r"not of an allowed kind \(a sparse file\)")
 
 
@@ -231,7 +271,11 @@ def test_a_name_that_is_no_text_is_refused(tmp_path):
 
 def test_extended_headers_of_gigabytes_are_not_read(tmp_path, monkeypatch):
     monkeypatch.setattr(tars, "MAX_EXTENDED_BYTES", 100)
-    refuse(tmp_path / "a.tar", make_tar(form="gnu", prefix=LONG), r"the extended header at byte 0 has \d+ bytes, expected 1 to 100")
+    refuse(
+        tmp_path / "a.tar",
+        make_tar(form="gnu", prefix=LONG),
+        r"the extended header at byte 0 has \d+ bytes, expected 1 to 100",
+    )
 
 
 def extended_names(data):
@@ -250,7 +294,9 @@ def test_no_altered_header_costs_a_question(tmp_path, form):
     path = tmp_path / "a.tar"
     whole = rows_of(path, data)
     names = set(extended_names(data))
-    content = {place for row in build_index(path).to_pylist() for place in range(row["offset"], row["offset"] + row["size"])}
+    content = {
+        place for row in build_index(path).to_pylist() for place in range(row["offset"], row["offset"] + row["size"])
+    }
     places = [place for place in range(len(data.rstrip(b"\0")) + 1600) if place not in names | content]
     num_refused = 0
     for place in random.Random(0).sample(places, 400):
@@ -286,7 +332,11 @@ def test_check_finds_a_tar_of_which_a_part_was_indexed(tmp_path, damage):
     index = tmp_path / "out" / "text" / "train-000000.parquet"
     pq.write_table(read_index(index).slice(0, 9), index)
     manifest = read_json(tmp_path / "out" / "text" / "manifest.json")
-    manifest["shards"][0] |= {"num_samples": 9, "sha256": sha256_of_file(tmp_path / "a.tar"), "size_bytes": len(damaged)}
+    manifest["shards"][0] |= {
+        "num_samples": 9,
+        "sha256": sha256_of_file(tmp_path / "a.tar"),
+        "size_bytes": len(damaged),
+    }
     commit_json(tmp_path / "out" / "text" / "manifest.json", manifest)
     with pytest.raises(ShardError, match=rf"a.tar is not a readable tar: .*{damage}"):
         list(check_shards(tmp_path / "out"))
@@ -305,11 +355,15 @@ def test_check_finds_an_index_that_is_not_the_tars(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"{oops", "no valid JSON"), (b"\xff", "no valid JSON"), (b"[" * 100_000, "no valid JSON"), (b"[1, 2]", r"expected an object .* found '\[1, 2\]'"),
-        (b"7", "expected an object"), (b'{"question": "Who?"}', "the field 'choices' is missing"),
+        (b"{oops", "no valid JSON"),
+        (b"\xff", "no valid JSON"),
+        (b"[" * 100_000, "no valid JSON"),
+        (b"[1, 2]", r"expected an object .* found '\[1, 2\]'"),
+        (b"7", "expected an object"),
+        (b'{"question": "Who?"}', "the field 'choices' is missing"),
         (b'{"question": "Who?", "choices": ["a", "b"], "answer": null}', "the answer is missing"),
     ],
-)  # fmt: skip
+)
 def test_a_member_that_is_no_question_is_named_with_its_tar(tmp_path, content, message):
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
@@ -323,7 +377,13 @@ def test_a_member_that_is_no_question_is_named_with_its_tar(tmp_path, content, m
 def test_members_of_no_question_are_counted(tmp_path):
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
-        for name, data in {"q0.json": question(0), "q0.png": b"", "orphan.png": b"", "other.npy": b"", "other.png": b""}.items():
+        for name, data in {
+            "q0.json": question(0),
+            "q0.png": b"",
+            "orphan.png": b"",
+            "other.npy": b"",
+            "other.png": b"",
+        }.items():
             add(tar, name, data)
     (tmp_path / "a.tar").write_bytes(stream.getvalue())
     said = []

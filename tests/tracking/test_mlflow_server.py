@@ -75,7 +75,18 @@ class Running:
 def start(folder: Path, *arguments: str, **environment: str) -> Running:
     folder.mkdir(exist_ok=True)
     port, output = free_port(), folder / "output.txt"
-    command = [sys.executable, "-m", "launcher", "mlflow", "up", "--runs", str(folder / "runs"), "--port", str(port), *arguments]
+    command = [
+        sys.executable,
+        "-m",
+        "launcher",
+        "mlflow",
+        "up",
+        "--runs",
+        str(folder / "runs"),
+        "--port",
+        str(port),
+        *arguments,
+    ]
     with open(output, "w") as file:
         process = subprocess.Popen(command, cwd=folder, env=clean_environment(**environment), stdout=file, stderr=file)
     deadline = time.monotonic() + 120
@@ -88,7 +99,9 @@ def start(folder: Path, *arguments: str, **environment: str) -> Running:
 def track(run: Path, monkeypatch, uri: str | None = None, password: str | None = None):
     """One step of a run, tracked as the pipeline does; returns (client, child's run id, parent's run id)."""
     for name, value in {"URI": uri, "USERNAME": password and "admin", "PASSWORD": password}.items():
-        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value) if value else monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
+        monkeypatch.setenv(f"MLFLOW_TRACKING_{name}", value) if value else monkeypatch.delenv(
+            f"MLFLOW_TRACKING_{name}", raising=False
+        )
     settings = load_settings(preset="demo", overrides=[f"run.dir={run}"])
     commit_bytes(run / "run.yaml", b"written: by the run\n")
     with open_tracker(settings, RunDir(run)) as tracker, tracker.step("train-rationale") as child:
@@ -133,17 +146,31 @@ def plain(root):
 def write_tuning(folder: Path) -> list[str]:
     """A tuning and two trials in the store beside it; returns the trials' run ids."""
     database = f"sqlite:///{folder.parent / 'mlflow.db'}"
-    settings = load_settings(preset="demo", overrides=["run.name=tuned", f"run.dir={folder}", "tuning.space={training.learning_rate: {grid: [0.004, 0.008]}}"])
+    settings = load_settings(
+        preset="demo",
+        overrides=[
+            "run.name=tuned",
+            f"run.dir={folder}",
+            "tuning.space={training.learning_rate: {grid: [0.004, 0.008]}}",
+        ],
+    )
     tuning, found = RunDir(folder), []
     with open_tracker(settings, tuning):
         pass
     for name, rate in (("low", 0.004), ("high", 0.008)):
-        overrides = [f"run.name={name}", f"run.dir={folder / 'trials' / name}", f"training.learning_rate={rate}", f"tracking.uri={database}"]
+        overrides = [
+            f"run.name={name}",
+            f"run.dir={folder / 'trials' / name}",
+            f"training.learning_rate={rate}",
+            f"tracking.uri={database}",
+        ]
         trial = RunDir(folder / "trials" / name)
         with contextlib.closing(Journal(trial.journal_of(TUNING))) as journal:
             for step in (1, 2, 3):
                 journal.log(step, {"validation_loss": rate * 100 / step})
-        with open_tracker(load_settings(preset="demo", overrides=overrides), trial, parent_key=f"{tuning.identity()}/pipeline"):
+        with open_tracker(
+            load_settings(preset="demo", overrides=overrides), trial, parent_key=f"{tuning.identity()}/pipeline"
+        ):
             pass
         found.append(read_json(trial.mlflow_state)["runs"]["pipeline"])
     commit_bytes(folder / "run.yaml", dump_settings(settings).encode())
@@ -160,7 +187,9 @@ def browser():
 
 def look(browser, server: Running, line: str, *awaited: str, picture: Path):
     """Open the address at a line's end, as this server has it; returns what the page shows once all awaited texts are there."""
-    page = browser.open(re.search(r"http://\S+", line)[0].replace("http://127.0.0.1:5000", server.url), width=1900, height=1000)
+    page = browser.open(
+        re.search(r"http://\S+", line)[0].replace("http://127.0.0.1:5000", server.url), width=1900, height=1000
+    )
     try:
         for text in awaited:
             page.wait_for(f"document.body.innerText.includes({json.dumps(text)})", seconds=30)
@@ -175,14 +204,22 @@ def test_the_printed_address_opens_the_runs_own_page_with_its_settings_and_score
     server, _, _ = plain
     settings = load_settings(preset="demo", overrides=[f"run.dir={server.folder / 'runs' / 'demo'}"])
     line = describe_end(settings, RunDir(settings.run_dir))[-1]
-    text = look(browser, server, line, "training.learning_rate", "test_accuracy_AVG", picture=tmp_path / "mlflow-run.png")
+    text = look(
+        browser, server, line, "training.learning_rate", "test_accuracy_AVG", picture=tmp_path / "mlflow-run.png"
+    )
     assert "Evaluations" not in text and "Runs\ndemo\nOverview" in text
-    assert "training.learning_rate\n0.001" in text and "test_accuracy_AVG\n98.75" in text and "rationale_loss\n0.25" in text
+    assert (
+        "training.learning_rate\n0.001" in text
+        and "test_accuracy_AVG\n98.75" in text
+        and "rationale_loss\n0.25" in text
+    )
 
 
 def test_the_servers_own_address_opens_the_table_of_runs(plain, browser, tmp_path):
     server, _, _ = plain
-    text = look(browser, server, server.output.read_text(), "Run Name", "demo", "tuned", picture=tmp_path / "mlflow-runs.png")
+    text = look(
+        browser, server, server.output.read_text(), "Run Name", "demo", "tuned", picture=tmp_path / "mlflow-runs.png"
+    )
     assert "Evaluation runs" not in text and "Token Usage" not in text
 
 
@@ -190,7 +227,9 @@ def test_trials_are_plotted_against_each_other(plain, browser, tmp_path):
     server, _, _ = plain
     settings = load_settings(config=server.folder / "runs" / "tuned" / "run.yaml")
     line = mlflow_lines(settings, RunDir(settings.run_dir))[-1]
-    text = look(browser, server, line, "Parallel Coordinates Plot", "Run details", picture=tmp_path / "mlflow-trials.png")
+    text = look(
+        browser, server, line, "Parallel Coordinates Plot", "Run details", picture=tmp_path / "mlflow-trials.png"
+    )
     parameters, metrics = re.search(r"Parameters:\n(.*?)Metrics:\n(.*?)Clear All", text, re.DOTALL).groups()
     assert "training.learning_rate" in parameters and "validation_loss" in metrics and "low" in text and "high" in text
 
@@ -208,7 +247,9 @@ def test_it_serves_what_a_run_wrote_before_and_sigterm_leaves_no_process(plain, 
         assert status_of(f"{server.url}/", Host="evil.example.org") == 403
         family = server.family()
         assert len(family) == 3  # this command, MLflow's, one worker: no job runners
-        assert {p.laddr.ip for member in family for p in member.net_connections() if p.status == "LISTEN"} == {"127.0.0.1"}
+        assert {p.laddr.ip for member in family for p in member.net_connections() if p.status == "LISTEN"} == {
+            "127.0.0.1"
+        }
     finally:
         alive = server.end(signal.SIGTERM)
     assert alive == [] and server.process.returncode == 0
@@ -273,7 +314,9 @@ def test_a_colleague_logs_into_the_experiment_somebody_else_made_and_may_not_del
         ada.delete_experiment(experiment)
     become("admin", PASSWORD)
     get_app_client("basic-auth", tracking_uri=guarded.url).update_user_password("ada.lovelace", "a third long one")
-    with pytest.raises(MlflowException, match="401|not authenticated"):  # at once, although passwords are remembered for a while
+    with pytest.raises(
+        MlflowException, match="401|not authenticated"
+    ):  # at once, although passwords are remembered for a while
         become("ada.lovelace", "another long one").get_experiment(experiment)
     assert become("ada.lovelace", "a third long one").get_experiment(experiment).name == "shared"
 
@@ -306,9 +349,30 @@ def postgres():
         someone = {"user": "nobody", "group": "nogroup", "extra_groups": []}
         shutil.chown(folder, "nobody", "nogroup")
         shutil.chown(folder / "password", "nobody", "nogroup")
-    options = ["--auth=scram-sha-256", "--username=mlflow", f"--pwfile={folder / 'password'}", "--locale=C", "--encoding=UTF8", "--no-sync"]
-    subprocess.run([programs / "initdb", "-D", folder / "data", *options], check=True, capture_output=True, cwd=folder, **someone)
-    command = [programs / "postgres", "-D", folder / "data", "-k", folder, "-h", "127.0.0.1", "-p", str(port), "-c", "fsync=off"]
+    options = [
+        "--auth=scram-sha-256",
+        "--username=mlflow",
+        f"--pwfile={folder / 'password'}",
+        "--locale=C",
+        "--encoding=UTF8",
+        "--no-sync",
+    ]
+    subprocess.run(
+        [programs / "initdb", "-D", folder / "data", *options], check=True, capture_output=True, cwd=folder, **someone
+    )
+    command = [
+        programs / "postgres",
+        "-D",
+        folder / "data",
+        "-k",
+        folder,
+        "-h",
+        "127.0.0.1",
+        "-p",
+        str(port),
+        "-c",
+        "fsync=off",
+    ]
     with open(folder.parent / f"{folder.name}.log", "w") as log:
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, **someone)
     deadline = time.monotonic() + 30
@@ -333,21 +397,44 @@ def bucket():
     server.start()
     host, port = server.get_host_and_port()
     url = f"http://{host}:{port}"
-    client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="testing", aws_secret_access_key="testing")
+    client = boto3.client(
+        "s3", endpoint_url=url, region_name="us-east-1", aws_access_key_id="testing", aws_secret_access_key="testing"
+    )
     client.create_bucket(Bucket="team")
-    yield client, {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1", "MLFLOW_S3_ENDPOINT_URL": url}
+    yield (
+        client,
+        {
+            "AWS_ACCESS_KEY_ID": "testing",
+            "AWS_SECRET_ACCESS_KEY": "testing",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "MLFLOW_S3_ENDPOINT_URL": url,
+        },
+    )
     server.stop()
 
 
-def test_a_run_lies_in_postgresql_and_its_files_in_a_bucket_the_client_has_no_key_to(root, postgres, bucket, password_file, monkeypatch, tmp_path):
+def test_a_run_lies_in_postgresql_and_its_files_in_a_bucket_the_client_has_no_key_to(
+    root, postgres, bucket, password_file, monkeypatch, tmp_path
+):
     import psycopg
 
     s3, keys = bucket
     (root / "database-password").write_text(DATABASE_PASSWORD)
     server = start(
-        root / "team", "--auth", "--backend-store-uri", postgres, "--artifacts", "s3://team/mlflow", "--host", "0.0.0.0", "--allowed-hosts", "mlflow.team",
-        MLFLOW_AUTH_ADMIN_PASSWORD_FILE=str(password_file), PGPASSWORD_FILE=str(root / "database-password"), **keys,
-    )  # fmt: skip
+        root / "team",
+        "--auth",
+        "--backend-store-uri",
+        postgres,
+        "--artifacts",
+        "s3://team/mlflow",
+        "--host",
+        "0.0.0.0",
+        "--allowed-hosts",
+        "mlflow.team",
+        MLFLOW_AUTH_ADMIN_PASSWORD_FILE=str(password_file),
+        PGPASSWORD_FILE=str(root / "database-password"),
+        **keys,
+    )
     try:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             monkeypatch.delenv(name)
@@ -357,13 +444,18 @@ def test_a_run_lies_in_postgresql_and_its_files_in_a_bucket_the_client_has_no_ke
         assert Path(client.download_artifacts(parent, "run.yaml", str(tmp_path))).read_text() == "written: by the run\n"
         objects = {found["Key"]: found for found in s3.list_objects_v2(Bucket="team")["Contents"]}
         (name,) = [name for name in objects if name.endswith(f"{parent}/artifacts/run.yaml")]
-        assert name.startswith("mlflow/") and s3.get_object(Bucket="team", Key=name)["Body"].read() == b"written: by the run\n"
+        assert (
+            name.startswith("mlflow/")
+            and s3.get_object(Bucket="team", Key=name)["Body"].read() == b"written: by the run\n"
+        )
         with psycopg.connect(postgres, password=DATABASE_PASSWORD) as connection:
             assert connection.execute("select value from metrics where run_uuid = %s", [child]).fetchone() == (0.75,)
             assert connection.execute("select username from users").fetchall() == [("admin",)]
         page = f"{server.url}/api/2.0/mlflow/experiments/search?max_results=1"
         assert [status_of(page, Host=host) for host in ("mlflow.team", "evil.example.org")] == [401, 403]
-        post = f"{server.url}/ajax-api/2.0/mlflow/runs/search"  # a browser's, from the server's own pages and from others
+        post = (
+            f"{server.url}/ajax-api/2.0/mlflow/runs/search"  # a browser's, from the server's own pages and from others
+        )
         origins = ("http://mlflow.team", "https://mlflow.team", "https://evil.example.org")
         assert [status_of(post, b"{}", Host="mlflow.team", Origin=origin) for origin in origins] == [401, 401, 403]
         commands = " ".join(" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"]))
@@ -388,7 +480,9 @@ def test_a_taken_port_is_named(tmp_path):
         port = other.getsockname()[1]
         command = [sys.executable, "-m", "launcher", "mlflow", "up", "--port", str(port)]
         done = subprocess.run(command, cwd=tmp_path, env=clean_environment(), capture_output=True, text=True)
-    assert done.returncode == 1 and f"port {port} of 127.0.0.1 is taken" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 1 and f"port {port} of 127.0.0.1 is taken" in done.stderr and "Traceback" not in done.stderr
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -439,9 +533,22 @@ def test_what_cannot_be_served_is_refused_with_the_remedy_and_no_secret(tmp_path
 
 def test_hosts_and_a_browsers_own_origin_are_listed_as_mlflow_compares_them():
     hosts, origins = _hosts_and_origins("mlflow.team, proxy.team:8443, fd00::7", 5000)
-    assert hosts == ["mlflow.team", "mlflow.team:5000", "proxy.team:8443", "[fd00::7]", "[fd00::7]:5000",
-                     "localhost", "localhost:5000", "127.0.0.1", "127.0.0.1:5000"]  # fmt: skip
-    assert "https://mlflow.team" in origins and "http://mlflow.team:5000" in origins and "https://proxy.team:8443" in origins
+    assert hosts == [
+        "mlflow.team",
+        "mlflow.team:5000",
+        "proxy.team:8443",
+        "[fd00::7]",
+        "[fd00::7]:5000",
+        "localhost",
+        "localhost:5000",
+        "127.0.0.1",
+        "127.0.0.1:5000",
+    ]
+    assert (
+        "https://mlflow.team" in origins
+        and "http://mlflow.team:5000" in origins
+        and "https://proxy.team:8443" in origins
+    )
 
 
 def test_a_proxy_on_the_same_machine_may_pass_on_its_name(tmp_path):
@@ -455,8 +562,13 @@ def test_the_line_at_the_end_of_a_run_serves_that_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = "http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
     settings = load_settings(preset="demo", overrides=["run.dir=elsewhere/demo"])
-    assert describe_end(settings, RunDir(settings.run_dir))[-1] == f"MLflow: mmcot mlflow up --runs elsewhere   then open {page}"
+    assert (
+        describe_end(settings, RunDir(settings.run_dir))[-1]
+        == f"MLflow: mmcot mlflow up --runs elsewhere   then open {page}"
+    )
     settings = load_settings(preset="demo")
     assert describe_end(settings, RunDir(settings.run_dir))[-1] == f"MLflow: mmcot mlflow up   then open {page}"
     settings = load_settings(preset="demo", overrides=["tracking.uri=sqlite:////else/where.db"])
-    assert describe_end(settings, RunDir(settings.run_dir))[-1].startswith("MLflow: mmcot mlflow up --backend-store-uri sqlite:////else/where.db ")
+    assert describe_end(settings, RunDir(settings.run_dir))[-1].startswith(
+        "MLflow: mmcot mlflow up --backend-store-uri sqlite:////else/where.db "
+    )

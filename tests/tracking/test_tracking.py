@@ -68,7 +68,10 @@ def client_of(settings):
 
 
 def log_once(settings, run_dir, points, *, said=None):
-    with open_tracker(settings, run_dir, report=(said if said is not None else []).append) as tracker, tracker.step("train-rationale") as child:
+    with (
+        open_tracker(settings, run_dir, report=(said if said is not None else []).append) as tracker,
+        tracker.step("train-rationale") as child,
+    ):
         journal = Journal(run_dir.journal("rationale"))
         child.follow("rationale-metrics.jsonl")
         for step, loss in points:
@@ -104,19 +107,27 @@ def test_a_run_that_was_made_but_not_written_down_is_found_again(place):
     run_dir.mlflow_state.unlink()  # killed between the two
     assert log_once(settings, run_dir, [(2, 0.8)]) == first
     assert sorted(history(settings, first)) == [(1, 0.9), (2, 0.8)]
-    assert len(client_of(settings).search_runs([client_of(settings).get_experiment_by_name("mmcot").experiment_id])) == 2
+    assert (
+        len(client_of(settings).search_runs([client_of(settings).get_experiment_by_name("mmcot").experiment_id])) == 2
+    )
 
 
 def test_the_tree_says_what_was_run_with_what_on_which_data(place):
     settings, run_dir = place
     with open_tracker(settings, run_dir) as tracker, tracker.step("data") as child:
-        child.log_dataset(name="mini/train", digest="abc", source="data/mini", context="training", profile={"num_questions": 64})
-        child.log_dataset(name="mini/train", digest="abc", source="data/mini", context="training", profile={"num_questions": 64})
+        child.log_dataset(
+            name="mini/train", digest="abc", source="data/mini", context="training", profile={"num_questions": 64}
+        )
+        child.log_dataset(
+            name="mini/train", digest="abc", source="data/mini", context="training", profile={"num_questions": 64}
+        )
         child.log_scores({"num_train": 64.0, "unknown": None})
         child.log_artifact(run_dir.path / "run.yaml", "settings")
     runs, client = read_json(run_dir.mlflow_state)["runs"], client_of(settings)
     parent, child = client.get_run(runs["pipeline"]), client.get_run(runs["data"])
-    assert child.data.tags["mlflow.parentRunId"] == runs["pipeline"] and {parent.info.status, child.info.status} == {"FINISHED"}
+    assert child.data.tags["mlflow.parentRunId"] == runs["pipeline"] and {parent.info.status, child.info.status} == {
+        "FINISHED"
+    }
     assert parent.data.params["training.learning_rate"] == "0.001" and "mmcot.versions" in parent.data.tags
     (dataset,) = child.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.dataset.digest, dataset.tags[0].value) == ("mini/train", "abc", "training")
@@ -202,7 +213,12 @@ def test_a_run_that_was_ended_before_its_last_words_is_known(place):
 def test_sigterm_leaves_the_runs_as_killed(place):
     settings, run_dir = place
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped, match="the same command goes on"), sigterm_stops(), open_tracker(settings, run_dir) as tracker, tracker.step("data"):
+    with (
+        pytest.raises(Stopped, match="the same command goes on"),
+        sigterm_stops(),
+        open_tracker(settings, run_dir) as tracker,
+        tracker.step("data"),
+    ):
         os.kill(os.getpid(), signal.SIGTERM)
     runs = read_json(run_dir.mlflow_state)["runs"]
     assert {client_of(settings).get_run(run_id).info.status for run_id in runs.values()} == {"KILLED"}
@@ -259,12 +275,20 @@ def test_the_ids_of_an_earlier_version_are_gone_on_with(place):
 
 def make_old(run_dir):
     """Write what the version before this one wrote: no experiment, settings on the parent alone, points followed by the child alone."""
-    lines = [line for line in map(json.loads, run_dir.tracking.read_text().splitlines()) if not (line["run"] == "pipeline" and line["do"] == "follow")]
+    lines = [
+        line
+        for line in map(json.loads, run_dir.tracking.read_text().splitlines())
+        if not (line["run"] == "pipeline" and line["do"] == "follow")
+    ]
     lines = [line for line in lines if not (line["run"] != "pipeline" and line["do"] == "params")]
     run_dir.tracking.write_text("".join(json.dumps(line) + "\n" for line in lines))
     state = read_json(run_dir.mlflow_state)
     read = {name: offset for name, offset in state["read"].items() if "/" not in name}
-    commit_json(run_dir.mlflow_state, {name: value for name, value in state.items() if name != "experiment_id"} | {"applied": len(lines), "read": read})
+    commit_json(
+        run_dir.mlflow_state,
+        {name: value for name, value in state.items() if name != "experiment_id"}
+        | {"applied": len(lines), "read": read},
+    )
 
 
 def test_a_run_of_an_earlier_version_is_synced_and_gone_on_with(place):
@@ -275,7 +299,11 @@ def test_a_run_of_an_earlier_version_is_synced_and_gone_on_with(place):
     make_old(run_dir)
     assert log_once(settings, run_dir, [(2, 5.0), (3, 0.7)]) == first
     parent = read_json(run_dir.mlflow_state)["runs"]["pipeline"]
-    assert sorted(history(settings, first)) == sorted(history(settings, parent, "rationale_loss")) == [(1, 0.9), (2, 0.8), (3, 0.7)]
+    assert (
+        sorted(history(settings, first))
+        == sorted(history(settings, parent, "rationale_loss"))
+        == [(1, 0.9), (2, 0.8), (3, 0.7)]
+    )
 
 
 def test_settings_losses_and_scores_stand_on_the_same_run(place):
@@ -292,7 +320,11 @@ def test_settings_losses_and_scores_stand_on_the_same_run(place):
     parent, child = (client.get_run(runs[name]).data for name in ("pipeline", "train-answer"))
     assert parent.metrics == {"answer_loss": 0.3, "answer_validation_loss": 0.2, "val_accuracy_AVG": 75.0}
     assert child.metrics == {"loss": 0.3, "validation_loss": 0.2, "grad_norm": 1.0}
-    assert parent.params == child.params and parent.params["training.learning_rate"] == "0.001" and parent.params["answer.num_steps"] == "900"
+    assert (
+        parent.params == child.params
+        and parent.params["training.learning_rate"] == "0.001"
+        and parent.params["answer.num_steps"] == "900"
+    )
     assert not [name for name in parent.params if name.startswith("tuning.")]
 
 
@@ -312,7 +344,11 @@ def test_a_setting_longer_than_mlflow_takes_says_that_it_is_cut(place):
     with open_tracker(settings, run_dir) as tracker:
         tracker.parent.log_params({"long": "x" * 6001, "fits": "y" * 6000})
     params = client_of(settings).get_run(read_json(run_dir.mlflow_state)["runs"]["pipeline"]).data.params
-    assert len(params["long"]) == 6000 and params["long"].endswith("x ... (cut; run.yaml has all of it)") and params["fits"] == "y" * 6000
+    assert (
+        len(params["long"]) == 6000
+        and params["long"].endswith("x ... (cut; run.yaml has all of it)")
+        and params["fits"] == "y" * 6000
+    )
 
 
 class Server:
@@ -326,16 +362,37 @@ class Server:
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(self.port), "--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db", "--artifacts-destination", str(self._folder / "artifacts")]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--workers",
+            "1",
+            "--port",
+            str(self.port),
+            "--backend-store-uri",
+            f"sqlite:///{self._folder}/mlflow.db",
+            "--artifacts-destination",
+            str(self._folder / "artifacts"),
+        ]
         with open(self._folder / "server.log", "a") as log:
-            self._process = subprocess.Popen(command, env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(
+                command,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         deadline = time.time() + 60
         while True:
             try:
                 urllib.request.urlopen(f"{self.uri}/health", timeout=1)
                 return
             except OSError:
-                assert time.time() < deadline and self._process.poll() is None, (self._folder / "server.log").read_text()
+                assert time.time() < deadline and self._process.poll() is None, (
+                    self._folder / "server.log"
+                ).read_text()
                 time.sleep(0.2)
 
     def stop(self) -> None:

@@ -19,7 +19,16 @@ def exchange(tmp_path_factory):
     """What each of two ranks met (``tests/helpers/collective_ranks.py``), and their folder."""
     folder = tmp_path_factory.mktemp("ranks")
     ranks = [
-        subprocess.Popen([sys.executable, str(Path(__file__).parents[1] / "helpers" / "collective_ranks.py"), str(rank), str(folder)], stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [
+                sys.executable,
+                str(Path(__file__).parents[1] / "helpers" / "collective_ranks.py"),
+                str(rank),
+                str(folder),
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for rank in (0, 1)
     ]
     errors = [process.communicate(timeout=100)[1][-3000:] for process in ranks]
@@ -42,7 +51,10 @@ def test_what_json_cannot_hold_is_refused_where_it_is_sent(exchange):
 
 def test_a_pickle_that_a_rank_sends_is_refused_and_nothing_of_it_runs(exchange):
     found, folder = exchange
-    assert found[0]["pickle"]["error"].startswith("CollectiveError: rank 1 sent") and "no JSON" in found[0]["pickle"]["error"]
+    assert (
+        found[0]["pickle"]["error"].startswith("CollectiveError: rank 1 sent")
+        and "no JSON" in found[0]["pickle"]["error"]
+    )
     assert not list(folder.glob("from-*"))
 
 

@@ -21,7 +21,15 @@ def training(*overrides):
 
 def test_a_users_json_is_laid_over_ours_and_auto_means_ours(tmp_path):
     path = tmp_path / "ds.json"
-    path.write_text(json.dumps({"zero_optimization": {"stage": "auto", "allgather_bucket_size": 1e6}, "train_batch_size": "auto", "comms_logger": {"enabled": True}}))
+    path.write_text(
+        json.dumps(
+            {
+                "zero_optimization": {"stage": "auto", "allgather_bucket_size": 1e6},
+                "train_batch_size": "auto",
+                "comms_logger": {"enabled": True},
+            }
+        )
+    )
     config = deepspeed_config(training(f"deepspeed={path}"), world_size=3)
     assert config["zero_optimization"]["allgather_bucket_size"] == 1e6 and config["zero_optimization"]["stage"] == 1
     assert config["train_batch_size"] == 48 and config["comms_logger"] == {"enabled": True}
@@ -30,7 +38,10 @@ def test_a_users_json_is_laid_over_ours_and_auto_means_ours(tmp_path):
 @pytest.mark.parametrize(
     ("theirs", "message"),
     [
-        ({"train_batch_size": 7}, r"sets train_batch_size = 7, training.micro_batch_size times the number of workers makes it 32"),
+        (
+            {"train_batch_size": 7},
+            r"sets train_batch_size = 7, training.micro_batch_size times the number of workers makes it 32",
+        ),
         ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps = 4, training.global_batch_size"),
         ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage = 3, training.zero_stage makes it 1"),
         ({"bf16": {"enabled": True}}, "bf16.enabled = True, training.precision makes it False"),

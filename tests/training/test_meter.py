@@ -12,10 +12,20 @@ from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 
 
 def make_model(**changes):
-    shape = {"vocab_size": 200, "d_model": 32, "d_kv": 8, "d_ff": 96, "num_layers": 3, "num_decoder_layers": 2, "num_heads": 4}
+    shape = {
+        "vocab_size": 200,
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 96,
+        "num_layers": 3,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+    }
     vision = {"vision_num_patches": 9, "vision_dim": 20}
     torch.manual_seed(0)
-    return T5ForMultimodalGeneration(MultimodalT5Config(**shape, **vision, dropout_rate=0.0, decoder_start_token_id=0, **changes)).eval()
+    return T5ForMultimodalGeneration(
+        MultimodalT5Config(**shape, **vision, dropout_rate=0.0, decoder_start_token_id=0, **changes)
+    ).eval()
 
 
 @pytest.mark.parametrize("projection", ["relu", "gated-gelu"])
@@ -33,7 +43,15 @@ def test_operations_are_those_that_torch_counts(projection, with_picture):
 
 def test_padding_and_flops_reach_the_metrics():
     meter = Meter(peak_flops=1e9)
-    counts = {"target_tokens": 30, "source_tokens": 70, "padded_tokens": 120, "questions": 4, "flops": 1e6, "bytes_read": 0, "bytes_needed": 0}
+    counts = {
+        "target_tokens": 30,
+        "source_tokens": 70,
+        "padded_tokens": 120,
+        "questions": 4,
+        "flops": 1e6,
+        "bytes_read": 0,
+        "bytes_needed": 0,
+    }
     meter.add([counts[name] for name in COUNTS])
     point = meter.collect()
     assert point["padding_factor"] == pytest.approx(1.2) and 0 < point["mfu"] < 1e6 and point["memory_gb"] > 0.01
@@ -45,9 +63,11 @@ def test_the_gate_is_the_mean_over_real_positions_of_questions_with_a_picture():
     gate = GateOpening(model)
     features = torch.randn(2, 9, 20)
     tensors = {
-        "input_ids": torch.randint(2, 200, (2, 6)), "attention_mask": torch.tensor([[1] * 6, [1] * 3 + [0] * 3]),
-        "vision_features": features, "vision_mask": torch.tensor([[True] * 9, [False] * 9]),
-    }  # fmt: skip
+        "input_ids": torch.randint(2, 200, (2, 6)),
+        "attention_mask": torch.tensor([[1] * 6, [1] * 3 + [0] * 3]),
+        "vision_features": features,
+        "vision_mask": torch.tensor([[True] * 9, [False] * 9]),
+    }
     model.encoder.gate_dense.weight.data.zero_()
     model.encoder.gate_dense.bias.data.fill_(1.0)
     model.encoder(**tensors)

@@ -30,7 +30,13 @@ def torchrun(*jobs, world_size, die=()):
     for path, job in zip(paths, jobs, strict=True):
         commit_json(path, job.to_json())
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world_size), "--master-port", "0"]
-    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(Path(__file__).parents[1] / "helpers" / "rank.py")]
+    command += [
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "localhost:0",
+        str(Path(__file__).parents[1] / "helpers" / "rank.py"),
+    ]
     command += ["--die", *map(str, die)] if die else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
     return subprocess.run([*command, *map(str, paths)], env=environment, capture_output=True, text=True, timeout=400)
@@ -79,9 +85,15 @@ def together(make_job, s3, corrected_data, tmp_path_factory):
         "undisturbed": make_job("undisturbed"),
         "zero3": make_job("zero3", zero_stage=3),
         "activations": make_job("activations", activation_checkpointing=True, offload="cpu"),
-        "s3": from_s3(make_job("s3", loader_processes=2, checkpoint_url="s3://bucket/checkpoints"), s3, tmp_path_factory.mktemp("cache")),
+        "s3": from_s3(
+            make_job("s3", loader_processes=2, checkpoint_url="s3://bucket/checkpoints"),
+            s3,
+            tmp_path_factory.mktemp("cache"),
+        ),
         # The same name, settings and store as the one before; its plan is the same too.
-        "corrected": dataclasses.replace(make_job("corrected", checkpoint_url="s3://bucket/checkpoints"), shards_dir=str(corrected_data.path)),
+        "corrected": dataclasses.replace(
+            make_job("corrected", checkpoint_url="s3://bucket/checkpoints"), shards_dir=str(corrected_data.path)
+        ),
         **{f"random{stage}": from_random_weights(make_job(f"random{stage}", zero_stage=stage)) for stage in (1, 2, 3)},
     }
     result = torchrun(*jobs.values(), world_size=2)
@@ -128,7 +140,9 @@ def test_one_rank_computes_the_losses_and_weights_of_two(make_job, undisturbed):
     assert max((weights[name] - expected[name]).abs().max().item() for name in expected) < 1e-5
 
 
-def test_checkpoints_of_two_ranks_go_on_with_one_and_say_so_and_one_in_s3_with_none_here(make_job, together, undisturbed):
+def test_checkpoints_of_two_ranks_go_on_with_one_and_say_so_and_one_in_s3_with_none_here(
+    make_job, together, undisturbed
+):
     jobs = []
     for name in ("undisturbed", "zero3"):
         jobs.append(make_job(f"fewer-{name}", zero_stage=together[name].settings.training.zero_stage))
@@ -136,9 +150,17 @@ def test_checkpoints_of_two_ranks_go_on_with_one_and_say_so_and_one_in_s3_with_n
         shutil.copytree(RunDir(Path(together[name].run_dir)).checkpoints("rationale"), checkpoints)
         (checkpoints / "LATEST").write_text("step-000004\n")
         jobs[-1] = dataclasses.replace(jobs[-1], num_steps=8)
-    steady = [dataclasses.replace(make_job(f"steady-{job.settings.training.zero_stage}", zero_stage=job.settings.training.zero_stage), num_steps=8) for job in jobs]
+    steady = [
+        dataclasses.replace(
+            make_job(f"steady-{job.settings.training.zero_stage}", zero_stage=job.settings.training.zero_stage),
+            num_steps=8,
+        )
+        for job in jobs
+    ]
     for job, other in zip(steady, jobs, strict=True):
-        shutil.copytree(RunDir(Path(other.run_dir)).checkpoints("rationale"), RunDir(Path(job.run_dir)).checkpoints("rationale"))
+        shutil.copytree(
+            RunDir(Path(other.run_dir)).checkpoints("rationale"), RunDir(Path(job.run_dir)).checkpoints("rationale")
+        )
     restored = make_job("restored", checkpoint_url="s3://bucket/checkpoints")
     facts = read_json(RunDir(Path(together["s3"].run_dir)).checkpoints("rationale") / "step-000005" / "manifest.json")
     store = checkpoint_store(restored.settings, "rationale", facts)
@@ -149,7 +171,9 @@ def test_checkpoints_of_two_ranks_go_on_with_one_and_say_so_and_one_in_s3_with_n
         assert result.returncode == 0, result.stderr[-3000:]
     for job, expected in zip(jobs, steady, strict=True):
         assert losses(job).keys() == {5, 6, 7, 8} and losses(job) == pytest.approx(losses(expected), rel=1e-5)
-        assert any("step-000004 is converted to another number of workers" in point.get("note", "") for point in points_of(job))
+        assert any(
+            "step-000004 is converted to another number of workers" in point.get("note", "") for point in points_of(job)
+        )
     assert losses(restored).keys() == {5} and RunDir(Path(restored.run_dir)).identity() == facts["run_id"]
     assert_equal_weights(restored, undisturbed)
 
@@ -165,10 +189,16 @@ def test_every_stage_starts_from_the_same_random_weights_with_attention_started_
     assert first[2] == pytest.approx(first[1], rel=1e-6) and first[3] == pytest.approx(first[1], rel=1e-6)
 
 
-def test_a_step_that_is_not_finite_stops_every_stage_and_precision_and_names_its_questions(make_job, tiny_data, tmp_path):
+def test_a_step_that_is_not_finite_stops_every_stage_and_precision_and_names_its_questions(
+    make_job, tiny_data, tmp_path
+):
     shards = tmp_path / "shards"
     shutil.copytree(tiny_data.path, shards)
-    questions = [problem for shard in manifest_shards(tiny_data.text, "train") for problem in read_problems(tiny_data.path / "text", shard)]
+    questions = [
+        problem
+        for shard in manifest_shards(tiny_data.text, "train")
+        for problem in read_problems(tiny_data.path / "text", shard)
+    ]
     bad = next(problem.qid for problem in questions if problem.images)
 
     def poisoned(problem, counts):
@@ -179,7 +209,9 @@ def test_a_step_that_is_not_finite_stops_every_stage_and_precision_and_names_its
     write_feature_shards(shards, name="patch", features_of=poisoned, shape=(64, 208))
     engines = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (3, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")]
     jobs = [
-        dataclasses.replace(make_job(f"inf-{stage}-{precision}", zero_stage=stage, precision=precision), shards_dir=str(shards))
+        dataclasses.replace(
+            make_job(f"inf-{stage}-{precision}", zero_stage=stage, precision=precision), shards_dir=str(shards)
+        )
         for stage, precision in engines
     ]
     result = torchrun(*jobs, world_size=2)
@@ -187,9 +219,15 @@ def test_a_step_that_is_not_finite_stops_every_stage_and_precision_and_names_its
     for job, engine in zip(jobs, engines, strict=True):
         for rank in (0, 1):
             message = (Path(job.run_dir) / f"job.error{rank}").read_text()
-            match = re.match(r"step (\d): the loss is (nan|inf); nothing of this step was kept, the checkpoint of step (\d) stands", message)
+            match = re.match(
+                r"step (\d): the loss is (nan|inf); nothing of this step was kept, the checkpoint of step (\d) stands",
+                message,
+            )
             assert match and int(match[3]) == int(match[1]) // 2 * 2, (engine, message)
-            assert bad in message.rpartition("batch: ")[2].split(", ") and len(message.rpartition("batch: ")[2].split(", ")) == 12
+            assert (
+                bad in message.rpartition("batch: ")[2].split(", ")
+                and len(message.rpartition("batch: ")[2].split(", ")) == 12
+            )
 
 
 def test_sigterm_writes_a_checkpoint_and_ends_with_a_status_that_says_so(make_job):
@@ -202,16 +240,27 @@ def test_sigterm_writes_a_checkpoint_and_ends_with_a_status_that_says_so(make_jo
 def test_a_full_disk_is_explained_and_the_last_checkpoint_stands(make_job, tmp_path):
     small = tmp_path / "small"
     small.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(small)], capture_output=True).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(small)], capture_output=True
+        ).returncode
+    ):
         pytest.skip("mounting a small disk needs root")
     try:
         job = dataclasses.replace(make_job("full"), run_dir=str(small / "run"))
         commit_json(small / "run" / "lock.json", {"attempt": 1})
         result = torchrun(job, world_size=2)
         assert result.returncode != 0
-        message = re.search(r"CheckpointError: the checkpoint of step \d could not be written to .* GB free\).*", result.stderr)
+        message = re.search(
+            r"CheckpointError: the checkpoint of step \d could not be written to .* GB free\).*", result.stderr
+        )
         latest = (RunDir(Path(job.run_dir)).checkpoints("rationale") / "LATEST").read_text().strip()
-        assert message and latest in ("step-000002", "step-000004") and f"{latest} stands: make room and run again" in message[0]
+        assert (
+            message
+            and latest in ("step-000002", "step-000004")
+            and f"{latest} stands: make room and run again" in message[0]
+        )
     finally:
         subprocess.run(["umount", str(small)], check=True)
 
@@ -227,7 +276,9 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(make_job, undi
     job = make_job("damaged")
     checkpoints = RunDir(Path(job.run_dir)).checkpoints("rationale")
     shutil.copytree(RunDir(Path(undisturbed.run_dir)).checkpoints("rationale"), checkpoints)
-    other = dataclasses.replace(job, settings=job.settings.model_copy(update={"run": job.settings.run.model_copy(update={"seed": 5})}))
+    other = dataclasses.replace(
+        job, settings=job.settings.model_copy(update={"run": job.settings.run.model_copy(update={"seed": 5})})
+    )
     result = torchrun(other, world_size=2)
     assert result.returncode != 0 and "was written with plan_fingerprint" in result.stderr
     victim = next((checkpoints / "step-000005" / "state").glob("*optim_states.pt"))

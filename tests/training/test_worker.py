@@ -33,7 +33,10 @@ def signal_ranks(run_dir: RunDir, faults: list[tuple[int, int]], signalled: list
     """At each checkpoint (step, signal): signal the last rank that wrote its process number into its log."""
     for step, number in faults:
         deadline = time.time() + 120
-        while not (checkpoint := run_dir.checkpoints("rationale") / f"step-{step:06d}").exists() and time.time() < deadline:
+        while (
+            not (checkpoint := run_dir.checkpoints("rationale") / f"step-{step:06d}").exists()
+            and time.time() < deadline
+        ):
             time.sleep(0.005)
         assert checkpoint.exists()
         pid = int((run_dir.logs / "rationale-rank1.log").read_text().rpartition("process ")[2].split()[0])
@@ -51,7 +54,9 @@ def test_ranks_killed_with_9_and_hung_are_replaced_and_the_training_ends_at_its_
     launch_training(job, report=lines.append)
     thread.join()
     assert len(set(signalled)) == 2
-    assert lines == [f"  a worker was lost; starting again from the last checkpoint ({number} of 3)" for number in (1, 2)]
+    assert lines == [
+        f"  a worker was lost; starting again from the last checkpoint ({number} of 3)" for number in (1, 2)
+    ]
     points = JournalReader(run_dir.journal("rationale")).read()
     assert {point["step"] for point in points if "loss" in point["metrics"]} == set(range(1, 101))
     assert (run_dir.model("rationale") / "model.safetensors").exists()

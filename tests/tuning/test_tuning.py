@@ -53,7 +53,13 @@ def test_a_space_that_cannot_be_is_refused_before_anything_starts(space, message
 
 
 def test_a_trial_has_the_settings_of_the_tuning_with_values_of_its_own():
-    settings = settings_of({"run.chain": {"grid": ["two-stage", "answer"]}, "run.seed": {"grid": [0, 1, 2]}, "training.learning_rate": {"loguniform": [1e-4, 1e-2]}})
+    settings = settings_of(
+        {
+            "run.chain": {"grid": ["two-stage", "answer"]},
+            "run.seed": {"grid": [0, 1, 2]},
+            "training.learning_rate": {"loguniform": [1e-4, 1e-2]},
+        }
+    )
     check_space(settings)
     trial = with_values(settings, {"run.chain": "answer", "training.learning_rate": 0.005})
     assert (trial.answer.format, trial.training.learning_rate, trial.tuning.space) == ("QCM-A", 0.005, {})
@@ -83,13 +89,24 @@ def test_a_trial_that_does_not_fit_is_refused_with_the_arithmetic(monkeypatch):
 
 
 def test_the_best_trial_becomes_settings_that_run(tmp_path):
-    settings = settings_of({"training.learning_rate": {"loguniform": [1e-4, 1e-2]}, "training.schedule": {"choice": ["linear", "cosine"]}})
+    settings = settings_of(
+        {"training.learning_rate": {"loguniform": [1e-4, 1e-2]}, "training.schedule": {"choice": ["linear", "cosine"]}}
+    )
     losses = [0.9, 0.3, None, 0.5, 0.7, 0.8]
     trials = [
-        {"trial": f"t{number}", "values": {"training.learning_rate": 1e-4 * 2**number, "training.schedule": ["linear", "cosine"][number % 2]},
-         "state": "failed" if loss is None else "finished", "step": 10, "validation_loss": loss, "error": "out of luck" if loss is None else None}
+        {
+            "trial": f"t{number}",
+            "values": {
+                "training.learning_rate": 1e-4 * 2**number,
+                "training.schedule": ["linear", "cosine"][number % 2],
+            },
+            "state": "failed" if loss is None else "finished",
+            "step": 10,
+            "validation_loss": loss,
+            "error": "out of luck" if loss is None else None,
+        }
         for number, loss in enumerate(losses)
-    ]  # fmt: skip
+    ]
     told, said = [], []
 
     class Parent:
@@ -102,13 +119,18 @@ def test_the_best_trial_becomes_settings_that_run(tmp_path):
     _finish(settings, RunDir(tmp_path), trials, Told(), said.append)
     best = parse_settings(yaml.safe_load((tmp_path / "best.yaml").read_text()))
     assert (best.training.learning_rate, best.training.schedule, best.tuning.space) == (2e-4, "cosine", {})
-    assert any("out of luck" in line for line in said) and [t["trial"] for t in rank(trials, "validation_loss")][:2] == ["t1", "t3"]
+    assert any("out of luck" in line for line in said) and [t["trial"] for t in rank(trials, "validation_loss")][
+        :2
+    ] == ["t1", "t3"]
     assert {path.name for path in tmp_path.glob("*.png")} == {"best.png", "parallel.png", "importance.png"}
     with pytest.raises(RuntimeError, match="no trial reported"):
         _finish(settings, RunDir(tmp_path), [trials[2]], Told(), said.append)
 
 
-@pytest.mark.parametrize(("given", "folder", "best"), [(None, "runs/demo-tune", "runs/demo-tune-best"), ("else/where/", "else/where", "else/where-best")])
+@pytest.mark.parametrize(
+    ("given", "folder", "best"),
+    [(None, "runs/demo-tune", "runs/demo-tune-best"), ("else/where/", "else/where", "else/where-best")],
+)
 def test_a_tuning_and_its_best_run_have_folders_of_their_own(tmp_path, given, folder, best):
     overrides = [] if given is None else [f"run.dir={given}"]
     settings = in_own_folder(settings_of({"training.learning_rate": {"loguniform": [1e-4, 1e-2]}}, *overrides), "tune")
@@ -119,7 +141,16 @@ def test_a_tuning_and_its_best_run_have_folders_of_their_own(tmp_path, given, fo
             return lambda *values, **named: None
 
     Told.parent = Told()
-    trials = [{"trial": "a", "values": {"training.learning_rate": 1e-3}, "state": "finished", "step": 10, "validation_loss": 0.1, "error": None}]
+    trials = [
+        {
+            "trial": "a",
+            "values": {"training.learning_rate": 1e-3},
+            "state": "finished",
+            "step": 10,
+            "validation_loss": 0.1,
+            "error": None,
+        }
+    ]
     _finish(settings, RunDir(tmp_path), trials, Told(), lambda line: None)
     assert str(parse_settings(yaml.safe_load((tmp_path / "best.yaml").read_text())).run_dir) == best
 
@@ -132,7 +163,12 @@ def tuning_place(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     database = f"sqlite:///{tmp_path / 'mlflow.db'}"
     create_store(database)
-    settings = settings_of({"training.learning_rate": {"grid": [0.1, 0.2]}}, f"run.dir={tmp_path / 'tuned'}", f"tracking.uri={database}", "tracking.send_every_s=0.1")
+    settings = settings_of(
+        {"training.learning_rate": {"grid": [0.1, 0.2]}},
+        f"run.dir={tmp_path / 'tuned'}",
+        f"tracking.uri={database}",
+        "tracking.send_every_s=0.1",
+    )
     commit_bytes(settings.run_dir / "run.yaml", b"")
     return settings, RunDir(settings.run_dir)
 
@@ -150,7 +186,10 @@ def run_fake_trial(tuning_place, monkeypatch):
     def pipeline(own, *, until, report, parent_key, arm):
         trial = RunDir(own.run_dir)
         commit_bytes(trial.path / "run.yaml", b"")
-        with contextlib.closing(Journal(trial.journal("rationale"))) as journal, open_tracker(own, trial, report=report, parent_key=parent_key, arm=arm):
+        with (
+            contextlib.closing(Journal(trial.journal("rationale"))) as journal,
+            open_tracker(own, trial, report=report, parent_key=parent_key, arm=arm),
+        ):
             for step in (10, 20):
                 journal.log(step, {"loss": 2.0 / step, "validation_loss": own.training.learning_rate / step})
         commit_json(trial.scores("val"), {"accuracy": {"AVG": 70.0}, "rationale": {"rougeL": None}})
@@ -166,7 +205,12 @@ def run_fake_trial(tuning_place, monkeypatch):
 
     def run(values, **tuning):
         base = settings.model_copy(update={"tuning": settings.tuning.model_copy(update=tuning)})
-        job = TrialJob(settings=base, folder=str(run_dir.path), parent_key=f"{run_dir.identity()}/pipeline", working_dir=os.getcwd())
+        job = TrialJob(
+            settings=base,
+            folder=str(run_dir.path),
+            parent_key=f"{run_dir.identity()}/pipeline",
+            working_dir=os.getcwd(),
+        )
         with open_tracker(base, run_dir):
             time.sleep(0.3)  # the trial's run is below the tuning's, which MLflow must have by then
             run_trial(values, job=job)
@@ -185,12 +229,18 @@ def test_a_trials_run_has_the_values_it_tried_and_what_they_reached(run_fake_tri
     for _ in range(2):  # the second time as after a kill: nothing comes twice
         told, data = run_fake_trial({"training.learning_rate": 0.2})
     assert told[:2] == [{"step": 10, "validation_loss": 0.02}, {"step": 20, "validation_loss": 0.01}]
-    assert data.params["training.learning_rate"] == "0.2" and data.metrics == {"rationale_loss": 0.1, "rationale_validation_loss": 0.01, "validation_loss": 0.01}
+    assert data.params["training.learning_rate"] == "0.2" and data.metrics == {
+        "rationale_loss": 0.1,
+        "rationale_validation_loss": 0.01,
+        "validation_loss": 0.01,
+    }
 
 
 def test_a_trial_of_an_arm_says_which_and_has_its_score(run_fake_trial):
     arms = {"plain": {"run.chain": "two-stage", "training.learning_rate": 0.4}}
-    told, data = run_fake_trial({"arm": "plain", "run.seed": 3}, arms=arms, space={}, objective="accuracy", scheduler="none")
+    told, data = run_fake_trial(
+        {"arm": "plain", "run.seed": 3}, arms=arms, space={}, objective="accuracy", scheduler="none"
+    )
     assert told == [{"step": 1, "accuracy": 70.0}] and data.metrics["accuracy"] == 70.0
     assert (data.params["arm"], data.params["run.seed"], data.params["training.learning_rate"]) == ("plain", "3", "0.4")
 
@@ -201,25 +251,42 @@ def test_the_tunings_run_has_the_best_value_and_settings_and_a_later_trial_can_b
     def finish(*losses, budget=None):
         tuned = settings.model_copy(update={"tuning": settings.tuning.model_copy(update={"time_budget_s": budget})})
         trials = [
-            {"trial": f"t{number}", "values": {"training.learning_rate": 0.1 * (number + 1)}, "state": "finished", "step": 10, "validation_loss": loss, "error": None}
+            {
+                "trial": f"t{number}",
+                "values": {"training.learning_rate": 0.1 * (number + 1)},
+                "state": "finished",
+                "step": 10,
+                "validation_loss": loss,
+                "error": None,
+            }
             for number, loss in enumerate(losses)
-        ]  # fmt: skip
+        ]
         with open_tracker(tuned, run_dir) as tracker:
             _finish(tuned, run_dir, trials, tracker, lambda line: None)
         return MlflowClient(settings.tracking.uri).get_run(read_json(run_dir.mlflow_state)["runs"]["pipeline"]).data
 
     early = finish(0.5, budget=60.0)
-    assert early.metrics == {"best_validation_loss": 0.5, "num_trials": 1, "num_failed": 0} and early.params["tuning.objective"] == "validation_loss"
+    assert (
+        early.metrics == {"best_validation_loss": 0.5, "num_trials": 1, "num_failed": 0}
+        and early.params["tuning.objective"] == "validation_loss"
+    )
     assert early.tags["best.training.learning_rate"] == "0.1" and "best.training.learning_rate" not in early.params
     for data in (finish(0.5, 0.3), finish(0.5, 0.3)):
         assert data.metrics == {"best_validation_loss": 0.3, "num_trials": 2, "num_failed": 0}
-        assert (data.tags["best.trial"], data.tags["best.training.learning_rate"], data.params["best.training.learning_rate"]) == ("t1", "0.2", "0.2")
+        assert (
+            data.tags["best.trial"],
+            data.tags["best.training.learning_rate"],
+            data.params["best.training.learning_rate"],
+        ) == ("t1", "0.2", "0.2")
 
 
 def test_what_decides_the_objective_has_the_highest_importance():
     chance = np.random.default_rng(0)
     rates, noise = chance.uniform(size=400), chance.uniform(size=400)
-    trials = [{"values": {"rate": rate, "other": other, "kind": "ab"[int(rate > 0.5)]}} for rate, other in zip(rates, noise, strict=True)]
+    trials = [
+        {"values": {"rate": rate, "other": other, "kind": "ab"[int(rate > 0.5)]}}
+        for rate, other in zip(rates, noise, strict=True)
+    ]
     found = correlations(trials, ["rate", "other", "kind"], rates**2)
     assert found["rate"] == pytest.approx(1.0) and found["other"] < 0.2 and 0.7 < found["kind"] < 1
 
@@ -231,4 +298,6 @@ def test_a_checkpoint_is_handed_over_whole_and_as_the_latest(tmp_path):
         (donor / f"step-{step:06d}" / "manifest.json").write_text("{}")
     (donor / "LATEST").write_text("step-000020\n")
     copy_checkpoint(donor, heir, step=10)
-    assert has_checkpoint(heir, 10) and not has_checkpoint(heir, 20) and (heir / "LATEST").read_text() == "step-000010\n"
+    assert (
+        has_checkpoint(heir, 10) and not has_checkpoint(heir, 20) and (heir / "LATEST").read_text() == "step-000010\n"
+    )

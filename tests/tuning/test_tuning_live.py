@@ -19,7 +19,13 @@ from launcher.runs.run_dir import RunDir
 SIZES = {
     "run": {"name": "lr"},
     "data": {"mini_sqa": {"num_train": 64, "num_val": 16, "num_test": 16}, "samples_per_shard": 24},
-    "training": {"checkpoint_every": 10, "validate_every": 10, "log_every": 5, "micro_batch_size": 16, "warmup_steps": 0},
+    "training": {
+        "checkpoint_every": 10,
+        "validate_every": 10,
+        "log_every": 5,
+        "micro_batch_size": 16,
+        "warmup_steps": 0,
+    },
     "rationale": {"num_steps": 40, "max_target_tokens": 24},
     "cluster": {"num_workers": 1},
 }
@@ -28,11 +34,17 @@ pytestmark = pytest.mark.ray
 
 
 def start(folder, tuning, **sections):
-    settings = {**SIZES, **{name: {**SIZES.get(name, {}), **values} for name, values in sections.items()}, "tuning": tuning}
+    settings = {
+        **SIZES,
+        **{name: {**SIZES.get(name, {}), **values} for name, values in sections.items()},
+        "tuning": tuning,
+    }
     (folder / "tuning.yaml").write_text(yaml.safe_dump(settings))
     command = [sys.executable, "-m", "launcher", "tune", "--preset", "demo", "--config", "tuning.yaml"]
     with open(folder / "output.log", "a") as log:
-        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "MLFLOW_TRACKING_URI": ""})
+        return subprocess.Popen(
+            command, cwd=folder, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "MLFLOW_TRACKING_URI": ""}
+        )
 
 
 def finish(process, folder, timeout=500):
@@ -45,7 +57,9 @@ def children(folder):
     client = MlflowClient(f"sqlite:///{folder}/runs/mlflow.db")
     runs = client.search_runs([client.get_experiment_by_name("mmcot").experiment_id], max_results=1000)
     (parent,) = [run for run in runs if run.info.run_name == "lr-tune"]
-    return parent, {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id}
+    return parent, {
+        run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    }
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +69,11 @@ def killed(tmp_path_factory):
     tuning = {"space": {"training.learning_rate": {"grid": [1e30, 1e-3]}}, "scheduler": "none", "num_samples": 1}
     driver = start(folder, tuning, rationale={"num_steps": 80})
     deadline = time.time() + 300
-    while not (begun := sorted((folder / "runs" / "lr-tune" / "trials").glob("*/rationale/checkpoints/step-000020/manifest.json"))):
+    while not (
+        begun := sorted(
+            (folder / "runs" / "lr-tune" / "trials").glob("*/rationale/checkpoints/step-000020/manifest.json")
+        )
+    ):
         assert driver.poll() is None and time.time() < deadline, (folder / "output.log").read_text()
         time.sleep(0.05)
     os.kill(driver.pid, signal.SIGKILL)
@@ -75,7 +93,9 @@ def test_after_a_kill_of_the_driver_the_same_command_goes_on_from_the_trials_che
     assert interrupted.name in trials
     points = JournalReader(RunDir(interrupted).journal("rationale")).read()
     steps = [point["step"] for point in points if "loss" in point["metrics"]]
-    assert sorted(set(steps)) == list(range(5, 81, 5)) and len(steps) < 2 * 16 - 2  # the second attempt did not begin at step one
+    assert (
+        sorted(set(steps)) == list(range(5, 81, 5)) and len(steps) < 2 * 16 - 2
+    )  # the second attempt did not begin at step one
 
 
 def test_every_trial_is_a_child_of_the_tuning_in_mlflow(killed):
@@ -94,7 +114,12 @@ def test_values_and_losses_of_trials_stand_on_the_trials_runs_and_the_best_on_th
     (best,) = [trial for trial in trials.values() if trial["state"] == "finished"]
     data = runs[best["trial"]].data
     assert float(data.params["training.learning_rate"]) == 1e-3
-    assert data.metrics["validation_loss"] == data.metrics["rationale_validation_loss"] == best["validation_loss"] == parent.data.metrics["best_validation_loss"]
+    assert (
+        data.metrics["validation_loss"]
+        == data.metrics["rationale_validation_loss"]
+        == best["validation_loss"]
+        == parent.data.metrics["best_validation_loss"]
+    )
     assert parent.data.params["best.training.learning_rate"] == "0.001" and parent.data.metrics["num_failed"] == 1
     assert "trials compared: http://127.0.0.1:5000/#/compare-runs?runs=[%22" in (folder / "output.log").read_text()
 
@@ -102,8 +127,20 @@ def test_values_and_losses_of_trials_stand_on_the_trials_runs_and_the_best_on_th
 @pytest.mark.slow
 def test_the_best_settings_run_as_they_stand(killed):
     folder, _, _ = killed
-    command = [sys.executable, "-m", "launcher", "train", "rationale", "--config", "runs/lr-tune/best.yaml", "--set", "rationale.num_steps=2"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env={**os.environ, "MLFLOW_TRACKING_URI": ""}, timeout=200)
+    command = [
+        sys.executable,
+        "-m",
+        "launcher",
+        "train",
+        "rationale",
+        "--config",
+        "runs/lr-tune/best.yaml",
+        "--set",
+        "rationale.num_steps=2",
+    ]
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env={**os.environ, "MLFLOW_TRACKING_URI": ""}, timeout=200
+    )
     assert done.returncode == 0, done.stderr
     assert (folder / "runs" / "lr-tune-best" / "rationale" / "model" / "model.safetensors").exists()
 
@@ -111,8 +148,12 @@ def test_the_best_settings_run_as_they_stand(killed):
 @pytest.mark.slow
 def test_population_based_training_hands_weights_over(tmp_path):
     tuning = {
-        "space": {"training.learning_rate": {"loguniform": [1.0e-5, 3.0e-3]}}, "scheduler": "pbt", "num_samples": 4, "max_concurrent": 2, "grace_steps": 20,
-    }  # fmt: skip
+        "space": {"training.learning_rate": {"loguniform": [1.0e-5, 3.0e-3]}},
+        "scheduler": "pbt",
+        "num_samples": 4,
+        "max_concurrent": 2,
+        "grace_steps": 20,
+    }
     trials = finish(start(tmp_path, tuning, rationale={"num_steps": 120}), tmp_path)
     assert len(trials) == 4
     heirs = sorted((tmp_path / "runs" / "lr-tune" / "trials").glob("*-from-*-*"))
@@ -122,14 +163,30 @@ def test_population_based_training_hands_weights_over(tmp_path):
         donor, _, step = rest.rpartition("-")
         first = next(point for point in JournalReader(RunDir(heir).journal("rationale")).read() if point["metrics"])
         assert first["step"] > int(step)
-        given = tmp_path / "runs" / "lr-tune" / "trials" / donor / "rationale" / "checkpoints" / f"step-{int(step):06d}" / "manifest.json"
+        given = (
+            tmp_path
+            / "runs"
+            / "lr-tune"
+            / "trials"
+            / donor
+            / "rationale"
+            / "checkpoints"
+            / f"step-{int(step):06d}"
+            / "manifest.json"
+        )
         assert given.exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tuning", [{"search": "optuna", "scheduler": "asha"}, {"scheduler": "median"}, {"scheduler": "asha", "time_budget_s": 45.0}])
+@pytest.mark.parametrize(
+    "tuning",
+    [{"search": "optuna", "scheduler": "asha"}, {"scheduler": "median"}, {"scheduler": "asha", "time_budget_s": 45.0}],
+)
 def test_other_searches_schedulers_and_budgets_come_to_an_end(tmp_path, tuning):
     space = {"training.learning_rate": {"loguniform": [1.0e-5, 3.0e-3]}}
-    trials = finish(start(tmp_path, {"space": space, "num_samples": 4, "grace_steps": 10, "reduction_factor": 2, **tuning}), tmp_path)
+    trials = finish(
+        start(tmp_path, {"space": space, "num_samples": 4, "grace_steps": 10, "reduction_factor": 2, **tuning}),
+        tmp_path,
+    )
     assert any(trial["validation_loss"] is not None for trial in trials.values())
     assert (tmp_path / "runs" / "lr-tune" / "best.yaml").exists()
