@@ -47,7 +47,7 @@ class Training:
         changes = [*SETTINGS, *overrides, f"run.name={name}", f"cluster.address={address}"]
         self._command = [sys.executable, "-m", "launcher", "train", "rationale", "--preset", "demo"]
         self._command += [part for change in changes for part in ("--set", change)]
-        self._folder, self._log = folder, open(folder / f"{name}.log", "a")  # noqa: SIM115
+        self._folder, self._log = folder, open(folder / f"{name}.log", "a")
         self.driver: subprocess.Popen | None = None
 
     def start(self) -> None:

@@ -148,7 +148,7 @@ def repeat(folder: Path, paths: list[Path], times: int) -> list[Path]:
         (folder / "images" / "test" / qid / "image.png").symlink_to(paths[int(qid) % len(paths)])
     (folder / "problems.json").write_text(
         json.dumps(
-            {qid: record for qid in qids} | {name: record | {"image": None, "split": name} for name in ("train", "val")}
+            dict.fromkeys(qids, record) | {name: record | {"image": None, "split": name} for name in ("train", "val")}
         )
     )
     (folder / "pid_splits.json").write_text(json.dumps({"train": ["train"], "val": ["val"], "test": qids}))

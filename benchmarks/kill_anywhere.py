@@ -203,9 +203,9 @@ def run(pipeline: Pipeline, kills: list[Kill], totals: dict[str, int], cluster: 
     for kill in kills:
         step, at = kill.step, round((kill.share or 0) * totals[kill.step])
         if kill.share is None:
-            pipeline.wait_for(lambda: pipeline.has_begun(step) or pipeline.is_done(step), f"the begin of {step}")  # noqa: B023
+            pipeline.wait_for(lambda: pipeline.has_begun(step) or pipeline.is_done(step), f"the begin of {step}")
             time.sleep(kill.delay_s)
-        pipeline.wait_for(lambda: pipeline.progress(step) >= at or pipeline.is_done(step), f"{at} of {step}")  # noqa: B023
+        pipeline.wait_for(lambda: pipeline.progress(step) >= at or pipeline.is_done(step), f"{at} of {step}")
         before, starts, attempt, was_done = (
             pipeline.progress(step),
             pipeline.starts(step),
@@ -216,15 +216,15 @@ def run(pipeline: Pipeline, kills: list[Kill], totals: dict[str, int], cluster: 
         said = cause(kill, pipeline, cluster, chance)
         if kill.kind == "driver SIGTERM":
             ended_well &= (
-                was_done or "status 143" in said and ("KILLED" in said or step == "data")
+                was_done or ("status 143" in said and ("KILLED" in said or step == "data"))
             )  # it may come before MLflow is opened
         if kill.kind.startswith("driver"):
-            pipeline.wait_for(lambda: pipeline.attempt() > attempt, "a new attempt")  # noqa: B023
+            pipeline.wait_for(lambda: pipeline.attempt() > attempt, "a new attempt")
             before = pipeline.progress(step)
 
         def goes_on() -> bool:
-            ready = not step.startswith("train") or pipeline.starts(step) > starts  # noqa: B023
-            return pipeline.is_done(step) or (ready and pipeline.progress(step) > before)  # noqa: B023
+            ready = not step.startswith("train") or pipeline.starts(step) > starts
+            return pipeline.is_done(step) or (ready and pipeline.progress(step) > before)
 
         pipeline.wait_for(goes_on, f"progress of {step}")
         moment = f"{kill.delay_s:.1f} s after its begin" if kill.share is None else f"at {at} of {totals[step]}"
@@ -335,7 +335,7 @@ def main() -> None:
         }
         found |= verdicts(calm, disturbed, cluster)
         for name, wrong in found.items():
-            print(f"{str(not wrong):<6} {name}{': ' + ', '.join(wrong[:6]) if wrong else ''}")
+            print(f"{not wrong!s:<6} {name}{': ' + ', '.join(wrong[:6]) if wrong else ''}")
         print(f"seed {options.seed}, {options.kills} kills, {time.time() - started:.0f} s in all")
     finally:
         for pipeline in (calm, disturbed):

@@ -63,7 +63,7 @@ from launcher.cluster.task_queue import TaskQueue
 
 NUM_SHARDS = -(-QUESTIONS // SHARD)
 NUM_TASKS = -(-QUESTIONS // 256)
-WORDS = "the magnets attract repel because poles solution north south energy light water plant animal force heat state liquid gas".split()
+WORDS = ["the", "magnets", "attract", "repel", "because", "poles", "solution", "north", "south", "energy", "light", "water", "plant", "animal", "force", "heat", "state", "liquid", "gas"]
 
 
 def say(kind: str, text: str) -> None:

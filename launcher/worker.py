@@ -1,3 +1,2 @@
 """The old name of ``launcher/training/launch.py``, which the saved state of tunings imports."""
 
-from launcher.training.launch import release_workers as free_workers

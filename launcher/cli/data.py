@@ -47,7 +47,7 @@ def data_make(
 
 
 @data_app.command("shard")
-def data_shard(preset: Preset = None, config: Config = None, set_: Set = []) -> None:  # noqa: B006
+def data_shard(preset: Preset = None, config: Config = None, set_: Set = []) -> None:
     """Build text and feature shards, their indexes and the tokenizer."""
     with errors_as_messages():
         from launcher.config.loading import load_settings
@@ -73,7 +73,7 @@ def data_caption(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The captions.json to write; use it by --set data.captions=FILE.")],
-    set_: Set = [],  # noqa: B006
+    set_: Set = [],
 ) -> None:
     """Write captions of all pictures with a local model, on Ray workers. Run again to go on."""
     with errors_as_messages():

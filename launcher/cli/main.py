@@ -24,7 +24,7 @@ for name, group in {"data": data_app, "train": train_app, "config": config_app, 
 
 
 @config_app.command("show")
-def config_show(preset: Preset = None, config: Config = None, set_: Set = []) -> None:  # noqa: B006
+def config_show(preset: Preset = None, config: Config = None, set_: Set = []) -> None:
     """Print the resolved settings, every default included."""
     with errors_as_messages():
         from launcher.config.loading import dump_settings, load_settings, preset_names

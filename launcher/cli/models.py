@@ -24,7 +24,7 @@ models_app = typer.Typer()
 def evaluate(
     preset: Preset = None,
     config: Config = None,
-    set_: Set = [],  # noqa: B006
+    set_: Set = [],
     predictions: Annotated[
         Path | None, typer.Option(help="Score this file instead: ours, the published system's, or ScienceQA's.")
     ] = None,
@@ -69,7 +69,7 @@ def evaluate(
 
 
 @models_app.command("reference", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def reference_command(context: typer.Context, set_: Set = []) -> None:  # noqa: B006
+def reference_command(context: typer.Context, set_: Set = []) -> None:
     """Run a command of the published system as typed: mmcot reference -- <options of its main.py>."""
     with errors_as_messages():
         from launcher.compat.published_commands import (
@@ -109,9 +109,9 @@ def import_checkpoint(
 def predict(
     model: Annotated[Path, typer.Option(help="The folder of a finished run, such as runs/demo.")],
     question: Annotated[str | None, typer.Option(help="A question.")] = None,
-    choice: Annotated[list[str], typer.Option(help="One of its choices; repeat for each.")] = [],  # noqa: B006
+    choice: Annotated[list[str], typer.Option(help="One of its choices; repeat for each.")] = [],
     context: Annotated[str, typer.Option(help="Text that belongs to the question.")] = "",
-    image: Annotated[list[Path], typer.Option(help="A picture; repeat for several.")] = [],  # noqa: B006
+    image: Annotated[list[Path], typer.Option(help="A picture; repeat for several.")] = [],
     input: Annotated[Path | None, typer.Option(help="A .jsonl or .csv of questions, instead of one.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="Where to write the answers to --input; default: the screen.")

@@ -26,7 +26,7 @@ WriteJob = Annotated[
 
 
 @run_app.command()
-def run(preset: Preset = None, config: Config = None, set_: Set = []) -> None:  # noqa: B006
+def run(preset: Preset = None, config: Config = None, set_: Set = []) -> None:
     """Run the whole pipeline: data, stage one, rationales, stage two, scores. Run again to go on."""
     run_until("evaluate", preset, config, set_)
 
@@ -36,7 +36,7 @@ def submit(
     address: Annotated[str, typer.Option(help="The cluster's dashboard, such as http://127.0.0.1:8265.")],
     preset: Preset = None,
     config: Config = None,
-    set_: Set = [],  # noqa: B006
+    set_: Set = [],
     follow: Annotated[bool, typer.Option(help="Show the run's output until it ends, and end with its status.")] = True,
 ) -> None:
     """Send the run to a Ray cluster as a job; this installation's code goes along, data does not. Send again to go on."""
@@ -55,7 +55,7 @@ def submit(
 def tune(
     preset: Preset = None,
     config: Config = None,
-    set_: Set = [],  # noqa: B006
+    set_: Set = [],
     num_samples: Annotated[int | None, typer.Option(min=1, help="Trials; as tuning.num_samples.")] = None,
     max_concurrent: Annotated[
         int | None, typer.Option(min=1, help="Trials at a time; as tuning.max_concurrent.")
@@ -77,7 +77,7 @@ def tune(
 
 
 @run_app.command()
-def ablate(preset: Preset = None, config: Config = None, set_: Set = []) -> None:  # noqa: B006
+def ablate(preset: Preset = None, config: Config = None, set_: Set = []) -> None:
     """Compare arms (chains, vision, rationales) over seeds: one table. Without settings: the paper's comparison on MiniSQA."""
     with errors_as_messages():
         from launcher.config.loading import load_settings
@@ -95,7 +95,7 @@ def ablate(preset: Preset = None, config: Config = None, set_: Set = []) -> None
 def rationales(
     preset: Preset = None,
     config: Config = None,
-    set_: Set = [],  # noqa: B006
+    set_: Set = [],
     model: Annotated[
         Path | None, typer.Option(help="A stage-one model's folder; without: the pipeline up to the rationales.")
     ] = None,
@@ -120,13 +120,13 @@ def rationales(
 
 
 @train_app.command("rationale")
-def train_rationale(preset: Preset = None, config: Config = None, set_: Set = [], write_job: WriteJob = None) -> None:  # noqa: B006
+def train_rationale(preset: Preset = None, config: Config = None, set_: Set = [], write_job: WriteJob = None) -> None:
     """Train stage one, which writes the rationale."""
     run_until("train-rationale", preset, config, set_, write_job)
 
 
 @train_app.command("answer")
-def train_answer(preset: Preset = None, config: Config = None, set_: Set = [], write_job: WriteJob = None) -> None:  # noqa: B006
+def train_answer(preset: Preset = None, config: Config = None, set_: Set = [], write_job: WriteJob = None) -> None:
     """Train stage two, which reads the rationale and answers, and whatever must come before."""
     run_until("train-answer", preset, config, set_, write_job)
 

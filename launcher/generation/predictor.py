@@ -65,7 +65,7 @@ class RunPredictor:
 
     def load(self) -> None:
         """Open the models now, for a server, whose first question should not wait for them."""
-        self.feature_shape  # noqa: B018
+        self.feature_shape
 
     def answer(self, problems: Sequence[Problem], folder: Path) -> Iterator[dict[str, Any]]:
         """Answer questions whose pictures lie in ``folder``.

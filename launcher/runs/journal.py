@@ -23,7 +23,7 @@ class LineFile:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         torn = _last_byte(path) not in (b"", b"\n")
-        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115, closed by close()
+        self._file = open(path, "a", encoding="utf-8", buffering=1)
         if torn:  # the last writer was killed in mid-line
             self._file.write("\n")
 

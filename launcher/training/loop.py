@@ -30,6 +30,7 @@ from launcher.stages.build_model import build_model
 from launcher.stages.jobs import TrainJob, model_facts
 from launcher.stages.samples import Block, load_tokenizer
 from launcher.training.checkpoint import (
+    VerifiedCheckpoint,
     agreed,
     check_probe,
     find_checkpoint,

@@ -1,7 +1,8 @@
 """The kinds of published encoders: DETR, CLIP, ViT and ResNet.
 
 Neither torch nor transformers is imported here, so that settings, messages and commands can list the kinds: classes are
-named, and ``VisionEncoder`` imports them when it opens a model."""
+named, and ``VisionEncoder`` imports them when it opens a model.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from mmcot.texts.encoding import collate, encode_pair
 from mmcot.texts.tokenizer import train_tokenizer
 
 WORDS = (
-    "solution because the magnet attracts iron poles repel so answer is north south light plant water rock heat".split()
+    ["solution", "because", "the", "magnet", "attracts", "iron", "poles", "repel", "so", "answer", "is", "north", "south", "light", "plant", "water", "rock", "heat"]
 )
 SHAPE, LIMIT, ROWS = (5, 7), 40, 4
 VARIANTS = {

@@ -144,7 +144,7 @@ def test_import_reports_what_it_wrote(tmp_path):
 
 def test_first_release_layout_and_pickle_file_read_the_same(tmp_path, imported):
     def first_release(weights):
-        bare = lambda name: name.removeprefix("encoder.") if name.split(".")[1] in FUSION_PARTS else name  # noqa: E731
+        bare = lambda name: name.removeprefix("encoder.") if name.split(".")[1] in FUSION_PARTS else name
         return {bare(name): tensor for name, tensor in weights.items()}
 
     source = copy_golden(tmp_path / "old", change_weights=first_release, file_name="pytorch_model.bin")

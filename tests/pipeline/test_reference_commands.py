@@ -77,7 +77,7 @@ def test_the_command_that_trains_answers_takes_the_rationales_it_is_given():
 
 
 def test_without_given_rationales_stage_one_is_trained_first_instead_of_leaking_gold_ones():
-    run = parse_command("--model m --user_msg answer --prompt_format QCMG-A".split(), num_gpus=0)
+    run = parse_command(["--model", "m", "--user_msg", "answer", "--prompt_format", "QCMG-A"], num_gpus=0)
     assert run.settings.run.chain == "two-stage" and run.stage == "answer" and "leak" in run.deviations
 
 

@@ -111,7 +111,7 @@ def arrows() -> dict[str, set[str]]:
     """Each room, and the rooms that it imports."""
     found: dict[str, set[str]] = {}
     for path in FILES:
-        if module_of(path) in ALIASES or path.name == "__init__.py" and path.parent.parent == ROOT:
+        if module_of(path) in ALIASES or (path.name == "__init__.py" and path.parent.parent == ROOT):
             continue
         own = room_of(module_of(path))
         targets = {room_of(name) for name in imported(path)} - {None, own}

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from data_shards import mirror
-from data_shards import remote_files as remote
 from data_shards.atomic_files import commit_json, sha256_of_file
 from data_shards.credentials import (
     find_credentials,

@@ -59,7 +59,7 @@ def test_a_rationale_is_right_word_for_word_and_an_unread_answer_is_wrong():
         "3": {"rationale": "Solution: The land is red."},  # not answered yet
         "4": {"rationale": "of another data set", "prediction": 0},
     }
-    judged = judge(said, {qid: problem for qid in "123"}, lambda problem: gold_rationale(problem, "QCM-E"))
+    judged = judge(said, dict.fromkeys("123", problem), lambda problem: gold_rationale(problem, "QCM-E"))
     assert [judged[qid]["rationale_right"] for qid in "123"] == [True, False, True] and set(judged) == set("123")
     assert [judged[qid]["right"] for qid in "123"] == [True, False, None]
     assert judged["1"]["rouge_l"] == 1.0 and judged["2"]["rouge_l"] == 0.8  # four of five words in common
