@@ -11,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+from chromium import NAMES, Chromium, find_chromium
 
 RAY_STARTS: list[str] = []  # a line a call of ray.init in this process
 RAY_FIXTURES: list[
@@ -210,3 +211,13 @@ def model_dir(tiny_settings, tiny_data, workplace):
     build_model(tiny_settings, samples).save_pretrained(workplace / "model")
     tokenizer.save_pretrained(workplace / "model")
     return workplace / "model"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium for all tests; where one is required (``.ci/run``), its absence is a failure."""
+    if find_chromium() is None:
+        missing = f"no browser: none of {', '.join(NAMES)} is installed"
+        pytest.fail(missing) if os.environ.get("MMCOT_REQUIRE_BROWSER") else pytest.skip(missing)
+    with Chromium() as browser:
+        yield browser

@@ -8,7 +8,6 @@ import json
 import re
 
 import pytest
-from chromium import NAMES, Chromium, find_chromium
 from report_run import write_run
 
 from data_shards.atomic_files import commit_json
@@ -34,14 +33,6 @@ def run(workplace, tiny_settings, tiny_data, model_dir):
 def page_file(run):
     """Its report."""
     return write_report([run], run / "report.html", num_looked_at=3)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if find_chromium() is None:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
-    with Chromium() as browser:
-        yield browser
 
 
 def rows_found(page):

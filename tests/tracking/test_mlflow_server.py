@@ -23,7 +23,6 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
-from chromium import NAMES, Chromium, find_chromium
 
 from data_shards.atomic_files import commit_bytes, read_json
 from launcher.config.loading import dump_settings, load_settings, tracking_uri
@@ -175,14 +174,6 @@ def write_tuning(folder: Path) -> list[str]:
         found.append(read_json(trial.mlflow_state)["runs"]["pipeline"])
     commit_bytes(folder / "run.yaml", dump_settings(settings).encode())
     return found
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if find_chromium() is None:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
-    with Chromium() as browser:
-        yield browser
 
 
 def look(browser, server: Running, line: str, *awaited: str, picture: Path):
