@@ -14,7 +14,6 @@ from data_shards.atomic_files import read_json
 from data_shards.generated_texts import list_tasks, read_lines
 from data_shards.reader import SplitReader
 from data_shards.sources.scienceqa import SPLITS
-from launcher.cluster.ray_session import ray_session
 from launcher.generation.text_tasks import (
     GenerationError,
     GenerationWorker,
@@ -35,12 +34,6 @@ def job(tiny_settings, tiny_data, model_dir, tmp_path):
         shards_dir=str(tiny_data.path),
         output_dir=str(tmp_path / "rationales"),
     )
-
-
-@pytest.fixture(scope="module")
-def ray_up(tiny_settings):
-    with ray_session(tiny_settings.cluster):
-        yield
 
 
 def contents(job, tasks):
