@@ -25,7 +25,7 @@ def say(line: str, *, err: bool = False, fg: str | None = None) -> None:
         os.close(nowhere)
 
 
-class errors_as_messages:
+class errors_as_messages:  # noqa: N801, used like a function: `with errors_as_messages():`
     """Turns errors that carry their remedy into one message and exit status 1."""
 
     def __enter__(self) -> None:

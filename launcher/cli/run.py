@@ -39,7 +39,7 @@ def submit(
     set_: Set = [],
     follow: Annotated[bool, typer.Option(help="Show the run's output until it ends, and end with its status.")] = True,
 ) -> None:
-    """Send the run to a Ray cluster as a job; this installation's code goes along, data does not. Send again to go on."""
+    """Send the run to a Ray cluster as a job, with this installation's code, without data. Submit again to resume."""
     with errors_as_messages():
         from launcher.config.loading import load_settings
 
@@ -78,7 +78,7 @@ def tune(
 
 @run_app.command()
 def ablate(preset: Preset = None, config: Config = None, set_: Set = []) -> None:
-    """Compare arms (chains, vision, rationales) over seeds: one table. Without settings: the paper's comparison on MiniSQA."""
+    """Compare arms (chains, vision, rationales) over seeds in one table; default: the paper's on MiniSQA."""
     with errors_as_messages():
         from launcher.config.loading import load_settings
 
@@ -112,7 +112,8 @@ def rationales(
     with errors_as_messages():
         if shards is None or out is None or split not in ("train", "val", "test", "all") or preset or config:
             raise ValueError(
-                "--model needs --shards DIR, --out DIR and a --split of train, val, test or all; settings by --set alone"
+                "--model needs --shards DIR, --out DIR and a --split of train, val, test or all; "
+                "settings by --set alone"
             )
         from launcher.generation.standalone import write_rationales
 

@@ -1,6 +1,7 @@
-"""The published system's own commands, run by this one.
+r"""The published system's own commands, run by this one.
 
-    mmcot reference -- --model allenai/unifiedqa-t5-base --user_msg rationale --img_type detr --bs 8 --output_len 512 --prompt_format QCM-E
+    mmcot reference -- --model allenai/unifiedqa-t5-base --user_msg rationale --img_type detr \
+        --bs 8 --output_len 512 --prompt_format QCM-E
 
 The options of its ``main.py`` become settings, the run takes place in ``<its folder>/mmcot``, and
 what its users read next stands where it always stood: the model and ``predictions_ans_test.json``,
@@ -46,13 +47,19 @@ from mmcot.texts.prompts import build_pair, split_format
 DEVIATIONS: Mapping[str, str] = MappingProxyType(
     {
         "padding": "padding is not trained on: labels there are ignored (the published code trains on them)",
-        "generate": "texts are always generated; without --use_generate the published predictions come from a pass that reads the gold text",
+        "generate": "texts are always generated; without --use_generate the published predictions come from a pass "
+        "that reads the gold text",
         "join": "rationales are joined with questions by id; the published code goes by the order of lists",
-        "gold": "stage two trains on gold rationales in the form that stage one learns, so that training and test read the same form",
-        "leak": "no --eval_le and --test_le: the published code would read gold rationales in evaluation; stage one is trained first and writes them",
-        "unread": "an answer that cannot be read is wrong and counted; the published code guesses one of five letters at random",
-        "last": "the last checkpoint is the model, whether --final_eval is given or not; validation losses are told on the way",
-        "folder": "without a GPU the folder's name has --bs itself; the published code multiplies it by no GPU and writes bs0",
+        "gold": "stage two trains on gold rationales in the form that stage one learns, so that training and test read "
+        "the same form",
+        "leak": "no --eval_le and --test_le: the published code would read gold rationales in evaluation; stage one is "
+        "trained first and writes them",
+        "unread": "an answer that cannot be read is wrong and counted; the published code guesses one of five letters "
+        "at random",
+        "last": "the last checkpoint is the model, whether --final_eval is given or not; validation losses are "
+        "reported during the training",
+        "folder": "without a GPU the folder's name has --bs itself; the published code multiplies it by the number of "
+        "GPUs, zero, and writes bs0",
         "captions": "--caption_file is read only with --use_caption; the published code needs it always",
         "vit": "--img_type vit is known here, the published option list lacks it",
         "memory": "--eval_acc has nothing to do here: predictions are written to disk as they are made",
@@ -104,11 +111,13 @@ def parse_command(arguments: Sequence[str], *, num_gpus: int, overrides: Sequenc
     )
     if chain is None:
         raise SettingsError(
-            f"--prompt_format {options.prompt_format} is no format that the published system trains; give QCM-E, QCM-LE, QCMG-A, QCM-A, QCM-LEA or QCM-ALE"
+            f"--prompt_format {options.prompt_format} is no format that the published system trains; give QCM-E, "
+            "QCM-LE, QCMG-A, QCM-A, QCM-LEA or QCM-ALE"
         )
     if options.evaluate_dir and chain == "two-stage" and stage == "answer":
         raise SettingsError(
-            f"--evaluate_dir with --prompt_format {options.prompt_format} reads rationales; give --eval_le and --test_le"
+            f"--evaluate_dir with --prompt_format {options.prompt_format} reads rationales; "
+            "give --eval_le and --test_le"
         )
     folder, spec = _folder(options, num_gpus), {"num_epochs": options.epoch, "max_source_tokens": options.input_len}
     lengths = {"rationale": 512, "answer": 64} | {stage: options.output_len}
@@ -260,7 +269,10 @@ def _folder(options: argparse.Namespace, num_gpus: int) -> Path:
     if options.evaluate_dir:
         return Path(options.evaluate_dir)
     model = options.model.replace("/", "-")
-    name = f"{options.user_msg}_{model}_{options.img_type}_{options.prompt_format}_lr{options.lr}_bs{options.bs * max(1, num_gpus)}_op{options.output_len}_ep{options.epoch}"
+    name = (
+        f"{options.user_msg}_{model}_{options.img_type}_{options.prompt_format}_lr{options.lr}"
+        f"_bs{options.bs * max(1, num_gpus)}_op{options.output_len}_ep{options.epoch}"
+    )
     return Path(options.output_dir) / name
 
 
@@ -308,7 +320,8 @@ def _import_rationales(files: Mapping[str, Path], shards_dir: Path, out: Path, s
         texts, problems = _texts(path), list(read_problems(shards_dir, split))
         if len(texts) != len(problems):
             raise SettingsError(
-                f"{path} has {len(texts):,} texts without ids, split {split} has {len(problems):,} questions; give the file written on this split"
+                f"{path} has {len(texts):,} texts without ids, split {split} has {len(problems):,} questions; "
+                "give the file written on this split"
             )
         written = dict(zip(problems, texts, strict=True))
         at = 0

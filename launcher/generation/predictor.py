@@ -35,7 +35,7 @@ BULK_SIZE = 256  # questions in memory at once
 
 
 class RunPredictor:
-    """The models of a run, or those ``stages`` of them alone; opened once, when the first questions are found to be in order.
+    """The models of a run, or of its ``stages`` alone; opened once, after the first questions are checked.
 
     Raises:
         RunError: the folder is no run, or its models are not trained yet or not those that were exported.
@@ -45,7 +45,8 @@ class RunPredictor:
         self.settings = read_run_settings(folder)
         if self.settings.run.chain == "given-rationales":
             raise RunError(
-                f"{folder} answers over rationales that were given to it and cannot write its own; give a run of another chain"
+                f"{folder} answers over rationales that were given to it and cannot write its own; "
+                "give a run of another chain"
             )
         self.num_cut = 0
         stages = self.settings.chain.stages if stages is None else stages
@@ -65,13 +66,14 @@ class RunPredictor:
 
     def load(self) -> None:
         """Open the models now, for a server, whose first question should not wait for them."""
-        self.feature_shape
+        _ = self.feature_shape
 
     def answer(self, problems: Sequence[Problem], folder: Path) -> Iterator[dict[str, Any]]:
         """Answer questions whose pictures lie in ``folder``.
 
         Raises:
-            ProblemError: a picture does not exist, or there are more than the run was trained with; said before a model is opened.
+            ProblemError: a picture does not exist, or there are more than the run was trained with; raised before
+                a model is opened.
         """
         for problem in problems:
             self._check_pictures(problem, folder)
@@ -123,8 +125,9 @@ class RunPredictor:
             encode, shape = open_encoder(self.settings.data)
             if (shape[0] * self.settings.data.max_pictures, shape[1]) != tuple(self.feature_shape):
                 raise RunError(
-                    f"this run was trained on {self.settings.data.features} features {list(self.feature_shape)} of a question, the encoder gives "
-                    f"{list(shape)} of a picture; set data.vision_model in its run.yaml to the encoder they were made with"
+                    f"this run was trained on {self.settings.data.features} features {list(self.feature_shape)} of a "
+                    f"question, the encoder gives {list(shape)} of a picture; set data.vision_model in its run.yaml to "
+                    "the encoder they were made with"
                 )
             self._encoder = encode
         return self._encoder(images)

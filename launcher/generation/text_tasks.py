@@ -1,9 +1,10 @@
 """Sharded generation: a queue of tasks over Ray workers, each task committed exactly once.
 
 The driver hands tasks to workers; a worker reads its samples, writes their texts and
-commits one file. A worker that dies is replaced and its task is run again; a task whose
-file stands is never computed again; one that always fails is set aside and the rest goes on. What a file holds depends on the model, the data and
-the task alone: batches never cross a task.
+commits one file. A worker that dies is replaced and its task is run again. A task whose
+file exists is never computed again. A task that always fails is quarantined and the others
+continue. What a file holds depends on the model, the data and the task alone: batches never
+cross a task.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Progress:
 
     @property
     def tokens_per_s(self) -> float:
+        """Generated tokens a second since this attempt started, over all workers."""
         return self.num_tokens / self.seconds if self.seconds else 0.0
 
     @property
@@ -195,7 +197,8 @@ def write_split_texts(
 def describe_summary(summary: dict[str, int]) -> str:
     """The counts in a sentence for a person."""
     return (
-        f"{summary['num_samples']:,} texts, {summary['num_tokens']:,} tokens; {summary['num_truncated']:,} cut at the length limit, "
+        f"{summary['num_samples']:,} texts, {summary['num_tokens']:,} tokens; "
+        f"{summary['num_truncated']:,} cut at the length limit, "
         f"{summary['num_empty']:,} empty, {summary['num_repetitive']:,} repetitive"
     )
 
@@ -224,8 +227,9 @@ def run_tasks(
     if set_aside:
         task, error = next(iter(set_aside.items()))
         raise GenerationError(
-            f"{len(set_aside)} of {len(tasks)} tasks failed {job.settings.generation.max_attempts} times and were set aside "
-            f"({output_dir / 'set_aside.json'} has their errors and questions); the other files stand, run again to retry them. "
+            f"{len(set_aside)} of {len(tasks)} tasks failed {job.settings.generation.max_attempts} times and were "
+            f"quarantined ({output_dir / 'set_aside.json'} has their errors and questions); the other files are "
+            "committed, run again to retry these tasks. "
             f"The first, task {task.file_name}:\n{error['error']}"
         )
     return {
@@ -252,7 +256,7 @@ def _run_missing(
     report: Callable[[Progress], None],
     say: Callable[[str], None],
 ) -> dict[Task, dict[str, Any]]:
-    """Hand tasks to workers, the longest first, and note their files; returns those that always failed, with their errors."""
+    """Hand tasks to workers, the longest first, and record their files; returns the failed tasks with their errors."""
     generation = job.settings.generation
     num_before = num_total - sum(task.num_samples for task in missing)
     progress = Progress(num_before, num_total, num_before=num_before)

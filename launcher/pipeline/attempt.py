@@ -50,6 +50,7 @@ class Attempt:
 
     @property
     def tracker(self) -> Tracker:
+        """The run's tracker, opened at the first use."""
         if self._tracker is None:
             self._tracker = self._resources.enter_context(
                 open_tracker(
@@ -59,6 +60,7 @@ class Attempt:
         return self._tracker
 
     def open_ray(self) -> None:
+        """Open the Ray session of this attempt, once."""
         if not self._ray_open:
             self._resources.enter_context(ray_session(self.settings.cluster))
             self._ray_open = True
@@ -70,8 +72,8 @@ class Attempt:
             if marker["inputs"] != inputs:
                 changed = next(key for key in inputs if marker["inputs"].get(key) != inputs[key])
                 raise RunError(
-                    f"{self.run_dir.path}: step {name!r} was done with {changed} = {marker['inputs'].get(changed)!r}, now "
-                    f"it is {inputs[changed]!r}; start another run.dir, or restore what it was done with"
+                    f"{self.run_dir.path}: step {name!r} was done with {changed} = {marker['inputs'].get(changed)!r}, "
+                    f"now it is {inputs[changed]!r}; start another run.dir, or restore what it was done with"
                 )
             self.outputs[name] = marker["outputs"]
             return marker["outputs"]
@@ -107,7 +109,8 @@ class Attempt:
             write_report([self.run_dir.path], path)
         except Exception as error:
             self.report(
-                f"the report could not be written ({type(error).__name__}: {error}); `mmcot report {self.run_dir.path}` tries again"
+                f"the report could not be written ({type(error).__name__}: {error}); "
+                f"`mmcot report {self.run_dir.path}` tries again"
             )
             return
         self.tracker.parent.log_artifact(path)

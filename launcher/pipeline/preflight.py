@@ -24,7 +24,8 @@ def check_settings(settings: Settings) -> None:
     """
     if settings.training.checkpoint_url and not is_remote(settings.training.checkpoint_url):
         raise SettingsError(
-            f"training.checkpoint_url {settings.training.checkpoint_url!r} is no URL such as s3://bucket/folder; a folder is run.dir"
+            f"training.checkpoint_url {settings.training.checkpoint_url!r} is no URL such as s3://bucket/folder; "
+            "a folder is run.dir"
         )
     for stage in ("rationale", "answer"):
         try:
@@ -68,7 +69,8 @@ def _check_features(settings: Settings) -> None:
     raise SettingsError(
         f"features {name!r} cannot be made here (known: {', '.join(MADE_HERE)}) and {where}; set data.shards_dir to a "
         f"folder that holds features/{name} (tars of {{qid}}.npy in the order of the text shards, with manifest.json), "
-        f"put the published {name}.npy (or .pth) into data.path/vision_features beside name_map.json, or set data.features=patch"
+        f"put the published {name}.npy (or .pth) into data.path/vision_features, with name_map.json, or set "
+        "data.features=patch"
     )
 
 
@@ -92,5 +94,6 @@ def _check_disk(run_dir: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < MIN_FREE_BYTES:
         raise SettingsError(
-            f"{folder} has {free / 1e9:.2f} GB left, at least {MIN_FREE_BYTES / 1e9:.0f} GB are needed; free some, or set run.dir"
+            f"{folder} has {free / 1e9:.2f} GB left, at least {MIN_FREE_BYTES / 1e9:.0f} GB are needed; "
+            "free some, or set run.dir"
         )

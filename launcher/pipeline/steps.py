@@ -62,6 +62,7 @@ class Steps:
         self.folder: DataFolder
 
     def data(self) -> None:
+        """Build or open the data folder and log what it holds."""
         self.folder = standing_mini_sqa(self.settings, self.run_dir.data_marker()) or prepare_data(
             self.settings, self.report
         )
@@ -82,9 +83,11 @@ class Steps:
         self.attempt.run_step("data", self.folder.fingerprints(), run)
 
     def train_rationale(self) -> None:
+        """Train stage one."""
         self._train("rationale", self.folder.fingerprints())
 
     def rationales(self) -> None:
+        """Write the rationales of all splits, or copy those that were given."""
         if not self.settings.chain.has_rationale_stage:
             self._take_rationales(Path(self.settings.answer.rationales))
             return
@@ -103,8 +106,9 @@ class Steps:
             given = sum(file["num_samples"] for name, file in files.items() if name.startswith(f"{split}/"))
             if given != (wanted := self.folder.text["num_samples"][split]):
                 raise SettingsError(
-                    f"answer.rationales {source} has {given:,} rationales of {split}, the data has {wanted:,} questions; write them with "
-                    "`mmcot rationales --split all` for this data folder, or train on gold ones: answer.rationale_source=gold"
+                    f"answer.rationales {source} has {given:,} rationales of {split}, the data has {wanted:,} "
+                    "questions; write them with `mmcot rationales --split all` for this data folder, or train on gold "
+                    "ones: answer.rationale_source=gold"
                 )
         inputs = self.folder.fingerprints() | {"given_rationales": fingerprint(files)}
 
@@ -118,9 +122,11 @@ class Steps:
         self.attempt.run_step("rationales", inputs, run)
 
     def train_answer(self) -> None:
+        """Train stage two, or the one stage of a chain that has one."""
         self._train("answer", self.folder.fingerprints() | self.attempt.outputs.get("rationales", {}))
 
     def evaluate(self) -> None:
+        """Answer the validation and test splits, score both and offer the models to the registry."""
         answer_inputs = self._generation_inputs(
             "answer", self.attempt.outputs["train-answer"]
         ) | self.attempt.outputs.get("rationales", {})
@@ -214,7 +220,8 @@ class Steps:
         self.attempt.num_run += 1
         path = write_job.path
         self.report(
-            f"{path}: run it with `torchrun --nproc-per-node N -m launcher.rank {path}`; then the same command without --write-job takes the model over"
+            f"{path}: run it with `torchrun --nproc-per-node N -m launcher.rank {path}`; then the same command without "
+            "--write-job takes the model over"
         )
 
     def _generate(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,8 @@ def grid_of(settings: Settings) -> dict[str, Any]:
     name = settings.data.features
     if name not in PATCH_GRIDS:
         return {
-            "why": f"The features '{name}' are not known to be squares of the whole picture in reading order, so only the gate is shown."
+            "why": f"The features '{name}' are not known to be squares of the whole picture in reading order, "
+            "so only the gate is shown."
         }
     rows, columns = PATCH_GRIDS[name]
     return {"rows": rows, "columns": columns}
@@ -103,10 +105,7 @@ def _no_progress_bar() -> Iterator[None]:
 def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The text that each token adds, whatever the tokenizer does with spaces."""
     texts = [tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False) for end in range(len(ids) + 1)]
-    return [
-        text[len(before) :] if text.startswith(before) else text[-1:]
-        for before, text in zip(texts, texts[1:], strict=False)
-    ]
+    return [text[len(before) :] if text.startswith(before) else text[-1:] for before, text in itertools.pairwise(texts)]
 
 
 def _rounded(values: np.ndarray) -> list[float]:

@@ -132,7 +132,9 @@ class PageData:
             said = facts["said"][split]
             shown = [qid for qid, problem in part.items() if problem.images]
             ordered = choose_qids(
-                shown, lambda qid: said.get(qid, {}).get("right") is False, len(shown) if self.num_pictures else 0
+                shown,
+                lambda qid, said=said: said.get(qid, {}).get("right") is False,
+                len(shown) if self.num_pictures else 0,
             )
             by_qid, size_bytes = {question["qid"]: question for question in questions[split]}, 0
             for number, qid in enumerate(ordered):

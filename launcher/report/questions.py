@@ -1,10 +1,12 @@
 """Questions, answers and pictures for the report's page.
 
-A question, and what a run said to it:
+A question, and what a run wrote for it:
 
-    {"qid": "4402", "question": "...", "choices": ["...", "..."], "answer": 1, "context": "...", "gold": "Solution: ...",
-     "subject": "natural science", "columns": ["NAT", "TXT", "IMG", "G1-6", "AVG"], "num_pictures": 1, "picture": 17}
-    {"rationale": "Solution: ...", "rationale_right": true, "rouge_l": 1.0, "answer_text": "The answer is (B).", "prediction": 1, "right": true}
+    {"qid": "4402", "question": "...", "choices": ["...", "..."], "answer": 1, "context": "...",
+     "gold": "Solution: ...", "subject": "natural science", "columns": ["NAT", "TXT", "IMG", "G1-6", "AVG"],
+     "num_pictures": 1, "picture": 17}
+    {"rationale": "Solution: ...", "rationale_right": true, "rouge_l": 1.0, "answer_text": "The answer is (B).",
+     "prediction": 1, "right": true}
 
 ``picture`` is an index into the page's pictures, or null. A rationale is right if it equals
 the gold one word for word; the words are what white space separates.

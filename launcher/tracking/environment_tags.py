@@ -24,7 +24,8 @@ def describe_environment() -> dict[str, str]:
         "mlflow.source.name": hide_credentials(shlex.join(sys.argv)),
         "mlflow.source.type": "LOCAL",
         "mmcot.host": socket.gethostname(),
-        "mmcot.hardware": f"{psutil.cpu_count()} processors, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.machine()}",
+        "mmcot.hardware": f"{psutil.cpu_count()} processors, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
+        f"{platform.machine()}",
         "mmcot.python": platform.python_version(),
         "mmcot.versions": ", ".join(f"{name} {_version(name)}" for name in _PACKAGES),
     }

@@ -299,8 +299,10 @@ class MlflowSync:
             }
         sent = self._sent_points[run]
         while waiting:
-            batch, taken = {}, 0
-            for taken, (key, step, value, time_ms) in enumerate(waiting, start=1):
+            batch: dict[tuple[str, int], Metric] = {}
+            taken = 0
+            for key, step, value, time_ms in waiting:
+                taken += 1
                 if (key, step) not in sent:
                     batch.setdefault((key, step), Metric(key, value, time_ms, step))
                 if len(batch) == _MAX_METRICS_PER_CALL:
@@ -329,11 +331,13 @@ def sending(settings: Settings, run_dir: RunDir, *, report: Callable[[str], None
         waiting = sync.num_waiting() if not thread.is_alive() else None
         if waiting != 0:
             report(
-                f"MLflow at {tracking_uri(settings)} did not take everything ({waiting or 'some'} values wait); `mmcot sync {run_dir.path}` sends them"
+                f"MLflow at {tracking_uri(settings)} did not take everything ({waiting or 'some'} values wait); "
+                f"`mmcot sync {run_dir.path}` sends them"
             )
         if refused := sync.refused:
             report(
-                f"MLflow refused {len(refused)} values, the first of {refused[0]['run']}: {refused[0]['error']} (all in {run_dir.mlflow_state})"
+                f"MLflow refused {len(refused)} values, the first of {refused[0]['run']}: {refused[0]['error']} "
+                f"(all in {run_dir.mlflow_state})"
             )
 
 
@@ -364,8 +368,8 @@ def sync_run(run_dir: RunDir, settings: Settings) -> int:
         sync.send()
     except Exception as error:
         raise RuntimeError(
-            f"MLflow at {tracking_uri(settings)} did not take it ({hide_credentials(str(error))}); nothing is lost: start the server "
-            "(`mmcot mlflow up`) and run this again, or name another with --uri"
+            f"MLflow at {tracking_uri(settings)} did not take it ({hide_credentials(str(error))}); nothing is lost: "
+            "start the server (`mmcot mlflow up`) and run this again, or name another with --uri"
         ) from error
     return waiting
 

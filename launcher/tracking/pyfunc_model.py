@@ -20,6 +20,7 @@ class RunModel(mlflow.pyfunc.PythonModel):
     """Answers questions, or writes their rationales where the bundle holds stage one alone."""
 
     def load_context(self, context: Any) -> None:
+        """Open the models of the bundle."""
         from launcher.generation.predictor import RunPredictor
 
         folder = Path(context.artifacts["run"])

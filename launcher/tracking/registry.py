@@ -61,7 +61,8 @@ def may_take_alias(current: Any, values: dict[str, Any], *, log: Callable[..., N
         return True
     if current.tags.get("mmcot.data") != values["data"]:
         log(
-            "%s@%s (version %s) was chosen on other data (%s, here %s) and stays; move the alias by hand if you mean to",
+            "%s@%s (version %s) was chosen on other data (%s, this model's are %s) and keeps the alias; "
+            "move the alias by hand if you mean to",
             values["name"],
             values["alias"],
             current.version,

@@ -8,9 +8,9 @@ Every call appends a line to ``logs/tracking.jsonl`` and returns:
 
     {"run": "train-rationale", "do": "params", "time_ms": 1790000000000, "values": {"shards_dir": "data/mini"}}
 
-Settings, losses and scores stand on the same run, so that MLflow can compare and plot them: every run has the
-settings, and the parent has each stage's losses (``rationale_loss``, ``rationale_validation_loss``, ``answer_loss``, ...)
-and the scores beside them.
+Settings, losses and scores are on the same run, so that MLflow can compare and plot them: every run has the
+settings, and the parent has the scores and each stage's losses (``rationale_loss``, ``rationale_validation_loss``,
+``answer_loss``, ...).
 
 A thread (``launcher/tracking/mlflow_sync.py``) makes MLflow agree with the file, now or when a server
 that was away is back. Nothing here imports MLflow or waits for it.
@@ -136,15 +136,18 @@ def open_tracker(
     params = _settings_params(settings) | ({"arm": arm} if arm else {})
     tracker = Tracker(RunLog(file, PARENT), params)
     parent = tracker.parent
-    with contextlib.closing(file), sending(settings, run_dir, report=report):
-        with parent.running(name=settings.run.name, tags={"mmcot.run_dir": str(run_dir.path)}, parent_key=parent_key):
-            parent.log_params(params)
-            parent.log_tags(describe_environment())
-            parent.log_artifact(run_dir.path / RUN_SETTINGS)
-            for stage in settings.chain.stages:
-                parent.follow(run_dir.journal(stage).name, names={name: f"{stage}_{name}" for name in _STAGE_METRICS})
-            parent.follow(run_dir.journal_of(TUNING).name)
-            yield tracker
+    with (
+        contextlib.closing(file),
+        sending(settings, run_dir, report=report),
+        parent.running(name=settings.run.name, tags={"mmcot.run_dir": str(run_dir.path)}, parent_key=parent_key),
+    ):
+        parent.log_params(params)
+        parent.log_tags(describe_environment())
+        parent.log_artifact(run_dir.path / RUN_SETTINGS)
+        for stage in settings.chain.stages:
+            parent.follow(run_dir.journal(stage).name, names={name: f"{stage}_{name}" for name in _STAGE_METRICS})
+        parent.follow(run_dir.journal_of(TUNING).name)
+        yield tracker
 
 
 def _settings_params(settings: Settings) -> dict[str, Any]:

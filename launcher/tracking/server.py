@@ -92,8 +92,9 @@ def plan_server(
         raise ValueError(f"--workers ({workers}) must be at least 1; one worker serves a team's runs")
     if not _is_loopback(host) and not auth:
         raise ValueError(
-            f"--host {host} can be reached from other machines, and without --auth everybody there may read, change and delete "
-            f"every run; add --auth, or stay on 127.0.0.1 and let people in by `ssh -L {port}:127.0.0.1:{port} HOST`"
+            f"--host {host} can be reached from other machines, and without --auth everybody there may read, change "
+            "and delete every run; add --auth, or stay on 127.0.0.1 and let people in by "
+            f"`ssh -L {port}:127.0.0.1:{port} HOST`"
         )
     _check_port_is_free(host, port)
     runs = runs.absolute()
@@ -185,7 +186,7 @@ def _wait_until_healthy(server: ServerPlan, leader: subprocess.Popen, asked: lis
 
 
 def _front_page(server: ServerPlan) -> str:
-    """The runs of the newest experiment; where there is none, or it is not told without a password, the list of experiments."""
+    """The runs of the newest experiment; the list of experiments where there is none or a password is needed."""
     query = urllib.parse.urlencode({"max_results": 1, "filter": "name != 'Default'", "order_by": "creation_time DESC"})
     found = []
     with contextlib.suppress(OSError):

@@ -28,10 +28,11 @@ def read_secret_files(environment: dict[str, str]) -> dict[str, str]:
 
 
 def refuse_password(uri: str) -> None:
+    """Raise ValueError if a database address given on the command line contains a password."""
     if "://" in uri and (_url(uri).password or "password" in _url(uri).query):
         raise ValueError(
-            "--backend-store-uri holds a password, which every user of this machine could read; put the address into the "
-            "environment variable MLFLOW_BACKEND_STORE_URI, or into a file that MLFLOW_BACKEND_STORE_URI_FILE names"
+            "--backend-store-uri holds a password, which every user of this machine could read; put the address into "
+            "the environment variable MLFLOW_BACKEND_STORE_URI, or into a file that MLFLOW_BACKEND_STORE_URI_FILE names"
         )
 
 
@@ -51,8 +52,9 @@ def auth_environment(runs: Path, store: str, environment: dict[str, str]) -> dic
     """What MLflow's basic-auth app reads, with its files written."""
     if not environment.get("MLFLOW_AUTH_ADMIN_PASSWORD"):
         raise ValueError(
-            "--auth needs the first administrator's password: set MLFLOW_AUTH_ADMIN_PASSWORD (12 characters or more), or "
-            "MLFLOW_AUTH_ADMIN_PASSWORD_FILE to a file that holds it; the name is MLFLOW_AUTH_ADMIN_USERNAME, or admin"
+            "--auth needs the first administrator's password: set MLFLOW_AUTH_ADMIN_PASSWORD (12 characters or more), "
+            "or MLFLOW_AUTH_ADMIN_PASSWORD_FILE to a file that holds it; the name is MLFLOW_AUTH_ADMIN_USERNAME, "
+            "or admin"
         )
     found = {"MLFLOW_AUTH_ADMIN_USERNAME": environment.get("MLFLOW_AUTH_ADMIN_USERNAME") or "admin"}
     if not environment.get("MLFLOW_FLASK_SERVER_SECRET_KEY"):
@@ -68,7 +70,8 @@ def auth_environment(runs: Path, store: str, environment: dict[str, str]) -> dic
         with contextlib.suppress(FileExistsError):
             _write_private(runs / "mlflow-auth.db", "", new=True)
     settings = {
-        "default_permission": "EDIT",  # a team logs into one experiment; who made it alone may delete it or give rights away
+        # A team logs into one experiment; only the user who created it may delete it or grant permissions.
+        "default_permission": "EDIT",
         "database_uri": users,
         "admin_username": found["MLFLOW_AUTH_ADMIN_USERNAME"],
         "auth_cache_ttl_seconds": "60",  # else every request costs a password hash that is slow on purpose

@@ -68,7 +68,8 @@ def save_checkpoint(
     """Commit the state after ``step`` optimizer steps; every rank calls it.
 
     Args:
-        facts: what a resume compares, such as plan_fingerprint, world_size, zero_stage, and whose it is (``launcher/training/identity.py``).
+        facts: what a resume compares, such as plan_fingerprint, world_size, zero_stage, and the run it belongs to
+            (``launcher/training/identity.py``).
         keep: newest checkpoints that stay.
         may_commit: raises on rank 0 if this process no longer owns the run.
 
@@ -116,9 +117,8 @@ def find_checkpoint(
     rank = dist.get_rank()
     while (name := agreed(lambda: _latest(folder))) is not None:
         path = folder / name
-        damage = agreed(lambda: _read_manifest(path)[1])
+        manifest, damage = agreed(lambda path=path: _read_manifest(path))
         if damage is None:
-            manifest = agreed(lambda: _read_manifest(path)[0])
             damage = _damage(path / _STATE, manifest["files"])
         if damage is None:
             _check_facts(path, manifest, facts)
@@ -126,13 +126,15 @@ def find_checkpoint(
             is_universal = manifest["world_size"] != facts["world_size"] and manifest["zero_stage"] > 0
             if is_universal and facts["nvme"]:
                 raise CheckpointError(
-                    f"{path} was written by {manifest['world_size']} workers; with offload=nvme it cannot go on with {facts['world_size']}"
+                    f"{path} was written by {manifest['world_size']} workers; with offload=nvme a training cannot "
+                    f"resume from it with {facts['world_size']}"
                 )
             if is_universal:
                 _convert(path, notes)
             return VerifiedCheckpoint(path, manifest, is_universal, notes)
         notes.append(
-            f"{path} is damaged ({damage}); it is kept as {path.with_name('damaged-' + path.name).name}, the one before is used"
+            f"{path} is damaged ({damage}); it is kept as {path.with_name('damaged-' + path.name).name}, "
+            "the one before is used"
         )
         if rank == 0:
             may_commit()
@@ -140,7 +142,8 @@ def find_checkpoint(
         dist.barrier()
     if notes:
         raise CheckpointError(
-            f"{folder} holds no checkpoint that is whole: {'; '.join(notes)}; restore one, or delete the folder to start anew"
+            f"{folder} holds no checkpoint that is whole: {'; '.join(notes)}; "
+            "restore one, or delete the folder to start again"
         )
     return None
 
@@ -154,7 +157,8 @@ def load_state(engine: Any, found: VerifiedCheckpoint) -> None:
     if loaded is None:
         raise CheckpointError(f"{found.path}: DeepSpeed found nothing to load in {found.path / tag}")
     if found.is_universal:
-        # ZeRO-3 takes every group's settings from the first one, and lets all share one step counter, which each then advances.
+        # ZeRO-3 takes every group's settings from the first group, and lets all groups share one step counter, which
+        # each group then advances.
         for group, own in zip(adam.param_groups, settings, strict=True):
             group.update(own)
         for state in adam.state.values():
@@ -200,7 +204,8 @@ def _unknown_facts(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) 
     if not missing or HANDED_OVER in manifest:
         return []
     return [
-        f"{path} was written by an earlier version, which did not note {', '.join(missing)}: they could not be compared; the next checkpoint has them"
+        f"{path} was written by an earlier version, which did not record {', '.join(missing)}: they could not be "
+        "compared; the next checkpoint has them"
     ]
 
 

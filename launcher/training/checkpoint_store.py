@@ -54,7 +54,7 @@ from launcher.training.identity import another_run, check_writer, store_root
 
 
 def checkpoint_store(settings: Settings, stage: str, facts: Mapping[str, str]) -> str | None:
-    """Where a stage's checkpoints are copied to; None where no store is set. Other settings, data or rationales, another place."""
+    """Where a stage's checkpoints are copied to, by its settings, data and rationales; None where no store is set."""
     root = store_root(settings, facts)
     if root is None:
         return None
@@ -136,14 +136,14 @@ def fetch_latest(
     for place in [*own, url]:
         fetch_checkpoint(place, folder, facts=facts, may_commit=may_commit)
     return [
-        f"{place} holds checkpoints of an earlier version, which did not note their data; they are not used. If they are of this run and its data, "
-        f"copy the folder to {url} before the start"
+        f"{place} holds checkpoints of an earlier version, which did not record their data; they are not used. If they "
+        f"are of this run and its data, copy the folder to {url} before the start"
         for place in others
     ]
 
 
 def _older_stores(settings: Settings, stage: str, url: str, folder: Path) -> list[list[str]]:
-    """Folders of an earlier version for this name and stage: those this run's own folder wrote, and others that are further than it."""
+    """An earlier version's folders for this name and stage: those this run's own folder wrote, and newer others."""
     if list_names(url):
         return [[], []]
     base, own, others = settings.training.checkpoint_url.rstrip("/"), [], []
@@ -155,7 +155,7 @@ def _older_stores(settings: Settings, stage: str, url: str, folder: Path) -> lis
 
 
 def _wrote(folder: Path, place: str) -> bool:
-    """Whether a local checkpoint of an earlier version is one of those in ``place``: the same manifest, with the sha256 of every file."""
+    """Whether ``place`` has a local checkpoint of an earlier version: the same manifest, every sha256 included."""
     for path in checkpoints_by_step(folder):
         with contextlib.suppress(FileNotFoundError, ValueError):
             manifest = json.loads(read_file(f"{place}/{path.name}/{MANIFEST}"))
@@ -172,7 +172,8 @@ def _check_owner(url: str, name: str, manifest: Mapping[str, Any], facts: Mappin
         if key == "run_id":
             raise CheckpointError(another_run(url.rpartition("/")[0], manifest[key], facts[key]))
         raise CheckpointError(
-            f"{url}/{name} was written with {key} = {manifest[key]!r}, now it is {facts[key]!r}; it is not used: remove it from there"
+            f"{url}/{name} was written with {key} = {manifest[key]!r}, now it is {facts[key]!r}; it is not used: "
+            "remove it from the store"
         )
 
 

@@ -79,9 +79,10 @@ def check_members(token: str) -> None:
     ]
     if strangers:
         raise CollectiveError(
-            f"rank {', '.join(map(str, strangers))} joined this training without the token of its run (the file rank-token in the run's folder, "
-            f"as rank {dist.get_rank()} reads it): either the ranks do not share one run folder, which they must, or a process that does not "
-            "belong to the run has joined; then let only the cluster's machines reach its ports (docs/security.md)"
+            f"rank {', '.join(map(str, strangers))} joined this training without the token of its run (the file "
+            f"rank-token in the run's folder, as rank {dist.get_rank()} reads it): either the ranks do not share one "
+            "run folder, which they must, or a process that does not belong to the run has joined; then let only the "
+            "cluster's machines reach its ports (docs/security.md)"
         )
 
 
@@ -128,5 +129,6 @@ def _decode(buffer: torch.Tensor, size: int, rank: int) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise CollectiveError(
-            f"rank {rank} sent {size:,} bytes that are no JSON ({type(error).__name__}: {error}); nothing of it was used"
+            f"rank {rank} sent {size:,} bytes that are no JSON ({type(error).__name__}: {error}); "
+            "nothing of it was used"
         ) from error

@@ -47,7 +47,8 @@ def init_distributed(*, use_gpu: bool, gpu_index: int | None = None) -> None:
     first start, which a machine without a compiler cannot. What other ranks send is never unpickled.
 
     Args:
-        gpu_index: which of the GPUs that this process sees is its own; None where the launcher has chosen it already, as Ray Train does.
+        gpu_index: which of the GPUs that this process sees is its own; None where the launcher has chosen it already,
+            as Ray Train does.
 
     Raises:
         DeviceError: there is no such GPU.
@@ -105,7 +106,8 @@ def _lay_over(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") ->
         elif name in _DECIDED_BY:
             if value not in ("auto", ours.get(key)):
                 raise SettingsError(
-                    f"training.deepspeed sets {name} = {value!r}, {_DECIDED_BY[name]} makes it {ours.get(key)!r}; leave it out there"
+                    f"training.deepspeed sets {name} = {value!r}, {_DECIDED_BY[name]} makes it {ours.get(key)!r}; "
+                    "leave it out there"
                 )
         elif value != "auto":
             merged[key] = value

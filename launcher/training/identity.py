@@ -1,6 +1,7 @@
 """Which run a checkpoint belongs to: the run's id, and fingerprints of its settings and of its data.
 
-    {"run_id": "5f0c...", "settings_fingerprint": "9a...", "data_fingerprint": "77...", "rationales_fingerprint": "c1..."}
+    {"run_id": "5f0c...", "settings_fingerprint": "9a...", "data_fingerprint": "77...",
+     "rationales_fingerprint": "c1..."}
 
 These facts stand in every checkpoint's manifest and decide its folder in an object store. They
 name content, not places: the same data built on another machine, or moved, has the same
@@ -121,7 +122,7 @@ def store_root(settings: Settings, facts: Mapping[str, str]) -> str | None:
 
 
 def settle_identity(run_dir: RunDir, settings: Settings, folder: DataFolder) -> str:
-    """The run's id, before anything else asks for one: the folder's own, else that of the checkpoints it goes on from.
+    """Fix the run's id before its first use: the folder's own, else the id of the checkpoints it resumes from.
 
     A folder that starts empty takes the id of the store's folder for the same name, settings and data.
     """
@@ -139,33 +140,37 @@ def settle_identity(run_dir: RunDir, settings: Settings, folder: DataFolder) -> 
 
 
 def claim_store(root: str, run_dir: RunDir, run_id: str) -> str | None:
-    """Be the one run that writes into its folder of the store; returns a note if another folder did so with the same id.
+    """Claim the store's folder for this run; returns a note if another run folder wrote there with the same id.
 
     Raises:
         RunError: the folder belongs to another run.
     """
     check_writer(root, run_id)
-    standing, place = _writer(root), f"{socket.gethostname()}:{run_dir.path.absolute()}"
-    if standing is None or standing["run_dir"] != place:
+    current, place = _writer(root), f"{socket.gethostname()}:{run_dir.path.absolute()}"
+    if current is None or current["run_dir"] != place:
         put_bytes((json.dumps({"run_id": run_id, "run_dir": place}) + "\n").encode(), f"{root}/run.json")
         check_writer(root, run_id)  # another run may have claimed it at the same time
-    if standing is None or standing["run_dir"] == place:
+    if current is None or current["run_dir"] == place:
         return None
-    return f"{root} was last written from {standing['run_dir']}, by the same run; if a process is still running there, end it: two must not write one run"
+    return (
+        f"{root} was last written from {current['run_dir']}, by the same run; if a process is still running there, "
+        "end it: two must not write one run"
+    )
 
 
 def check_writer(root: str, run_id: str) -> None:
     """Raise RunError if the store's folder belongs to another run."""
-    standing = _writer(root)
-    if standing is not None and standing["run_id"] != run_id:
-        raise RunError(another_run(root, standing["run_id"], run_id))
+    current = _writer(root)
+    if current is not None and current["run_id"] != run_id:
+        raise RunError(another_run(root, current["run_id"], run_id))
 
 
-def another_run(place: str, standing: str, own: str) -> str:
+def another_run(place: str, current: str, own: str) -> str:
     """The sentence for checkpoints of another run."""
     return (
-        f"{place} holds checkpoints of another run of the same name, settings and data (id {standing}, this run's is {own}); give this run "
-        f"another run.name or another training.checkpoint_url, or delete {place} if no run needs it"
+        f"{place} holds checkpoints of another run of the same name, settings and data (id {current}, this run's is "
+        f"{own}); give this run another run.name or another training.checkpoint_url, or delete {place} if no "
+        "run needs it"
     )
 
 
@@ -179,7 +184,8 @@ def _writer(root: str) -> dict[str, Any] | None:
         return {"run_id": str(value["run_id"]), "run_dir": str(value["run_dir"])}
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f'{root}/run.json is not as written ({error!r}), expected {{"run_id": ..., "run_dir": ...}}; restore it, or delete {root}'
+            f'{root}/run.json is not as written ({error!r}), expected {{"run_id": ..., "run_dir": ...}}; '
+            f"restore it, or delete {root}"
         ) from None
 
 

@@ -23,7 +23,7 @@ from launcher.stages.jobs import TrainJob
 from launcher.training.ray_worker import PLACEMENT_GROUP_FILE, run_worker
 
 
-class WorkersFailed(RuntimeError):
+class WorkersFailed(RuntimeError):  # noqa: N818, the name is public
     """The training's workers failed; the message ends in the first rank's traceback."""
 
 
@@ -61,11 +61,11 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
         try:
             with _stop_requests(run_dir, job.attempt, report):
                 _fit(_trainer(job, num_losses))
-            if run_dir.stop_requested(
-                job.attempt
-            ):  # also in the last step: the pipeline must not go on to the next one
+            # Also in the last step: the pipeline must not start the next one.
+            if run_dir.stop_requested(job.attempt):
                 raise Stopped(
-                    f"training of stage {job.stage!r} stopped as asked; the same command goes on from its checkpoint"
+                    f"training of stage {job.stage!r} stopped as requested; the same command resumes from "
+                    "its checkpoint"
                 )
             return
         except Stopped:
@@ -78,7 +78,7 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
             if num_losses == max_failures:
                 raise WorkersFailed(
                     f"training of stage {job.stage!r} lost workers {num_losses + 1} times (training.max_failures is "
-                    f"{max_failures}); the checkpoints stand, run again to go on. The last loss:\n{error}"
+                    f"{max_failures}); the checkpoints are kept, run again to resume. The last loss:\n{error}"
                 ) from None
             report(f"  a worker was lost; starting again from the last checkpoint ({num_losses + 1} of {max_failures})")
             found = read_faults(
@@ -101,14 +101,15 @@ def _check_gpus_left(job: TrainJob, faults: list[GpuFault], *, num_held: int) ->
     left, needed = int(ray.cluster_resources().get("GPU", 0)) - num_held, cluster.min_workers or cluster.num_workers
     if faults and left < needed:
         raise WorkersFailed(
-            f"training of stage {job.stage!r} needs {needed} GPUs, {left} are left without {', '.join(map(str, faults))}, whose hardware failed; the "
-            "checkpoints stand. Repair or exclude these GPUs (CUDA_VISIBLE_DEVICES) and run again, or set cluster.min_workers lower"
+            f"training of stage {job.stage!r} needs {needed} GPUs, {left} are left without "
+            f"{', '.join(map(str, faults))}, whose hardware failed; the checkpoints are kept. Repair or exclude these "
+            "GPUs (CUDA_VISIBLE_DEVICES) and run again, or set cluster.min_workers lower"
         )
 
 
 @contextlib.contextmanager
 def _stop_requests(run_dir: RunDir, attempt: int, report: Callable[[str], None]) -> Iterator[None]:
-    """Hand SIGTERM, Ctrl-C and SIGHUP on to the ranks as a request, once; a second SIGTERM or Ctrl-C ends this process."""
+    """Pass SIGTERM, Ctrl-C or SIGHUP to the ranks as a request, once; a second signal ends this process."""
 
     def on_signal(number: int, frame: object) -> None:
         end_at_next_stop()
@@ -120,7 +121,7 @@ def _stop_requests(run_dir: RunDir, attempt: int, report: Callable[[str], None])
 
 
 def _fit(trainer: Any) -> None:
-    """Run a trainer to its end, in a thread: from the main thread Ray Train would take Ctrl-C, and abort without a checkpoint."""
+    """Run a trainer to its end in a thread: in the main thread Ray Train takes Ctrl-C and writes no checkpoint."""
     with ThreadPoolExecutor(1) as thread:
         thread.submit(trainer.fit).result()
 

@@ -20,11 +20,12 @@ def gradient_norm(engine: Any) -> dict[str, float]:
 
 
 def check_finite(values: dict[str, float], step: int, last_checkpoint: int, culprits: str = "") -> None:
+    """Raise TrainingError if one of the named values of a step is NaN or infinite."""
     for name, value in values.items():
         if not math.isfinite(value):
             raise TrainingError(
-                f"step {step}: the {name} is {value}; nothing of this step was kept, the checkpoint of step {last_checkpoint} "
-                f"stands. Lower training.learning_rate, or use training.precision=fp32.{culprits}"
+                f"step {step}: the {name} is {value}; nothing of this step was kept, the last checkpoint is that of "
+                f"step {last_checkpoint}. Lower training.learning_rate, or use training.precision=fp32.{culprits}"
             )
 
 
@@ -34,7 +35,8 @@ def check_applied(engine: Any, loaded: Step, loss: float, last_checkpoint: int) 
     Raises:
         TrainingError: with the questions of the global batch.
     """
-    values = {"loss": loss, **{"gradient norm": norm for norm in gradient_norm(engine).values()}}
+    norm = gradient_norm(engine).get("grad_norm")
+    values = {"loss": loss} if norm is None else {"loss": loss, "gradient norm": norm}
     if all(map(math.isfinite, values.values())) and not engine.skipped_steps:
         return
     qids = gather_json([qid for _, block in loaded.blocks for qid in block.qids])

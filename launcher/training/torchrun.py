@@ -2,10 +2,10 @@
 
     mmcot train rationale --preset single-gpu --write-job job.json
     torchrun --nproc-per-node 8 -m launcher.rank job.json
-    srun --ntasks-per-node 8 --gpus-per-task 1 python -m launcher.rank job.json     # with MASTER_ADDR and MASTER_PORT set
+    MASTER_ADDR=... MASTER_PORT=... srun --ntasks-per-node 8 --gpus-per-task 1 python -m launcher.rank job.json
 
-SIGTERM, or Ctrl-C in its terminal, makes all ranks write a checkpoint and end with status 143 (torchrun itself with 1); the
-same command goes on. torchrun waits 30 s for that; TORCH_ELASTIC_SHUTDOWN_TIMEOUT gives it more.
+SIGTERM, or Ctrl-C in its terminal, makes all ranks write a checkpoint and end with status 143 (torchrun itself with
+1); the same command resumes. torchrun waits 30 s for that; TORCH_ELASTIC_SHUTDOWN_TIMEOUT gives it more.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def main(arguments: list[str]) -> int:
             os.environ.setdefault(name, os.environ[slurm])
     if len(arguments) != 1 or "RANK" not in os.environ:
         print(
-            "usage: torchrun --nproc-per-node N -m launcher.rank JOB.json, or srun with MASTER_ADDR and MASTER_PORT set",
+            "usage: torchrun --nproc-per-node N -m launcher.rank JOB.json, "
+            "or srun with MASTER_ADDR and MASTER_PORT set",
             file=sys.stderr,
         )
         return 2

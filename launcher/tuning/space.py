@@ -35,7 +35,8 @@ def check_space(settings: Settings) -> None:
         with_values(settings, {"arm": arm})
     if not space and not settings.tuning.arms:
         raise SettingsError(
-            f"tuning.space is empty; give settings to search, such as training.learning_rate: {{loguniform: [1e-5, 1e-2]}} ({', '.join(KINDS)})"
+            "tuning.space is empty; give settings to search, such as training.learning_rate: {loguniform: [1e-5, 1e-2]}"
+            f" ({', '.join(KINDS)})"
         )
     edges = {name: _edges(name, spec) for name, spec in space.items()}
     corners = itertools.product(*edges.values())

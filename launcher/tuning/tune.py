@@ -117,8 +117,8 @@ def count_concurrent(settings: Settings, report: Report) -> int:
     sums = ", ".join(f"{number} of {have.get(name, 0):g} {name}" for name, number in needs.items())
     if fits < 1:
         raise SettingsError(
-            f"no trial fits: one needs {sums} (cluster.num_workers {cluster.num_workers} x {cluster.cpus_per_worker} processors); "
-            "lower cluster.num_workers or cluster.cpus_per_worker, or join a larger cluster"
+            f"no trial fits: one needs {sums} (cluster.num_workers {cluster.num_workers} x {cluster.cpus_per_worker} "
+            "processors); lower cluster.num_workers or cluster.cpus_per_worker, or join a larger cluster"
         )
     wanted = settings.tuning.max_concurrent or fits
     report(f"{min(fits, wanted)} trials at a time: one takes {sums}")
@@ -291,7 +291,8 @@ def _finish(
     for trial in trials:
         value = "-" if trial[objective] is None else f"{trial[objective]:.4f}"
         report(
-            f"  {trial['trial']}  {objective} {value}  step {trial['step']:,}  {trial['state']}  {trial['error'] or ''}  {trial['values']}"
+            f"  {trial['trial']}  {objective} {value}  step {trial['step']:,}  {trial['state']}  {trial['error'] or ''}"
+            f"  {trial['values']}"
         )
     ranked = rank(trials, objective)
     if not ranked:
@@ -317,12 +318,13 @@ def _finish(
     for path in plot_trials(trials, run_dir.path, objective=objective, mode=OBJECTIVES[objective]):
         tracker.parent.log_artifact(path)
     report(
-        f"best: {objective} {best[objective]:.4f} with {best['values']}; `mmcot run --config {run_dir.path / 'best.yaml'}`"
+        f"best: {objective} {best[objective]:.4f} with {best['values']}; "
+        f"`mmcot run --config {run_dir.path / 'best.yaml'}`"
     )
 
 
 def log_outcome(run_dir: RunDir, trials: list[dict[str, Any]], values: dict[str, float | None]) -> None:
-    """What the trials reached, for the tuning's run in MLflow: a point of all steps so far, so that later trials can better it."""
+    """Log what the trials reached on the tuning's run, at the sum of their steps, so that later trials add points."""
     counts = {
         "num_trials": float(len(trials)),
         "num_failed": float(sum(trial["state"] == "failed" for trial in trials)),

@@ -220,7 +220,7 @@ def test_a_step_that_is_not_finite_stops_every_stage_and_precision_and_names_its
         for rank in (0, 1):
             message = (Path(job.run_dir) / f"job.error{rank}").read_text()
             match = re.match(
-                r"step (\d): the loss is (nan|inf); nothing of this step was kept, the checkpoint of step (\d) stands",
+                r"step (\d): the loss is (nan|inf); nothing of this step was kept, the last checkpoint is that of step (\d)",
                 message,
             )
             assert match and int(match[3]) == int(match[1]) // 2 * 2, (engine, message)
