@@ -125,7 +125,7 @@ def data_ledger(folder: RunFolder) -> None:
         from launcher.runs.sample_ledger import verify_ledger
 
         run_dir = RunDir(folder)
-        folder = local_folder(shards_dir_of(run_dir), Data().cache_dir, features=None)
+        folder = local_folder(shards_dir_of(run_dir), Data.model_validate({}).cache_dir, features=None)
         qids = [str(qid) for qid in SplitReader(folder, "train").qids]
         stages = [stage for stage in ("rationale", "answer") if list(run_dir.logs.glob(f"{stage}-ledger-*"))]
         for stage in stages or ["rationale"]:

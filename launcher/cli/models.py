@@ -119,11 +119,11 @@ def predict(
 ) -> None:
     """Answer one question, or many, with a finished run: the reasons first, then the answer."""
     with errors_as_messages():
-        if (question is None) == (input is None):
-            raise ValueError("give either --question with two or more --choice, or --input FILE.jsonl")
-        if input is not None:
+        if input is not None and question is None:
             _predict_many(model, input, output)
             return
+        if question is None or input is not None:
+            raise ValueError("give either --question with two or more --choice, or --input FILE.jsonl")
         from mmcot.texts.problem import Problem
 
         problem = Problem(

@@ -195,7 +195,7 @@ def run_reference(run: ReferenceRun, *, report: Report = print) -> Path:
         if run.stage == "answer" and settings.chain.reads_rationales:
             rationales_dir = run_dir.rationales
     else:
-        model_dir = _model_to_evaluate(run)
+        model_dir = _model_to_evaluate(run.evaluate_dir, settings.data.features)
     texts_dir = run.folder / "mmcot-texts"
     write_model_texts(
         settings,
@@ -347,9 +347,8 @@ def _texts(path: Path) -> list[str]:
     return [str(text) for text in content["preds"]]
 
 
-def _model_to_evaluate(run: ReferenceRun) -> Path:
+def _model_to_evaluate(folder: Path, features: str | None) -> Path:
     """The folder of ``--evaluate_dir``, or what it becomes where it is a checkpoint of the published system."""
-    folder = run.evaluate_dir
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"--evaluate_dir {folder} holds no model (no config.json)")
     if "vision_num_patches" in read_json(folder / "config.json"):
@@ -358,7 +357,7 @@ def _model_to_evaluate(run: ReferenceRun) -> Path:
     if not (imported / "config.json").exists():
         shutil.rmtree(imported, ignore_errors=True)
         shapes = {"detr": 100, "clip": 49, "resnet": 512, "vit": 145}
-        import_checkpoint(folder, imported, vision_num_patches=shapes.get(run.settings.data.features or ""))
+        import_checkpoint(folder, imported, vision_num_patches=shapes.get(features or ""))
     return imported
 
 

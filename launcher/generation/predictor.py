@@ -177,8 +177,10 @@ def _trained(run_dir: RunDir, stage: str) -> Path:
 def _open_stage(settings: Settings, folder: Path, stage: str) -> StageModel:
     verify_model(folder)
     spec = getattr(settings, stage)
+    model = T5ForMultimodalGeneration.from_pretrained(folder).eval()
+    model.to(open_device(use_gpu=False))  # pyright: ignore[reportArgumentType], transformers' wrapper hides Module.to
     return StageModel(
-        model=T5ForMultimodalGeneration.from_pretrained(folder).eval().to(open_device(use_gpu=False)),
+        model=model,
         tokenizer=AutoTokenizer.from_pretrained(folder),
         format=spec.format,
         use_caption=settings.data.use_caption,

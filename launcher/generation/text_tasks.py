@@ -89,7 +89,8 @@ class GenerationWorker(Worker):
         self.tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
         dtype = torch.bfloat16 if job.settings.generation.precision == "bf16" else torch.float32
         self.model = T5ForMultimodalGeneration.from_pretrained(job.model_dir, dtype=dtype).eval()
-        self.model.to(open_device(use_gpu=job.settings.cluster.use_gpu))
+        device = open_device(use_gpu=bool(job.settings.cluster.use_gpu))
+        self.model.to(device)  # pyright: ignore[reportArgumentType], transformers' wrapper hides Module.to
         self.samples: dict[str, Any] = {}
         self.free_since: float | None = None
         if job.run_dir is not None:

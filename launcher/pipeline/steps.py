@@ -89,7 +89,10 @@ class Steps:
     def rationales(self) -> None:
         """Write the rationales of all splits, or copy those that were given."""
         if not self.settings.chain.has_rationale_stage:
-            self._take_rationales(Path(self.settings.answer.rationales))
+            given = self.settings.answer.rationales
+            if given is None:
+                raise SettingsError(f"run.chain {self.settings.run.chain!r} needs answer.rationales, a folder of them")
+            self._take_rationales(Path(given))
             return
         inputs = self._generation_inputs("rationale", self.attempt.outputs["train-rationale"])
 

@@ -60,7 +60,7 @@ def plan_training(
     )
 
 
-def _run_facts(attempt: Attempt, folder: DataFolder, rationales_dir: str | None) -> dict[str, str]:
+def _run_facts(attempt: Attempt, folder: DataFolder, rationales_dir: str | None) -> dict[str, Any]:
     """The run that a training's checkpoints belong to; its folder of the object store is claimed for this run."""
     facts = run_facts(attempt.settings, folder, attempt.run_dir.identity(), rationales_dir=rationales_dir)
     root = store_root(attempt.settings, facts)

@@ -39,9 +39,8 @@ def look_at_questions(
     verify_model(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with _no_progress_bar():
-        model = (
-            T5ForMultimodalGeneration.from_pretrained(folder, dtype=torch.float32).eval().to(open_device(use_gpu=False))
-        )
+        model = T5ForMultimodalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    model.to(open_device(use_gpu=False))  # pyright: ignore[reportArgumentType], transformers' wrapper hides Module.to
     samples = open_stage(
         settings,
         stage,

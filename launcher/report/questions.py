@@ -121,7 +121,7 @@ def judge(
     rouge = dict(
         zip(
             others,
-            rouge_l_of_each([said[qid]["rationale"] for qid in others], [gold[qid] for qid in others]),
+            rouge_l_of_each([said[qid]["rationale"] for qid in others], [gold[qid] or "" for qid in others]),
             strict=True,
         )
     )

@@ -12,11 +12,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pandas
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
 
 
-class RunModel(mlflow.pyfunc.PythonModel):
+class RunModel(PythonModel):
     """Answers questions, or writes their rationales where the bundle holds stage one alone."""
 
     def load_context(self, context: Any) -> None:
@@ -65,4 +66,4 @@ def _problem(row: dict[str, Any], number: int, folder: Path) -> Any:
     )
 
 
-mlflow.models.set_model(RunModel())
+set_model(RunModel())

@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class RunLog:
         """Tags; the last value of each stands."""
         self._append("tags", values=tags)
 
-    def log_scores(self, scores: dict[str, float | None]) -> None:
+    def log_scores(self, scores: Mapping[str, float | None]) -> None:
         """Final values; the first of each stands."""
         self._append("scores", values={key: float(value) for key, value in scores.items() if value is not None})
 

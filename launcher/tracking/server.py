@@ -240,7 +240,7 @@ def _check_packages(store: str, destination: str, auth: bool) -> None:
             f"the backend store's kind, {url.drivername}, is not known; expected postgresql or sqlite"
         ) from None
     except ImportError as error:
-        name = {"psycopg": "'psycopg[binary]'"}.get(error.name, error.name)
+        name = {"psycopg": "'psycopg[binary]'"}.get(error.name or "", error.name)
         raise RuntimeError(
             f"a backend store of kind {url.drivername} needs a package that is not here: pip install {name}"
         ) from None

@@ -53,7 +53,7 @@ from launcher.training.checkpoint import agreed
 from launcher.training.identity import another_run, check_writer, store_root
 
 
-def checkpoint_store(settings: Settings, stage: str, facts: Mapping[str, str]) -> str | None:
+def checkpoint_store(settings: Settings, stage: str, facts: Mapping[str, Any]) -> str | None:
     """Where a stage's checkpoints are copied to, by its settings, data and rationales; None where no store is set."""
     root = store_root(settings, facts)
     if root is None:
@@ -121,7 +121,7 @@ def fetch_checkpoint(
 
 
 def fetch_latest(
-    settings: Settings, stage: str, folder: Path, *, facts: Mapping[str, str], may_commit: Callable[[], None]
+    settings: Settings, stage: str, folder: Path, *, facts: Mapping[str, Any], may_commit: Callable[[], None]
 ) -> list[str]:
     """Bring a stage's latest checkpoint here from its store; every rank calls it.
 
@@ -131,8 +131,10 @@ def fetch_latest(
     Returns:
         what of an earlier version was found and not used, in sentences.
     """
-    url = checkpoint_store(settings, stage, facts)
-    own, others = agreed(lambda: _older_stores(settings, stage, url, folder))
+    base, url = settings.training.checkpoint_url, checkpoint_store(settings, stage, facts)
+    if base is None or url is None:
+        return []
+    own, others = agreed(lambda: _older_stores(base.rstrip("/"), settings.run.name, stage, url, folder))
     for place in [*own, url]:
         fetch_checkpoint(place, folder, facts=facts, may_commit=may_commit)
     return [
@@ -142,14 +144,15 @@ def fetch_latest(
     ]
 
 
-def _older_stores(settings: Settings, stage: str, url: str, folder: Path) -> list[list[str]]:
+def _older_stores(base: str, run_name: str, stage: str, url: str, folder: Path) -> list[list[str]]:
     """An earlier version's folders for this name and stage: those this run's own folder wrote, and newer others."""
     if list_names(url):
         return [[], []]
-    base, own, others = settings.training.checkpoint_url.rstrip("/"), [], []
+    own: list[str] = []
+    others: list[str] = []
     for name in list_names(base):
         place = f"{base}/{name}/{stage}"
-        if re.fullmatch(re.escape(settings.run.name) + "-[0-9a-f]{16}", name) and _newer(place, folder):
+        if re.fullmatch(re.escape(run_name) + "-[0-9a-f]{16}", name) and _newer(place, folder):
             (own if _wrote(folder, place) else others).append(place)
     return [own, others]
 

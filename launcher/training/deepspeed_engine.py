@@ -8,7 +8,7 @@ clips and updates.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import deepspeed
 import torch
@@ -18,6 +18,9 @@ from launcher.config.loading import read_deepspeed
 from launcher.config.settings import SettingsError, Training
 from launcher.training.collectives import refuse_pickles
 from mmcot.models.device import open_device
+
+if TYPE_CHECKING:
+    from mmcot.models.t5 import T5ForMultimodalGeneration
 
 DUMMY_GRADIENT_ACCUMULATION = 1  # DeepSpeed wants one; our loop accumulates by itself
 _TORCHS_LINEAR = torch.nn.functional.linear
@@ -115,7 +118,7 @@ def _lay_over(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") ->
 
 
 def build_engine(
-    build_model: Callable[[], torch.nn.Module],
+    build_model: Callable[[], T5ForMultimodalGeneration],
     training: Training,
     *,
     world_size: int,
@@ -136,7 +139,7 @@ def build_engine(
     torch.nn.functional.linear = _TORCHS_LINEAR
     config = deepspeed_config(training, world_size=world_size, load_universal=load_universal)
     if training.zero_stage == 3 and not random_weights:
-        from transformers.integrations import HfDeepSpeedConfig
+        from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
         keep_alive = HfDeepSpeedConfig(config)
         model = build_model()
@@ -156,7 +159,8 @@ def build_engine(
 
 def set_learning_rate(engine: deepspeed.DeepSpeedEngine, value: float) -> None:
     """Use ``value`` for the coming optimizer step; the fusion layers keep their ratio to it."""
-    for group in engine.optimizer.param_groups:
+    optimizer: Any = engine.optimizer  # every wrapper that DeepSpeed puts there has the groups
+    for group in optimizer.param_groups:
         group["lr"] = value * group["lr_ratio"]
 
 
@@ -164,10 +168,11 @@ def full_state_dict(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor
     """The whole model's weights on rank 0, None elsewhere; every rank must call it."""
     if engine.zero_optimization_partition_weights():
         return engine._zero3_consolidated_16bit_state_dict()
-    return engine.module.state_dict() if dist.get_rank() == 0 else None
+    module: Any = engine.module
+    return module.state_dict() if dist.get_rank() == 0 else None
 
 
-def _parameter_groups(model: torch.nn.Module, training: Training) -> list[dict[str, Any]]:
+def _parameter_groups(model: T5ForMultimodalGeneration, training: Training) -> list[dict[str, Any]]:
     """Decay matrices, leave norms and biases alone; give the fusion layers their own rate."""
     fusion_ratio = (training.fusion_learning_rate or training.learning_rate) / training.learning_rate
     fusion_names = tuple(f"encoder.{name}." for name in model.encoder.fusion_parts)

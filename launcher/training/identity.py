@@ -45,13 +45,13 @@ _TOKENIZER_FILES = (
 )
 
 
-def run_facts(settings: Settings, folder: DataFolder, run_id: str, *, rationales_dir: str | None) -> dict[str, str]:
+def run_facts(settings: Settings, folder: DataFolder, run_id: str, *, rationales_dir: str | None) -> dict[str, Any]:
     """The facts of a stage's checkpoints.
 
     Args:
         rationales_dir: the rationales that the stage reads, if it reads any.
     """
-    facts = {
+    facts: dict[str, Any] = {
         "run_id": run_id,
         "settings_fingerprint": settings_content(settings),
         "data_fingerprint": data_content(settings, folder),
@@ -61,7 +61,7 @@ def run_facts(settings: Settings, folder: DataFolder, run_id: str, *, rationales
     return facts
 
 
-def facts_of_job(job: TrainJob) -> dict[str, str]:
+def facts_of_job(job: TrainJob) -> dict[str, Any]:
     """The facts of a job that was written without them, by an earlier version or by hand."""
     settings, run_dir = job.settings, RunDir(Path(job.run_dir))
     folder = open_data(
@@ -113,7 +113,7 @@ def data_content(settings: Settings, folder: DataFolder) -> str:
     )
 
 
-def store_root(settings: Settings, facts: Mapping[str, str]) -> str | None:
+def store_root(settings: Settings, facts: Mapping[str, Any]) -> str | None:
     """The folder of this run's checkpoints in the object store; None where no store is set."""
     if settings.training.checkpoint_url is None:
         return None
@@ -133,7 +133,9 @@ def settle_identity(run_dir: RunDir, settings: Settings, folder: DataFolder) -> 
                 "settings_fingerprint": settings_content(settings),
                 "data_fingerprint": data_content(settings, folder),
             }
-            found = (_writer(store_root(settings, facts)) or {}).get("run_id")
+            root = store_root(settings, facts)
+            if root is not None and (writer := _writer(root)) is not None:
+                found = writer["run_id"]
         if found is not None:
             run_dir.take_identity(found)
     return run_dir.identity()

@@ -132,12 +132,12 @@ def _trainer(job: TrainJob, num_losses: int) -> Any:
 
     cluster = job.settings.cluster
     return TorchTrainer(
-        run_worker,
-        train_loop_config=job,
+        run_worker,  # pyright: ignore[reportArgumentType], Ray passes on any value, not only a dict
+        train_loop_config=job,  # pyright: ignore[reportArgumentType]
         torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(cluster.min_workers, cluster.num_workers) if cluster.min_workers else cluster.num_workers,
-            use_gpu=cluster.use_gpu,
+            use_gpu=bool(cluster.use_gpu),
             resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
         ),
         run_config=RunConfig(

@@ -68,6 +68,8 @@ class _Walker(IterableDataset):
 
     def __iter__(self) -> Iterator[Step]:
         worker = get_worker_info()
+        if worker is None:
+            raise RuntimeError("a _Walker is read by the loader processes of a DataLoader only")
         stream = StageStream(self.stream.job, self.stream.split).open()
         return walk_steps(
             stream.plan,

@@ -116,7 +116,7 @@ def train(
     """
     settings, training = job.settings, job.settings.training
     torch.set_num_threads(settings.cluster.cpus_per_worker)
-    init_distributed(use_gpu=settings.cluster.use_gpu, gpu_index=gpu_index)
+    init_distributed(use_gpu=bool(settings.cluster.use_gpu), gpu_index=gpu_index)
     this = _open(job, rank=rank, world_size=world_size)
     engine, meter = this.engine, this.meter
     ledger = Ledger(this.run_dir.ledger(job.stage, rank), this.steps_per_epoch) if training.ledger else None
@@ -124,7 +124,7 @@ def train(
     steps = range(this.last_checkpoint, job.num_steps)
     with stop_request.listening(), contextlib.closing(this.hang_guard):
         for loaded in load_steps(
-            job, rank=rank, world_size=world_size, steps=steps, pin_memory=settings.cluster.use_gpu
+            job, rank=rank, world_size=world_size, steps=steps, pin_memory=bool(settings.cluster.use_gpu)
         ):
             meter.lap("data")
             this.hang_guard.progress()

@@ -25,7 +25,7 @@ PLACEMENT_GROUP_FILE = "placement_group"  # in the run's logs: what Ray reserved
 def run_worker(job: TrainJob) -> None:
     """One worker of a Ray Train group."""
     # DeepSpeed imports MLflow and the Inductor compiler if it can; a rank needs neither and starts seconds sooner.
-    sys.modules.setdefault("mlflow", None)
+    sys.modules.setdefault("mlflow", None)  # pyright: ignore[reportArgumentType], None blocks an import
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if job.settings.cluster.use_gpu else "cpu")
     clear_compile_locks()

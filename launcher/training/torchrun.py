@@ -45,7 +45,8 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
-    sys.modules.setdefault("mlflow", None)  # DeepSpeed imports it if it can; a rank needs it not
+    # DeepSpeed imports MLflow if it can; a rank does not need it.
+    sys.modules.setdefault("mlflow", None)  # pyright: ignore[reportArgumentType], None blocks an import
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     clear_compile_locks()
     job, rank = read_job(arguments[0]), int(os.environ["RANK"])
