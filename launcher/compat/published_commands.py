@@ -3,10 +3,10 @@ r"""The published system's own commands, run by this one.
     mmcot reference -- --model allenai/unifiedqa-t5-base --user_msg rationale --img_type detr \
         --bs 8 --output_len 512 --prompt_format QCM-E
 
-The options of its ``main.py`` become settings, the run takes place in ``<its folder>/mmcot``, and
-what its users read next stands where it always stood: the model and ``predictions_ans_test.json``,
-``predictions_ans_eval.json`` in ``experiments/<user_msg>_<model>_<img_type>_...``. What it does
-wrongly is not copied: ``DEVIATIONS``, each printed once, all of them in docs/reference.md.
+The options of its ``main.py`` become settings, the run is in ``<its folder>/mmcot``, and the output
+files have their published paths: the model and ``predictions_ans_test.json``,
+``predictions_ans_eval.json`` in ``experiments/<user_msg>_<model>_<img_type>_...``. Its errors are not
+copied: ``DEVIATIONS``, each printed once, all of them in docs/reference.md.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ DEVIATIONS: Mapping[str, str] = MappingProxyType(
         "padding": "padding is not trained on: labels there are ignored (the published code trains on them)",
         "generate": "texts are always generated; without --use_generate the published predictions come from a pass "
         "that reads the gold text",
-        "join": "rationales are joined with questions by id; the published code goes by the order of lists",
+        "join": "rationales are joined with questions by id; the published code joins them by the order of lists",
         "gold": "stage two trains on gold rationales in the form that stage one learns, so that training and test read "
         "the same form",
         "leak": "no --eval_le and --test_le: the published code would read gold rationales in evaluation; stage one is "
@@ -60,9 +60,9 @@ DEVIATIONS: Mapping[str, str] = MappingProxyType(
         "reported during the training",
         "folder": "without a GPU the folder's name has --bs itself; the published code multiplies it by the number of "
         "GPUs, zero, and writes bs0",
-        "captions": "--caption_file is read only with --use_caption; the published code needs it always",
-        "vit": "--img_type vit is known here, the published option list lacks it",
-        "memory": "--eval_acc has nothing to do here: predictions are written to disk as they are made",
+        "captions": "--caption_file is read only with --use_caption; the published code always needs it",
+        "vit": "--img_type vit is accepted; the published option list lacks it",
+        "memory": "--eval_acc has no effect: predictions are written to disk as they are made",
         "once": "the test split is generated once; the published code generates it twice",
     }
 )
@@ -72,9 +72,9 @@ Report = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceRun:
-    """What a command of the published system becomes.
+    """A command of the published system as a run of this one.
 
-    ``stage`` is the training that writes its predictions; ``folder`` where it writes them.
+    ``stage`` is the training that writes its predictions, ``folder`` the folder they are written to.
     ``deviations`` are the keys of ``DEVIATIONS`` that concern this command.
     """
 
@@ -90,11 +90,11 @@ def parse_command(arguments: Sequence[str], *, num_gpus: int, overrides: Sequenc
     """Read a command of the published system, as typed after ``python main.py``.
 
     Args:
-        num_gpus: of this machine; each takes a worker, as there.
-        overrides: ``section.key=value`` laid over what the command says.
+        num_gpus: of this machine; one worker per GPU, as in the published system.
+        overrides: ``section.key=value`` that override the command.
 
     Raises:
-        SettingsError: an option is unknown or has no such value.
+        SettingsError: an option is unknown, or its value is not allowed.
     """
     options = _parser().parse_args([argument for argument in arguments if argument != "main.py"])
     reads, writes = split_format(options.prompt_format)
@@ -172,7 +172,7 @@ def parse_command(arguments: Sequence[str], *, num_gpus: int, overrides: Sequenc
 
 
 def run_reference(run: ReferenceRun, *, report: Report = print) -> Path:
-    """Run it and write what the published system writes; returns its folder. Again: goes on."""
+    """Run it and write the files of the published system; returns their folder. Run again to resume."""
     report(f"these settings (also in {run.folder / 'mmcot.yaml'}):\n{_shown(run.settings)}")
     for name in run.deviations:
         report(f"differs from the published system: {DEVIATIONS[name]}")
@@ -215,7 +215,7 @@ def run_reference(run: ReferenceRun, *, report: Report = print) -> Path:
             for line in read_lines(texts_dir / task.file_name)
         }
         content = _predictions(run, problems, texts, with_scores=split == "test")
-        if split == "test" or run.stage == "rationale":  # as there
+        if split == "test" or run.stage == "rationale":  # as in the published system
             commit_json(run.folder / f"predictions_ans_{name}.json", content)
             report(f"{run.folder / f'predictions_ans_{name}.json'}: {len(texts):,} texts")
         if "scores" in content:
@@ -265,7 +265,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _folder(options: argparse.Namespace, num_gpus: int) -> Path:
-    """Where the published system writes."""
+    """The output folder of the published system."""
     if options.evaluate_dir:
         return Path(options.evaluate_dir)
     model = options.model.replace("/", "-")
@@ -277,7 +277,7 @@ def _folder(options: argparse.Namespace, num_gpus: int) -> Path:
 
 
 def _published_features(options: argparse.Namespace) -> dict[str, str]:
-    """Where the published code finds features: below the current folder, and not below the data."""
+    """The folder of the published features: in the current folder, not in the data folder."""
     return {"vision_features": "vision_features"} if options.img_type and Path("vision_features").is_dir() else {}
 
 
@@ -300,7 +300,7 @@ def _deviations(options: argparse.Namespace, chain: str, stage: str, num_gpus: i
 
 
 def _shown(settings: Settings) -> str:
-    """The settings that are not everybody's defaults."""
+    """The settings that differ from the defaults."""
     defaults = parse_settings({"rationale": {"num_epochs": 1}, "answer": {"num_epochs": 1}}).model_dump()
     lines = []
     for section, values in settings.model_dump().items():
@@ -310,10 +310,10 @@ def _shown(settings: Settings) -> str:
 
 
 def _import_rationales(files: Mapping[str, Path], shards_dir: Path, out: Path, settings: Settings) -> None:
-    """Give texts in the order of a split their questions' ids, as a folder of rationales."""
+    """Write texts in the order of a split, with their questions' ids, as a folder of rationales."""
     inputs = {"predictions": {split: sha256_of_file(path) for split, path in files.items()}}
     if out.exists() and read_json(out / "manifest.json")["inputs"] != inputs:
-        shutil.rmtree(out)  # ours, made of other files
+        shutil.rmtree(out)  # written by an earlier call from other files
     open_output(out, inputs)
     described: dict[str, dict[str, Any]] = {}
     for split, path in files.items():
@@ -348,7 +348,7 @@ def _texts(path: Path) -> list[str]:
 
 
 def _model_to_evaluate(folder: Path, features: str | None) -> Path:
-    """The folder of ``--evaluate_dir``, or what it becomes where it is a checkpoint of the published system."""
+    """The folder of ``--evaluate_dir``, or its converted copy if it is a checkpoint of the published system."""
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"--evaluate_dir {folder} holds no model (no config.json)")
     if "vision_num_patches" in read_json(folder / "config.json"):

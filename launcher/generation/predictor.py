@@ -1,4 +1,4 @@
-"""Answering a person's questions with a finished run, in this process: no Ray, no MLflow.
+"""Answering questions with a finished run, in this process, without Ray and MLflow.
 
 A line of ``--input`` is a row as for own data (``data_shards/sources/tables.py``), its answer not
 needed; a line of output:
@@ -55,21 +55,21 @@ class RunPredictor:
 
     @cached_property
     def stages(self) -> dict[str, StageModel]:
-        """The models, by the stage they were trained in."""
+        """The models by stage."""
         return {stage: _open_stage(self.settings, folder, stage) for stage, folder in self._folders.items()}
 
     @cached_property
     def feature_shape(self) -> tuple[int, int]:
-        """[P, V] of the features they take."""
+        """[P, V] of the features that the models take."""
         config = next(iter(self.stages.values())).model.config
         return config.vision_num_patches, config.vision_dim
 
     def load(self) -> None:
-        """Open the models now, for a server, whose first question should not wait for them."""
+        """Open the models now, so that the first question of a server does not wait for them."""
         _ = self.feature_shape
 
     def answer(self, problems: Sequence[Problem], folder: Path) -> Iterator[dict[str, Any]]:
-        """Answer questions whose pictures lie in ``folder``.
+        """Answer questions; their pictures are in ``folder``.
 
         Raises:
             ProblemError: a picture does not exist, or there are more than the run was trained with; raised before
@@ -107,7 +107,7 @@ class RunPredictor:
         for path in (folder / image for image in problem.images):
             if not path.is_file():
                 raise ProblemError(
-                    f"question {problem.qid}: picture {path} does not exist; give one that does, or none"
+                    f"question {problem.qid}: picture {path} does not exist; give an existing file, or none"
                 )
 
     def _features(self, problem: Problem, folder: Path) -> np.ndarray | None:
@@ -120,13 +120,13 @@ class RunPredictor:
         return np.concatenate(list(self._encode(images)))
 
     def _encode(self, images: list[Image.Image]) -> np.ndarray:
-        """Features of pictures, [B, P, D], of the sort the run was trained with; the encoder is opened once."""
+        """Features of pictures, [B, P, D], of the kind the run was trained with; the encoder is opened once."""
         if self._encoder is None:
             encode, shape = open_encoder(self.settings.data)
             if (shape[0] * self.settings.data.max_pictures, shape[1]) != tuple(self.feature_shape):
                 raise RunError(
-                    f"this run was trained on {self.settings.data.features} features {list(self.feature_shape)} of a "
-                    f"question, the encoder gives {list(shape)} of a picture; set data.vision_model in its run.yaml to "
+                    f"this run was trained on {self.settings.data.features} features {list(self.feature_shape)} per "
+                    f"question, the encoder gives {list(shape)} per picture; set data.vision_model in its run.yaml to "
                     "the encoder they were made with"
                 )
             self._encoder = encode
@@ -137,7 +137,7 @@ def read_input(path: Path) -> Iterator[list[Problem]]:
     """Read questions in bulks; their answers may be missing.
 
     Raises:
-        ProblemError: a row cannot be used; file and line are named.
+        ProblemError: a row is not valid; the message names file and line.
     """
     bulk: list[Problem] = []
     for line, row in read_rows(path):
@@ -154,12 +154,12 @@ def read_input(path: Path) -> Iterator[list[Problem]]:
 
 
 def format_answer(prediction: dict[str, Any]) -> str:
-    """A prediction for a person."""
+    """A prediction as human-readable text."""
     if prediction["choice"] is None:
-        said = f"no answer could be read from {prediction['answer_text']!r}"
+        answer = f"no answer could be read from {prediction['answer_text']!r}"
     else:
-        said = f"{prediction['answer_text']}  {prediction['choice']}"
-    return f"{prediction['rationale']}\n{said}"
+        answer = f"{prediction['answer_text']}  {prediction['choice']}"
+    return f"{prediction['rationale']}\n{answer}"
 
 
 def to_json_line(prediction: dict[str, Any]) -> str:

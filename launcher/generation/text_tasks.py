@@ -40,9 +40,9 @@ class GenerationError(RuntimeError):
 
 @dataclasses.dataclass
 class Progress:
-    """How far a generation is; ``num_before`` questions were done before this attempt.
+    """Progress of a generation; ``num_before`` questions were done before this attempt.
 
-    ``busy_s`` and ``waited_s`` are summed over workers: in a task, and between one task and the next.
+    ``busy_s`` and ``waited_s`` are summed over workers: time in tasks, and between tasks.
     """
 
     num_done: int
@@ -60,13 +60,13 @@ class Progress:
 
     @property
     def waiting_share(self) -> float:
-        """The part of the workers' time that went into handing tasks out."""
+        """The share of the workers' time that they waited for tasks."""
         return self.waited_s / (self.busy_s + self.waited_s) if self.waited_s else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskDone:
-    """What a worker says of a task: its file's counts and sha256, seconds in it, seconds it waited for it."""
+    """A worker's result of a task: its file's counts and sha256, seconds in the task, seconds before it."""
 
     file: dict[str, Any]
     busy_s: float
@@ -74,10 +74,10 @@ class TaskDone:
 
 
 class GenerationWorker(Worker):
-    """Holds one replica of the model and runs tasks; lives in a Ray actor."""
+    """One replica of the model that runs tasks, in a Ray actor."""
 
     def __init__(self, job: GenerationJob) -> None:
-        import torch  # heavy imports belong to the worker, not to the driver's queue
+        import torch  # heavy imports in the worker only, not in the driver
         from transformers import AutoTokenizer
 
         from mmcot.models.device import open_device
@@ -168,25 +168,25 @@ def write_split_texts(
     report: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
-    """Write a stage's texts for some splits; only what is missing is computed.
+    """Write a stage's texts for some splits; only missing files are computed.
 
     Args:
-        inputs: what the content depends on; a folder made with others is refused.
+        inputs: what the content depends on; a folder made with other inputs is refused.
         open_ray: called before the first task, if there is one to run.
-        say: takes lines for a person, on workers that are replaced.
+        say: takes console lines about replaced workers.
 
     Returns:
-        every file with its counts and sha256, and the counts over all.
+        Every file with its counts and sha256, and the counts over all files.
 
     Raises:
-        GenerationError: tasks were set aside; the others' files stand.
+        GenerationError: tasks were quarantined; the others' files are committed.
         RunError: the model is not the one that its run exported.
         ShardError: the folder holds output of other inputs.
     """
     open_output(job.output_dir, inputs)
     tasks = list_tasks(job.local_shards_dir(), splits, task_samples=job.settings.generation.task_samples)
     if any(not (Path(job.output_dir) / task.file_name).exists() for task in tasks):
-        verify_model(job.model_dir)  # as every worker does; here the error is one sentence
+        verify_model(job.model_dir)  # as every worker does; in the driver the error is one sentence
         open_ray()
     files = run_tasks(job, tasks, report=report, say=say)
     counts = ("num_samples", "num_tokens", "num_truncated", "num_empty", "num_repetitive")
@@ -196,7 +196,7 @@ def write_split_texts(
 
 
 def describe_summary(summary: dict[str, int]) -> str:
-    """The counts in a sentence for a person."""
+    """The counts as a human-readable sentence."""
     return (
         f"{summary['num_samples']:,} texts, {summary['num_tokens']:,} tokens; "
         f"{summary['num_truncated']:,} cut at the length limit, "
@@ -211,24 +211,23 @@ def run_tasks(
     report: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, dict[str, Any]]:
-    """Run all tasks whose file does not stand yet; returns every file with its counts.
+    """Run all tasks without a file; returns every file with its counts.
 
     Raises:
         GenerationError: tasks failed ``generation.max_attempts`` times; all others are done.
     """
     output_dir = Path(job.output_dir)
     missing = [task for task in tasks if not (output_dir / task.file_name).exists()]
-    files: dict[
-        Task, dict[str, Any]
-    ] = {}  # told by who wrote them: with many workers the driver alone would be long at it
-    set_aside = (
+    # Described by the workers that wrote them: hashing all files in the driver would take long.
+    files: dict[Task, dict[str, Any]] = {}
+    quarantined = (
         _run_missing(job, missing, sum(task.num_samples for task in tasks), files, report, say) if missing else {}
     )
-    commit_json(output_dir / "set_aside.json", {task.file_name: error for task, error in set_aside.items()})
-    if set_aside:
-        task, error = next(iter(set_aside.items()))
+    commit_json(output_dir / "set_aside.json", {task.file_name: error for task, error in quarantined.items()})
+    if quarantined:
+        task, error = next(iter(quarantined.items()))
         raise GenerationError(
-            f"{len(set_aside)} of {len(tasks)} tasks failed {job.settings.generation.max_attempts} times and were "
+            f"{len(quarantined)} of {len(tasks)} tasks failed {job.settings.generation.max_attempts} times and were "
             f"quarantined ({output_dir / 'set_aside.json'} has their errors and questions); the other files are "
             "committed, run again to retry these tasks. "
             f"The first, task {task.file_name}:\n{error['error']}"
@@ -239,7 +238,7 @@ def run_tasks(
 
 
 def expected_costs(shards_dir: str | Path, tasks: Sequence[Task]) -> dict[Task, int]:
-    """The bytes of each task's questions: what is long to read is long to write about."""
+    """The bytes of each task's questions, an estimate of its time: longer questions get longer texts."""
     folder = Path(shards_dir) / "text"
     shards = {shard.name: shard for shard in manifest_shards(read_manifest(folder))}
     sizes = {
@@ -274,7 +273,7 @@ def _run_missing(
         report(progress)
 
     try:
-        set_aside = run_on_workers(
+        quarantined = run_on_workers(
             GenerationWorker,
             job,
             expected_costs(job.local_shards_dir(), missing),
@@ -288,7 +287,7 @@ def _run_missing(
         )
     except WorkersError as error:
         raise GenerationError(str(error)) from None
-    return {task: {"error": error, "qids": _qids(job, task)} for task, error in set_aside.items()}
+    return {task: {"error": error, "qids": _qids(job, task)} for task, error in quarantined.items()}
 
 
 def _qids(job: GenerationJob, task: Task) -> list[str]:

@@ -1,6 +1,6 @@
 """The steps of a run: data, train-rationale, rationales, train-answer, evaluate.
 
-A step reads what the steps before it committed and nothing else. ``run_pipeline`` calls them in the order of the chain.
+A step reads only what the steps before it committed. ``run_pipeline`` calls them in the order of the chain.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from launcher.training.launch import launch_training
 class WriteJob:
     """A training that is written into a file for torchrun instead of being run.
 
-    ``use_gpu`` is the setting as it was asked for: "auto" is decided where the ranks run.
+    ``use_gpu`` is the setting as given: "auto" is decided on the machine of the ranks.
     """
 
     step: str
@@ -67,7 +67,7 @@ class Steps:
             self.settings, self.report
         )
         require_all_splits(self.folder)
-        settle_identity(self.run_dir, self.settings, self.folder)  # before MLflow's thread asks for an id
+        settle_identity(self.run_dir, self.settings, self.folder)  # before MLflow's thread reads the id
 
         def run(child: RunLog) -> dict[str, Any]:
             for line in describe_data(self.folder):
@@ -102,7 +102,7 @@ class Steps:
         self.attempt.run_step("rationales", inputs, run)
 
     def _take_rationales(self, source: Path) -> None:
-        """Copy rationales that were written before, each file checked against their manifest."""
+        """Copy given rationales, after each file is verified by their manifest."""
         files = verified_files(source)
         needed = ("val", "test") if self.settings.answer.rationale_source == "gold" else SPLITS
         for split in needed:
@@ -159,9 +159,8 @@ class Steps:
             child.log_scores(flat)
             self.attempt.tracker.parent.log_scores(flat)
             self._log_data(child, {"val": "validation", "test": "test"})
-            if (
-                self.settings.tracking.register_models and self.settings.run.chain != "given-rationales"
-            ):  # half a predictor
+            # With given rationales the run has no stage-one model: its answer model cannot predict alone.
+            if self.settings.tracking.register_models and self.settings.run.chain != "given-rationales":
                 self._register(reports["val"]["accuracy"]["AVG"])
             return {"scores": reports}
 
@@ -212,7 +211,7 @@ class Steps:
         return plan_training(self.attempt, self.folder, stage, inputs, rationales_dir=self._rationales_dir(stage))
 
     def _write_training(self, stage: str, inputs: dict[str, Any], write_job: WriteJob) -> None:
-        """Write the job for torchrun; the same command without --write-job then takes the model over."""
+        """Write the job for torchrun; the same command without --write-job then uses the trained model."""
         self.attempt.verify_models()
         job = self._plan_training(stage, inputs)
         cluster = job.settings.cluster.model_copy(update={"use_gpu": write_job.use_gpu})
@@ -224,7 +223,7 @@ class Steps:
         path = write_job.path
         self.report(
             f"{path}: run it with `torchrun --nproc-per-node N -m launcher.rank {path}`; then the same command without "
-            "--write-job takes the model over"
+            "--write-job uses the trained model"
         )
 
     def _generate(
@@ -266,7 +265,7 @@ class Steps:
         return fingerprint(self.folder.fingerprints())
 
     def _register(self, accuracy: float | None) -> None:
-        """Offer the pair of models as a version of ``answer``; it is chosen by the validation split."""
+        """Register the models as a version of ``answer``; the alias follows accuracy on the validation split."""
         self.attempt.tracker.parent.log_model(
             name="answer",
             stages=list(self.settings.chain.stages),
@@ -298,7 +297,7 @@ class Steps:
         }
 
     def _rationales_dir(self, stage: str) -> str | None:
-        """Where a stage's rationales lie, if it reads any."""
+        """The folder of the rationales that a stage reads, if it reads any."""
         reads = stage == "answer" and self.settings.chain.reads_rationales
         return str(self.run_dir.rationales.absolute()) if reads else None
 

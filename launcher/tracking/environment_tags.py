@@ -1,4 +1,4 @@
-"""Where and with what a run was started, as tags: revision, versions, hardware, command line."""
+"""The environment of a run as tags: revision, versions, hardware, command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PACKAGES = ("mmcot", "torch", "deepspeed", "transformers", "ray", "mlflow", "we
 
 
 def describe_environment() -> dict[str, str]:
-    """Tags in MLflow's own names where it has one."""
+    """Tags of this process's environment, with MLflow's own names where it has them."""
     tags = {
         "mlflow.source.name": hide_credentials(shlex.join(sys.argv)),
         "mlflow.source.type": "LOCAL",
@@ -49,7 +49,7 @@ def _version(package: str) -> str:
 
 
 def _output(program: str, *arguments: str) -> str:
-    """What a program prints, or nothing where it is missing or fails."""
+    """The output of a program; empty if it is missing or fails."""
     if shutil.which(program) is None:
         return ""
     try:

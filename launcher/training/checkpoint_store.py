@@ -1,4 +1,4 @@
-"""Checkpoints in an object store: a copy of each, from which a machine that starts empty goes on.
+"""Checkpoints in an object store: a copy of each, from which a machine with an empty disk resumes.
 
     s3://bucket/folder/<run>-<settings>-<data>/run.json                              which run writes here
     s3://bucket/folder/<run>-<settings>-<data>/rationale/step-000400/manifest.json, state/...
@@ -7,11 +7,11 @@
 
 ``<settings>``, ``<data>`` and ``<rationales>`` are fingerprints (``launcher/training/identity.py``). Every
 rank copies a share of the files; after a barrier rank 0 puts the manifest, then LATEST, so that a
-half-copied checkpoint is never one. What was copied is verified by the manifest's sha256 like any
-other when it is loaded.
+half-copied checkpoint is never used. A fetched checkpoint is verified by the manifest's sha256 when it
+is loaded, like any other.
 
-Earlier versions wrote into ``<run>-<settings>/<stage>`` and did not note the data. Such a checkpoint is
-fetched only by the run folder that wrote it: one that still holds a checkpoint of it.
+Earlier versions wrote into ``<run>-<settings>/<stage>`` and did not record the data. Such a checkpoint is
+fetched only by the run folder that wrote it: a folder that still holds one of these checkpoints.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def upload_checkpoint(folder: Path, url: str, *, step: int, keep: int) -> None:
     """Copy the committed checkpoint of ``step`` to ``url``; every rank calls it.
 
     Raises:
-        ShardError: the store did not take it; the local one stands.
+        ShardError: the store refused it; the local checkpoint is kept.
         RunError: another run writes there.
     """
     name = name_of(step)
@@ -88,13 +88,13 @@ def upload_checkpoint(folder: Path, url: str, *, step: int, keep: int) -> None:
 def fetch_checkpoint(
     url: str, folder: Path, *, may_commit: Callable[[], None], facts: Mapping[str, Any] | None = None
 ) -> None:
-    """Bring the store's latest checkpoint here if it is newer than the local one; every rank calls it.
+    """Fetch the store's latest checkpoint if it is newer than the local one; every rank calls it.
 
     Args:
-        facts: whose checkpoints these must be, as in ``launcher/training/identity.py``.
+        facts: of the run that the checkpoints must belong to (``launcher/training/identity.py``).
 
     Raises:
-        CheckpointError: it is another run's, or not to be trusted.
+        CheckpointError: it belongs to another run, or names files outside its folder.
     """
     name = agreed(lambda: _newer(url, folder))
     if name is None:
@@ -123,13 +123,13 @@ def fetch_checkpoint(
 def fetch_latest(
     settings: Settings, stage: str, folder: Path, *, facts: Mapping[str, Any], may_commit: Callable[[], None]
 ) -> list[str]:
-    """Bring a stage's latest checkpoint here from its store; every rank calls it.
+    """Fetch a stage's latest checkpoint from its store; every rank calls it.
 
-    While the store has none, look where an earlier version kept them. What lies there may be another run's,
-    trained on other data, so it is fetched only where ``folder`` holds a checkpoint of it.
+    If the store has none, search the folders of an earlier version. Their checkpoints may belong to another run,
+    trained on other data, so they are fetched only if ``folder`` holds one of them.
 
     Returns:
-        what of an earlier version was found and not used, in sentences.
+        A sentence for each folder of an earlier version that was found and not used.
     """
     base, url = settings.training.checkpoint_url, checkpoint_store(settings, stage, facts)
     if base is None or url is None:
@@ -168,7 +168,7 @@ def _wrote(folder: Path, place: str) -> bool:
 
 
 def _check_owner(url: str, name: str, manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Refuse another run's checkpoint before it is copied; one of an earlier version does not say whose it is."""
+    """Refuse another run's checkpoint before it is copied; facts that an earlier version did not record pass."""
     for key in IDENTITY_FACTS:
         if key not in facts or manifest.get(key, facts[key]) == facts[key]:
             continue

@@ -1,10 +1,10 @@
-"""Which run a checkpoint belongs to: the run's id, and fingerprints of its settings and of its data.
+"""The run that a checkpoint belongs to: its id, and fingerprints of its settings and of its data.
 
     {"run_id": "5f0c...", "settings_fingerprint": "9a...", "data_fingerprint": "77...",
      "rationales_fingerprint": "c1..."}
 
-These facts stand in every checkpoint's manifest and decide its folder in an object store. They
-name content, not places: the same data built on another machine, or moved, has the same
+These facts are in every checkpoint's manifest and decide its folder in an object store. They
+depend on content, not on paths: the same data built on another machine, or moved, has the same
 fingerprint. The store's folder of a run holds ``run.json``, which names its only writer:
 
     {"run_id": "5f0c...", "run_dir": "host-a:/data/runs/demo"}
@@ -30,7 +30,7 @@ from launcher.runs.run_settings import without_free
 from launcher.stages.data_folder import DataFolder, open_data
 from launcher.stages.jobs import TrainJob
 
-# Where content lies; the content itself is in the data's fingerprint.
+# Paths of content; the content itself is in the data's fingerprint.
 _PLACES = {"data.path", "data.shards_dir", "data.captions", "data.vision_features", "data.vision_model"}
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -62,7 +62,7 @@ def run_facts(settings: Settings, folder: DataFolder, run_id: str, *, rationales
 
 
 def facts_of_job(job: TrainJob) -> dict[str, Any]:
-    """The facts of a job that was written without them, by an earlier version or by hand."""
+    """The facts of a job file that has none, written by an earlier version or by hand."""
     settings, run_dir = job.settings, RunDir(Path(job.run_dir))
     folder = open_data(
         settings.data, local_folder(job.shards_dir, settings.data.cache_dir, features=settings.data.features)
@@ -74,9 +74,9 @@ def facts_of_job(job: TrainJob) -> dict[str, Any]:
 
 
 def settings_content(settings: Settings) -> str:
-    """A fingerprint of the settings that results depend on; of folders and files that they name, the content.
+    """A fingerprint of the settings that results depend on, with the content of the files that they name.
 
-    Values at their default are left out: a setting that a later version adds does not rename the runs of this one.
+    Values at their default are left out, so that a setting added by a later version does not change it.
     """
     values = {
         name: value
@@ -95,7 +95,7 @@ def settings_content(settings: Settings) -> str:
 
 
 def data_content(settings: Settings, folder: DataFolder) -> str:
-    """A fingerprint of texts, features and tokenizer, the same wherever they were built and wherever they lie."""
+    """A fingerprint of texts, features and tokenizer, which does not depend on their paths."""
     pretrained = settings.model.pretrained
     if pretrained is None:
         tokenizer = fingerprint(read_json(folder.path / "tokenizer" / "tokenizer.json"))
@@ -124,7 +124,7 @@ def store_root(settings: Settings, facts: Mapping[str, Any]) -> str | None:
 def settle_identity(run_dir: RunDir, settings: Settings, folder: DataFolder) -> str:
     """Fix the run's id before its first use: the folder's own, else the id of the checkpoints it resumes from.
 
-    A folder that starts empty takes the id of the store's folder for the same name, settings and data.
+    An empty run folder takes the id in the store's folder for the same name, settings and data.
     """
     if not run_dir.has_identity():
         found = _id_of_checkpoints(run_dir)
@@ -168,7 +168,7 @@ def check_writer(root: str, run_id: str) -> None:
 
 
 def another_run(place: str, current: str, own: str) -> str:
-    """The sentence for checkpoints of another run."""
+    """The error message for checkpoints of another run."""
     return (
         f"{place} holds checkpoints of another run of the same name, settings and data (id {current}, this run's is "
         f"{own}); give this run another run.name or another training.checkpoint_url, or delete {place} if no "
@@ -186,31 +186,31 @@ def _writer(root: str) -> dict[str, Any] | None:
         return {"run_id": str(value["run_id"]), "run_dir": str(value["run_dir"])}
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f'{root}/run.json is not as written ({error!r}), expected {{"run_id": ..., "run_dir": ...}}; '
+            f'{root}/run.json is not valid ({error!r}), expected {{"run_id": ..., "run_dir": ...}}; '
             f"restore it, or delete {root}"
         ) from None
 
 
 def _id_of_checkpoints(run_dir: RunDir) -> str | None:
-    """The id in the newest local checkpoint: logs/, where the id lies, may have been deleted."""
+    """The id in the newest local checkpoint: logs/, which holds the id, may have been deleted."""
     for stage in ("answer", "rationale"):
         for path in reversed(checkpoints_by_step(run_dir.checkpoints(stage))):
             try:
                 found = read_json(path / MANIFEST).get("run_id")
             except (OSError, ValueError):
-                continue  # damaged, which loading it will say
+                continue  # damaged: loading it reports that
             if found is not None:
                 return found
     return None
 
 
 def _shards_content(manifest: Mapping[str, Any]) -> list[list[Any]]:
-    """What shards hold; a manifest's own fingerprint names the places of indexed tars too."""
+    """The content of shards; a manifest's own fingerprint also covers the paths of indexed tars."""
     return [[shard["split"], shard["num_samples"], shard["sha256"]] for shard in manifest["shards"]]
 
 
 def _rationales_content(folder: str | Path) -> str | None:
-    """What a finished folder of rationales holds; None where there is none, which the step that reads it says."""
+    """A fingerprint of a finished folder of rationales; None where there is none, which its reader reports."""
     path = Path(folder) / "manifest.json"
     return fingerprint(read_json(path).get("files")) if path.is_file() else None
 

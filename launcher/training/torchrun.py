@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _on_this_machine(job: TrainJob, rank: int) -> TrainJob:
-    """The job with its device decided by what this machine has; rank 0 writes it down for the run's later starts."""
+    """Decide the job's device by this machine's GPUs; rank 0 stores the decision for later starts of the run."""
     run_dir = RunDir(Path(job.run_dir))
     report = logging.getLogger("mmcot.rank").info
     settings = job.settings.model_copy(
@@ -87,7 +87,7 @@ def _on_this_machine(job: TrainJob, rank: int) -> TrainJob:
 
 
 def gpu_index() -> int:
-    """Which of the GPUs that this process sees is its own; under srun each may see its own alone."""
+    """The index of this process's GPU among those it sees; under srun it may see only its own."""
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     only_its_own = "TORCHELASTIC_RUN_ID" not in os.environ and count_own_gpus() == 1
     return 0 if only_its_own else local_rank

@@ -1,4 +1,4 @@
-"""Pictures of a tuning: parallel coordinates, what mattered, best so far."""
+"""Plots of a tuning: parallel coordinates, importance of settings, best so far."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def plot_trials(trials: list[dict[str, Any]], folder: Path, *, objective: str, mode: str) -> list[Path]:
-    """Draw what can be drawn of the trials that reported the objective; returns the files."""
+    """Draw the plots of the trials that reported the objective; returns the files."""
     import matplotlib
 
     matplotlib.use("Agg")
