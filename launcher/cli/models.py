@@ -72,11 +72,8 @@ def evaluate(
 def reference_command(context: typer.Context, set_: Set = []) -> None:
     """Run a command of the published system as typed: mmcot reference -- <options of its main.py>."""
     with errors_as_messages():
-        from launcher.compat.published_commands import (
-            num_gpus,
-            parse_command,
-            run_reference,
-        )
+        from launcher.compat.published_commands import num_gpus, parse_command
+        from launcher.compat.published_runs import run_reference
 
         run = parse_command(context.args, num_gpus=num_gpus(), overrides=set_)
         typer.echo(f"\n{run_reference(run, report=say)}")

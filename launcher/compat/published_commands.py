@@ -3,10 +3,11 @@ r"""The published system's own commands, run by this one.
     mmcot reference -- --model allenai/unifiedqa-t5-base --user_msg rationale --img_type detr \
         --bs 8 --output_len 512 --prompt_format QCM-E
 
-The options of its ``main.py`` become settings, the run is in ``<its folder>/mmcot``, and the output
-files have their published paths: the model and ``predictions_ans_test.json``,
-``predictions_ans_eval.json`` in ``experiments/<user_msg>_<model>_<img_type>_...``. Its errors are not
-copied: ``DEVIATIONS``, each printed once, all of them in docs/reference.md.
+The options of its ``main.py`` become settings. ``launcher/compat/published_runs.py`` runs them in
+``<its folder>/mmcot`` and writes the output files to their published paths: the model and
+``predictions_ans_test.json``, ``predictions_ans_eval.json`` in
+``experiments/<user_msg>_<model>_<img_type>_...``. Errors of the published system are not copied:
+``DEVIATIONS``, each printed once, all of them in docs/reference.md.
 """
 
 from __future__ import annotations
@@ -15,34 +16,15 @@ import argparse
 import dataclasses
 import os
 import re
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from data_shards.atomic_files import commit_json, read_json, sha256_of_file
-from data_shards.generated_texts import (
-    close_output,
-    list_tasks,
-    open_output,
-    read_lines,
-    write_task,
-)
 from data_shards.sources.question_set import SPLITS
-from launcher.config.loading import dump_settings, merge_override, parse_settings
+from launcher.config.loading import merge_override, parse_settings
 from launcher.config.settings import Settings, SettingsError
-from launcher.data.build import prepare_data
-from launcher.evaluation.predictions import read_problems
-from launcher.generation.standalone import write_model_texts
-from launcher.pipeline.pipeline import run_pipeline
-from launcher.runs.exported import verify_model
-from launcher.runs.run_dir import RunDir
-from mmcot.metrics.metrics import score_report
-from mmcot.models.checkpoint_import import import_checkpoint
-from mmcot.texts.answers import parse_answer
-from mmcot.texts.problem import Problem
-from mmcot.texts.prompts import build_pair, split_format
+from mmcot.texts.prompts import split_format
 
 DEVIATIONS: Mapping[str, str] = MappingProxyType(
     {
@@ -67,7 +49,6 @@ DEVIATIONS: Mapping[str, str] = MappingProxyType(
     }
 )
 _CHAINS = {"A": "answer", "LEA": "reason-then-answer", "EA": "reason-then-answer", "ALE": "answer-then-explain"}
-Report = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,9 +100,27 @@ def parse_command(arguments: Sequence[str], *, num_gpus: int, overrides: Sequenc
             f"--evaluate_dir with --prompt_format {options.prompt_format} reads rationales; "
             "give --eval_le and --test_le"
         )
-    folder, spec = _folder(options, num_gpus), {"num_epochs": options.epoch, "max_source_tokens": options.input_len}
+    folder = _folder(options, num_gpus)
+    values = _values(options, folder, stage, chain, num_gpus, has_rationales=bool(given))
+    for override in overrides:
+        values = merge_override(values, override)
+    return ReferenceRun(
+        parse_settings(values),
+        stage,
+        folder,
+        Path(options.evaluate_dir) if options.evaluate_dir else None,
+        given,
+        _deviations(options, chain, stage, num_gpus),
+    )
+
+
+def _values(
+    options: argparse.Namespace, folder: Path, stage: str, chain: str, num_gpus: int, *, has_rationales: bool
+) -> dict[str, Any]:
+    """The options as nested settings."""
+    spec = {"num_epochs": options.epoch, "max_source_tokens": options.input_len}
     lengths = {"rationale": 512, "answer": 64} | {stage: options.output_len}
-    values: dict[str, Any] = {
+    return {
         "run": {
             "name": re.sub(r"[^A-Za-z0-9_.-]", "-", folder.name),
             "dir": str(folder / "mmcot"),
@@ -153,74 +152,12 @@ def parse_command(arguments: Sequence[str], *, num_gpus: int, overrides: Sequenc
             **({"format": options.prompt_format} if stage == "answer" else {}),
             "max_target_tokens": lengths["answer"],
             "rationale_source": "gold",
-            "rationales": str(folder / "mmcot-rationales") if given else None,
+            "rationales": str(folder / "mmcot-rationales") if has_rationales else None,
         },
         "generation": {"batch_size": options.eval_bs},
         "cluster": {"num_workers": max(1, num_gpus), "use_gpu": num_gpus > 0},
         "tracking": {"register_models": False},
     }
-    for override in overrides:
-        values = merge_override(values, override)
-    return ReferenceRun(
-        parse_settings(values),
-        stage,
-        folder,
-        Path(options.evaluate_dir) if options.evaluate_dir else None,
-        given,
-        _deviations(options, chain, stage, num_gpus),
-    )
-
-
-def run_reference(run: ReferenceRun, *, report: Report = print) -> Path:
-    """Run it and write the files of the published system; returns their folder. Run again to resume."""
-    report(f"these settings (also in {run.folder / 'mmcot.yaml'}):\n{_shown(run.settings)}")
-    for name in run.deviations:
-        report(f"differs from the published system: {DEVIATIONS[name]}")
-    run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / "mmcot.yaml").write_text(dump_settings(run.settings), encoding="utf-8")
-    settings = run.settings
-    data = prepare_data(settings, report)
-    rationales_dir = None
-    if run.rationales:
-        rationales_dir = run.folder / "mmcot-rationales"
-        _import_rationales(run.rationales, data.path, rationales_dir, settings)
-    run_dir = RunDir(settings.run_dir)
-    if run.evaluate_dir is None:
-        until = "train-rationale" if run.stage == "rationale" else "train-answer"
-        run_pipeline(settings, until=until, report=report)
-        model_dir = run_dir.model(run.stage)
-        verify_model(model_dir)
-        for path in model_dir.iterdir():
-            shutil.copy2(path, run.folder / path.name)
-        if run.stage == "answer" and settings.chain.reads_rationales:
-            rationales_dir = run_dir.rationales
-    else:
-        model_dir = _model_to_evaluate(run.evaluate_dir, settings.data.features)
-    texts_dir = run.folder / "mmcot-texts"
-    write_model_texts(
-        settings,
-        run.stage,
-        model_dir,
-        data.location,
-        ("val", "test"),
-        texts_dir,
-        rationales_dir=rationales_dir,
-        report=report,
-    )
-    for split, name in (("val", "eval"), ("test", "test")):
-        problems = read_problems(data.path, split)
-        texts = {
-            line["qid"]: line[run.stage].strip()
-            for task in list_tasks(data.path, [split], task_samples=settings.generation.task_samples)
-            for line in read_lines(texts_dir / task.file_name)
-        }
-        content = _predictions(run, problems, texts, with_scores=split == "test")
-        if split == "test" or run.stage == "rationale":  # as in the published system
-            commit_json(run.folder / f"predictions_ans_{name}.json", content)
-            report(f"{run.folder / f'predictions_ans_{name}.json'}: {len(texts):,} texts")
-        if "scores" in content:
-            report(f"  {content['scores']}")
-    return run.folder
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -297,110 +234,6 @@ def _deviations(options: argparse.Namespace, chain: str, stage: str, num_gpus: i
         "once": True,
     }
     return tuple(name for name in DEVIATIONS if applies[name])
-
-
-def _shown(settings: Settings) -> str:
-    """The settings that differ from the defaults."""
-    defaults = parse_settings({"rationale": {"num_epochs": 1}, "answer": {"num_epochs": 1}}).model_dump()
-    lines = []
-    for section, values in settings.model_dump().items():
-        changed = {name: value for name, value in values.items() if value != defaults[section][name]}
-        lines += [f"  {section}.{name} = {value}" for name, value in changed.items()]
-    return "\n".join(lines)
-
-
-def _import_rationales(files: Mapping[str, Path], shards_dir: Path, out: Path, settings: Settings) -> None:
-    """Write texts in the order of a split, with their questions' ids, as a folder of rationales."""
-    inputs = {"predictions": {split: sha256_of_file(path) for split, path in files.items()}}
-    if out.exists() and read_json(out / "manifest.json")["inputs"] != inputs:
-        shutil.rmtree(out)  # written by an earlier call from other files
-    open_output(out, inputs)
-    described: dict[str, dict[str, Any]] = {}
-    for split, path in files.items():
-        texts, problems = _texts(path), list(read_problems(shards_dir, split))
-        if len(texts) != len(problems):
-            raise SettingsError(
-                f"{path} has {len(texts):,} texts without ids, split {split} has {len(problems):,} questions; "
-                "give the file written on this split"
-            )
-        written = dict(zip(problems, texts, strict=True))
-        at = 0
-        for task in list_tasks(shards_dir, [split], task_samples=settings.generation.task_samples):
-            lines = [
-                {"qid": qid, "rationale": written[qid], "num_tokens": 0, "finish": "eos"}
-                for qid in problems[at : at + task.num_samples]
-            ]
-            at += task.num_samples
-            described[task.file_name] = {
-                "num_samples": len(lines),
-                "sha256": sha256_of_file(write_task(out, task, lines)),
-            }
-    close_output(out, files=described, summary={"num_samples": sum(file["num_samples"] for file in described.values())})
-
-
-def _texts(path: Path) -> list[str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; it is written by the command that trains the rationales")
-    content = read_json(path)
-    if not isinstance(content, dict) or not isinstance(content.get("preds"), list):
-        raise SettingsError(f'{path} holds no predictions; expected {{"preds": [text, ...]}}')
-    return [str(text) for text in content["preds"]]
-
-
-def _model_to_evaluate(folder: Path, features: str | None) -> Path:
-    """The folder of ``--evaluate_dir``, or its converted copy if it is a checkpoint of the published system."""
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"--evaluate_dir {folder} holds no model (no config.json)")
-    if "vision_num_patches" in read_json(folder / "config.json"):
-        return folder
-    imported = folder / "mmcot-model"
-    if not (imported / "config.json").exists():
-        shutil.rmtree(imported, ignore_errors=True)
-        shapes = {"detr": 100, "clip": 49, "resnet": 512, "vit": 145}
-        import_checkpoint(folder, imported, vision_num_patches=shapes.get(features or ""))
-    return imported
-
-
-def _predictions(
-    run: ReferenceRun, problems: Mapping[str, Problem], texts: Mapping[str, str], *, with_scores: bool
-) -> dict[str, Any]:
-    spec = getattr(run.settings, run.stage)
-    labels = {
-        qid: build_pair(problem, spec.format, use_caption=run.settings.data.use_caption)[1]
-        for qid, problem in problems.items()
-    }
-    content: dict[str, Any] = {"preds": [texts[qid] for qid in problems], "labels": list(labels.values())}
-    if not with_scores:
-        return content
-    predictions = {qid: parse_answer(texts[qid], len(problem.choices)) for qid, problem in problems.items()}
-    scores = score_report(problems, predictions, split="test", rationales=dict(texts), references=labels)
-    columns = {
-        "NAT": "natural",
-        "SOC": "social",
-        "LAN": "language",
-        "TXT": "has_text",
-        "IMG": "has_image",
-        "NO": "no_context",
-        "G1-6": "grade_1_6",
-        "G7-12": "grade_7_12",
-        "AVG": "average",
-    }
-    answer = {
-        f"acc_{name}": None if scores["accuracy"][column] is None else f"{scores['accuracy'][column]:.2f}"
-        for column, name in columns.items()
-    }
-    rationale = {
-        "bleu1": scores["rationale"]["bleu1"],
-        "bleu4": scores["rationale"]["bleu4"],
-        "rouge": scores["rationale"]["rougeL"],
-        "similariry": None,
-    }
-    num_fail = sum(prediction is None for prediction in predictions.values())
-    return {
-        "num_fail": num_fail,
-        "scores": {"answer": answer if run.stage == "answer" else None, "rationale": rationale},
-        **content,
-    }
 
 
 def num_gpus() -> int:

@@ -17,9 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-from data_shards.stream import Step
 from launcher.config.settings import Training
 from launcher.runs.hang_guard import HangGuard
 from launcher.runs.journal import Journal
@@ -28,7 +26,7 @@ from launcher.runs.sample_ledger import Ledger
 from launcher.runs.signals import StopRequest
 from launcher.stages.build_model import build_model
 from launcher.stages.jobs import TrainJob, model_facts
-from launcher.stages.samples import Block, load_tokenizer
+from launcher.stages.samples import load_tokenizer
 from launcher.training.checkpoint import (
     VerifiedCheckpoint,
     agreed,
@@ -48,6 +46,7 @@ from launcher.training.deepspeed_engine import (
     init_distributed,
     set_learning_rate,
 )
+from launcher.training.engine_steps import block_loss, global_sum, optimizer_step, validation_loss
 from launcher.training.export import export_model
 from launcher.training.identity import facts_of_job
 from launcher.training.loader import StageStream, load_steps
@@ -55,7 +54,7 @@ from launcher.training.schedule import learning_rate
 from launcher.training.step_checks import check_applied, check_finite, gradient_norm
 from launcher.training.throughput import GateOpening, Meter, count_step
 from mmcot.models.flops import measure_peak_flops
-from mmcot.models.loss import count_target_tokens, token_loss_sum
+from mmcot.models.loss import count_target_tokens
 
 _LOG = logging.getLogger("mmcot.train")
 
@@ -129,7 +128,7 @@ def train(
             meter.lap("data")
             this.hang_guard.progress()
             step, done = loaded.number, loaded.number + 1
-            *counts, num_stop_requests = _global_sum(
+            *counts, num_stop_requests = global_sum(
                 engine, [*count_step(loaded, engine.module.config), float(stop_request.seen())]
             )
             stopping, num_tokens = num_stop_requests > 0, counts[0]
@@ -245,7 +244,7 @@ def _peak_flops(engine: Any, training: Training) -> float:
         return math.inf  # most of the backward pass is skipped: counting three forward passes would be too many
     dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
     own = training.peak_tflops * 1e12 if training.peak_tflops else measure_peak_flops(engine.device, dtype)
-    (total,) = _global_sum(engine, [own])
+    (total,) = global_sum(engine, [own])
     return total
 
 
@@ -278,52 +277,6 @@ def _checkpoint(this: _Training, done: int) -> None:
     this.meter.lap("checkpoint")
 
 
-def optimizer_step(
-    engine: Any, loaded: Step, *, seed: int, scale: float, meter: Meter, gate: GateOpening | None
-) -> float:
-    """One optimizer step over this rank's blocks; returns the loss summed over the global batch.
-
-    Args:
-        scale: world size over the target tokens of the global batch; DeepSpeed averages over ranks.
-        gate: measures the fusion's gate in this step.
-    """
-    engine.train()
-    loss_sum = 0.0
-    for index, block in loaded.blocks:
-        torch.manual_seed(_dropout_seed(seed, loaded.number, index))
-        if gate:
-            gate.observe(block.tensors if block.qids else None)  # a dummy block has no question
-        meter.lap("own")
-        loss = _block_loss(engine, block)
-        loss_sum += loss.item()
-        meter.lap("forward")
-        engine.backward(loss * scale, scale_wrt_gas=False)
-        meter.lap("backward")
-    if gate:
-        gate.observe(None)
-    engine.step()
-    meter.lap("update")
-    (global_sum,) = _global_sum(engine, [loss_sum])
-    meter.lap("wait")
-    return global_sum
-
-
-def validation_loss(
-    engine: Any, stream: StageStream, num_steps: int, *, rank: int, world_size: int, hang_guard: HangGuard
-) -> float:
-    """Teacher-forced loss per target token over a whole split."""
-    engine.eval()
-    total = [0.0, 0.0]
-    for step in stream.steps(rank=rank, world_size=world_size, steps=range(num_steps)):
-        hang_guard.progress()
-        for _, block in step.blocks:
-            with torch.no_grad():
-                total[0] += _block_loss(engine, block).item()
-            total[1] += count_target_tokens(block.labels)
-    loss_sum, num_tokens = _global_sum(engine, total)
-    return loss_sum / num_tokens
-
-
 def _due(done: int, every: int, job: TrainJob) -> bool:
     return done % every == 0 or done == job.num_steps
 
@@ -345,22 +298,4 @@ def _probe_loss(this: _Training) -> float:
     this.engine.eval()
     block = this.streams["train"].samples.load_block(this.probe)
     with torch.no_grad():
-        return _block_loss(this.engine, block).item() / count_target_tokens(block.labels)
-
-
-def _block_loss(engine: Any, block: Block) -> torch.Tensor:
-    inputs = {name: tensor.to(engine.device, non_blocking=True) for name, tensor in block.tensors.items()}
-    labels = inputs.pop("labels")
-    decoder_inputs = engine.module._shift_right(labels)
-    return token_loss_sum(engine(**inputs, decoder_input_ids=decoder_inputs, use_cache=False).logits, labels)
-
-
-def _global_sum(engine: Any, values: list[float]) -> list[float]:
-    tensor = torch.tensor(values, dtype=torch.float64, device=engine.device)
-    dist.all_reduce(tensor)
-    return tensor.tolist()
-
-
-def _dropout_seed(seed: int, step: int, index: int) -> int:
-    """A seed that depends on neither rank nor world size nor restarts."""
-    return (seed * 1_000_003 + step) * 4_099 + index
+        return block_loss(this.engine, block).item() / count_target_tokens(block.labels)

@@ -12,7 +12,8 @@ from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from data_shards.atomic_files import read_json
 from launcher.cluster.ray_session import ray_session
-from launcher.compat.published_commands import DEVIATIONS, parse_command, run_reference
+from launcher.compat.published_commands import DEVIATIONS, parse_command
+from launcher.compat.published_runs import run_reference
 from launcher.config.settings import Cluster
 from launcher.evaluation.external_predictions import score_file
 
