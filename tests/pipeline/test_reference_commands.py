@@ -11,7 +11,8 @@ import pytest
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from data_shards.atomic_files import read_json
-from launcher.compat.published_commands import DEVIATIONS, parse_command, run_reference
+from launcher.compat.published_commands import DEVIATIONS, parse_command
+from launcher.compat.published_runs import run_reference
 from launcher.evaluation.external_predictions import score_file
 
 ROOT = Path(__file__).parents[2]

@@ -342,7 +342,7 @@ def test_a_run_that_has_only_begun_and_one_whose_data_is_gone_still_have_a_page(
     page = browser.open(write_report([gone], gone / "report.html"))
     assert (
         page.problems == []
-        and "The data folder is gone" in page.text("#missing")
+        and "The data folder does not exist" in page.text("#missing")
         and "validation, 16 questions" in page.text("#scores")
     )
 

@@ -479,7 +479,7 @@ def test_a_taken_port_is_named(tmp_path):
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "somewhere"])
 def test_beyond_loopback_nothing_is_served_without_auth(tmp_path, host):
-    with pytest.raises(ValueError, match=r"without --auth .* add --auth, or stay on 127\.0\.0\.1"):
+    with pytest.raises(ValueError, match=r"without --auth .* add --auth, or keep 127\.0\.0\.1"):
         plan(tmp_path, host=host)
 
 
@@ -492,7 +492,7 @@ def test_beyond_loopback_nothing_is_served_without_auth(tmp_path, host):
 )
 def test_a_missing_package_is_named_with_the_way_to_install_it(tmp_path, monkeypatch, missing, settings, named):
     monkeypatch.setattr(mlflow_server, "_installed", lambda name: name != missing)
-    with pytest.raises(RuntimeError, match=f"not here: pip install {named}$"):
+    with pytest.raises(RuntimeError, match=f"not installed: pip install {named}$"):
         plan(tmp_path, {"MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD}, **settings)
 
 
@@ -511,7 +511,7 @@ def test_a_missing_database_driver_is_named(tmp_path, monkeypatch):
         ({}, {"backend_store_uri": "postgresql://mlflow:hush@db/mlflow"}, "MLFLOW_BACKEND_STORE_URI_FILE"),
         ({"MLFLOW_BACKEND_STORE_URI": "hush"}, {}, "is no database address"),
         ({"MLFLOW_BACKEND_STORE_URI": "paper://u:hush@db/x"}, {}, "kind, paper, is not known"),
-        ({}, {"port": 70000}, "must lie between 1 and 65535"),
+        ({}, {"port": 70000}, "must be between 1 and 65535"),
         ({}, {"host": "192.0.2.1", "auth": True}, "give an address of this machine"),
         ({}, {"workers": 0}, "must be at least 1"),
     ],

@@ -246,7 +246,7 @@ def test_a_step_that_is_not_finite_stops_every_stage_and_precision_and_names_its
         for rank in (0, 1):
             message = (Path(job.run_dir) / f"job.error{rank}").read_text()
             match = re.match(
-                r"step (\d): the loss is (nan|inf); nothing of this step was kept, the checkpoint of step (\d) stands",
+                r"step (\d): the loss is (nan|inf); nothing of this step was kept, the last checkpoint is that of step (\d)",
                 message,
             )
             assert match and int(match[3]) == int(match[1]) // 2 * 2, (engine, message)
@@ -260,7 +260,7 @@ def test_sigterm_writes_a_checkpoint_and_ends_with_a_status_that_says_so(make_jo
     job = make_job("stopped", checkpoint_every=1000, loader_processes=1)
     assert torchrun(job, world_size=2, die=(1, -3)).returncode != 0  # a minus: SIGTERM instead of SIGKILL
     assert (RunDir(Path(job.run_dir)).checkpoints("rationale") / "LATEST").read_text() == "step-000004\n"
-    assert any("stopped after step 4, as asked" in point.get("note", "") for point in points_of(job))
+    assert any("stopped after step 4, as requested" in point.get("note", "") for point in points_of(job))
 
 
 def test_a_full_disk_is_explained_and_the_last_checkpoint_stands(make_job, forked, tmp_path):
@@ -285,7 +285,7 @@ def test_a_full_disk_is_explained_and_the_last_checkpoint_stands(make_job, forke
         assert (
             message
             and latest in ("step-000002", "step-000004")
-            and f"{latest} stands: make room and run again" in message[0]
+            and f"{latest} is kept: free disk space and run again" in message[0]
         )
     finally:
         subprocess.run(["umount", str(small)], check=True)
