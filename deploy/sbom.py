@@ -2,7 +2,7 @@
 
     python deploy/sbom.py    # writes deploy/sbom.cdx.json (CycloneDX 1.6: no time, no serial, sorted), prints the licences
 
-Roots are pyproject.toml's dependencies and extras, the tests' left out; from there it follows
+Roots are pyproject.toml's dependencies and extras, those of tests and development left out; from there it follows
 the installed metadata, so it lists what this platform needs. A package that is required
 and not installed is an error, never left out.
 """
@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 SBOM = ROOT / "deploy" / "sbom.cdx.json"
-NOT_SHIPPED = {"test"}
+NOT_SHIPPED = {"test", "dev"}
 # Where metadata has no SPDX expression: what its own words and classifiers mean, without what only says "OSI Approved".
 SPDX = {
     "apache": "Apache-2.0",
