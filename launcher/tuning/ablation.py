@@ -20,8 +20,9 @@ from launcher.evaluation.predictions import read_problems
 from launcher.evaluation.tables import ceiling_rows
 from launcher.runs.run_dir import RunDir
 from launcher.tracking.run_log import Tracker
+from launcher.tuning.results import log_outcome
 from launcher.tuning.space import with_values
-from launcher.tuning.tune import Report, log_outcome, run_tuning
+from launcher.tuning.tune import Report, run_tuning
 
 # Accuracy and ROUGE-L on ScienceQA's test split, arXiv:2302.00923, its later version (Flan-Alpaca base, ViT features).
 PAPER = {

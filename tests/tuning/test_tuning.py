@@ -17,15 +17,10 @@ from launcher.runs.journal import Journal
 from launcher.runs.run_dir import RunDir
 from launcher.tracking.run_log import open_tracker
 from launcher.tuning.plots import correlations
+from launcher.tuning.results import rank
 from launcher.tuning.space import check_space, with_values
 from launcher.tuning.trial import TrialJob, copy_checkpoint, has_checkpoint, run_trial
-from launcher.tuning.tune import (
-    _finish,
-    count_concurrent,
-    end_trials,
-    in_own_folder,
-    rank,
-)
+from launcher.tuning.tune import _finish, count_concurrent, end_trials, in_own_folder
 
 
 def settings_of(space, *overrides):
