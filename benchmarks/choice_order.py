@@ -2,9 +2,9 @@
 
     python benchmarks/choice_order.py runs/demo [--seed 0] [--split test] [--limit 200]
 
-Asks every question as given, with its choices reversed and rotated, and with one distractor replaced by another
-skill's, removed (of three or more) or added (to fewer than four). Prints accuracy by column, keeps it in the run's
-choice_order.json and writes the run's report anew, which shows it beside the scores.
+Answers every question as given, with its choices reversed and rotated, and with one distractor replaced by another
+skill's, removed (of three or more) or added (to fewer than four). Prints accuracy by column, stores it in the run's
+choice_order.json and writes the run's report again, which shows it next to the scores.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mmcot.texts.choice_orders import CHANGES, change_choices
 
 def measure(folder: Path, *, split: str, seed: int, limit: int | None, batch_size: int = 64) -> dict[str, Any]:
     """Accuracy of every change, in percent by column."""
-    torch.set_num_threads(1)  # steps of a small model are too short to be shared
+    torch.set_num_threads(1)  # steps of a small model are too short for several threads
     predictor = RunPredictor(folder)
     shards_dir, features_name = shards_dir_of(RunDir(folder)), predictor.settings.data.features
     problems = list(read_problems(shards_dir, split).values())[:limit]
@@ -44,31 +44,32 @@ def measure(folder: Path, *, split: str, seed: int, limit: int | None, batch_siz
         choices_of.setdefault(problem.skill, set()).update(problem.choices)
     result: dict[str, Any] = {"split": split, "seed": seed, "num_questions": {}, "accuracy": {}}
     for change in CHANGES:
-        asked = {}
+        changed_of = {}
         for problem in problems:
             others = sorted(set().union(*(own for skill, own in choices_of.items() if skill != problem.skill)))
             changed = change_choices(
                 problem, change, rng=random.Random(f"{seed}-{change}-{problem.qid}"), others=others
             )
             if changed is not None:
-                asked[problem.qid] = changed
-        if not asked:
+                changed_of[problem.qid] = changed
+        if not changed_of:
             continue
         started = time.perf_counter()
         predictions, _ = answer_questions(
             predictor.stages.get("rationale"),
             predictor.stages.get("answer"),
-            list(asked.values()),
-            [features[qid] for qid in asked],
+            list(changed_of.values()),
+            [features[qid] for qid in changed_of],
             feature_shape=predictor.feature_shape,
             batch_size=batch_size,
         )
-        result["num_questions"][change] = len(asked)
+        result["num_questions"][change] = len(changed_of)
         result["accuracy"][change] = accuracy_table(
-            list(asked.values()), {prediction.qid: prediction.prediction for prediction in predictions}
+            list(changed_of.values()), {prediction.qid: prediction.prediction for prediction in predictions}
         )
         print(
-            f"{change}: {len(asked):,} questions, AVG {result['accuracy'][change]['AVG']:.2f}, {time.perf_counter() - started:.0f} s",
+            f"{change}: {len(changed_of):,} questions, AVG {result['accuracy'][change]['AVG']:.2f}, "
+            f"{time.perf_counter() - started:.0f} s",
             flush=True,
         )
     return result
@@ -79,7 +80,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--split", default="test")
     parser.add_argument("--seed", type=int, default=0, help="of the draws of distractors")
-    parser.add_argument("--limit", type=int, default=None, help="ask the first questions alone")
+    parser.add_argument("--limit", type=int, default=None, help="use only the first questions")
     options = parser.parse_args()
     result = measure(options.run, split=options.split, seed=options.seed, limit=options.limit)
     print(

@@ -4,7 +4,7 @@
 
 A Ray cluster of a head and two nodes of one processor each on this machine, two workers. At random steps a
 worker is killed with -9 or stopped with SIGSTOP, a node is killed with -9 and replaced, the driver is killed
-with -9 or asked to end with SIGTERM and started again. Prints every fault with the seconds to the next step
+with -9 or ended with SIGTERM and started again. Prints every fault with the seconds to the next step
 that counts, whether the weights are bit-equal, the ledger's proof, and the goodput.
 """
 
@@ -40,18 +40,20 @@ KINDS = ("worker -9", "worker SIGSTOP", "node -9", "driver -9", "driver SIGTERM"
 
 
 class Training:
-    """The command under test and what its folder says."""
+    """The command under test and the files of its folder."""
 
     def __init__(self, folder: Path, name: str, overrides: list[str], address: str) -> None:
         self.run_dir = RunDir(folder / "runs" / name)
         changes = [*SETTINGS, *overrides, f"run.name={name}", f"cluster.address={address}"]
         self._command = [sys.executable, "-m", "launcher", "train", "rationale", "--preset", "demo"]
         self._command += [part for change in changes for part in ("--set", change)]
-        self._folder, self._log = folder, open(folder / f"{name}.log", "a")
+        self._folder, self._log = folder, folder / f"{name}.log"
         self.driver: subprocess.Popen | None = None
 
     def start(self) -> None:
-        self.driver = subprocess.Popen(self._command, cwd=self._folder, stdout=self._log, stderr=self._log)
+        """Start the driver; its output is appended to the training's log."""
+        with open(self._log, "a") as log:
+            self.driver = subprocess.Popen(self._command, cwd=self._folder, stdout=log, stderr=log)
 
     def last_step(self) -> tuple[int, float]:
         """The last logged step and when it was logged."""
@@ -59,18 +61,21 @@ class Training:
         return (points[-1]["step"], points[-1]["time_ms"] / 1000) if points else (0, 0.0)
 
     def worker_pid(self, rank: int) -> int:
+        """The process id of a rank, from its log."""
         text = (self.run_dir.logs / f"rationale-rank{rank}.log").read_text()
         return int(text.rpartition("process ")[2].split()[0])
 
     def starts(self) -> int:
-        """How often ranks have been ready to go on."""
+        """How often rank 0 was ready to continue."""
         log = self.run_dir.logs / "rationale-rank0.log"
-        return log.read_text().count("ready to go on") if log.exists() else 0
+        return log.read_text().count("ready to continue") if log.exists() else 0
 
     def weights(self) -> str:
+        """The sha256 of the exported weights."""
         return hashlib.sha256((self.run_dir.model("rationale") / "model.safetensors").read_bytes()).hexdigest()
 
     def is_done(self) -> bool:
+        """Whether the training has committed its marker."""
         return self.run_dir.marker("train-rationale") is not None
 
 
@@ -80,7 +85,7 @@ def cause(kind: str, training: Training, cluster, chance: random.Random) -> None
         try:
             os.kill(pid, signal.SIGKILL if kind == "worker -9" else signal.SIGSTOP)
         except ProcessLookupError:
-            print(f"    worker {pid} was already gone", flush=True)
+            print(f"    worker {pid} had already ended", flush=True)
     elif kind == "node -9":
         node = chance.choice(sorted(cluster.worker_nodes, key=lambda node: node.unique_id))
         node.kill_raylet()
@@ -149,7 +154,8 @@ def main() -> None:
             )
             proof = ledger.stdout.strip().splitlines()
             print(
-                f"  weights bit-equal: {calm.weights() == disturbed.weights()};  ledger: {ledger.returncode == 0}, {proof[0] if proof else ledger.stderr}",
+                f"  weights bit-equal: {calm.weights() == disturbed.weights()};  ledger: "
+                f"{ledger.returncode == 0}, {proof[0] if proof else ledger.stderr}",
                 flush=True,
             )
     finally:

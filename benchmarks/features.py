@@ -1,10 +1,10 @@
-"""Features of real pictures: two Ray workers in batches against the same model called picture by picture.
+"""Features of real pictures: two Ray workers with batches compared with a loop over single pictures.
 
     python benchmarks/features.py SCIENCEQA [ROUNDS]
 
-For each kind of encoder, at a small size and of random weights, over the pictures of SCIENCEQA's test split, interleaved:
-a loop that opens a picture, prepares it with transformers' own image processor and calls the model; and
-the product's task over Ray workers, from the first finished shard to the last, so that starts do not count.
+For each kind of encoder, at a small size and with random weights, over the pictures of SCIENCEQA's test split,
+interleaved: a loop that opens a picture, prepares it with transformers' own image processor and calls the model;
+and the product's task over Ray workers, from the first finished shard to the last, so that starts do not count.
 """
 
 from __future__ import annotations
@@ -93,21 +93,21 @@ def loop_rate(kind: str, folder: Path, paths: list[Path]) -> float:
     processor_class = CLIPImageProcessorPil if kind == "clip" else ViTImageProcessorPil
     processor = processor_class(size={"height": 224, "width": 224}, do_center_crop=False)
     model = VisionEncoder(kind, folder)._model
-    begun = time.perf_counter()
+    started = time.perf_counter()
     with torch.inference_mode():
         for path in paths:
             pixels = processor(images=open_picture(path, name=str(path)), return_tensors="pt").pixel_values
             ENCODERS[kind].features(model, pixels)[0].half().numpy()
-    return len(paths) / (time.perf_counter() - begun)
+    return len(paths) / (time.perf_counter() - started)
 
 
 def our_rate(kind: str, folder: Path, source: Path, shards_dir: Path) -> float:
     """Pictures a second of two workers, between the first and the last finished shard that held pictures."""
-    told: list[tuple[float, int, int]] = []
+    reported: list[tuple[float, int, int]] = []
 
     def report(line: str) -> None:
         if line.startswith(f"  features {kind}:"):
-            told.append((time.perf_counter(), *sum_pictures(shards_dir, kind)))
+            reported.append((time.perf_counter(), *sum_pictures(shards_dir, kind)))
 
     settings = load_settings(
         preset="demo",
@@ -120,12 +120,12 @@ def our_rate(kind: str, folder: Path, source: Path, shards_dir: Path) -> float:
         ],
     )
     prepare_data(settings, report)
-    seen = [(at, pictures) for at, pictures, _ in told if pictures]
+    seen = [(at, pictures) for at, pictures, _ in reported if pictures]
     return (seen[-1][1] - seen[0][1]) / (seen[-1][0] - seen[0][0])
 
 
 def repeat(folder: Path, paths: list[Path], times: int) -> list[Path]:
-    """A data set with every picture so many times, in ScienceQA's layout; returns its pictures."""
+    """Write a data set with every picture ``times`` times, in ScienceQA's layout; returns its pictures."""
     record = {
         "question": "What is it?",
         "choices": ["a", "b"],
@@ -167,9 +167,10 @@ def main() -> None:
     questions = read_questions(source)
     paths = [path for problem in questions.problems["test"] for path in questions.pictures(problem)]
     print(
-        f"{len(paths)} pictures, {np.mean([path.stat().st_size for path in paths]) / 1e3:.0f} kB in the mean; {torch.get_num_threads()} threads in the loop"
+        f"{len(paths)} pictures, {np.mean([path.stat().st_size for path in paths]) / 1e3:.0f} kB on average; "
+        f"{torch.get_num_threads()} threads in the loop"
     )
-    print("each four times", flush=True)
+    print("each used four times", flush=True)
     with tempfile.TemporaryDirectory() as place, ray_session(load_settings(preset="demo").cluster):
         source = Path(place) / "source"
         paths = repeat(source, paths, 4)
@@ -185,7 +186,8 @@ def main() -> None:
                 rates.append((loop, ours))
             loop, ours = (statistics.median(column) for column in zip(*rates, strict=True))
             print(
-                f"{kind}: loop {loop:.1f}, two workers {ours:.1f} pictures/s, ratio {statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+                f"{kind}: loop {loop:.1f}, two workers {ours:.1f} pictures/s, ratio {statistics.median(ratios):.2f} "
+                f"({min(ratios):.2f} to {max(ratios):.2f})",
                 flush=True,
             )
 

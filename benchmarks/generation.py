@@ -1,17 +1,17 @@
-"""How fast texts are written, against transformers' own generate.
+"""Speed of text generation, compared with transformers' own generate.
 
     PYTHONPATH=. python benchmarks/generation.py DATA_SET [--model DIR] [--questions 256] [--rounds 3]
 
 The model has T5-small's size and is trained for some minutes on 48 short pairs of the data
-set, so that it writes words and ends by itself (kept in DIR for the next time). Then every
+set, so that it writes words and ends its texts (stored in DIR for the next time). Then every
 engine writes, for each question, exactly as many tokens as the real explanation has: equal
-work on real lengths. Rounds alternate between the engines; what is printed is tokens per
-CPU-second on one thread (wall time says more about the neighbours), the median of the
+work on real lengths. Rounds alternate between the engines; printed are tokens per CPU-second
+on one thread (wall time depends on other processes of the machine), the median of the
 ratios round by round and their range. Both engines stop a row at its length; transformers
-goes on until the longest of a batch has ended, in data order, as one would call it.
+continues until the longest row of a batch has ended, in data order, as it is usually called.
 
 Then, free-running: ids equal to generate's, with the margin between the two best logits
-where they part; and the peak memory for few and for many questions.
+where they differ; and the peak memory for few and for many questions.
 """
 
 from __future__ import annotations
@@ -86,6 +86,7 @@ class OwnLengths(StoppingCriteria):
         self.lengths = torch.tensor(lengths)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs) -> torch.Tensor:
+        """Which rows have ended, bool [B]."""
         return input_ids.shape[1] - 1 >= self.lengths
 
 
@@ -127,7 +128,7 @@ def with_ours(model, pairs: list[EncodedPair], *, num_rows: int) -> list[list[in
 def make_ctranslate2(model, tokenizer, folder: Path):
     """The same weights in CTranslate2 (fp32, one thread), or None where it is not installed.
 
-    It takes a plain T5: the fusion is left out, which text alone does not use.
+    Only a plain T5 is accepted: the fusion is left out, which text without pictures does not use.
     """
     try:
         import ctranslate2
@@ -156,7 +157,7 @@ def make_ctranslate2(model, tokenizer, folder: Path):
     config = json.loads((folder / "converted" / "config.json").read_text())
     config |= {
         name: tokenizer.pad_token for name, token in config.items() if name.endswith("_token") and token is None
-    }  # it takes no null
+    }  # null is not accepted
     (folder / "converted" / "config.json").write_text(json.dumps(config))
     return ctranslate2.Translator(
         str(folder / "converted"), device="cpu", compute_type="float32", inter_threads=1, intra_threads=1
@@ -180,7 +181,7 @@ def with_ctranslate2(translator, tokenizer, pairs: list[EncodedPair], *, batch_s
 
 
 def compare(name: str, engines: dict, num_tokens: int, rounds: int) -> float:
-    """Alternate between the engines; print tokens per CPU-second and ratios to the first; return ours."""
+    """Alternate between the engines; print tokens per CPU-second and ratios to the first; return the last engine's."""
     rates = {engine: [] for engine in engines}
     for _ in range(rounds):
         for engine, write in engines.items():
@@ -191,14 +192,15 @@ def compare(name: str, engines: dict, num_tokens: int, rounds: int) -> float:
     for engine, values in rates.items():
         ratios = [value / base for value, base in zip(values, rates[first], strict=True)]
         print(
-            f"{name} {engine:<28} {statistics.median(values):7.0f} tokens/s   x{statistics.median(ratios):5.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
+            f"{name} {engine:<28} {statistics.median(values):7.0f} tokens/s   x{statistics.median(ratios):5.2f} "
+            f"({min(ratios):.2f} to {max(ratios):.2f})",
             flush=True,
         )
     return statistics.median(values)
 
 
 def compare_ids(model, pairs: list[EncodedPair]) -> None:
-    """Free-running greedy: what generate writes for one prompt at a time, and what we write for all."""
+    """Compare free-running greedy ids: generate's for one prompt at a time, ours for all prompts."""
     ours = generate_ids(
         model,
         [pair.source_ids for pair in pairs],
@@ -230,8 +232,10 @@ def compare_ids(model, pairs: list[EncodedPair]) -> None:
             parted.append(f"token {place}: margin {best[0] - best[1]:.1e}")
     distinct = np.mean([len(set(ids)) / len(ids) for ids in ours])
     print(
-        f"{model.dtype} free-running: {num_equal} of {len(pairs)} equal to generate, {sum(ids[-1] == 1 for ids in ours)} ended by themselves, "
-        f"distinct tokens {distinct:.0%}, {len({tuple(ids) for ids in ours})} different texts; parted at: {parted or 'none'}",
+        f"{model.dtype} free-running: {num_equal} of {len(pairs)} equal to generate, "
+        f"{sum(ids[-1] == 1 for ids in ours)} ended with the end token, "
+        f"distinct tokens {distinct:.0%}, {len({tuple(ids) for ids in ours})} different texts; they differ at: "
+        f"{parted or 'none'}",
         flush=True,
     )
 
@@ -269,13 +273,16 @@ def main(arguments: argparse.Namespace) -> None:
         return
     lengths = [len(pair.target_ids) for pair in pairs]
     print(
-        f"{len(pairs)} questions, source {np.mean([len(pair.source_ids) for pair in pairs]):.0f} tokens, target {np.mean(lengths):.0f} (longest {max(lengths)})"
+        f"{len(pairs)} questions, source {np.mean([len(pair.source_ids) for pair in pairs]):.0f} tokens, "
+        f"target {np.mean(lengths):.0f} (longest {max(lengths)})"
     )
     for dtype in (getattr(torch, name) for name in arguments.dtypes):
         model, name = model.to(dtype), str(dtype).removeprefix("torch.")
-        engines = {"transformers": lambda: with_transformers(model, pairs, batch_size=32)}
+        engines = {"transformers": lambda model=model: with_transformers(model, pairs, batch_size=32)}
         for num_rows in sorted({arguments.batch_size, 2 * arguments.batch_size}):
-            engines[f"ours, {num_rows} rows"] = lambda num_rows=num_rows: with_ours(model, pairs, num_rows=num_rows)
+            engines[f"ours, {num_rows} rows"] = lambda num_rows=num_rows, model=model: with_ours(
+                model, pairs, num_rows=num_rows
+            )
         if dtype == torch.float32 and (
             translator := make_ctranslate2(model, tokenizer, arguments.model / "ctranslate2")
         ):
@@ -292,7 +299,8 @@ def main(arguments: argparse.Namespace) -> None:
             with_transformers(model, few, batch_size=4, use_cache=False, pad_to=512)
             rate = sum(len(pair.target_ids) for pair in few) / (time.process_time() - started)
             print(
-                f"{name} {'no cache, padded to 512':<28} {rate:7.1f} tokens/s; ours is x{ours / rate:.0f} ({len(few)} prompts, once)",
+                f"{name} {'no cache, padded to 512':<28} {rate:7.1f} tokens/s; "
+                f"ours is x{ours / rate:.0f} ({len(few)} prompts, once)",
                 flush=True,
             )
         compare_ids(model, pairs[: arguments.ids])

@@ -2,9 +2,9 @@
 
     PYTHONPATH=. python benchmarks/generation_ids.py RUN [--split test] [--questions 800]
 
-RUN is a finished run: its stage-one model with its own pictures, which ends its texts by itself. Ours are written
-with rows that are refilled, theirs one question at a time. Where they part, the margin between the two
-best logits there is printed, and how far float32 itself is from float64 in these logits.
+RUN is a finished run: its stage-one model with its own pictures, which writes the end token. Ours are written with
+rows that are refilled, theirs one question at a time. Where they differ, prints the margin between the two best
+logits, and the difference between float32 and float64 in these logits.
 """
 
 from __future__ import annotations
@@ -63,11 +63,13 @@ def main(run: Path, split: str, num_questions: int) -> None:
             parted.append(f"question {samples.reader.qid(number)}, token {place}: margin {best[0] - best[1]:.1e}")
     lengths = [len(ids) for ids in ours]
     print(
-        f"{len(ours) - len(parted)} of {len(ours)} equal to generate; {sum(ids[-1] == 1 for ids in ours)} ended by themselves, "
+        f"{len(ours) - len(parted)} of {len(ours)} equal to generate; {sum(ids[-1] == 1 for ids in ours)} ended with "
+        "the end token, "
         f"{min(lengths)} to {max(lengths)} tokens, {len({tuple(ids) for ids in ours})} different texts"
     )
     print(
-        f"parted at: {parted or 'none'}; float32 and float64 logits differ by {np.median(errors):.1e} (median), {max(errors):.1e} (most)"
+        f"they differ at: {parted or 'none'}; float32 and float64 logits differ by {np.median(errors):.1e} (median), "
+        f"{max(errors):.1e} (most)"
     )
 
 

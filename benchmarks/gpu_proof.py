@@ -1,18 +1,18 @@
-"""What holds on a GPU, measured with the product's own code: one JSON a part, written as the part ends.
+"""Checks and measurements on a GPU with the product's own code: one JSON a part, written when the part ends.
 
     python benchmarks/gpu_proof.py --out DIR                  # on the GPU of this machine, some minutes
-    python benchmarks/gpu_proof.py --out DIR --size tiny      # everything at a tiny size, on a CPU too: does it run?
+    python benchmarks/gpu_proof.py --out DIR --size tiny      # every part at a tiny size, also on a CPU
 
 Needs torch, transformers and deepspeed; neither Ray nor MLflow nor a network. Parts:
 
-    ceilings    matrix products, copies and launches: what everything else is held against
-    golden      states, logits, loss and gradients in fp32 and bf16 against float64 on the CPU
+    ceilings    matrix products, copies and launches: the reference of the other parts
+    golden      states, logits, loss and gradients in fp32 and bf16 compared with float64 on the CPU
     attention   the kernel of every attention, cuDNN's on and off, new shapes, NaN in gradients
     training    an optimizer step of base and large: seconds, launches, MFU, peak memory
-    decoding    captured graphs, plain CUDA and CPU write the same ids; tokens/s against the bytes that must be read
+    decoding    captured graphs, plain CUDA and CPU write the same ids; tokens/s compared with the memory bandwidth
 
-A failed part leaves its traceback in its JSON and the others run. ``checks`` holds what must be true; the exit status is the number
-of checks that failed.
+A failed part writes its traceback to its JSON and the others run. ``checks`` contains what must be true; the exit
+status is the number of checks that failed.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--size", choices=["full", "tiny"], default="full")
-    parser.add_argument("--part", action="append", choices=list(PARTS), help="run these alone")
+    parser.add_argument("--part", action="append", choices=list(PARTS), help="run only these")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
     failed = 0
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         wrong = [check for check, holds in result.get("checks", {}).items() if not holds]
         failed += len(wrong)
         print(
-            f"{name}: {result['seconds']} s, {len(result.get('checks', {})) - len(wrong)} checks hold"
+            f"{name}: {result['seconds']} s, {len(result.get('checks', {})) - len(wrong)} checks passed"
             + "".join(f"\n  FAILED: {check}" for check in wrong),
             flush=True,
         )
@@ -101,11 +101,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-# --- ceilings -----------------------------------------------------------------------------------------------------------
+# --- ceilings ---------------------------------------------------------------------------------------------------------
 
 
 def ceilings(tiny: bool) -> dict[str, Any]:
-    """Operations and bytes a second, and what a launch costs."""
+    """Operations and bytes a second, and the cost of a launch."""
     source = torch.randn((1 << 20) if tiny else (1 << 28), device=DEVICE)
     target = torch.empty_like(source)
     copy_s = seconds_of(lambda: target.copy_(source), 10)
@@ -125,7 +125,7 @@ def ceilings(tiny: bool) -> dict[str, Any]:
 
 
 def seconds_of(run: Callable[[], Any], times: int) -> float:
-    """The median of some runs after one that warms up."""
+    """The median time of some runs after a warm-up run."""
     run()
     taken = []
     for _ in range(times):
@@ -142,11 +142,11 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-# --- golden -------------------------------------------------------------------------------------------------------------
+# --- golden -----------------------------------------------------------------------------------------------------------
 
 
 def golden(tiny: bool) -> dict[str, Any]:
-    """The two styles of T5 with fusion, masks and missing pictures, against float64 on the CPU."""
+    """The two styles of T5 with fusion, masks and missing pictures, compared with float64 on the CPU."""
     errors: dict[str, dict[str, float]] = {}
     shape = (
         TINY_SHAPE
@@ -212,7 +212,7 @@ def outputs_of(model: T5ForMultimodalGeneration, batch: dict[str, torch.Tensor])
     states = model.encoder(**inputs).last_hidden_state
     logits = model(**inputs, decoder_input_ids=model._shift_right(labels), use_cache=False).logits
     loss = token_loss_sum(logits, labels) / (labels != -100).sum()
-    names, parameters = zip(*model.named_parameters(), strict=True)
+    parameters = list(model.parameters())
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     flat = torch.cat([gradient.double().cpu().flatten() for gradient in gradients if gradient is not None])
     return {"encoder": states[mask], "logits": logits[labels != -100], "loss": loss, "gradients": flat}
@@ -223,11 +223,11 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
-# --- attention ----------------------------------------------------------------------------------------------------------
+# --- attention --------------------------------------------------------------------------------------------------------
 
 
 def attention(tiny: bool) -> dict[str, Any]:
-    """Which kernels serve the model's attention, what new shapes cost, and whether gradients are finite."""
+    """The kernels of the model's attention, the cost of new shapes, and whether gradients are finite."""
     shape = TINY_SHAPE if tiny else {**shape_of("base"), "num_layers": 2}
     model = new_model(shape, patches=(145, 1024) if not tiny else (7, 12)).to(DEVICE)
     result: dict[str, Any] = {}
@@ -269,7 +269,7 @@ def attention_kernels(model: T5ForMultimodalGeneration) -> dict[str, int]:
 
 
 def seconds_of_new_shapes(model: T5ForMultimodalGeneration, count: int) -> float:
-    """A forward and a backward pass over blocks of lengths never seen before, after one that warms up."""
+    """A forward and a backward pass over blocks of new lengths, after a warm-up block."""
     batches = [
         random_batch(model.config, rows=4, source=97 + 3 * number, target=33 + number, seed=number)
         for number in range(count + 1)
@@ -302,7 +302,7 @@ def nan_gradients(tiny: bool) -> list[str]:
     return found
 
 
-# --- training -----------------------------------------------------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------------------------------
 
 
 def training(tiny: bool) -> dict[str, Any]:
@@ -321,7 +321,7 @@ def training(tiny: bool) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def one_rank() -> Iterator[None]:
-    """A process group of this process alone."""
+    """Open a process group of this process alone."""
     from launcher.training.deepspeed_engine import init_distributed
 
     sys.modules.setdefault("mlflow", None)  # DeepSpeed imports it if it can
@@ -350,7 +350,7 @@ def shape_of(size: str) -> dict[str, Any]:
 
 
 def training_steps(size: str, peak: float) -> Iterator[dict[str, Any]]:
-    """A row for each shape: two blocks a step, after two steps that warm up."""
+    """A row for each shape: two blocks a step, after two warm-up steps."""
     from data_shards.stream import Step
     from launcher.config.settings import Training
     from launcher.stages.samples import Block
@@ -386,7 +386,7 @@ def training_steps(size: str, peak: float) -> Iterator[dict[str, Any]]:
         )
         losses = []
 
-        def run() -> None:
+        def run(step: Step = step, tokens: int = tokens, losses: list[float] = losses) -> None:
             losses.append(
                 optimizer_step(engine, step, seed=0, scale=1 / tokens, meter=Meter(peak_flops=peak), gate=None) / tokens
             )
@@ -426,11 +426,11 @@ def launches_of(run: Callable[[], Any]) -> dict[str, Any]:
     }
 
 
-# --- decoding -----------------------------------------------------------------------------------------------------------
+# --- decoding ---------------------------------------------------------------------------------------------------------
 
 
 def decoding(tiny: bool) -> dict[str, Any]:
-    """Equal ids on every route in fp32, and tokens a second in bf16 beside what the bytes allow."""
+    """Equal ids on every route in fp32, and tokens a second in bf16 compared with the bound of the memory bandwidth."""
     source = torch.empty(1 << (20 if tiny else 28), device=DEVICE)
     copy_s = seconds_of(source.clone, 5)
     bandwidth = 2 * source.numel() * source.element_size() / copy_s
@@ -461,9 +461,9 @@ def ids_by_route(shape: dict[str, Any]) -> dict[str, list[list[int]]]:
     import mmcot.decoding.generation as generation
 
     model = new_model({**shape, "tie_word_embeddings": False}, patches=(7, 12))
-    with (
-        torch.no_grad()
-    ):  # from T5's start all texts are one token repeated: let a token call for another one, and the source have a say
+    # With T5's initial weights every text is one token repeated. The output layer then prefers a token other than
+    # the last one, and the cross-attention weighs more, so that texts vary and depend on the source.
+    with torch.no_grad():
         model.lm_head.weight.copy_(model.shared.weight.roll(7, dims=0) * model.config.d_model**-0.5)
         for block in model.decoder.block:
             block.layer[1].EncDecAttention.o.weight.mul_(3.0)
@@ -502,9 +502,10 @@ def random_sources(
 
 
 def decoding_speed(model: T5ForMultimodalGeneration, num_rows: int, bandwidth: float, tiny: bool) -> dict[str, Any]:
-    """Tokens a second of a task four times as large as its rows, lengths given, beside the floor.
+    """Tokens a second of a task four times as large as its rows, lengths given, compared with the floor.
 
-    The floor reads, a step, the decoder's weights once and each row's own and cross keys and values at their mean length.
+    The floor is the rate at which each step only reads the decoder's weights once and each row's own and cross keys
+    and values at their mean length.
     """
     from mmcot.decoding.generation import generate_ids
 

@@ -1,12 +1,13 @@
-"""Seeded kills over every step of the pipeline: does the same command end with the same files, whatever dies wherever?
+"""Seeded kills in every step of the pipeline: does the same command end with the same files after any kill?
 
     python benchmarks/kill_anywhere.py [--kills 18] [--seed 0] [--folder DIR]
 
-A Ray cluster of a head and two nodes of one processor each on this machine, two workers, the demo at a small size. It runs
-once undisturbed and once with kills: the driver with -9 or SIGTERM (then the same command again, at once or after its orphans
-are gone), a training rank or generation actor with -9, a node with all its processes with -9 (then replaced). Each step's moments are drawn from the
-seed: once a delay after its begin, else a share of its progress (files of the data folder, training steps, committed tasks). One more
-driver dies after the last marker. Prints a line a kill and the verdicts; ends with 1 if one is false.
+A Ray cluster of a head and two nodes of one processor each on this machine, two workers, the demo at a small size. It
+runs once undisturbed and once with kills: the driver with -9 or SIGTERM (then the same command again, at once or after
+the processes it left have ended), a training rank or generation actor with -9, a node with all its processes with -9
+(then replaced). Each step's moments are drawn from the seed: once a delay after its start, else a share of its progress
+(files of the data folder, training steps, committed tasks). One more driver is killed after the last marker. Prints a
+line a kill and the results of all checks; ends with 1 if a check failed.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ WAIT_S = 240
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """One kill: at a share of the step's progress, or ``delay_s`` after the step's begin line."""
+    """One kill: at a share of the step's progress, or ``delay_s`` after the step's first line."""
 
     step: str
     kind: str
@@ -77,7 +78,8 @@ def draw_kills(chance: random.Random, number: int) -> list[Kill]:
     for step in STEPS:
         kinds = [kind for place, kind in chosen if place == step]
         shares: list[float | None] = sorted(chance.uniform(0.03, 0.97) for _ in kinds[1:])
-        shares.insert(len(shares) if step == "data" else 0, None)  # the data step's begin line follows the build
+        # The data step's first line is printed after the build.
+        shares.insert(len(shares) if step == "data" else 0, None)
         kills += [
             Kill(step, kind, share, chance.uniform(0, 2 if step == "data" else 6), chance.random() < 0.6)
             for kind, share in zip(kinds, shares, strict=False)
@@ -86,7 +88,7 @@ def draw_kills(chance: random.Random, number: int) -> list[Kill]:
 
 
 class Pipeline:
-    """The command under test, in a folder of its own, and what that folder says."""
+    """The command under test, in its own folder, and the files of that folder."""
 
     def __init__(self, folder: Path, address: str) -> None:
         self.folder, self.run_dir = folder, RunDir(folder / "runs" / "demo")
@@ -98,25 +100,30 @@ class Pipeline:
         self.driver: subprocess.Popen | None = None
 
     def start(self) -> None:
+        """Start the driver; its output is appended to the log."""
         with open(self.log, "a") as log:
             environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
             self.driver = subprocess.Popen(self._command, cwd=self.folder, stdout=log, stderr=log, env=environment)
 
-    def has_begun(self, step: str) -> bool:
+    def has_started(self, step: str) -> bool:
+        """Whether the output contains the step's first line."""
         return f"] {step}\n" in self.log.read_text()
 
     def is_done(self, step: str) -> bool:
+        """Whether the step has committed its marker."""
         return self.run_dir.marker(step) is not None
 
     def attempt(self) -> int:
+        """The number of the current attempt, 0 before the first."""
         path = self.run_dir.path / "lock.json"
         return read_json(path)["attempt"] if path.exists() else 0
 
     def mlflow(self) -> MlflowClient:
+        """A client of this run's MLflow store."""
         return MlflowClient(f"sqlite:///{self.folder / 'runs' / 'mlflow.db'}")
 
     def mlflow_status(self) -> str:
-        """The parent run's, as the store has it."""
+        """The parent run's status in the store."""
         path = self.run_dir.path / "mlflow.json"
         parent = read_json(path)["runs"].get("pipeline") if path.exists() else None
         return self.mlflow().get_run(parent).info.status if parent else "not open"
@@ -135,12 +142,12 @@ class Pipeline:
         return sum(path.name[0] != "." for path in folder.glob("*/*.jsonl"))
 
     def starts(self, step: str) -> int:
-        """How often ranks of a training have been ready to go on; generation and data need no such thing."""
+        """How often rank 0 of a training was ready to continue; 0 for other steps."""
         log = self.run_dir.logs / f"{step.removeprefix('train-')}-rank0.log"
-        return log.read_text().count("ready to go on") if step.startswith("train") and log.exists() else 0
+        return log.read_text().count("ready to continue") if step.startswith("train") and log.exists() else 0
 
     def wait_for(self, condition: Callable[[], bool], what: str) -> None:
-        """Wait; a driver that ends by itself, or nothing for minutes, ends this program."""
+        """Wait for a condition; a driver that ends, or a wait of minutes, ends this program."""
         deadline = time.time() + WAIT_S
         while not condition():
             status = self.driver.poll()
@@ -160,7 +167,7 @@ def raylets(cluster: Cluster) -> dict[int, Any]:
 
 
 def workers(cluster: Cluster) -> list[psutil.Process]:
-    """Training ranks and generation actors; those that are just ending are left out."""
+    """Training ranks and generation actors; processes that are ending are left out."""
     found = []
     for process in (child for pid in raylets(cluster) for child in psutil.Process(pid).children(recursive=True)):
         with contextlib.suppress(psutil.Error):
@@ -170,11 +177,11 @@ def workers(cluster: Cluster) -> list[psutil.Process]:
 
 
 def cause(kill: Kill, pipeline: Pipeline, cluster: Cluster, chance: random.Random) -> str:
-    """Cause it; returns what is to be said of it."""
+    """Cause a kill; returns a note to print, or nothing."""
     if kill.kind.startswith("worker"):
         pipeline.wait_for(lambda: workers(cluster) or pipeline.is_done(kill.step), "a worker")
         if not (found := workers(cluster)):
-            return "no worker was there"
+            return "no worker was running"
         chance.choice(found).kill()
         return ""
     if kill.kind.startswith("node"):
@@ -189,11 +196,41 @@ def cause(kill: Kill, pipeline: Pipeline, cluster: Cluster, chance: random.Rando
         return ""
     pipeline.driver.send_signal(signal.SIGKILL if kill.kind.endswith("9") else signal.SIGTERM)
     status = pipeline.driver.wait(timeout=WAIT_S)
-    said = f"status {status}, MLflow {pipeline.mlflow_status()}" if kill.kind.endswith("TERM") else ""
+    note = f"status {status}, MLflow {pipeline.mlflow_status()}" if kill.kind.endswith("TERM") else ""
     if not kill.at_once:
         time.sleep(10)
     pipeline.start()
-    return said + (", again at once" if kill.at_once else ", again after 10 s")
+    return note + (", restarted at once" if kill.at_once else ", restarted after 10 s")
+
+
+def cause_at_its_moment(
+    kill: Kill, pipeline: Pipeline, totals: dict[str, int], cluster: Cluster, chance: random.Random
+) -> bool:
+    """Wait for the kill's moment, cause it and wait for new progress; returns whether SIGTERM ended as it should."""
+    step, at, ended_well = kill.step, round((kill.share or 0) * totals[kill.step]), True
+    if kill.share is None:
+        pipeline.wait_for(lambda: pipeline.has_started(step) or pipeline.is_done(step), f"the start of {step}")
+        time.sleep(kill.delay_s)
+    pipeline.wait_for(lambda: pipeline.progress(step) >= at or pipeline.is_done(step), f"{at} of {step}")
+    before, starts = pipeline.progress(step), pipeline.starts(step)
+    attempt, was_done = pipeline.attempt(), pipeline.is_done(step)
+    caused = time.time()
+    note = cause(kill, pipeline, cluster, chance)
+    if kill.kind == "driver SIGTERM":  # in the data step it may come before MLflow is opened
+        ended_well = was_done or ("status 143" in note and ("KILLED" in note or step == "data"))
+    if kill.kind.startswith("driver"):
+        pipeline.wait_for(lambda: pipeline.attempt() > attempt, "a new attempt")
+        before = pipeline.progress(step)
+
+    def continues() -> bool:
+        ready = not step.startswith("train") or pipeline.starts(step) > starts
+        return pipeline.is_done(step) or (ready and pipeline.progress(step) > before)
+
+    pipeline.wait_for(continues, f"progress of {step}")
+    moment = f"{kill.delay_s:.1f} s after its start" if kill.share is None else f"at {at} of {totals[step]}"
+    note += ", the step was already done" if was_done else ""
+    print(f"  {step:<16} {kill.kind:<15} {moment:<22} {time.time() - caused:5.1f} s  {note.strip(', ')}", flush=True)
+    return ended_well
 
 
 def run(pipeline: Pipeline, kills: list[Kill], totals: dict[str, int], cluster: Cluster, chance: random.Random) -> bool:
@@ -201,37 +238,7 @@ def run(pipeline: Pipeline, kills: list[Kill], totals: dict[str, int], cluster: 
     pipeline.start()
     ended_well = True
     for kill in kills:
-        step, at = kill.step, round((kill.share or 0) * totals[kill.step])
-        if kill.share is None:
-            pipeline.wait_for(lambda: pipeline.has_begun(step) or pipeline.is_done(step), f"the begin of {step}")
-            time.sleep(kill.delay_s)
-        pipeline.wait_for(lambda: pipeline.progress(step) >= at or pipeline.is_done(step), f"{at} of {step}")
-        before, starts, attempt, was_done = (
-            pipeline.progress(step),
-            pipeline.starts(step),
-            pipeline.attempt(),
-            pipeline.is_done(step),
-        )
-        caused = time.time()
-        said = cause(kill, pipeline, cluster, chance)
-        if kill.kind == "driver SIGTERM":
-            ended_well &= (
-                was_done or ("status 143" in said and ("KILLED" in said or step == "data"))
-            )  # it may come before MLflow is opened
-        if kill.kind.startswith("driver"):
-            pipeline.wait_for(lambda: pipeline.attempt() > attempt, "a new attempt")
-            before = pipeline.progress(step)
-
-        def goes_on() -> bool:
-            ready = not step.startswith("train") or pipeline.starts(step) > starts
-            return pipeline.is_done(step) or (ready and pipeline.progress(step) > before)
-
-        pipeline.wait_for(goes_on, f"progress of {step}")
-        moment = f"{kill.delay_s:.1f} s after its begin" if kill.share is None else f"at {at} of {totals[step]}"
-        said += ", the step was over before" if was_done else ""
-        print(
-            f"  {step:<16} {kill.kind:<15} {moment:<22} {time.time() - caused:5.1f} s  {said.strip(', ')}", flush=True
-        )
+        ended_well &= cause_at_its_moment(kill, pipeline, totals, cluster, chance)
     pipeline.wait_for(lambda: pipeline.is_done(STEPS[-1]), "the end")
     if kills:
         pipeline.driver.kill()
@@ -265,7 +272,7 @@ def mlflow_faults(pipeline: Pipeline) -> list[str]:
 
 
 def left_over(pipelines: list[Pipeline], cluster: Cluster) -> list[str]:
-    """Processes of ours that are alive half a minute after the end."""
+    """Drivers and workers that still run half a minute after the end."""
     folders, deadline = {str(pipeline.folder) for pipeline in pipelines}, time.time() + 30
     while True:
         drivers = [process for process in psutil.process_iter(["cwd"]) if process.info["cwd"] in folders]
@@ -275,8 +282,8 @@ def left_over(pipelines: list[Pipeline], cluster: Cluster) -> list[str]:
         time.sleep(1)
 
 
-def verdicts(calm: Pipeline, disturbed: Pipeline, cluster: Cluster) -> dict[str, list[str]]:
-    """What differs or is wrong, by what was asked."""
+def check_results(calm: Pipeline, disturbed: Pipeline, cluster: Cluster) -> dict[str, list[str]]:
+    """What differs or is wrong, by check."""
     compared = {
         "data folder": (
             "data/mini_sqa-*/text/*",
@@ -333,7 +340,7 @@ def main() -> None:
             if run(disturbed, draw_kills(chance, options.kills), totals, cluster, chance)
             else ["see above"]
         }
-        found |= verdicts(calm, disturbed, cluster)
+        found |= check_results(calm, disturbed, cluster)
         for name, wrong in found.items():
             print(f"{not wrong!s:<6} {name}{': ' + ', '.join(wrong[:6]) if wrong else ''}")
         print(f"seed {options.seed}, {options.kills} kills, {time.time() - started:.0f} s in all")

@@ -1,9 +1,9 @@
-"""A rehearsal of the large backbone: Flan-T5-large with ViT-sized features, ZeRO-3, two ranks, random weights.
+"""A trial run of the large backbone: Flan-T5-large with ViT-sized features, ZeRO-3, two ranks, random weights.
 
     python benchmarks/large_backbone.py [--precision fp32] [--folder DIR] [--gpu]
 
 Two optimizer steps and a checkpoint, a resume for a third step, the export, and the exported model read back
-with from_pretrained: its loss on a batch must be the one before. Prints parameters, seconds a step, sizes on
+with from_pretrained: its loss on a batch must equal the one before. Prints parameters, seconds a step, sizes on
 disk and the peak memory of the processes. With --gpu: bf16 and nccl, through the same torchrun start.
 """
 
@@ -48,7 +48,7 @@ SETTINGS = [
     "training.validate_every=1000",
     "training.log_every=1",
     "training.learning_rate=1e-5",
-    # DeepSpeed's own buckets are made for GPUs: at their size both ranks would hold the whole model beside their shares.
+    # DeepSpeed's default buckets are made for GPUs: with them both ranks would hold the whole model and their shares.
     "training.deepspeed.zero_optimization.reduce_bucket_size=20_000_000",
     "training.deepspeed.zero_optimization.stage3_max_live_parameters=50_000_000",
     "training.deepspeed.zero_optimization.stage3_max_reuse_distance=0",
@@ -61,7 +61,7 @@ SETTINGS = [
 
 
 class PeakMemory:
-    """Peak of the summed proportional memory of a process's children, looked at every half second."""
+    """Peak of the summed proportional memory of a process's children, sampled every half second."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -166,7 +166,8 @@ def main() -> None:
     seconds, peak = torchrun(job_path, environment)
     run_dir = RunDir(Path(job["run_dir"]))
     print(
-        f"two steps, checkpoint and export: {seconds:.0f} s, peak {peak:.1f} GB; checkpoint {folder_size(run_dir.checkpoints('rationale')):.1f} GB on disk"
+        f"two steps, checkpoint and export: {seconds:.0f} s, peak {peak:.1f} GB; "
+        f"checkpoint {folder_size(run_dir.checkpoints('rationale')):.1f} GB on disk"
     )
     job_path.write_text(json.dumps({**job, "num_steps": 3}))
     seconds, peak = torchrun(job_path, environment)

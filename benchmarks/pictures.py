@@ -1,8 +1,9 @@
-"""The pictures of README and docs, made anew from a finished run of the demo.
+"""The pictures of README and docs, drawn from a finished run of the demo.
 
     python benchmarks/pictures.py runs/demo [--out docs/images]
 
-quiz.png is drawn from the run's predictions; report.png, looking.png and mlflow.png are what Chromium shows of its report and of MLflow.
+quiz.png is drawn from the run's predictions; report.png, looking.png and mlflow.png are screenshots of its report and
+of MLflow in Chromium.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ PORT = 5017
 
 
 def draw_quiz(run_dir: RunDir, path: Path) -> None:
-    """Four test questions of different skills, each with what was written and answered."""
+    """Four test questions of different skills, each with its rationale and its answer."""
     problems = read_problems(shards_dir_of(run_dir), "test")
     pictures = find_pictures(run_dir, settings_of(run_dir), Path(shards_dir_of(run_dir)))
     chosen: dict[str, dict] = {}
@@ -49,11 +50,10 @@ def draw_quiz(run_dir: RunDir, path: Path) -> None:
         left.axis("off")
         right.axis("off")
         choices = "  ".join(f"({chr(65 + index)}) {choice}" for index, choice in enumerate(problem.choices))
-        answered = (
-            "unread"
-            if line["prediction"] is None
-            else f"{problem.choices[line['prediction']]}  ({'right' if line['prediction'] == problem.answer else 'wrong'})"
-        )
+        answered = "unread"
+        if line["prediction"] is not None:
+            verdict = "right" if line["prediction"] == problem.answer else "wrong"
+            answered = f"{problem.choices[line['prediction']]}  ({verdict})"
         lines = [
             (f"Asked: {problem.question} {problem.hint}  {choices}", "#404040"),
             (f"Wrote: {line['rationale']}", "#00b050"),
@@ -68,7 +68,7 @@ def draw_quiz(run_dir: RunDir, path: Path) -> None:
 def show(
     browser: Chromium, address: str, path: Path, *, wait_s: float, height: int = 900, script: str | None = None
 ) -> None:
-    """A screenshot of a page after it has had time to draw."""
+    """Save a screenshot of a page after a wait for its drawing."""
     browser.ask(
         "Emulation.setDeviceMetricsOverride", {"width": 1180, "height": height, "deviceScaleFactor": 1, "mobile": False}
     )

@@ -1,12 +1,11 @@
-"""How good the plan's batches are on real texts, and how fast a large plan is made.
+"""Quality of the plan's batches on real texts, and the time to make a large plan.
 
-    python benchmarks/plan.py DATA_SET            # ScienceQA's folder, or any data set we read
+    python benchmarks/plan.py DATA_SET            # ScienceQA's folder, or any supported data set
 
 Prints, for QCM-E with a global batch of 32 in blocks of 4: padding (FLOPs computed over
-FLOPs needed, tokens weighted as a T5 spends them), the largest topic's share of a batch
-against batches of random questions, and the imbalance of ranks (the busiest rank's tokens
-in a step over the mean rank's); then the time and memory
-of a plan of ten million samples.
+FLOPs needed, tokens weighted by their cost in T5), the largest topic's share of a batch
+compared with batches of random questions, and the imbalance of ranks (the busiest rank's tokens
+in a step over the mean rank's); then the time and memory of a plan of ten million samples.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ def padding(plan: Plan) -> float:
 
 
 def largest_topic_share(plan: Plan, topics: list[str]) -> float:
-    """Mean share of the commonest topic in a global batch."""
+    """Mean share of the most common topic in a global batch."""
     shares = []
     for step in range(plan.num_steps - 1):
         batch = np.concatenate(plan.batch_blocks(step))
@@ -64,7 +63,8 @@ def main(path: str) -> None:
     source, target = (np.array([len(tokenizer(pair[side]).input_ids) for pair in pairs]) for side in (0, 1))
     topics = [problem.topic for problem in problems]
     print(
-        f"{len(problems):,} questions, source {source.mean():.0f} tokens (longest {source.max()}), target {target.mean():.0f} ({target.max()})"
+        f"{len(problems):,} questions, source {source.mean():.0f} tokens (longest {source.max()}), "
+        f"target {target.mean():.0f} ({target.max()})"
     )
     for group_by_length in (True, False):
         plans = [
@@ -81,7 +81,8 @@ def main(path: str) -> None:
             for seed in range(5)
         ]
         print(
-            f"{'blocks alike in length' if group_by_length else 'random blocks':<24} padding {np.mean([padding(p) for p in plans]):.2f}   "
+            f"{'blocks grouped by length' if group_by_length else 'random blocks':<24} padding "
+            f"{np.mean([padding(p) for p in plans]):.2f}   "
             f"largest topic's share {np.mean([largest_topic_share(p, topics) for p in plans]):.3f}   "
             + "   ".join(f"imbalance of {w} ranks {np.mean([p.imbalance(w) for p in plans]):.2f}" for w in (2, 4, 8))
         )

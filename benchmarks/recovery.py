@@ -1,8 +1,8 @@
-"""What a lost worker costs beyond the restart of an empty Ray Train function, in one run.
+"""Cost of a lost worker beyond the restart of an empty Ray Train function, in one run.
 
     python benchmarks/recovery.py [ROUNDS]
 
-Interleaved: two Ray Train workers that do nothing but note their start, one killed with -9, the same
+Interleaved: two Ray Train workers that only record their start, one killed with -9, the same
 trainer started again, seconds until both run; and a training of ours, one worker killed with -9,
 seconds until the next step beyond the last one that was logged.
 """
@@ -10,6 +10,7 @@ seconds until the next step beyond the last one that was logged.
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import signal
 import statistics
@@ -87,7 +88,7 @@ def our_recovery(job_path: Path, folder: Path) -> float:
     job = dataclasses.replace(read_job(job_path), run_dir=str(folder))
     run_dir = RunDir(folder)
     folder.mkdir(parents=True)
-    (folder / "lock.json").write_text('{"attempt": %d}' % job.attempt)
+    (folder / "lock.json").write_text(json.dumps({"attempt": job.attempt}))
     seconds: list[float] = []
 
     def last() -> int:
@@ -101,7 +102,7 @@ def our_recovery(job_path: Path, folder: Path) -> float:
         pid = int((run_dir.logs / "rationale-rank1.log").read_text().rpartition("process ")[2].split()[0])
         killed, step = time.time(), last()
         os.kill(pid, signal.SIGKILL)
-        while last() <= step + 1:  # one may still have been on its way
+        while last() <= step + 1:  # this step may have been in progress when the worker was killed
             time.sleep(0.02)
         seconds.append(time.time() - killed)
 

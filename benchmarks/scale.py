@@ -1,10 +1,12 @@
-"""What 64 nodes of 8 GPUs and ten million questions would meet: constants measured here, the rest worked out or simulated.
+"""Costs of 64 nodes of 8 GPUs with ten million questions: measured constants, the rest computed or simulated.
 
-    PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/scale.py            # all of it
-    PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/scale.py plan network   # some: start data plan shards network generation checkpoints files mlflow
+    PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/scale.py                # all sections
+    PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/scale.py plan network   # some of them
 
-Every line begins with M (measured here, in processor time unless it says otherwise), A (assumed, see
-``benchmarks/scale_model.py``) or D (derived from those, or simulated with a seed). docs/scale.md reads it.
+Sections: start, data, plan, shards, network, generation, checkpoints, files, mlflow.
+
+Every line starts with M (measured on this machine, in processor time unless stated otherwise), A (assumed, see
+``benchmarks/scale_model.py``) or D (derived from those, or simulated with a seed). docs/scale.md explains the lines.
 """
 
 from __future__ import annotations
@@ -63,10 +65,30 @@ from launcher.cluster.task_queue import TaskQueue
 
 NUM_SHARDS = -(-QUESTIONS // SHARD)
 NUM_TASKS = -(-QUESTIONS // 256)
-WORDS = ["the", "magnets", "attract", "repel", "because", "poles", "solution", "north", "south", "energy", "light", "water", "plant", "animal", "force", "heat", "state", "liquid", "gas"]
+WORDS = [
+    "the",
+    "magnets",
+    "attract",
+    "repel",
+    "because",
+    "poles",
+    "solution",
+    "north",
+    "south",
+    "energy",
+    "light",
+    "water",
+    "plant",
+    "animal",
+    "force",
+    "heat",
+    "state",
+    "liquid",
+    "gas",
+]
 
 
-def say(kind: str, text: str) -> None:
+def report(kind: str, text: str) -> None:
     print(f"{kind}  {text}", flush=True)
 
 
@@ -114,18 +136,23 @@ def write_an_index(path: Path) -> None:
 
 def measure_start(folder: Path) -> None:
     code = (
-        "import time, sys, os; s = time.process_time(); import launcher.training.launch, launcher.training.loop, ray.train.torch; print(time.process_time() - s);"
-        "f = [m.__file__ for m in list(sys.modules.values()) if os.path.exists(getattr(m, '__file__', None) or '')]; print(len(f), sum(map(os.path.getsize, f)))"
+        "import time, sys, os; s = time.process_time(); import launcher.training.launch, launcher.training.loop, "
+        "ray.train.torch; print(time.process_time() - s);"
+        "f = [m.__file__ for m in list(sys.modules.values()) if os.path.exists(getattr(m, '__file__', "
+        "None) or '')]; print(len(f), sum(map(os.path.getsize, f)))"
     )
     lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     seconds, count, size = float(lines[-3]), int(lines[-2]), int(lines[-1])
-    say(
+    report(
         "M",
-        f"imports of a rank: {seconds:.1f} s, {count:,} files, {size / 1e6:.0f} MB of them Python and extension modules",
+        f"imports of a rank: {seconds:.1f} s, {count:,} files, {size / 1e6:.0f} MB of them Python and extension "
+        "modules",
     )
-    say(
+    report(
         "D",
-        f"imports from NFS: {NODES * count:,} opens by {NODES} nodes, {NODES * count / NFS_OPERATIONS_S:.0f} s at {NFS_OPERATIONS_S:,} operations/s if a node reads once, {RANKS * count / NFS_OPERATIONS_S:.0f} s if every rank does",
+        f"imports from NFS: {NODES * count:,} opens by {NODES} nodes, {NODES * count / NFS_OPERATIONS_S:.0f} s at "
+        f"{NFS_OPERATIONS_S:,} operations/s if a node reads once, {RANKS * count / NFS_OPERATIONS_S:.0f} s if every "
+        "rank does",
     )
     shards = [
         Shard(f"train-{number:06d}", "train", SHARD, 13_000_000, hashlib.sha256(bytes(number)).hexdigest())
@@ -134,26 +161,32 @@ def measure_start(folder: Path) -> None:
     write_manifest(folder / "text", "text", shards, {"counts": {}})
     size = (folder / "text" / "manifest.json").stat().st_size
     seconds = cpu_s(lambda: manifest_shards(read_manifest(folder / "text"), "train"))
-    say("M", f"manifest of {NUM_SHARDS:,} shards: {size / 1e6:.1f} MB, read in {seconds:.2f} s")
+    report("M", f"manifest of {NUM_SHARDS:,} shards: {size / 1e6:.1f} MB, read in {seconds:.2f} s")
     reads = RANKS * 4 * 2  # train and val of a rank, train of its two loader processes; text and features
-    say(
+    report(
         "D",
-        f"remote folder: {reads:,} manifests fetched by {RANKS} ranks at a start (loader_processes 2), {reads * size / 1e9:.0f} GB",
+        f"remote folder: {reads:,} manifests fetched by {RANKS} ranks at a start (loader_processes 2), "
+        f"{reads * size / 1e9:.0f} GB",
     )
     source, target = draw_lengths(QUESTIONS)
     path = folder / "lengths.npz"
     np.savez(path, source=source, target=target, source_cut=source, target_cut=target)
     from launcher.stages.token_lengths import read_lengths
 
-    say(
+    read_s = cpu_s(lambda: read_lengths(path, ("source", "target")))
+
+    report(
         "M",
-        f"lengths of {QUESTIONS:,} questions: {path.stat().st_size / 1e6:.0f} MB; a rank reads 80 MB in {cpu_s(lambda: read_lengths(path, ('source', 'target'))):.2f} s",
+        f"lengths of {QUESTIONS:,} questions: {path.stat().st_size / 1e6:.0f} MB; a rank reads 80 MB in {read_s:.2f} s",
     )
     path.unlink()
     for name, parameters in count_parameters().items():
-        say(
+        report(
             "D",
-            f"{name}: {parameters / 1e6:,.0f} M parameters; 8 ranks of a node hold {8 * 4 * parameters / 1e9:.0f} GB of fp32 weights in main memory while they start (ZeRO-1, 2); {NODES} nodes read {NODES * 4 * parameters / 1e9:,.0f} GB, {NODES * 4 * parameters / NFS_BYTES_S:.0f} s at {NFS_BYTES_S / 1e9:.0f} GB/s",
+            f"{name}: {parameters / 1e6:,.0f} M parameters; 8 ranks of a node hold {8 * 4 * parameters / 1e9:.0f} GB "
+            f"of fp32 weights in main memory while they start (ZeRO-1, 2); {NODES} nodes read "
+            f"{NODES * 4 * parameters / 1e9:,.0f} GB, {NODES * 4 * parameters / NFS_BYTES_S:.0f} s at "
+            f"{NFS_BYTES_S / 1e9:.0f} GB/s",
         )
 
 
@@ -208,15 +241,18 @@ def measure_data(folder: Path) -> None:
     del questions
     again = cpu_s(lambda: _pictures_fingerprint(folder / "questions.jsonl")) / count
     per_resume = QUESTIONS * (again + NFS_ROUND_TRIP_S)
-    say(
+    report(
         "M",
-        f"reading questions: {seconds * 1e6:.0f} us and {memory / 1e3:.1f} kB a question; naming pictures by size: {again * 1e6:.0f} us a question",
+        f"reading questions: {seconds * 1e6:.0f} us and {memory / 1e3:.1f} kB a question; "
+        f"fingerprinting pictures by size: {again * 1e6:.0f} us a question",
     )
-    say(
+    report(
         "D",
-        f"ten million of them with data.path: {QUESTIONS * memory / 1e9:.0f} GB in the driver; every start and every resume reads all and looks at each picture: {QUESTIONS * again / 60:.0f} min of processor, {per_resume / 3600:.1f} h with {NFS_ROUND_TRIP_S * 1e3:.1f} ms a look on NFS",
+        f"ten million of them with data.path: {QUESTIONS * memory / 1e9:.0f} GB in the driver; "
+        f"every start and every resume reads all and checks each picture: {QUESTIONS * again / 60:.0f} min of "
+        f"processor, {per_resume / 3600:.1f} h with {NFS_ROUND_TRIP_S * 1e3:.1f} ms a check on NFS",
     )
-    say("D", f"questions for which a resume looks at pictures for a minute: {60 / (again + NFS_ROUND_TRIP_S):,.0f}")
+    report("D", f"questions whose pictures a resume checks in a minute: {60 / (again + NFS_ROUND_TRIP_S):,.0f}")
 
 
 def measure_plan(folder: Path) -> None:
@@ -227,16 +263,21 @@ def measure_plan(folder: Path) -> None:
         plan = Plan(*lengths, shards, seed=0, epoch=0, global_batch_size=batch, micro_batch_size=4)
         seconds, (kept, peak) = time.process_time() - started, tracemalloc.get_traced_memory()
         tracemalloc.stop()
-        dealing = cpu_s(lambda: plan.local_blocks(7, rank=3, world_size=RANKS), 20)
-        say(
+        dealing = cpu_s(lambda plan=plan: plan.local_blocks(7, rank=3, world_size=RANKS), 20)
+        fingerprint_s = cpu_s(lambda plan=plan: plan.fingerprint)
+        report(
             "M",
-            f"plan, batch {batch:,}: {seconds:.1f} s, keeps {kept / 1e6:.0f} MB beside its arguments, {peak / 1e6:.0f} MB while it is made; a rank's blocks of a step {dealing * 1e3:.1f} ms; fingerprint {cpu_s(lambda: plan.fingerprint):.1f} s",
+            f"plan, batch {batch:,}: {seconds:.1f} s, keeps {kept / 1e6:.0f} MB besides its arguments, "
+            f"{peak / 1e6:.0f} MB at its peak; a rank's blocks of a step {dealing * 1e3:.1f} ms; "
+            f"fingerprint {fingerprint_s:.1f} s",
         )
         del plan
     kept_mb = 80 + 40 + 80  # lengths, shard numbers, order
-    say(
+    report(
         "D",
-        f"a node with 8 ranks and two loader processes each: 8 x (80 + 2 x {kept_mb}) MB = {8 * (80 + 2 * kept_mb) / 1e3:.1f} GB of order and lengths; 24 processes plan at a start and {16} at every epoch",
+        f"a node with 8 ranks and two loader processes each: 8 x (80 + 2 x {kept_mb}) MB = "
+        f"{8 * (80 + 2 * kept_mb) / 1e3:.1f} GB of order and lengths; 24 processes plan at a start and {16} at every "
+        "epoch",
     )
     for batch, micro, group in itertools.chain(
         itertools.product(BATCHES, (16, 8, 4, 2, 1), (True,)), ((2048, 4, False), (8192, 4, False))
@@ -244,9 +285,11 @@ def measure_plan(folder: Path) -> None:
         if batch // micro < RANKS:
             continue
         plan = make_plan(400_000, batch=batch, micro=micro, window=64, group_by_length=group)
-        say(
+        report(
             "D",
-            f"batch {batch:,} in blocks of {micro}{'' if group else ' (random)'}, {batch // micro // RANKS} a rank: busiest / mean rank of {RANKS} {plan.imbalance(RANKS, max_steps=30):.2f}, of 64 {plan.imbalance(64, max_steps=30):.2f}; padding {plan.padding_factor():.2f}",
+            f"batch {batch:,} in blocks of {micro}{'' if group else ' (random)'}, {batch // micro // RANKS} a rank: "
+            f"busiest / mean rank of {RANKS} {plan.imbalance(RANKS, max_steps=30):.2f}, of 64 "
+            f"{plan.imbalance(64, max_steps=30):.2f}; padding {plan.padding_factor():.2f}",
         )
 
 
@@ -255,7 +298,7 @@ def measure_shards(folder: Path) -> None:
     index_bytes = (folder / "an.parquet").stat().st_size
     rows_of_extension(read_index(folder / "an.parquet"), "json")
     index_s = cpu_s(lambda: rows_of_extension(read_index(folder / "an.parquet"), "json"), 200)
-    say("M", f"index of {SHARD} members: {index_bytes / 1e3:.1f} kB, opened in {index_s * 1e3:.2f} ms")
+    report("M", f"index of {SHARD} members: {index_bytes / 1e3:.1f} kB, opened in {index_s * 1e3:.2f} ms")
     random = np.random.default_rng(0)
     for batch, window, shard in ((2048, 4, 512), (2048, 64, 512), (2048, 8, 8192), (8192, 4, 512), (8192, 64, 512)):
         count = max(120 * batch, 3 * window * shard)
@@ -278,26 +321,37 @@ def measure_shards(folder: Path) -> None:
         shards_read = len(windows) * window * plan.num_samples / (-(-plan.num_samples // shard) * shard)
         per_sample, epoch_steps = needed / steps, QUESTIONS / batch
         opened = by_rank / steps * epoch_steps * 2
-        say(
+        report(
             "D",
-            f"batch {batch:,}, windows of {window} shards of {shard}: a window is {steps / len(windows):.1f} steps; a rank opens {by_rank / len(windows):.1f} of its shards, a node {by_node / len(windows):.1f} ({min(1.0, by_node / shards_read):.0%}); per rank and step {per_sample:.1f} questions, {2 * per_sample:.1f} preads, {2 * by_rank / steps:.1f} indexes ({2 * by_rank / steps * index_s * 1e3 * shard / SHARD:.1f} ms); requests {requests / steps:.1f} ({requests / needed:.2f} a question); all ranks {RANKS * requests / steps:,.0f} requests a step",
+            f"batch {batch:,}, windows of {window} shards of {shard}: a window is {steps / len(windows):.1f} steps; "
+            f"a rank opens {by_rank / len(windows):.1f} of its shards, a node {by_node / len(windows):.1f} "
+            f"({min(1.0, by_node / shards_read):.0%}); per rank and step {per_sample:.1f} questions, "
+            f"{2 * per_sample:.1f} preads, {2 * by_rank / steps:.1f} indexes "
+            f"({2 * by_rank / steps * index_s * 1e3 * shard / SHARD:.1f} ms); "
+            f"requests {requests / steps:.1f} ({requests / needed:.2f} a question); "
+            f"all ranks {RANKS * requests / steps:,.0f} requests a step",
         )
         index_gb = RANKS * opened * index_bytes * shard / SHARD / 1e9
-        say(
+        report(
             "D",
-            f"   an epoch of {epoch_steps:,.0f} steps: {RANKS * opened:,.0f} index opens ({index_gb:.0f} GB), {2 * QUESTIONS:,} preads; a step's requests take {RANKS * requests / steps / STORE_REQUESTS_S:.1f} s at {STORE_REQUESTS_S:,}/s",
+            f"   an epoch of {epoch_steps:,.0f} steps: {RANKS * opened:,.0f} index opens ({index_gb:.0f} GB), "
+            f"{2 * QUESTIONS:,} preads; a step's requests take {RANKS * requests / steps / STORE_REQUESTS_S:.1f} s "
+            f"at {STORE_REQUESTS_S:,}/s",
         )
     for name, size in FEATURE_BYTES.items():
         whole = QUESTIONS * (size + 900 + 1500) / 1e9
-        say(
+        report(
             "D",
-            f"features {name}: {size / 1e3:.0f} kB a question, {whole:,.0f} GB in all; a node needs {whole / NODES:,.0f} GB an epoch; with whole shards it fetches up to {whole:,.0f} GB, {NODES} nodes {NODES * whole / 1e3:,.0f} TB, {whole * 1e9 / 50e9 / 0.8 / 60:.1f} min an epoch at 400 Gb/s a node, {whole * 1e9 / 3.125e9 / 0.8 / 3600:.1f} h at 25",
+            f"features {name}: {size / 1e3:.0f} kB a question, {whole:,.0f} GB in all; "
+            f"a node needs {whole / NODES:,.0f} GB an epoch; with whole shards it fetches up to {whole:,.0f} GB, "
+            f"{NODES} nodes {NODES * whole / 1e3:,.0f} TB, {whole * 1e9 / 50e9 / 0.8 / 60:.1f} min an epoch at 400 "
+            f"Gb/s a node, {whole * 1e9 / 3.125e9 / 0.8 / 3600:.1f} h at 25",
         )
     _measure_cache(folder)
 
 
 def _requests(samples: np.ndarray, shard: int, text_sizes: np.ndarray) -> int:
-    """Ranges that a rank asks for in a window, by the real planner, text and vit features."""
+    """Ranges that a rank requests in a window, by the real planner, text and vit features."""
     samples = np.unique(samples)
     strides = 512 + -(-text_sizes // 512) * 512
     starts = np.concatenate([[0], np.cumsum(strides)[:-1]])
@@ -317,22 +371,26 @@ def _measure_cache(folder: Path) -> None:
     per_file = seconds[5000] / 5000
     kept = 50e9 / (SHARD * (FEATURE_BYTES["patch"] + 2400) / 2)
     whole = 2 * NUM_SHARDS
-    say(
+    report(
         "M",
-        f"making room in a cache of 1,000 / 5,000 shards: {seconds[1000] * 1e3:.0f} / {seconds[5000] * 1e3:.0f} ms, under a lock, twice a fetch",
+        f"making room in a cache of 1,000 / 5,000 shards: {seconds[1000] * 1e3:.0f} / {seconds[5000] * 1e3:.0f} ms, "
+        "under a lock, twice a fetch",
     )
-    say(
+    report(
         "D",
-        f"filling a cache that holds all {whole:,} tars: {2 * per_file * whole * whole / 2 / 3600:.1f} h of looking; with cache_gb 50 and patch features ({kept:,.0f} tars) {2 * per_file * kept * whole / 60:.0f} min an epoch; looking takes a minute of filling at {int((60 / per_file) ** 0.5):,} tars",
+        f"filling a cache that holds all {whole:,} tars: {2 * per_file * whole * whole / 2 / 3600:.1f} h of listing; "
+        f"with cache_gb 50 and patch features ({kept:,.0f} tars) {2 * per_file * kept * whole / 60:.0f} min an "
+        f"epoch; listing takes a minute of filling at {int((60 / per_file) ** 0.5):,} tars",
     )
 
 
 def measure_network(folder: Path) -> None:
     from mmcot.models.flops import BACKWARD_AND_FORWARD, forward_flops
 
-    say(
+    report(
         "A",
-        f"links {', '.join(LINKS)}; NVLink {NVLINK / 1e9:.0f} GB/s; {EFFICIENCY:.0%} of a link; {HOP_S['network'] * 1e6:.0f} us a hop; {PEAK / 1e12:.0f} TFLOP/s at MFU {MFU}",
+        f"links {', '.join(LINKS)}; NVLink {NVLINK / 1e9:.0f} GB/s; {EFFICIENCY:.0%} of a link; "
+        f"{HOP_S['network'] * 1e6:.0f} us a hop; {PEAK / 1e12:.0f} TFLOP/s at MFU {MFU}",
     )
     source, target = draw_lengths(20_000)
     imbalance = {
@@ -341,7 +399,7 @@ def measure_network(folder: Path) -> None:
     }
     for name, parameters in count_parameters().items():
         flops = BACKWARD_AND_FORWARD * forward_flops(_config(name), source, target, num_patches=145) / len(source)
-        say("D", f"{name}: {flops / 1e9:.0f} GFLOP a question and training step")
+        report("D", f"{name}: {flops / 1e9:.0f} GFLOP a question and training step")
         for number_bytes, label in ((2, "bf16"), (4, "fp32")):
             for link_name, link in LINKS.items():
                 cells = []
@@ -363,19 +421,23 @@ def measure_network(folder: Path) -> None:
                     ]
                     busiest = compute * imbalance[batch, micro]
                     cells.append(
-                        f"batch {batch:,} ({steps} micro-steps): compute {compute * 1e3:.1f} ms, busiest {busiest * 1e3:.1f}, network {speed[0] * 1e3:.0f} (flat ring {speed[1] * 1e3:.0f}), useful {compute / (busiest + speed[0]):.1%}"
+                        f"batch {batch:,} ({steps} micro-steps): compute {compute * 1e3:.1f} ms, busiest "
+                        f"{busiest * 1e3:.1f}, network {speed[0] * 1e3:.0f} (flat ring {speed[1] * 1e3:.0f}), "
+                        f"useful {compute / (busiest + speed[0]):.1%}"
                     )
-                say("D", f"   {label}, {link_name}: {'; '.join(cells)}")
+                report("D", f"   {label}, {link_name}: {'; '.join(cells)}")
         alone, vit = PEAK * MFU / flops, FEATURE_BYTES["vit"]
-        asked = []
+        required = []
         for link_name, link in LINKS.items():
             network = step_communication_s(parameters, number_bytes=2, micro_steps=4, ranks=RANKS, link=link)
             rate = 8192 / (flops * 8192 / RANKS / PEAK / MFU * imbalance[8192, 4] + network)
-            asked.append(f"{rate:,.0f} questions/s = {rate * vit / 1e9:.1f} GB/s of vit features ({link_name})")
-        say("D", f"   asked of storage, bf16, batch 8,192: {', '.join(asked)}")
-        say(
+            required.append(f"{rate:,.0f} questions/s = {rate * vit / 1e9:.1f} GB/s of vit features ({link_name})")
+        report("D", f"   required of storage, bf16, batch 8,192: {', '.join(required)}")
+        report(
             "D",
-            f"   a rank that only computed: {alone:,.0f} questions/s; {NFS_BYTES_S / vit / alone:.0f} of them use up {NFS_BYTES_S / 1e9:.0f} GB/s, {STORE_REQUESTS_S / 1.8 / alone:.1f} use up {STORE_REQUESTS_S:,} requests/s",
+            f"   a rank that only computed: {alone:,.0f} questions/s; {NFS_BYTES_S / vit / alone:.0f} of them use up "
+            f"{NFS_BYTES_S / 1e9:.0f} GB/s, {STORE_REQUESTS_S / 1.8 / alone:.1f} use up {STORE_REQUESTS_S:,} "
+            "requests/s",
         )
         for link_name, link in LINKS.items():
             most = {}
@@ -386,7 +448,7 @@ def measure_network(folder: Path) -> None:
                     if flops * batch / r / PEAK / MFU >= 1.5 * all_reduce_s(2 * parameters, r, link)
                 ]
                 most[batch] = max(fits, default=0)
-            say(
+            report(
                 "D",
                 f"   {link_name}, bf16, one micro-step: the network takes half of a step beyond "
                 + ", ".join(f"{r or 'fewer than 8'} ranks at batch {b:,}" for b, r in most.items()),
@@ -421,17 +483,24 @@ def measure_generation(folder: Path) -> None:
         (folder / "train" / f"{number}.jsonl").touch()
     stat_s = cpu_s(lambda: [(folder / "train" / f"{number}.jsonl").exists() for number in range(10_000)]) / 10_000
     driver_s = _measure_driver()
-    say(
+    report(
         "M",
-        f"{NUM_TASKS:,} tasks: queue made in {build_s:.2f} s, a take {take_s * 1e6:.1f} us; whether a file stands {stat_s * 1e6:.0f} us; a shard's sizes {index_s * 1e3:.2f} ms; counting a finished file {describe_s * 1e3:.1f} ms",
+        f"{NUM_TASKS:,} tasks: queue made in {build_s:.2f} s, a take {take_s * 1e6:.1f} us; "
+        f"whether a file exists {stat_s * 1e6:.0f} us; a shard's sizes {index_s * 1e3:.2f} ms; "
+        f"counting a finished file {describe_s * 1e3:.1f} ms",
     )
-    say(
+    report(
         "M",
-        f"driver, {RANKS} calls outstanding, a task: {driver_s['cpu'] * 1e3:.2f} ms of processor, {driver_s['wall'] * 1e3:.2f} ms of wall time (nice 19, beside other work)",
+        f"driver, {RANKS} calls outstanding, a task: {driver_s['cpu'] * 1e3:.2f} ms of processor, "
+        f"{driver_s['wall'] * 1e3:.2f} ms of wall time (nice 19, with other work on the machine)",
     )
-    say(
+    report(
         "D",
-        f"before the first task: {NUM_SHARDS:,} indexes {NUM_SHARDS * index_s:.0f} s + {NUM_SHARDS * 2 * NFS_ROUND_TRIP_S:.0f} s of NFS, {2 * NUM_TASKS:,} looks {2 * NUM_TASKS * (stat_s + NFS_ROUND_TRIP_S):.0f} s; counting and hashing finished files, by their workers: {NUM_TASKS * describe_s:.0f} s + {NUM_TASKS * 3 * NFS_ROUND_TRIP_S:.0f} s of NFS, shared among them",
+        f"before the first task: {NUM_SHARDS:,} indexes {NUM_SHARDS * index_s:.0f} s + "
+        f"{NUM_SHARDS * 2 * NFS_ROUND_TRIP_S:.0f} s of NFS, {2 * NUM_TASKS:,} existence checks "
+        f"{2 * NUM_TASKS * (stat_s + NFS_ROUND_TRIP_S):.0f} s; counting and hashing finished files, "
+        f"by their workers: {NUM_TASKS * describe_s:.0f} s + {NUM_TASKS * 3 * NFS_ROUND_TRIP_S:.0f} s of NFS, "
+        "shared among them",
     )
     _, target = draw_lengths(NUM_TASKS * 256)
     source, _ = draw_lengths(NUM_TASKS * 256, seed=1)
@@ -444,9 +513,13 @@ def measure_generation(folder: Path) -> None:
         for workers in (RANKS, 4 * RANKS):
             found = simulate_queue(sizes, seconds, workers=workers, dispatch_s=driver_s["wall"])
             before = NUM_SHARDS * (index_s + 2 * NFS_ROUND_TRIP_S) + 2 * NUM_TASKS * (stat_s + NFS_ROUND_TRIP_S)
-            say(
+            report(
                 "D",
-                f"{workers:,} workers of {rate:,} tokens/s, tasks of {seconds.mean():.1f} s ({seconds.min():.1f} to {seconds.max():.1f}): {found['total_s'] / 60:.1f} min, busy {found['busy']:.1%}, driver {found['driver_busy']:.0%} busy, {found['tail_s']:.1f} s from the first idle worker to the end; with what the driver does alone {found['busy'] * found['total_s'] / (found['total_s'] + before):.0%} busy",
+                f"{workers:,} workers of {rate:,} tokens/s, tasks of {seconds.mean():.1f} s ({seconds.min():.1f} to "
+                f"{seconds.max():.1f}): {found['total_s'] / 60:.1f} min, busy {found['busy']:.1%}, "
+                f"driver {found['driver_busy']:.0%} busy, {found['tail_s']:.1f} s from the first idle worker to the "
+                "end; with the driver's work before the first task "
+                f"{found['busy'] * found['total_s'] / (found['total_s'] + before):.0%} busy",
             )
 
 
@@ -469,7 +542,7 @@ class _Stub:
 
 
 def _measure_driver() -> dict[str, float]:
-    """The loop of ``launcher/cluster/worker_pool.py`` with as many calls outstanding as there would be workers."""
+    """The loop of ``launcher/cluster/worker_pool.py`` with as many calls outstanding as there are ranks."""
     import ray
 
     with contextlib.suppress(Exception):
@@ -511,9 +584,10 @@ def measure_checkpoints(folder: Path) -> None:
         f"zero_pp_rank_{n}_mp_rank_00_optim_states.pt": {"size_bytes": 10**8, "sha256": "0" * 64} for n in range(1025)
     }
     manifest = cpu_s(lambda: commit_json(folder / "manifest.json", {"files": files}))
-    say(
+    report(
         "M",
-        f"sha256 {rate / 1e6:,.0f} MB/s of one core; listing 1,025 files {listing * 1e3:.0f} ms; a manifest of them {manifest * 1e3:.0f} ms, {(folder / 'manifest.json').stat().st_size / 1e3:.0f} kB",
+        f"sha256 {rate / 1e6:,.0f} MB/s of one core; listing 1,025 files {listing * 1e3:.0f} ms; "
+        f"a manifest of them {manifest * 1e3:.0f} ms, {(folder / 'manifest.json').stat().st_size / 1e3:.0f} kB",
     )
     for name, parameters in count_parameters().items():
         for stage, precision in ((2, "bf16"), (3, "bf16"), (2, "fp32")):
@@ -525,9 +599,15 @@ def measure_checkpoints(folder: Path) -> None:
             largest = weights if stage < 3 else 12 * parameters / RANKS
             hashing = (largest + 12 * parameters / RANKS) / rate
             resume = NODES * weights * (stage < 3) + state
-            say(
+            report(
                 "D",
-                f"{name}, ZeRO-{stage}, {precision}: {number:,} files, {state / 1e9:.1f} GB, written {state / NFS_BYTES_S:.1f} s and read again to hash {state / NFS_BYTES_S:.1f} s at {NFS_BYTES_S / 1e9:.0f} GB/s; the busiest rank hashes {hashing:.1f} s, rank 0 opens all to fsync {number * 2 * NFS_ROUND_TRIP_S:.1f} s; a resume reads {state / 1e9:.0f} GB to verify and {resume / 1e9:,.0f} GB to load, {(state + resume) / NFS_BYTES_S:.0f} s; another world size, one process: {4 * 12 * parameters / 1e9:.0f} GB through it, {4 * 12 * parameters / 1e9:.0f} s at 1 GB/s",
+                f"{name}, ZeRO-{stage}, {precision}: {number:,} files, {state / 1e9:.1f} GB, written "
+                f"{state / NFS_BYTES_S:.1f} s and read again to hash {state / NFS_BYTES_S:.1f} s at "
+                f"{NFS_BYTES_S / 1e9:.0f} GB/s; the busiest rank hashes {hashing:.1f} s, rank 0 opens all to fsync "
+                f"{number * 2 * NFS_ROUND_TRIP_S:.1f} s; a resume reads {state / 1e9:.0f} GB to verify and "
+                f"{resume / 1e9:,.0f} GB to load, {(state + resume) / NFS_BYTES_S:.0f} s; "
+                f"another world size, one process: {4 * 12 * parameters / 1e9:.0f} GB through it, "
+                f"{4 * 12 * parameters / 1e9:.0f} s at 1 GB/s",
             )
 
 
@@ -542,18 +622,23 @@ def measure_files(folder: Path) -> None:
     journal.close()
     read = cpu_s(lambda: list(JournalReader(folder / "j.jsonl").read())) / 5_000
     commit_json(folder / "lock.json", {"attempt": 1})
-    look = cpu_s(lambda: RunDir(folder).stop_requested(1), 2_000)
+    check = cpu_s(lambda: RunDir(folder).stop_requested(1), 2_000)
     beat = cpu_s(lambda: commit_json(folder / "lock.json", {"attempt": 1}), 50)
     ledger = Ledger(folder / "ledger.jsonl", 4883)
     record = cpu_s(lambda: ledger.record(7, [(3, ["q00000001"] * 4)]), 5_000)
     line = (folder / "ledger.jsonl").stat().st_size / 5_000
-    say(
+    report(
         "M",
-        f"journal of 25 metrics: append {append * 1e6:.0f} us, read {read * 1e6:.0f} us, {(folder / 'j.jsonl').stat().st_size / 5_000:.0f} bytes; a look for stop.json {look * 1e6:.0f} us; a committed JSON {beat * 1e3:.2f} ms; a ledger line {record * 1e6:.0f} us, {line:.0f} bytes",
+        f"journal of 25 metrics: append {append * 1e6:.0f} us, read {read * 1e6:.0f} us, "
+        f"{(folder / 'j.jsonl').stat().st_size / 5_000:.0f} bytes; a check for stop.json {check * 1e6:.0f} us; "
+        f"a committed JSON {beat * 1e3:.2f} ms; a ledger line {record * 1e6:.0f} us, {line:.0f} bytes",
     )
-    say(
+    report(
         "D",
-        f"looks for stop.json: {RANKS} a second, {RANKS / NFS_OPERATIONS_S:.1%} of an NFS server; lock.json every 5 s whatever the ranks; ledger: {RANKS} files, {RANKS * line * QUESTIONS / BATCHES[0] / 1e9:.1f} GB an epoch, {RANKS * 10:,} appends a second at ten steps/s",
+        f"checks for stop.json: {RANKS} a second, {RANKS / NFS_OPERATIONS_S:.1%} of an NFS server; "
+        f"lock.json every 5 s for any number of ranks; ledger: {RANKS} files, "
+        f"{RANKS * line * QUESTIONS / BATCHES[0] / 1e9:.1f} GB an epoch, {RANKS * 10:,} appends a second at ten "
+        "steps/s",
     )
 
 
@@ -598,7 +683,7 @@ def measure_mlflow(folder: Path) -> None:
         restarted = MlflowSync(run_dir, uri=f"sqlite:///{folder / 'runs' / 'mlflow.db'}", experiment="scale")
         write(steps[0], 1, 200)
         restarted.send()
-        anew, anew_wall = time.process_time() - started, time.perf_counter() - wall
+        restart_s, restart_wall_s = time.process_time() - started, time.perf_counter() - wall
         log.follow("one-metrics.jsonl")
         with contextlib.closing(Journal(run_dir.logs / "one-metrics.jsonl")) as journal:
             for number in range(4500):
@@ -609,17 +694,24 @@ def measure_mlflow(folder: Path) -> None:
     file.close()
     keys = NODES * len(names)
     rate = keys / 10 + 2.5
-    say(
+    report(
         "M",
-        f"SQLite, batches of 900: {900 * first * 1e3:.0f} ms a batch at first, {900 * again * 1e3:.0f} ms when the keys are known, client and database together; a send with nothing new and {4 * NODES} files {idle * 1e3:.0f} ms; a point sent is kept as {memory:.0f} bytes; a driver that starts again: {anew:.1f} s ({anew_wall:.1f} s of wall time) for {keys:,} keys of some ten points; it reads back a point in {history * 1e6:.0f} us",
+        f"SQLite, batches of 900: {900 * first * 1e3:.0f} ms a batch at first, {900 * again * 1e3:.0f} ms when the "
+        f"keys are known, client and database together; a send with nothing new and {4 * NODES} files "
+        f"{idle * 1e3:.0f} ms; a point sent is kept as {memory:.0f} bytes; a restarted driver: "
+        f"{restart_s:.1f} s ({restart_wall_s:.1f} s of wall time) for {keys:,} keys of about ten points; "
+        f"a point is read back in {history * 1e6:.0f} us",
     )
-    say(
+    report(
         "D",
-        f"{NODES} machines of {len(names)} metrics every 10 s and rank 0: {rate:.0f} points/s, {rate * again:.0%} of a core; it takes {1 / again:,.0f} points/s, {1 / again * 10 / len(names):,.0f} machines",
+        f"{NODES} machines of {len(names)} metrics every 10 s and rank 0: {rate:.0f} points/s, {rate * again:.0%} of "
+        f"a core; one core sends {1 / again:,.0f} points/s, {1 / again * 10 / len(names):,.0f} machines",
     )
-    say(
+    report(
         "D",
-        f"a day: {keys * 8640 / 1e6:.1f} million points, {keys * 8640 * memory / 1e9:.1f} GB in the driver, {keys * 8640 * history / 60:.0f} min to read back where it starts again; a look at {4 * NODES} files every 2 s: {4 * NODES / 2:.0f} opens/s; {idle / 2:.0%} of a core",
+        f"a day: {keys * 8640 / 1e6:.1f} million points, {keys * 8640 * memory / 1e9:.1f} GB in the driver, "
+        f"{keys * 8640 * history / 60:.0f} min to read back after a restart; a check of {4 * NODES} files every 2 s: "
+        f"{4 * NODES / 2:.0f} opens/s; {idle / 2:.0%} of a core",
     )
 
 

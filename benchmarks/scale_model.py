@@ -1,4 +1,4 @@
-"""What `benchmarks/scale.py` assumes of machines that are not here, and the arithmetic on it; no measurement.
+"""What `benchmarks/scale.py` assumes of machines that were not available, and the arithmetic on it; no measurement.
 
 time_s = all_reduce_s(num_bytes, RANKS, LINKS["400 Gb/s a GPU"])
 """
@@ -34,7 +34,7 @@ STORE_REQUESTS_S = 5_500  # GET a second and prefix, as S3 states
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """A node's way out, bytes/s, one direction."""
+    """A node's network bandwidth, bytes/s, one direction."""
 
     node_bytes_s: float
 
@@ -70,13 +70,16 @@ def all_reduce_s(num_bytes: float, ranks: int, link: Link, *, hierarchical: bool
 def step_communication_s(
     parameters: int, *, number_bytes: int, micro_steps: int, ranks: int, link: Link, hierarchical: bool = True
 ) -> float:
-    """A ZeRO-2 step: DeepSpeed all-reduces the gradients in every backward pass and gathers the weights once; nothing overlaps."""
+    """Seconds of a ZeRO-2 step's communication, without overlap.
+
+    DeepSpeed all-reduces the gradients in every backward pass and gathers the weights once.
+    """
     whole = all_reduce_s(parameters * number_bytes, ranks, link, hierarchical=hierarchical)
     return micro_steps * whole + whole / 2
 
 
 def simulate_queue(costs: np.ndarray, seconds: np.ndarray, *, workers: int, dispatch_s: float) -> dict[str, float]:
-    """The real queue on a virtual clock; the driver hands out one task at a time."""
+    """Run the real queue on a virtual clock; the driver assigns one task at a time."""
     tasks = [Task("train", f"train-{number // 2:06d}", 256 * (number % 2), 256) for number in range(len(costs))]
     queue: TaskQueue[Task] = TaskQueue(dict(zip(tasks, costs.tolist(), strict=True)), max_attempts=3)
     durations = dict(zip(tasks, seconds.tolist(), strict=True))

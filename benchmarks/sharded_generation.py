@@ -1,15 +1,15 @@
-"""What handing out tasks costs: two Ray workers against two bare processes, and 256 workers in simulation.
+"""Cost of assigning tasks: two Ray workers compared with two bare processes, and 256 workers in simulation.
 
     PYTHONPATH=. python benchmarks/sharded_generation.py RUN [--rounds 3]       # RUN: a finished run
     PYTHONPATH=. python benchmarks/sharded_generation.py --simulate DATA_SET
 
-RUN: its stage-one model writes the validation and test rationales again, once through the queue and Ray workers, once in
-two processes that take every second task, in turns. Compared are tokens over the workers' time between ready
-and their last task, and the part of it spent between tasks.
+RUN: its stage-one model writes the validation and test rationales again, alternately through the queue and Ray workers
+and in two processes that take every second task. Compared are tokens over the workers' time between ready and their
+last task, and the part of it spent between tasks.
 
 --simulate runs the same queue on a virtual clock: 100,000 tasks of 256 questions drawn from the data
-set's real questions, a shard of one topic each, so that tasks differ; time goes with the
-tokens the real explanations have, the queue only knows the questions' bytes. The driver hands out one task
+set's real questions, a shard of one topic each, so that tasks differ; time is proportional to the
+words of the real explanations, and the queue knows only the questions' bytes. The driver assigns one task
 at a time. Printed is the busy part of all workers until 2% of the time is left, and over all of it.
 """
 
@@ -87,19 +87,21 @@ def measure(run: Path, rounds: int) -> None:
                 done = engine(job, list_tasks(job.local_shards_dir(), SPLITS, task_samples=64))
             rates[name] = 2 * done.num_tokens / (done.busy_s + done.waited_s)
             print(
-                f"round {number} {name:<15} {rates[name]:7.0f} tokens/s, {done.waiting_share:.2%} of the time between tasks",
+                f"round {number} {name:<15} {rates[name]:7.0f} tokens/s, {done.waiting_share:.2%} of the time "
+                "between tasks",
                 flush=True,
             )
         ratios.append(rates["Ray workers"] / rates["bare processes"])
         shares.append(done.waiting_share)
     print(
-        f"Ray workers / bare processes: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}); between tasks {statistics.median(shares):.2%}"
+        f"Ray workers / bare processes: {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}); "
+        f"between tasks {statistics.median(shares):.2%}"
     )
     ray.shutdown()
 
 
 def draw_tasks(data: Path, num_tasks: int, chance: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Bytes that are known of each task, and the words it will really need."""
+    """The known bytes and the needed words of each task."""
     by_topic: dict[str, list[tuple[int, int]]] = {}
     for problem in read_questions(data).problems["train"]:
         size = len(json.dumps(problem.to_record()))
@@ -113,13 +115,14 @@ def draw_tasks(data: Path, num_tasks: int, chance: np.random.Generator) -> tuple
 def simulate(data: Path, *, num_workers: int, num_tasks: int, dispatch_s: float, words_per_s: float) -> None:
     chance = np.random.default_rng(0)
     costs, words = draw_tasks(data, num_tasks, chance)
-    seconds = words / words_per_s * chance.lognormal(0.0, 0.1, num_tasks)  # 10% from one run of a task to another
+    seconds = words / words_per_s * chance.lognormal(0.0, 0.1, num_tasks)  # 10% between two runs of a task
     orders = {
         "longest first": {number: float(cost) for number, cost in enumerate(costs)},
         "in data order": dict.fromkeys(range(num_tasks), 0.0),
     }
     print(
-        f"{num_tasks:,} tasks of {seconds.mean():.1f} s ({seconds.min():.1f} to {seconds.max():.1f}), {num_workers} workers, {1000 * dispatch_s:.1f} ms to hand out a task"
+        f"{num_tasks:,} tasks of {seconds.mean():.1f} s ({seconds.min():.1f} to {seconds.max():.1f}), "
+        f"{num_workers} workers, {1000 * dispatch_s:.1f} ms to assign a task"
     )
     for name, known in orders.items():
         queue, driver_free, spans = TaskQueue(known, max_attempts=1), 0.0, []
@@ -135,8 +138,10 @@ def simulate(data: Path, *, num_workers: int, num_tasks: int, dispatch_s: float,
         until = 0.98 * total
         busy = (np.minimum(spans[:, 1], until) - np.minimum(spans[:, 0], until)).sum() / (num_workers * until)
         whole = (spans[:, 1] - spans[:, 0]).sum() / (num_workers * total)
+        tail = total - np.partition(spans[:, 1], -num_workers)[-num_workers]
         print(
-            f"  {name:<14} {total / 3600:.2f} h, busy {busy:.2%} until the last 2%, {whole:.2%} over all; the last task ends {total - np.partition(spans[:, 1], -num_workers)[-num_workers]:.0f} s after the first idle worker"
+            f"  {name:<14} {total / 3600:.2f} h, busy {busy:.2%} until the last 2%, {whole:.2%} over all; "
+            f"the last task ends {tail:.0f} s after the first idle worker"
         )
 
 

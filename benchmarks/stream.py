@@ -1,11 +1,11 @@
-"""Our stream against plain webdataset on the same tars, and what remote reading costs.
+"""Our stream compared with plain webdataset on the same tars, and the cost of remote reading.
 
-    python benchmarks/stream.py DATA_SET          # ScienceQA's folder, or any data set we read
+    python benchmarks/stream.py DATA_SET          # ScienceQA's folder, or any supported data set
 
 1. Samples a second of one process that reads, decodes and stacks text and features [100, 256] in batches
    of 8: ours in the shuffled order of the plan, webdataset in the order of the tars (its fastest); then with
    the prompts tokenized as well. Interleaved; median and spread of the ratios.
-2. Bytes read over bytes needed at world sizes 1, 2 and 8, each rank simulated in turn against an S3 server on
+2. Bytes read over bytes needed at world sizes 1, 2 and 8, each rank simulated in turn with an S3 server on
    this machine.
 3. Peak memory of a walk over a few and over many shards.
 """
@@ -46,7 +46,7 @@ SHAPE, BATCH = (100, 256), 8
 
 
 def build(source: str, folder: Path, num_samples: int) -> None:
-    """A data folder of ``num_samples`` training questions: the texts of ``source`` over and over, every other with features."""
+    """Write a data folder of ``num_samples`` training questions: ``source`` repeated, every second with features."""
     problems = read_questions(source).problems["train"]
     repeated = [dataclasses.replace(problems[n % len(problems)], qid=f"q{n}") for n in range(num_samples)]
     write_text_shards(
@@ -86,12 +86,13 @@ class Raw:
         return getattr(self.reader, name)
 
     def load_block(self, samples: np.ndarray, is_dummy: bool, epoch: int):
+        """Problems and stacked features of a block's samples."""
         problems = [self.reader.problem(sample) for sample in samples]
         return problems, stack([self.reader.features(sample) for sample in samples])
 
 
 def stack(arrays: list[np.ndarray]) -> torch.Tensor:
-    """float16 [B, 100, 256]"""
+    """Stack arrays into float16 [B, 100, 256], zeros where there are no features."""
     stacked = torch.zeros((len(arrays), *SHAPE), dtype=torch.float16)
     for row, array in zip(stacked, arrays, strict=True):
         row[: len(array)] = torch.tensor(array)
@@ -144,7 +145,8 @@ def throughput(folder: Path, tokenizer, name: str, rounds: int = 7) -> None:
     pairs = [(ours(folder, tokenizer), theirs(folder, tokenizer)) for _ in range(rounds)]
     ratios = sorted(a / b for a, b in pairs)
     print(
-        f"{name:<28} ours {statistics.median(a for a, _ in pairs):8,.0f}/s   webdataset {statistics.median(b for _, b in pairs):8,.0f}/s   "
+        f"{name:<28} ours {statistics.median(a for a, _ in pairs):8,.0f}/s   webdataset "
+        f"{statistics.median(b for _, b in pairs):8,.0f}/s   "
         f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f} over {rounds})"
     )
 
@@ -175,7 +177,11 @@ def remote_bytes(folder: Path) -> None:
                 )
                 plan = plan_of(reader, global_batch_size=64)
                 for _ in walk_steps(
-                    lambda epoch: plan, Raw(reader), rank=rank, world_size=world_size, steps=range(plan.num_steps)
+                    lambda epoch, plan=plan: plan,
+                    Raw(reader),
+                    rank=rank,
+                    world_size=world_size,
+                    steps=range(plan.num_steps),
                 ):
                     pass
                 read, needed, requests = (
@@ -185,14 +191,15 @@ def remote_bytes(folder: Path) -> None:
                 )
                 reader.close()
             print(
-                f"ranges, {world_size} ranks: {read / 1e6:,.0f} MB read, {needed / 1e6:,.0f} MB needed, ratio {read / needed:.3f}, {requests:,} requests"
+                f"ranges, {world_size} ranks: {read / 1e6:,.0f} MB read, {needed / 1e6:,.0f} MB needed, "
+                f"ratio {read / needed:.3f}, {requests:,} requests"
             )
     server.stop()
 
 
 def _peak(folder: Path, queue) -> None:
     ours(folder, None)
-    status = Path("/proc/self/status").read_text()  # getrusage would tell the parent's peak
+    status = Path("/proc/self/status").read_text()  # getrusage would include the parent's peak
     queue.put(int(status.split("VmHWM:")[1].split()[0]) / 1e3)
 
 

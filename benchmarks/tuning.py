@@ -1,9 +1,10 @@
-"""What ASHA saves: eight learning rates, ended early or all run to the end, in one run.
+"""Savings of ASHA: eight learning rates, stopped early or all run to the end, in one run.
 
     python benchmarks/tuning.py [FOLDER [SCHEDULER...]]
 
-The same eight draws of a learning rate for the demo's stage one, once under ASHA and once to the end; steps taken, the best
-trial's accuracy when its settings run the whole pipeline (both of its stages, at the demo's length), and the seconds from the word that ends a trial until its workers are gone.
+The same eight draws of a learning rate for the demo's stage one, once with ASHA and once to the end. Prints the steps
+taken, the best trial's accuracy when its settings run the whole pipeline (both stages, at the demo's length), and the
+seconds from the report that ends a trial until its workers have ended.
 """
 
 from __future__ import annotations
@@ -31,14 +32,14 @@ SETTINGS = {
 
 
 def tune(folder: Path, name: str, scheduler: str) -> tuple[list[dict], float, list[float]]:
-    """Run a tuning; its trials, seconds, and how long each ended trial's processes lived on."""
+    """Run a tuning; returns its trials, its seconds, and the seconds each stopped trial's processes still ran."""
     values = {
         **SETTINGS,
         "run": {"name": name},
         "tuning": {"space": SPACE, "scheduler": scheduler, "num_samples": 8, "grace_steps": 100},
     }
     (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
-    began = time.time()
+    started = time.time()
     with open(folder / f"{name}.log", "w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "launcher", "tune", "--preset", "demo", "--config", f"{name}.yaml"],
@@ -46,7 +47,7 @@ def tune(folder: Path, name: str, scheduler: str) -> tuple[list[dict], float, li
             stdout=log,
             stderr=log,
         )
-    seen: dict[str, dict[int, float]] = {}  # trial: the last time each of its processes was there
+    seen: dict[str, dict[int, float]] = {}  # trial: the last time each of its processes was seen
     while process.poll() is None:
         for pid, trial in training_processes(folder / "runs" / name):
             seen.setdefault(trial, {})[pid] = time.time()
@@ -54,11 +55,11 @@ def tune(folder: Path, name: str, scheduler: str) -> tuple[list[dict], float, li
     assert process.returncode == 0, (folder / f"{name}.log").read_text()
     trials = read_json(folder / "runs" / name / "trials.json")
     freed = [
-        max(seen[trial["trial"]].values()) - last_told(folder / "runs" / name, trial)
+        max(seen[trial["trial"]].values()) - last_reported(folder / "runs" / name, trial)
         for trial in trials
         if trial["state"] == "stopped early"
     ]
-    return trials, time.time() - began, freed
+    return trials, time.time() - started, freed
 
 
 def training_processes(run_dir: Path) -> list[tuple[int, str]]:
@@ -75,8 +76,8 @@ def training_processes(run_dir: Path) -> list[tuple[int, str]]:
     return found
 
 
-def last_told(run_dir: Path, trial: dict) -> float:
-    """When the loss was written that ended the trial."""
+def last_reported(run_dir: Path, trial: dict) -> float:
+    """The time at which the trial's last validation loss was logged."""
     points = JournalReader(RunDir(run_dir / "trials" / trial["trial"]).journal("rationale")).read()
     return next(
         point["time_ms"] / 1000
@@ -86,7 +87,7 @@ def last_told(run_dir: Path, trial: dict) -> float:
 
 
 def accuracy(folder: Path, name: str) -> float:
-    """What the settings that were found reach: the whole pipeline with the demo's steps."""
+    """The accuracy of the best settings in the whole pipeline with the demo's steps."""
     command = [sys.executable, "-m", "launcher", "run", "--config", f"runs/{name}/best.yaml"]
     subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return read_json(folder / "runs" / f"{name}-best" / "scores.json")["accuracy"]["AVG"]

@@ -1,9 +1,9 @@
-"""A training at world sizes 2, 1, 2 against one that stays at 2, for every ZeRO stage.
+"""A training at world sizes 2, 1, 2 compared with one that stays at 2, for every ZeRO stage.
 
     python benchmarks/world_size.py [LEARNING_RATE]
 
-MiniSQA, a tiny model, fp32, 60 steps; ranks are killed with -9 after steps 21 and 41 and started again in
-another number, from the checkpoints of steps 20 and 40. Prints the largest relative difference of the loss
+MiniSQA, a tiny model, fp32, 60 steps; ranks are killed with -9 after steps 21 and 41 and started again with
+another world size, from the checkpoints of steps 20 and 40. Prints the largest relative difference of the loss
 in the twenty steps after each change.
 """
 
@@ -87,7 +87,8 @@ def main(learning_rate: str) -> None:
                 max(abs(fixed[s] - changing[s]) / fixed[s] for s in range(first + 1, first + 21)) for first in (20, 40)
             ]
             print(
-                f"ZeRO-{stage}: loss {fixed[1]:.3f} to {fixed[60]:.3f}; after 2 -> 1 {after[0]:.1e}, after 1 -> 2 {after[1]:.1e}",
+                f"ZeRO-{stage}: loss {fixed[1]:.3f} to {fixed[60]:.3f}; after 2 -> 1 {after[0]:.1e}, "
+                f"after 1 -> 2 {after[1]:.1e}",
                 flush=True,
             )
 

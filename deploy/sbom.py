@@ -1,6 +1,8 @@
 """The software bill of materials of the pinned dependencies, from what is installed.
 
-    python deploy/sbom.py    # writes deploy/sbom.cdx.json (CycloneDX 1.6: no time, no serial, sorted), prints the licences
+    python deploy/sbom.py    # writes deploy/sbom.cdx.json and prints the licences
+
+The file is CycloneDX 1.6 without time and serial number, sorted.
 
 Roots are pyproject.toml's dependencies and extras, those of tests and development left out; from there it follows
 the installed metadata, so it lists what this platform needs. A package that is required
@@ -110,7 +112,8 @@ def licence_of(distribution: metadata.Distribution) -> str:
         if spdx := SPDX.get(words.lower()):
             return spdx
     raise SystemExit(
-        f"{name}: no licence that is known in its metadata ({about.get('License')!r:.80}, {classifiers}); read its file, and add it to READ_BY_HAND"
+        f"{name}: no licence that is known in its metadata ({about.get('License')!r:.80}, {classifiers}); "
+        "read its file, and add it to READ_BY_HAND"
     )
 
 

@@ -61,7 +61,7 @@ def _note_starts_of_ray():
 
 
 def pytest_collection_modifyitems(items):
-    """Tests that share a Ray come first, so that it is started once; those that start one of their own come after it."""
+    """Order the tests that share a Ray first, so that it starts once; tests that start their own Ray come later."""
     items.sort(key=lambda item: "ray_up" not in item.fixturenames)
 
 

@@ -1,7 +1,8 @@
 """The demo on a Ray cluster of two hosts that lose one twice, against the same run on one host.
 
-The hosts are real to everything above the kernel (tests/helpers/hosts.py): own networks, processes, names. `ray start` runs
-on each with token authentication, the run is sent by `mmcot submit`. It takes some ten minutes: `make test-cluster`.
+The hosts are real to everything above the kernel (tests/helpers/hosts.py): own networks, processes, names. `ray start`
+runs on each with token authentication, the run is sent by `mmcot submit`. It takes some ten minutes:
+`make test-cluster`.
 """
 
 from __future__ import annotations
@@ -177,7 +178,8 @@ def on_a_cluster(on_one_host, hosts, folder):
     wait_until(lambda: process.poll() is not None or (run / "scores.json").exists(), process, log)
     status = process.wait(300)
     print(
-        f"\nhosts lost: {times['stage one']:.0f} s until 20 new steps were done; in generation ({len(committed)} files committed before) "
+        f"\nhosts lost: {times['stage one']:.0f} s until 20 new steps were done; "
+        f"in generation ({len(committed)} files committed before) "
         f"the rest took {times['generation']:.0f} s"
     )
     assert status == 0, log.read_text()[-4000:]

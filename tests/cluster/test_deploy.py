@@ -1,7 +1,7 @@
-"""What stands in ray_cluster.yaml and deploy/ is valid, safe by default, and agrees with pyproject.toml.
+"""The contents of ray_cluster.yaml and deploy/ are valid, safe by default, and agree with pyproject.toml.
 
-Nothing is launched: the cluster launcher's files are held against the schema that the installed Ray ships, the manifests
-for Kubernetes against KubeRay's own resource definitions, the Dockerfile is read as text.
+Nothing is launched: the cluster launcher's files are verified with the schema that the installed Ray ships, the
+manifests for Kubernetes with KubeRay's own resource definitions, the Dockerfile is read as text.
 """
 
 import importlib.util
@@ -99,7 +99,8 @@ def test_head_has_no_gpu_and_gpu_workers_are_spot_and_end_when_idle(aws):
 
 def test_cluster_file_has_no_secret_looking_key(cluster):
     suspects = [key for key in keys_of(cluster) if SECRET_KEY.search(key)]
-    # The two allowed: where the token's *file* is copied to, and which *file* holds the ssh key; both outside the repository.
+    # Two are allowed: where the token's *file* is copied to, and which *file* holds the ssh key. Both files are outside
+    # the repository.
     assert [key for key in suspects if key not in ("~/.ray/auth_token", "ssh_private_key")] == []
     assert cluster["auth"].get("ssh_private_key", "~/").startswith("~/")
     assert cluster["file_mounts"]["~/.ray/auth_token"].startswith("~/")
@@ -156,7 +157,10 @@ def test_dockerfile_takes_no_secret_as_build_argument_or_environment(dockerfile)
 @pytest.mark.parametrize("path", DEPLOYMENT_FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_pinned_version_contradicts_pyproject(path):
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    requirements = [*project["dependencies"], *sum(project.get("optional-dependencies", {}).values(), [])]
+    requirements = [
+        *project["dependencies"],
+        *(line for extra in project.get("optional-dependencies", {}).values() for line in extra),
+    ]
     wanted = pins_of("\n".join(requirements))
     contradictions = {
         name: (sorted(versions), sorted(wanted[name]))
@@ -220,7 +224,8 @@ def resource_schemas() -> dict[str, dict]:
     folder = os.environ.get("MMCOT_KUBERAY_SCHEMAS_DIR")
     if not folder:
         pytest.skip(
-            "MMCOT_KUBERAY_SCHEMAS_DIR is not set: a folder with KubeRay 1.7.0's resource definitions, kuberay-1.7.0-ray.io_*.yaml"
+            "MMCOT_KUBERAY_SCHEMAS_DIR is not set: a folder with KubeRay 1.7.0's resource definitions, "
+            "kuberay-1.7.0-ray.io_*.yaml"
         )
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML's own takes half a minute for them
     schemas = {}
@@ -547,7 +552,8 @@ def test_the_team_servers_image_needs_neither_torch_nor_ray(tmp_path):
     wanted = set(re.findall(r"'([\w-]+)'", re.search(r"wanted = (\{.*?\})", dockerfile)[1]))
     assert wanted == {"mlflow", "typer", "psutil", "pydantic", "PyYAML"}
     block = (
-        "import sys\nfor name in ('torch', 'ray', 'deepspeed', 'transformers', 'webdataset', 'evaluate', 'safetensors', 'fsspec', 'PIL'):\n"
+        "import sys\nfor name in ('torch', 'ray', 'deepspeed', 'transformers', 'webdataset', 'evaluate', "
+        "'safetensors', 'fsspec', 'PIL'):\n"
         "    sys.modules[name] = None\nfrom launcher.cli.main import app\napp(sys.argv[1:])\n"
     )
     done = subprocess.run(

@@ -1,4 +1,7 @@
-"""What `mmcot submit` sends, and what it refuses before anything is sent. tests/cluster/test_cluster.py sends for real."""
+"""What `mmcot submit` sends, and what it refuses before anything is sent.
+
+tests/cluster/test_cluster.py submits to a cluster.
+"""
 
 from __future__ import annotations
 

@@ -91,7 +91,8 @@ def test_a_task_that_always_fails_is_set_aside_with_its_questions_and_the_rest_c
     broken = dataclasses.replace(job, shards_dir=str(shards))
     with pytest.raises(
         GenerationError,
-        match=r"1 of 2 tasks failed 3 times and were quarantined[\s\S]*task val/000000-000000.jsonl[\s\S]*cut off or altered",
+        match=r"1 of 2 tasks failed 3 times and were quarantined[\s\S]*"
+        r"task val/000000-000000.jsonl[\s\S]*cut off or altered",
     ):
         write_split_texts(broken, ["val", "test"], {"model": "a"})
     set_aside = read_json(f"{job.output_dir}/set_aside.json")

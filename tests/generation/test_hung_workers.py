@@ -150,7 +150,7 @@ def test_a_start_that_blocks_is_tried_again_and_given_up_where_it_always_does(ru
         if first_time(folder):
             threading.Event().wait()
 
-    set_aside, results, lines = run(worker_that(starts=blocks_once))
+    _set_aside, results, lines = run(worker_that(starts=blocks_once))
     assert results == ALL and len(lines) == 1
     with pytest.raises(
         WorkersError, match=r"failed 2 times in a row before their first task; the last:\n.*made no progress for 2 s"

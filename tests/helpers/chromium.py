@@ -1,4 +1,4 @@
-"""A headless Chromium for tests, driven over its DevTools socket with what is installed anyway (aiohttp comes with Ray).
+"""A headless Chromium for tests, controlled over its DevTools socket with aiohttp, which Ray installs.
 
 with Chromium() as browser:
     page = browser.open(path)
@@ -174,15 +174,20 @@ class Page:
     def choose(self, label: str, value: str, within: str = "body") -> None:
         """Choose a value in the select box under a label."""
         self.run(
-            f"{{ const label = [...document.querySelectorAll({json.dumps(within + ' label')})].find((l) => l.textContent === {json.dumps(label)});"
-            f" const box = document.getElementById(label.htmlFor); box.value = {json.dumps(value)}; box.dispatchEvent(new Event('change')); }}"
+            f"{{ const label = [...document.querySelectorAll({json.dumps(within + ' label')})]"
+            f".find((l) => l.textContent === {json.dumps(label)});"
+            f" const box = document.getElementById(label.htmlFor); box.value = {json.dumps(value)}; "
+            f"box.dispatchEvent(new Event('change')); }}"
         )
 
     def picture(self, path: Path, selector: str | None = None) -> None:
         """Save what is seen, or one element wholly, as PNG."""
         options: dict[str, Any] = {"format": "png"}
         if selector:
-            box = f"(() => {{ const b = document.querySelector({json.dumps(selector)}).getBoundingClientRect(); return [b.x + scrollX, b.y + scrollY, b.width, b.height]; }})()"
+            box = (
+                f"(() => {{ const b = document.querySelector({json.dumps(selector)}).getBoundingClientRect(); "
+                f"return [b.x + scrollX, b.y + scrollY, b.width, b.height]; }})()"
+            )
             x, y, width, height = self.run(box)
             options |= {
                 "captureBeyondViewport": True,

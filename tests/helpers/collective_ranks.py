@@ -1,8 +1,10 @@
-"""Two gloo ranks that exchange values, for tests: ``collective_ranks.py RANK FOLDER``; what happened is written as JSON.
+"""Two gloo ranks that exchange values, for tests: ``collective_ranks.py RANK FOLDER``; writes the outcomes as JSON.
 
-Rank 1 also plays a stranger: it sends what ``launcher.training.collectives`` never would, a pickle that runs code above all.
+Rank 1 also acts as an attacker: it sends what ``launcher.training.collectives`` never sends, above all a pickle that
+runs code.
 """
 
+import functools
 import json
 import os
 import pickle
@@ -78,10 +80,11 @@ def main():
     refuse_pickles()
     for name in ("gather", "broadcast"):
         values = [Malice(folder / f"from-torch-{name}")]
-        collective = dist.all_gather_object if name == "gather" else dist.broadcast_object_list
-        found[f"torch_{name}"] = outcome(
-            lambda: collective([None, None], values[0]) if name == "gather" else collective(values, src=1)
-        )
+        if name == "gather":
+            call = functools.partial(dist.all_gather_object, [None, None], values[0])
+        else:
+            call = functools.partial(dist.broadcast_object_list, values, src=1)
+        found[f"torch_{name}"] = outcome(call)
     (folder / f"found{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 

@@ -4,10 +4,13 @@ A block in a language that a reader would type runs as it stands; a block of out
 ``yaml``. Comments directly above a fence, which no reader sees, say what else there is to know:
 
     <!-- not run: GPU: the preset trains in bf16 -->           excused: a kind of EXCUSES and why
-    <!-- file: lr.yaml -->                                      the block is the content of a file that a later one reads
+    <!-- file: lr.yaml -->                                      the block is the content of a file that a later one
+                                                                reads
     <!-- before: pictures a1.png -->                            a preparation of docs_samples.py with its arguments
-    <!-- smaller: mmcot run: tiny --set run.seed=1 -->          commands that begin so get these arguments too; a name of SIZES stands for its own
-    <!-- until: mmcot mlflow up: http://127.0.0.1:5000 -->      Ctrl-C for a command that serves, once the address answers
+    <!-- smaller: mmcot run: tiny --set run.seed=1 -->          commands that start so get these arguments too; a name
+                                                                of SIZES is replaced by its arguments
+    <!-- until: mmcot mlflow up: http://127.0.0.1:5000 -->      Ctrl-C for a command that serves, once the address
+                                                                answers
 """
 
 from __future__ import annotations
@@ -95,7 +98,7 @@ def read_blocks(page: str, text: str) -> list[Block]:
     """The blocks of a page, in order.
 
     Raises:
-        PageError: a fence is not closed, its language is not known, or a comment above it is none of those that may stand there.
+        PageError: a fence is not closed, its language is not known, or a comment above it is not an allowed one.
     """
     blocks: list[Block] = []
     lines, number, notes = text.splitlines(), 0, []
@@ -105,7 +108,8 @@ def read_blocks(page: str, text: str) -> list[Block]:
             directive = _DIRECTIVE.match(comment[1]) if comment else None
             if notes and directive is None:
                 raise PageError(
-                    f"{page}:{number}: the comment {notes[-1]} stands above no fence; put it directly above the block it is about"
+                    f"{page}:{number}: the comment {notes[-1]} stands above no fence; "
+                    "put it directly above the block it is about"
                 )
             notes += [directive.groups()] if directive else []
             number += 1
@@ -120,7 +124,8 @@ def read_blocks(page: str, text: str) -> list[Block]:
         number, notes = end + 1, []
     if notes:
         raise PageError(
-            f"{page}:{number}: the comment {notes[-1]} stands above no fence; put it directly above the block it is about"
+            f"{page}:{number}: the comment {notes[-1]} stands above no fence; "
+            "put it directly above the block it is about"
         )
     return blocks
 
@@ -128,14 +133,16 @@ def read_blocks(page: str, text: str) -> list[Block]:
 def _checked(block: Block) -> Block:
     if block.language not in TYPED + SHOWN:
         raise PageError(
-            f"{block.where}: a block in {block.language or 'no language'}; mark what a reader types as one of {', '.join(TYPED)} and "
+            f"{block.where}: a block in {block.language or 'no language'}; "
+            f"mark what a reader types as one of {', '.join(TYPED)} and "
             f"what is only shown as one of {', '.join(SHOWN)}"
         )
     for told in block.told("not run"):
         kind, _, why = told.partition(":")
         if kind not in EXCUSES or not why.strip():
             raise PageError(
-                f"{block.where}: 'not run: {told}'; give one of {', '.join(EXCUSES)}, a colon and why this block needs it"
+                f"{block.where}: 'not run: {told}'; give one of {', '.join(EXCUSES)}, "
+                "a colon and why this block needs it"
             )
     if block.language in SHOWN and any(kind != "file" for kind, _ in block.notes):
         raise PageError(f"{block.where}: a block of {block.language} is not run, so only 'file:' may stand above it")
@@ -165,7 +172,8 @@ def script_of(block: Block) -> str:
             found = [number for number, line in enumerate(lines) if re.match(rf"\s*{re.escape(begins)}(\s|$)", line)]
             if not begins or not more or not found:
                 raise PageError(
-                    f"{block.where}: '{kind}: {told}'; expected the beginning of a command of this block, a colon and what is added"
+                    f"{block.where}: '{kind}: {told}'; expected the beginning of a command of this block, "
+                    "a colon and what is added"
                 )
             more = " ".join(SIZES.get(word, word) for word in more.split(" "))
             for number in set(found) - done:
@@ -190,7 +198,7 @@ def _commands(block: Block) -> list[str]:
 
 
 def _insert(line: str, begins: str, more: str) -> str:
-    """Arguments go right behind the beginning, so that neither a comment nor the next line of the command is in their way."""
+    """Insert arguments directly after the beginning, before any comment and the command's next line."""
     start = line.index(begins) + len(begins)
     return f"{line[:start]} {more}{line[start:]}"
 

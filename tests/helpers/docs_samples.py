@@ -49,7 +49,7 @@ def tars(folder: Path, arguments: Sequence[str]) -> Iterator[dict[str, str]]:
 
 @contextlib.contextmanager
 def s3(folder: Path, uploads: Sequence[str]) -> Iterator[dict[str, str]]:
-    """An S3 server of this machine with ``bucket``; each upload, FOLDER=NAME, is a folder that lies there under a name."""
+    """Start an S3 server with ``bucket``; each upload, FOLDER=NAME, is a folder stored in it under a name."""
     import s3fs
     from moto.server import ThreadedMotoServer
 

@@ -1,10 +1,11 @@
-"""Ranks of a training, forked from a process that has torch and DeepSpeed imported: a start takes a tenth of torchrun's.
+"""Ranks of a training, forked from a process with torch and DeepSpeed imported: a start takes a tenth of torchrun's.
 
     with ForkedRanks() as ranks:
         result = ranks.run([Path("job.json")], world_size=2)     # result.returncode, result.stderr
 
-Like torchrun it ends all ranks when one of them fails, and returns 1. What torchrun itself does with signals is tested with
-torchrun. Run as a script this file is the process that forks: it reads a request a line and answers with a status a line.
+Like torchrun it ends all ranks when one of them fails, and returns 1. What torchrun itself does with signals is tested
+with torchrun. Run as a script this file is the process that forks: it reads a request a line and answers with a status
+a line.
 """
 
 from __future__ import annotations

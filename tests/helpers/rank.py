@@ -1,7 +1,7 @@
 """Ranks under torchrun, for tests: ``rank.py [--die RANK STEP] JOB.json [JOB.json ...]``.
 
-Rank ``RANK`` kills itself with -9 when step ``STEP`` is reported (a negative one: sends its process group SIGTERM). Several jobs run one after the other in
-the same processes; an error that is expected is written beside its job.
+Rank ``RANK`` kills itself with -9 when step ``STEP`` is reported (a negative one: sends its process group SIGTERM).
+Several jobs run one after the other in the same processes; an error that is expected is written next to its job.
 """
 
 import os

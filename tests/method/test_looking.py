@@ -40,8 +40,9 @@ def make_batch():
 @pytest.mark.parametrize("mask_absent_patches", [False, True])
 def test_the_measured_states_are_those_of_the_model(mask_absent_patches):
     model, (ids, mask, features, patches) = make_model(mask_absent_patches=mask_absent_patches), make_batch()
-    # In float64 the two ways of computing differ by 5e-14. In float32 it is up to 4e-5, by the instructions that a processor has: 2.8e-5 with
-    # AVX2 alone, 9e-6 with AVX-512, for values up to 26 and inputs of the sigmoid up to 49.
+    # In float64 the two ways of computing differ by 5e-14. In float32 they differ by up to 4e-5, which depends on the
+    # processor's instructions: 2.8e-5 with AVX2 alone, 9e-6 with AVX-512, for values up to 26 and inputs of the sigmoid
+    # up to 49.
     model, features = model.double(), features.double()
     look = look_at(model, ids, mask, features, patches)
     fused = model.encoder(

@@ -144,7 +144,9 @@ def test_import_reports_what_it_wrote(tmp_path):
 
 def test_first_release_layout_and_pickle_file_read_the_same(tmp_path, imported):
     def first_release(weights):
-        bare = lambda name: name.removeprefix("encoder.") if name.split(".")[1] in FUSION_PARTS else name
+        def bare(name):
+            return name.removeprefix("encoder.") if name.split(".")[1] in FUSION_PARTS else name
+
         return {bare(name): tensor for name, tensor in weights.items()}
 
     source = copy_golden(tmp_path / "old", change_weights=first_release, file_name="pytorch_model.bin")
@@ -155,7 +157,7 @@ def test_first_release_layout_and_pickle_file_read_the_same(tmp_path, imported):
 
 
 def test_untied_checkpoint_keeps_its_output_layer_apart(tmp_path):
-    model, weights = random_model("untied", tmp_path)
+    _model, weights = random_model("untied", tmp_path)
     report = import_checkpoint(tmp_path, tmp_path / "out")
     opened = T5ForMultimodalGeneration.from_pretrained(tmp_path / "out")
     assert not report.tied

@@ -111,7 +111,7 @@ def assert_resumed_from_its_checkpoint(run, place):
 
 @pytest.fixture(scope="module")
 def questions(unpacked):
-    """The rows of the test questions, as a person would write them, in the order of the old predictions; pictures by their place in the folder."""
+    """The test questions as rows of an own data set, in the order of the old predictions; pictures by their paths."""
     (source,) = unpacked.glob("data/mini_sqa-source-*")
     pictures = source.relative_to(unpacked) / "images" / "test"
     problems, rows = read_json(source / "problems.json"), []

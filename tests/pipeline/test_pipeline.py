@@ -161,7 +161,9 @@ def test_the_last_lines_are_the_table_the_run_and_how_to_open_mlflow(finished):
 
 def test_every_question_has_one_rationale_and_one_prediction(folder, finished):
     run = folder / "runs" / "demo"
-    rationales = [json.loads(line)["qid"] for path in run.glob("rationales/*/*.jsonl") for line in open(path)]
+    rationales = [
+        json.loads(line)["qid"] for path in run.glob("rationales/*/*.jsonl") for line in path.read_text().splitlines()
+    ]
     assert len(rationales) == len(set(rationales)) == 96
     assert len((run / "predictions" / "test.jsonl").read_text().splitlines()) == 16
     scores = read_json(run / "scores.json")

@@ -102,12 +102,14 @@ def test_the_xl_preset_fits_cards_of_24_gb_by_the_arithmetic_that_its_comments_t
         world_size,
     ) == (3, True, True, 8)
     assert training.global_batch_size // training.micro_batch_size == 2 * world_size  # no rank computes a dummy block
-    # bf16 weights and gradients, fp32 weights, two moments; ZeRO-2 would keep the first whole, a checkpoint holds the last three
+    # bf16 weights and gradients, fp32 weights, two moments. ZeRO-2 would keep the first whole, a checkpoint contains
+    # the last three.
     weights, gradients, optimizer = 2 * XL_PARAMETERS, 2 * XL_PARAMETERS, 12 * XL_PARAMETERS
     states = (weights + gradients + optimizer) / world_size
     assert states / 1e9 == pytest.approx(5.8, abs=0.05) and optimizer / 1e9 == pytest.approx(34.5, abs=0.05)
     assert (weights + (gradients + optimizer) / world_size) / 1e9 == pytest.approx(10.8, abs=0.05)
-    # the encoder's and the decoder's layers keep their input, of bf16 states; logits are there in bf16, in fp32 and as a gradient
+    # The encoder's and the decoder's layers keep their input, of bf16 states. Logits exist in bf16, in fp32 and as a
+    # gradient.
     tokens = training.micro_batch_size * settings.rationale.max_source_tokens  # the target may be as long
     kept = 2 * shape.num_layers * tokens * shape.d_model * 2
     logits = tokens * shape.vocab_size * (2 + 4 + 4)

@@ -21,12 +21,15 @@ RATIONALE = (
     "--output_len 512 --final_eval --prompt_format QCM-E"
 )
 ANSWER = (
-    "--model allenai/unifiedqa-t5-base --user_msg answer --img_type detr --bs 8 --eval_bs 4 --eval_acc 10 --output_len 64 --final_eval "
-    "--prompt_format QCMG-A --eval_le experiments/r/predictions_ans_eval.json --test_le experiments/r/predictions_ans_test.json"
+    "--model allenai/unifiedqa-t5-base --user_msg answer --img_type detr --bs 8 --eval_bs 4 --eval_acc 10 "
+    "--output_len 64 --final_eval --prompt_format QCMG-A "
+    "--eval_le experiments/r/predictions_ans_eval.json --test_le experiments/r/predictions_ans_test.json"
 )
 CAPTIONED = (
-    "--data_root data/ScienceQA/data --caption_file data/instruct_captions.json --model declare-lab/flan-alpaca-base --user_msg rationale "
-    "--img_type resnet --bs 16 --eval_bs 32 --epoch 1 --lr 5e-5 --output_len 512 --use_caption --use_generate --prompt_format QCM-E --output_dir experiments"
+    "--data_root data/ScienceQA/data --caption_file data/instruct_captions.json "
+    "--model declare-lab/flan-alpaca-base --user_msg rationale "
+    "--img_type resnet --bs 16 --eval_bs 32 --epoch 1 --lr 5e-5 --output_len 512 --use_caption --use_generate "
+    "--prompt_format QCM-E --output_dir experiments"
 )
 
 
@@ -167,7 +170,7 @@ def written(workplace, tiny_data, ray_up, tmp_path_factory):
 
 @pytest.mark.ray
 def test_both_stages_write_the_files_of_the_published_system_where_it_writes_them(written):
-    folder, first, second, _, before, _ = written
+    folder, first, second, _, _before, _ = written
     assert str(first) == "experiments/rationale_t5_detr_QCM-E_lr0.001_bs16_op24_ep1"
     rationales, answers = (read_json(folder / path / "predictions_ans_test.json") for path in (first, second))
     assert [set(content) for content in (rationales, answers)] == [{"num_fail", "scores", "preds", "labels"}] * 2

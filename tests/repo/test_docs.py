@@ -1,7 +1,7 @@
 """Every block of the pages that a reader would type runs, or says why it cannot.
 
-``make test`` reads them; ``make test-docs`` runs them, each page in a folder of its own, as a reader would who follows it from
-the top. With MMCOT_DOCS_FOLDER that folder is kept and used again, so that what stands there is not made anew.
+``make test`` reads them; ``make test-docs`` runs them, each page in its own folder, as a reader would who follows it
+from the top. With MMCOT_DOCS_FOLDER that folder is kept and used again, so that existing files are not made again.
 """
 
 from __future__ import annotations
@@ -189,7 +189,8 @@ def test_every_block_runs(tmp_path):
     number, excused = count(pages)
     reasons = "; ".join(f"{EXCUSES[kind]}: {times}" for kind, times in excused.items())
     print(
-        f"\n{number} blocks run (at least {AT_LEAST}), {len(failures)} of them failed; {sum(excused.values())} excused: {reasons}"
+        f"\n{number} blocks run (at least {AT_LEAST}), {len(failures)} of them failed; "
+        f"{sum(excused.values())} excused: {reasons}"
     )
     assert not failures, "\n\n".join(failures)
 

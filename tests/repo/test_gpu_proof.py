@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_proof.py"
-WITHOUT = "import runpy, sys; sys.modules.update(ray=None, mlflow=None); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+WITHOUT = (
+    "import runpy, sys; sys.modules.update(ray=None, mlflow=None); sys.argv = sys.argv[1:]; "
+    "runpy.run_path(sys.argv[0], run_name='__main__')"
+)
 
 
 def test_every_part_runs_on_the_cpu_without_ray_and_mlflow_and_writes_its_json(tmp_path):

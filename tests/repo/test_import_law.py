@@ -1,4 +1,7 @@
-"""Which room may import which, and where heavy libraries may be imported: read from the source, then measured in fresh processes."""
+"""Which room may import which, and where heavy libraries may be imported.
+
+Read from the source, then measured in fresh processes.
+"""
 
 from __future__ import annotations
 
@@ -176,7 +179,10 @@ def test_no_circle_of_modules():
 
 def loaded_by(modules: list[str]) -> set[str]:
     """The heavy libraries that a fresh process has after importing some modules."""
-    code = f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\nprint(*(n for n in {(*HEAVY, 'typer')!r} if n in sys.modules))"
+    code = (
+        f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"
+        f"print(*(n for n in {(*HEAVY, 'typer')!r} if n in sys.modules))"
+    )
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return set(result.stdout.split())
 

@@ -1,4 +1,4 @@
-"""What stands in data, settings and the environment cannot lead out of a folder, run as code, or be shown where it must not."""
+"""Values in data, settings and the environment cannot lead out of a folder, run as code, or be shown to others."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def tar_of(path, *members, mode="w"):
 
 
 def everything_below(folder):
-    return {path for path in folder.rglob("*")}
+    return set(folder.rglob("*"))
 
 
 @pytest.mark.parametrize("name", ["../../escaped.json", "/tmp/escaped.json", "a/../../escaped.json"])

@@ -19,7 +19,10 @@ from launcher.report.render import render, write_report
 from launcher.runs.journal import Journal
 from launcher.runs.run_dir import RunError
 
-HOSTILE = "<script>alert(1)</script><!-- </script><img src=x onerror=alert(2)> \u202eright to left \U0001f600 \x00\x07 {{DATA}} \u2028 "
+HOSTILE = (
+    "<script>alert(1)</script><!-- </script><img src=x onerror=alert(2)> \u202eright to left \U0001f600 \x00\x07 "
+    "{{DATA}} \u2028 "
+)
 NUM_TEST = 16
 
 
@@ -192,8 +195,14 @@ def lowest_contrast(page):
     """The lowest contrast (WCAG 2) of any text against the colours behind it."""
     return page.run("""(() => {
         const canvas = document.createElement('canvas').getContext('2d', { willReadFrequently: true });
-        const paint = (colors) => { canvas.clearRect(0, 0, 1, 1); for (const c of colors) { canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1); } return [...canvas.getImageData(0, 0, 1, 1).data]; };
-        const light = (rgb) => rgb.slice(0, 3).map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)).reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
+        const paint = (colors) => {
+            canvas.clearRect(0, 0, 1, 1);
+            for (const c of colors) { canvas.fillStyle = c; canvas.fillRect(0, 0, 1, 1); }
+            return [...canvas.getImageData(0, 0, 1, 1).data];
+        };
+        const light = (rgb) => rgb.slice(0, 3).map((v) => v / 255)
+            .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+            .reduce((s, v, i) => s + v * [0.2126, 0.7152, 0.0722][i], 0);
         let lowest = 99;
         for (const element of document.querySelectorAll('main *, header *, nav *, footer *')) {
             const text = [...element.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
@@ -201,7 +210,10 @@ def lowest_contrast(page):
             const behind = [];
             for (let e = element; e; e = e.parentElement) behind.unshift(getComputedStyle(e).backgroundColor);
             const style = getComputedStyle(element);
-            const [a, b] = [light(paint([...behind, element instanceof SVGElement ? style.fill : style.color])), light(paint(behind))];
+            const [a, b] = [
+                light(paint([...behind, element instanceof SVGElement ? style.fill : style.color])),
+                light(paint(behind)),
+            ];
             lowest = Math.min(lowest, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
         }
         return lowest;

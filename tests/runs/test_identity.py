@@ -342,7 +342,7 @@ def test_an_older_store_is_not_taken_up_by_an_empty_folder_and_this_is_said(make
 
 def test_an_older_store_is_taken_up_by_the_folder_that_wrote_it(make_run):
     run = make_run("a")
-    url, local = older_store(run, 2, b"two")
+    _url, local = older_store(run, 2, b"two")
     shutil.copytree(local, run.checkpoints / "step-000002")
     commit_bytes(run.checkpoints / "LATEST", b"step-000002\n")
     older_store(run, 4, b"four")

@@ -41,7 +41,8 @@ def test_a_run_that_is_running_is_refused_with_its_owner(run_dir):
 def test_a_lock_of_a_dead_process_is_taken_over_at_once(run_dir):
     run_dir.path.mkdir()
     code = (
-        "import os, sys; from pathlib import Path; from launcher.runs.ownership import owned; from launcher.runs.run_dir import RunDir\n"
+        "import os, sys; from pathlib import Path; from launcher.runs.ownership import owned; "
+        "from launcher.runs.run_dir import RunDir\n"
         "with owned(RunDir(Path(sys.argv[1]))): os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", code, str(run_dir.path)], check=False)
@@ -52,7 +53,10 @@ def test_a_lock_of_a_dead_process_is_taken_over_at_once(run_dir):
 
 def test_a_lock_of_a_dead_process_that_nobody_has_waited_for_is_taken_over_too(run_dir):
     run_dir.path.mkdir()
-    code = "import os, sys; from pathlib import Path; from launcher.runs.ownership import owned; from launcher.runs.run_dir import RunDir\nwith owned(RunDir(Path(sys.argv[1]))): os._exit(9)"
+    code = (
+        "import os, sys; from pathlib import Path; from launcher.runs.ownership import owned; "
+        "from launcher.runs.run_dir import RunDir\nwith owned(RunDir(Path(sys.argv[1]))): os._exit(9)"
+    )
     process = subprocess.Popen([sys.executable, "-c", code, str(run_dir.path)])
     while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
         time.sleep(0.01)

@@ -78,7 +78,7 @@ class Terminal:
         """The exit status; every process that was there when ``wait_for`` returned must be gone soon after."""
         status = self.process.wait(timeout)
         self.reader.join(2)
-        gone, alive = psutil.wait_procs(self.started, timeout=20)
+        _gone, alive = psutil.wait_procs(self.started, timeout=20)
         assert alive == []
         return status
 

@@ -93,7 +93,7 @@ def test_a_dataset_saved_to_disk_brings_its_pictures(tmp_path):
 
 
 def build(tmp_path, rows, *settings):
-    rows = rows + [{**ROW, "qid": "v", "split": "val"}, {**ROW, "qid": "t", "split": "test"}]
+    rows = [*rows, {**ROW, "qid": "v", "split": "val"}, {**ROW, "qid": "t", "split": "test"}]
     path = write_jsonl(tmp_path / "q.jsonl", rows)
     return prepare_data(
         load_settings(
@@ -222,8 +222,8 @@ def test_check_finds_repeated_questions_and_leaks_between_splits(tmp_path):
     assert "within train: 1 questions of the same text, no picture, such as twin, again" in lines
     assert "LEAK between test and train: 1 questions of the same text, no picture, such as twin, again, leak" in lines
     assert (
-        "LEAK between train and val: 1 questions of the same text, pictures may differ, such as pictured-train, pictured-val"
-        in lines
+        "LEAK between train and val: 1 questions of the same text, pictures may differ, such as pictured-train, "
+        "pictured-val" in lines
     )
 
 

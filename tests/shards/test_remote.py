@@ -128,7 +128,7 @@ def test_the_cache_stays_within_its_bound_and_lets_the_longest_unused_go(s3, tmp
 
 
 def test_many_threads_share_a_cache_that_holds_few_shards(web, tmp_path):
-    url, folder = web
+    url, _folder = web
     shards = manifest_shards(
         read_manifest(mirror.mirror_folder(url, tmp_path, features="patch") / "features" / "patch")
     )
@@ -197,10 +197,9 @@ def test_ranges_bring_little_more_than_is_needed_at_any_world_size(s3, tmp_path,
     qids = []
     for rank in range(world_size):
         reader = open_remote(s3, tmp_path, "ranges")
-        (
-            list(reader._text.columns(shard) for shard in range(3)),
-            list(reader._features.columns(shard) for shard in range(3)),
-        )
+        for columns_of in (reader._text.columns, reader._features.columns):
+            for shard in range(3):
+                columns_of(shard)
         before = reader.bytes_read  # indexes are small beside shards of a usual size
         steps = list(walk_steps(plan, _Counting(reader), rank=rank, world_size=world_size, steps=range(8)))
         qids += [qid for step in steps for _, block in step.blocks for qid, *_ in block]

@@ -133,7 +133,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def plain(root):
-    """A server of a folder with a run and a tuning of two trials; yields (the server, run ids of demo, of the trials)."""
+    """A server of a folder with a run and a tuning of two trials; yields (server, run ids of demo, of the trials)."""
     with pytest.MonkeyPatch.context() as patch:
         ids = track(root / "plain" / "runs" / "demo", patch)[1:]
         trials = write_tuning(root / "plain" / "runs" / "tuned")
@@ -177,7 +177,7 @@ def write_tuning(folder: Path) -> list[str]:
 
 
 def look(browser, server: Running, line: str, *awaited: str, picture: Path):
-    """Open the address at a line's end, as this server has it; returns what the page shows once all awaited texts are there."""
+    """Open the address at a line's end on this server; returns the page's text once it contains all awaited texts."""
     page = browser.open(
         re.search(r"http://\S+", line)[0].replace("http://127.0.0.1:5000", server.url), width=1900, height=1000
     )

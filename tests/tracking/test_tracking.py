@@ -186,7 +186,8 @@ def test_what_mlflow_refuses_does_not_hold_up_what_follows_and_is_told(place):
 def test_a_kill_while_the_store_is_made_leaves_none_or_a_whole_one(tmp_path):
     path = tmp_path / "mlflow.db"
     code = (
-        "import os, sys, threading; from alembic import command; from launcher.tracking.mlflow_store import create_store\n"
+        "import os, sys, threading; from alembic import command; "
+        "from launcher.tracking.mlflow_store import create_store\n"
         "upgrade = command.upgrade\n"
         "command.upgrade = lambda *a: (threading.Timer(0.3, lambda: os._exit(9)).start(), upgrade(*a))\n"
         "create_store(sys.argv[1])"
@@ -274,7 +275,10 @@ def test_the_ids_of_an_earlier_version_are_gone_on_with(place):
 
 
 def make_old(run_dir):
-    """Write what the version before this one wrote: no experiment, settings on the parent alone, points followed by the child alone."""
+    """Write what the version before this one wrote.
+
+    No experiment, settings on the parent alone, points followed by the child alone.
+    """
     lines = [
         line
         for line in map(json.loads, run_dir.tracking.read_text().splitlines())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import time
@@ -91,7 +92,7 @@ def test_every_schedule_warms_up_and_never_rises_after(schedule, half_way):
     settings = training(f"schedule={schedule}", "learning_rate=1.0", "warmup_steps=10", "final_lr_fraction=0.1")
     rates = [learning_rate(step, training=settings, total_steps=110) for step in range(111)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert rates[60] == pytest.approx(half_way) and rates[110] == pytest.approx(1.0 if schedule == "constant" else 0.1)
 
 

@@ -77,7 +77,7 @@ def weights_of(job):
 
 
 def points_of(job):
-    return [point for point in JournalReader(RunDir(Path(job.run_dir)).journal("rationale")).read()]
+    return list(JournalReader(RunDir(Path(job.run_dir)).journal("rationale")).read())
 
 
 def losses(job):
@@ -246,7 +246,8 @@ def test_a_step_that_is_not_finite_stops_every_stage_and_precision_and_names_its
         for rank in (0, 1):
             message = (Path(job.run_dir) / f"job.error{rank}").read_text()
             match = re.match(
-                r"step (\d): the loss is (nan|inf); nothing of this step was kept, the last checkpoint is that of step (\d)",
+                r"step (\d): the loss is (nan|inf); nothing of this step was kept, "
+                r"the last checkpoint is that of step (\d)",
                 message,
             )
             assert match and int(match[3]) == int(match[1]) // 2 * 2, (engine, message)

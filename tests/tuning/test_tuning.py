@@ -170,7 +170,7 @@ def tuning_place(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run_fake_trial(tuning_place, monkeypatch):
-    """Run a trial whose pipeline writes losses and scores and trains nothing, and whose Tune listens; returns what Tune was told."""
+    """Run a trial with a pipeline that only writes losses and scores; returns what was reported to Tune."""
     import os
 
     from ray import tune

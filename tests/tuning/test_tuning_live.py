@@ -82,14 +82,14 @@ def killed(tmp_path_factory):
 
 
 def test_a_trial_that_fails_is_recorded_with_its_reason_and_stops_no_other(killed):
-    folder, _, trials = killed
+    _folder, _, trials = killed
     by_rate = {trial["values"]["training.learning_rate"]: trial for trial in trials.values()}
     assert (by_rate[1e-3]["state"], by_rate[1e-3]["step"]) == ("finished", 80)
     assert by_rate[1e30]["state"] == "failed" and "the loss is nan" in by_rate[1e30]["error"]
 
 
 def test_after_a_kill_of_the_driver_the_same_command_goes_on_from_the_trials_checkpoints(killed):
-    folder, interrupted, trials = killed
+    _folder, interrupted, trials = killed
     assert interrupted.name in trials
     points = JournalReader(RunDir(interrupted).journal("rationale")).read()
     steps = [point["step"] for point in points if "loss" in point["metrics"]]
