@@ -19,7 +19,7 @@ from data_shards.remote_files import local_copy
 
 
 def check_shards(shards_dir: str | Path) -> Iterator[tuple[str, int]]:
-    """Hold every shard against its manifest and index, and read it to its end; yield (shard path, samples) as they pass.
+    """Verify every shard against its manifest and index; yield (shard path, samples) of each valid one.
 
     Raises:
         ShardError: a file is missing, altered, no whole tar, or its keys are not those of the text.
@@ -50,7 +50,8 @@ def _check_shard(folder: Path, shard: Shard, extension: str, qids: list[str]) ->
         raise ShardError(f"{tar} is missing; fetch it, or build the shards again") from None
     if not table.equals(open_index(folder, shard)):
         raise ShardError(
-            f"{shard.index(folder)} does not list the {len(table):,} members of {tar}; one of them was altered: make the index again "
+            f"{shard.index(folder)} does not list the {len(table):,} members of {tar}; one of them was altered: make "
+            "the index again "
             "with `mmcot data shard` or `mmcot data index`"
         )
     found = shard_qids(folder, shard, extension)

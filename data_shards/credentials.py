@@ -12,7 +12,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-# A user stands before @ in an address; behind the first slash @ names a revision (hf://datasets/a/b@main), unless a password holds the slash (digits and a slash are a port).
+# In an address the user comes before @. After the first slash, @ names a revision (hf://datasets/a/b@main), unless a
+# password contains the slash. Digits and a slash are a port.
 _USER = re.compile(r"://(?:[^/@\s]+|[^/@\s]*:(?!\d+/)[^@\s]*)@")
 _QUERY = re.compile(
     r"([?&;#][\w.%-]*(?:token|key|secret|passw|pwd|signature|\bsig\b|credential|auth)[\w.%-]*=)[^&;#\s'\"]+",
@@ -32,7 +33,10 @@ def hide_credentials(text: str) -> str:
 
 
 def find_credentials(value: Any, name: str) -> str | None:
-    """The dotted name of the first secret in a tree of plain values: an address with one, or a text under a key that names one."""
+    """Return the dotted name of the first secret in a tree of plain values, or None.
+
+    A secret is an address with credentials, or a text whose key names a secret.
+    """
     if isinstance(value, str):
         return name if holds_credentials(value) else None
     if isinstance(value, list):

@@ -137,7 +137,8 @@ def _listed_files(output_dir: Path) -> dict[str, dict[str, Any]]:
         raise ShardError(f"{output_dir} is not complete; run `mmcot rationales` to its end first")
     if strange := [name for name in manifest["files"] if not _FILE_NAME.fullmatch(name)]:
         raise ShardError(
-            f"{path} names a file {strange[0]!r}, expected such as train/000012-000256.jsonl; delete {output_dir} and run again"
+            f"{path} names a file {strange[0]!r}, expected such as train/000012-000256.jsonl; delete {output_dir} "
+            "and run again"
         )
     return manifest["files"]
 
@@ -184,7 +185,8 @@ class RationaleReader:
             for qid, text in self._read_file(name):
                 if qid in rationales:
                     raise ShardError(
-                        f"{self.output_dir / name}: question {qid} has a second rationale; delete {self.output_dir} and run again"
+                        f"{self.output_dir / name}: question {qid} has a second rationale; delete {self.output_dir} "
+                        "and run again"
                     )
                 rationales[qid] = text
         return rationales

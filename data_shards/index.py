@@ -75,13 +75,15 @@ def _row(member: TarMember, tar: str | Path) -> tuple[str, str, int, int, int]:
     if member.kind != FILE or extension.lower() not in ALLOWED_EXTENSIONS:
         raise ShardError(
             f"{tar}: member {member.name!r} is not of an allowed kind ({member.kind}); "
-            f"expected plain files ending in {', '.join('.' + e for e in ALLOWED_EXTENSIONS)}: write the shard again without it"
+            f"expected plain files ending in {', '.join('.' + e for e in ALLOWED_EXTENSIONS)}: write the shard again "
+            "without it"
         )
     if any(
         "\ud800" <= letter <= "\udfff" for letter in qid
     ):  # bytes that are no UTF-8 come as lone surrogates, which no index can hold
         raise ShardError(
-            f"{tar}: the name of member {member.name!r} is no UTF-8; expected letters, digits, '_' and '-' up to the first dot"
+            f"{tar}: the name of member {member.name!r} is no UTF-8; expected letters, digits, '_' and '-' up to the "
+            "first dot"
         )
     return qid, extension.lower(), member.offset, member.size, member.crc32
 
@@ -138,7 +140,8 @@ def check_member(data: bytes, *, size: int, crc32: int, name: tuple[str | Path, 
     """
     if len(data) != size or zlib.crc32(data) != crc32:
         raise ShardError(
-            f"{name[0]}, question {name[1]}: the bytes are not those that were indexed (size {len(data)} of {size}, crc32 {zlib.crc32(data):08x} "
+            f"{name[0]}, question {name[1]}: the bytes are not those that were indexed (size {len(data)} of {size}, "
+            f"crc32 {zlib.crc32(data):08x} "
             f"instead of {crc32:08x}); the shard was cut off or altered: write or fetch it again"
         )
 

@@ -76,7 +76,8 @@ def index_tars(
     repeated = [qid for qid, number in Counter(problem.qid for problem in everything).items() if number > 1]
     if repeated:
         raise ShardError(
-            f"{len(repeated):,} question ids come more than once in the tars, such as {repeated[0]!r}; every question has an id of its own, "
+            f"{len(repeated):,} question ids come more than once in the tars, such as {repeated[0]!r}; every "
+            "question has an id of its own, "
             "its member's name before the first dot without the folders before it: rename the members"
         )
     manifest = write_manifest(

@@ -90,7 +90,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / "manifest.json"
     if not path.exists():
         raise ShardError(
-            f"{path} does not exist: the folder was not built to its end; run `mmcot data shard` or `mmcot data index` again"
+            f"{path} does not exist: the folder was not built to its end; run `mmcot data shard` or `mmcot data "
+            "index` again"
         )
     manifest = read_json(path)
     if manifest.get("schema_version") != SCHEMA_VERSION:
@@ -106,7 +107,8 @@ def manifest_shards(manifest: dict[str, Any], split: str | None = None) -> list[
     for shard in manifest["shards"]:
         if not _NAME.fullmatch(shard["name"]) or shard["split"] not in SPLITS:  # both become file names
             raise ShardError(
-                f"a manifest names a shard {shard['name']!r} of split {shard['split']!r}, expected such as train-000012 of {', '.join(SPLITS)}; "
+                f"a manifest names a shard {shard['name']!r} of split {shard['split']!r}, expected such as "
+                f"train-000012 of {', '.join(SPLITS)}; "
                 "build the shards again"
             )
     return [Shard(**shard) for shard in manifest["shards"] if split in (None, shard["split"])]

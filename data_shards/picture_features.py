@@ -92,7 +92,8 @@ def features_of_pictures(
         if arrays.shape != (len(images), *shape) or arrays.dtype != np.float16:
             first = waiting[0][0].qid
             raise ValueError(
-                f"features of {len(images)} pictures from question {first} on: {arrays.dtype}{arrays.shape}, expected float16{(len(images), *shape)}"
+                f"features of {len(images)} pictures from question {first} on: {arrays.dtype}{arrays.shape}, "
+                f"expected float16{(len(images), *shape)}"
             )
         at = 0
         for _, number in waiting:
@@ -144,7 +145,8 @@ def ready_made_features(
     if outside:
         qid, row = next(iter(outside.items()))
         raise FeatureError(
-            f"{name} has {len(array):,} rows, name_map.json asks for {len(outside):,} beyond them (question {qid}: row {row}); "
+            f"{name} has {len(array):,} rows, name_map.json asks for {len(outside):,} beyond them (question {qid}: "
+            f"row {row}); "
             "take both files from the same download"
         )
     pooled = all(_is_pooled(array[row]) for row in list(rows.values())[:16]) and array.shape[1] > 1 and bool(rows)
@@ -157,14 +159,16 @@ def ready_made_features(
         if pooled:
             if not _is_pooled(values):
                 raise FeatureError(
-                    f"{name}, row {rows[problem.qid]} (question {problem.qid}): patches differ, in other rows they repeat"
+                    f"{name}, row {rows[problem.qid]} (question {problem.qid}): patches differ, in other rows they "
+                    "repeat"
                 )
             values = values[:1]
         with np.errstate(over="ignore"):
             half = values.astype(np.float16)
         if not np.isfinite(half).all():
             raise FeatureError(
-                f"{name}, row {rows[problem.qid]} (question {problem.qid}) holds NaN, infinity or values beyond float16; make it again"
+                f"{name}, row {rows[problem.qid]} (question {problem.qid}) holds NaN, infinity or values beyond "
+                "float16; make it again"
             )
         counts["num_with_features"] += 1
         return half

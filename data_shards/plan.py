@@ -125,7 +125,7 @@ class Plan:
         return [(int(index), blocks[index] if index < len(blocks) else None) for index in indexes[:, rank]]
 
     def _deal(self, blocks: list[np.ndarray], world_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Block indexes by micro-step and rank, int [M, W] (from ``len(blocks)`` on: dummies), and work by rank, [W]."""
+        """Block indexes by micro-step and rank, int [M, W] (dummies from ``len(blocks)`` on), and work by rank, [W]."""
         num_rounds = -(-len(blocks) // world_size)
         costs = np.zeros(num_rounds * world_size, dtype=np.int64)
         costs[: len(blocks)] = self._costs(blocks)
@@ -153,7 +153,10 @@ class Plan:
         return busiest / mean if mean else 1.0
 
     def _costs(self, blocks: list[np.ndarray]) -> np.ndarray:
-        """Tokens of the blocks of a batch, int64 [n]: all at once, for every rank asks at every step; the last may be short."""
+        """Tokens of the blocks of a batch, int64 [n]; the last block may be short.
+
+        Computed for all blocks at once, because every rank needs them at every step.
+        """
         samples, size = np.concatenate(blocks), self.micro_batch_size
         num_full = len(samples) // size * size
         costs = self._block_costs(samples[:num_full].reshape(-1, size))

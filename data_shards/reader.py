@@ -23,6 +23,7 @@ from mmcot.texts.problem import Problem
 _REQUESTS = 16  # at a time
 _WINDOWS_HELD = 2  # the one in use and the next
 _NPY_MAGIC = b"\x93NUMPY\x01\x00"
+_DEFAULT_ACCESS = RemoteAccess()
 
 
 class SplitReader:
@@ -38,7 +39,7 @@ class SplitReader:
     """
 
     def __init__(
-        self, shards_dir: str | Path, split: str, *, features: str | None = None, access: RemoteAccess = RemoteAccess()
+        self, shards_dir: str | Path, split: str, *, features: str | None = None, access: RemoteAccess = _DEFAULT_ACCESS
     ) -> None:
         shards_dir = Path(shards_dir)
         self.split = split
@@ -194,7 +195,8 @@ class SplitReader:
             if not np.array_equal(self._features.columns(shard)["qid"], self._text.columns(shard)["qid"]):
                 name = self._features.shards[shard].name
                 raise ShardError(
-                    f"{self._features.folder / name} does not hold the questions of its text shard in their order; build it again"
+                    f"{self._features.folder / name} does not hold the questions of its text shard in their order; "
+                    "build it again"
                 )
             self._joined.add(shard)
 
@@ -220,6 +222,7 @@ def _parse_npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
     dtype = np.dtype(facts["descr"])
     if dtype.hasobject or facts["fortran_order"]:
         raise ShardError(
-            f"features of dtype {dtype}, fortran_order {facts['fortran_order']} are not read; write plain C-ordered numbers"
+            f"features of dtype {dtype}, fortran_order {facts['fortran_order']} are not read; write plain C-ordered "
+            "numbers"
         )
     return dtype, facts["shape"]

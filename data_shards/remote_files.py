@@ -41,7 +41,8 @@ def check_url(url: str) -> None:
     """
     if holds_credentials(url):
         raise ShardError(
-            f"{hide_credentials(url)} holds a user, password or key; take it out and give it in the environment, as fsspec's packages read it"
+            f"{hide_credentials(url)} holds a user, password or key; take it out and give it in the environment, as "
+            "fsspec's packages read it"
         )
     if url.partition("://")[0] not in PROTOCOLS or "::" in url:
         raise ShardError(f"{url!r} is not of a protocol that is read ({', '.join(f'{name}://' for name in PROTOCOLS)})")
@@ -64,7 +65,8 @@ def read_range(url: str, start: int, size: int) -> bytes:
                 data = file.read(size)
         if len(data) > size:
             raise ShardError(
-                f"{url}: the server does not serve ranges (asked for {size:,} bytes, got {len(data):,}); set data.remote=cache"
+                f"{url}: the server does not serve ranges (asked for {size:,} bytes, got {len(data):,}); set "
+                "data.remote=cache"
             )
         if len(data) < size:
             raise OSError(f"got {len(data):,} of {size:,} bytes at {start:,}")
@@ -167,12 +169,14 @@ def _try(attempt: Callable[[], T], url: str, done: str = "read") -> T:
             raise
         except PermissionError as error:
             raise ShardError(
-                f"{url} may not be {done} ({hide_credentials(str(error))}); give the credentials by environment, as fsspec's packages read them"
+                f"{url} may not be {done} ({hide_credentials(str(error))}); give the credentials by environment, as "
+                "fsspec's packages read them"
             ) from error
         except Exception as error:  # every package behind fsspec has its own kinds
             if number == MAX_TRIES:
                 raise ShardError(
-                    f"{url} could not be {done} in {MAX_TRIES} tries; the last error: {type(error).__name__}: {hide_credentials(str(error))}"
+                    f"{url} could not be {done} in {MAX_TRIES} tries; the last error: {type(error).__name__}: "
+                    f"{hide_credentials(str(error))}"
                 ) from error
             time.sleep(FIRST_WAIT_S * 2**number)
     raise AssertionError("unreachable")

@@ -41,13 +41,15 @@ class ShardCache:
         path = self.folder / f"{sha256}.tar"
         if size > self.max_bytes:
             raise ShardError(
-                f"{url} has {size / 1e9:.1f} GB, data.cache_gb allows {self.max_bytes / 1e9:.1f}; raise it, or set data.remote=ranges"
+                f"{url} has {size / 1e9:.1f} GB, data.cache_gb allows {self.max_bytes / 1e9:.1f}; raise it, or set "
+                "data.remote=ranges"
             )
         for _ in range(_MAX_FETCHES):  # others may need the room before it is opened
             with contextlib.suppress(FileNotFoundError):
                 return self._open_or_fetch(url, path, sha256, size)
         raise ShardError(
-            f"{url} was put out of the cache {_MAX_FETCHES} times before it could be read; raise data.cache_gb, or set data.remote=ranges"
+            f"{url} was put out of the cache {_MAX_FETCHES} times before it could be read; raise data.cache_gb, or "
+            "set data.remote=ranges"
         )
 
     def _open_or_fetch(self, url: str, path: Path, sha256: str, size: int) -> tuple[int, int]:

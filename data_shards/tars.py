@@ -43,9 +43,10 @@ _KINDS = {
     tarfile.FIFOTYPE: "a pipe",
     tarfile.GNUTYPE_SPARSE: "a sparse file",
 }
-# POSIX keeps keywords without a dot to itself; another one is one of these with an altered letter.
+# POSIX reserves keywords without a dot; any other such keyword is one of these with an altered letter.
 _PAX_KEYWORDS = frozenset(
-    b"atime charset comment ctime dev devmajor devminor gid gname hdrcharset ino linkpath mode mtime nlink path size uid uname".split()
+    b"atime charset comment ctime dev devmajor devminor gid gname hdrcharset ino linkpath mode mtime nlink path size "
+    b"uid uname".split()
 )
 _COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
@@ -112,7 +113,8 @@ class _Tar:
         block = self._file.read(BLOCK_BYTES)
         if len(block) < BLOCK_BYTES:
             raise TarFormatError(
-                f"it ends at byte {self.position + len(block):,} without the end mark of two blocks of zeros: it was cut off"
+                f"it ends at byte {self.position + len(block):,} without the end mark of two blocks of zeros: it was "
+                "cut off"
             )
         self.position += BLOCK_BYTES
         return block
@@ -122,7 +124,8 @@ class _Tar:
         padded = -(-size // BLOCK_BYTES) * BLOCK_BYTES
         if size < 0 or self.position + padded > self.size_bytes:
             raise TarFormatError(
-                f"{what} says that it has {size:,} bytes from byte {self.position:,} on, the file ends at byte {self.size_bytes:,}: "
+                f"{what} says that it has {size:,} bytes from byte {self.position:,} on, the file ends at byte "
+                f"{self.size_bytes:,}: "
                 "it was cut off or altered"
             )
         end = self.position + padded
@@ -135,7 +138,11 @@ class _Tar:
             self.position += len(piece)
 
     def find_next_archive(self) -> int | None:
-        """Go to the archive behind the zeros that follow an end mark, and say where it begins; None at the end of the file."""
+        """Move to the archive after the zeros that follow an end mark.
+
+        Returns:
+            The byte at which the archive starts, or None at the end of the file.
+        """
         mark = self.position
         while piece := self._file.read(_PIECE_BYTES):
             if piece.count(0) < len(piece):
@@ -143,7 +150,8 @@ class _Tar:
                 self.position = other - other % BLOCK_BYTES
                 if self.position % RECORD_BYTES:
                     raise TarFormatError(
-                        f"zeros end it at byte {mark:,} and byte {other:,} is none: a hole in the file, or something was added to it "
+                        f"zeros end it at byte {mark:,} and byte {other:,} is none: a hole in the file, or something "
+                        "was added to it "
                         f"(another archive may follow at a multiple of {RECORD_BYTES:,} bytes only)"
                     )
                 self._file.seek(self.position)
@@ -180,7 +188,8 @@ def _read_member(tar: _Tar, header: tarfile.TarInfo, facts: dict[str, str], at: 
     if "size" in facts:
         if not re.fullmatch(r"[0-9]{1,19}", facts["size"]):
             raise TarFormatError(
-                f"member {name!r} at byte {at:,} has the size {facts['size'][:40]!r} in its extended header, no number of bytes"
+                f"member {name!r} at byte {at:,} has the size {facts['size'][:40]!r} in its extended header, no "
+                "number of bytes"
             )
         size = int(facts["size"])
     if kind == FILE:
@@ -231,7 +240,7 @@ def _read_extended(tar: _Tar, header: tarfile.TarInfo, at: int) -> dict[str, str
 
 
 def _parse_pax(data: bytes, what: str) -> dict[str, str]:
-    """Records such as ``27 path=a/long/name.json\\n``; the number counts all bytes of its record."""
+    r"""Parse records such as ``27 path=a/long/name.json\n``; the number counts all bytes of its record."""
     facts, position = {}, 0
     while position < len(data):
         start = re.compile(rb"(\d{1,9}) ").match(data, position)
@@ -240,7 +249,8 @@ def _parse_pax(data: bytes, what: str) -> dict[str, str]:
         known = keyword in _PAX_KEYWORDS or b"." in keyword
         if not (start and equals and known and end <= len(data) and data[end - 1 : end] == b"\n"):
             raise TarFormatError(
-                f"{what} holds {data[position : position + 80]!r}, expected a record of pax such as b'15 path=a.json\\n'"
+                f"{what} holds {data[position : position + 80]!r}, expected a record of pax such as b'15 "
+                "path=a.json\\n'"
             )
         facts[_text(keyword)] = _text(value)
         position = end

@@ -115,10 +115,14 @@ def write_feature_shard(
     shard: Shard,
     arrays_of: Callable[[Iterator[Problem], Counter[str]], Iterable[np.ndarray]],
 ) -> dict[str, int]:
-    """Write the features of one text shard, committed with a note that ``close_feature`` reads; returns what was counted.
+    """Write and commit the features of one text shard.
 
     Args:
-        arrays_of: the shard's problems to their arrays, in order; counts what it met.
+        arrays_of: maps the shard's problems to their arrays, in order, and counts pictures under the names of
+            ``PICTURE_COUNTS``.
+
+    Returns:
+        The counts, which are also in the note that ``close_feature`` reads.
     """
     folder, counts = Path(shards_dir) / "features" / name, Counter(dict.fromkeys(PICTURE_COUNTS, 0))
     named, computed = itertools.tee(read_problems(Path(shards_dir) / "text", shard))

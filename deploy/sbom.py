@@ -1,10 +1,11 @@
-"""The software bill of materials of the pinned dependencies, from what is installed.
+"""The software bill of materials of the pinned dependencies, from the installed packages.
 
-    python deploy/sbom.py    # writes deploy/sbom.cdx.json (CycloneDX 1.6: no time, no serial, sorted), prints the licences
+    python deploy/sbom.py    # writes deploy/sbom.cdx.json and prints the licences
 
-Roots are pyproject.toml's dependencies and extras, the tests' left out; from there it follows
-the installed metadata, so it lists what this platform needs. A package that is required
-and not installed is an error, never left out.
+The file is CycloneDX 1.6, sorted, without a time or a serial number. Roots are the dependencies
+and extras of pyproject.toml, without those of the tests. From the roots the script follows the
+installed metadata, so the list contains what this platform needs. A required package that is
+not installed is an error.
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ def licence_of(distribution: metadata.Distribution) -> str:
         if spdx := SPDX.get(words.lower()):
             return spdx
     raise SystemExit(
-        f"{name}: no licence that is known in its metadata ({about.get('License')!r:.80}, {classifiers}); read its file, and add it to READ_BY_HAND"
+        f"{name}: no licence that is known in its metadata ({about.get('License')!r:.80}, {classifiers}); read its "
+        "file, and add it to READ_BY_HAND"
     )
 
 

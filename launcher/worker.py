@@ -1,2 +1,1 @@
 """The old name of ``launcher/training/launch.py``, which the saved state of tunings imports."""
-

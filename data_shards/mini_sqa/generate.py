@@ -49,10 +49,11 @@ def write_mini_sqa(
     """Write the data set to a folder; files of the same name are overwritten.
 
     Args:
-        shuffle_choices: each row has an order of its choices of its own, so that a letter must be looked up;
-            off, a skill's choices stand in one order and a letter is a word.
-        extra_choices: a row brings 0 to so many choices of other skills beside its own, none at all twice as
-            often as each other number (at most ``MAX_CHOICES`` in all). They tell nothing, because a skill's own choices are all there.
+        shuffle_choices: each row has its own order of choices, so that a letter must be looked up; without it, all
+            choices of a skill have one order and a letter always means the same word.
+        extra_choices: a row has 0 to this many choices of other skills in addition to its own, and none twice as
+            often as each other number (at most ``MAX_CHOICES`` in all). They carry no information, because all
+            choices of the row's own skill are present.
 
     The same arguments give the same texts and the same pixels. No two rows of all splits
     share question, hint and choices, and no two pictures are equal.

@@ -13,12 +13,12 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from data_shards.sources.question_set import Picture
 
-# What cameras, phones, browsers and scanners write. Pillow knows 40 more, of which EPS starts Ghostscript. MPO, which many
-# phones call .jpg, is opened by JPEG's decoder: its first picture is a whole JPEG.
+# The formats that cameras, phones, browsers and scanners write. Pillow reads 40 more, of which EPS starts Ghostscript.
+# MPO, which many phones name .jpg, is opened by the JPEG decoder: its first picture is a complete JPEG.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_SIDE = (
-    16_384  # pixels; what WEBP allows. A longer one is a strip or a bomb: encoders see a square of some hundred pixels
-)
+# Pixels; the limit of WEBP. A longer side means a strip or a decompression bomb: encoders read a square of some
+# hundred pixels.
+MAX_SIDE = 16_384
 MAX_PIXELS = 100_000_000  # 400 MB as Pillow holds them, twice that while they are converted
 MAX_BYTES = 1_000_000_000  # of a file: 100 million pixels of 8 bytes, uncompressed, are less
 
@@ -50,7 +50,8 @@ def open_picture(picture: Picture, *, name: str, longest_side: int | None = None
     Args:
         picture: a file or the encoded bytes.
         name: what to call it in an error.
-        longest_side: pixels that suffice: a JPEG may come smaller than it is, but no smaller than this; saves time and memory.
+        longest_side: pixels that suffice; a JPEG may be decoded at a smaller size, but no smaller than this, which
+            saves time and memory.
 
     Raises:
         PictureError: it is empty, cut off, of no known format, or too large.
@@ -75,7 +76,7 @@ def open_picture(picture: Picture, *, name: str, longest_side: int | None = None
         raise PictureError(
             f"{name} is no picture of a known format ({', '.join(FORMATS)}); convert, replace or remove it"
         ) from None
-    except Exception as error:  # every decoder has its own kinds: struct.error, IndexError, OverflowError, zlib.error, MemoryError, ...
+    except Exception as error:  # each decoder raises its own types: struct.error, IndexError, zlib.error, ...
         raise PictureError(
             f"{name} is damaged or cut off ({type(error).__name__}: {error}); replace or remove it"
         ) from None
@@ -125,7 +126,8 @@ def _without_metadata(data: bytes) -> tuple[bytes, bytes]:
 def _check_size(image: Image.Image, name: str) -> None:
     if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
         raise PictureError(
-            f"{name} has {image.width} x {image.height} pixels; sides up to {MAX_SIDE:,} and {MAX_PIXELS:,} pixels in all are read: make it smaller"
+            f"{name} has {image.width} x {image.height} pixels; sides up to {MAX_SIDE:,} and {MAX_PIXELS:,} pixels "
+            "in all are read: make it smaller"
         )
 
 
@@ -147,10 +149,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, 32 bits or floats as 8 bits with its levels kept; Pillow's own conversion would cut them off at 255.
+    """Convert grey of 16 bits, 32 bits or floats to 8 bits and keep its levels.
 
-    Whole numbers of 32 bits and floats do not say what is white: 255, 65,535 and for floats 1, whichever the
-    values keep to first; else, and where some are negative, black and white are the least and the greatest value.
+    Pillow's own conversion would clip them at 255. 32-bit integers and floats do not define which value is white. It is
+    255 or 65,535, and for floats also 1: the smallest of these that no value exceeds. Otherwise, and where values are
+    negative, black is the least value and white the greatest.
     """
     values = np.asarray(image)
     transparent = image.info.get("transparency")

@@ -51,7 +51,9 @@ class QuestionSet:
 
 
 def with_captions(questions: QuestionSet, path: str | Path) -> QuestionSet:
-    """The same questions with the captions of a file, ``{"captions": {qid: text}}``; those that it does not name have none.
+    """Return the same questions with the captions of a file, ``{"captions": {qid: text}}``.
+
+    A question that the file does not name has no caption.
 
     Raises:
         ValueError: the file is none of captions.

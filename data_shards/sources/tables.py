@@ -5,9 +5,10 @@ A line of JSONL, or a row of CSV under the same column names:
     {"qid": "a1", "question": "Which is bigger?", "choices": ["sun", "moon"], "answer": "sun",
      "context": "", "image": "pictures/a1.png", "rationale": "The sun is far away ...", "split": "train"}
 
-``answer`` is the choice's text, an index or a letter (a text that is a choice is taken as that). ``context``, ``image`` (one file or
-several, beside the table), ``rationale`` and ``split`` may be left out, and any ScienceQA
-field may be given. In CSV, choices and several images are separated by ``|``. The split
+``answer`` is the choice's text, an index or a letter (a text that equals a choice is read as
+that choice). ``context``, ``image`` (one file or several, in the table's folder),
+``rationale`` and ``split`` may be left out, and any ScienceQA field may be given. In CSV,
+choices and several images are separated by ``|``. The split
 is the ``split`` column, or the file's name where a folder holds train.jsonl, val.jsonl
 and test.jsonl; without either, questions are divided 80 to 10 to 10 by a hash of their ids.
 """

@@ -11,7 +11,8 @@ from typing import Any
 
 from data_shards.atomic_files import commit_json, read_json
 
-_SIGNS_OF_A_GPU_FAULT = (  # of the hardware or its driver; an assert on the device or a wrong address is a fault of code
+# Faults of the hardware or its driver. A device-side assert or an illegal address is a fault of the code.
+_SIGNS_OF_A_GPU_FAULT = (
     "uncorrectable ECC error",
     "unspecified launch failure",
     "CUBLAS_STATUS_EXECUTION_FAILED",

@@ -43,7 +43,8 @@ def with_device(
     wanted = cluster.use_gpu
     if kept is not None and wanted not in ("auto", kept):
         raise SettingsError(
-            f"{run_dir.path} was started with cluster.use_gpu {_said(kept)}, now it is {_said(wanted)}; leave the setting out, or give this run "
+            f"{run_dir.path} was started with cluster.use_gpu {_said(kept)}, now it is {_said(wanted)}; leave the "
+            "setting out, or give this run "
             "a folder of its own with --set run.dir=runs/ANOTHER-NAME"
         )
     decided = kept if kept is not None else wanted
@@ -55,8 +56,10 @@ def with_device(
     is_new, decided = decided == "auto", found > 0 if decided == "auto" else decided
     if not found and wanted == "auto" and not is_new:
         raise SettingsError(
-            f"{run_dir.path} was started on GPUs, and {where} has none; start it where GPUs are, bring the cluster's GPU nodes up (cluster.use_gpu=true "
-            "waits for those of an autoscaler), or train anew on CPUs in another folder: --set cluster.use_gpu=false --set run.dir=runs/ANOTHER-NAME"
+            f"{run_dir.path} was started on GPUs, and {where} has none; start it where GPUs are, bring the cluster's "
+            "GPU nodes up (cluster.use_gpu=true "
+            "waits for those of an autoscaler), or train anew on CPUs in another folder: --set cluster.use_gpu=false "
+            "--set run.dir=runs/ANOTHER-NAME"
         )
     if run_dir is None and wanted == "auto" and 0 < found < cluster.num_workers:
         settings = settings.model_copy(
@@ -66,7 +69,8 @@ def with_device(
         require_gpus(cluster, found, where)
     if is_new:
         report(
-            f"device: {f'{found} GPUs of {where}' if decided else f'CPU ({where} has no GPU)'}; cluster.use_gpu chooses another"
+            f"device: {f'{found} GPUs of {where}' if decided else f'CPU ({where} has no GPU)'}; cluster.use_gpu "
+            "chooses another"
         )
         if run_dir and keep:
             commit_json(run_dir.device, {"use_gpu": decided, "found": found, "where": where})
@@ -77,7 +81,8 @@ def require_gpus(cluster: Cluster, found: int, where: str) -> None:
     """Raise SettingsError where there are fewer GPUs than workers."""
     if found < cluster.num_workers:
         raise SettingsError(
-            f"cluster.num_workers ({cluster.num_workers}) needs a GPU each, {where} has {found}; lower cluster.num_workers, "
+            f"cluster.num_workers ({cluster.num_workers}) needs a GPU each, {where} has {found}; lower "
+            "cluster.num_workers, "
             "join a cluster with cluster.address, or set cluster.use_gpu=false (and training.precision=fp32)"
         )
 

@@ -86,12 +86,14 @@ def submit_run(settings: Settings, *, address: str, follow: bool = True, report:
             )
         except (OSError, RuntimeError, RayError) as error:  # the last: no token, or another
             raise SubmitError(
-                f"the cluster at {address} does not take the job: {error}\nIs its dashboard forwarded to here, and the token that of the cluster "
+                f"the cluster at {address} does not take the job: {error}\nIs its dashboard forwarded to here, and "
+                "the token that of the cluster "
                 "(RAY_AUTH_MODE=token, with RAY_AUTH_TOKEN or ~/.ray/auth_token)?"
             ) from None
     report(f"job {job}, run {settings.run.dir}; the same command goes on where it stopped")
     report(
-        f"  follow: ray job logs --follow --address {address} {job}    stop, with a checkpoint: ray job stop --address {address} {job}"
+        f"  follow: ray job logs --follow --address {address} {job}    stop, with a checkpoint: ray job stop "
+        f"--address {address} {job}"
     )
     for line in mlflow_lines(settings, RunDir(settings.run_dir)):
         report(f"  {line}")
@@ -119,13 +121,16 @@ def for_cluster(settings: Settings) -> Settings:
             wrong.append(f"{name} is {value!r}, a folder of this machine")
     if wrong:
         raise SettingsError(
-            "the cluster's nodes must see what the settings name: give absolute paths on storage that all of them share (data.shards_dir may be a URL), such as "
-            f"--set run.dir=/mnt/mmcot/runs/{settings.run.name} --set data.shards_dir=/mnt/mmcot/shards/{settings.run.name} ({'; '.join(wrong)})"
+            "the cluster's nodes must see what the settings name: give absolute paths on storage that all of them "
+            "share (data.shards_dir may be a URL), such as "
+            f"--set run.dir=/mnt/mmcot/runs/{settings.run.name} --set "
+            f"data.shards_dir=/mnt/mmcot/shards/{settings.run.name} ({'; '.join(wrong)})"
         )
     uri = tracking_uri(settings)  # this machine's MLFLOW_TRACKING_URI holds for the run
     if urlsplit(uri).hostname in _LOOPBACK or re.match(r"sqlite:///(?!/)", uri):
         raise SettingsError(
-            f"MLflow's address {uri} means another place on the cluster; give one that its head can reach (tracking.uri, or MLFLOW_TRACKING_URI), "
+            f"MLflow's address {uri} means another place on the cluster; give one that its head can reach "
+            "(tracking.uri, or MLFLOW_TRACKING_URI), "
             "or none at all for SQLite beside the runs"
         )
     address = settings.cluster.address if settings.cluster.address != "local" else "auto"
@@ -181,7 +186,8 @@ def _show_to_the_end(client: Any, job: str, report: Callable[[str], None]) -> in
         except Exception as error:  # the tunnel or the head: the job may well be running
             if isinstance(error, RayError) or "status code 404" in str(error):
                 report(
-                    f"{job} can no longer be followed ({error}); if the cluster began anew, the same command goes on where the run stopped"
+                    f"{job} can no longer be followed ({error}); if the cluster began anew, the same command goes on "
+                    "where the run stopped"
                 )
                 return 1
             if not lost:

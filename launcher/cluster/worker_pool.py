@@ -34,7 +34,7 @@ class WorkersError(RuntimeError):
     """Workers that never start; the message has the last one's error."""
 
 
-class NoProgress(RuntimeError):
+class NoProgress(RuntimeError):  # noqa: N818 (a public name)
     """A worker was ended because it made no progress; the message names its process."""
 
 
@@ -95,10 +95,13 @@ class WorkerProcess:
 
 
 def _bytes_moved() -> int:
-    """Bytes this process has read from disks and written anywhere: a model or tar that arrives is in it, sockets and /proc are not."""
+    """Bytes that this process has read from disks and written anywhere.
+
+    They include a model or tar that is being downloaded, but no reads from sockets or /proc.
+    """
     try:
         io = psutil.Process().io_counters()
-    except (AttributeError, OSError, RuntimeError, ValueError, psutil.Error):  # not told here
+    except (AttributeError, OSError, RuntimeError, ValueError, psutil.Error):  # not available on this system
         return 0
     return io.read_bytes + io.write_chars
 
@@ -116,7 +119,10 @@ class _Watched:
 
 
 class _Watch:
-    """Finds workers without progress, by this process's clock: one that is stopped or holds Python's lock cannot tell."""
+    """Finds workers without progress, by the clock of this process.
+
+    A worker that is stopped, or that holds Python's global lock, cannot report by itself.
+    """
 
     def __init__(self, timeout_s: float) -> None:
         self.every_s = min(LOOK_EVERY_S, timeout_s / 10)
@@ -244,7 +250,8 @@ def run_on_workers(
         hung = watch.hung(waiting.values())
         for answer in [answer for answer, worker in waiting.items() if worker in hung]:
             error = NoProgress(
-                f"{waiting[answer].name} made no progress for {hang_timeout_s:g} s (generation.hang_timeout_s) and was ended; "
+                f"{waiting[answer].name} made no progress for {hang_timeout_s:g} s (generation.hang_timeout_s) and "
+                "was ended; "
                 "what its threads were at stands in Ray's log of it"
             )
             report(f"  a worker is replaced: {error}")

@@ -31,6 +31,7 @@ class Chain:
 
     @property
     def has_rationale_stage(self) -> bool:
+        """Whether a model that only reasons is trained first."""
         return "rationale" in self.stages
 
     @property

@@ -60,8 +60,10 @@ def check_no_credentials(name: str, value: Any) -> None:
     """
     if found := find_credentials(value, name):
         raise SettingsError(
-            f"{found} holds a user, password or key, which would be shown wherever settings are; take it out and give it in the environment "
-            "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, COMET_API_KEY, or as the object store's own tools read it)"
+            f"{found} holds a user, password or key, which would be shown wherever settings are; take it out and "
+            "give it in the environment "
+            "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, COMET_API_KEY, or as the object store's own "
+            "tools read it)"
         )
 
 
@@ -111,7 +113,8 @@ def _parse_override(override: str) -> dict[str, Any]:
     name, equals, value = override.partition("=")
     if not equals or "." not in name:
         raise SettingsError(
-            f"--set {hide_credentials(override)!r} must look like section.key=value, such as training.learning_rate=1e-3"
+            f"--set {hide_credentials(override)!r} must look like section.key=value, such as "
+            "training.learning_rate=1e-3"
         )
     try:
         parsed: Any = yaml.safe_load(value)

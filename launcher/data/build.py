@@ -62,7 +62,10 @@ def prepare_data(settings: Settings, report: Report = print) -> DataFolder:
 
 
 def standing_mini_sqa(settings: Settings, marker: dict[str, Any] | None) -> DataFolder | None:
-    """The data folder that a run's finished data step made of MiniSQA, if it stands: an earlier version's could not be drawn again."""
+    """Return the MiniSQA data folder of a run's finished data step, or None where it is not complete.
+
+    MiniSQA of an earlier version could not be drawn again.
+    """
     shards_dir = (marker or {}).get("outputs", {}).get("shards_dir")
     own = settings.data.shards_dir
     if settings.data.path is not None or not shards_dir or is_remote(shards_dir) or is_indexed(shards_dir):
@@ -114,7 +117,8 @@ def _open_remote(settings: Settings) -> DataFolder:
 def _prepare_indexed(settings: Settings, shards_dir: Path, report: Report) -> DataFolder:
     if settings.data.path is not None:
         raise SettingsError(
-            f"data.shards_dir {shards_dir} indexes tars, so data.path ({settings.data.path}) would not be read; leave it out"
+            f"data.shards_dir {shards_dir} indexes tars, so data.path ({settings.data.path}) would not be read; "
+            "leave it out"
         )
     if _missing(settings, shards_dir):
         with exclusive(shards_dir):
@@ -131,7 +135,8 @@ def require_all_splits(folder: DataFolder) -> None:
     for split, count in folder.text["num_samples"].items():
         if not count:
             raise SettingsError(
-                f"{folder.path}: split {split!r} holds no question; training needs train, every choice val and the scores "
+                f"{folder.path}: split {split!r} holds no question; training needs train, every choice val and the "
+                "scores "
                 "test: give each at least one"
             )
 
@@ -160,7 +165,8 @@ def _build_features(settings: Settings, source: Path | None, shards_dir: Path, r
         features_of, shape = open_ready_made(data)
         manifest = write_feature_shards(shards_dir, name=data.features, features_of=features_of, shape=shape)
     report(
-        f"features {data.features}: {manifest['num_patches']} patches of {manifest['dim']}, {_pictures(manifest):,} pictures"
+        f"features {data.features}: {manifest['num_patches']} patches of {manifest['dim']}, {_pictures(manifest):,} "
+        "pictures"
     )
 
 

@@ -57,6 +57,7 @@ class CaptionsTask:
 
     @property
     def file_name(self) -> str:
+        """Such as ``000012.json``."""
         return f"{self.number:06d}.json"
 
 
@@ -162,5 +163,6 @@ def _run(job: CaptionsJob, missing: list[CaptionsTask], total: int, report: Call
     if set_aside:
         task, error = next(iter(set_aside.items()))
         raise CaptionsError(
-            f"captions of {len(set_aside)} of {total} tasks failed; the others stand, run again to retry. Questions {', '.join(task.qids[:4])} ...:\n{error}"
+            f"captions of {len(set_aside)} of {total} tasks failed; the others stand, run again to retry. Questions "
+            f"{', '.join(task.qids[:4])} ...:\n{error}"
         )

@@ -193,7 +193,8 @@ def _by_workers(job: FeaturesJob, missing: list[Shard], report: Callable[[str], 
     if set_aside:
         shard, error = next(iter(set_aside.items()))
         raise FeaturesError(
-            f"features {data.features} of {len(set_aside)} of {total} shards failed {job.settings.generation.max_attempts} times; the others stand, "
+            f"features {data.features} of {len(set_aside)} of {total} shards failed "
+            f"{job.settings.generation.max_attempts} times; the others stand, "
             f"run again to retry. The first, {shard.name}:\n{error}"
         )
     return state["shape"]

@@ -102,7 +102,8 @@ def _claim(folder: Path, inputs: dict[str, Any]) -> None:
         key = next(key for key in {**inputs, **standing} if standing.get(key) != inputs.get(key))
         raise SettingsError(
             f"{folder} holds the shards of another data set ({key} was {standing.get(key)!r} and is now "
-            f"{inputs.get(key)!r}); give these a folder of their own with --set data.shards_dir=FOLDER, or delete it if no run needs it"
+            f"{inputs.get(key)!r}); give these a folder of their own with --set data.shards_dir=FOLDER, or delete it "
+            "if no run needs it"
         )
 
 

@@ -39,6 +39,12 @@ def name_map(data: Data) -> Path:
 
 
 def open_ready_made(data: Data) -> tuple[FeaturesOf, tuple[int, int]]:
+    """Open the published features of a data set; returns what ``ready_made_features`` returns.
+
+    Raises:
+        SettingsError: a file is missing.
+        FeatureError: the features have another shape than the published ones.
+    """
     name, path, map_path = data.features, ready_made_file(data), name_map(data)
     if path is None or not map_path.exists():
         raise SettingsError(

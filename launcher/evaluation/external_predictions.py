@@ -179,7 +179,8 @@ def _from_lines(text: str, path: Path) -> Predictions:
 def _from_texts(texts: Any, problems: dict[str, Problem], path: Path) -> Predictions:
     if not isinstance(texts, list) or len(texts) != len(problems):
         raise PredictionsError(
-            f"{path} holds {len(texts):,} predictions without ids, the split has {len(problems):,} questions; they can only be "
+            f"{path} holds {len(texts):,} predictions without ids, the split has {len(problems):,} questions; they "
+            "can only be "
             "aligned where the counts agree: give the data set and split they were made on"
         )
     choices = {

@@ -1,6 +1,7 @@
 """From written answers to scores.
 
-predictions/test.jsonl   {"qid": "10", "rationale": "Solution: ...", "answer_text": "The answer is (B).", "prediction": 1}
+predictions/test.jsonl   {"qid": "10", "rationale": "Solution: ...", "answer_text": "The answer is (B).",
+                          "prediction": 1}
 scores.json              nine columns, rationale scores, parse-failure rate, in percent
 """
 

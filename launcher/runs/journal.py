@@ -1,10 +1,11 @@
-"""The metrics of a step of the run, first written here, then sent on by whoever reads.
+"""The metrics of a step of the run, written to a local file; readers send them to MLflow.
 
     {"step": 400, "time_ms": 1790000000000, "metrics": {"loss": 0.41, "learning_rate": 0.0012}}
 
-A line may carry a ``note`` for a person instead, or the ``total`` that an attempt sets out from this step to reach. One appender (rank 0, or the driver), one line a point, flushed to the file at once:
-training never waits for a server. After a restart a step may be written again; readers
-keep the first.
+Instead of metrics a line may have a human-readable ``note``, or the ``total``: the last step of
+an attempt that starts at this step. One process appends (rank 0, or the driver), one line a
+point, flushed to the file at once: training never waits for a server. After a restart a step
+may be written again; readers keep the first.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ class LineFile:
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         torn = _last_byte(path) not in (b"", b"\n")
-        self._file = open(path, "a", encoding="utf-8", buffering=1)
-        if torn:  # the last writer was killed in mid-line
+        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (open until close())
+        if torn:  # the last writer was killed in the middle of a line
             self._file.write("\n")
 
     def append(self, value: Any) -> None:
@@ -32,6 +33,7 @@ class LineFile:
         self._file.write(json.dumps(value) + "\n")
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 

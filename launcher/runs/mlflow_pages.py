@@ -24,7 +24,10 @@ def mlflow_page(server: str, *, experiment_id: str | None = None, run_id: str | 
 
 
 def compare_page(server: str, *, experiment_id: str, run_ids: Sequence[str]) -> str:
-    """Some runs plotted against each other: parameters that differ, and metrics. (A filter for a run's children would show them folded away.)"""
+    """The page that compares runs: parameters that differ, and metrics.
+
+    A filter for a run's children would show them collapsed.
+    """
     runs, experiments = (
         quote(json.dumps(ids, separators=(",", ":")), safe="[],") for ids in (list(run_ids), [experiment_id])
     )

@@ -36,7 +36,8 @@ def owned(run_dir: RunDir) -> Iterator[int]:
             lock = read_json(path)
             if _is_alive(lock):
                 raise RunError(
-                    f"{run_dir.path} is being run by process {lock['pid']} on {lock['host']} (attempt {lock['attempt']}); "
+                    f"{run_dir.path} is being run by process {lock['pid']} on {lock['host']} (attempt "
+                    f"{lock['attempt']}); "
                     "wait for it, end it, or use another run.dir"
                 )
             attempt = lock["attempt"] + 1

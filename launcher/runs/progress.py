@@ -45,7 +45,8 @@ class TrainingLine:
         )
         if step == self._num_steps:
             self._report(
-                f"  {metrics['gigabytes_read']:.3f} GB of shards read, {metrics['bytes_read_per_needed']:.2f} bytes for each byte needed"
+                f"  {metrics['gigabytes_read']:.3f} GB of shards read, {metrics['bytes_read_per_needed']:.2f} bytes "
+                "for each byte needed"
             )
 
     def _time_left(self) -> str:
@@ -56,7 +57,10 @@ class TrainingLine:
         """The share of this command's training time that went into steps that count."""
         total = time.time() - self._started_ms / 1000
         useful = sum(self._seconds_of.values())
-        return f"goodput {100 * useful / total:.0f}% of {format_seconds(total)} (the rest: start, validation, checkpoints, lost steps)"
+        return (
+            f"goodput {100 * useful / total:.0f}% of {format_seconds(total)} "
+            "(the rest: start, validation, checkpoints, lost steps)"
+        )
 
 
 @contextlib.contextmanager
@@ -108,7 +112,8 @@ class GenerationLine:
             progress.num_done - progress.num_before, progress.num_total - progress.num_done, progress.seconds
         )
         self._report(
-            f"  {progress.num_done:,}/{progress.num_total:,} questions   {progress.tokens_per_s:,.0f} tokens/s   {format_time_left(left)}"
+            f"  {progress.num_done:,}/{progress.num_total:,} questions   {progress.tokens_per_s:,.0f} tokens/s   "
+            f"{format_time_left(left)}"
         )
 
 

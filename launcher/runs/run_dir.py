@@ -40,36 +40,42 @@ class RunDir:
     path: Path
 
     def checkpoints(self, stage: str) -> Path:
+        """The folder of a stage's checkpoints."""
         return self.path / stage / "checkpoints"
 
     def model(self, stage: str) -> Path:
+        """The folder of a stage's exported model."""
         return self.path / stage / "model"
 
     def journal(self, stage: str) -> Path:
+        """The journal of a stage's training."""
         return self.journal_of(stage)
 
     def journal_of(self, writer: str) -> Path:
+        """The journal of a stage, or of another step that writes one."""
         return self.path / "logs" / f"{writer}-metrics.jsonl"
 
     def ledger(self, stage: str, rank: int) -> Path:
+        """The ledger of one rank: the question ids of every step (``sample_ledger.py``)."""
         return self.path / "logs" / f"{stage}-ledger-rank{rank}.jsonl"
 
     @property
     def report(self) -> Path:
+        """The HTML report."""
         return self.path / "report.html"
 
     @property
     def tracking(self) -> Path:
-        """What MLflow is to be told, in order."""
+        """The queue of what is to be logged to MLflow, in order."""
         return self.path / "logs" / "tracking.jsonl"
 
     @property
     def mlflow_state(self) -> Path:
-        """What MLflow has been told."""
+        """What has been logged to MLflow, and the ids of its runs."""
         return self.path / "mlflow.json"
 
     def identity(self) -> str:
-        """The run's id, which no other run has; made when it is first asked for (``launcher/training/identity.py`` asks first)."""
+        """Return the run's unique id; made at the first call, which is in ``launcher/training/identity.py``."""
         path = self._identity_file
         if not path.exists():
             commit_bytes(path, uuid.uuid4().hex.encode())
@@ -101,7 +107,10 @@ class RunDir:
         return self.path / "device.json"
 
     def rank_token(self) -> str:
-        """What this run's ranks know and others do not: drawn once by whichever rank comes first, readable by its user alone."""
+        """Return the secret that only this run's ranks know.
+
+        The first rank draws it; the file is readable by its user alone.
+        """
         path = self.path / "rank-token"
         if not path.exists():
             draft = self.path / f".tmp-{uuid.uuid4().hex[:12]}-{path.name}"
@@ -118,21 +127,26 @@ class RunDir:
 
     @property
     def lengths(self) -> Path:
+        """The folder of token counts (``launcher/stages/token_lengths.py``)."""
         return self.path / "lengths"
 
     @property
     def rationales(self) -> Path:
+        """The folder of generated rationales."""
         return self.path / "rationales"
 
     @property
     def predictions(self) -> Path:
+        """The folder of generated answers and predictions."""
         return self.path / "predictions"
 
     @property
     def logs(self) -> Path:
+        """The folder of journals, ledgers and logs."""
         return self.path / "logs"
 
     def scores(self, split: str) -> Path:
+        """The scores of a split."""
         return self.path / ("scores.json" if split == "test" else f"scores.{split}.json")
 
     def marker(self, step: str) -> dict[str, Any] | None:
@@ -141,12 +155,16 @@ class RunDir:
         return read_json(path) if path.exists() else None
 
     def data_marker(self) -> dict[str, Any] | None:
-        """The marker of the data step; of a tuning and its new trials that of any trial, because all of them read one folder."""
+        """Return the marker of the data step, or None.
+
+        For a tuning and its new trials it is that of any trial, because all trials read one data folder.
+        """
         tuning = self.path.parent.parent if self.path.parent.name == "trials" else self.path
         others = sorted(tuning.glob("trials/*/steps/data.json")) if (tuning / "tune").is_dir() else []
         return self.marker("data") or (read_json(others[0]) if others else None)
 
     def marker_path(self, step: str) -> Path:
+        """The file of a step's marker."""
         return self.path / "steps" / f"{step}.json"
 
     def mark_done(self, step: str, marker: dict[str, Any]) -> None:

@@ -58,7 +58,8 @@ def verify_ledger(run_dir: RunDir, stage: str, qids: Sequence[str]) -> list[str]
         unknown, never = sorted(set(used) - everything), sorted(everything - set(used))
         if twice or unknown or (never and last - first == steps_per_epoch):
             raise LedgerError(
-                f"{run_dir.path}: stage {stage!r}, epoch {epoch}: used twice {twice[:10]}, never {never[:10]}, not in the "
+                f"{run_dir.path}: stage {stage!r}, epoch {epoch}: used twice {twice[:10]}, never {never[:10]}, not "
+                "in the "
                 f"training split {unknown[:10]}"
             )
         whole = "each exactly once" if not never else f"none twice, {len(never):,} not reached before the end"

@@ -47,7 +47,10 @@ def end_at_next_stop() -> None:
 
 
 def _end_at_once(number: int, frame: object) -> None:
-    """End this process, and first what it has started: some of Ray's processes take half a minute to see that their parent is gone."""
+    """End this process after the processes that it has started.
+
+    Some of Ray's processes take half a minute to detect that their parent is gone.
+    """
     signal.signal(number, signal.SIG_DFL)
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -84,7 +87,10 @@ def sigterm_stops() -> Iterator[None]:
 
 @contextlib.contextmanager
 def sparing_children() -> Iterator[None]:
-    """Processes that are started in the block outlive a closed terminal, so that this one can stop in order and end them."""
+    """Let processes that are started in the block survive a closed terminal.
+
+    This process can then stop in order and end them.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # inherited by what is started
     try:
         yield
@@ -116,5 +122,5 @@ class StopRequest:
         self._signalled = True
 
 
-class Stopped(RuntimeError):
-    """A step was asked to stop and did, with a checkpoint; the same command goes on."""
+class Stopped(RuntimeError):  # noqa: N818 (a public name)
+    """A step stopped on request, with a checkpoint; the same command resumes it."""

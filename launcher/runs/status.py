@@ -23,7 +23,7 @@ STAGE_OF_STEP = {"train-rationale": "rationale", "train-answer": "answer"}
 
 
 def describe_run(folder: Path) -> list[str]:
-    """Lines on each step (how far, how long still, the last checkpoint), on who owns the run, and where MLflow shows it.
+    """Lines on each step (progress, time left, last checkpoint), on the run's owner and on its MLflow page.
 
     Raises:
         RunError: the folder holds no run.
@@ -42,7 +42,8 @@ def describe_run(folder: Path) -> list[str]:
         lines.append(f"{step:<16} {'running' if running else 'to do'}{_progress(run_dir, step, running=running)}")
     if current:
         lines.append(
-            f"owner: process {current['pid']} on {current['host']}, attempt {current['attempt']}, last heard of {max(0.0, time.time() - current['heartbeat']):.0f} s ago"
+            f"owner: process {current['pid']} on {current['host']}, attempt {current['attempt']}, last heard of "
+            f"{max(0.0, time.time() - current['heartbeat']):.0f} s ago"
         )
     elif next_step:
         lines.append(f"nobody is running it; the same `mmcot run` goes on at {next_step!r}")
@@ -90,7 +91,8 @@ def mlflow_lines(settings: Settings, run_dir: RunDir) -> list[str]:
     if len(trials) > 1 and ids["experiment_id"]:
         which = "trials" if len(trials) <= MOST_COMPARED else f"the first {MOST_COMPARED} of {len(trials)} trials"
         lines.append(
-            f"{which} compared: {compare_page(server, experiment_id=ids['experiment_id'], run_ids=trials[:MOST_COMPARED])}"
+            f"{which} compared: "
+            f"{compare_page(server, experiment_id=ids['experiment_id'], run_ids=trials[:MOST_COMPARED])}"
         )
     return lines
 

@@ -55,14 +55,16 @@ def open_data(data: Data, shards_dir: str | Path) -> DataFolder:
     features = read_manifest(shards_dir / "features" / data.features) if data.features else None
     if features and features["text_fingerprint"] != text["fingerprint"]:
         raise SettingsError(
-            f"{shards_dir}/features/{data.features} was built for other text shards; delete that folder and build it again"
+            f"{shards_dir}/features/{data.features} was built for other text shards; delete that folder and build it "
+            "again"
         )
     if data.features in FEATURES and features["num_patches"] != (
         wanted := FEATURES[data.features][1][0] * data.max_pictures
     ):
         raise SettingsError(
             f"{shards_dir}/features/{data.features} has {features['num_patches']} patches, data.max_pictures "
-            f"({data.max_pictures}) needs {wanted}; delete that folder and build it again, or set data.max_pictures back"
+            f"({data.max_pictures}) needs {wanted}; delete that folder and build it again, or set data.max_pictures "
+            "back"
         )
     return DataFolder(shards_dir, text, features)
 

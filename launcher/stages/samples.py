@@ -40,6 +40,7 @@ class Block:
 
     @property
     def labels(self) -> torch.Tensor:
+        """The target token ids, int64 [B, T]."""
         return self.tensors["labels"]
 
 

@@ -85,7 +85,7 @@ def count_lengths(whose: LengthsOf, samples: StageSamples, *, processes: int | N
 
 
 def _count(samples: StageSamples, chunk: range) -> np.ndarray:
-    """int32 [chunk, 4]"""
+    """Token counts of the samples of ``chunk`` in the order of ``NAMES``, int32 [chunk, 4]."""
     if samples.is_remote:
         samples.reader.prefetch(np.arange(chunk.start, chunk.stop), features=False)
     pairs = (samples.encode(sample) for sample in chunk)

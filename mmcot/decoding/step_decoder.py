@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812 (the usual name)
 from transformers import T5ForConditionalGeneration
 
 Linear = Callable[[torch.Tensor], torch.Tensor]

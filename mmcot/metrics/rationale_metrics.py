@@ -39,10 +39,10 @@ class _TextPairMetric(evaluate.Metric):
 
 
 class SentenceBleu(_TextPairMetric):
-    """BLEU-n of each text, averaged.
+    r"""BLEU-n of each text, averaged.
 
-    Tokens are what ``\\s`` and ``.`` separate. The n-gram orders up to ``max_order`` weigh
-    the same and nothing is smoothed, so a text without a common n-gram of some order (an
+    Tokens are separated by ``\s`` and ``.``. The n-gram orders up to ``max_order`` have equal
+    weights and nothing is smoothed, so a text without a common n-gram of some order (an
     empty one, or one shorter than ``max_order``) scores 0.
 
     Differs from the reference: it yields some 1e-77 where this is 0.

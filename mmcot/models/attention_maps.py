@@ -28,9 +28,9 @@ class AttentionMaps:
     ``gate_BS`` float [B, S] in 0..1, the gate's mean over the width; ``fused_BSD`` [B, S, D].
     """
 
-    attention_BSP: torch.Tensor
-    gate_BS: torch.Tensor
-    fused_BSD: torch.Tensor
+    attention_BSP: torch.Tensor  # noqa: N815 (a shape suffix)
+    gate_BS: torch.Tensor  # noqa: N815 (a shape suffix)
+    fused_BSD: torch.Tensor  # noqa: N815 (a shape suffix)
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ def start_with_lookup(model: T5ForConditionalGeneration, *, near_bias: float, ma
 
 
 def _mean_distances(attention: torch.nn.Module, *, offset: int) -> torch.Tensor:
-    """[buckets]: how far the positions of a bucket are from the one at ``offset``, on average, in tokens up to ``FARTHEST``."""
+    """Mean distance of a bucket's positions to the one at ``offset``, [buckets], in tokens up to ``FARTHEST``."""
     num_buckets, reach = attention.relative_attention_num_buckets, attention.relative_attention_max_distance
     positions = torch.arange(-reach, reach + 1)
     buckets = attention._relative_position_bucket(

@@ -32,7 +32,8 @@ def open_device(*, use_gpu: bool, index: int | None = None) -> torch.device:
     if count <= (index or 0):
         raise DeviceError(
             f"GPU {index or 0} was asked for, this process sees {count} (torch {torch.__version__}); "
-            "start at most one process for each GPU, check CUDA_VISIBLE_DEVICES and the driver, or set cluster.use_gpu=false"
+            "start at most one process for each GPU, check CUDA_VISIBLE_DEVICES and the driver, or set "
+            "cluster.use_gpu=false"
         )
     if index is not None:
         torch.cuda.set_device(index)

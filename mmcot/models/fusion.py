@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812 (the usual name)
 
 
 class FusionLinear(nn.Linear):
@@ -69,7 +69,11 @@ class SingleHeadAttention(nn.Module):
     def shares(
         self, query_BSD: torch.Tensor, memory_BPD: torch.Tensor, mask_BP: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The softmax that ``forward`` never shows: [B, S, P], each position's shares of the patches; zeros where all are hidden."""
+        """Return the attention weights, which ``forward`` does not return.
+
+        Returns:
+            [B, S, P], each position's shares of the patches; zeros where all patches are hidden.
+        """
         w_q, w_k, _ = self.in_proj_weight.chunk(3)
         b_q, b_k, _ = self.in_proj_bias.chunk(3)
         query_BSD, key_BPD = F.linear(query_BSD, w_q, b_q), F.linear(memory_BPD, w_k, b_k)

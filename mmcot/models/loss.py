@@ -10,7 +10,7 @@ tokens as it has, whatever batch it falls in.
 from __future__ import annotations
 
 import torch
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812 (the usual name)
 
 from mmcot.texts.encoding import IGNORED_LABEL
 

@@ -36,6 +36,7 @@ def open_model(folder: str | Path, **options: Any) -> PreTrainedModel:
     name = next((name for name in names if name in MODULES), None)
     if name is None:
         raise ValueError(
-            f"{path} names the architectures {names}, expected one of {sorted(MODULES)}; give the folder of a model that mmcot saved"
+            f"{path} names the architectures {names}, expected one of {sorted(MODULES)}; give the folder of a model "
+            "that mmcot saved"
         )
     return getattr(import_module(MODULES[name]), name).from_pretrained(folder, **options)

@@ -50,9 +50,11 @@ class MultimodalT5Config(T5Config):
         return self.scale_decoder_outputs
 
     def to_dict(self) -> dict:
+        """As transformers' own, with ``tie_word_embeddings`` as ``is_tied``."""
         return super().to_dict() | {"tie_word_embeddings": self.is_tied}
 
     def to_diff_dict(self) -> dict:
+        """As transformers' own, with ``tie_word_embeddings`` as ``is_tied``."""
         return super().to_diff_dict() | {"tie_word_embeddings": self.is_tied}
 
 
@@ -101,6 +103,18 @@ class FusedEncoder(_FusionInitializer, T5Stack):
         return self._fusion[0]
 
     def forward(self, input_ids=None, attention_mask=None, vision_features=None, vision_mask=None, **kwargs):
+        """Run T5's encoder, then the fusion where ``vision_features`` are given.
+
+        Args:
+            input_ids: [B, S].
+            attention_mask: [B, S], 0 at padding.
+            vision_features: [B, P, V].
+            vision_mask: bool [B, P]; used only if the configuration sets ``mask_absent_patches``.
+            **kwargs: as ``T5Stack.forward``.
+
+        Raises:
+            ValueError: the features have another shape than the configured one.
+        """
         outputs = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if vision_features is None:
             return outputs

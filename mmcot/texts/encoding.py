@@ -88,7 +88,7 @@ def stack_features(features: Sequence[np.ndarray], feature_shape: tuple[int, int
 
 def _limit(ids: list[int], limit: int) -> tuple[tuple[int, ...], int]:
     cut = max(0, len(ids) - limit)
-    return (tuple(ids[: limit - 1]) + (ids[-1],) if cut else tuple(ids)), cut
+    return ((*ids[: limit - 1], ids[-1]) if cut else tuple(ids)), cut
 
 
 def _stack(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:

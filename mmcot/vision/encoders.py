@@ -89,8 +89,10 @@ class VisionEncoder:
         if bad.any():
             first = int(bad.nonzero()[0])
             raise ValueError(
-                f"{self.kind} features of {self.name!r}: picture {first} of a batch of {len(images)} has values that are NaN, infinite "
-                f"or beyond float16 (the largest is {features[first].abs().max().item()}); expected finite values up to "
+                f"{self.kind} features of {self.name!r}: picture {first} of a batch of {len(images)} has values that "
+                "are NaN, infinite "
+                f"or beyond float16 (the largest is {features[first].abs().max().item()}); expected finite values up "
+                "to "
                 f"{torch.finfo(torch.float16).max:g}. Check that the checkpoint is whole, or use another model."
             )
         return halved.cpu().numpy()
@@ -112,7 +114,8 @@ class VisionEncoder:
         found = PreTrainedConfig.get_config_dict(self.name)[0].get("model_type")
         if found not in self._kind.model_types:
             raise ValueError(
-                f"{self.name!r} is a model of type {found!r}, but the encoder {self.kind!r} reads {' or '.join(map(repr, self._kind.model_types))}; "
+                f"{self.name!r} is a model of type {found!r}, but the encoder {self.kind!r} reads "
+                f"{' or '.join(map(repr, self._kind.model_types))}; "
                 f"name a matching model, such as {self._kind.default_model!r}, or another kind ({', '.join(ENCODERS)})."
             )
         try:
@@ -126,14 +129,17 @@ class VisionEncoder:
         except ImportError as error:
             if "timm" not in str(error):
                 raise
-            message = f"The backbone of {self.name!r} ({self.kind}) is built by timm, which is not installed; run `pip install timm`."
-            raise ImportError(message) from error
+            raise ImportError(
+                f"The backbone of {self.name!r} ({self.kind}) is built by timm, which is not installed; "
+                "run `pip install timm`."
+            ) from error
         missing = sorted(
             name for name in report["missing_keys"] if not name.endswith("num_batches_tracked")
         )  # plays no part here
         if missing:
             raise ValueError(
-                f"{self.name!r} lacks {len(missing)} weights of a {self.kind} encoder, such as {missing[0]!r}; expected all of them, as "
+                f"{self.name!r} lacks {len(missing)} weights of a {self.kind} encoder, such as {missing[0]!r}; "
+                "expected all of them, as "
                 "transformers would draw them at random. Name a whole checkpoint of this kind."
             )
         return model
@@ -143,7 +149,8 @@ class VisionEncoder:
         sizes = {size} if isinstance(size, int) else set(size)
         if len(sizes) != 1:
             raise ValueError(
-                f"{self.name!r} ({self.kind}) takes pictures of {size} pixels; expected a square. Use a model with one `image_size`."
+                f"{self.name!r} ({self.kind}) takes pictures of {size} pixels; expected a square. Use a model with "
+                "one `image_size`."
             )
         return sizes.pop()
 
