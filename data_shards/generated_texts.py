@@ -132,7 +132,7 @@ def verified_files(output_dir: str | Path) -> dict[str, dict[str, Any]]:
 def _listed_files(output_dir: Path) -> dict[str, dict[str, Any]]:
     """What the manifest of a complete output lists, every name one that a task can have."""
     path = output_dir / "manifest.json"
-    manifest = read_json(path) if path.exists() else {"complete": False}
+    manifest: dict[str, Any] = read_json(path) if path.exists() else {"complete": False}
     if not manifest["complete"]:
         raise ShardError(f"{output_dir} is not complete; run `mmcot rationales` to its end first")
     if strange := [name for name in manifest["files"] if not _FILE_NAME.fullmatch(name)]:

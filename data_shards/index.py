@@ -148,5 +148,6 @@ def check_member(data: bytes, *, size: int, crc32: int, name: tuple[str | Path, 
 
 def rows_of_extension(table: pa.Table, extension: str) -> dict[str, np.ndarray]:
     """The columns of all members with one extension, in tar order, as numpy arrays."""
-    chosen = table.filter(pc.equal(table["extension"], extension))
+    equals = pc.equal(table["extension"], extension)  # pyright: ignore[reportAttributeAccessIssue] (made at import)
+    chosen = table.filter(equals)
     return {name: chosen[name].to_numpy(zero_copy_only=False) for name in ("qid", "offset", "size", "crc32")}

@@ -95,8 +95,8 @@ def pictures_in_tars(shards_dir: str | Path) -> Callable[[Problem], list[bytes]]
     for shard in manifest_shards(read_manifest(folder)):
         table = read_index(shard.index(folder))
         for extension in PICTURE_EXTENSIONS:
-            for qid, *member in zip(*rows_of_extension(table, extension).values(), strict=True):
-                where.setdefault(qid, []).append((shard.tar(folder), *map(int, member)))
+            for qid, offset, size, crc32 in zip(*rows_of_extension(table, extension).values(), strict=True):
+                where.setdefault(qid, []).append((shard.tar(folder), int(offset), int(size), int(crc32)))
 
     def pictures(problem: Problem) -> list[bytes]:
         found = []
@@ -135,7 +135,7 @@ def _index(location: Path | str, folder: Path, split: str, number: int, report: 
             f"(there is no {min(orphans)}.json); they are left out"
         )
     return Shard(
-        name, split, num_samples, size, sha256, location if is_remote(location) else str(Path(location).absolute())
+        name, split, num_samples, size, sha256, str(location if is_remote(location) else Path(location).absolute())
     )
 
 

@@ -16,7 +16,7 @@ from data_shards.sources.pictures import MAX_PIXELS, PictureError, open_picture
 from data_shards.sources.question_set import Picture
 from mmcot.texts.problem import Problem
 
-PICTURE_COUNTS = (
+PICTURE_COUNTS: tuple[str, ...] = (
     "num_with_features",
     "num_no_image",
     "num_picture_absent",

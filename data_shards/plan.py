@@ -86,7 +86,7 @@ class Plan:
         settings = (self.seed, self.global_batch_size, self.micro_batch_size, self.window_shards, self.group_by_length)
         digest.update(repr(settings).encode())
         for array in (self.source_lengths, self.target_lengths, self.shard_of_sample):
-            digest.update(np.ascontiguousarray(array, dtype=np.int64))
+            digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
         return digest.hexdigest()[:16]
 
     def batch_blocks(self, step: int) -> list[np.ndarray]:

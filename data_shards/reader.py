@@ -58,7 +58,7 @@ class SplitReader:
         self.bytes_needed = 0
         self._joined: set[int] = set()
         self._pool: ThreadPoolExecutor | None = None
-        self._held: deque[dict[tuple[str, int], tuple[Future, int]]] = deque(maxlen=_WINDOWS_HELD)
+        self._held: deque[dict[tuple[str, int, int], tuple[Future, int]]] = deque(maxlen=_WINDOWS_HELD)
 
     def __len__(self) -> int:
         return len(self._text)
@@ -111,7 +111,7 @@ class SplitReader:
         if self._features is None:
             return None
         shard, position = self._text.place(sample)
-        self._check_joined(shard)
+        self._check_joined(self._features, shard)
         array = _parse_npy(self._read(self._features, shard, position))
         if array.ndim != 2 or array.shape[1] != self.feature_shape[1] or len(array) > self.feature_shape[0]:
             raise ShardError(
@@ -140,33 +140,7 @@ class SplitReader:
                     if part.is_remote[shard]:
                         self._pool.submit(part.open_shard, shard)
             return
-        self._held.append(self._fetch_ranges(parts, places))
-
-    def _fetch_ranges(self, parts: list[Members], places: list[tuple[int, int]]) -> dict:
-        shards = list(dict.fromkeys(shard for shard, _ in places))
-        list(
-            self._pool.map(lambda pair: pair[0].columns(pair[1]), [(part, shard) for part in parts for shard in shards])
-        )
-        keys = [(number, shard, position) for shard, position in places for number in range(len(parts))]
-        where = np.array(
-            [
-                [parts[number].columns(shard)[name][position] for name in ("offset", "size")]
-                for number, shard, position in keys
-            ]
-        )
-        files = np.array([number + len(parts) * shard for number, shard, _ in keys])
-        ranges, range_of_member = plan_ranges(files, where[:, 0], where[:, 1])
-        futures: dict[int, Future] = {}
-        for index in range_of_member:  # in the order of need
-            if index not in futures:
-                file, start, stop = map(int, ranges[index])
-                futures[index] = self._pool.submit(
-                    parts[file % len(parts)].fetch, file // len(parts), start, stop - start
-                )
-        return {
-            (parts[number].extension, shard, position): (futures[index], int(offset - ranges[index][1]))
-            for (number, shard, position), (offset, _), index in zip(keys, where, range_of_member, strict=True)
-        }
+        self._held.append(_fetch_ranges(self._pool, parts, places))
 
     def close(self) -> None:
         """Close the shards that were opened."""
@@ -190,15 +164,41 @@ class SplitReader:
                     break
         return members.read(shard, position)
 
-    def _check_joined(self, shard: int) -> None:
+    def _check_joined(self, features: Members, shard: int) -> None:
         if shard not in self._joined:
-            if not np.array_equal(self._features.columns(shard)["qid"], self._text.columns(shard)["qid"]):
-                name = self._features.shards[shard].name
+            if not np.array_equal(features.columns(shard)["qid"], self._text.columns(shard)["qid"]):
+                name = features.shards[shard].name
                 raise ShardError(
-                    f"{self._features.folder / name} does not hold the questions of its text shard in their order; "
+                    f"{features.folder / name} does not hold the questions of its text shard in their order; "
                     "build it again"
                 )
             self._joined.add(shard)
+
+
+def _fetch_ranges(
+    pool: ThreadPoolExecutor, parts: list[Members], places: list[tuple[int, int]]
+) -> dict[tuple[str, int, int], tuple[Future, int]]:
+    """Start fetching the members at ``places``; returns by member the fetched range and the member's start in it."""
+    shards = list(dict.fromkeys(shard for shard, _ in places))
+    list(pool.map(lambda pair: pair[0].columns(pair[1]), [(part, shard) for part in parts for shard in shards]))
+    keys = [(number, shard, position) for shard, position in places for number in range(len(parts))]
+    where = np.array(
+        [
+            [parts[number].columns(shard)[name][position] for name in ("offset", "size")]
+            for number, shard, position in keys
+        ]
+    )
+    files = np.array([number + len(parts) * shard for number, shard, _ in keys])
+    ranges, range_of_member = plan_ranges(files, where[:, 0], where[:, 1])
+    futures: dict[int, Future] = {}
+    for index in range_of_member:  # in the order in which they are needed
+        if index not in futures:
+            file, start, stop = map(int, ranges[index])
+            futures[index] = pool.submit(parts[file % len(parts)].fetch, file // len(parts), start, stop - start)
+    return {
+        (parts[number].extension, shard, position): (futures[index], int(offset - ranges[index][1]))
+        for (number, shard, position), (offset, _), index in zip(keys, where, range_of_member, strict=True)
+    }
 
 
 def _parse_npy(data: bytes) -> np.ndarray:

@@ -14,9 +14,10 @@ import json
 import re
 import tomllib
 from collections import Counter
+from email.message import Message
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from packaging.requirements import Requirement
 
@@ -99,7 +100,8 @@ def resolve(wanted: list[Requirement]) -> dict[str, dict[str, Any]]:
 
 def licence_of(distribution: metadata.Distribution) -> str:
     """An SPDX expression."""
-    about, name = distribution.metadata, normalised(distribution.metadata["Name"])
+    about = cast(Message, distribution.metadata)  # its type has no get() before Python 3.12
+    name = normalised(about["Name"])
     if name in READ_BY_HAND:
         return READ_BY_HAND[name]
     if expression := about.get("License-Expression"):

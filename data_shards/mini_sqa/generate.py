@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_shards.mini_sqa.skills import SKILLS, Skill
+from data_shards.mini_sqa.skills import SKILLS, Paint, Skill
 from data_shards.sources.pictures import open_picture
 
 VERSION: int = 2
@@ -141,7 +141,7 @@ def _draw_split(split: str, size: int, *, seed: int, texts: set, pictures: set) 
             question, hint = _draw_text(rng, skill, fact, texts)
             caption, tiles = "", None
             if skill.paint is not None:
-                tiles = _draw_tiles(rng, skill, fact, pictures)
+                tiles = _draw_tiles(rng, skill, skill.paint, fact, pictures)
                 caption = skill.key_fact(fact) if index < num_telling else rng.choice(skill.scenes)
             rows.append((_record(rng, skill, fact, question, hint, split), caption, tiles))
     rng.shuffle(rows)
@@ -158,9 +158,9 @@ def _draw_text(rng: random.Random, skill: Skill, fact: tuple, texts: set) -> tup
     raise _exhausted("question text", skill)
 
 
-def _draw_tiles(rng: random.Random, skill: Skill, fact: tuple, pictures: set) -> np.ndarray:
+def _draw_tiles(rng: random.Random, skill: Skill, paint: Paint, fact: tuple, pictures: set) -> np.ndarray:
     for _ in range(MAX_DRAWS):
-        tiles = skill.paint(rng, fact)
+        tiles = paint(rng, fact)
         if tiles.tobytes() not in pictures:
             pictures.add(tiles.tobytes())
             return tiles

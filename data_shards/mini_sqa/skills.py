@@ -31,6 +31,7 @@ from data_shards.mini_sqa.paint import (
 
 Fact = tuple[Any, ...]
 Ask = Callable[[random.Random, Fact], tuple[str, str]]  # question and hint
+Paint = Callable[[random.Random, Fact], np.ndarray]
 
 WORDS: dict[str, tuple[str, ...]] = {
     "name": (
@@ -174,9 +175,9 @@ class Skill:
     solve: Callable[[Fact], str]
     answer: Callable[[Fact], int]
     visible: Callable[[Fact], Hashable] = lambda fact: None
-    paint: Callable[[random.Random, Fact], np.ndarray] | None = None
+    paint: Paint | None = None
     scenes: tuple[str, ...] = ()
-    key_fact: Callable[[Fact], str] | None = None
+    key_fact: Callable[[Fact], str] = lambda fact: ""
     lecture_rate: float = 1.0
 
 

@@ -8,8 +8,11 @@ would decode the pictures of every column itself, by whatever decoder takes them
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import pyarrow as pa
 
 from data_shards.sources.question_set import SPLITS, Picture, QuestionSet
 from data_shards.sources.tables import row_to_record
@@ -37,11 +40,12 @@ def read(path: Path) -> QuestionSet:
     problems: dict[str, list[Problem]] = {split: [] for split in SPLITS}
     where: dict[str, tuple[Any, int]] = {}  # by qid: the split's rows in Arrow's form, and the number of its own
     for name, part in parts.items():
-        if name not in _SPLIT_NAMES:
-            raise ProblemError(f"{path}: split {name!r} is unknown; expected {', '.join(_SPLIT_NAMES)}")
+        if (split := _SPLIT_NAMES.get(str(name))) is None:
+            raise ProblemError(f"{path}: split {str(name)!r} is unknown; expected {', '.join(_SPLIT_NAMES)}")
         part = part.with_format("arrow")
-        for index, row in enumerate(row for rows in part.iter(_ROWS) for row in rows.to_pylist()):
-            problem = _problem(row, _SPLIT_NAMES[name], index)
+        tables = cast("Iterator[pa.Table]", part.iter(_ROWS))
+        for index, row in enumerate(row for rows in tables for row in rows.to_pylist()):
+            problem = _problem(row, split, index)
             problems[problem.split].append(problem)
             where[problem.qid] = (part, index)
 

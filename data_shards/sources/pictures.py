@@ -7,6 +7,7 @@ Files are judged by their content, never by their suffix, and read by the decode
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -22,7 +23,7 @@ MAX_SIDE = 16_384
 MAX_PIXELS = 100_000_000  # 400 MB as Pillow holds them, twice that while they are converted
 MAX_BYTES = 1_000_000_000  # of a file: 100 million pixels of 8 bytes, uncompressed, are less
 
-_TURNS = {
+_TURNS: dict[Any, Image.Transpose] = {  # by the value of EXIF's orientation, which may be of any type
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,

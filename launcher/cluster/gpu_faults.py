@@ -75,15 +75,14 @@ def hold_gpus(faults: list[GpuFault]) -> list[Any]:
     Ray chooses the GPU of an actor itself, so actors are started on the node until one has it.
     """
     import ray
+    from ray.exceptions import GetTimeoutError, RayActorError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     held, actor_class = [], ray.remote(_Holder)
     for fault in faults:
         others: list[Any] = []
         strategy = NodeAffinitySchedulingStrategy(fault.node_id, soft=False)
-        with contextlib.suppress(
-            ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError
-        ):  # none is free, or the node is gone
+        with contextlib.suppress(GetTimeoutError, RayActorError):  # none is free, or the node is gone
             while True:
                 actor = actor_class.options(num_cpus=0, num_gpus=1, scheduling_strategy=strategy).remote()
                 others.append(actor)

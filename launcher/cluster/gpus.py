@@ -41,20 +41,19 @@ def with_device(
     cluster = settings.cluster
     kept = _kept(run_dir) if run_dir else None
     wanted = cluster.use_gpu
-    if kept is not None and wanted not in ("auto", kept):
+    if run_dir is not None and kept is not None and wanted not in ("auto", kept):
         raise SettingsError(
             f"{run_dir.path} was started with cluster.use_gpu {_said(kept)}, now it is {_said(wanted)}; leave the "
             "setting out, or give this run "
             "a folder of its own with --set run.dir=runs/ANOTHER-NAME"
         )
     decided = kept if kept is not None else wanted
-    if decided is False or (
-        wanted is True and cluster.address != "local"
-    ):  # the nodes of an autoscaler come when they are asked for
-        return _decided(settings, decided)
+    # The nodes of an autoscaler start when they are requested, so they cannot be counted before.
+    if decided is False or (wanted is True and cluster.address != "local"):
+        return _decided(settings, bool(decided))
     found, where = (count or count_gpus)(cluster)
     is_new, decided = decided == "auto", found > 0 if decided == "auto" else decided
-    if not found and wanted == "auto" and not is_new:
+    if run_dir is not None and not found and wanted == "auto" and not is_new:
         raise SettingsError(
             f"{run_dir.path} was started on GPUs, and {where} has none; start it where GPUs are, bring the cluster's "
             "GPU nodes up (cluster.use_gpu=true "

@@ -131,6 +131,16 @@ class Data(_Section):
     use_caption: bool = Field(default=False, description="put the picture's caption into the context")
     tokenizer_vocab_size: PositiveInt = Field(default=2000, description="pieces of the tokenizer trained on the text")
 
+    def require_features(self) -> str:
+        """Return ``features`` for code that needs some.
+
+        Raises:
+            SettingsError: there are none.
+        """
+        if self.features is None:
+            raise SettingsError("data.features is none, and vision features are needed; set it, such as to patch")
+        return self.features
+
 
 class T5Shape(_Section):
     """Size and attention start of a T5 with random weights."""

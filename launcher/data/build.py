@@ -45,7 +45,7 @@ def prepare_data(settings: Settings, report: Report = print) -> DataFolder:
         SettingsError: data.shards_dir holds the shards of another data set.
     """
     if settings.data.shards_dir and is_remote(settings.data.shards_dir):
-        return _open_remote(settings)
+        return _open_remote(settings, settings.data.shards_dir)
     if settings.data.shards_dir and is_indexed(settings.data.shards_dir):
         return _prepare_indexed(settings, Path(settings.data.shards_dir), report)
     source = source_folder(settings.data, report)
@@ -100,8 +100,7 @@ def _build_missing(settings: Settings, source: Path, shards_dir: Path, report: R
         _build_tokenizer(settings, shards_dir, report)
 
 
-def _open_remote(settings: Settings) -> DataFolder:
-    url = settings.data.shards_dir
+def _open_remote(settings: Settings, url: str) -> DataFolder:
     if settings.data.path is not None:
         raise SettingsError(
             f"data.shards_dir {url} is finished, so data.path ({settings.data.path}) would not be read; leave it out"
@@ -163,7 +162,8 @@ def _build_features(settings: Settings, source: Path | None, shards_dir: Path, r
         manifest = make_features(settings, source, shards_dir, report)
     else:
         features_of, shape = open_ready_made(data)
-        manifest = write_feature_shards(shards_dir, name=data.features, features_of=features_of, shape=shape)
+        name = data.require_features()
+        manifest = write_feature_shards(shards_dir, name=name, features_of=features_of, shape=shape)
     report(
         f"features {data.features}: {manifest['num_patches']} patches of {manifest['dim']}, {_pictures(manifest):,} "
         "pictures"

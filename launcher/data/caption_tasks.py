@@ -72,7 +72,7 @@ class CaptionsWorker(Worker):
 
         torch.set_num_threads(job.settings.cluster.cpus_per_worker)
         self.job = job
-        self.captioner = Captioner(job.model, device=open_device(use_gpu=job.settings.cluster.use_gpu).type)
+        self.captioner = Captioner(job.model, device=open_device(use_gpu=bool(job.settings.cluster.use_gpu)).type)
         questions = read_questions(job.source)
         self.problems = {problem.qid: problem for split in SPLITS for problem in questions.problems[split]}
         self.open_pictures = open_pictures_of(questions.pictures)
@@ -156,7 +156,7 @@ def _run(job: CaptionsJob, missing: list[CaptionsTask], total: int, report: Call
             gpus_per_worker=1,
             max_attempts=job.settings.generation.max_attempts,
             hang_timeout_s=job.settings.generation.hang_timeout_s,
-            stands=lambda task: (Path(job.parts_dir) / task.file_name).exists(),
+            is_committed=lambda task: (Path(job.parts_dir) / task.file_name).exists(),
             done=done,
             report=report,
         )

@@ -42,4 +42,4 @@ def read_source(data: Data, source: Path) -> QuestionSet:
     questions = read_questions(source)
     if data.captions:
         questions = with_captions(questions, data.captions)
-    return with_lists(questions, data.splits) if data.splits else questions
+    return with_lists(questions, {**data.splits}) if data.splits else questions

@@ -64,10 +64,8 @@ class FeaturesWorker(Worker):
 
         torch.set_num_threads(job.settings.cluster.cpus_per_worker)
         self.job = job
-        on_gpu = (
-            job.settings.cluster.use_gpu and job.settings.data.features not in FEATURES
-        )  # those are made in the driver
-        self.device = open_device(use_gpu=on_gpu).type
+        on_gpu = job.settings.cluster.use_gpu and job.settings.data.features not in FEATURES  # the driver makes those
+        self.device = open_device(use_gpu=bool(on_gpu)).type
         self.encode, self.shape = open_encoder(job.settings.data, device=self.device)
         self.pictures = (
             read_source(job.settings.data, Path(job.source)).pictures
@@ -92,7 +90,8 @@ class FeaturesWorker(Worker):
                 batch_size=BATCH_SIZE[self.device],
             )
 
-        counts = write_feature_shard(self.job.shards_dir, name=data.features, shard=shard, arrays_of=arrays_of)
+        name = data.require_features()
+        counts = write_feature_shard(self.job.shards_dir, name=name, shard=shard, arrays_of=arrays_of)
         return counts["num_with_features"], self.shape
 
     def _told(self, problems: Iterable[Problem]) -> Iterator[Problem]:
@@ -110,14 +109,14 @@ def open_encoder(data: Data, *, device: str = "cpu") -> tuple[Encode, tuple[int,
     if data.features in FEATURES:
         featurize, shape = FEATURES[data.features]
         return lambda images: np.stack([featurize(image) for image in images]), shape
-    if data.features not in ENCODERS:
-        raise SettingsError(
-            f"features {data.features!r} cannot be made from a picture here (known: {', '.join(MADE_HERE)})"
-        )
-    from mmcot.vision.encoders import VisionEncoder
+    if data.features is not None and data.features in ENCODERS:
+        from mmcot.vision.encoders import VisionEncoder
 
-    encoder = VisionEncoder(data.features, data.vision_model, device=device)
-    return encoder.encode, encoder.shape
+        encoder = VisionEncoder(data.features, data.vision_model, device=device)
+        return encoder.encode, encoder.shape
+    raise SettingsError(
+        f"features {data.features!r} cannot be made from a picture here (known: {', '.join(MADE_HERE)})"
+    )
 
 
 def make_features(
@@ -128,15 +127,13 @@ def make_features(
     Raises:
         FeaturesError: shards failed ``generation.max_attempts`` times; the others stand.
     """
-    data, job = (
-        settings.data,
-        FeaturesJob(
-            _with_absolute_paths(settings), str(source.absolute()) if source else None, str(shards_dir.absolute())
-        ),
+    data, name = settings.data, settings.data.require_features()
+    job = FeaturesJob(
+        _with_absolute_paths(settings), str(source.absolute()) if source else None, str(shards_dir.absolute())
     )
-    missing = missing_feature_shards(shards_dir, name=data.features)
+    missing = missing_feature_shards(shards_dir, name=name)
     shape: tuple[int, int] | None = None
-    if data.features in FEATURES:  # light, so made on the spot
+    if name in FEATURES:  # little work, so done in this process
         worker = FeaturesWorker(job)
         for shard in missing:
             worker.run(shard)
@@ -144,7 +141,7 @@ def make_features(
     elif missing:
         shape = _by_workers(job, missing, report)
     shape = shape or open_encoder(data)[1]
-    return close_feature(shards_dir, name=data.features, shape=(shape[0] * data.max_pictures, shape[1]))
+    return close_feature(shards_dir, name=name, shape=(shape[0] * data.max_pictures, shape[1]))
 
 
 def _with_absolute_paths(settings: Settings) -> Settings:
@@ -160,11 +157,9 @@ def _with_absolute_paths(settings: Settings) -> Settings:
 
 def _by_workers(job: FeaturesJob, missing: list[Shard], report: Callable[[str], None]) -> tuple[int, int] | None:
     """Run the missing shards over Ray; returns the shape a worker told, if one did."""
-    data, cluster = job.settings.data, job.settings.cluster
-    folder, total = (
-        Path(job.shards_dir) / "features" / data.features,
-        len(manifest_shards(read_manifest(Path(job.shards_dir) / "text"))),
-    )
+    name = job.settings.data.require_features()
+    folder = Path(job.shards_dir) / "features" / name
+    total = len(manifest_shards(read_manifest(Path(job.shards_dir) / "text")))
     state: dict[str, Any] = {"done": total - len(missing), "pictures": 0, "shape": None, "began": time.perf_counter()}
 
     def done(shard: Shard, result: tuple[int, tuple[int, int]] | None) -> None:
@@ -173,7 +168,7 @@ def _by_workers(job: FeaturesJob, missing: list[Shard], report: Callable[[str], 
             state["pictures"] += result[0]
             state["shape"] = result[1]
         rate = state["pictures"] / (time.perf_counter() - state["began"])
-        report(f"  features {data.features}: {state['done']}/{total} shards, {rate:,.1f} pictures/s")
+        report(f"  features {name}: {state['done']}/{total} shards, {rate:,.1f} pictures/s")
 
     settings = with_device(job.settings, None, report)
     job, cluster = dataclasses.replace(job, settings=settings), settings.cluster
@@ -186,14 +181,14 @@ def _by_workers(job: FeaturesJob, missing: list[Shard], report: Callable[[str], 
             gpus_per_worker=1,
             max_attempts=job.settings.generation.max_attempts,
             hang_timeout_s=job.settings.generation.hang_timeout_s,
-            stands=lambda shard: (folder / f"{shard.name}.done.json").exists(),
+            is_committed=lambda shard: (folder / f"{shard.name}.done.json").exists(),
             done=done,
             report=report,
         )
     if set_aside:
         shard, error = next(iter(set_aside.items()))
         raise FeaturesError(
-            f"features {data.features} of {len(set_aside)} of {total} shards failed "
+            f"features {name} of {len(set_aside)} of {total} shards failed "
             f"{job.settings.generation.max_attempts} times; the others stand, "
             f"run again to retry. The first, {shard.name}:\n{error}"
         )

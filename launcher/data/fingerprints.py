@@ -43,13 +43,12 @@ def _feature_inputs(data: Data, source: Path) -> dict[str, Any]:
     """What decides the content of a feature's shards, beside the text."""
     if not makes_features(data):
         return {"ready_made": _published_facts(data)}
+    name = data.require_features()
     return {
         "pictures": _pictures_fingerprint(source),
         "max_pictures": data.max_pictures,
         "unreadable_pictures": data.unreadable_pictures,
-        **(
-            {} if data.features in FEATURES else {"encoder": data.vision_model or ENCODERS[data.features].default_model}
-        ),
+        **({} if name in FEATURES else {"encoder": data.vision_model or ENCODERS[name].default_model}),
     }
 
 
@@ -63,6 +62,7 @@ def _pictures_fingerprint(source: Path) -> str | None:
         for split in SPLITS
         for problem in questions.problems[split]
         for path in questions.pictures(problem)
+        if isinstance(path, Path)  # of this form all are
     ]
     return fingerprint(facts)
 

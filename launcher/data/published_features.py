@@ -45,7 +45,7 @@ def open_ready_made(data: Data) -> tuple[FeaturesOf, tuple[int, int]]:
         SettingsError: a file is missing.
         FeatureError: the features have another shape than the published ones.
     """
-    name, path, map_path = data.features, ready_made_file(data), name_map(data)
+    name, path, map_path = data.require_features(), ready_made_file(data), name_map(data)
     if path is None or not map_path.exists():
         raise SettingsError(
             f"features {name!r} need {_features_folder(data) / name}.npy (or .pth) and {map_path}; put both there, "

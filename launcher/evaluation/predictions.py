@@ -62,8 +62,9 @@ def score(
     gold_reasons: Callable[[Problem], str | None],
 ) -> dict[str, Any]:
     """Score predictions against the gold answers, and rationales, where there are any, against the gold ones."""
-    references = {qid: gold_reasons(problem) for qid, problem in problems.items()}
-    has_reasons = None not in references.values()
+    found = {qid: gold_reasons(problem) for qid, problem in problems.items()}
+    references = {qid: reasons for qid, reasons in found.items() if reasons is not None}
+    has_reasons = len(references) == len(problems)
     return score_report(
         problems,
         {line["qid"]: line["prediction"] for line in lines},

@@ -38,7 +38,7 @@ def build_model(
     config = MultimodalT5Config(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,  # pyright: ignore[reportCallIssue] (read from **kwargs)
         **shape,
         **vision,
     )

@@ -58,8 +58,10 @@ def open_data(data: Data, shards_dir: str | Path) -> DataFolder:
             f"{shards_dir}/features/{data.features} was built for other text shards; delete that folder and build it "
             "again"
         )
-    if data.features in FEATURES and features["num_patches"] != (
-        wanted := FEATURES[data.features][1][0] * data.max_pictures
+    if (
+        features
+        and data.features in FEATURES
+        and features["num_patches"] != (wanted := FEATURES[data.features][1][0] * data.max_pictures)
     ):
         raise SettingsError(
             f"{shards_dir}/features/{data.features} has {features['num_patches']} patches, data.max_pictures "

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -109,7 +110,7 @@ class StageSamples:
             [self.encode(sample, epoch) for sample in samples],
             [self.reader.features(sample) for sample in samples],
             feature_shape=self.reader.feature_shape,
-            pad_token_id=self.tokenizer.pad_token_id,
+            pad_token_id=cast(int, self.tokenizer.pad_token_id),
             is_dummy=is_dummy,
         )
         return Block(tensors, () if is_dummy else tuple(self.reader.qid(sample) for sample in samples))

@@ -53,7 +53,7 @@ def cached_lengths(whose: LengthsOf, samples: StageSamples, cache_dir: str | Pat
     if not path.exists():
         lengths = count_lengths(whose, samples)
         with committing(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **lengths)
+            np.savez(file, **lengths)  # pyright: ignore[reportArgumentType] (no array is named allow_pickle)
     return path
 
 

@@ -99,7 +99,10 @@ def answer_questions(
         rationales, num_cut = rationale_stage.write(problems, features, texts, **shape)
         texts = [rationale.text for rationale in rationales]
     if answer_stage is None:
-        return [Prediction(problem.qid, text, "", None) for problem, text in zip(problems, texts, strict=True)], num_cut
+        predictions = [
+            Prediction(problem.qid, text or "", "", None) for problem, text in zip(problems, texts, strict=True)
+        ]
+        return predictions, num_cut
     answers, more_cut = answer_stage.write(problems, features, texts, **shape)
     predictions = [
         Prediction(problem.qid, text or "", answer.text, parse_answer(answer.text, len(problem.choices)))

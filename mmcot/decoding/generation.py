@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -170,14 +171,15 @@ def generate_ids(
     if min(limits) < 1 or num_rows < 1:
         raise ValueError(f"max_new_tokens ({min(limits)}) and the number of rows ({num_rows}) must be at least 1")
     num_rows = min(num_rows, len(sources))
-    decoder = StepDecoder(
-        model, num_rows=num_rows, max_source_tokens=max(map(len, sources)), max_new_tokens=max(limits)
-    )
-    if model.device.type == "cuda":
-        decoder = StaticDecoder(decoder)
+    decoder = _open_decoder(model, num_rows, max_source_tokens=max(map(len, sources)), max_new_tokens=max(limits))
     choose = _greedy if sampling.temperature == 0 else _sampler(sampling, keys)
-    start, ends = model.generation_config.decoder_start_token_id, frozenset(eos_token_ids)
-    start = model.config.decoder_start_token_id if start is None else start
+    start, ends = _start_token(model), frozenset(eos_token_ids)
+
+    def has_ended(row: Row) -> bool:
+        if row.ids[-1] in ends or len(row.ids) >= row.max_new_tokens:
+            return True
+        return is_stopped is not None and is_stopped(row.ids)
+
     waiting = _encode_sources(model, sources, features, feature_shape)
     written: list[list[int]] = [[]] * len(sources)
     rows: list[Row] = []
@@ -191,13 +193,9 @@ def generate_ids(
         for row, token in zip(rows, choose(logits, rows), strict=True):
             row.ids.append(token)
         on_step()
-        for place in reversed(range(len(rows))):  # backwards, so that the last row is always one that goes on
+        for place in reversed(range(len(rows))):  # backwards, so that the last row is always one that continues
             row = rows[place]
-            if (
-                row.ids[-1] not in ends
-                and len(row.ids) < row.max_new_tokens
-                and not (is_stopped and is_stopped(row.ids))
-            ):
+            if not has_ended(row):
                 continue
             written[row.index] = row.ids
             if (source := next(waiting, None)) is not None:
@@ -211,11 +209,26 @@ def generate_ids(
     return written
 
 
+def _open_decoder(
+    model: T5ForConditionalGeneration, num_rows: int, *, max_source_tokens: int, max_new_tokens: int
+) -> StepDecoder | StaticDecoder:
+    decoder = StepDecoder(model, num_rows=num_rows, max_source_tokens=max_source_tokens, max_new_tokens=max_new_tokens)
+    return StaticDecoder(decoder) if model.device.type == "cuda" else decoder
+
+
+def _start_token(model: T5ForConditionalGeneration) -> int:
+    configured = cast(Any, model.generation_config).decoder_start_token_id
+    return model.config.decoder_start_token_id if configured is None else configured
+
+
 def _greedy(logits_BV: torch.Tensor, rows: Sequence[Row]) -> list[int]:
     return logits_BV.argmax(dim=-1).tolist()
 
 
-def _sampler(sampling: Sampling, keys: Sequence[str]) -> Callable[[torch.Tensor, Sequence[Row]], list[int]]:
+def _sampler(sampling: Sampling, keys: Sequence[str] | None) -> Callable[[torch.Tensor, Sequence[Row]], list[int]]:
+    if keys is None:
+        raise ValueError(f"sampling (temperature {sampling.temperature}) needs keys; give each question's qid")
+
     def choose(logits_BV: torch.Tensor, rows: Sequence[Row]) -> list[int]:
         uniform_B = [draw_uniform(sampling.seed, keys[row.index], len(row.ids)) for row in rows]
         return sample_tokens(logits_BV, uniform_B, temperature=sampling.temperature, top_p=sampling.top_p)
@@ -239,7 +252,7 @@ def _encode_sources(model, sources, features, feature_shape) -> Iterator[tuple[i
 def _beam_search(
     model, tokenizer, sources, features, feature_shape, max_new_tokens, batch_size, num_beams, on_step
 ) -> list[GeneratedText]:
-    texts: list[GeneratedText | None] = [None] * len(sources)
+    texts: dict[int, GeneratedText] = {}  # by the source's index
     by_length = sorted(range(len(sources)), key=lambda index: (-len(sources[index]), index))
     for start in range(0, len(by_length), batch_size):
         chosen = by_length[start : start + batch_size]
@@ -253,7 +266,7 @@ def _beam_search(
         for index, row in zip(chosen, outputs[:, 1:].tolist(), strict=True):
             texts[index] = _read_row(tokenizer, row, _end_tokens(model, tokenizer), ())
         on_step()
-    return texts
+    return [texts[index] for index in range(len(sources))]
 
 
 def _collate_sources(model, pad_token_id, sources, features, feature_shape) -> dict[str, torch.Tensor]:
@@ -270,9 +283,10 @@ def _collate_sources(model, pad_token_id, sources, features, feature_shape) -> d
 
 
 def _end_tokens(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    configured = model.generation_config.eos_token_id
+    configured = cast(Any, model.generation_config).eos_token_id
     configured = configured if isinstance(configured, (list, tuple)) else [configured]
-    return frozenset({tokenizer.eos_token_id, *configured} - {None})
+    tokens = (cast("int | None", tokenizer.eos_token_id), *configured)
+    return frozenset(token for token in tokens if token is not None)
 
 
 def _read_row(
@@ -280,7 +294,7 @@ def _read_row(
 ) -> GeneratedText:
     length = next((place for place, token in enumerate(row) if token in ends), None)
     ended, ids = length is not None, row[:length]
-    text = tokenizer.decode(ids, skip_special_tokens=True)
+    text = cast(str, tokenizer.decode(ids, skip_special_tokens=True))  # a list only for a batch
     found = [place for string in stop if (place := text.find(string)) >= 0]
     if found:
         return GeneratedText(text=text[: min(found)], num_tokens=len(ids) + ended, finish="stop")

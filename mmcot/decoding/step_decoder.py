@@ -17,10 +17,12 @@ T target positions, V vocabulary, L layers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch.nn import functional as F  # noqa: N812 (the usual name)
 from transformers import T5ForConditionalGeneration
+from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
 
@@ -58,7 +60,7 @@ class StepDecoder:
     def __init__(
         self, model: T5ForConditionalGeneration, *, num_rows: int, max_source_tokens: int, max_new_tokens: int
     ) -> None:
-        config, stack = model.config, model.decoder
+        config, stack = model.config, cast(Any, model.decoder)  # torch types no parts of a module
         if model.dtype == torch.float16:
             raise ValueError("the model is in float16, in which T5 overflows; use float32 or bfloat16")
         self.num_heads, self.head_width, self.max_new_tokens = config.num_heads, config.d_kv, max_new_tokens
@@ -85,7 +87,7 @@ class StepDecoder:
         )
         self._reversed_bias_HT = self._reverse_bias(stack.block[0].layer[0].SelfAttention)
 
-    def _reverse_bias(self, attention: torch.nn.Module) -> torch.Tensor:
+    def _reverse_bias(self, attention: T5Attention) -> torch.Tensor:
         """Bias of the last position to every other [H, 2T - 1], and -inf to those that follow it.
 
         A window that starts at column T - 1 - p is the bias of position p to positions 0, 1, ...
@@ -189,7 +191,7 @@ class Group:
 class _Layer:
     """One block's weights as functions of states [B, D]."""
 
-    def __init__(self, block: torch.nn.Module) -> None:
+    def __init__(self, block: Any) -> None:  # a T5Block
         own, cross, feed_forward = block.layer
         self.own_norm, self.cross_norm, self.feed_forward_norm = (_norm(part.layer_norm) for part in block.layer)
         self.qkv = pack_linear(torch.cat(_weights(own.SelfAttention, "qkv")))
@@ -199,11 +201,11 @@ class _Layer:
         self.feed_forward = _feed_forward(feed_forward.DenseReluDense)
 
 
-def _weights(attention: torch.nn.Module, names: str) -> list[torch.Tensor]:
+def _weights(attention: T5Attention, names: str) -> list[torch.Tensor]:
     return [getattr(attention, name).weight for name in names]
 
 
-def _norm(norm: torch.nn.Module) -> Linear:
+def _norm(norm: T5LayerNorm) -> Linear:
     """T5's layer norm: scale without shift, its mean square taken in float32."""
     weight, epsilon = norm.weight.detach(), norm.variance_epsilon
 
@@ -214,7 +216,7 @@ def _norm(norm: torch.nn.Module) -> Linear:
     return apply
 
 
-def _feed_forward(module: torch.nn.Module) -> Linear:
+def _feed_forward(module: Any) -> Linear:  # a T5DenseActDense or T5DenseGatedActDense
     activation, output, output_dtype = module.act, pack_linear(module.wo.weight), module.wo.weight.dtype
     if not hasattr(module, "wi_0"):
         inner = pack_linear(module.wi.weight)

@@ -132,12 +132,12 @@ def rationale_scores(
     pairs = [(ours, gold) for ours, gold in zip(predictions, references, strict=True) if gold.strip()]
     if pairs:
         columns = {"predictions": [ours for ours, _ in pairs], "references": [gold for _, gold in pairs]}
-        scores |= SentenceBleu().compute(**columns, max_order=1)
-        scores |= SentenceBleu().compute(**columns, max_order=4)
-        scores |= RougeL().compute(**columns)
+        scores |= SentenceBleu().compute(**columns, max_order=1) or {}  # None only in evaluate's helper processes
+        scores |= SentenceBleu().compute(**columns, max_order=4) or {}
+        scores |= RougeL().compute(**columns) or {}
     if similarity_model is not None and predictions:
         columns = {"predictions": predictions, "references": references}
-        scores |= SentenceSimilarity().compute(**columns, model=similarity_model)
+        scores |= SentenceSimilarity().compute(**columns, model=similarity_model) or {}
     return {name: None if value is None else round(100 * value, 2) for name, value in scores.items()}
 
 

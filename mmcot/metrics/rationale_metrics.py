@@ -75,7 +75,7 @@ class SentenceSimilarity(_TextPairMetric):
 
     def _compute(self, predictions: list[str], references: list[str], model: str) -> dict[str, float]:
         try:
-            from sentence_transformers import SentenceTransformer
+            from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports] (optional)
         except ImportError as error:
             raise ImportError(
                 f"the similarity model {model!r} needs the package sentence-transformers, which is not installed; "

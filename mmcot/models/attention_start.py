@@ -11,12 +11,14 @@ the model is a T5 in every other respect. docs/mini_sqa.md has what was measured
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from transformers import T5ForConditionalGeneration
+from transformers.models.t5.modeling_t5 import T5Attention
 
-KEY_SCALE = (
-    2.0  # of the match heads' keys; the queries take the rest of the score (learned sooner than with equal halves)
-)
+# Of the match heads' keys; the queries take the rest of the score. It is learned sooner than with equal halves.
+KEY_SCALE = 2.0
 FARTHEST = 12  # tokens; beyond, the bias falls no further
 
 
@@ -28,23 +30,23 @@ def start_with_lookup(model: T5ForConditionalGeneration, *, near_bias: float, ma
         near_bias: how much the bias of near head h falls for each token away from the token h + 1 places back.
         match_score: the attention score of a token with an equal one in a match head, on average at the start.
     """
-    first = model.encoder.block[0].layer[0].SelfAttention
+    blocks = cast(Any, model.encoder.block)  # torch types no parts of a module
+    first = blocks[0].layer[0].SelfAttention
     num_near = first.n_heads // 2
     bias = first.relative_attention_bias.weight  # [buckets, heads], shared by all layers
     bias.zero_()
     for head in range(num_near):
         bias[:, head] = -near_bias * _mean_distances(first, offset=-(head + 1)).to(bias)
-    for block in model.encoder.block:
+    for block in blocks:
         attention = block.layer[0].SelfAttention
         width = attention.key_value_proj_dim
-        keys = attention.k.weight[
-            num_near * width :
-        ]  # T5's start gives the key of a normalised state a squared length of `width`
+        # T5's initialisation gives the key of a normalised state a squared length of `width`.
+        keys = attention.k.weight[num_near * width :]
         attention.q.weight[num_near * width :] = keys * (match_score / width / KEY_SCALE)
         keys.mul_(KEY_SCALE)
 
 
-def _mean_distances(attention: torch.nn.Module, *, offset: int) -> torch.Tensor:
+def _mean_distances(attention: T5Attention, *, offset: int) -> torch.Tensor:
     """Mean distance of a bucket's positions to the one at ``offset``, [buckets], in tokens up to ``FARTHEST``."""
     num_buckets, reach = attention.relative_attention_num_buckets, attention.relative_attention_max_distance
     positions = torch.arange(-reach, reach + 1)

@@ -10,21 +10,24 @@ is a T5 in every other respect.
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
 from transformers import T5ForConditionalGeneration
+from transformers.models.t5.modeling_t5 import T5Attention
 
 
 @torch.no_grad()
 def init_distance_bias(model: T5ForConditionalGeneration, slope: float) -> None:
     """Lower the attention of head h by ``slope * 2**-h`` a token of distance, in encoder and decoder, in place."""
     for stack, bidirectional in ((model.encoder, True), (model.decoder, False)):
-        attention = stack.block[0].layer[0].SelfAttention
+        attention = cast(Any, stack.block)[0].layer[0].SelfAttention  # torch types no parts of a module
         bias = attention.relative_attention_bias.weight  # [buckets, heads]
         slopes_H = slope * 2.0 ** -torch.arange(bias.shape[1], dtype=bias.dtype)
         bias -= _mean_distances(attention, bidirectional).to(bias.dtype)[:, None] * slopes_H
 
 
-def _mean_distances(attention: torch.nn.Module, bidirectional: bool) -> torch.Tensor:
+def _mean_distances(attention: T5Attention, bidirectional: bool) -> torch.Tensor:
     """[buckets]: how far the tokens of a bucket are on average, as far as buckets tell distances apart."""
     num_buckets, farthest = attention.relative_attention_num_buckets, attention.relative_attention_max_distance
     offsets = torch.arange(-farthest, farthest + 1 if bidirectional else 1)  # a decoder sees none of what comes

@@ -35,7 +35,8 @@ def forward_flops(
     feed_forward = (3 if config.is_gated_act else 2) * width * config.d_ff
     projections = 4 * width * inner  # query, key, value and output
     encoder = config.num_layers * (s * (projections + feed_forward) + 2 * s * s * inner)
-    decoder = config.num_decoder_layers * (
+    num_decoder_layers = config.num_layers if config.num_decoder_layers is None else config.num_decoder_layers
+    decoder = num_decoder_layers * (
         t * (projections + feed_forward)
         + 2 * t * t * inner  # attention to what was written
         + projections / 2 * (t + s)

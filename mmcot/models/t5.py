@@ -12,11 +12,13 @@ that cached and uncached decoding agree. Without ``vision_features`` it is plain
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, cast
+
 import torch
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers import initialization as init
-from transformers.models.t5.modeling_t5 import T5Stack
+from transformers.models.t5.modeling_t5 import T5PreTrainedModel, T5Stack
 
 from mmcot.models.fusion import FUSIONS, FusionLinear, SingleHeadAttention
 
@@ -58,7 +60,7 @@ class MultimodalT5Config(T5Config):
         return super().to_diff_dict() | {"tie_word_embeddings": self.is_tied}
 
 
-class _FusionInitializer:
+class _FusionInitializer(T5PreTrainedModel if TYPE_CHECKING else object):
     """Initialises the fusion at T5's scale; a mixin, because T5's own method is asked for the rest."""
 
     @classmethod
@@ -144,7 +146,7 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
             tied.pop("lm_head.weight")
             self._tied_weights_keys = tied
         super().__init__(config)
-        self.encoder = FusedEncoder(self.encoder.config)
+        self.encoder = FusedEncoder(cast(MultimodalT5Config, self.encoder.config))
         self.post_init()
 
     def forward(
@@ -182,13 +184,12 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
         )
 
 
-def _init_fusion_weights(module: nn.Module, factor: float) -> None:
+def _init_fusion_weights(module: FusionLinear | SingleHeadAttention, factor: float) -> None:
     """Fan-in initialisation, T5's own rule; transformers' default (std 1) is far too large here."""
     if isinstance(module, FusionLinear):
         init.normal_(module.weight, mean=0.0, std=factor * module.in_features**-0.5)
         init.constant_(module.bias, module.bias_start)
     else:
-        init.normal_(
-            module.in_proj_weight, mean=0.0, std=factor * module.out_proj.in_features**-0.5
-        )  # ZeRO-3 leaves no shape
+        # out_proj, because under ZeRO-3 in_proj_weight has no shape.
+        init.normal_(module.in_proj_weight, mean=0.0, std=factor * module.out_proj.in_features**-0.5)
         init.zeros_(module.in_proj_bias)

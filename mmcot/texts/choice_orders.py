@@ -53,9 +53,11 @@ def change_choices(problem: Problem, change: str, *, rng: random.Random, others:
         return dataclasses.replace(problem, choices=tuple(choices))
     place = rng.randint(0, number)
     choices = (*problem.choices[:place], rng.choice(strangers), *problem.choices[place:])
-    return dataclasses.replace(problem, choices=choices, answer=problem.answer + (place <= problem.answer))
+    answer = None if problem.answer is None else problem.answer + (place <= problem.answer)
+    return dataclasses.replace(problem, choices=choices, answer=answer)
 
 
 def _without(problem: Problem, place: int) -> Problem:
     choices = problem.choices[:place] + problem.choices[place + 1 :]
-    return dataclasses.replace(problem, choices=choices, answer=problem.answer - (place < problem.answer))
+    answer = None if problem.answer is None else problem.answer - (place < problem.answer)
+    return dataclasses.replace(problem, choices=choices, answer=answer)

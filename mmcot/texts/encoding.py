@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ def collate(
     if is_dummy:
         batch["labels"].fill_(IGNORED_LABEL)
     if features and features[0] is not None:
-        batch |= stack_features(features, feature_shape)
+        batch |= stack_features(cast("Sequence[np.ndarray]", features), feature_shape)  # all or none are None
     return batch
 
 

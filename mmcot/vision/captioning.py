@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -26,7 +27,7 @@ class Captioner:
     def __init__(self, model: str | Path, *, device: str = "cpu", max_new_tokens: int = 40) -> None:
         self._processor = AutoImageProcessor.from_pretrained(model, use_fast=False)
         self._tokenizer = AutoTokenizer.from_pretrained(model)
-        self._model = AutoModelForImageTextToText.from_pretrained(model).to(device).eval()
+        self._model = cast(Any, AutoModelForImageTextToText.from_pretrained(model)).to(device).eval()
         self._max_new_tokens = max_new_tokens
 
     @torch.inference_mode()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -51,12 +52,12 @@ class VisionEncoder:
         self.kind, self._kind = kind, ENCODERS[kind]
         self.name = str(model or self._kind.default_model)
         self.device = torch.device(device)
-        self._model = self._load().eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
+        frozen = cast(Any, self._load().eval().requires_grad_(False))
+        self._model = frozen.to(self.device, memory_format=torch.channels_last)
         self.image_size = self._read_image_size()
         self._read_processor()
-        self.shape: tuple[int, int] = tuple(
-            self._features(torch.zeros(1, 3, self.image_size, self.image_size)).shape[1:]
-        )
+        _, num_patches, dim = self._features(torch.zeros(1, 3, self.image_size, self.image_size)).shape
+        self.shape: tuple[int, int] = (num_patches, dim)
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
         """Bring a picture into the model's form.
