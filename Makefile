@@ -4,28 +4,51 @@
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(if $(shell $(p) -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,12))' 2>/dev/null && echo yes),$(p))))
 VENV := .venv
 INSTALLED := $(VENV)/.installed
+# What `make test` leaves out: long proofs, and what needs a GPU, several hosts or the commands of the pages.
+USUAL := not slow and not gpu and not cluster and not docs
 
-.PHONY: demo test test-cluster test-docs test-slow audit clean
+.DEFAULT_GOAL := help
+.PHONY: help demo check format test test-cluster test-docs test-slow coverage hooks audit clean
 
-demo: $(INSTALLED)
+help:  ## Show these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(INSTALLED)  ## Run the whole method on a small data set, in minutes
 	$(VENV)/bin/mmcot run --preset demo
 
-test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest -m "not slow and not gpu and not cluster and not docs"
+check: $(INSTALLED)  ## Format, lint, types, import law and the quick tests without Ray: under 2 minutes
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/pyright
+	$(VENV)/bin/python -m pytest -q -m "$(USUAL) and not ray and not processes"
 
-# Two hosts in network namespaces, one lost and replaced; the same under Slurm's script. Needs root on Linux, else it skips and says why.
-test-cluster: $(INSTALLED)
+format: $(INSTALLED)  ## Format the code and mend what ruff can mend
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+test: $(INSTALLED)  ## All usual tests, with the ten slowest
+	$(VENV)/bin/python -m pytest -m "$(USUAL)"
+
+# One host is lost and replaced; the same under Slurm's script. Needs root on Linux, else it skips and gives the reason.
+test-cluster: $(INSTALLED)  ## The demo on two hosts in network namespaces
 	$(VENV)/bin/python -m pytest -s -m cluster tests/cluster/test_cluster.py tests/cluster/test_slurm.py
 
-# Every command of README.md, docs/ and deploy/ that needs no cluster, GPU, cloud or download, the demo among them.
-test-docs: $(INSTALLED)
+test-docs: $(INSTALLED)  ## Every command of the pages that needs no cluster, GPU, cloud or download
 	$(VENV)/bin/python -m pytest -s -m docs tests/repo/test_docs.py
 
-test-slow: $(INSTALLED)
+test-slow: $(INSTALLED)  ## Long proofs
 	$(VENV)/bin/python -m pytest -m "slow"
 
-# Known vulnerabilities of every package of the bill of materials; fails where one could not be asked about.
-audit:
+coverage: $(INSTALLED)  ## Line coverage of the usual tests, with the processes that they start
+	$(VENV)/bin/python -m coverage erase
+	$(VENV)/bin/python -m coverage run -m pytest -q -m "$(USUAL)"
+	$(VENV)/bin/python -m coverage combine -q
+	$(VENV)/bin/python -m coverage report --skip-covered --sort=cover
+
+hooks: $(INSTALLED)  ## Install the hooks that check a commit
+	$(VENV)/bin/pre-commit install
+
+audit:  ## Known vulnerabilities of every package of the bill of materials; fails where one could not be asked about
 	$(PYTHON) -m venv build/audit
 	build/audit/bin/python -m pip install --quiet pip-audit==2.10.1
 	build/audit/bin/python -c "import json; print(*(c['name'] + '==' + c['version'] for c in json.load(open('deploy/sbom.cdx.json'))['components']), sep='\n')" > build/audit/requirements.txt
@@ -34,8 +57,8 @@ audit:
 $(INSTALLED): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; found neither python3.12, python3.11 nor a fitting python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable ".[test]"
+	$(VENV)/bin/python -m pip install --quiet --editable ".[test,dev]"
 	touch $@
 
-clean:
+clean:  ## Remove the environment and what was built
 	rm -rf $(VENV) build dist *.egg-info

@@ -355,7 +355,7 @@ def training_steps(size: str, peak: float) -> Iterator[dict[str, Any]]:
     from launcher.config.settings import Training
     from launcher.stages.samples import Block
     from launcher.training.deepspeed_engine import build_engine
-    from launcher.training.loop import optimizer_step
+    from launcher.training.engine_steps import optimizer_step
     from launcher.training.throughput import Meter
 
     settings = Training(zero_stage=1, precision="bf16" if ON_GPU else "fp32", learning_rate=1e-5)

@@ -1,5 +1,5 @@
-"""The machine room: Ray, DeepSpeed, MLflow and the command line.
+"""The infrastructure: Ray, DeepSpeed, MLflow and the command line.
 
 The only package that may import ``ray``, ``deepspeed``, ``mlflow`` or ``typer``. It
-knows both ``mmcot`` and ``data_shards`` and passes plain functions down to them.
+imports both ``mmcot`` and ``data_shards`` and passes plain functions to them.
 """

@@ -1,4 +1,4 @@
-"""The old name of one rank of a training, ``torchrun -m launcher.rank JOB.json``; it lives in ``launcher/training/torchrun.py``."""
+"""The command ``torchrun -m launcher.rank JOB.json``; the code is in ``launcher/training/torchrun.py``."""
 
 import sys
 

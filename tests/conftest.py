@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -11,6 +12,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+from chromium import NAMES, Chromium, find_chromium
 
 RAY_STARTS: list[str] = []  # a line a call of ray.init in this process
 RAY_FIXTURES: list[
@@ -56,6 +58,36 @@ def _note_starts_of_ray():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ray, "init", noted)
         yield
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that share a Ray come first, so that it is started once; those that start one of their own come after it."""
+    items.sort(key=lambda item: "ray_up" not in item.fixturenames)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """End the shared Ray before a test that starts its own."""
+    if "ray_up" not in item.fixturenames and item.get_closest_marker("ray"):
+        import ray
+
+        if ray.is_initialized() and SHARED_RAY:
+            SHARED_RAY.pop().close()
+
+
+SHARED_RAY: list[contextlib.ExitStack] = []
+
+
+@pytest.fixture(scope="session")
+def ray_up(tiny_settings):
+    """A local Ray of two processors, shared by the tests that only use it."""
+    from launcher.cluster.ray_session import ray_session
+
+    SHARED_RAY.append(contextlib.ExitStack())
+    SHARED_RAY[0].enter_context(ray_session(tiny_settings.cluster))
+    yield
+    if SHARED_RAY:
+        SHARED_RAY.pop().close()
 
 
 TINY = [
@@ -210,3 +242,13 @@ def model_dir(tiny_settings, tiny_data, workplace):
     build_model(tiny_settings, samples).save_pretrained(workplace / "model")
     tokenizer.save_pretrained(workplace / "model")
     return workplace / "model"
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A headless Chromium for all tests; where one is required (``.ci/run``), its absence is a failure."""
+    if find_chromium() is None:
+        missing = f"no browser: none of {', '.join(NAMES)} is installed"
+        pytest.fail(missing) if os.environ.get("MMCOT_REQUIRE_BROWSER") else pytest.skip(missing)
+    with Chromium() as browser:
+        yield browser

@@ -1,4 +1,4 @@
-"""The commands ``mmcot data``. Heavy imports wait until a command needs them."""
+"""The commands ``mmcot data``. Each command imports heavy libraries only when it runs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ def data_make(
     seed: Annotated[int, typer.Option(help="Seed of the generator.")] = 0,
     shuffle_choices: Annotated[
         bool,
-        typer.Option(
-            "--shuffle-choices/--fixed-choices", help="Give each question an order of its choices of its own."
-        ),
+        typer.Option("--shuffle-choices/--fixed-choices", help="Shuffle the choices of each question."),
     ] = True,
     extra_choices: Annotated[
-        int, typer.Option(help="At most so many choices of other skills beside a skill's own.", min=0, max=3)
+        int,
+        typer.Option(help="Maximum number of choices from other skills, in addition to the skill's own.", min=0, max=3),
     ] = 1,
 ) -> None:
     """Write MiniSQA, the embedded data set."""
@@ -72,10 +71,10 @@ def data_caption(
             help="Hugging Face id or folder of a captioning model, such as Salesforce/blip-image-captioning-base."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The captions.json to write; use it by --set data.captions=FILE.")],
+    out: Annotated[Path, typer.Option(help="The captions.json to write; use it with --set data.captions=FILE.")],
     set_: Set = [],
 ) -> None:
-    """Write captions of all pictures with a local model, on Ray workers. Run again to go on."""
+    """Write captions of all pictures with a local model, on Ray workers. Run again to resume."""
     with errors_as_messages():
         from launcher.data.caption_tasks import write_captions
 
@@ -91,7 +90,7 @@ def data_index(
     out: Annotated[Path, typer.Option(help="Data folder to write: indexes and manifests, no copies.")],
     features: Annotated[str | None, typer.Option(help="Name under which .npy members become vision features.")] = None,
 ) -> None:
-    """Index existing webdataset tars where they lie; then run with --set data.shards_dir=OUT."""
+    """Index existing webdataset tars in place; then run with --set data.shards_dir=OUT."""
     with errors_as_messages():
         from data_shards.indexed_tars import index_tars
 
@@ -107,7 +106,7 @@ def data_check(
         str | None, typer.Option(help="Features to check of a folder behind a URL; locally all are checked.")
     ] = None,
 ) -> None:
-    """Hold every shard against its manifest: size, checksum, index, order of keys; look for repeated questions."""
+    """Verify every shard by its manifest: size, checksum, index, order of keys; find repeated questions."""
     with errors_as_messages():
         from launcher.data.check import check_data
 
@@ -116,7 +115,7 @@ def data_check(
 
 @data_app.command("ledger")
 def data_ledger(folder: RunFolder) -> None:
-    """Prove that each epoch of a run used each training question exactly once."""
+    """Verify that each epoch of a run used each training question exactly once."""
     with errors_as_messages():
         from data_shards.mirror import local_folder
         from data_shards.reader import SplitReader
@@ -125,7 +124,7 @@ def data_ledger(folder: RunFolder) -> None:
         from launcher.runs.sample_ledger import verify_ledger
 
         run_dir = RunDir(folder)
-        folder = local_folder(shards_dir_of(run_dir), Data().cache_dir, features=None)
+        folder = local_folder(shards_dir_of(run_dir), Data.model_validate({}).cache_dir, features=None)
         qids = [str(qid) for qid in SplitReader(folder, "train").qids]
         stages = [stage for stage in ("rationale", "answer") if list(run_dir.logs.glob(f"{stage}-ledger-*"))]
         for stage in stages or ["rationale"]:

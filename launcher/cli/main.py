@@ -1,4 +1,4 @@
-"""The command ``mmcot``. Heavy imports wait until a command needs them."""
+"""The command ``mmcot``. Each command imports heavy libraries only when it runs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from launcher.cli.options import Config, Preset, Set, errors_as_messages
 from launcher.cli.run import run_app, train_app
 
 app = typer.Typer(
-    help="Train small multimodal models that write their reasons down, from a laptop to a cluster.",
+    help="Train small multimodal models that write their reasoning, from a laptop to a cluster.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-config_app = typer.Typer(help="Look at settings.", no_args_is_help=True)
+config_app = typer.Typer(help="Show settings.", no_args_is_help=True)
 for commands in (run_app, models_app, sync_app):
     app.add_typer(commands)
 for name, group in {"data": data_app, "train": train_app, "config": config_app, "mlflow": mlflow_app}.items():

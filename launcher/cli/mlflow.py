@@ -1,4 +1,4 @@
-"""The commands around MLflow: mlflow up, sync."""
+"""The commands for MLflow: mlflow up, sync."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ mlflow_app = typer.Typer(help="Serve MLflow.", no_args_is_help=True)
 
 @mlflow_app.command("up")
 def mlflow_up(
-    runs: Annotated[
-        Path, typer.Option(help="The folder that holds the runs, and mlflow.db and mlartifacts beside them.")
-    ] = Path("runs"),
+    runs: Annotated[Path, typer.Option(help="The folder of the runs, with mlflow.db and mlartifacts in it.")] = Path(
+        "runs"
+    ),
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 5000,
     host: Annotated[
         str, typer.Option(help="Address to listen on; other than loopback only with --auth.")
@@ -36,16 +36,15 @@ def mlflow_up(
     ] = None,
     auth: Annotated[
         bool,
-        typer.Option(
-            "--auth", help="Ask for name and password; the first: MLFLOW_AUTH_ADMIN_USERNAME, _PASSWORD[_FILE]."
-        ),
+        typer.Option("--auth", help="Require a login; the first user: MLFLOW_AUTH_ADMIN_USERNAME, _PASSWORD[_FILE]."),
     ] = False,
     workers: Annotated[int, typer.Option(help="Worker processes.")] = 1,
     allowed_hosts: Annotated[
-        str | None, typer.Option(help="Names clients use for this server, comma-separated; default: its own names.")
+        str | None,
+        typer.Option(help="Host names that clients use for this server, comma-separated; default: its own names."),
     ] = None,
 ) -> None:
-    """Serve the runs of a folder, or a team's, until Ctrl-C."""
+    """Serve the runs of a folder, or of a team, until Ctrl-C."""
     with errors_as_messages():
         from launcher.tracking.server import plan_server, serve
 
@@ -67,7 +66,7 @@ def mlflow_up(
 def sync(
     folder: RunFolder, uri: Annotated[str | None, typer.Option(help="MLflow; default: the run's own.")] = None
 ) -> None:
-    """Send whatever MLflow has not got of a run, such as after it was away; nothing comes twice."""
+    """Send everything of a run that MLflow does not have, such as after an outage; nothing is sent twice."""
     with errors_as_messages():
         from data_shards.atomic_files import read_json
         from launcher.runs.ownership import owner
@@ -76,15 +75,17 @@ def sync(
 
         run_dir = RunDir(folder)
         settings = settings_of(run_dir)
-        told = read_json(run_dir.mlflow_state).get("uri") if run_dir.mlflow_state.exists() else None
-        uri = uri or settings.tracking.uri or told  # the one that has the rest, whatever this shell's environment says
+        last_uri = read_json(run_dir.mlflow_state).get("uri") if run_dir.mlflow_state.exists() else None
+        uri = (
+            uri or settings.tracking.uri or last_uri
+        )  # the MLflow that has the rest, whatever this shell's environment names
         if current := owner(run_dir):
             raise RunError(
-                f"{folder} is being run by process {current['pid']} on {current['host']}, which sends by itself"
+                f"{folder} is being run by process {current['pid']} on {current['host']}, which sends its values itself"
             )
         if uri:
             settings = settings.model_copy(update={"tracking": settings.tracking.model_copy(update={"uri": uri})})
         from launcher.config.loading import tracking_uri
-        from launcher.tracking.mlflow_sync import sync_run
+        from launcher.tracking.sending import sync_run
 
         typer.echo(f"{sync_run(run_dir, settings):,} values sent to {tracking_uri(settings)}")

@@ -28,12 +28,12 @@ def evaluate(
     predictions: Annotated[
         Path | None, typer.Option(help="Score this file instead: ours, the published system's, or ScienceQA's.")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="The data set the file is of.")] = None,
-    split: Annotated[str, typer.Option(help="The split the file is of: train, val or test.")] = "test",
-    against: Annotated[str | None, typer.Option(help="'paper' prints the published rows beside.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The data set of the file.")] = None,
+    split: Annotated[str, typer.Option(help="The split of the file: train, val or test.")] = "test",
+    against: Annotated[str | None, typer.Option(help="'paper' also prints the published rows.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the content of a scores.json.")] = False,
     rationale_format: Annotated[
-        str, typer.Option(help="Prompt format whose gold rationales are compared with.")
+        str, typer.Option(help="Prompt format of the gold rationales to compare with.")
     ] = "QCM-E",
     similarity_model: Annotated[
         str | None, typer.Option(help="Folder of a sentence model, for the similarity score.")
@@ -72,11 +72,8 @@ def evaluate(
 def reference_command(context: typer.Context, set_: Set = []) -> None:
     """Run a command of the published system as typed: mmcot reference -- <options of its main.py>."""
     with errors_as_messages():
-        from launcher.compat.published_commands import (
-            num_gpus,
-            parse_command,
-            run_reference,
-        )
+        from launcher.compat.published_commands import num_gpus, parse_command
+        from launcher.compat.published_runs import run_reference
 
         run = parse_command(context.args, num_gpus=num_gpus(), overrides=set_)
         typer.echo(f"\n{run_reference(run, report=say)}")
@@ -84,13 +81,15 @@ def reference_command(context: typer.Context, set_: Set = []) -> None:
 
 @models_app.command("import-checkpoint")
 def import_checkpoint(
-    source: Annotated[Path, typer.Argument(help="Folder of the published system: config.json and weights.")],
+    source: Annotated[
+        Path, typer.Argument(help="Folder of a checkpoint of the published system: config.json and weights.")
+    ],
     out: Annotated[Path, typer.Option(help="New folder that from_pretrained opens.")],
     vision_num_patches: Annotated[
-        int | None, typer.Option(help="Patches of its features, where config.json does not say.")
+        int | None, typer.Option(help="Patches of its features, if config.json does not contain the number.")
     ] = None,
     vision_dim: Annotated[
-        int | None, typer.Option(help="Width of its features; default: read off the weights.")
+        int | None, typer.Option(help="Width of its features; default: read from the weights.")
     ] = None,
 ) -> None:
     """Turn a checkpoint of the published system into a model that from_pretrained opens."""
@@ -102,7 +101,7 @@ def import_checkpoint(
             f"{done.path}: {done.num_parameters:,} parameters, features [{done.vision_num_patches}, {done.vision_dim}]"
         )
         if not done.copied_files:
-            typer.echo("note: the source has no tokenizer; put one beside the model before using it")
+            typer.echo("note: the source has no tokenizer; put one into the model's folder before using it")
 
 
 @models_app.command()
@@ -113,17 +112,15 @@ def predict(
     context: Annotated[str, typer.Option(help="Text that belongs to the question.")] = "",
     image: Annotated[list[Path], typer.Option(help="A picture; repeat for several.")] = [],
     input: Annotated[Path | None, typer.Option(help="A .jsonl or .csv of questions, instead of one.")] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="Where to write the answers to --input; default: the screen.")
-    ] = None,
+    output: Annotated[Path | None, typer.Option(help="File for the answers to --input; default: the console.")] = None,
 ) -> None:
-    """Answer one question, or many, with a finished run: the reasons first, then the answer."""
+    """Answer one question, or many, with a finished run: first the rationale, then the answer."""
     with errors_as_messages():
-        if (question is None) == (input is None):
-            raise ValueError("give either --question with two or more --choice, or --input FILE.jsonl")
-        if input is not None:
+        if input is not None and question is None:
             _predict_many(model, input, output)
             return
+        if question is None or input is not None:
+            raise ValueError("give either --question with two or more --choice, or --input FILE.jsonl")
         from mmcot.texts.problem import Problem
 
         problem = Problem(
@@ -133,7 +130,7 @@ def predict(
 
         predictor = RunPredictor(model)
         typer.echo(format_answer(next(predictor.answer([problem], Path()))))
-        _tell_cut(predictor.num_cut)
+        _report_cut(predictor.num_cut)
 
 
 def _predict_many(model: Path, input: Path, output: Path | None) -> None:
@@ -151,9 +148,9 @@ def _predict_many(model: Path, input: Path, output: Path | None) -> None:
     if output is not None:
         commit_bytes(output, "".join(f"{line}\n" for line in lines).encode())
         typer.echo(f"{len(lines):,} answers in {output}")
-    _tell_cut(predictor.num_cut)
+    _report_cut(predictor.num_cut)
 
 
-def _tell_cut(num_cut: int) -> None:
+def _report_cut(num_cut: int) -> None:
     if num_cut:
         typer.echo(f"note: {num_cut:,} prompts were cut at the model's length limit", err=True)

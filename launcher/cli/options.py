@@ -1,4 +1,4 @@
-"""What all commands share: options, and errors that carry their remedy as one message."""
+"""Options that commands share, and the printing of errors as one message."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Annotated
 
 import typer
 
-Preset = Annotated[str | None, typer.Option(help="Shipped settings, such as demo.")]
-Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, laid over the preset.")]
+Preset = Annotated[str | None, typer.Option(help="Name of built-in settings, such as demo.")]
+Config = Annotated[Path | None, typer.Option(help="A YAML file of settings, which override the preset.")]
 Set = Annotated[list[str], typer.Option("--set", help="One setting: section.key=value. May be repeated.")]
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/demo.")]
 
 
 def say(line: str, *, err: bool = False, fg: str | None = None) -> None:
-    """Print a line for a person; where nobody reads any longer (a closed pipe or terminal) the work goes on without."""
+    """Print a line to the console; after the pipe or terminal is closed the work continues without output."""
     try:
         typer.secho(line, err=err, fg=fg)
     except OSError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 2 if err else 1)
-        os.close(nowhere)
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, 2 if err else 1)
+        os.close(devnull)
 
 
-class errors_as_messages:
-    """Turns errors that carry their remedy into one message and exit status 1."""
+class errors_as_messages:  # noqa: N801, used like a function: `with errors_as_messages():`
+    """Prints an expected error as one message and exits with status 1."""
 
     def __enter__(self) -> None:
         return None
@@ -37,8 +37,8 @@ class errors_as_messages:
         if isinstance(error, Stopped):
             say(str(error))
             raise typer.Exit(STOPPED) from None
-        if isinstance(error, KeyboardInterrupt):  # where there is nothing to finish first
-            say("stopped by Ctrl-C; what was committed stands", err=True)
+        if isinstance(error, KeyboardInterrupt):  # where no checkpoint is written first
+            say("stopped by Ctrl-C; what was committed is kept", err=True)
             raise typer.Exit(128 + signal.SIGINT) from None
         if isinstance(error, (ValueError, RuntimeError, OSError, ImportError)):
             say(f"error: {error}", fg="red", err=True)
@@ -48,7 +48,7 @@ class errors_as_messages:
 def run_until(
     step: str, preset: str | None, config: Path | None, overrides: list[str], write_job: Path | None = None
 ) -> None:
-    """Run the pipeline up to a step and show where the run lies."""
+    """Run the pipeline up to a step and print where the run is stored."""
     with errors_as_messages():
         from launcher.config.loading import load_settings
 

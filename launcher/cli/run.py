@@ -1,4 +1,4 @@
-"""The commands that run a pipeline, or show a run: run, train, rationales, tune, ablate, submit, status, report."""
+"""The commands that run a pipeline or show a run: run, train, rationales, tune, ablate, submit, status, report."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WriteJob = Annotated[
 
 @run_app.command()
 def run(preset: Preset = None, config: Config = None, set_: Set = []) -> None:
-    """Run the whole pipeline: data, stage one, rationales, stage two, scores. Run again to go on."""
+    """Run the whole pipeline: data, stage one, rationales, stage two, scores. Run again to resume."""
     run_until("evaluate", preset, config, set_)
 
 
@@ -37,9 +37,9 @@ def submit(
     preset: Preset = None,
     config: Config = None,
     set_: Set = [],
-    follow: Annotated[bool, typer.Option(help="Show the run's output until it ends, and end with its status.")] = True,
+    follow: Annotated[bool, typer.Option(help="Show the run's output until it ends, and exit with its status.")] = True,
 ) -> None:
-    """Send the run to a Ray cluster as a job; this installation's code goes along, data does not. Send again to go on."""
+    """Send the run to a Ray cluster as a job, with this installation's code, without data. Submit again to resume."""
     with errors_as_messages():
         from launcher.config.loading import load_settings
 
@@ -56,12 +56,12 @@ def tune(
     preset: Preset = None,
     config: Config = None,
     set_: Set = [],
-    num_samples: Annotated[int | None, typer.Option(min=1, help="Trials; as tuning.num_samples.")] = None,
+    num_samples: Annotated[int | None, typer.Option(min=1, help="Number of trials; sets tuning.num_samples.")] = None,
     max_concurrent: Annotated[
-        int | None, typer.Option(min=1, help="Trials at a time; as tuning.max_concurrent.")
+        int | None, typer.Option(min=1, help="Trials at the same time; sets tuning.max_concurrent.")
     ] = None,
 ) -> None:
-    """Search settings with Ray Tune: tuning.space says which. Run again to go on."""
+    """Search the settings of tuning.space with Ray Tune. Run again to resume."""
     with errors_as_messages():
         from launcher.config.loading import load_settings
 
@@ -78,7 +78,7 @@ def tune(
 
 @run_app.command()
 def ablate(preset: Preset = None, config: Config = None, set_: Set = []) -> None:
-    """Compare arms (chains, vision, rationales) over seeds: one table. Without settings: the paper's comparison on MiniSQA."""
+    """Compare arms (chains, vision, rationales) over seeds in one table; default: the paper's on MiniSQA."""
     with errors_as_messages():
         from launcher.config.loading import load_settings
 
@@ -97,13 +97,11 @@ def rationales(
     config: Config = None,
     set_: Set = [],
     model: Annotated[
-        Path | None, typer.Option(help="A stage-one model's folder; without: the pipeline up to the rationales.")
+        Path | None, typer.Option(help="Folder of a stage-one model; default: run the pipeline up to the rationales.")
     ] = None,
     shards: Annotated[str | None, typer.Option(help="The data folder, or its URL.")] = None,
     split: Annotated[str, typer.Option(help="train, val, test or all.")] = "all",
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for the rationales; again: only what is missing is written.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the rationales; only missing ones are written.")] = None,
 ) -> None:
     """Write rationales: of a run (the pipeline up to there), or by any model over any shards."""
     if model is None:
@@ -112,7 +110,7 @@ def rationales(
     with errors_as_messages():
         if shards is None or out is None or split not in ("train", "val", "test", "all") or preset or config:
             raise ValueError(
-                "--model needs --shards DIR, --out DIR and a --split of train, val, test or all; settings by --set alone"
+                "--model needs --shards DIR, --out DIR and a --split of train, val, test or all; settings only by --set"
             )
         from launcher.generation.standalone import write_rationales
 
@@ -127,13 +125,13 @@ def train_rationale(preset: Preset = None, config: Config = None, set_: Set = []
 
 @train_app.command("answer")
 def train_answer(preset: Preset = None, config: Config = None, set_: Set = [], write_job: WriteJob = None) -> None:
-    """Train stage two, which reads the rationale and answers, and whatever must come before."""
+    """Train stage two, which reads the rationale and answers, after all steps that it needs."""
     run_until("train-answer", preset, config, set_, write_job)
 
 
 @run_app.command()
 def status(folder: RunFolder) -> None:
-    """Say what a run has done, what it is doing and where it lies in MLflow."""
+    """Show the finished steps of a run, its progress and its page in MLflow."""
     with errors_as_messages():
         from launcher.runs.status import describe_run
 
@@ -145,7 +143,7 @@ def status(folder: RunFolder) -> None:
 def report_command(
     folders: Annotated[
         list[Path],
-        typer.Argument(metavar="RUN...", help="The folder of a run, finished or not; of several: a comparison."),
+        typer.Argument(metavar="RUN...", help="The folder of a run, finished or not; several are compared."),
     ],
     out: Annotated[
         Path | None, typer.Option(help="File to write; default RUN/report.html, or report.html for several.")
@@ -157,7 +155,7 @@ def report_command(
         int, typer.Option(min=0, help="Questions whose attention is measured, wrong answers first.")
     ] = 24,
 ) -> None:
-    """Write a page to look at: scores, curves, questions, and where the model looked. One file, no network."""
+    """Write an HTML report: scores, curves, questions, attention over pictures. One file, no network."""
     with errors_as_messages():
         from launcher.report.render import write_report
 

@@ -1,1 +1,1 @@
-"""The published system's commands."""
+"""Commands of the published system."""

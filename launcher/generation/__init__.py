@@ -1,1 +1,1 @@
-"""Texts written by models: on workers, without a run, or for one question."""
+"""Text generation: on workers, without a run, or for one question."""

@@ -1,4 +1,4 @@
-"""What generated texts depend on."""
+"""The settings that generated texts depend on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from launcher.config.settings import Settings
 
 
 def generation_inputs(settings: Settings) -> dict[str, Any]:
-    """What generated texts depend on, beside the model, the data and the prompts."""
+    """The settings that generated texts depend on, in addition to model, data and prompts."""
     generation = settings.generation
     inputs = {
         "batch_size": generation.batch_size,

@@ -1,4 +1,4 @@
-"""Answering a person's questions with a finished run, in this process: no Ray, no MLflow.
+"""Answering questions with a finished run, in this process, without Ray and MLflow.
 
 A line of ``--input`` is a row as for own data (``data_shards/sources/tables.py``), its answer not
 needed; a line of output:
@@ -35,7 +35,7 @@ BULK_SIZE = 256  # questions in memory at once
 
 
 class RunPredictor:
-    """The models of a run, or those ``stages`` of them alone; opened once, when the first questions are found to be in order.
+    """The models of a run, or of its ``stages`` alone; opened once, after the first questions are checked.
 
     Raises:
         RunError: the folder is no run, or its models are not trained yet or not those that were exported.
@@ -45,7 +45,8 @@ class RunPredictor:
         self.settings = read_run_settings(folder)
         if self.settings.run.chain == "given-rationales":
             raise RunError(
-                f"{folder} answers over rationales that were given to it and cannot write its own; give a run of another chain"
+                f"{folder} answers over rationales that were given to it and cannot write its own; "
+                "give a run of another chain"
             )
         self.num_cut = 0
         stages = self.settings.chain.stages if stages is None else stages
@@ -54,24 +55,25 @@ class RunPredictor:
 
     @cached_property
     def stages(self) -> dict[str, StageModel]:
-        """The models, by the stage they were trained in."""
+        """The models by stage."""
         return {stage: _open_stage(self.settings, folder, stage) for stage, folder in self._folders.items()}
 
     @cached_property
     def feature_shape(self) -> tuple[int, int]:
-        """[P, V] of the features they take."""
+        """[P, V] of the features that the models take."""
         config = next(iter(self.stages.values())).model.config
         return config.vision_num_patches, config.vision_dim
 
     def load(self) -> None:
-        """Open the models now, for a server, whose first question should not wait for them."""
-        self.feature_shape
+        """Open the models now, so that the first question of a server does not wait for them."""
+        _ = self.feature_shape
 
     def answer(self, problems: Sequence[Problem], folder: Path) -> Iterator[dict[str, Any]]:
-        """Answer questions whose pictures lie in ``folder``.
+        """Answer questions; their pictures are in ``folder``.
 
         Raises:
-            ProblemError: a picture does not exist, or there are more than the run was trained with; said before a model is opened.
+            ProblemError: a picture does not exist, or there are more than the run was trained with; raised before
+                a model is opened.
         """
         for problem in problems:
             self._check_pictures(problem, folder)
@@ -105,7 +107,7 @@ class RunPredictor:
         for path in (folder / image for image in problem.images):
             if not path.is_file():
                 raise ProblemError(
-                    f"question {problem.qid}: picture {path} does not exist; give one that does, or none"
+                    f"question {problem.qid}: picture {path} does not exist; give an existing file, or none"
                 )
 
     def _features(self, problem: Problem, folder: Path) -> np.ndarray | None:
@@ -118,13 +120,14 @@ class RunPredictor:
         return np.concatenate(list(self._encode(images)))
 
     def _encode(self, images: list[Image.Image]) -> np.ndarray:
-        """Features of pictures, [B, P, D], of the sort the run was trained with; the encoder is opened once."""
+        """Features of pictures, [B, P, D], of the kind the run was trained with; the encoder is opened once."""
         if self._encoder is None:
             encode, shape = open_encoder(self.settings.data)
             if (shape[0] * self.settings.data.max_pictures, shape[1]) != tuple(self.feature_shape):
                 raise RunError(
-                    f"this run was trained on {self.settings.data.features} features {list(self.feature_shape)} of a question, the encoder gives "
-                    f"{list(shape)} of a picture; set data.vision_model in its run.yaml to the encoder they were made with"
+                    f"this run was trained on {self.settings.data.features} features {list(self.feature_shape)} per "
+                    f"question, the encoder gives {list(shape)} per picture; set data.vision_model in its run.yaml to "
+                    "the encoder they were made with"
                 )
             self._encoder = encode
         return self._encoder(images)
@@ -134,7 +137,7 @@ def read_input(path: Path) -> Iterator[list[Problem]]:
     """Read questions in bulks; their answers may be missing.
 
     Raises:
-        ProblemError: a row cannot be used; file and line are named.
+        ProblemError: a row is not valid; the message names file and line.
     """
     bulk: list[Problem] = []
     for line, row in read_rows(path):
@@ -151,12 +154,12 @@ def read_input(path: Path) -> Iterator[list[Problem]]:
 
 
 def format_answer(prediction: dict[str, Any]) -> str:
-    """A prediction for a person."""
+    """A prediction as human-readable text."""
     if prediction["choice"] is None:
-        said = f"no answer could be read from {prediction['answer_text']!r}"
+        answer = f"no answer could be read from {prediction['answer_text']!r}"
     else:
-        said = f"{prediction['answer_text']}  {prediction['choice']}"
-    return f"{prediction['rationale']}\n{said}"
+        answer = f"{prediction['answer_text']}  {prediction['choice']}"
+    return f"{prediction['rationale']}\n{answer}"
 
 
 def to_json_line(prediction: dict[str, Any]) -> str:
@@ -174,8 +177,10 @@ def _trained(run_dir: RunDir, stage: str) -> Path:
 def _open_stage(settings: Settings, folder: Path, stage: str) -> StageModel:
     verify_model(folder)
     spec = getattr(settings, stage)
+    model = T5ForMultimodalGeneration.from_pretrained(folder).eval()
+    model.to(open_device(use_gpu=False))  # pyright: ignore[reportArgumentType], transformers' wrapper hides Module.to
     return StageModel(
-        model=T5ForMultimodalGeneration.from_pretrained(folder).eval().to(open_device(use_gpu=False)),
+        model=model,
         tokenizer=AutoTokenizer.from_pretrained(folder),
         format=spec.format,
         use_caption=settings.data.use_caption,

@@ -1,9 +1,9 @@
-"""Rationales without a run: any model of ours over any data folder, in shards, by the same queue.
+"""Rationales without a run: any exported model over any data folder, in shards, by the same task queue.
 
     mmcot rationales --model runs/demo/rationale/model --shards data/mine --split all --out rationales/
 
-The prompt's format and limits are those the model was trained with (``mmcot.json`` beside
-its weights); ``--set rationale.format=...`` gives them to a model that has none.
+The prompt's format and limits are those the model was trained with (``mmcot.json`` in its
+folder); ``--set rationale.format=...`` gives them for a model without that file.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def write_rationales(
     overrides: Sequence[str] = (),
     report: Callable[[str], None] = print,
 ) -> dict[str, int]:
-    """Write what is missing of the rationales of a split, or of all; returns the counts.
+    """Write the missing rationales of a split, or of all; returns the counts.
 
     Raises:
-        SettingsError: the model is none, or says nothing of its prompts.
-        GenerationError: tasks were set aside; the others' files stand.
+        SettingsError: the folder holds no model, or no description of its prompts.
+        GenerationError: tasks were quarantined; the others' files are committed.
         ShardError: ``out`` holds rationales of another model, data or settings.
-        Stopped: it was asked to stop (SIGTERM, Ctrl-C, SIGHUP); the same command goes on.
+        Stopped: a stop was requested (SIGTERM, Ctrl-C, SIGHUP); the same command resumes.
     """
     settings = _settings(model_dir, overrides)
     if split == "all":
@@ -69,11 +69,11 @@ def write_model_texts(
     rationales_dir: Path | None = None,
     report: Callable[[str], None] = print,
 ) -> dict[str, int]:
-    """Write what is missing of a model's texts for some splits; returns the counts.
+    """Write a model's missing texts for some splits; returns the counts.
 
     Args:
-        stage: "rationale" or "answer", whose format and limits ``settings`` hold.
-        rationales_dir: what an answering model reads, if it does.
+        stage: "rationale" or "answer"; its format and limits are in ``settings``.
+        rationales_dir: the rationales that an answer model reads, if any.
 
     Raises:
         As ``write_rationales``.

@@ -1,9 +1,10 @@
 """Sharded generation: a queue of tasks over Ray workers, each task committed exactly once.
 
 The driver hands tasks to workers; a worker reads its samples, writes their texts and
-commits one file. A worker that dies is replaced and its task is run again; a task whose
-file stands is never computed again; one that always fails is set aside and the rest goes on. What a file holds depends on the model, the data and
-the task alone: batches never cross a task.
+commits one file. A worker that dies is replaced and its task is run again. A task whose
+file exists is never computed again. A task that always fails is quarantined and the others
+continue. What a file holds depends on the model, the data and the task alone: batches never
+cross a task.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ class GenerationError(RuntimeError):
 
 @dataclasses.dataclass
 class Progress:
-    """How far a generation is; ``num_before`` questions were done before this attempt.
+    """Progress of a generation; ``num_before`` questions were done before this attempt.
 
-    ``busy_s`` and ``waited_s`` are summed over workers: in a task, and between one task and the next.
+    ``busy_s`` and ``waited_s`` are summed over workers: time in tasks, and between tasks.
     """
 
     num_done: int
@@ -54,17 +55,18 @@ class Progress:
 
     @property
     def tokens_per_s(self) -> float:
+        """Generated tokens a second since this attempt started, over all workers."""
         return self.num_tokens / self.seconds if self.seconds else 0.0
 
     @property
     def waiting_share(self) -> float:
-        """The part of the workers' time that went into handing tasks out."""
+        """The share of the workers' time that they waited for tasks."""
         return self.waited_s / (self.busy_s + self.waited_s) if self.waited_s else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
 class TaskDone:
-    """What a worker says of a task: its file's counts and sha256, seconds in it, seconds it waited for it."""
+    """A worker's result of a task: its file's counts and sha256, seconds in the task, seconds before it."""
 
     file: dict[str, Any]
     busy_s: float
@@ -72,10 +74,10 @@ class TaskDone:
 
 
 class GenerationWorker(Worker):
-    """Holds one replica of the model and runs tasks; lives in a Ray actor."""
+    """One replica of the model that runs tasks, in a Ray actor."""
 
     def __init__(self, job: GenerationJob) -> None:
-        import torch  # heavy imports belong to the worker, not to the driver's queue
+        import torch  # heavy imports in the worker only, not in the driver
         from transformers import AutoTokenizer
 
         from mmcot.models.device import open_device
@@ -87,7 +89,8 @@ class GenerationWorker(Worker):
         self.tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
         dtype = torch.bfloat16 if job.settings.generation.precision == "bf16" else torch.float32
         self.model = T5ForMultimodalGeneration.from_pretrained(job.model_dir, dtype=dtype).eval()
-        self.model.to(open_device(use_gpu=job.settings.cluster.use_gpu))
+        device = open_device(use_gpu=bool(job.settings.cluster.use_gpu))
+        self.model.to(device)  # pyright: ignore[reportArgumentType], transformers' wrapper hides Module.to
         self.samples: dict[str, Any] = {}
         self.free_since: float | None = None
         if job.run_dir is not None:
@@ -165,25 +168,25 @@ def write_split_texts(
     report: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
-    """Write a stage's texts for some splits; only what is missing is computed.
+    """Write a stage's texts for some splits; only missing files are computed.
 
     Args:
-        inputs: what the content depends on; a folder made with others is refused.
+        inputs: what the content depends on; a folder made with other inputs is refused.
         open_ray: called before the first task, if there is one to run.
-        say: takes lines for a person, on workers that are replaced.
+        say: takes console lines about replaced workers.
 
     Returns:
-        every file with its counts and sha256, and the counts over all.
+        Every file with its counts and sha256, and the counts over all files.
 
     Raises:
-        GenerationError: tasks were set aside; the others' files stand.
+        GenerationError: tasks were quarantined; the others' files are committed.
         RunError: the model is not the one that its run exported.
         ShardError: the folder holds output of other inputs.
     """
     open_output(job.output_dir, inputs)
     tasks = list_tasks(job.local_shards_dir(), splits, task_samples=job.settings.generation.task_samples)
     if any(not (Path(job.output_dir) / task.file_name).exists() for task in tasks):
-        verify_model(job.model_dir)  # as every worker does; here the error is one sentence
+        verify_model(job.model_dir)  # as every worker does; in the driver the error is one sentence
         open_ray()
     files = run_tasks(job, tasks, report=report, say=say)
     counts = ("num_samples", "num_tokens", "num_truncated", "num_empty", "num_repetitive")
@@ -193,9 +196,10 @@ def write_split_texts(
 
 
 def describe_summary(summary: dict[str, int]) -> str:
-    """The counts in a sentence for a person."""
+    """The counts as a human-readable sentence."""
     return (
-        f"{summary['num_samples']:,} texts, {summary['num_tokens']:,} tokens; {summary['num_truncated']:,} cut at the length limit, "
+        f"{summary['num_samples']:,} texts, {summary['num_tokens']:,} tokens; "
+        f"{summary['num_truncated']:,} cut at the length limit, "
         f"{summary['num_empty']:,} empty, {summary['num_repetitive']:,} repetitive"
     )
 
@@ -207,25 +211,25 @@ def run_tasks(
     report: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, dict[str, Any]]:
-    """Run all tasks whose file does not stand yet; returns every file with its counts.
+    """Run all tasks without a file; returns every file with its counts.
 
     Raises:
         GenerationError: tasks failed ``generation.max_attempts`` times; all others are done.
     """
     output_dir = Path(job.output_dir)
     missing = [task for task in tasks if not (output_dir / task.file_name).exists()]
-    files: dict[
-        Task, dict[str, Any]
-    ] = {}  # told by who wrote them: with many workers the driver alone would be long at it
-    set_aside = (
+    # Described by the workers that wrote them: hashing all files in the driver would take long.
+    files: dict[Task, dict[str, Any]] = {}
+    quarantined = (
         _run_missing(job, missing, sum(task.num_samples for task in tasks), files, report, say) if missing else {}
     )
-    commit_json(output_dir / "set_aside.json", {task.file_name: error for task, error in set_aside.items()})
-    if set_aside:
-        task, error = next(iter(set_aside.items()))
+    commit_json(output_dir / "set_aside.json", {task.file_name: error for task, error in quarantined.items()})
+    if quarantined:
+        task, error = next(iter(quarantined.items()))
         raise GenerationError(
-            f"{len(set_aside)} of {len(tasks)} tasks failed {job.settings.generation.max_attempts} times and were set aside "
-            f"({output_dir / 'set_aside.json'} has their errors and questions); the other files stand, run again to retry them. "
+            f"{len(quarantined)} of {len(tasks)} tasks failed {job.settings.generation.max_attempts} times and were "
+            f"quarantined ({output_dir / 'set_aside.json'} has their errors and questions); the other files are "
+            "committed, run again to retry these tasks. "
             f"The first, task {task.file_name}:\n{error['error']}"
         )
     return {
@@ -234,7 +238,7 @@ def run_tasks(
 
 
 def expected_costs(shards_dir: str | Path, tasks: Sequence[Task]) -> dict[Task, int]:
-    """The bytes of each task's questions: what is long to read is long to write about."""
+    """The bytes of each task's questions, an estimate of its time: longer questions get longer texts."""
     folder = Path(shards_dir) / "text"
     shards = {shard.name: shard for shard in manifest_shards(read_manifest(folder))}
     sizes = {
@@ -252,7 +256,7 @@ def _run_missing(
     report: Callable[[Progress], None],
     say: Callable[[str], None],
 ) -> dict[Task, dict[str, Any]]:
-    """Hand tasks to workers, the longest first, and note their files; returns those that always failed, with their errors."""
+    """Hand tasks to workers, the longest first, and record their files; returns the failed tasks with their errors."""
     generation = job.settings.generation
     num_before = num_total - sum(task.num_samples for task in missing)
     progress = Progress(num_before, num_total, num_before=num_before)
@@ -269,7 +273,7 @@ def _run_missing(
         report(progress)
 
     try:
-        set_aside = run_on_workers(
+        quarantined = run_on_workers(
             GenerationWorker,
             job,
             expected_costs(job.local_shards_dir(), missing),
@@ -283,7 +287,7 @@ def _run_missing(
         )
     except WorkersError as error:
         raise GenerationError(str(error)) from None
-    return {task: {"error": error, "qids": _qids(job, task)} for task, error in set_aside.items()}
+    return {task: {"error": error, "qids": _qids(job, task)} for task, error in quarantined.items()}
 
 
 def _qids(job: GenerationJob, task: Task) -> list[str]:

@@ -1,1 +1,1 @@
-"""The steps of a run in their order, and what is checked before the first."""
+"""The steps of a run in their order, and the checks before the first."""

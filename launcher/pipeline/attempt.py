@@ -1,7 +1,6 @@
-"""One attempt at a run: what its steps share, and how a step is marked as done.
+"""One attempt at a run: the state that its steps share, and the markers of done steps.
 
-A step is done if its marker exists and its inputs are still the same. Ray and MLflow are opened by the first step that
-needs them.
+A step is done if its marker exists and its inputs are the same. The first step that needs Ray or MLflow opens it.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ Report = Callable[[str], None]
 
 
 class Attempt:
-    """What the steps of one attempt share.
+    """The state that the steps of one attempt share.
 
     Attributes:
-        number: of the attempt; a process of an older one may not commit anything.
+        number: of the attempt; a process of an older attempt may not commit anything.
         outputs: of every finished step, by its name.
-        num_run: how many steps this attempt has run.
+        num_run: number of steps that this attempt has run.
     """
 
     def __init__(
@@ -50,6 +49,7 @@ class Attempt:
 
     @property
     def tracker(self) -> Tracker:
+        """The run's tracker, opened at the first use."""
         if self._tracker is None:
             self._tracker = self._resources.enter_context(
                 open_tracker(
@@ -59,19 +59,20 @@ class Attempt:
         return self._tracker
 
     def open_ray(self) -> None:
+        """Open the Ray session of this attempt, once."""
         if not self._ray_open:
             self._resources.enter_context(ray_session(self.settings.cluster))
             self._ray_open = True
 
     def run_step(self, name: str, inputs: dict[str, Any], run: Callable[[RunLog], dict[str, Any]]) -> dict[str, Any]:
-        """Run a step unless its marker stands; returns its outputs."""
+        """Run a step unless its marker exists; returns its outputs."""
         marker = self.run_dir.marker(name)
         if marker is not None:
             if marker["inputs"] != inputs:
                 changed = next(key for key in inputs if marker["inputs"].get(key) != inputs[key])
                 raise RunError(
-                    f"{self.run_dir.path}: step {name!r} was done with {changed} = {marker['inputs'].get(changed)!r}, now "
-                    f"it is {inputs[changed]!r}; start another run.dir, or restore what it was done with"
+                    f"{self.run_dir.path}: step {name!r} was done with {changed} = {marker['inputs'].get(changed)!r}, "
+                    f"now it is {inputs[changed]!r}; start another run.dir, or restore what it was done with"
                 )
             self.outputs[name] = marker["outputs"]
             return marker["outputs"]
@@ -85,7 +86,7 @@ class Attempt:
             seconds = round(time.time() - started, 1)
             child.log_scores({"step_seconds": seconds})
         self.run_dir.check_attempt(self.number)
-        self.run_dir.mark_done(  # after its end is told: what is marked is never looked at again
+        self.run_dir.mark_done(  # after its end is logged: a marked step is never opened again
             name,
             {"step": name, "inputs": inputs, "outputs": outputs, "attempt": self.number, "seconds": seconds},
         )
@@ -95,19 +96,20 @@ class Attempt:
         return outputs
 
     def verify_models(self) -> None:
-        """Hold the models of finished steps against their markers, before a step that may use or publish them."""
+        """Verify the models of finished steps by their markers, before a step that may use or publish them."""
         for stage in self.settings.chain.stages:
             if self.run_dir.marker(f"train-{stage}") is not None:
                 verify_model(self.run_dir.model(stage))
 
     def write_report(self) -> None:
-        """Write the page for people; a run whose page fails is still a run."""
+        """Write the HTML report; an error in it is reported and does not fail the run."""
         path = self.run_dir.report
         try:
             write_report([self.run_dir.path], path)
         except Exception as error:
             self.report(
-                f"the report could not be written ({type(error).__name__}: {error}); `mmcot report {self.run_dir.path}` tries again"
+                f"the report could not be written ({type(error).__name__}: {error}); "
+                f"`mmcot report {self.run_dir.path}` tries again"
             )
             return
         self.tracker.parent.log_artifact(path)

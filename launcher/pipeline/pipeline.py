@@ -1,7 +1,7 @@
 """The whole job, step by step: data, train-rationale, rationales, train-answer, evaluate.
 
-A step is done if its marker stands and its inputs are still those; running again goes on
-at the first step that is not. Ray and MLflow are opened at the first step that needs them.
+A step is done if its marker exists and its inputs are the same; running again resumes at the
+first step that is not done. The first step that needs Ray or MLflow opens it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from launcher.runs.run_dir import RunDir
 from launcher.runs.run_settings import write_or_verify_settings
 from launcher.runs.signals import sigterm_stops
 from launcher.stages.hub import fetch_pretrained
-from launcher.tracking.mlflow_sync import is_everything_logged
+from launcher.tracking.sending import is_everything_logged
 
 LAST_STEP = "evaluate"
 
@@ -37,36 +37,36 @@ def run_pipeline(
     """Run all steps up to ``until`` that are not done yet.
 
     Args:
-        parent_key: of the MLflow run that this one is a child of.
-        arm: of a tuning's, where this run is a trial of one.
+        parent_key: key of the parent run in MLflow, where this run is a child.
+        arm: the tuning's arm, where this run is a trial of it.
         write_job: write the training step ``until`` into this file, for torchrun, instead of running it.
 
     Raises:
         SettingsError: the folder holds a run of other settings, or the chain has no such step.
         RunError: another process runs it, or a finished step's inputs have changed.
-        Stopped: it was asked to stop (SIGTERM, Ctrl-C, SIGHUP); the same command goes on.
+        Stopped: a stop was requested (SIGTERM, Ctrl-C, SIGHUP); the same command resumes.
     """
     names = settings.chain.steps
     if until not in names:
         raise SettingsError(f"run.chain {settings.run.chain!r} has no step {until!r}; it has {', '.join(names)}")
     check_settings(settings)
     check_machine(settings)
-    tracking_uri(settings)  # refused before any work, if it must be
+    tracking_uri(settings)  # a URI that is not allowed is refused before any work
     if settings.model.pretrained:
         fetch_pretrained(settings.model.pretrained)
     run_dir = RunDir(settings.run_dir)
     run_dir.path.mkdir(parents=True, exist_ok=True)
     write_or_verify_settings(run_dir, settings)
     with sigterm_stops(), owned(run_dir) as number, contextlib.ExitStack() as resources:
-        asked = settings.cluster.use_gpu
-        if not write_job or asked == "auto":
+        requested = settings.cluster.use_gpu
+        if not write_job or requested == "auto":
             settings = with_device(settings, run_dir, report, keep=not write_job)
         attempt = Attempt(settings, run_dir, number, report, resources, parent_key=parent_key, arm=arm)
-        steps = Steps(attempt, WriteJob(until, write_job, asked) if write_job else None)
+        steps = Steps(attempt, WriteJob(until, write_job, requested) if write_job else None)
         for name in names[: names.index(until) + 1]:
             getattr(steps, name.replace("-", "_"))()
         if until == LAST_STEP and (attempt.num_run or not is_everything_logged(run_dir)):
-            attempt.write_report()  # also where the last attempt was ended after the last marker
+            attempt.write_report()  # also if the last attempt ended after the last marker
         if not attempt.num_run:
             report(f"{run_dir.path} is finished up to step {until!r}; there is nothing to do")
     return run_dir

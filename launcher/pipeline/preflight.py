@@ -1,4 +1,4 @@
-"""What can be known to go wrong before any work is done, said in one sentence each."""
+"""Checks before any work; each error is one sentence."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ MIN_FREE_BYTES = 1_000_000_000
 
 
 def check_settings(settings: Settings) -> None:
-    """Check what needs no reading of the data.
+    """Check what can be checked without reading the data.
 
     Raises:
-        SettingsError: a prompt format is unknown, data.path is not there, or features can be
-            neither found nor made.
+        SettingsError: a prompt format is unknown, data.path does not exist, or features are
+            neither stored nor can be made.
     """
     if settings.training.checkpoint_url and not is_remote(settings.training.checkpoint_url):
         raise SettingsError(
-            f"training.checkpoint_url {settings.training.checkpoint_url!r} is no URL such as s3://bucket/folder; a folder is run.dir"
+            f"training.checkpoint_url {settings.training.checkpoint_url!r} is no URL such as s3://bucket/folder; "
+            "a folder is run.dir"
         )
     for stage in ("rationale", "answer"):
         try:
@@ -43,7 +44,7 @@ def check_machine(settings: Settings) -> None:
     """Check that this machine can run the settings.
 
     Raises:
-        SettingsError: GPUs are asked for where there are none, or the disk is full.
+        SettingsError: GPUs are requested where there are none, or the disk is full.
     """
     _check_deepspeed(settings)
     _check_gpus(settings.cluster)
@@ -59,16 +60,18 @@ def _check_features(settings: Settings) -> None:
     if settings.data.shards_dir is None:
         where = f"data.shards_dir is not set, so the shards would be built without features/{name}"
     elif is_remote(settings.data.shards_dir):
-        return  # opening it will tell
+        return  # opening it reports missing features
     else:
         folder = Path(settings.data.shards_dir) / "features" / name
         if (folder / "manifest.json").exists():
             return
         where = f"{folder} is missing"
     raise SettingsError(
-        f"features {name!r} cannot be made here (known: {', '.join(MADE_HERE)}) and {where}; set data.shards_dir to a "
-        f"folder that holds features/{name} (tars of {{qid}}.npy in the order of the text shards, with manifest.json), "
-        f"put the published {name}.npy (or .pth) into data.path/vision_features beside name_map.json, or set data.features=patch"
+        f"features {name!r} cannot be made on this machine (known: {', '.join(MADE_HERE)}) and {where}; set "
+        f"data.shards_dir to a folder that holds features/{name} (tars of {{qid}}.npy in the order of the text shards, "
+        "with manifest.json), "
+        f"put the published {name}.npy (or .pth) into data.path/vision_features, with name_map.json, or set "
+        "data.features=patch"
     )
 
 
@@ -79,7 +82,9 @@ def _check_deepspeed(settings: Settings) -> None:
 
         deepspeed_config(training, world_size=settings.cluster.num_workers)
     if training.offload == "nvme" and not Path(training.nvme_dir or "").is_dir():
-        raise SettingsError(f"training.nvme_dir {training.nvme_dir} is no folder here; make one on a local NVMe disk")
+        raise SettingsError(
+            f"training.nvme_dir {training.nvme_dir} is no folder on this machine; make one on a local NVMe disk"
+        )
 
 
 def _check_gpus(cluster: Cluster) -> None:
@@ -92,5 +97,6 @@ def _check_disk(run_dir: Path) -> None:
     free = shutil.disk_usage(folder).free
     if free < MIN_FREE_BYTES:
         raise SettingsError(
-            f"{folder} has {free / 1e9:.2f} GB left, at least {MIN_FREE_BYTES / 1e9:.0f} GB are needed; free some, or set run.dir"
+            f"{folder} has {free / 1e9:.2f} GB left, at least {MIN_FREE_BYTES / 1e9:.0f} GB are needed; "
+            "free some, or set run.dir"
         )

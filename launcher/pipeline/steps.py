@@ -1,6 +1,6 @@
 """The steps of a run: data, train-rationale, rationales, train-answer, evaluate.
 
-A step reads what the steps before it committed and nothing else. ``run_pipeline`` calls them in the order of the chain.
+A step reads only what the steps before it committed. ``run_pipeline`` calls them in the order of the chain.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from launcher.training.launch import launch_training
 class WriteJob:
     """A training that is written into a file for torchrun instead of being run.
 
-    ``use_gpu`` is the setting as it was asked for: "auto" is decided where the ranks run.
+    ``use_gpu`` is the setting as given: "auto" is decided on the machine of the ranks.
     """
 
     step: str
@@ -62,11 +62,12 @@ class Steps:
         self.folder: DataFolder
 
     def data(self) -> None:
+        """Build or open the data folder and log what it holds."""
         self.folder = standing_mini_sqa(self.settings, self.run_dir.data_marker()) or prepare_data(
             self.settings, self.report
         )
         require_all_splits(self.folder)
-        settle_identity(self.run_dir, self.settings, self.folder)  # before MLflow's thread asks for an id
+        settle_identity(self.run_dir, self.settings, self.folder)  # before MLflow's thread reads the id
 
         def run(child: RunLog) -> dict[str, Any]:
             for line in describe_data(self.folder):
@@ -82,11 +83,16 @@ class Steps:
         self.attempt.run_step("data", self.folder.fingerprints(), run)
 
     def train_rationale(self) -> None:
+        """Train stage one."""
         self._train("rationale", self.folder.fingerprints())
 
     def rationales(self) -> None:
+        """Write the rationales of all splits, or copy those that were given."""
         if not self.settings.chain.has_rationale_stage:
-            self._take_rationales(Path(self.settings.answer.rationales))
+            given = self.settings.answer.rationales
+            if given is None:
+                raise SettingsError(f"run.chain {self.settings.run.chain!r} needs answer.rationales, a folder of them")
+            self._take_rationales(Path(given))
             return
         inputs = self._generation_inputs("rationale", self.attempt.outputs["train-rationale"])
 
@@ -96,15 +102,16 @@ class Steps:
         self.attempt.run_step("rationales", inputs, run)
 
     def _take_rationales(self, source: Path) -> None:
-        """Copy rationales that were written before, each file checked against their manifest."""
+        """Copy given rationales, after each file is verified by their manifest."""
         files = verified_files(source)
         needed = ("val", "test") if self.settings.answer.rationale_source == "gold" else SPLITS
         for split in needed:
             given = sum(file["num_samples"] for name, file in files.items() if name.startswith(f"{split}/"))
             if given != (wanted := self.folder.text["num_samples"][split]):
                 raise SettingsError(
-                    f"answer.rationales {source} has {given:,} rationales of {split}, the data has {wanted:,} questions; write them with "
-                    "`mmcot rationales --split all` for this data folder, or train on gold ones: answer.rationale_source=gold"
+                    f"answer.rationales {source} has {given:,} rationales of {split}, the data has {wanted:,} "
+                    "questions; write them with `mmcot rationales --split all` for this data folder, or train on gold "
+                    "ones: answer.rationale_source=gold"
                 )
         inputs = self.folder.fingerprints() | {"given_rationales": fingerprint(files)}
 
@@ -118,9 +125,11 @@ class Steps:
         self.attempt.run_step("rationales", inputs, run)
 
     def train_answer(self) -> None:
+        """Train stage two, or the one stage of a chain that has one."""
         self._train("answer", self.folder.fingerprints() | self.attempt.outputs.get("rationales", {}))
 
     def evaluate(self) -> None:
+        """Answer the validation and test splits, score both and offer the models to the registry."""
         answer_inputs = self._generation_inputs(
             "answer", self.attempt.outputs["train-answer"]
         ) | self.attempt.outputs.get("rationales", {})
@@ -150,9 +159,8 @@ class Steps:
             child.log_scores(flat)
             self.attempt.tracker.parent.log_scores(flat)
             self._log_data(child, {"val": "validation", "test": "test"})
-            if (
-                self.settings.tracking.register_models and self.settings.run.chain != "given-rationales"
-            ):  # half a predictor
+            # With given rationales the run has no stage-one model: its answer model cannot predict alone.
+            if self.settings.tracking.register_models and self.settings.run.chain != "given-rationales":
                 self._register(reports["val"]["accuracy"]["AVG"])
             return {"scores": reports}
 
@@ -203,7 +211,7 @@ class Steps:
         return plan_training(self.attempt, self.folder, stage, inputs, rationales_dir=self._rationales_dir(stage))
 
     def _write_training(self, stage: str, inputs: dict[str, Any], write_job: WriteJob) -> None:
-        """Write the job for torchrun; the same command without --write-job then takes the model over."""
+        """Write the job for torchrun; the same command without --write-job then uses the trained model."""
         self.attempt.verify_models()
         job = self._plan_training(stage, inputs)
         cluster = job.settings.cluster.model_copy(update={"use_gpu": write_job.use_gpu})
@@ -214,7 +222,8 @@ class Steps:
         self.attempt.num_run += 1
         path = write_job.path
         self.report(
-            f"{path}: run it with `torchrun --nproc-per-node N -m launcher.rank {path}`; then the same command without --write-job takes the model over"
+            f"{path}: run it with `torchrun --nproc-per-node N -m launcher.rank {path}`; then the same command without "
+            "--write-job uses the trained model"
         )
 
     def _generate(
@@ -256,7 +265,7 @@ class Steps:
         return fingerprint(self.folder.fingerprints())
 
     def _register(self, accuracy: float | None) -> None:
-        """Offer the pair of models as a version of ``answer``; it is chosen by the validation split."""
+        """Register the models as a version of ``answer``; the alias follows accuracy on the validation split."""
         self.attempt.tracker.parent.log_model(
             name="answer",
             stages=list(self.settings.chain.stages),
@@ -288,7 +297,7 @@ class Steps:
         }
 
     def _rationales_dir(self, stage: str) -> str | None:
-        """Where a stage's rationales lie, if it reads any."""
+        """The folder of the rationales that a stage reads, if it reads any."""
         reads = stage == "answer" and self.settings.chain.reads_rationales
         return str(self.run_dir.rationales.absolute()) if reads else None
 

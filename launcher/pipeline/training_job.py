@@ -1,4 +1,4 @@
-"""The job of a training: token counts, number of steps, and the run that its checkpoints belong to."""
+"""The job of a training: token counts, number of steps, and the facts of its checkpoints."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from launcher.training.identity import claim_store, run_facts, store_root
 def plan_training(
     attempt: Attempt, folder: DataFolder, stage: str, inputs: dict[str, Any], *, rationales_dir: str | None
 ) -> TrainJob:
-    """Count tokens, fix the number of steps and say what was cut off.
+    """Count tokens, fix the number of steps and report what was cut off.
 
     Args:
-        inputs: what the token counts depend on besides the stage's own settings.
-        rationales_dir: where the stage's rationales lie, if it reads any.
+        inputs: what the token counts depend on, in addition to the stage's own settings.
+        rationales_dir: the folder of the rationales that the stage reads, if it reads any.
     """
     settings, report = attempt.settings, attempt.report
     spec = getattr(settings, stage)
@@ -33,7 +33,7 @@ def plan_training(
         key = LengthsOf(settings, stage, split, folder.location, rationales_dir)
         samples = key.open()
         depends = inputs | spec.model_dump() | {"split": split, "use_caption": settings.data.use_caption}
-        depends |= {"rationale_format": settings.rationale.format}  # gold rationales have its form
+        depends |= {"rationale_format": settings.rationale.format}  # gold rationales have this format
         paths[split] = str(cached_lengths(key, samples, cache, depends).absolute())
         lengths[split], shards[split] = read_lengths(paths[split]), samples.reader.shard_of_sample
         for side in ("source", "target"):
@@ -60,8 +60,8 @@ def plan_training(
     )
 
 
-def _run_facts(attempt: Attempt, folder: DataFolder, rationales_dir: str | None) -> dict[str, str]:
-    """The run that a training's checkpoints belong to; its folder of the object store is claimed for this run."""
+def _run_facts(attempt: Attempt, folder: DataFolder, rationales_dir: str | None) -> dict[str, Any]:
+    """The facts of a training's checkpoints; claims the run's folder in the object store."""
     facts = run_facts(attempt.settings, folder, attempt.run_dir.identity(), rationales_dir=rationales_dir)
     root = store_root(attempt.settings, facts)
     if root and (note := claim_store(root, attempt.run_dir, facts["run_id"])):
@@ -70,7 +70,7 @@ def _run_facts(attempt: Attempt, folder: DataFolder, rationales_dir: str | None)
 
 
 def _for_workers(settings: Settings) -> Settings:
-    """Workers run in folders of their own: nothing they read may depend on the current one."""
+    """Settings with absolute paths and contents: workers run in other folders."""
     model, training = settings.model, settings.training
     if model.pretrained is not None and Path(model.pretrained).is_dir():
         model = model.model_copy(update={"pretrained": str(Path(model.pretrained).absolute())})

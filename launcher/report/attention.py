@@ -1,16 +1,17 @@
-"""Where a run's models looked, for a few questions, as plain values for the report's page.
+"""The attention over pictures of a run's models, for a few questions, as plain values for the report's page.
 
     {"qid": "4402", "tokens": ["Question", ":", " Which", ...], "gate": [0.12, ...], "num_patches": 64,
      "attention": "<base64 of uint8 [S, P]>", "scale": [0.31, ...], "mean": [0.02, ...]}
 
-A row of ``attention`` is a token's shares of the patches over the largest of them
-(``scale``) times 255; ``mean`` is the mean over the tokens, the end token included.
+A row of ``attention`` is a token's shares over the patches, divided by the largest of them
+(``scale``), times 255; ``mean`` is the mean over the tokens, the end token included.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from mmcot.vision.patches import PATCH_GRIDS
 def look_at_questions(
     run_dir: RunDir, settings: Settings, stage: str, split: str, qids: Sequence[str], *, shards_dir: Path
 ) -> list[dict[str, Any]]:
-    """Run a stage's encoder over questions, on the CPU, and note its fusion's attention and gate."""
+    """Run a stage's encoder over questions, on the CPU, and return its fusion's attention and gate."""
     import torch
     from transformers import AutoTokenizer
 
@@ -38,9 +39,8 @@ def look_at_questions(
     verify_model(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with _no_progress_bar():
-        model = (
-            T5ForMultimodalGeneration.from_pretrained(folder, dtype=torch.float32).eval().to(open_device(use_gpu=False))
-        )
+        model = T5ForMultimodalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    model.to(open_device(use_gpu=False))  # pyright: ignore[reportArgumentType], transformers' wrapper hides Module.to
     samples = open_stage(
         settings,
         stage,
@@ -54,11 +54,12 @@ def look_at_questions(
 
 
 def grid_of(settings: Settings) -> dict[str, Any]:
-    """How patches lie over a picture: {"rows", "columns"}, or {"why"} where they are no known grid."""
+    """The grid of patches over a picture: {"rows", "columns"}, or {"why"} where it is not known."""
     name = settings.data.features
     if name not in PATCH_GRIDS:
         return {
-            "why": f"The features '{name}' are not known to be squares of the whole picture in reading order, so only the gate is shown."
+            "why": f"The features '{name}' are not known to be squares of the whole picture in reading order, "
+            "so only the gate is shown."
         }
     rows, columns = PATCH_GRIDS[name]
     return {"rows": rows, "columns": columns}
@@ -101,12 +102,9 @@ def _no_progress_bar() -> Iterator[None]:
 
 
 def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds, whatever the tokenizer does with spaces."""
+    """The text that each token adds, with the spaces as the tokenizer decodes them."""
     texts = [tokenizer.decode(ids[:end], clean_up_tokenization_spaces=False) for end in range(len(ids) + 1)]
-    return [
-        text[len(before) :] if text.startswith(before) else text[-1:]
-        for before, text in zip(texts, texts[1:], strict=False)
-    ]
+    return [text[len(before) :] if text.startswith(before) else text[-1:] for before, text in itertools.pairwise(texts)]
 
 
 def _rounded(values: np.ndarray) -> list[float]:

@@ -29,7 +29,7 @@ from launcher.report.questions import (
     find_pictures,
     find_shards,
     judge,
-    read_said,
+    read_outputs,
 )
 from launcher.report.run_facts import SPLITS, read_run
 from launcher.runs.run_dir import RunDir
@@ -37,17 +37,19 @@ from launcher.runs.run_settings import read_run_settings
 from mmcot.metrics.metrics import COLUMNS, PUBLISHED
 from mmcot.texts.problem import Problem
 
-FREE_PICTURE_BYTES = 500_000  # beyond ``num_pictures`` go on up to here, so that tiny pictures all come along
-SCIENCE_QA_TESTS = 4241  # questions of ScienceQA's test split, which the published scores are of
+FREE_PICTURE_BYTES = (
+    500_000  # more than ``num_pictures`` are embedded up to this size, so that tiny pictures are all included
+)
+SCIENCE_QA_TESTS = 4241  # questions of ScienceQA's test split; the published scores are on these
 
 
 def collect(run_dirs: Sequence[Path], *, num_pictures: int, num_looked_at: int) -> dict[str, Any]:
     """All data of the page."""
     for folder in run_dirs:
-        read_run_settings(folder)  # before any work is done for the others
+        read_run_settings(folder)  # raises before any work for the others
     book = PageData(num_pictures)
     runs = [book.add_run(folder, num_looked_at) for folder in run_dirs]
-    _tell_apart(runs)
+    _label_runs(runs)
     return {
         "written_ms": int(1000 * datetime.datetime.now(datetime.UTC).timestamp()),
         "runs": runs,
@@ -66,18 +68,18 @@ class PageData:
         self.pictures: dict[str, int] = {}
 
     def add_run(self, folder: Path, num_looked_at: int) -> dict[str, Any]:
-        """The facts of one run; its questions and pictures go into the book."""
+        """The facts of one run; adds its questions and pictures to the page."""
         facts, run_dir, settings = read_run(folder), RunDir(folder), read_run_settings(folder)
         facts |= {"set": None, "said": {}, "groups": {}, "ceilings": {}, "looking": None}
         try:
             shards_dir = find_shards(run_dir, settings)
-        except (RuntimeError, ValueError, OSError) as error:  # such as a store that cannot be reached from here
+        except (RuntimeError, ValueError, OSError) as error:  # such as a store that this machine cannot reach
             facts["missing"].append(f"The data folder cannot be read: {error}")
             return facts
         if shards_dir is None:
             if run_dir.marker("data"):
                 facts["missing"].append(
-                    "The data folder is gone: questions, choices and gold rationales cannot be shown."
+                    "The data folder does not exist: questions, choices and gold rationales cannot be shown."
                 )
             return facts
         problems = self._add_questions(facts, run_dir, settings, shards_dir)
@@ -85,7 +87,7 @@ class PageData:
         self._embed_pictures(facts, run_dir, settings, problems, shards_dir)
         try:
             facts["looking"] = _look(facts, run_dir, settings, problems, shards_dir, num_looked_at)
-        except (RuntimeError, ValueError, OSError) as error:  # a page without this part is still worth having
+        except (RuntimeError, ValueError, OSError) as error:  # the page is written without this part
             facts["missing"].append(f"Attention could not be measured: {error}")
         return facts
 
@@ -101,7 +103,7 @@ class PageData:
             }
         facts["set"] = list(self.sets).index(key)
         for split, part in problems.items():
-            facts["said"][split] = judge(read_said(run_dir, split), part, settings.gold_reasons)
+            facts["said"][split] = judge(read_outputs(run_dir, split), part, settings.gold_reasons)
             facts["groups"][split] = break_down(part, facts["said"][split])
         return problems
 
@@ -124,15 +126,17 @@ class PageData:
         pictures_of = find_pictures(run_dir, settings, shards_dir)
         if pictures_of is None:
             facts["missing"].append(
-                "The data set is gone, or no longer the one the shards were built from: pictures are not available."
+                "The data set does not exist, or the shards were not built from it: pictures are not available."
             )
             return
         questions = list(self.sets.values())[facts["set"]]
         for split, part in problems.items():
-            said = facts["said"][split]
+            outputs = facts["said"][split]
             shown = [qid for qid, problem in part.items() if problem.images]
             ordered = choose_qids(
-                shown, lambda qid: said.get(qid, {}).get("right") is False, len(shown) if self.num_pictures else 0
+                shown,
+                lambda qid, outputs=outputs: outputs.get(qid, {}).get("right") is False,
+                len(shown) if self.num_pictures else 0,
             )
             by_qid, size_bytes = {question["qid"]: question for question in questions[split]}, 0
             for number, qid in enumerate(ordered):
@@ -162,10 +166,10 @@ def _look(
 ) -> dict[str, Any]:
     """The attention of both stages for some test questions, or why there is none."""
     if settings.data.features is None:
-        return {"why": "This run reads text alone: it has no fusion that could look anywhere."}
-    said = facts["said"]["test"]
+        return {"why": "This run reads text alone: it has no fusion, so no attention over pictures."}
+    outputs = facts["said"]["test"]
     shown = [qid for qid, problem in problems["test"].items() if problem.images]
-    qids = choose_qids(shown, lambda qid: said.get(qid, {}).get("right") is False, limit)
+    qids = choose_qids(shown, lambda qid: outputs.get(qid, {}).get("right") is False, limit)
     ready = {
         "rationale": bool(facts["models"]["rationale"]),
         "answer": bool(facts["models"]["answer"]) and _is_done(facts, "rationales"),
@@ -182,24 +186,23 @@ def _look(
             if not shown
             else "No model is trained yet."
             if limit
-            else "Nothing was asked to be looked at."
+            else "The number of questions to measure was set to 0."
         )
         return {"why": why}
     return {"stages": stages, "grid": grid_of(settings)}
 
 
 def _is_done(facts: dict[str, Any], name: str) -> bool:
-    return next(
-        (step["done"] for step in facts["steps"] if step["name"] == name), True
-    )  # a step that the chain does not take
+    # The default: a step that the chain does not have.
+    return next((step["done"] for step in facts["steps"] if step["name"] == name), True)
 
 
 def _published() -> dict[str, Any]:
     return {"columns": list(COLUMNS), "published": {name: dict(row) for name, row in PUBLISHED.items()}}
 
 
-def _tell_apart(runs: list[dict[str, Any]]) -> None:
-    """Give each run a label of its own: its name, with the folder or a number where names repeat."""
+def _label_runs(runs: list[dict[str, Any]]) -> None:
+    """Give each run a unique label: its name, with the folder or a number where names repeat."""
     names = [run["name"] for run in runs]
     folders = [f"{run['name']} ({run['folder']})" for run in runs]
     for number, run in enumerate(runs):

@@ -1,10 +1,12 @@
 """Questions, answers and pictures for the report's page.
 
-A question, and what a run said to it:
+A question, and what a run wrote for it:
 
-    {"qid": "4402", "question": "...", "choices": ["...", "..."], "answer": 1, "context": "...", "gold": "Solution: ...",
-     "subject": "natural science", "columns": ["NAT", "TXT", "IMG", "G1-6", "AVG"], "num_pictures": 1, "picture": 17}
-    {"rationale": "Solution: ...", "rationale_right": true, "rouge_l": 1.0, "answer_text": "The answer is (B).", "prediction": 1, "right": true}
+    {"qid": "4402", "question": "...", "choices": ["...", "..."], "answer": 1, "context": "...",
+     "gold": "Solution: ...", "subject": "natural science", "columns": ["NAT", "TXT", "IMG", "G1-6", "AVG"],
+     "num_pictures": 1, "picture": 17}
+    {"rationale": "Solution: ...", "rationale_right": true, "rouge_l": 1.0, "answer_text": "The answer is (B).",
+     "prediction": 1, "right": true}
 
 ``picture`` is an index into the page's pictures, or null. A rationale is right if it equals
 the gold one word for word; the words are what white space separates.
@@ -42,7 +44,7 @@ FIELDS = ("subject", "topic", "category", "skill", "grade")
 
 
 def find_shards(run_dir: RunDir, settings: Settings) -> Path | None:
-    """The data folder a run was made with, here or beside the run if both were moved; None if it is gone."""
+    """The data folder of a run, at its path or next to the run if both were moved; None if it is missing."""
     marker = run_dir.marker("data")
     location = marker["outputs"]["shards_dir"] if marker else settings.data.shards_dir
     if location is None:
@@ -57,8 +59,8 @@ def find_pictures(
 ) -> Callable[[Problem], Sequence[Picture]] | None:
     """The function from a problem to its pictures, from the data set itself.
 
-    None where the data set is gone or no longer the one that the shards were built from:
-    another picture under the same question id would be worse than none.
+    None if the data set is missing or is not the one that the shards were built from: a wrong
+    picture under the same question id would be worse than none.
     """
     if is_indexed(shards_dir):
         return pictures_in_tars(shards_dir)
@@ -67,8 +69,8 @@ def find_pictures(
     else:
         drawn = [
             shards_dir.parent / mini_sqa_folder(settings.data).name,
-            *sorted(shards_dir.parent.glob("mini_sqa-source-*")),
-        ]  # the others: an earlier version's
+            *sorted(shards_dir.parent.glob("mini_sqa-source-*")),  # of an earlier version
+        ]
         source = next(
             (
                 found
@@ -77,7 +79,7 @@ def find_pictures(
             ),
             None,
         )
-    data = settings.data.model_copy(update={"captions": None})  # which may be gone
+    data = settings.data.model_copy(update={"captions": None})  # the file may be missing
     return read_source(data, source).pictures if source and _is_source_of(shards_dir, source) else None
 
 
@@ -97,8 +99,8 @@ def describe_question(problem: Problem, gold: str | None) -> dict[str, Any]:
     }
 
 
-def read_said(run_dir: RunDir, split: str) -> dict[str, dict[str, Any]]:
-    """What a run has said to the questions of a split: its predictions, or the rationales written so far."""
+def read_outputs(run_dir: RunDir, split: str) -> dict[str, dict[str, Any]]:
+    """What a run has written for the questions of a split: its predictions, or the rationales so far."""
     path = run_dir.predictions / f"{split}.jsonl"
     if path.exists():
         return {line["qid"]: line for line in read_lines(path)}
@@ -107,24 +109,26 @@ def read_said(run_dir: RunDir, split: str) -> dict[str, dict[str, Any]]:
 
 
 def judge(
-    said: Mapping[str, dict[str, Any]], problems: Mapping[str, Problem], gold_reasons: Callable[[Problem], str | None]
+    outputs: Mapping[str, dict[str, Any]],
+    problems: Mapping[str, Problem],
+    gold_reasons: Callable[[Problem], str | None],
 ) -> dict[str, dict[str, Any]]:
-    """Hold what was said against the gold rationale and answer."""
+    """Compare a run's outputs with the gold rationales and answers."""
     from mmcot.metrics.rationale_metrics import rouge_l_of_each
 
-    said = {qid: line for qid, line in said.items() if qid in problems}
-    gold = {qid: gold_reasons(problems[qid]) for qid in said}
-    is_exact = {qid: _words(line.get("rationale")) == _words(gold[qid]) for qid, line in said.items()}
-    others = [qid for qid in said if not is_exact[qid] and gold[qid] and said[qid].get("rationale")]
+    outputs = {qid: line for qid, line in outputs.items() if qid in problems}
+    gold = {qid: gold_reasons(problems[qid]) for qid in outputs}
+    is_exact = {qid: _words(line.get("rationale")) == _words(gold[qid]) for qid, line in outputs.items()}
+    others = [qid for qid in outputs if not is_exact[qid] and gold[qid] and outputs[qid].get("rationale")]
     rouge = dict(
         zip(
             others,
-            rouge_l_of_each([said[qid]["rationale"] for qid in others], [gold[qid] for qid in others]),
+            rouge_l_of_each([outputs[qid]["rationale"] for qid in others], [gold[qid] or "" for qid in others]),
             strict=True,
         )
     )
     judged = {}
-    for qid, line in said.items():
+    for qid, line in outputs.items():
         has_rationale = bool(gold[qid]) and line.get("rationale") is not None
         judged[qid] = {
             "rationale": cut(line.get("rationale")),
@@ -157,13 +161,13 @@ def break_down(
 
 
 def choose_qids(qids: Iterable[str], is_wrong: Callable[[str], bool], limit: int) -> list[str]:
-    """Up to ``limit`` of them: wrong ones first, each part in an order drawn once and for all."""
+    """Up to ``limit`` of them: wrong ones first, each part in a fixed random order."""
     drawn = sorted(qids, key=lambda qid: hashlib.sha256(qid.encode()).digest())
     return sorted(drawn, key=lambda qid: not is_wrong(qid))[:limit]
 
 
 def embed_picture(pictures: Sequence[Picture], name: str) -> str | None:
-    """The first picture that is there, small, as a data URI; None where none is or it cannot be read."""
+    """The first picture that exists, small, as a data URI; None where none exists or it cannot be read."""
     for picture in pictures:
         if not isinstance(picture, bytes) and not picture.is_file():
             continue
@@ -187,7 +191,7 @@ def to_data_uri(image: Image.Image) -> str:
 
 
 def cut(text: Any) -> str | None:
-    """A text at the length a page can show; what is cut is counted in it."""
+    """A text cut to the length that a page can show, with the number of characters cut."""
     if text is None:
         return None
     text = str(text)
@@ -201,7 +205,7 @@ def _find(folder: Path, run_dir: RunDir, member: str) -> Path | None:
 
 
 def _is_source_of(shards_dir: Path, source: Path) -> bool:
-    """Whether the text shards were built from these very files, as their record says."""
+    """Whether the text shards were built from these files, by the sha256s in their record."""
     path = shards_dir / "inputs.json"
     files = read_json(path).get("files", {}) if path.exists() else {}
     paths = {source if source.is_file() else source / name: sha256 for name, sha256 in files.items()}

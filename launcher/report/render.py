@@ -1,10 +1,10 @@
-"""The run report: one HTML file that shows what a run did, for people, offline.
+"""The run report: one HTML file with the results of a run, readable offline.
 
     write_report([Path("runs/demo")], Path("runs/demo/report.html"))
 
-Everything is in the file: data as JSON, pictures as data URIs, style and script from
+The file holds everything: data as JSON, pictures as data URIs, style and script from
 ``launcher/report/page/``. Its content security policy forbids everything else, and the
-script puts data into the page as text alone.
+script puts data into the page only as text.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def render(data: Mapping[str, Any]) -> str:
     html = _read(page / "report.html")
     head, *rest = html.split("{{")
     pieces = [head]
-    for piece in rest:  # one pass, so that nothing in the data can be taken for a place
+    for piece in rest:  # one pass, so that "{{" in the data is never replaced
         name, _, after = piece.partition("}}")
         pieces += [parts[name], after]
     return "".join(pieces)

@@ -1,12 +1,12 @@
-"""What a run's folder tells of the run, as plain JSON values for the report's page.
+"""The facts of a run, read from its folder, as plain JSON values for the report's page.
 
     facts = read_run(Path("runs/demo"))
     facts["scores"]["test"]["accuracy"]["AVG"]                # 99.0
     facts["curves"]["rationale"]["loss"]["values"][0]         # 7.09
     facts["missing"]                                          # ["Step 'evaluate' is not done: ..."]
 
-A run may be unfinished: what is not there is named in ``missing``. Questions, predictions
-and pictures are read in ``report_questions``, attention in ``report_looking``.
+A run may be unfinished: ``missing`` names what does not exist. Questions, predictions and
+pictures are read in ``launcher/report/questions.py``, attention in ``launcher/report/attention.py``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ from launcher.runs.run_settings import read_run_settings
 
 STAGES = ("rationale", "answer")
 SPLITS = ("val", "test")
-MAX_POINTS = 600  # of a curve on the page; beyond, each of half as many stretches keeps its lowest and highest
+MAX_POINTS = (
+    600  # of a curve on the page; a longer one keeps the lowest and the highest of each of half as many stretches
+)
 MAX_NOTES = 50
 _LOST_WITHOUT = {
     "data": "no questions are known",
@@ -84,9 +86,9 @@ def read_steps(run_dir: RunDir, steps: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def curves_of(points: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Every metric of a journal's points: {"steps", "values", "num_points"}, thinned to what a page can show.
+    """Every metric of a journal's points: {"steps", "values", "num_points"}, thinned for the page.
 
-    Of a step that a restart wrote again the first value is kept; what is not finite is null.
+    Of a step that a restart wrote again the first value is kept; a value that is not finite becomes null.
     """
     found: dict[str, dict[int, float | None]] = {}
     for point in points:
@@ -119,7 +121,7 @@ def thin(points: list[tuple[int, float | None]], *, limit: int = MAX_POINTS) -> 
 
 
 def describe_model(folder: Path) -> dict[str, Any] | None:
-    """Size and shape of an exported model, read off its files; None where there is none."""
+    """Size and shape of an exported model, read from its files; None where there is none."""
     if not (folder / "config.json").exists():
         return None
     verify_model(folder)
@@ -174,7 +176,7 @@ def _training(points: list[dict[str, Any]], settings: Settings, stage: str) -> d
 
 
 def _time(run_dir: RunDir, points: dict[str, list[dict[str, Any]]]) -> dict[str, int | None]:
-    """First and last sign of life in milliseconds since 1970."""
+    """The first and the last recorded time in milliseconds since 1970."""
     lock = read_json(run_dir.path / "lock.json") if (run_dir.path / "lock.json").exists() else {}
     times = [point["time_ms"] for stage in STAGES for point in points[stage] if "time_ms" in point]
     times += [int(1000 * lock["heartbeat"])] if "heartbeat" in lock else []

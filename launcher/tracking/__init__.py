@@ -1,1 +1,1 @@
-"""What is logged to MLflow, how it is sent, the model registry and the server."""
+"""Logging to MLflow, sending, the model registry and the server."""

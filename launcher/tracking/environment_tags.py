@@ -1,4 +1,4 @@
-"""Where and with what a run was started, as tags: revision, versions, hardware, command line."""
+"""The environment of a run as tags: revision, versions, hardware, command line."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ _PACKAGES = ("mmcot", "torch", "deepspeed", "transformers", "ray", "mlflow", "we
 
 
 def describe_environment() -> dict[str, str]:
-    """Tags in MLflow's own names where it has one."""
+    """Tags of this process's environment, with MLflow's own names where it has them."""
     tags = {
         "mlflow.source.name": hide_credentials(shlex.join(sys.argv)),
         "mlflow.source.type": "LOCAL",
         "mmcot.host": socket.gethostname(),
-        "mmcot.hardware": f"{psutil.cpu_count()} processors, {psutil.virtual_memory().total / 2**30:.0f} GiB, {platform.machine()}",
+        "mmcot.hardware": f"{psutil.cpu_count()} processors, {psutil.virtual_memory().total / 2**30:.0f} GiB, "
+        f"{platform.machine()}",
         "mmcot.python": platform.python_version(),
         "mmcot.versions": ", ".join(f"{name} {_version(name)}" for name in _PACKAGES),
     }
@@ -48,7 +49,7 @@ def _version(package: str) -> str:
 
 
 def _output(program: str, *arguments: str) -> str:
-    """What a program prints, or nothing where it is missing or fails."""
+    """The output of a program; empty if it is missing or fails."""
     if shutil.which(program) is None:
         return ""
     try:

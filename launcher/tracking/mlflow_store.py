@@ -1,4 +1,4 @@
-"""MLflow's own store: an SQLite file that is made whole, and the experiment in it."""
+"""MLflow's SQLite store, created atomically, and the experiment in it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from data_shards.atomic_files import clear_unfinished, committing
 
 
 def create_store(uri: str) -> None:
-    """Make an SQLite store whole or not at all: one whose migrations were killed half-way never opens again."""
+    """Create an SQLite store atomically: one whose migrations were killed half-way never opens again."""
     path = Path(uri.removeprefix("sqlite:///"))
     if path.exists():
         return
@@ -20,19 +20,20 @@ def create_store(uri: str) -> None:
         SqlAlchemyStore(f"sqlite:///{temporary}", (path.parent / "mlartifacts").absolute().as_uri()).engine.dispose()
 
 
-def _experiment(client: Any, name: str, uri: str) -> str:
+def find_experiment(client: Any, name: str, uri: str) -> str:
+    """The id of the experiment of this name, created if it does not exist."""
     from mlflow.exceptions import MlflowException
 
-    standing = client.get_experiment_by_name(name)
-    if standing is not None:
-        return standing.experiment_id
+    existing = client.get_experiment_by_name(name)
+    if existing is not None:
+        return existing.experiment_id
     artifacts = None
     if uri.startswith("sqlite:"):
         artifacts = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").absolute().as_uri()
     try:
         return client.create_experiment(name, artifact_location=artifacts)
-    except MlflowException:  # another run was faster
-        standing = client.get_experiment_by_name(name)
-        if standing is None:
+    except MlflowException:  # another run created it first
+        existing = client.get_experiment_by_name(name)
+        if existing is None:
             raise
-        return standing.experiment_id
+        return existing.experiment_id

@@ -1,13 +1,12 @@
-"""Making MLflow agree with what a run wrote down: while it runs, and afterwards by hand.
+"""Applying a run's tracking file to MLflow, each line once.
 
-    with sending(settings, run_dir):        # a thread, beside the pipeline
-        ...
-    sync_run(run_dir)                       # `mmcot sync RUN`: whatever MLflow has not got yet
+    sync = MlflowSync(run_dir, uri="http://...", experiment="mmcot")
+    sync.send()                             # applies all new lines and points, or raises
 
 Each line of ``logs/tracking.jsonl`` may be applied twice without harm: runs are found again by
 their key, parameters and scores by their name, and of points the first value of a (key, step)
-stands, so histories never step back. Whatever fails is tried again later; nothing here stops
-a training. How far it came is kept in ``mlflow.json``, for one MLflow at a time:
+is kept, so steps of a history only increase. The progress is stored in ``mlflow.json``, for one
+MLflow at a time:
 
     {"uri": "http://...", "identity": "5f0c...", "experiment_id": "1", "runs": {"pipeline": "8f3c..."}, "applied": 41,
      "read": {"rationale-metrics.jsonl": 120311, "pipeline/rationale-metrics.jsonl": 120311}, "refused": []}
@@ -19,26 +18,22 @@ import contextlib
 import json
 import logging
 import os
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from data_shards.atomic_files import commit_json, exclusive, read_json
 from data_shards.credentials import hide_credentials
 from launcher.config.chains import STEPS
-from launcher.config.loading import tracking_uri
-from launcher.config.settings import Settings
 from launcher.runs.journal import JournalReader
 from launcher.runs.run_dir import PARENT, RunDir
-from launcher.tracking.mlflow_store import _experiment, create_store
+from launcher.tracking.mlflow_store import create_store, find_experiment
 from launcher.tracking.registry import register_model
 
 _LOG = logging.getLogger("mmcot.tracking")
 _MAX_METRICS_PER_CALL = 900  # MLflow takes at most 1,000
 _MAX_PARAMS_PER_CALL = 100
 _MAX_FAILURES = 3
-_LAST_WORDS_S = 90.0  # a run's end waits so long for MLflow, at most
 
 Point = tuple[str, int, float, int]  # key, step, value, time in ms
 
@@ -53,16 +48,16 @@ class MlflowSync:
         self._restart(self._read_state())
 
     def send(self) -> None:
-        """Apply what is new.
+        """Apply all new lines and points.
 
         Raises:
-            Exception: whatever MLflow raises; what was not applied is tried by the next call.
+            Exception: any exception of MLflow; the next call tries again what was not applied.
         """
-        with exclusive(self._run_dir.logs / ".mlflow"):  # one sender a run: two would both create it
-            if (standing := self._read_state()) != self._state:
-                self._restart(standing)
+        with exclusive(self._run_dir.logs / ".mlflow"):  # one sender per run: two would both create it
+            if (stored := self._read_state()) != self._state:
+                self._restart(stored)
             self._connect()
-            self._state["experiment_id"] = self._experiment_id  # the address of a run's page names it
+            self._state["experiment_id"] = self._experiment_id  # the URL of a run's page contains it
             self._send_new()
 
     def _send_new(self) -> None:
@@ -75,13 +70,13 @@ class MlflowSync:
             for run in {run for run, _ in self._followed}:
                 self._send_points(run)
         except Exception:
-            self._client = None  # look anew next time: the server may have lost the run
+            self._client = None  # the next call looks for the run again: the server may have lost it
             raise
         finally:
             commit_json(self._run_dir.mlflow_state, self._state)
 
     def num_waiting(self) -> int:
-        """Lines and points that MLflow has not got."""
+        """The number of lines and points that are not sent."""
         with contextlib.suppress(OSError):
             self._new_lines()
             for run in {run for run, _ in self._followed}:
@@ -90,11 +85,11 @@ class MlflowSync:
 
     @property
     def refused(self) -> list[dict[str, Any]]:
-        """Lines that MLflow answered with an error every time, and the errors."""
+        """Lines that MLflow refused every time, with the errors."""
         return self._state["refused"]
 
     def _new_lines(self) -> list[dict[str, Any]]:
-        """Lines not applied yet; of those applied by an earlier process only what is followed is remembered."""
+        """Lines not applied yet; of lines applied by an earlier process only "follow" is read again."""
         for line in self._lines.read():
             if self._num_read < self._state["applied"]:
                 if line["do"] == "follow":
@@ -109,7 +104,7 @@ class MlflowSync:
             return
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the next call tries again
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the next call retries
         for name in ("alembic", "mlflow.store.db.utils", "urllib3.connectionpool"):
             logging.getLogger(name).setLevel(logging.ERROR)
         from mlflow import MlflowClient
@@ -117,7 +112,7 @@ class MlflowSync:
 
         with self._alone():
             client = MlflowClient(tracking_uri=self._uri)
-            experiment_id = _experiment(client, self._experiment, self._uri)
+            experiment_id = find_experiment(client, self._experiment, self._uri)
             if PARENT in self._state["runs"]:
                 try:
                     is_lost = client.get_run(self._state["runs"][PARENT]).info.lifecycle_stage == "deleted"
@@ -126,15 +121,15 @@ class MlflowSync:
                         raise
                     is_lost = True
                 if is_lost:
-                    _LOG.warning("%s no longer has this run; sending all of it again", hide_credentials(self._uri))
+                    _LOG.warning("%s no longer has this run; sending everything again", hide_credentials(self._uri))
                     self._restart(self._fresh_state())
         self._client, self._experiment_id = client, experiment_id
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Let one process at a time create an SQLite database: two would race its migration."""
+        """Let one process at a time create an SQLite database: two would run its migration at once."""
         if self._uri.startswith("sqlite:///"):
-            # The folder's `.mlflow` is what a starting server (launcher/tracking/server.py) holds too.
+            # A starting server (launcher/tracking/server.py) takes the lock `.mlflow` of the folder too.
             with exclusive(Path(self._uri.removeprefix("sqlite:///")).parent / ".mlflow"):
                 create_store(self._uri)
                 yield
@@ -144,7 +139,7 @@ class MlflowSync:
     def _read_state(self) -> dict[str, Any]:
         path = self._run_dir.mlflow_state
         state = read_json(path) if path.exists() else {}
-        if PARENT in state:  # of an earlier version, which kept ids alone
+        if PARENT in state:  # of an earlier version, which stored only ids
             return self._fresh_state() | {
                 "runs": {name: run_id for name, run_id in state.items() if name in (PARENT, *STEPS)}
             }
@@ -162,30 +157,29 @@ class MlflowSync:
         }
 
     def _restart(self, state: dict[str, Any]) -> None:
-        """Begin, or go on from another state than this process had."""
+        """Start from a state, at first or when another process has stored a newer one."""
         self._state = state
         self._lines: JournalReader = JournalReader(self._run_dir.tracking)
         self._waiting_lines: list[dict[str, Any]] = []
         self._num_read = self._num_failures = 0
-        self._followed: dict[
-            tuple[str, str], dict[str, str] | None
-        ] = {}  # run and pattern: names of its metrics, or all
+        # (run, pattern): names of its metrics, or None for all.
+        self._followed: dict[tuple[str, str], dict[str, str] | None] = {}
         self._readers: dict[str, dict[str, JournalReader]] = {}  # run: key in "read": reader
         self._waiting_points: dict[str, list[Point]] = {}
         self._sent_points: dict[str, set[tuple[str, int]]] = {}
 
     def _apply_or_refuse(self, line: dict[str, Any]) -> None:
-        """Apply a line; one that a living MLflow refuses again and again must not hold up the others."""
+        """Apply a line; one that a reachable MLflow refuses every time must not block the others."""
         try:
             self._apply(line)
         except Exception as error:
-            self._client.get_experiment(self._experiment_id)  # raises where MLflow is away: then the line waits
+            self._client.get_experiment(self._experiment_id)  # raises if MLflow is not reachable: then the line waits
             self._num_failures += 1
             if self._num_failures < _MAX_FAILURES or line["do"] == "start":
                 raise
-            said = hide_credentials(str(error))[:500]
-            _LOG.warning("MLflow refuses a line of %s (%s): %s", self._run_dir.tracking, line["do"], said)
-            self._state["refused"].append({"run": line["run"], "do": line["do"], "error": said})
+            message = hide_credentials(str(error))[:500]
+            _LOG.warning("MLflow refuses a line of %s (%s): %s", self._run_dir.tracking, line["do"], message)
+            self._state["refused"].append({"run": line["run"], "do": line["do"], "error": message})
 
     def _apply(self, line: dict[str, Any]) -> None:
         run, do = line["run"], line["do"]
@@ -203,7 +197,7 @@ class MlflowSync:
         run, runs = line["run"], self._state["runs"]
         if run not in runs:
             key = f"{self._run_dir.identity()}/{run}"
-            if found := self._find(key):  # made by a process that ended before it could write that down
+            if found := self._find(key):  # created by a process that ended before it could store the id
                 runs[run] = found
             else:
                 tags = {"mmcot.key": key, **line["tags"]}
@@ -212,9 +206,8 @@ class MlflowSync:
                 elif line.get("parent_key"):
                     tags["mlflow.parentRunId"] = parent = self._find(line["parent_key"])
                     if parent is None:
-                        raise LookupError(
-                            f"MLflow has no run of key {line['parent_key']} yet"
-                        )  # its own folder will tell of it
+                        # The sync of the parent's own folder creates it.
+                        raise LookupError(f"MLflow has no run of key {line['parent_key']} yet")
                 made = self._client.create_run(
                     self._experiment_id, run_name=line["name"], tags=tags, start_time=line["time_ms"]
                 )
@@ -229,8 +222,8 @@ class MlflowSync:
     def _send_params(self, run_id: str, line: dict[str, Any]) -> None:
         from mlflow.entities import Param
 
-        standing = self._client.get_run(run_id).data.params
-        new = [Param(key, value) for key, value in line["values"].items() if key not in standing]
+        existing = self._client.get_run(run_id).data.params
+        new = [Param(key, value) for key, value in line["values"].items() if key not in existing]
         for start in range(0, len(new), _MAX_PARAMS_PER_CALL):
             self._client.log_batch(run_id, params=new[start : start + _MAX_PARAMS_PER_CALL])
 
@@ -242,8 +235,8 @@ class MlflowSync:
     def _send_scores(self, run_id: str, line: dict[str, Any]) -> None:
         from mlflow.entities import Metric
 
-        standing = self._client.get_run(run_id).data.metrics
-        new = [Metric(key, value, line["time_ms"], 0) for key, value in line["values"].items() if key not in standing]
+        existing = self._client.get_run(run_id).data.metrics
+        new = [Metric(key, value, line["time_ms"], 0) for key, value in line["values"].items() if key not in existing]
         if new:
             self._client.log_batch(run_id, metrics=new)
 
@@ -251,13 +244,13 @@ class MlflowSync:
         if Path(line["path"]).exists():
             self._client.log_artifact(run_id, line["path"], line["folder"])
         else:
-            _LOG.warning("%s is gone and was not copied to MLflow", line["path"])
+            _LOG.warning("%s does not exist and was not copied to MLflow", line["path"])
 
     def _send_dataset(self, run_id: str, line: dict[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        standing = {(i.dataset.name, i.dataset.digest) for i in self._client.get_run(run_id).inputs.dataset_inputs}
-        if (line["name"], line["digest"]) not in standing:
+        existing = {(i.dataset.name, i.dataset.digest) for i in self._client.get_run(run_id).inputs.dataset_inputs}
+        if (line["name"], line["digest"]) not in existing:
             dataset = Dataset(
                 name=line["name"],
                 digest=line["digest"],
@@ -277,7 +270,7 @@ class MlflowSync:
         waiting, readers = self._waiting_points.setdefault(run, []), self._readers.setdefault(run, {})
         for pattern, names in [(pattern, names) for (owner, pattern), names in self._followed.items() if owner == run]:
             for path in sorted(self._run_dir.logs.glob(pattern)):
-                place = f"{run}/{path.name}" if names else path.name  # a file that two runs have is read twice
+                place = f"{run}/{path.name}" if names else path.name  # a file of two runs is read twice
                 reader = readers.setdefault(place, JournalReader(path, self._state["read"].get(place, 0)))
                 for point in reader.read():
                     for key, value in point["metrics"].items():
@@ -299,8 +292,10 @@ class MlflowSync:
             }
         sent = self._sent_points[run]
         while waiting:
-            batch, taken = {}, 0
-            for taken, (key, step, value, time_ms) in enumerate(waiting, start=1):
+            batch: dict[tuple[str, int], Metric] = {}
+            taken = 0
+            for key, step, value, time_ms in waiting:
+                taken += 1
                 if (key, step) not in sent:
                     batch.setdefault((key, step), Metric(key, value, time_ms, step))
                 if len(batch) == _MAX_METRICS_PER_CALL:
@@ -310,69 +305,3 @@ class MlflowSync:
             sent.update(batch)
             del waiting[:taken]
         self._state["read"] |= {place: reader.offset for place, reader in self._readers[run].items()}
-
-
-@contextlib.contextmanager
-def sending(settings: Settings, run_dir: RunDir, *, report: Callable[[str], None] = print) -> Iterator[None]:
-    """Send in a thread while the block lasts, and what is left at its end; say what could not be sent."""
-    sync = MlflowSync(run_dir, uri=tracking_uri(settings), experiment=settings.tracking.experiment)
-    stopped = threading.Event()
-    thread = threading.Thread(
-        target=_send_until, args=(sync, stopped, settings.tracking.send_every_s), name="mlflow", daemon=True
-    )
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join(_LAST_WORDS_S)
-        waiting = sync.num_waiting() if not thread.is_alive() else None
-        if waiting != 0:
-            report(
-                f"MLflow at {tracking_uri(settings)} did not take everything ({waiting or 'some'} values wait); `mmcot sync {run_dir.path}` sends them"
-            )
-        if refused := sync.refused:
-            report(
-                f"MLflow refused {len(refused)} values, the first of {refused[0]['run']}: {refused[0]['error']} (all in {run_dir.mlflow_state})"
-            )
-
-
-def _send_until(sync: MlflowSync, stopped: threading.Event, every_s: float) -> None:
-    """Send now and then, less often while MLflow does not answer; one last time at the end."""
-    pause, num_last = every_s, 0
-    while num_last < _MAX_FAILURES:
-        num_last += stopped.wait(pause if not num_last else 0.5)
-        try:
-            sync.send()
-            pause = every_s
-            if num_last:
-                return
-        except Exception as error:  # tracking never stops a run
-            _LOG.warning("MLflow did not take it, trying again: %s", hide_credentials(str(error)))
-            pause = min(60.0, 2 * pause)
-
-
-def sync_run(run_dir: RunDir, settings: Settings) -> int:
-    """Send everything that MLflow has not got; returns how many lines and points that were.
-
-    Raises:
-        RuntimeError: MLflow did not take it.
-    """
-    sync = MlflowSync(run_dir, uri=tracking_uri(settings), experiment=settings.tracking.experiment)
-    waiting = sync.num_waiting()
-    try:
-        sync.send()
-    except Exception as error:
-        raise RuntimeError(
-            f"MLflow at {tracking_uri(settings)} did not take it ({hide_credentials(str(error))}); nothing is lost: start the server "
-            "(`mmcot mlflow up`) and run this again, or name another with --uri"
-        ) from error
-    return waiting
-
-
-def is_everything_logged(run_dir: RunDir) -> bool:
-    """Whether MLflow has every line of a run, and its parent run has ended well."""
-    lines = list(JournalReader(run_dir.tracking).read())
-    applied = read_json(run_dir.mlflow_state).get("applied", 0) if run_dir.mlflow_state.exists() else 0
-    ended = [line.get("status") for line in lines if line["run"] == PARENT and line["do"] in ("start", "end")]
-    return applied == len(lines) and (not ended or ended[-1] == "FINISHED")

@@ -1,7 +1,7 @@
 """A run's models as MLflow loads them (``mlflow.pyfunc``, models from code): no pickle.
 
-A question is a row as for ``mmcot predict``: ``question``, ``choices``, and where there are any
-``context`` and ``image`` (a path on the machine that predicts) or ``image_base64``.
+A question is a row as for ``mmcot predict``: ``question``, ``choices``, and optionally ``context``
+and ``image`` (a path on the machine that predicts) or ``image_base64``.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pandas
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
 
 
-class RunModel(mlflow.pyfunc.PythonModel):
-    """Answers questions, or writes their rationales where the bundle holds stage one alone."""
+class RunModel(PythonModel):
+    """Answers questions, or writes their rationales if the bundle holds only stage one."""
 
     def load_context(self, context: Any) -> None:
+        """Open the models of the bundle."""
         from launcher.generation.predictor import RunPredictor
 
         folder = Path(context.artifacts["run"])
@@ -31,7 +33,7 @@ class RunModel(mlflow.pyfunc.PythonModel):
     def predict(
         self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None
     ) -> list[dict[str, Any]]:
-        """Answer a data frame of rows, or a list of them (MLflow has no hint for either, and warns without one)."""
+        """Answer the rows of a data frame, or of a list (MLflow has no type hint for both, and warns without one)."""
         rows = model_input.to_dict("records") if hasattr(model_input, "to_dict") else list(model_input)
         rows = [{name: value for name, value in row.items() if not _is_missing(value)} for row in rows]
         with tempfile.TemporaryDirectory() as folder:
@@ -40,7 +42,7 @@ class RunModel(mlflow.pyfunc.PythonModel):
 
 
 def _is_missing(value: Any) -> bool:
-    """None, or the NaN that a data frame puts where a row has no value."""
+    """Whether a value is None, or the NaN of a data frame for a missing value."""
     return value is None or (isinstance(value, float) and value != value)
 
 
@@ -64,4 +66,4 @@ def _problem(row: dict[str, Any], number: int, folder: Path) -> Any:
     )
 
 
-mlflow.models.set_model(RunModel())
+set_model(RunModel())

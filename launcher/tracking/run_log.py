@@ -1,19 +1,19 @@
-"""What a run tells MLflow, written down first: a tree of one parent run a pipeline and a child a step.
+"""What a run logs to MLflow, in a file first: a tree of one parent run per pipeline and a child per step.
 
     with open_tracker(settings, run_dir) as tracker, tracker.step("train-rationale") as child:
-        child.log_params({"shards_dir": "data/mini"})  # beside all settings, which every run of the tree has
+        child.log_params({"shards_dir": "data/mini"})  # in addition to all settings, which every run has
         child.follow("rationale-metrics.jsonl")        # points are sent as they are written
 
 Every call appends a line to ``logs/tracking.jsonl`` and returns:
 
     {"run": "train-rationale", "do": "params", "time_ms": 1790000000000, "values": {"shards_dir": "data/mini"}}
 
-Settings, losses and scores stand on the same run, so that MLflow can compare and plot them: every run has the
-settings, and the parent has each stage's losses (``rationale_loss``, ``rationale_validation_loss``, ``answer_loss``, ...)
-and the scores beside them.
+Settings, losses and scores are on the same run, so that MLflow can compare and plot them: every run has the
+settings, and the parent has the scores and each stage's losses (``rationale_loss``, ``rationale_validation_loss``,
+``answer_loss``, ...).
 
-A thread (``launcher/tracking/mlflow_sync.py``) makes MLflow agree with the file, now or when a server
-that was away is back. Nothing here imports MLflow or waits for it.
+A thread (``launcher/tracking/sending.py``) applies the file to MLflow, at once or when an unreachable
+server is available again. This module does not import MLflow or wait for it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,58 +32,58 @@ from launcher.runs.run_dir import PARENT, TUNING, RunDir
 from launcher.runs.run_settings import RUN_SETTINGS
 from launcher.runs.signals import Stopped
 from launcher.tracking.environment_tags import describe_environment
-from launcher.tracking.mlflow_sync import sending
+from launcher.tracking.sending import sending
 
-_LONGEST_PARAM = 6000  # characters MLflow takes
+_LONGEST_PARAM = 6000  # characters that MLflow accepts
 _CUT = " ... (cut; run.yaml has all of it)"
-_STAGE_METRICS = ("loss", "validation_loss")  # of a stage's journal, what the parent run has too
+_STAGE_METRICS = ("loss", "validation_loss")  # metrics of a stage's journal that the parent run has too
 
 
 @dataclasses.dataclass(frozen=True)
 class RunLog:
-    """One run of the tree: what is told of it is appended to the file."""
+    """One run of the tree: each call appends a line to the file."""
 
     file: LineFile
     run: str
 
     def log_params(self, params: dict[str, Any]) -> None:
-        """Parameters; the first value of each stands, as in MLflow."""
+        """Log parameters; the first value of each is kept, as in MLflow."""
         self._append("params", values={key: _text_of(value) for key, value in params.items()})
 
     def log_tags(self, tags: dict[str, str]) -> None:
-        """Tags; the last value of each stands."""
+        """Log tags; the last value of each is kept."""
         self._append("tags", values=tags)
 
-    def log_scores(self, scores: dict[str, float | None]) -> None:
-        """Final values; the first of each stands."""
+    def log_scores(self, scores: Mapping[str, float | None]) -> None:
+        """Log final values; the first of each is kept."""
         self._append("scores", values={key: float(value) for key, value in scores.items() if value is not None})
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """A file to be copied into the run's artifacts."""
+        """Log a file, which is copied into the run's artifacts."""
         self._append("artifact", path=str(path.absolute()), folder=folder)
 
     def log_dataset(self, *, name: str, digest: str, source: str, context: str, profile: dict[str, Any]) -> None:
-        """A data set the run read; ``context`` says what for, such as "training"."""
+        """Log a data set that the run read; ``context`` is its use, such as "training"."""
         self._append("dataset", name=name, digest=digest[:36], source=source, context=context, profile=profile)
 
     def log_model(self, **values: Any) -> None:
-        """A finished model for the registry; see ``launcher/tracking/registry.py`` for the values."""
+        """Log a finished model for the registry; see ``launcher/tracking/registry.py`` for the values."""
         self._append("model", **values)
 
     def follow(self, pattern: str, *, names: dict[str, str] | None = None) -> None:
         """Send the points of all files of this name in ``logs/``, now and later.
 
         Args:
-            names: only these metrics, and what they are called in this run; none: all, as they are called in the file.
+            names: only these metrics, with their names in this run; None: all, with their names in the file.
         """
         self._append("follow", pattern=pattern, **({"names": names} if names else {}))
 
     @contextlib.contextmanager
     def running(self, *, name: str, tags: dict[str, str], parent_key: str | None = None) -> Iterator[None]:
-        """Begin or continue the run; its end is that of the block.
+        """Start or continue the run; it ends with the block.
 
         Args:
-            parent_key: of a run of another folder that this one is a child of.
+            parent_key: key of the parent run, where that belongs to another folder.
         """
         self._append("start", name=name, tags=tags, parent_key=parent_key)
         try:
@@ -94,7 +94,7 @@ class RunLog:
         self.end("FINISHED")
 
     def end(self, status: str) -> None:
-        """The run's end: FINISHED, FAILED or KILLED."""
+        """Log the run's end: FINISHED, FAILED or KILLED."""
         self._append("end", status=status)
 
     def _append(self, do: str, **values: Any) -> None:
@@ -126,29 +126,32 @@ def open_tracker(
     parent_key: str | None = None,
     arm: str | None = None,
 ) -> Iterator[Tracker]:
-    """Open (or continue) the parent run of a run's folder, and send while the block lasts.
+    """Start (or continue) the parent run of a run's folder, and send until the block ends.
 
     Args:
-        parent_key: of the tuning's run, where this one is a trial.
-        arm: of the tuning that this trial belongs to; it becomes a parameter.
+        parent_key: key of the tuning's run, where this one is a trial.
+        arm: the tuning's arm that this trial belongs to; it becomes a parameter.
     """
     file = LineFile(run_dir.tracking)
     params = _settings_params(settings) | ({"arm": arm} if arm else {})
     tracker = Tracker(RunLog(file, PARENT), params)
     parent = tracker.parent
-    with contextlib.closing(file), sending(settings, run_dir, report=report):
-        with parent.running(name=settings.run.name, tags={"mmcot.run_dir": str(run_dir.path)}, parent_key=parent_key):
-            parent.log_params(params)
-            parent.log_tags(describe_environment())
-            parent.log_artifact(run_dir.path / RUN_SETTINGS)
-            for stage in settings.chain.stages:
-                parent.follow(run_dir.journal(stage).name, names={name: f"{stage}_{name}" for name in _STAGE_METRICS})
-            parent.follow(run_dir.journal_of(TUNING).name)
-            yield tracker
+    with (
+        contextlib.closing(file),
+        sending(settings, run_dir, report=report),
+        parent.running(name=settings.run.name, tags={"mmcot.run_dir": str(run_dir.path)}, parent_key=parent_key),
+    ):
+        parent.log_params(params)
+        parent.log_tags(describe_environment())
+        parent.log_artifact(run_dir.path / RUN_SETTINGS)
+        for stage in settings.chain.stages:
+            parent.follow(run_dir.journal(stage).name, names={name: f"{stage}_{name}" for name in _STAGE_METRICS})
+        parent.follow(run_dir.journal_of(TUNING).name)
+        yield tracker
 
 
 def _settings_params(settings: Settings) -> dict[str, Any]:
-    """Every setting by its dotted name; those of a tuning only where there is one."""
+    """Every setting by its dotted name; those of a tuning only if there is one."""
     is_tuning = bool(settings.tuning.space or settings.tuning.arms)
     return {name: value_of(settings, name) for name in setting_names() if is_tuning or not name.startswith("tuning.")}
 

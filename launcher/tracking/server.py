@@ -1,17 +1,17 @@
-"""A local MLflow server with settings that hold: `mmcot mlflow up`.
+"""A local MLflow server with safe settings: `mmcot mlflow up`.
 
     server = plan_server(runs=Path("runs"), port=5000, environment=dict(os.environ))
     serve(server, report=print)        # until Ctrl-C or SIGTERM; then no process is left
 
-Without further settings it shows what runs in that folder wrote into ``mlflow.db``.
-With ``auth`` these lie beside it, readable by their owner alone:
+Without further settings it serves ``mlflow.db`` of that folder, which the runs in it write.
+With ``auth`` the folder also holds these files, readable only by their owner:
 
-    mlflow-auth.db      users, where the backend store is SQLite; else they are in the backend store
-    mlflow-auth.ini     what MLflow's basic-auth app reads
+    mlflow-auth.db      users, if the backend store is SQLite; else they are in the backend store
+    mlflow-auth.ini     the configuration of MLflow's basic-auth app
     mlflow-auth.key     the key that signs its forms, made once
 
-Secrets come from the environment, or from files named in it as NAME_FILE. They reach the
-server by its environment: a command line can be read by every user of a machine.
+Secrets come from the environment, or from files named in it as NAME_FILE. They are passed to
+the server in its environment: every user of a machine can read a command line.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ STOP_TIMEOUT_S = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class ServerPlan:
-    """What is started: nothing secret in ``command``, everything secret in ``environment``."""
+    """The process to start: no secret is in ``command``, all secrets are in ``environment``."""
 
     command: list[str]
     environment: dict[str, str] = dataclasses.field(repr=False)
@@ -61,7 +61,7 @@ class ServerPlan:
 
     @property
     def url(self) -> str:
-        """Where this machine reaches the server."""
+        """The server's URL on this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
@@ -78,22 +78,23 @@ def plan_server(
     workers: int = 1,
     allowed_hosts: str | None = None,
 ) -> ServerPlan:
-    """Check everything that can be checked before a start, and write the files that ``auth`` needs.
+    """Check the settings before a start, and write the files that ``auth`` needs.
 
     Args:
         allowed_hosts: names by which clients reach the server, comma-separated, itself or through a
             proxy. Default: this machine's names and addresses where it listens beyond loopback.
 
     Raises:
-        ValueError: a setting cannot be served, or would open the server to strangers.
+        ValueError: a setting is not valid, or would give access to the server without a password.
         RuntimeError: a package is missing.
     """
     if workers < 1:
-        raise ValueError(f"--workers ({workers}) must be at least 1; one worker serves a team's runs")
+        raise ValueError(f"--workers ({workers}) must be at least 1; one worker is enough for a team")
     if not _is_loopback(host) and not auth:
         raise ValueError(
-            f"--host {host} can be reached from other machines, and without --auth everybody there may read, change and delete "
-            f"every run; add --auth, or stay on 127.0.0.1 and let people in by `ssh -L {port}:127.0.0.1:{port} HOST`"
+            f"--host {host} can be reached from other machines, and without --auth all their users may read, change "
+            "and delete every run; add --auth, or keep 127.0.0.1 and give access by "
+            f"`ssh -L {port}:127.0.0.1:{port} HOST`"
         )
     _check_port_is_free(host, port)
     runs = runs.absolute()
@@ -124,7 +125,7 @@ def serve(server: ServerPlan, report: Callable[[str], None]) -> None:
     """Run the server in the foreground until Ctrl-C, SIGTERM or SIGHUP, then end all its processes.
 
     MLflow creates or checks the schema in one process before it starts workers; the lock keeps
-    a second server of the same folder from doing so at the same time.
+    a second server of the same folder from doing this at the same time.
 
     Raises:
         RuntimeError: the server did not start, or ended by itself.
@@ -132,15 +133,15 @@ def serve(server: ServerPlan, report: Callable[[str], None]) -> None:
     starting = contextlib.ExitStack()
     with starting, contextlib.ExitStack() as serving:
         starting.enter_context(exclusive(server.runs / ".mlflow"))
-        asked = serving.enter_context(noting_stop())
+        stop_signals = serving.enter_context(noting_stop())
         leader = serving.enter_context(_process_group(server))
-        if not _wait_until_healthy(server, leader, asked):
+        if not _wait_until_healthy(server, leader, stop_signals):
             return
         starting.close()
         report(f"MLflow: {_front_page(server)}   (Ctrl-C ends it)")
-        while not asked and leader.poll() is None:
+        while not stop_signals and leader.poll() is None:
             time.sleep(0.2)
-        if not asked:
+        if not stop_signals:
             raise RuntimeError(
                 f"the MLflow server ended by itself with status {leader.poll()}; its last lines are above"
             )
@@ -167,10 +168,10 @@ def _process_group(server: ServerPlan) -> Iterator[subprocess.Popen]:
                 leader.wait(STOP_TIMEOUT_S)
 
 
-def _wait_until_healthy(server: ServerPlan, leader: subprocess.Popen, asked: list[int]) -> bool:
-    """Whether /health answered; False where an end was asked for first."""
+def _wait_until_healthy(server: ServerPlan, leader: subprocess.Popen, stop_signals: list[int]) -> bool:
+    """Whether /health answered; False if a stop was requested first."""
     deadline = time.monotonic() + START_TIMEOUT_S
-    while not asked:
+    while not stop_signals:
         if leader.poll() is not None:
             raise RuntimeError(f"the MLflow server did not start (status {leader.poll()}); the reason is above")
         with contextlib.suppress(OSError):
@@ -185,7 +186,7 @@ def _wait_until_healthy(server: ServerPlan, leader: subprocess.Popen, asked: lis
 
 
 def _front_page(server: ServerPlan) -> str:
-    """The runs of the newest experiment; where there is none, or it is not told without a password, the list of experiments."""
+    """The runs of the newest experiment; the list of experiments where there is none or a password is needed."""
     query = urllib.parse.urlencode({"max_results": 1, "filter": "name != 'Default'", "order_by": "creation_time DESC"})
     found = []
     with contextlib.suppress(OSError):
@@ -194,12 +195,12 @@ def _front_page(server: ServerPlan) -> str:
 
 
 def _open(url: str) -> http.client.HTTPResponse:
-    """Ask the server directly: a proxy does not know this machine's loopback."""
+    """Request a URL without a proxy: a proxy cannot reach this machine's loopback."""
     return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5)
 
 
 def _end_with_parent() -> None:
-    """Linux: have the kernel end the server when this command is killed outright (PR_SET_PDEATHSIG)."""
+    """Linux: make the kernel end the server when this command is killed (PR_SET_PDEATHSIG)."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
@@ -211,7 +212,7 @@ def _is_loopback(host: str) -> bool:
 
 def _check_port_is_free(host: str, port: int) -> None:
     if not 1 <= port <= 65535:
-        raise ValueError(f"--port ({port}) must lie between 1 and 65535")
+        raise ValueError(f"--port ({port}) must be between 1 and 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -228,7 +229,7 @@ def _check_port_is_free(host: str, port: int) -> None:
 
 
 def _check_packages(store: str, destination: str, auth: bool) -> None:
-    """Say now what the server would say in a traceback."""
+    """Raise a short error for a missing package, instead of the server's traceback."""
     from sqlalchemy.exc import NoSuchModuleError
 
     url = _url(store)
@@ -239,14 +240,14 @@ def _check_packages(store: str, destination: str, auth: bool) -> None:
             f"the backend store's kind, {url.drivername}, is not known; expected postgresql or sqlite"
         ) from None
     except ImportError as error:
-        name = {"psycopg": "'psycopg[binary]'"}.get(error.name, error.name)
+        name = {"psycopg": "'psycopg[binary]'"}.get(error.name or "", error.name)
         raise RuntimeError(
-            f"a backend store of kind {url.drivername} needs a package that is not here: pip install {name}"
+            f"a backend store of kind {url.drivername} needs a package that is not installed: pip install {name}"
         ) from None
     if auth and not _installed("flask_wtf"):
-        raise RuntimeError("--auth needs a package that is not here: pip install Flask-WTF")
+        raise RuntimeError("--auth needs a package that is not installed: pip install Flask-WTF")
     if destination.startswith("s3:") and not _installed("boto3"):
-        raise RuntimeError(f"artifacts at {destination} need a package that is not here: pip install boto3")
+        raise RuntimeError(f"artifacts at {destination} need a package that is not installed: pip install boto3")
 
 
 def _installed(name: str) -> bool:
@@ -254,7 +255,7 @@ def _installed(name: str) -> bool:
 
 
 def _own_names(host: str) -> list[str]:
-    """Names under which others reach this machine; none for loopback, whose names MLflow knows."""
+    """Names of this machine for other machines; none for loopback, which MLflow allows by itself."""
     if _is_loopback(host):
         return []
     if host not in ("0.0.0.0", "::"):
@@ -266,9 +267,9 @@ def _own_names(host: str) -> list[str]:
 
 
 def _hosts_and_origins(names: str, port: int) -> tuple[list[str], list[str]]:
-    """What MLflow compares, letter by letter, with a request's Host and (from a browser) Origin.
+    """The strings that MLflow compares with a request's Host and (from a browser) Origin.
 
-    MLflow refuses a browser's own POST where its Origin is not listed, even from its own pages.
+    MLflow refuses a browser's POST whose Origin is not listed, even from MLflow's own pages.
     """
     hosts = []
     for name in [*filter(None, map(str.strip, names.split(","))), "localhost", "127.0.0.1"]:

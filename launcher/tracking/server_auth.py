@@ -1,4 +1,4 @@
-"""Passwords of the MLflow server: from the environment or files, never from a command line."""
+"""Passwords of the MLflow server, from the environment or files, never from a command line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _SECRETS = ("MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_BACKEND_STORE_URI", "MLFLOW_FL
 
 
 def read_secret_files(environment: dict[str, str]) -> dict[str, str]:
-    """The environment with every NAME_FILE of a secret read into NAME; what is set to nothing counts as not set."""
+    """The environment with every NAME_FILE of a secret read into NAME; an empty value counts as not set."""
     environment = {
         name: value for name, value in environment.items() if value or not name.startswith(("MLFLOW_", "AWS_", "PG"))
     }
@@ -28,10 +28,11 @@ def read_secret_files(environment: dict[str, str]) -> dict[str, str]:
 
 
 def refuse_password(uri: str) -> None:
+    """Raise ValueError if a database address given on the command line contains a password."""
     if "://" in uri and (_url(uri).password or "password" in _url(uri).query):
         raise ValueError(
-            "--backend-store-uri holds a password, which every user of this machine could read; put the address into the "
-            "environment variable MLFLOW_BACKEND_STORE_URI, or into a file that MLFLOW_BACKEND_STORE_URI_FILE names"
+            "--backend-store-uri holds a password, which every user of this machine could read; put the address into "
+            "the environment variable MLFLOW_BACKEND_STORE_URI, or into a file that MLFLOW_BACKEND_STORE_URI_FILE names"
         )
 
 
@@ -41,18 +42,19 @@ def _url(uri: str):
 
     try:
         return make_url(uri)
-    except ArgumentError:  # its message would show the address, and with it a password
+    except ArgumentError:  # its message would show the address, which may contain a password
         raise ValueError(
             "the backend store is no database address; expected one like postgresql://USER@HOST/NAME or sqlite:///FILE"
         ) from None
 
 
 def auth_environment(runs: Path, store: str, environment: dict[str, str]) -> dict[str, str]:
-    """What MLflow's basic-auth app reads, with its files written."""
+    """Write the files of MLflow's basic-auth app; returns the variables that it reads."""
     if not environment.get("MLFLOW_AUTH_ADMIN_PASSWORD"):
         raise ValueError(
-            "--auth needs the first administrator's password: set MLFLOW_AUTH_ADMIN_PASSWORD (12 characters or more), or "
-            "MLFLOW_AUTH_ADMIN_PASSWORD_FILE to a file that holds it; the name is MLFLOW_AUTH_ADMIN_USERNAME, or admin"
+            "--auth needs the first administrator's password: set MLFLOW_AUTH_ADMIN_PASSWORD (12 characters or more), "
+            "or MLFLOW_AUTH_ADMIN_PASSWORD_FILE to a file that holds it; the name is MLFLOW_AUTH_ADMIN_USERNAME, "
+            "or admin"
         )
     found = {"MLFLOW_AUTH_ADMIN_USERNAME": environment.get("MLFLOW_AUTH_ADMIN_USERNAME") or "admin"}
     if not environment.get("MLFLOW_FLASK_SERVER_SECRET_KEY"):
@@ -68,10 +70,11 @@ def auth_environment(runs: Path, store: str, environment: dict[str, str]) -> dic
         with contextlib.suppress(FileExistsError):
             _write_private(runs / "mlflow-auth.db", "", new=True)
     settings = {
-        "default_permission": "EDIT",  # a team logs into one experiment; who made it alone may delete it or give rights away
+        # A team logs into one experiment; only the user who created it may delete it or grant permissions.
+        "default_permission": "EDIT",
         "database_uri": users,
         "admin_username": found["MLFLOW_AUTH_ADMIN_USERNAME"],
-        "auth_cache_ttl_seconds": "60",  # else every request costs a password hash that is slow on purpose
+        "auth_cache_ttl_seconds": "60",  # else every request computes a password hash, which is slow by design
     }
     lines = [f"{name} = {value.replace('%', '%%')}\n" for name, value in settings.items()]  # configparser's escape
     _write_private(runs / "mlflow-auth.ini", "".join(["[mlflow]\n", *lines]))
@@ -79,7 +82,7 @@ def auth_environment(runs: Path, store: str, environment: dict[str, str]) -> dic
 
 
 def _write_private(path: Path, text: str, new: bool = False) -> None:
-    """Write a file that its owner alone can read; with ``new``, only where there is none."""
+    """Write a file that only its owner can read; with ``new``, only if it does not exist."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | (os.O_EXCL if new else os.O_TRUNC), 0o600)
     with open(descriptor, "w", encoding="utf-8") as file:
         os.fchmod(descriptor, 0o600)

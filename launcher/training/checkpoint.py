@@ -49,7 +49,7 @@ PROBE_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
 
 @dataclasses.dataclass(frozen=True)
 class VerifiedCheckpoint:
-    """A verified checkpoint, and what was wrong with newer ones that were set aside."""
+    """A verified checkpoint, and why newer ones were renamed and not used."""
 
     path: Path
     manifest: dict[str, Any]
@@ -58,7 +58,7 @@ class VerifiedCheckpoint:
 
     @property
     def step(self) -> int:
-        """Optimizer steps it holds."""
+        """Optimizer steps done when it was saved."""
         return self.manifest["step"]
 
 
@@ -68,12 +68,13 @@ def save_checkpoint(
     """Commit the state after ``step`` optimizer steps; every rank calls it.
 
     Args:
-        facts: what a resume compares, such as plan_fingerprint, world_size, zero_stage, and whose it is (``launcher/training/identity.py``).
-        keep: newest checkpoints that stay.
+        facts: what a resume compares, such as plan_fingerprint, world_size, zero_stage, and the run it belongs to
+            (``launcher/training/identity.py``).
+        keep: number of newest checkpoints to keep.
         may_commit: raises on rank 0 if this process no longer owns the run.
 
     Raises:
-        CheckpointError: the disk is full, or could not be written to; the last checkpoint stands.
+        CheckpointError: the disk is full, or could not be written to; the last checkpoint is kept.
     """
     rank, world_size = dist.get_rank(), dist.get_world_size()
     staging = folder / f".staging-{step:06d}"
@@ -85,8 +86,8 @@ def save_checkpoint(
     dist.barrier()
     try:
         engine.save_checkpoint(str(staging), tag=_STATE, save_latest=False)
-    except (OSError, RuntimeError) as error:  # torch's writer raises the latter when a disk is full
-        raise _explained(error, folder, step) from error
+    except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError when a disk is full
+        raise _write_error(error, folder, step) from error
     dist.barrier()
     files = _gather(_hash_share(staging / _STATE, rank, world_size))
     if rank == 0:
@@ -96,7 +97,7 @@ def save_checkpoint(
             commit_folder(staging, folder / name_of(step))
             commit_bytes(folder / LATEST, as_latest(name_of(step)))
         except OSError as error:
-            raise _explained(error, folder, step) from error
+            raise _write_error(error, folder, step) from error
         for old in checkpoints_by_step(folder)[:-keep]:
             shutil.rmtree(old)
     dist.barrier()
@@ -107,7 +108,7 @@ def find_checkpoint(
 ) -> VerifiedCheckpoint | None:
     """Verify the newest checkpoint, or the newest before one that is damaged; every rank calls it.
 
-    A damaged one is renamed to ``damaged-step-N``. One of another world size is converted, once.
+    A damaged checkpoint is renamed to ``damaged-step-N``. One of another world size is converted, once.
 
     Raises:
         CheckpointError: all are damaged, or one was written with other facts.
@@ -116,9 +117,8 @@ def find_checkpoint(
     rank = dist.get_rank()
     while (name := agreed(lambda: _latest(folder))) is not None:
         path = folder / name
-        damage = agreed(lambda: _read_manifest(path)[1])
+        manifest, damage = agreed(lambda path=path: _read_manifest(path))
         if damage is None:
-            manifest = agreed(lambda: _read_manifest(path)[0])
             damage = _damage(path / _STATE, manifest["files"])
         if damage is None:
             _check_facts(path, manifest, facts)
@@ -126,27 +126,30 @@ def find_checkpoint(
             is_universal = manifest["world_size"] != facts["world_size"] and manifest["zero_stage"] > 0
             if is_universal and facts["nvme"]:
                 raise CheckpointError(
-                    f"{path} was written by {manifest['world_size']} workers; with offload=nvme it cannot go on with {facts['world_size']}"
+                    f"{path} was written by {manifest['world_size']} workers; with offload=nvme a training cannot "
+                    f"resume from it with {facts['world_size']}"
                 )
             if is_universal:
                 _convert(path, notes)
             return VerifiedCheckpoint(path, manifest, is_universal, notes)
         notes.append(
-            f"{path} is damaged ({damage}); it is kept as {path.with_name('damaged-' + path.name).name}, the one before is used"
+            f"{path} is damaged ({damage}); it is kept as {path.with_name('damaged-' + path.name).name}, "
+            "the one before is used"
         )
         if rank == 0:
             may_commit()
-            _set_aside(folder, path)
+            _rename_damaged(folder, path)
         dist.barrier()
     if notes:
         raise CheckpointError(
-            f"{folder} holds no checkpoint that is whole: {'; '.join(notes)}; restore one, or delete the folder to start anew"
+            f"{folder} holds no checkpoint that is whole: {'; '.join(notes)}; "
+            "restore one, or delete the folder to start from the beginning"
         )
     return None
 
 
 def load_state(engine: Any, found: VerifiedCheckpoint) -> None:
-    """Load what was found into an engine that was built for it; every rank calls it."""
+    """Load a checkpoint into an engine that was built for it; every rank calls it."""
     tag = _UNIVERSAL if found.is_universal else _STATE
     adam = getattr(engine.optimizer, "optimizer", engine.optimizer)
     settings = [{name: group[name] for name in ("weight_decay", "lr_ratio")} for group in adam.param_groups]
@@ -154,7 +157,8 @@ def load_state(engine: Any, found: VerifiedCheckpoint) -> None:
     if loaded is None:
         raise CheckpointError(f"{found.path}: DeepSpeed found nothing to load in {found.path / tag}")
     if found.is_universal:
-        # ZeRO-3 takes every group's settings from the first one, and lets all share one step counter, which each then advances.
+        # ZeRO-3 takes every group's settings from the first group, and lets all groups share one step counter, which
+        # each group then advances.
         for group, own in zip(adam.param_groups, settings, strict=True):
             group.update(own)
         for state in adam.state.values():
@@ -174,8 +178,8 @@ def check_probe(path: Path, *, expected: float, found: float, precision: str) ->
 def _check_facts(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> None:
     reasons = {
         "zero_stage": " (stages keep different parts of the state)",
-        "precision": " (fp32 weights are kept otherwise)",
-        "run_id": " (it is another run's)",
+        "precision": " (fp32 weights are stored differently)",
+        "run_id": " (it belongs to another run)",
         "settings_fingerprint": " (settings that results depend on)",
         "data_fingerprint": " (texts, features and tokenizer)",
         "rationales_fingerprint": " (the rationales that this stage reads)",
@@ -190,22 +194,23 @@ def _check_facts(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) ->
         if key != "world_size" and not is_unknown and manifest.get(key) != value:
             raise CheckpointError(
                 f"{path} was written with {key} = {manifest.get(key)!r}, now it is {value!r}{reasons.get(key, '')}; "
-                f"{restored.get(key, 'go on with the settings it was written with')}, or start another run.dir"
+                f"{restored.get(key, 'resume with the settings it was written with')}, or start another run.dir"
             )
 
 
 def _unknown_facts(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]:
-    """A note on a checkpoint of an earlier version, which does not say whose it is."""
+    """A note on a checkpoint of an earlier version, which does not name its run."""
     missing = [key for key in IDENTITY_FACTS if key in facts and key not in manifest]
     if not missing or HANDED_OVER in manifest:
         return []
     return [
-        f"{path} was written by an earlier version, which did not note {', '.join(missing)}: they could not be compared; the next checkpoint has them"
+        f"{path} was written by an earlier version, which did not record {', '.join(missing)}: they could not be "
+        "compared; the next checkpoint has them"
     ]
 
 
 def _latest(folder: Path) -> str | None:
-    """The name in LATEST; that of the newest folder if that one is gone."""
+    """The name in LATEST; the newest folder's name if LATEST names a missing one."""
     path = latest_checkpoint(folder)
     if path is not None and not path.exists():
         path = next(reversed(checkpoints_by_step(folder)), None)
@@ -220,7 +225,7 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], str | None]:
 
 
 def _damage(folder: Path, expected: dict[str, Any]) -> str | None:
-    """What is wrong with the files of a folder, or None; every rank hashes a share."""
+    """What is wrong with the files of a folder, or None; each rank hashes a share."""
     found = _gather(_hash_share(folder, dist.get_rank(), dist.get_world_size()))
     for name in sorted({*expected, *found}):
         if found.get(name) != expected.get(name):
@@ -228,7 +233,7 @@ def _damage(folder: Path, expected: dict[str, Any]) -> str | None:
     return None
 
 
-def _set_aside(folder: Path, path: Path) -> None:
+def _rename_damaged(folder: Path, path: Path) -> None:
     target = path.with_name(f"damaged-{path.name}")
     shutil.rmtree(target, ignore_errors=True)
     path.rename(target)
@@ -240,7 +245,7 @@ def _set_aside(folder: Path, path: Path) -> None:
 
 
 def _convert(path: Path, notes: list[str]) -> None:
-    """Have ``path/universal``: DeepSpeed's form for any world size, made once and kept."""
+    """Make ``path/universal``, DeepSpeed's form for any world size, unless it exists."""
     manifest_path = path / f"{_UNIVERSAL}.json"
     files = agreed(lambda: read_json(manifest_path) if manifest_path.exists() else None)
     if files is not None and _damage(path / _UNIVERSAL, files) is None:
@@ -275,26 +280,26 @@ def _convert(path: Path, notes: list[str]) -> None:
     dist.barrier()
 
 
-def _explained(error: Exception, folder: Path, step: int) -> CheckpointError:
+def _write_error(error: Exception, folder: Path, step: int) -> CheckpointError:
     free = shutil.disk_usage(folder).free / 1e9
-    standing = latest_checkpoint(folder)
+    latest = latest_checkpoint(folder)
     return CheckpointError(
         f"the checkpoint of step {step} could not be written to {folder} ({free:.2f} GB free): {error}; "
         + (
-            f"{standing.name} stands: make room and run again"
-            if standing
-            else "there is none yet: make room and run again"
+            f"{latest.name} is kept: free disk space and run again"
+            if latest
+            else "there is none yet: free disk space and run again"
         )
     )
 
 
-def agreed(ask: Callable[[], Any]) -> Any:
-    """Rank 0's answer, a JSON value, on every rank."""
-    return broadcast_json(ask() if dist.get_rank() == 0 else None)
+def agreed(compute: Callable[[], Any]) -> Any:
+    """Rank 0's result of ``compute``, a JSON value, on every rank."""
+    return broadcast_json(compute() if dist.get_rank() == 0 else None)
 
 
 def _hash_share(folder: Path, rank: int, world_size: int) -> dict[str, dict[str, Any]]:
-    """Hash every ``world_size``-th file; all ranks go by the first rank's listing."""
+    """Hash every ``world_size``-th file; all ranks use rank 0's listing."""
     names = agreed(lambda: sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
     paths = {name: folder / name for name in names[rank::world_size]}
     return {name: {"size_bytes": path.stat().st_size, "sha256": sha256_of_file(path)} for name, path in paths.items()}

@@ -1,4 +1,4 @@
-"""Checkpoints in an object store: a copy of each, from which a machine that starts empty goes on.
+"""Checkpoints in an object store: a copy of each, from which a machine with an empty disk resumes.
 
     s3://bucket/folder/<run>-<settings>-<data>/run.json                              which run writes here
     s3://bucket/folder/<run>-<settings>-<data>/rationale/step-000400/manifest.json, state/...
@@ -7,11 +7,11 @@
 
 ``<settings>``, ``<data>`` and ``<rationales>`` are fingerprints (``launcher/training/identity.py``). Every
 rank copies a share of the files; after a barrier rank 0 puts the manifest, then LATEST, so that a
-half-copied checkpoint is never one. What was copied is verified by the manifest's sha256 like any
-other when it is loaded.
+half-copied checkpoint is never used. A fetched checkpoint is verified by the manifest's sha256 when it
+is loaded, like any other.
 
-Earlier versions wrote into ``<run>-<settings>/<stage>`` and did not note the data. Such a checkpoint is
-fetched only by the run folder that wrote it: one that still holds a checkpoint of it.
+Earlier versions wrote into ``<run>-<settings>/<stage>`` and did not record the data. Such a checkpoint is
+fetched only by the run folder that wrote it: a folder that still holds one of these checkpoints.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ from launcher.training.checkpoint import agreed
 from launcher.training.identity import another_run, check_writer, store_root
 
 
-def checkpoint_store(settings: Settings, stage: str, facts: Mapping[str, str]) -> str | None:
-    """Where a stage's checkpoints are copied to; None where no store is set. Other settings, data or rationales, another place."""
+def checkpoint_store(settings: Settings, stage: str, facts: Mapping[str, Any]) -> str | None:
+    """Where a stage's checkpoints are copied to, by its settings, data and rationales; None where no store is set."""
     root = store_root(settings, facts)
     if root is None:
         return None
@@ -66,7 +66,7 @@ def upload_checkpoint(folder: Path, url: str, *, step: int, keep: int) -> None:
     """Copy the committed checkpoint of ``step`` to ``url``; every rank calls it.
 
     Raises:
-        ShardError: the store did not take it; the local one stands.
+        ShardError: the store refused it; the local checkpoint is kept.
         RunError: another run writes there.
     """
     name = name_of(step)
@@ -88,13 +88,13 @@ def upload_checkpoint(folder: Path, url: str, *, step: int, keep: int) -> None:
 def fetch_checkpoint(
     url: str, folder: Path, *, may_commit: Callable[[], None], facts: Mapping[str, Any] | None = None
 ) -> None:
-    """Bring the store's latest checkpoint here if it is newer than the local one; every rank calls it.
+    """Fetch the store's latest checkpoint if it is newer than the local one; every rank calls it.
 
     Args:
-        facts: whose checkpoints these must be, as in ``launcher/training/identity.py``.
+        facts: of the run that the checkpoints must belong to (``launcher/training/identity.py``).
 
     Raises:
-        CheckpointError: it is another run's, or not to be trusted.
+        CheckpointError: it belongs to another run, or names files outside its folder.
     """
     name = agreed(lambda: _newer(url, folder))
     if name is None:
@@ -121,41 +121,44 @@ def fetch_checkpoint(
 
 
 def fetch_latest(
-    settings: Settings, stage: str, folder: Path, *, facts: Mapping[str, str], may_commit: Callable[[], None]
+    settings: Settings, stage: str, folder: Path, *, facts: Mapping[str, Any], may_commit: Callable[[], None]
 ) -> list[str]:
-    """Bring a stage's latest checkpoint here from its store; every rank calls it.
+    """Fetch a stage's latest checkpoint from its store; every rank calls it.
 
-    While the store has none, look where an earlier version kept them. What lies there may be another run's,
-    trained on other data, so it is fetched only where ``folder`` holds a checkpoint of it.
+    If the store has none, search the folders of an earlier version. Their checkpoints may belong to another run,
+    trained on other data, so they are fetched only if ``folder`` holds one of them.
 
     Returns:
-        what of an earlier version was found and not used, in sentences.
+        A sentence for each folder of an earlier version that was found and not used.
     """
-    url = checkpoint_store(settings, stage, facts)
-    own, others = agreed(lambda: _older_stores(settings, stage, url, folder))
+    base, url = settings.training.checkpoint_url, checkpoint_store(settings, stage, facts)
+    if base is None or url is None:
+        return []
+    own, others = agreed(lambda: _older_stores(base.rstrip("/"), settings.run.name, stage, url, folder))
     for place in [*own, url]:
         fetch_checkpoint(place, folder, facts=facts, may_commit=may_commit)
     return [
-        f"{place} holds checkpoints of an earlier version, which did not note their data; they are not used. If they are of this run and its data, "
-        f"copy the folder to {url} before the start"
+        f"{place} holds checkpoints of an earlier version, which did not record their data; they are not used. If they "
+        f"are of this run and its data, copy the folder to {url} before the start"
         for place in others
     ]
 
 
-def _older_stores(settings: Settings, stage: str, url: str, folder: Path) -> list[list[str]]:
-    """Folders of an earlier version for this name and stage: those this run's own folder wrote, and others that are further than it."""
+def _older_stores(base: str, run_name: str, stage: str, url: str, folder: Path) -> list[list[str]]:
+    """An earlier version's folders for this name and stage: those this run's own folder wrote, and newer others."""
     if list_names(url):
         return [[], []]
-    base, own, others = settings.training.checkpoint_url.rstrip("/"), [], []
+    own: list[str] = []
+    others: list[str] = []
     for name in list_names(base):
         place = f"{base}/{name}/{stage}"
-        if re.fullmatch(re.escape(settings.run.name) + "-[0-9a-f]{16}", name) and _newer(place, folder):
+        if re.fullmatch(re.escape(run_name) + "-[0-9a-f]{16}", name) and _newer(place, folder):
             (own if _wrote(folder, place) else others).append(place)
     return [own, others]
 
 
 def _wrote(folder: Path, place: str) -> bool:
-    """Whether a local checkpoint of an earlier version is one of those in ``place``: the same manifest, with the sha256 of every file."""
+    """Whether ``place`` has a local checkpoint of an earlier version: the same manifest, every sha256 included."""
     for path in checkpoints_by_step(folder):
         with contextlib.suppress(FileNotFoundError, ValueError):
             manifest = json.loads(read_file(f"{place}/{path.name}/{MANIFEST}"))
@@ -165,14 +168,15 @@ def _wrote(folder: Path, place: str) -> bool:
 
 
 def _check_owner(url: str, name: str, manifest: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-    """Refuse another run's checkpoint before it is copied; one of an earlier version does not say whose it is."""
+    """Refuse another run's checkpoint before it is copied; facts that an earlier version did not record pass."""
     for key in IDENTITY_FACTS:
         if key not in facts or manifest.get(key, facts[key]) == facts[key]:
             continue
         if key == "run_id":
             raise CheckpointError(another_run(url.rpartition("/")[0], manifest[key], facts[key]))
         raise CheckpointError(
-            f"{url}/{name} was written with {key} = {manifest[key]!r}, now it is {facts[key]!r}; it is not used: remove it from there"
+            f"{url}/{name} was written with {key} = {manifest[key]!r}, now it is {facts[key]!r}; it is not used: "
+            "remove it from the store"
         )
 
 

@@ -1,10 +1,10 @@
 """Small values between the ranks of a training, as JSON in tensors.
 
 torch's own collectives of objects (``all_gather_object``, ``broadcast_object_list``) unpickle what arrives,
-and torch's rendezvous lets in whoever reaches its port. So a stranger could run code in every rank. Here the
-bytes are parsed as JSON, and ``check_members`` ends a training that a stranger has joined.
+and torch's rendezvous accepts any process that reaches its port. So an unknown process could run code in every
+rank. This module parses the bytes as JSON, and ``check_members`` ends a training that an unknown process has joined.
 
-JSON values alone: a tuple arrives as a list, the keys of an object as texts, and a ``Path`` is refused.
+Only JSON values: a tuple arrives as a list, the keys of an object as strings, and a ``Path`` is refused.
 """
 
 from __future__ import annotations
@@ -64,29 +64,30 @@ def gather_json(value: Any) -> list[Any]:
 def check_members(token: str) -> None:
     """End the training if a rank does not know ``token``; every rank calls it before any other exchange.
 
-    A rank answers to numbers that are drawn anew and with its own rank, so what was heard before or from
-    another rank does not help. The token itself is not sent.
+    A rank's answer depends on new random numbers and on its own rank, so an answer recorded earlier or taken from
+    another rank is not valid. The token itself is not sent.
 
     Raises:
         CollectiveError: it names the ranks that do not know the token.
     """
     drawn = json.dumps(gather_json(secrets.token_hex(16)))
     answers = gather_json(_answer(token, dist.get_rank(), drawn))
-    strangers = [
+    unknown = [
         rank
         for rank, answer in enumerate(answers)
         if not hmac.compare_digest(str(answer).encode(errors="replace"), _answer(token, rank, drawn).encode())
     ]
-    if strangers:
+    if unknown:
         raise CollectiveError(
-            f"rank {', '.join(map(str, strangers))} joined this training without the token of its run (the file rank-token in the run's folder, "
-            f"as rank {dist.get_rank()} reads it): either the ranks do not share one run folder, which they must, or a process that does not "
-            "belong to the run has joined; then let only the cluster's machines reach its ports (docs/security.md)"
+            f"rank {', '.join(map(str, unknown))} joined this training without the token of its run (the file "
+            f"rank-token in the run's folder, as rank {dist.get_rank()} reads it): either the ranks do not share one "
+            "run folder, which they must, or a process that does not belong to the run has joined; then let only the "
+            "cluster's machines reach its ports (docs/security.md)"
         )
 
 
 def refuse_pickles() -> None:
-    """Have torch's collectives of objects raise CollectiveError in this process, whichever library calls them."""
+    """Make torch's collectives of objects raise CollectiveError in this process, whichever library calls them."""
     distributed_c10d._unpickler = _refused
 
 
@@ -101,7 +102,7 @@ def _answer(token: str, rank: int, drawn: str) -> str:
 
 
 def _device() -> torch.device:
-    """Where the group's tensors must lie: NCCL moves those of the GPU alone."""
+    """The device of the group's tensors: NCCL sends GPU tensors only."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
@@ -112,7 +113,7 @@ def _encode(value: Any) -> bytes:
 def _check_sizes(sizes: dict[int, int]) -> None:
     for rank, size in sizes.items():
         if not 0 < size <= MAX_BYTES:
-            raise CollectiveError(f"rank {rank} announces {size:,} bytes, expected 1 to {MAX_BYTES:,}")
+            raise CollectiveError(f"rank {rank} sent a size of {size:,} bytes, expected 1 to {MAX_BYTES:,}")
 
 
 def _buffer(content: bytes, size: int) -> torch.Tensor:
@@ -128,5 +129,6 @@ def _decode(buffer: torch.Tensor, size: int, rank: int) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise CollectiveError(
-            f"rank {rank} sent {size:,} bytes that are no JSON ({type(error).__name__}: {error}); nothing of it was used"
+            f"rank {rank} sent {size:,} bytes that are no JSON ({type(error).__name__}: {error}); "
+            "nothing of it was used"
         ) from error

@@ -1,4 +1,4 @@
-"""Stale locks of compiled extensions, which a killed compilation leaves."""
+"""Stale locks of compiled extensions, left by a killed compilation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ COMPILE_LOCK_STALE_S = 600.0  # the longest of DeepSpeed's extensions takes some
 
 
 def clear_compile_locks(cache: Path | None = None) -> list[Path]:
-    """Remove what a killed compilation left, on which every later one would wait for ever, in silence.
+    """Remove stale locks: every later compilation would wait for them without end and without a message.
 
     Args:
         cache: torch's folder of compiled extensions; default TORCH_EXTENSIONS_DIR or torch's own.

@@ -1,4 +1,4 @@
-"""One DeepSpeed ZeRO engine a rank, configured from our arithmetic.
+"""One DeepSpeed ZeRO engine per rank, configured from our settings.
 
 The training loop decides where a global batch ends (``managed_gradient_accumulation`` is
 off), scales its own loss and sets its own learning rate; DeepSpeed shards, reduces,
@@ -8,7 +8,7 @@ clips and updates.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import deepspeed
 import torch
@@ -19,7 +19,10 @@ from launcher.config.settings import SettingsError, Training
 from launcher.training.collectives import refuse_pickles
 from mmcot.models.device import open_device
 
-DUMMY_GRADIENT_ACCUMULATION = 1  # DeepSpeed wants one; our loop accumulates by itself
+if TYPE_CHECKING:
+    from mmcot.models.t5 import T5ForMultimodalGeneration
+
+DUMMY_GRADIENT_ACCUMULATION = 1  # DeepSpeed requires a value; our loop accumulates by itself
 _TORCHS_LINEAR = torch.nn.functional.linear
 _DECIDED_BY = {
     "train_micro_batch_size_per_gpu": "training.micro_batch_size",
@@ -36,18 +39,19 @@ _NOT_THEIRS = {
     "optimizer": "the optimizer is AdamW with training.learning_rate, beta1, beta2 and weight_decay",
     "scheduler": "the learning rate is training.schedule's",
     "fp16": "T5 overflows fp16; use training.precision=bf16",
-    "pipeline": "pipelines are not used here",
+    "pipeline": "pipeline parallelism is not used",
 }
 
 
 def init_distributed(*, use_gpu: bool, gpu_index: int | None = None) -> None:
-    """Take this process's device and join the process group: nccl on GPUs, gloo without.
+    """Choose this process's device and join the process group: nccl on GPUs, gloo without.
 
-    DeepSpeed's shared-memory collectives are left out: they would compile C++ at the
-    first start, which a machine without a compiler cannot. What other ranks send is never unpickled.
+    DeepSpeed's shared-memory collectives are switched off: they would compile C++ at the
+    first start, which fails on a machine without a compiler. Data from other ranks is never unpickled.
 
     Args:
-        gpu_index: which of the GPUs that this process sees is its own; None where the launcher has chosen it already, as Ray Train does.
+        gpu_index: which of the GPUs that this process sees is its own; None where the launcher has chosen it already,
+            as Ray Train does.
 
     Raises:
         DeviceError: there is no such GPU.
@@ -59,10 +63,10 @@ def init_distributed(*, use_gpu: bool, gpu_index: int | None = None) -> None:
 
 
 def deepspeed_config(training: Training, *, world_size: int, load_universal: bool = False) -> dict[str, Any]:
-    """The DeepSpeed settings of a training, with the user's own laid over them.
+    """The DeepSpeed settings of a training, merged with the user's own.
 
     Args:
-        load_universal: whether the checkpoint to be loaded was converted from another world size.
+        load_universal: whether the checkpoint to load was converted from another world size.
 
     Raises:
         SettingsError: the user's settings contradict ours.
@@ -81,7 +85,7 @@ def deepspeed_config(training: Training, *, world_size: int, load_universal: boo
         "wall_clock_breakdown": False,
         "checkpoint": {"load_universal": load_universal},
     }
-    return _lay_over(config, read_deepspeed(training.deepspeed))
+    return _merge(config, read_deepspeed(training.deepspeed))
 
 
 def _offload(training: Training) -> dict[str, Any]:
@@ -93,19 +97,20 @@ def _offload(training: Training) -> dict[str, Any]:
     return {"offload_optimizer": target} | ({"offload_param": target} if training.zero_stage == 3 else {})
 
 
-def _lay_over(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Merge; what our arithmetic or settings decide may be repeated or "auto", not changed."""
+def _merge(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Merge the two; a value that our settings decide may be repeated or be "auto", not changed."""
     merged = dict(ours)
     for key, value in theirs.items():
         name = f"{prefix}{key}"
         if name in _NOT_THEIRS:
             raise SettingsError(f"training.deepspeed sets {name}; {_NOT_THEIRS[name]}")
         if isinstance(value, dict) and isinstance(ours.get(key, {}), dict):
-            merged[key] = _lay_over(ours.get(key, {}), value, f"{name}.")
+            merged[key] = _merge(ours.get(key, {}), value, f"{name}.")
         elif name in _DECIDED_BY:
             if value not in ("auto", ours.get(key)):
                 raise SettingsError(
-                    f"training.deepspeed sets {name} = {value!r}, {_DECIDED_BY[name]} makes it {ours.get(key)!r}; leave it out there"
+                    f"training.deepspeed sets {name} = {value!r}, {_DECIDED_BY[name]} makes it {ours.get(key)!r}; "
+                    "leave it out there"
                 )
         elif value != "auto":
             merged[key] = value
@@ -113,7 +118,7 @@ def _lay_over(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") ->
 
 
 def build_engine(
-    build_model: Callable[[], torch.nn.Module],
+    build_model: Callable[[], T5ForMultimodalGeneration],
     training: Training,
     *,
     world_size: int,
@@ -122,19 +127,19 @@ def build_engine(
 ) -> deepspeed.DeepSpeedEngine:
     """Build the model and wrap it.
 
-    Under ZeRO-3 pretrained weights are read into shards: an ``HfDeepSpeedConfig`` is alive while
-    ``build_model`` runs. Random weights are made whole on every rank and sharded afterwards. Made in
-    shards they would be drawn in another order than at the other stages, and what ``build_model``
-    changes in place (``mmcot/models/attention_start.py``) would be empty tensors.
+    Under ZeRO-3 pretrained weights are read into shards: an ``HfDeepSpeedConfig`` exists while
+    ``build_model`` runs. Random weights are made whole on every rank and sharded afterwards: as shards
+    they would be drawn in another order than under the other ZeRO stages, and the tensors that ``build_model``
+    changes in place (``mmcot/models/attention_start.py``) would be empty.
 
     Args:
         random_weights: whether ``build_model`` draws the weights, the same on every rank, instead of reading them.
     """
-    # ZeRO-3 replaces this function for the rest of the process, and its own rounds otherwise on some processors.
+    # ZeRO-3 replaces this function for the rest of the process, and its own rounds differently on some processors.
     torch.nn.functional.linear = _TORCHS_LINEAR
     config = deepspeed_config(training, world_size=world_size, load_universal=load_universal)
     if training.zero_stage == 3 and not random_weights:
-        from transformers.integrations import HfDeepSpeedConfig
+        from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
         keep_alive = HfDeepSpeedConfig(config)
         model = build_model()
@@ -154,7 +159,8 @@ def build_engine(
 
 def set_learning_rate(engine: deepspeed.DeepSpeedEngine, value: float) -> None:
     """Use ``value`` for the coming optimizer step; the fusion layers keep their ratio to it."""
-    for group in engine.optimizer.param_groups:
+    optimizer: Any = engine.optimizer  # every optimizer wrapper of DeepSpeed has param_groups
+    for group in optimizer.param_groups:
         group["lr"] = value * group["lr_ratio"]
 
 
@@ -162,11 +168,12 @@ def full_state_dict(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor
     """The whole model's weights on rank 0, None elsewhere; every rank must call it."""
     if engine.zero_optimization_partition_weights():
         return engine._zero3_consolidated_16bit_state_dict()
-    return engine.module.state_dict() if dist.get_rank() == 0 else None
+    module: Any = engine.module
+    return module.state_dict() if dist.get_rank() == 0 else None
 
 
-def _parameter_groups(model: torch.nn.Module, training: Training) -> list[dict[str, Any]]:
-    """Decay matrices, leave norms and biases alone; give the fusion layers their own rate."""
+def _parameter_groups(model: T5ForMultimodalGeneration, training: Training) -> list[dict[str, Any]]:
+    """Parameter groups: weight decay for matrices only, a learning rate of its own for the fusion layers."""
     fusion_ratio = (training.fusion_learning_rate or training.learning_rate) / training.learning_rate
     fusion_names = tuple(f"encoder.{name}." for name in model.encoder.fusion_parts)
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}

@@ -1,4 +1,4 @@
-"""The model a stage starts from, and the folder it ends as."""
+"""The export of a trained model as a folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from launcher.training.deepspeed_engine import full_state_dict
 def export_model(
     engine: Any, tokenizer: Any, folder: Path, *, facts: dict[str, Any], may_commit: Callable[[], None]
 ) -> None:
-    """Commit the model and tokenizer as a folder that ``from_pretrained`` opens; ``facts`` say how it is prompted."""
+    """Commit the model and tokenizer as a folder that ``from_pretrained`` opens; ``facts`` describe its prompts."""
     state = full_state_dict(engine)
     if dist.get_rank() == 0:
         staging = folder.with_name(".staging-model")

@@ -1,9 +1,10 @@
-"""Which run a checkpoint belongs to: the run's id, and fingerprints of its settings and of its data.
+"""The run that a checkpoint belongs to: its id, and fingerprints of its settings and of its data.
 
-    {"run_id": "5f0c...", "settings_fingerprint": "9a...", "data_fingerprint": "77...", "rationales_fingerprint": "c1..."}
+    {"run_id": "5f0c...", "settings_fingerprint": "9a...", "data_fingerprint": "77...",
+     "rationales_fingerprint": "c1..."}
 
-These facts stand in every checkpoint's manifest and decide its folder in an object store. They
-name content, not places: the same data built on another machine, or moved, has the same
+These facts are in every checkpoint's manifest and decide its folder in an object store. They
+depend on content, not on paths: the same data built on another machine, or moved, has the same
 fingerprint. The store's folder of a run holds ``run.json``, which names its only writer:
 
     {"run_id": "5f0c...", "run_dir": "host-a:/data/runs/demo"}
@@ -29,7 +30,7 @@ from launcher.runs.run_settings import without_free
 from launcher.stages.data_folder import DataFolder, open_data
 from launcher.stages.jobs import TrainJob
 
-# Where content lies; the content itself is in the data's fingerprint.
+# Paths of content; the content itself is in the data's fingerprint.
 _PLACES = {"data.path", "data.shards_dir", "data.captions", "data.vision_features", "data.vision_model"}
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -44,13 +45,13 @@ _TOKENIZER_FILES = (
 )
 
 
-def run_facts(settings: Settings, folder: DataFolder, run_id: str, *, rationales_dir: str | None) -> dict[str, str]:
+def run_facts(settings: Settings, folder: DataFolder, run_id: str, *, rationales_dir: str | None) -> dict[str, Any]:
     """The facts of a stage's checkpoints.
 
     Args:
         rationales_dir: the rationales that the stage reads, if it reads any.
     """
-    facts = {
+    facts: dict[str, Any] = {
         "run_id": run_id,
         "settings_fingerprint": settings_content(settings),
         "data_fingerprint": data_content(settings, folder),
@@ -60,8 +61,8 @@ def run_facts(settings: Settings, folder: DataFolder, run_id: str, *, rationales
     return facts
 
 
-def facts_of_job(job: TrainJob) -> dict[str, str]:
-    """The facts of a job that was written without them, by an earlier version or by hand."""
+def facts_of_job(job: TrainJob) -> dict[str, Any]:
+    """The facts of a job file that has none, written by an earlier version or by hand."""
     settings, run_dir = job.settings, RunDir(Path(job.run_dir))
     folder = open_data(
         settings.data, local_folder(job.shards_dir, settings.data.cache_dir, features=settings.data.features)
@@ -73,9 +74,9 @@ def facts_of_job(job: TrainJob) -> dict[str, str]:
 
 
 def settings_content(settings: Settings) -> str:
-    """A fingerprint of the settings that results depend on; of folders and files that they name, the content.
+    """A fingerprint of the settings that results depend on, with the content of the files that they name.
 
-    Values at their default are left out: a setting that a later version adds does not rename the runs of this one.
+    Values at their default are left out, so that a setting added by a later version does not change it.
     """
     values = {
         name: value
@@ -94,7 +95,7 @@ def settings_content(settings: Settings) -> str:
 
 
 def data_content(settings: Settings, folder: DataFolder) -> str:
-    """A fingerprint of texts, features and tokenizer, the same wherever they were built and wherever they lie."""
+    """A fingerprint of texts, features and tokenizer, which does not depend on their paths."""
     pretrained = settings.model.pretrained
     if pretrained is None:
         tokenizer = fingerprint(read_json(folder.path / "tokenizer" / "tokenizer.json"))
@@ -112,7 +113,7 @@ def data_content(settings: Settings, folder: DataFolder) -> str:
     )
 
 
-def store_root(settings: Settings, facts: Mapping[str, str]) -> str | None:
+def store_root(settings: Settings, facts: Mapping[str, Any]) -> str | None:
     """The folder of this run's checkpoints in the object store; None where no store is set."""
     if settings.training.checkpoint_url is None:
         return None
@@ -121,9 +122,9 @@ def store_root(settings: Settings, facts: Mapping[str, str]) -> str | None:
 
 
 def settle_identity(run_dir: RunDir, settings: Settings, folder: DataFolder) -> str:
-    """The run's id, before anything else asks for one: the folder's own, else that of the checkpoints it goes on from.
+    """Fix the run's id before its first use: the folder's own, else the id of the checkpoints it resumes from.
 
-    A folder that starts empty takes the id of the store's folder for the same name, settings and data.
+    An empty run folder takes the id in the store's folder for the same name, settings and data.
     """
     if not run_dir.has_identity():
         found = _id_of_checkpoints(run_dir)
@@ -132,40 +133,46 @@ def settle_identity(run_dir: RunDir, settings: Settings, folder: DataFolder) -> 
                 "settings_fingerprint": settings_content(settings),
                 "data_fingerprint": data_content(settings, folder),
             }
-            found = (_writer(store_root(settings, facts)) or {}).get("run_id")
+            root = store_root(settings, facts)
+            if root is not None and (writer := _writer(root)) is not None:
+                found = writer["run_id"]
         if found is not None:
             run_dir.take_identity(found)
     return run_dir.identity()
 
 
 def claim_store(root: str, run_dir: RunDir, run_id: str) -> str | None:
-    """Be the one run that writes into its folder of the store; returns a note if another folder did so with the same id.
+    """Claim the store's folder for this run; returns a note if another run folder wrote there with the same id.
 
     Raises:
         RunError: the folder belongs to another run.
     """
     check_writer(root, run_id)
-    standing, place = _writer(root), f"{socket.gethostname()}:{run_dir.path.absolute()}"
-    if standing is None or standing["run_dir"] != place:
+    current, place = _writer(root), f"{socket.gethostname()}:{run_dir.path.absolute()}"
+    if current is None or current["run_dir"] != place:
         put_bytes((json.dumps({"run_id": run_id, "run_dir": place}) + "\n").encode(), f"{root}/run.json")
         check_writer(root, run_id)  # another run may have claimed it at the same time
-    if standing is None or standing["run_dir"] == place:
+    if current is None or current["run_dir"] == place:
         return None
-    return f"{root} was last written from {standing['run_dir']}, by the same run; if a process is still running there, end it: two must not write one run"
+    return (
+        f"{root} was last written from {current['run_dir']}, by the same run; if a process is still running there, "
+        "end it: two must not write one run"
+    )
 
 
 def check_writer(root: str, run_id: str) -> None:
     """Raise RunError if the store's folder belongs to another run."""
-    standing = _writer(root)
-    if standing is not None and standing["run_id"] != run_id:
-        raise RunError(another_run(root, standing["run_id"], run_id))
+    current = _writer(root)
+    if current is not None and current["run_id"] != run_id:
+        raise RunError(another_run(root, current["run_id"], run_id))
 
 
-def another_run(place: str, standing: str, own: str) -> str:
-    """The sentence for checkpoints of another run."""
+def another_run(place: str, current: str, own: str) -> str:
+    """The error message for checkpoints of another run."""
     return (
-        f"{place} holds checkpoints of another run of the same name, settings and data (id {standing}, this run's is {own}); give this run "
-        f"another run.name or another training.checkpoint_url, or delete {place} if no run needs it"
+        f"{place} holds checkpoints of another run of the same name, settings and data (id {current}, this run's is "
+        f"{own}); give this run another run.name or another training.checkpoint_url, or delete {place} if no "
+        "run needs it"
     )
 
 
@@ -179,30 +186,31 @@ def _writer(root: str) -> dict[str, Any] | None:
         return {"run_id": str(value["run_id"]), "run_dir": str(value["run_dir"])}
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
-            f'{root}/run.json is not as written ({error!r}), expected {{"run_id": ..., "run_dir": ...}}; restore it, or delete {root}'
+            f'{root}/run.json is not valid ({error!r}), expected {{"run_id": ..., "run_dir": ...}}; '
+            f"restore it, or delete {root}"
         ) from None
 
 
 def _id_of_checkpoints(run_dir: RunDir) -> str | None:
-    """The id in the newest local checkpoint: logs/, where the id lies, may have been deleted."""
+    """The id in the newest local checkpoint: logs/, which holds the id, may have been deleted."""
     for stage in ("answer", "rationale"):
         for path in reversed(checkpoints_by_step(run_dir.checkpoints(stage))):
             try:
                 found = read_json(path / MANIFEST).get("run_id")
             except (OSError, ValueError):
-                continue  # damaged, which loading it will say
+                continue  # damaged: loading it reports that
             if found is not None:
                 return found
     return None
 
 
 def _shards_content(manifest: Mapping[str, Any]) -> list[list[Any]]:
-    """What shards hold; a manifest's own fingerprint names the places of indexed tars too."""
+    """The content of shards; a manifest's own fingerprint also covers the paths of indexed tars."""
     return [[shard["split"], shard["num_samples"], shard["sha256"]] for shard in manifest["shards"]]
 
 
 def _rationales_content(folder: str | Path) -> str | None:
-    """What a finished folder of rationales holds; None where there is none, which the step that reads it says."""
+    """A fingerprint of a finished folder of rationales; None where there is none, which its reader reports."""
     path = Path(folder) / "manifest.json"
     return fingerprint(read_json(path).get("files")) if path.is_file() else None
 

@@ -1,8 +1,8 @@
-"""A Ray Train worker: assembles what the training loop needs and keeps its log.
+"""A training on Ray workers, with its restarts after lost workers.
 
     launch_training(job)     # in the driver: starts the workers, returns when they are done
 
-The first rank that fails leaves its traceback in ``logs/<stage>-rank<r>.log``; the driver
+The first rank that fails writes its traceback into ``logs/<stage>-rank<r>.log``; the driver
 prints it last.
 """
 
@@ -23,14 +23,14 @@ from launcher.stages.jobs import TrainJob
 from launcher.training.ray_worker import PLACEMENT_GROUP_FILE, run_worker
 
 
-class WorkersFailed(RuntimeError):
+class WorkersFailed(RuntimeError):  # noqa: N818, the name is public
     """The training's workers failed; the message ends in the first rank's traceback."""
 
 
 def release_workers(run_dir: RunDir) -> None:
-    """Take the workers from a training whose driver was ended from outside; for who ended it.
+    """Release the workers of a training after its driver was ended by another process, which calls this.
 
-    Ray would do so by itself, but asks its dashboard whether the driver lives, and there may be none.
+    Ray releases them only after its dashboard reports the end of the driver, and there may be no dashboard.
     """
     import ray
     from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -43,29 +43,29 @@ def release_workers(run_dir: RunDir) -> None:
 
 
 def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda line: None) -> None:
-    """Run a training on Ray workers; lost workers are replaced and go on from LATEST.
+    """Run a training on Ray workers; lost workers are replaced and resume from LATEST.
 
-    Whether to start again is decided here, not by Ray: a lost worker is worth another
-    start, an exception in our own code would only come again. SIGTERM to this process, Ctrl-C
-    or a closed terminal make the workers write a checkpoint and stop.
+    This function decides about restarts, not Ray: after a lost worker a restart helps, an exception
+    in our own code would only be raised again. SIGTERM to this process, Ctrl-C or a closed
+    terminal make the workers write a checkpoint and stop.
 
     Raises:
         WorkersFailed: a worker raised, or workers were lost more often than allowed.
-        Stopped: it was asked to stop.
+        Stopped: a stop was requested.
     """
     run_dir, max_failures = RunDir(Path(job.run_dir)), job.settings.training.max_failures
     faults: list[GpuFault] = []
-    held: list[Any] = []  # handles that keep failed GPUs from being given out again
+    held: list[Any] = []  # handles that keep Ray from assigning failed GPUs again
     for num_losses in range(max_failures + 1):
         started = time.time()
         try:
             with _stop_requests(run_dir, job.attempt, report):
                 _fit(_trainer(job, num_losses))
-            if run_dir.stop_requested(
-                job.attempt
-            ):  # also in the last step: the pipeline must not go on to the next one
+            # Also in the last step: the pipeline must not start the next one.
+            if run_dir.stop_requested(job.attempt):
                 raise Stopped(
-                    f"training of stage {job.stage!r} stopped as asked; the same command goes on from its checkpoint"
+                    f"training of stage {job.stage!r} stopped as requested; the same command resumes from "
+                    "its checkpoint"
                 )
             return
         except Stopped:
@@ -78,7 +78,7 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
             if num_losses == max_failures:
                 raise WorkersFailed(
                     f"training of stage {job.stage!r} lost workers {num_losses + 1} times (training.max_failures is "
-                    f"{max_failures}); the checkpoints stand, run again to go on. The last loss:\n{error}"
+                    f"{max_failures}); the checkpoints are kept, run again to resume. The last loss:\n{error}"
                 ) from None
             report(f"  a worker was lost; starting again from the last checkpoint ({num_losses + 1} of {max_failures})")
             found = read_faults(
@@ -87,40 +87,41 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
                 if path.stat().st_mtime >= started
             )
             for fault in found:
-                report(f"  {fault} failed and is left out from now on: {fault.error.splitlines()[0]}")
+                report(f"  {fault} failed and is excluded from now on: {fault.error.splitlines()[0]}")
             faults += found
             held += hold_gpus(found)
             _check_gpus_left(job, faults, num_held=len(held))
 
 
 def _check_gpus_left(job: TrainJob, faults: list[GpuFault], *, num_held: int) -> None:
-    """Ray would wait for ever for GPUs that are left out."""
+    """Raise WorkersFailed if too few GPUs are left: Ray would wait for them without end."""
     import ray
 
     cluster = job.settings.cluster
     left, needed = int(ray.cluster_resources().get("GPU", 0)) - num_held, cluster.min_workers or cluster.num_workers
     if faults and left < needed:
         raise WorkersFailed(
-            f"training of stage {job.stage!r} needs {needed} GPUs, {left} are left without {', '.join(map(str, faults))}, whose hardware failed; the "
-            "checkpoints stand. Repair or exclude these GPUs (CUDA_VISIBLE_DEVICES) and run again, or set cluster.min_workers lower"
+            f"training of stage {job.stage!r} needs {needed} GPUs, {left} are left without "
+            f"{', '.join(map(str, faults))}, whose hardware failed; the checkpoints are kept. Repair or exclude these "
+            "GPUs (CUDA_VISIBLE_DEVICES) and run again, or set cluster.min_workers lower"
         )
 
 
 @contextlib.contextmanager
 def _stop_requests(run_dir: RunDir, attempt: int, report: Callable[[str], None]) -> Iterator[None]:
-    """Hand SIGTERM, Ctrl-C and SIGHUP on to the ranks as a request, once; a second SIGTERM or Ctrl-C ends this process."""
+    """Pass SIGTERM, Ctrl-C or SIGHUP to the ranks as a request, once; a second signal ends this process."""
 
     def on_signal(number: int, frame: object) -> None:
         end_at_next_stop()
         run_dir.request_stop(attempt)
-        report("  asked to stop: writing a checkpoint first; Ctrl-C or SIGTERM again ends at once, without one")
+        report("  stop requested: writing a checkpoint first; Ctrl-C or SIGTERM again ends at once, without one")
 
     with handling_stop(on_signal):
         yield
 
 
 def _fit(trainer: Any) -> None:
-    """Run a trainer to its end, in a thread: from the main thread Ray Train would take Ctrl-C, and abort without a checkpoint."""
+    """Run a trainer to its end in a thread: in the main thread Ray Train takes Ctrl-C and writes no checkpoint."""
     with ThreadPoolExecutor(1) as thread:
         thread.submit(trainer.fit).result()
 
@@ -131,16 +132,16 @@ def _trainer(job: TrainJob, num_losses: int) -> Any:
 
     cluster = job.settings.cluster
     return TorchTrainer(
-        run_worker,
-        train_loop_config=job,
+        run_worker,  # pyright: ignore[reportArgumentType], Ray passes on any value, not only a dict
+        train_loop_config=job,  # pyright: ignore[reportArgumentType]
         torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(cluster.min_workers, cluster.num_workers) if cluster.min_workers else cluster.num_workers,
-            use_gpu=cluster.use_gpu,
+            use_gpu=bool(cluster.use_gpu),
             resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
         ),
         run_config=RunConfig(
-            # A name used before would silently resume Ray's own state.
+            # A name that was used before would resume Ray's own state, without a message.
             name=f"{job.stage}-attempt{job.attempt}-{num_losses}",
             storage_path=str((Path(job.run_dir) / "logs" / "ray").absolute()),
             failure_config=FailureConfig(max_failures=0),

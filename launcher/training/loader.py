@@ -1,7 +1,7 @@
-"""Loading ahead of the training: one rank's steps, in order, from a thread or from processes.
+"""Prefetching of one rank's training steps, in order, by a thread or by processes.
 
-What is yielded is the same at every number of processes: process i of n takes every n-th
-step, and they are collected in turn.
+The steps are the same at every number of processes: process i of n loads every n-th step,
+and the steps are collected in turn.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _STEPS_AHEAD = 2  # of each process
 class StageStream:
     """One split of a job as a rank trains on it.
 
-    ``samples`` and ``lengths`` are opened where they are used: a process gets this value alone.
+    ``samples`` and ``lengths`` are opened in the process that uses them; only job and split are sent to it.
     """
 
     job: TrainJob
@@ -44,9 +44,8 @@ class StageStream:
             tokenizer=load_tokenizer(job.settings, job.shards_dir),
             rationales_dir=job.rationales_dir,
         )
-        self.lengths = read_lengths(
-            job.lengths[self.split], ("source", "target")
-        )  # what was cut off is the driver's to say
+        # The driver reports how many texts were cut.
+        self.lengths = read_lengths(job.lengths[self.split], ("source", "target"))
         return self
 
     def plan(self, epoch: int) -> Plan:
@@ -61,13 +60,15 @@ class StageStream:
 
 
 class _Walker(IterableDataset):
-    """What a loader process runs."""
+    """The data set that a loader process iterates over."""
 
     def __init__(self, stream: StageStream, rank: int, world_size: int, steps: range) -> None:
         self.stream, self.rank, self.world_size, self.steps = stream, rank, world_size, steps
 
     def __iter__(self) -> Iterator[Step]:
         worker = get_worker_info()
+        if worker is None:
+            raise RuntimeError("a _Walker is read by the loader processes of a DataLoader only")
         stream = StageStream(self.stream.job, self.stream.split).open()
         return walk_steps(
             stream.plan,
@@ -79,19 +80,18 @@ class _Walker(IterableDataset):
 
 
 def load_steps(job: TrainJob, *, rank: int, world_size: int, steps: range, pin_memory: bool) -> Iterator[Step]:
-    """Yield the training steps of a rank as ``training.loader_processes`` load them.
+    """Yield the training steps of a rank, loaded by ``training.loader_processes`` processes, or a thread at 0.
 
     Raises:
-        ShardError: whatever reading raised, at the step that needed it.
+        ShardError: reading failed; raised at the step that needs the data.
         RuntimeError: a loader process was killed.
     """
     stream, processes = StageStream(job, "train"), job.settings.training.loader_processes
     if processes == 0:
         loaded = walk_steps(stream.open().plan, stream.samples, rank=rank, world_size=world_size, steps=steps)
         return load_ahead((step.pin_memory() for step in loaded) if pin_memory else loaded, num_ahead=_STEPS_AHEAD)
-    context = multiprocessing.get_context(
-        "forkserver"
-    )  # a training process has threads and a GPU: it must not be forked
+    # A training process has threads and a GPU: it must not be forked.
+    context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["launcher.training.loader_forkserver"])
     loader = DataLoader(
         _Walker(stream, rank, world_size, steps),

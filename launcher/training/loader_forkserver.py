@@ -1,7 +1,7 @@
 """Imported once by the process that loader processes are forked from.
 
-torchrun sends SIGTERM to a rank's whole process group; loaders must live on until the
-rank has written its checkpoint and ends them.
+torchrun sends SIGTERM to a rank's whole process group; loader processes must continue until
+the rank has written its checkpoint and ends them.
 """
 
 import os

@@ -1,6 +1,6 @@
 """The training loop of a stage, as one rank runs it.
 
-It knows no Ray: it is handed a rank, a world size and a ``report`` callable, so that any
+It does not use Ray: its arguments are a rank, a world size and a ``report`` callable, so that any
 launcher that makes a process group can start it.
 """
 
@@ -17,9 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
-from data_shards.stream import Step
 from launcher.config.settings import Training
 from launcher.runs.hang_guard import HangGuard
 from launcher.runs.journal import Journal
@@ -28,7 +26,7 @@ from launcher.runs.sample_ledger import Ledger
 from launcher.runs.signals import StopRequest
 from launcher.stages.build_model import build_model
 from launcher.stages.jobs import TrainJob, model_facts
-from launcher.stages.samples import Block, load_tokenizer
+from launcher.stages.samples import load_tokenizer
 from launcher.training.checkpoint import (
     VerifiedCheckpoint,
     agreed,
@@ -48,6 +46,7 @@ from launcher.training.deepspeed_engine import (
     init_distributed,
     set_learning_rate,
 )
+from launcher.training.engine_steps import block_loss, global_sum, optimizer_step, validation_loss
 from launcher.training.export import export_model
 from launcher.training.identity import facts_of_job
 from launcher.training.loader import StageStream, load_steps
@@ -55,14 +54,14 @@ from launcher.training.schedule import learning_rate
 from launcher.training.step_checks import check_applied, check_finite, gradient_norm
 from launcher.training.throughput import GateOpening, Meter, count_step
 from mmcot.models.flops import measure_peak_flops
-from mmcot.models.loss import count_target_tokens, token_loss_sum
+from mmcot.models.loss import count_target_tokens
 
 _LOG = logging.getLogger("mmcot.train")
 
 
 @dataclasses.dataclass
 class _Training:
-    """What the loop works with; ``last_checkpoint`` is the step whose checkpoint stands."""
+    """The state of the loop; ``last_checkpoint`` is the step of the last committed checkpoint."""
 
     job: TrainJob
     rank: int
@@ -112,11 +111,11 @@ def train(
         report: called on every rank alike with step and validation loss.
 
     Returns:
-        False if it was asked to stop before its end; a checkpoint holds all that was done.
+        False if a stop was requested before its end; the checkpoint holds all steps done.
     """
     settings, training = job.settings, job.settings.training
     torch.set_num_threads(settings.cluster.cpus_per_worker)
-    init_distributed(use_gpu=settings.cluster.use_gpu, gpu_index=gpu_index)
+    init_distributed(use_gpu=bool(settings.cluster.use_gpu), gpu_index=gpu_index)
     this = _open(job, rank=rank, world_size=world_size)
     engine, meter = this.engine, this.meter
     ledger = Ledger(this.run_dir.ledger(job.stage, rank), this.steps_per_epoch) if training.ledger else None
@@ -124,15 +123,15 @@ def train(
     steps = range(this.last_checkpoint, job.num_steps)
     with stop_request.listening(), contextlib.closing(this.hang_guard):
         for loaded in load_steps(
-            job, rank=rank, world_size=world_size, steps=steps, pin_memory=settings.cluster.use_gpu
+            job, rank=rank, world_size=world_size, steps=steps, pin_memory=bool(settings.cluster.use_gpu)
         ):
             meter.lap("data")
             this.hang_guard.progress()
             step, done = loaded.number, loaded.number + 1
-            *counts, asked = _global_sum(
+            *counts, num_stop_requests = global_sum(
                 engine, [*count_step(loaded, engine.module.config), float(stop_request.seen())]
             )
-            stopping, num_tokens = asked > 0, counts[0]
+            stopping, num_tokens = num_stop_requests > 0, counts[0]
             rate = learning_rate(step, training=training, total_steps=job.num_steps)
             set_learning_rate(engine, rate)
             logging_now = _due(done, training.log_every, job) or stopping
@@ -165,16 +164,16 @@ def train(
                 _checkpoint(this, done)
             if stopping and done < job.num_steps:
                 if this.journal:
-                    this.journal.note(done, f"stopped after step {done:,}, as asked; its checkpoint stands")
+                    this.journal.note(done, f"stopped after step {done:,}, as requested; its checkpoint is committed")
                 return False
-            meter.lap("own")  # else the next wait for data would be charged for it
+            meter.lap("own")  # else this time would count as waiting for data
     facts = model_facts(settings, job.stage)
     export_model(engine, this.tokenizer, this.run_dir.model(job.stage), facts=facts, may_commit=this.may_commit)
     return True
 
 
 def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
-    """Open the data, build the engine and go back to the latest checkpoint."""
+    """Open the data, build the engine and load the latest checkpoint."""
     settings, training, run_dir = job.settings, job.settings.training, RunDir(Path(job.run_dir))
     check_members(run_dir.rank_token())
     _LOG.info(
@@ -219,7 +218,7 @@ def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
         num_val_steps=streams["val"].plan(0).num_steps,
         steps_per_epoch=plan.num_steps,
         facts=facts,
-        probe=plan.batch_blocks(0)[0].copy(),  # a view would keep the whole epoch's order
+        probe=plan.batch_blocks(0)[0].copy(),  # a view would keep the whole epoch's order in memory
         store=store,
         journal=Journal(run_dir.journal(job.stage)) if rank == 0 else None,
         last_checkpoint=0,
@@ -232,7 +231,7 @@ def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
         _LOG.warning(note)
         if this.journal:
             this.journal.note(this.last_checkpoint, note)
-    _LOG.info("ready to go on at step %d of %d", this.last_checkpoint, job.num_steps)
+    _LOG.info("ready to continue at step %d of %d", this.last_checkpoint, job.num_steps)
     if this.journal:
         this.journal.begin(this.last_checkpoint, job.num_steps)
     this.meter.restart()
@@ -240,12 +239,12 @@ def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
 
 
 def _peak_flops(engine: Any, training: Training) -> float:
-    """What all ranks together could do, as given or as measured on each of them."""
+    """Operations a second that all ranks together can do, from the setting or measured on each."""
     if training.freeze_backbone:
-        return math.inf  # most of the backward pass is left out: three forward passes would be too many
+        return math.inf  # most of the backward pass is skipped: counting three forward passes would be too many
     dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
     own = training.peak_tflops * 1e12 if training.peak_tflops else measure_peak_flops(engine.device, dtype)
-    (total,) = _global_sum(engine, [own])
+    (total,) = global_sum(engine, [own])
     return total
 
 
@@ -264,13 +263,13 @@ def _validate(this: _Training, done: int) -> float:
 
 
 def _checkpoint(this: _Training, done: int) -> None:
-    """Commit a checkpoint that has proved itself on the probe batch, and copy it to the store."""
+    """Commit a checkpoint after its loss on the probe batch is finite, and copy it to the store."""
     this.hang_guard.progress()
     keep = this.job.settings.training.keep_checkpoints
     this.facts["probe_loss"] = _probe_loss(this)
     check_finite({"loss of the probe batch after the update": this.facts["probe_loss"]}, done - 1, this.last_checkpoint)
     save_checkpoint(this.engine, this.checkpoints, step=done, facts=this.facts, keep=keep, may_commit=this.may_commit)
-    this.hang_guard.close()  # copying to a store has retries of its own and may take its time
+    this.hang_guard.close()  # copying to a store has its own retries and may take long
     if this.store:
         upload_checkpoint(this.checkpoints, this.store, step=done, keep=keep)
     this.last_checkpoint = done
@@ -278,58 +277,12 @@ def _checkpoint(this: _Training, done: int) -> None:
     this.meter.lap("checkpoint")
 
 
-def optimizer_step(
-    engine: Any, loaded: Step, *, seed: int, scale: float, meter: Meter, gate: GateOpening | None
-) -> float:
-    """One optimizer step over this rank's blocks; returns the loss summed over the global batch.
-
-    Args:
-        scale: world size over the target tokens of the global batch; DeepSpeed averages over ranks.
-        gate: looks at the fusion in this step.
-    """
-    engine.train()
-    loss_sum = 0.0
-    for index, block in loaded.blocks:
-        torch.manual_seed(_dropout_seed(seed, loaded.number, index))
-        if gate:
-            gate.observe(block.tensors if block.qids else None)  # a dummy is nobody's question
-        meter.lap("own")
-        loss = _block_loss(engine, block)
-        loss_sum += loss.item()
-        meter.lap("forward")
-        engine.backward(loss * scale, scale_wrt_gas=False)
-        meter.lap("backward")
-    if gate:
-        gate.observe(None)
-    engine.step()
-    meter.lap("update")
-    (global_sum,) = _global_sum(engine, [loss_sum])
-    meter.lap("wait")
-    return global_sum
-
-
-def validation_loss(
-    engine: Any, stream: StageStream, num_steps: int, *, rank: int, world_size: int, hang_guard: HangGuard
-) -> float:
-    """Teacher-forced loss a target token over a whole split."""
-    engine.eval()
-    total = [0.0, 0.0]
-    for step in stream.steps(rank=rank, world_size=world_size, steps=range(num_steps)):
-        hang_guard.progress()
-        for _, block in step.blocks:
-            with torch.no_grad():
-                total[0] += _block_loss(engine, block).item()
-            total[1] += count_target_tokens(block.labels)
-    loss_sum, num_tokens = _global_sum(engine, total)
-    return loss_sum / num_tokens
-
-
 def _due(done: int, every: int, job: TrainJob) -> bool:
     return done % every == 0 or done == job.num_steps
 
 
 def _resume(this: _Training, found: VerifiedCheckpoint | None) -> int:
-    """Load what was found and prove it; returns the steps that are done."""
+    """Load a checkpoint and check its probe loss; returns the number of steps done."""
     if found is None:
         return 0
     load_state(this.engine, found)
@@ -341,26 +294,8 @@ def _resume(this: _Training, found: VerifiedCheckpoint | None) -> int:
 
 
 def _probe_loss(this: _Training) -> float:
-    """Loss a token on a fixed batch, the same on every rank: the plan's first block."""
+    """Loss per token on a fixed batch, the same on every rank: the plan's first block."""
     this.engine.eval()
     block = this.streams["train"].samples.load_block(this.probe)
     with torch.no_grad():
-        return _block_loss(this.engine, block).item() / count_target_tokens(block.labels)
-
-
-def _block_loss(engine: Any, block: Block) -> torch.Tensor:
-    inputs = {name: tensor.to(engine.device, non_blocking=True) for name, tensor in block.tensors.items()}
-    labels = inputs.pop("labels")
-    decoder_inputs = engine.module._shift_right(labels)
-    return token_loss_sum(engine(**inputs, decoder_input_ids=decoder_inputs, use_cache=False).logits, labels)
-
-
-def _global_sum(engine: Any, values: list[float]) -> list[float]:
-    tensor = torch.tensor(values, dtype=torch.float64, device=engine.device)
-    dist.all_reduce(tensor)
-    return tensor.tolist()
-
-
-def _dropout_seed(seed: int, step: int, index: int) -> int:
-    """Depends on neither rank nor world size nor restarts."""
-    return (seed * 1_000_003 + step) * 4_099 + index
+        return block_loss(this.engine, block).item() / count_target_tokens(block.labels)

@@ -1,4 +1,4 @@
-"""A Ray Train worker: it prepares the process, keeps its log and runs the training loop."""
+"""A Ray Train worker: prepares the process, writes its log and runs the training loop."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from launcher.stages.hub import fetch_pretrained
 from launcher.stages.jobs import TrainJob
 from launcher.training.compile_locks import clear_compile_locks
 
-PLACEMENT_GROUP_FILE = "placement_group"  # in the run's logs: what Ray reserved for the training that runs
+PLACEMENT_GROUP_FILE = "placement_group"  # in the run's logs: the resources that Ray reserved for the running training
 
 
 def run_worker(job: TrainJob) -> None:
-    """One worker of a Ray Train group."""
-    # DeepSpeed imports MLflow and the Inductor compiler if it can; a rank needs neither and starts seconds sooner.
-    sys.modules.setdefault("mlflow", None)
+    """Run one worker of a Ray Train group."""
+    # DeepSpeed imports MLflow and the Inductor compiler if it can; without them a rank starts seconds sooner.
+    sys.modules.setdefault("mlflow", None)  # pyright: ignore[reportArgumentType], None blocks an import
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if job.settings.cluster.use_gpu else "cpu")
     clear_compile_locks()
@@ -39,15 +39,15 @@ def run_worker(job: TrainJob) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     with _log_to(RunDir(Path(job.run_dir)).logs / f"{job.stage}-rank{rank}.log", job.attempt):
         if job.settings.model.pretrained:
-            fetch_pretrained(job.settings.model.pretrained)  # the hub's own lock makes it once a node
-        # Progress goes through the journal: ray.train.report would hold every rank until the controller's next look.
+            fetch_pretrained(job.settings.model.pretrained)  # the hub's own lock lets it happen once per node
+        # Progress goes through the journal: ray.train.report would block every rank until the controller polls.
         with sampling(RunDir(Path(job.run_dir)).logs, f"train-{job.stage}"):
             train(job, rank=rank, world_size=world_size)
 
 
 @contextlib.contextmanager
 def _log_to(path: Path, attempt: int) -> Iterator[None]:
-    """Send this process's output to a file; an exception leaves its traceback there."""
+    """Send this process's output, and the traceback of an exception, to a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8", buffering=1) as file:
         faulthandler.enable(file)
@@ -74,13 +74,9 @@ def _log_to(path: Path, attempt: int) -> Iterator[None]:
 
 
 def _is_lost_peer(error: Exception) -> bool:
-    """Whether an error only says that another process is gone."""
+    """Whether an error only means that another process has ended."""
     from torch.distributed import DistError
 
-    signs = (
-        "gloo",
-        "NCCL",
-        "Connection closed by peer",
-        "DataLoader worker (pid",
-    )  # the last: killed, not "Caught ... in DataLoader worker"
-    return isinstance(error, DistError) or any(sign in str(error) for sign in signs)
+    # "DataLoader worker (pid" means killed; an exception reads "Caught ... in DataLoader worker".
+    parts = ("gloo", "NCCL", "Connection closed by peer", "DataLoader worker (pid")
+    return isinstance(error, DistError) or any(part in str(error) for part in parts)

@@ -8,7 +8,7 @@ from launcher.config.settings import Training
 
 
 def learning_rate(step: int, *, training: Training, total_steps: int) -> float:
-    """Linear warm-up to the peak, then down to ``final_lr_fraction`` of it as ``schedule`` says."""
+    """Linear warm-up to the peak, then decay to ``final_lr_fraction`` of it by ``schedule``."""
     if step < training.warmup_steps:
         return training.learning_rate * (step + 1) / training.warmup_steps
     done = min(1.0, (step - training.warmup_steps) / max(1, total_steps - training.warmup_steps))

@@ -10,37 +10,39 @@ from launcher.training.collectives import gather_json
 
 
 class TrainingError(RuntimeError):
-    """The training stopped itself; the message says at which step and why."""
+    """The training cannot continue; the message names the step and the reason."""
 
 
 def gradient_norm(engine: Any) -> dict[str, float]:
-    """The norm before clipping; DeepSpeed reports none under ZeRO-0."""
+    """The gradient norm before clipping; empty under ZeRO-0, where DeepSpeed has none."""
     norm = engine.get_global_grad_norm()
     return {} if norm is None else {"grad_norm": float(norm)}
 
 
 def check_finite(values: dict[str, float], step: int, last_checkpoint: int, culprits: str = "") -> None:
+    """Raise TrainingError if one of the named values of a step is NaN or infinite."""
     for name, value in values.items():
         if not math.isfinite(value):
             raise TrainingError(
-                f"step {step}: the {name} is {value}; nothing of this step was kept, the checkpoint of step {last_checkpoint} "
-                f"stands. Lower training.learning_rate, or use training.precision=fp32.{culprits}"
+                f"step {step}: the {name} is {value}; nothing of this step was kept, the last checkpoint is that of "
+                f"step {last_checkpoint}. Lower training.learning_rate, or use training.precision=fp32.{culprits}"
             )
 
 
 def check_applied(engine: Any, loaded: Step, loss: float, last_checkpoint: int) -> None:
-    """Stop on every rank alike where a step was not finite, or skipped without a word: the plan would be untrue.
+    """Raise on every rank if a step was not finite, or if DeepSpeed skipped its update without a message.
 
     Raises:
-        TrainingError: with the questions of the global batch.
+        TrainingError: its message lists the questions of the global batch.
     """
-    values = {"loss": loss, **{"gradient norm": norm for norm in gradient_norm(engine).values()}}
+    norm = gradient_norm(engine).get("grad_norm")
+    values = {"loss": loss} if norm is None else {"loss": loss, "gradient norm": norm}
     if all(map(math.isfinite, values.values())) and not engine.skipped_steps:
         return
     qids = gather_json([qid for _, block in loaded.blocks for qid in block.qids])
     culprits = f" The questions of its batch: {', '.join(qid for share in qids for qid in share)}"
     check_finite(values, loaded.number, last_checkpoint, culprits)
     raise TrainingError(
-        f"step {loaded.number}: DeepSpeed skipped the update; the checkpoint of step {last_checkpoint} stands. Lower "
-        f"training.learning_rate.{culprits}"
+        f"step {loaded.number}: DeepSpeed skipped the update; the last checkpoint is that of step {last_checkpoint}. "
+        f"Lower training.learning_rate.{culprits}"
     )

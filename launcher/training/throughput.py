@@ -1,4 +1,4 @@
-"""What a rank counts of its work, and where its time goes, between two logged points."""
+"""A rank's counts of work and shares of time between two logged points."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mmcot.models.flops import BACKWARD_AND_FORWARD, forward_flops
 from mmcot.models.loss import IGNORED_LABEL
 from mmcot.models.t5 import MultimodalT5Config
 
-# What is counted of a step, summed over ranks; the order is that of ``count_step``.
+# The counts of a step, summed over ranks, in the order of ``count_step``.
 COUNTS = ("target_tokens", "source_tokens", "padded_tokens", "questions", "flops", "bytes_read", "bytes_needed")
 
 
 def count_step(loaded: Step, config: MultimodalT5Config) -> list[float]:
-    """The ``COUNTS`` of this rank's blocks; dummies bring nothing but their padding."""
+    """The ``COUNTS`` of this rank's blocks; of dummies only the padding is counted."""
     targets = sources = padded = questions = flops = 0.0
     for _, block in loaded.blocks:
         mask, labels = block.tensors["attention_mask"], block.labels
@@ -39,12 +39,12 @@ def count_step(loaded: Step, config: MultimodalT5Config) -> list[float]:
 
 
 class Meter:
-    """Counts what all ranks do and where this one's time goes.
+    """Sums the counts of all ranks and measures the shares of this rank's time.
 
-    ``lap("forward")`` books the time since the last lap; what no other lap books is "own".
+    ``lap("forward")`` adds the time since the last lap to "forward"; all other time is "own".
 
     Args:
-        peak_flops: operations a second that all ranks together could do; infinite where the count would be wrong.
+        peak_flops: operations a second that all ranks together can do; infinite where the count would be wrong.
     """
 
     def __init__(self, *, peak_flops: float) -> None:
@@ -54,17 +54,17 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Count from now on: what came before is no part of a step."""
+        """Count from now on: the time before belongs to no step."""
         self._last = time.perf_counter()
-        self._begin()
+        self._start_interval()
 
-    def _begin(self) -> None:
+    def _start_interval(self) -> None:
         self._started = time.perf_counter()
         self._seconds: dict[str, float] = defaultdict(float)
         self._steps, self._sums = 0, dict.fromkeys(COUNTS, 0.0)
 
     def lap(self, name: str) -> None:
-        """Book the time since the last lap under ``name``."""
+        """Add the time since the last lap to ``name``."""
         now = time.perf_counter()
         self._seconds[name] += now - self._last
         self._last = now
@@ -76,7 +76,7 @@ class Meter:
             self._sums[name] += value
 
     def collect(self) -> dict[str, float]:
-        """The metrics since the last take: rates, and the shares of the time; bytes since the start."""
+        """The metrics since the last call: rates and shares of time; bytes since the start."""
         self.lap("own")
         seconds, sums = time.perf_counter() - self._started, self._sums
         real = sums["target_tokens"] + sums["source_tokens"]
@@ -94,7 +94,7 @@ class Meter:
             **self._memory(),
             **{f"time_share_{name}": spent / seconds for name, spent in self._seconds.items()},
         }
-        self._begin()
+        self._start_interval()
         return metrics
 
     def _utilization(self, flops_per_s: float) -> dict[str, float]:
@@ -110,11 +110,11 @@ class Meter:
 
 
 class GateOpening:
-    """How far the fusion's gate opens where there is a picture: 0 leaves the text as it is, 1 replaces it.
+    """The opening of the fusion's gate for questions with a picture: 0 keeps the text's states, 1 replaces them.
 
-    The mean over width, real text positions and the questions with a picture, of the forward
-    passes that are watched; this rank's alone. The gate is ``sigmoid`` of what ``gate_dense``
-    returns (``mmcot/models/fusion.py``).
+    The mean over width, real text positions and the questions with a picture, over the observed
+    forward passes of this rank. The gate is ``sigmoid`` of ``gate_dense``'s output
+    (``mmcot/models/fusion.py``).
     """
 
     def __init__(self, model: Any) -> None:
@@ -125,13 +125,13 @@ class GateOpening:
             gate.register_forward_hook(self._on_gate)
 
     def observe(self, tensors: dict[str, torch.Tensor] | None) -> None:
-        """Look at the forward passes of this batch, or at none."""
+        """Measure in the forward passes of this batch, or in none."""
         self._mask_BS = None
         if tensors is not None and "vision_mask" in tensors:
             self._mask_BS = tensors["attention_mask"].bool() & tensors["vision_mask"].any(dim=1, keepdim=True)
 
     def collect(self) -> dict[str, float]:
-        """The mean since the last take, if a picture was seen."""
+        """The mean since the last call, if there was a picture."""
         values = {"gate_opening": self._sum / self._count} if self._count else {}
         self._sum = self._count = 0.0
         return values

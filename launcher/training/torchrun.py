@@ -2,10 +2,10 @@
 
     mmcot train rationale --preset single-gpu --write-job job.json
     torchrun --nproc-per-node 8 -m launcher.rank job.json
-    srun --ntasks-per-node 8 --gpus-per-task 1 python -m launcher.rank job.json     # with MASTER_ADDR and MASTER_PORT set
+    MASTER_ADDR=... MASTER_PORT=... srun --ntasks-per-node 8 --gpus-per-task 1 python -m launcher.rank job.json
 
-SIGTERM, or Ctrl-C in its terminal, makes all ranks write a checkpoint and end with status 143 (torchrun itself with 1); the
-same command goes on. torchrun waits 30 s for that; TORCH_ELASTIC_SHUTDOWN_TIMEOUT gives it more.
+SIGTERM, or Ctrl-C in its terminal, makes all ranks write a checkpoint and end with status 143 (torchrun itself with
+1); the same command resumes. torchrun waits 30 s for that; TORCH_ELASTIC_SHUTDOWN_TIMEOUT gives it more.
 """
 
 from __future__ import annotations
@@ -40,11 +40,13 @@ def main(arguments: list[str]) -> int:
             os.environ.setdefault(name, os.environ[slurm])
     if len(arguments) != 1 or "RANK" not in os.environ:
         print(
-            "usage: torchrun --nproc-per-node N -m launcher.rank JOB.json, or srun with MASTER_ADDR and MASTER_PORT set",
+            "usage: torchrun --nproc-per-node N -m launcher.rank JOB.json, "
+            "or srun with MASTER_ADDR and MASTER_PORT set",
             file=sys.stderr,
         )
         return 2
-    sys.modules.setdefault("mlflow", None)  # DeepSpeed imports it if it can; a rank needs it not
+    # DeepSpeed imports MLflow if it can; a rank does not need it.
+    sys.modules.setdefault("mlflow", None)  # pyright: ignore[reportArgumentType], None blocks an import
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     clear_compile_locks()
     job, rank = read_job(arguments[0]), int(os.environ["RANK"])
@@ -67,7 +69,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _on_this_machine(job: TrainJob, rank: int) -> TrainJob:
-    """The job with its device decided by what this machine has; rank 0 writes it down for the run's later starts."""
+    """Decide the job's device by this machine's GPUs; rank 0 stores the decision for later starts of the run."""
     run_dir = RunDir(Path(job.run_dir))
     report = logging.getLogger("mmcot.rank").info
     settings = job.settings.model_copy(
@@ -85,7 +87,7 @@ def _on_this_machine(job: TrainJob, rank: int) -> TrainJob:
 
 
 def gpu_index() -> int:
-    """Which of the GPUs that this process sees is its own; under srun each may see its own alone."""
+    """The index of this process's GPU among those it sees; under srun it may see only its own."""
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
     only_its_own = "TORCHELASTIC_RUN_ID" not in os.environ and count_own_gpus() == 1
     return 0 if only_its_own else local_rank

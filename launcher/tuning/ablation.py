@@ -1,6 +1,6 @@
-"""An ablation: a tuning over named arms and seeds, and one table of what each arm reached.
+"""An ablation: a tuning over named arms and seeds, and one table of the scores of each arm.
 
-    run_ablation(load_settings(preset="ablation"))      # `mmcot ablate`; again: goes on
+    run_ablation(load_settings(preset="ablation"))      # `mmcot ablate`; run again to resume
 
 ``tuning.arms`` names settings that belong together (a chain, its formats and steps, vision or
 none); every arm runs once for each seed of ``tuning.space``. ``ablation.md`` and
@@ -39,7 +39,7 @@ def run_ablation(settings: Settings, *, report: Report = print) -> RunDir:
     """Run every arm with every seed, and write the table.
 
     Raises:
-        SettingsError: there are no arms, or they are to be ended early.
+        SettingsError: there are no arms, or the settings would end trials early.
     """
     if not settings.tuning.arms:
         raise SettingsError("tuning.arms is empty; give the arms to compare, as the preset 'ablation' does")
@@ -70,7 +70,7 @@ def _finish(
 
 
 def summarize(settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row an arm: its test scores over the seeds, in the arms' order, and the paper's."""
+    """A row per arm, in the arms' order: its test scores over the seeds, and the paper's."""
     rows = []
     for arm in settings.tuning.arms:
         own = with_values(settings, {"arm": arm})
@@ -104,7 +104,7 @@ def summarize(settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]])
 def ceilings_of(
     settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]]
 ) -> dict[str, dict[str, float | None]]:
-    """What nobody can beat from the text alone, where the data set knows it."""
+    """The best possible scores from the text alone, if the data set contains them."""
     for trial in trials:
         marker = RunDir(run_dir.path / "trials" / trial["trial"]).marker("data")
         if marker:

@@ -1,4 +1,4 @@
-"""Pictures of a tuning: parallel coordinates, what mattered, best so far."""
+"""Plots of a tuning: parallel coordinates, importance of settings, best so far."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def plot_trials(trials: list[dict[str, Any]], folder: Path, *, objective: str, mode: str) -> list[Path]:
-    """Draw what can be drawn of the trials that reported the objective; returns the files."""
+    """Draw the plots of the trials that reported the objective; returns the files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -37,7 +37,7 @@ def plot_trials(trials: list[dict[str, Any]], folder: Path, *, objective: str, m
 
 
 def correlations(trials: list[dict[str, Any]], names: list[str], values: np.ndarray) -> dict[str, float]:
-    """Absolute Spearman correlation of each setting with the objective; text and switches by the spread between their means."""
+    """Absolute Spearman correlation of each setting with the objective; for text and switches the correlation ratio."""
     found = {}
     ranks = _ranks(values)
     for name in names:
@@ -45,7 +45,7 @@ def correlations(trials: list[dict[str, Any]], names: list[str], values: np.ndar
         if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in chosen):
             own = _ranks(np.array(chosen, dtype=float))
             found[name] = 0.0 if own.std() == 0 or ranks.std() == 0 else abs(float(np.corrcoef(own, ranks)[0, 1]))
-        else:  # the correlation ratio: which part of the ranks' variance lies between the groups
+        else:  # the correlation ratio: which part of the ranks' variance is between the groups
             groups = [ranks[[value == other for other in chosen]] for value in {str(v): v for v in chosen}.values()]
             between = sum(len(group) * (group.mean() - ranks.mean()) ** 2 for group in groups if len(group))
             found[name] = math.sqrt(between / max(1e-12, ((ranks - ranks.mean()) ** 2).sum()))

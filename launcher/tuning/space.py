@@ -1,14 +1,14 @@
-"""The space a tuning searches, as written in YAML, checked before anything starts.
+"""The search space of a tuning, as written in YAML, checked before the first trial.
 
     tuning:
       space:
         training.learning_rate: {loguniform: [1.0e-5, 1.0e-2]}
         training.weight_decay: {uniform: [0.0, 0.1]}
-        training.warmup_steps: {randint: [0, 200]}            # the last is left out
+        training.warmup_steps: {randint: [0, 200]}            # without the last
         model.shape.d_ff: {choice: [128, 256]}
         run.seed: {grid: [0, 1, 2]}                            # every one of them
 
-A name is that of any setting. Values at the edges of every range are tried against the schema.
+A name is the name of any setting. The values at the edges of every range are validated by the schema.
 """
 
 from __future__ import annotations
@@ -25,35 +25,36 @@ _MAX_CORNERS = 256
 
 
 def check_space(settings: Settings) -> None:
-    """Try the edges of the space as settings.
+    """Validate the edges of the space as settings.
 
     Raises:
-        SettingsError: a name is unknown, a range is none, or a value cannot be.
+        SettingsError: a name is unknown, a range is not valid, or a value is not allowed.
     """
     space = settings.tuning.space
     for arm in settings.tuning.arms:
         with_values(settings, {"arm": arm})
     if not space and not settings.tuning.arms:
         raise SettingsError(
-            f"tuning.space is empty; give settings to search, such as training.learning_rate: {{loguniform: [1e-5, 1e-2]}} ({', '.join(KINDS)})"
+            "tuning.space is empty; give settings to search, such as training.learning_rate: {loguniform: [1e-5, 1e-2]}"
+            f" ({', '.join(KINDS)})"
         )
     edges = {name: _edges(name, spec) for name, spec in space.items()}
     corners = itertools.product(*edges.values())
     for corner in itertools.islice(corners, _MAX_CORNERS):
         with_values(settings, dict(zip(edges, corner, strict=True)))
-    for name, values in edges.items():  # every value once, where there are more corners than were tried
+    for name, values in edges.items():  # every value once, if there are more corners than the limit
         for value in values:
             with_values(settings, {name: value})
 
 
 def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
-    """The settings of a trial: those of the tuning with some values of their own; ``arm`` stands for an arm's."""
+    """The settings of a trial: those of the tuning, overridden by ``values``; ``arm`` adds the values of an arm."""
     if "arm" in values:
         values = settings.tuning.arms[values["arm"]] | {name: value for name, value in values.items() if name != "arm"}
     plain = settings.model_dump()
     plain["tuning"] = {}
     if "run.chain" in values and "answer.format" not in values:
-        plain["answer"].pop("format")  # the chain's own
+        plain["answer"].pop("format")  # the default of the chain is used
     for name, value in values.items():
         plain = set_value(plain, name, value)
     return parse_settings(plain)
@@ -66,13 +67,13 @@ def _edges(name: str, spec: Any) -> Sequence[Any]:
         )
     ((kind, values),) = spec.items()
     if not isinstance(values, list) or not values:
-        raise SettingsError(f"tuning.space {name}: {kind} needs a list, it has {values!r}")
+        raise SettingsError(f"tuning.space {name}: {kind} needs a list, got {values!r}")
     if kind in ("choice", "grid"):
         return values
     if len(values) != 2 or not all(isinstance(value, (int, float)) for value in values) or values[0] >= values[1]:
         raise SettingsError(
-            f"tuning.space {name}: {kind} needs [low, high] as numbers (write 1.0e-5, not 1e-5), it has {values!r}"
+            f"tuning.space {name}: {kind} needs [low, high] as numbers (write 1.0e-5, not 1e-5), got {values!r}"
         )
     if kind == "loguniform" and values[0] <= 0:
-        raise SettingsError(f"tuning.space {name}: loguniform needs a low above 0, it has {values[0]}")
+        raise SettingsError(f"tuning.space {name}: loguniform needs a low above 0, got {values[0]}")
     return [values[0], values[1] - 1] if kind == "randint" else values

@@ -1,8 +1,8 @@
-"""One trial of a tuning: a run of its own, inside Ray Tune.
+"""One trial of a tuning: a separate run inside Ray Tune.
 
-A trial is a run folder, ``<tuning>/trials/<id>``, with everything a run has; so a trial that was
-interrupted goes on from its checkpoints when the tuning does. What Tune is told comes from the
-run's journal (validation losses) and from its scores.
+A trial is a run folder, ``<tuning>/trials/<id>``, with everything a run has; so an interrupted
+trial resumes from its checkpoints when the tuning resumes. The values reported to Tune come from
+the run's journal (validation losses) and from its scores.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ OBJECTIVES = {"validation_loss": "min", "rougeL": "max", "accuracy": "max"}
 
 @dataclasses.dataclass(frozen=True)
 class TrialJob:
-    """What every trial needs to know; plain values, so that it crosses processes."""
+    """The values that all trials share; plain values, so that they can be sent to other processes."""
 
     settings: Settings
     folder: str
@@ -40,12 +40,12 @@ class TrialJob:
 
 
 def run_trial(values: dict[str, Any], *, job: TrialJob) -> None:
-    """Run one trial and tell Tune how it goes; called by Tune in an actor of its own."""
+    """Run one trial and report its progress to Tune; Tune calls it in a separate actor."""
     from ray import tune
 
     os.chdir(job.working_dir)  # paths of the settings are relative to where the tuning was started
     run_dir = _folder_of_trial(job, tune.get_context().get_trial_id(), tune.get_checkpoint(), values)
-    told = Journal(run_dir.journal_of(TUNING))  # what Tune is told, for the trial's run in MLflow
+    reported = Journal(run_dir.journal_of(TUNING))  # the values reported to Tune, for the trial's run in MLflow
     settings = trial_settings(job.settings, values, run_dir)
     tuning, failures = job.settings.tuning, []
 
@@ -64,7 +64,7 @@ def run_trial(values: dict[str, Any], *, job: TrialJob) -> None:
         for point in reader.read():
             if "validation_loss" in point["metrics"] and point["step"] > last and tuning.objective == "validation_loss":
                 last = point["step"]
-                _report(tune, run_dir, last, {"validation_loss": point["metrics"]["validation_loss"]}, tuning, told)
+                _report(tune, run_dir, last, {"validation_loss": point["metrics"]["validation_loss"]}, tuning, reported)
         if not alive:
             break
         thread.join(LOOK_EVERY_S)
@@ -73,15 +73,14 @@ def run_trial(values: dict[str, Any], *, job: TrialJob) -> None:
     if tuning.objective != "validation_loss":
         scores = read_json(run_dir.scores("val"))
         reached = {"accuracy": scores["accuracy"]["AVG"], "rougeL": scores["rationale"]["rougeL"]}
-        _report(
-            tune, run_dir, last + 1, {name: value for name, value in reached.items() if value is not None}, tuning, told
-        )
+        known = {name: value for name, value in reached.items() if value is not None}
+        _report(tune, run_dir, last + 1, known, tuning, reported)
 
 
 def trial_settings(settings: Settings, values: dict[str, Any], run_dir: RunDir) -> Settings:
     """The settings of a trial, in its folder."""
     own = with_values(settings, values)
-    if settings.tuning.scheduler == "pbt":  # a checkpoint for each loss that is told, for another trial to begin at
+    if settings.tuning.scheduler == "pbt":  # a checkpoint for each reported loss, from which another trial can start
         every = {"checkpoint_every": own.training.validate_every, "keep_checkpoints": 1000}
         own = own.model_copy(update={"training": own.training.model_copy(update=every)})
     return own.model_copy(
@@ -89,14 +88,14 @@ def trial_settings(settings: Settings, values: dict[str, Any], run_dir: RunDir) 
     )
 
 
-def _report(tune: Any, run_dir: RunDir, step: int, metrics: dict[str, float], tuning: Any, told: Journal) -> None:
-    """Tell Tune; where trials hand their weights on, with a note where they lie."""
-    told.log(step, metrics)
+def _report(tune: Any, run_dir: RunDir, step: int, metrics: dict[str, float], tuning: Any, reported: Journal) -> None:
+    """Report metrics to Tune; with population based training also the place of the step's checkpoint."""
+    reported.log(step, metrics)
     values = {"step": step, **metrics}
     if tuning.scheduler != "pbt":
         tune.report(values)
         return
-    while not has_checkpoint(run_dir.checkpoints(tuning.watched_stage), step):  # it follows its loss
+    while not has_checkpoint(run_dir.checkpoints(tuning.watched_stage), step):  # it is written after the loss
         time.sleep(LOOK_EVERY_S)
     with tempfile.TemporaryDirectory() as folder:
         commit_json(Path(folder) / "checkpoint.json", {"run_dir": str(run_dir.path), "step": step})
@@ -104,20 +103,20 @@ def _report(tune: Any, run_dir: RunDir, step: int, metrics: dict[str, float], tu
 
 
 def _folder_of_trial(job: TrialJob, trial_id: str, checkpoint: Any, values: dict[str, Any]) -> RunDir:
-    """The trial's folder; another one, beginning at another trial's checkpoint, where Tune hands one over."""
+    """The trial's folder; a new one with another trial's checkpoint if Tune passes that checkpoint."""
     own = Path(job.folder) / "trials" / trial_id
     if checkpoint is None or job.settings.tuning.scheduler != "pbt":
         return RunDir(own)
     with checkpoint.as_directory() as folder:
         note = read_json(Path(folder) / "checkpoint.json")
-    donor, step = RunDir(Path(note["run_dir"])), note["step"]
-    if donor.path.name.startswith(trial_id):  # its own: the tuning was interrupted
-        return donor
+    source, step = RunDir(Path(note["run_dir"])), note["step"]
+    if source.path.name.startswith(trial_id):  # its own checkpoint: the tuning was interrupted
+        return source
     stage = job.settings.tuning.watched_stage
-    heir = RunDir(own.with_name(f"{trial_id}-from-{donor.path.name}-{step}"))
-    if not heir.checkpoints(stage).exists() and donor.path != heir.path:
-        copy_checkpoint(donor.checkpoints(stage), heir.checkpoints(stage), step=step)
-    return heir
+    target = RunDir(own.with_name(f"{trial_id}-from-{source.path.name}-{step}"))
+    if not target.checkpoints(stage).exists() and source.path != target.path:
+        copy_checkpoint(source.checkpoints(stage), target.checkpoints(stage), step=step)
+    return target
 
 
 def has_checkpoint(folder: Path, step: int) -> bool:
@@ -126,20 +125,20 @@ def has_checkpoint(folder: Path, step: int) -> bool:
 
 
 def copy_checkpoint(source: Path, target: Path, *, step: int) -> None:
-    """Give another run, of other settings, the checkpoint of a step as its latest."""
+    """Copy the checkpoint of a step to another run, of other settings, as its latest."""
     name = name_of(step)
     staging = target.with_name(f".staging-{target.name}")
     shutil.rmtree(staging, ignore_errors=True)
     shutil.copytree(source / name, staging / name)
     manifest = read_json(staging / name / MANIFEST)
-    giver = {key: manifest.pop(key) for key in ("run_id", "settings_fingerprint") if key in manifest}
-    commit_json(staging / name / MANIFEST, {**manifest, HANDED_OVER: giver})
+    origin = {key: manifest.pop(key) for key in ("run_id", "settings_fingerprint") if key in manifest}
+    commit_json(staging / name / MANIFEST, {**manifest, HANDED_OVER: origin})
     commit_bytes(staging / LATEST, as_latest(name))
     commit_folder(staging, target)
 
 
 class _Log:
-    """Keeps a trial's lines in its folder: many trials at once on one screen are none."""
+    """Writes a trial's lines into its folder: the lines of several trials would mix on one console."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""A tuning: trials under Ray Tune, each a run of its own, all children of one MLflow run.
+"""A tuning: trials under Ray Tune, each a separate run, all children of one MLflow run.
 
-run_tuning(settings)     # `mmcot tune`; again: finished trials stay, the others go on
+run_tuning(settings)     # `mmcot tune`; again: finished trials are kept, the others resume
 
-runs/<name>-tune/        beside the run of that name, not in it; or run.dir
-  run.yaml               settings, the space among them; other settings are refused
-  trials/<id>/           a run folder each
+runs/<name>-tune/        next to the run of that name, not in it; or run.dir
+  run.yaml               settings with the space; other settings are refused
+  trials/<id>/           a run folder per trial
   tune/                  Ray Tune's own state
   trials.json best.yaml  every trial with its values, state and reason; the best as settings
   best.png parallel.png importance.png
@@ -31,14 +31,14 @@ from launcher.runs.ownership import owned
 from launcher.runs.run_dir import PARENT, TUNING, RunDir
 from launcher.runs.run_settings import write_or_verify_settings
 from launcher.runs.signals import sigterm_stops
-from launcher.tracking.mlflow_sync import sync_run
 from launcher.tracking.run_log import RunLog, Tracker, open_tracker
+from launcher.tracking.sending import sync_run
 from launcher.training.launch import release_workers
 from launcher.tuning.plots import plot_trials
 from launcher.tuning.space import check_space, with_values
 from launcher.tuning.trial import OBJECTIVES, TrialJob, run_trial
 
-TRIAL_MEMORY = 500_000_000  # bytes of the process that leads a trial
+TRIAL_MEMORY = 500_000_000  # bytes of the driver process of a trial
 Report = Callable[[str], None]
 Finish = Callable[[Settings, RunDir, list[dict[str, Any]], Tracker, Report], None]
 
@@ -46,11 +46,11 @@ Finish = Callable[[Settings, RunDir, list[dict[str, Any]], Tracker, Report], Non
 def run_tuning(
     settings: Settings, *, kind: str = "tune", report: Report = print, finish: Finish | None = None
 ) -> RunDir:
-    """Run the trials of ``settings.tuning`` that are not finished; write what came out.
+    """Run the trials of ``settings.tuning`` that are not finished; write the results.
 
     Args:
-        kind: ends the folder's default name.
-        finish: writes it, given settings, folder, trials, tracker and report; default: the best settings and pictures.
+        kind: the end of the folder's default name.
+        finish: writes the results, given settings, folder, trials, tracker and report; default: best settings, plots.
 
     Raises:
         SettingsError: the space does not fit the schema, or the folder holds another tuning.
@@ -69,12 +69,12 @@ def run_tuning(
     write_or_verify_settings(run_dir, settings)
     with sigterm_stops(), owned(run_dir), contextlib.ExitStack() as resources:
         settings = with_device(settings, run_dir, report)
-        # Once for all trials, whose data settings may still differ.
+        # Once for all trials; a trial's data settings may still differ.
         folder = standing_mini_sqa(settings, run_dir.data_marker()) or prepare_data(settings, report)
         resources.enter_context(ray_session(settings.cluster))
         concurrent = count_concurrent(settings, report)
         tracker = resources.enter_context(open_tracker(settings, run_dir, report=report))
-        shared = {  # of all trials, wherever their folders are
+        shared = {  # the same paths for all trials, whatever their folder
             "data": settings.data.model_copy(update={"shards_dir": str(Path(folder.location).absolute())}),
             "tracking": settings.tracking.model_copy(update={"uri": tracking_uri(settings)}),
         }
@@ -94,7 +94,7 @@ def run_tuning(
 def in_own_folder(settings: Settings, kind: str) -> Settings:
     """A tuning's settings with a name, and so a default folder, that no run of the same settings has.
 
-    A tuning that an earlier version began in the run's own folder stays there.
+    A tuning that an earlier version started in the run's own folder keeps that folder.
     """
     if settings.run.dir is not None or (settings.run_dir / "trials").is_dir():
         return settings
@@ -102,23 +102,23 @@ def in_own_folder(settings: Settings, kind: str) -> Settings:
 
 
 def count_concurrent(settings: Settings, report: Report) -> int:
-    """How many trials fit at a time.
+    """The number of trials that fit at the same time.
 
     Raises:
-        SettingsError: not even one does; with the arithmetic.
+        SettingsError: no trial fits; the message has the numbers.
     """
     import ray
 
-    cluster, have = settings.cluster, ray.cluster_resources()
+    cluster, available = settings.cluster, ray.cluster_resources()
     needs = {"CPU": cluster.num_workers * cluster.cpus_per_worker} | (
         {"GPU": cluster.num_workers} if cluster.use_gpu else {}
     )
-    fits = min(int(have.get(name, 0) // number) for name, number in needs.items())
-    sums = ", ".join(f"{number} of {have.get(name, 0):g} {name}" for name, number in needs.items())
+    fits = min(int(available.get(name, 0) // number) for name, number in needs.items())
+    sums = ", ".join(f"{number} of {available.get(name, 0):g} {name}" for name, number in needs.items())
     if fits < 1:
         raise SettingsError(
-            f"no trial fits: one needs {sums} (cluster.num_workers {cluster.num_workers} x {cluster.cpus_per_worker} processors); "
-            "lower cluster.num_workers or cluster.cpus_per_worker, or join a larger cluster"
+            f"no trial fits: one needs {sums} (cluster.num_workers {cluster.num_workers} x {cluster.cpus_per_worker} "
+            "processors); lower cluster.num_workers or cluster.cpus_per_worker, or join a larger cluster"
         )
     wanted = settings.tuning.max_concurrent or fits
     report(f"{min(fits, wanted)} trials at a time: one takes {sums}")
@@ -128,12 +128,11 @@ def count_concurrent(settings: Settings, report: Report) -> int:
 def _tuner(job: TrialJob, concurrent: int, report: Report) -> Any:
     from ray import tune
 
-    os.environ.update(
-        TUNE_FORCE_TRIAL_CLEANUP_S="3", TUNE_GLOBAL_CHECKPOINT_S="5"
-    )  # a trial that is ended frees its workers at once
-    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # Ctrl-C is ours, as SIGTERM is
+    # A trial that is ended frees its workers at once.
+    os.environ.update(TUNE_FORCE_TRIAL_CLEANUP_S="3", TUNE_GLOBAL_CHECKPOINT_S="5")
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # this package handles Ctrl-C and SIGTERM
     settings, storage = job.settings.tuning, Path(job.folder) / "tune"
-    # No processor of its own: what works are its workers, and a fraction here would keep the last of them out.
+    # No processor for the trial itself: its workers compute, and a fraction of one would leave too few for them.
     trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), {"memory": TRIAL_MEMORY})
     path = storage / "trials"
     if tune.Tuner.can_restore(str(path)):
@@ -161,7 +160,7 @@ def _tuner(job: TrialJob, concurrent: int, report: Report) -> Any:
 
 
 def _watch_trials(trials: Path, report: Report) -> Any:
-    """Tell a person of every loss and end; and take the workers from trials that are ended, or begin anew."""
+    """A callback that prints every loss and end, and releases the workers of trials that end or start again."""
     from ray.tune import Callback
 
     def free(trial: Any) -> None:
@@ -170,8 +169,8 @@ def _watch_trials(trials: Path, report: Report) -> Any:
 
     class Watch(Callback):
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-            told = ", ".join(f"{name} {result[name]:.4f}" for name in OBJECTIVES if name in result)
-            report(f"  {trial.trial_id} step {result.get('step', 0):,}: {told}")
+            metrics = ", ".join(f"{name} {result[name]:.4f}" for name in OBJECTIVES if name in result)
+            report(f"  {trial.trial_id} step {result.get('step', 0):,}: {metrics}")
 
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             free(trial)
@@ -181,13 +180,13 @@ def _watch_trials(trials: Path, report: Report) -> Any:
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             free(trial)
-            report(f"  {trial.trial_id} failed; the others go on")
+            report(f"  {trial.trial_id} failed; the others continue")
 
     return Watch()
 
 
 def end_trials(settings: Settings, run_dir: RunDir) -> None:
-    """Tell MLflow the end of trials that were ended from outside, and whatever else they could not send."""
+    """Log the end of trials that Tune ended, and send what they could not send."""
     for folder in sorted((run_dir.path / "trials").iterdir()):
         trial = RunDir(folder)
         if not trial.tracking.exists():
@@ -201,7 +200,7 @@ def end_trials(settings: Settings, run_dir: RunDir) -> None:
         with contextlib.closing(LineFile(trial.tracking)) as file:
             for name in reversed(open_runs):
                 RunLog(file, name).end("KILLED")
-        with contextlib.suppress(RuntimeError):  # MLflow is away; `mmcot sync` of the trial sends it
+        with contextlib.suppress(RuntimeError):  # MLflow is not reachable; `mmcot sync` of the trial sends it
             sync_run(trial, settings)
 
 
@@ -227,7 +226,9 @@ def _search(tuning: Any, seed: int, concurrent: int) -> Any:
         return ConcurrencyLimiter(OptunaSearch(seed=seed), max_concurrent=concurrent)
     from ray.tune.search import BasicVariantGenerator
 
-    return BasicVariantGenerator(max_concurrent=concurrent, random_state=seed)  # TuneConfig's limit does not reach it
+    return BasicVariantGenerator(
+        max_concurrent=concurrent, random_state=seed
+    )  # TuneConfig's limit does not apply to it
 
 
 def _scheduler(settings: Settings) -> Any:
@@ -238,7 +239,7 @@ def _scheduler(settings: Settings) -> Any:
         stage = getattr(settings, tuning.stage)
         if stage.num_steps is None:
             raise SettingsError(f"scheduler asha counts steps; give {tuning.stage}.num_steps instead of num_epochs")
-        return schedulers.ASHAScheduler(  # one step more than there are, so that the last ones may export their model
+        return schedulers.ASHAScheduler(  # one step more than there are, so that the last trials can export their model
             time_attr="step",
             max_t=stage.num_steps + 1,
             grace_period=tuning.grace_steps or every,
@@ -255,7 +256,7 @@ def _scheduler(settings: Settings) -> Any:
 
 
 def _describe_trials(results: Any, settings: Settings) -> list[dict[str, Any]]:
-    """Every trial: its values, how far it came, what it reached, and why it failed."""
+    """Every trial: its values, steps, objective, and the reason if it failed."""
     tuning, trials = settings.tuning, []
     planned = getattr(settings, tuning.stage).num_steps if tuning.stage != "pipeline" else None
     for result in results:
@@ -284,14 +285,15 @@ def _describe_trials(results: Any, settings: Settings) -> list[dict[str, Any]]:
 def _finish(
     settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]], tracker: Tracker, report: Report
 ) -> None:
-    """Write the table, the best settings and the pictures; log them on the parent run."""
+    """Write the table, the best settings and the plots; log them on the parent run."""
     objective = settings.tuning.objective
     commit_json(run_dir.path / "trials.json", trials)
     tracker.parent.log_artifact(run_dir.path / "trials.json")
     for trial in trials:
         value = "-" if trial[objective] is None else f"{trial[objective]:.4f}"
         report(
-            f"  {trial['trial']}  {objective} {value}  step {trial['step']:,}  {trial['state']}  {trial['error'] or ''}  {trial['values']}"
+            f"  {trial['trial']}  {objective} {value}  step {trial['step']:,}  {trial['state']}  {trial['error'] or ''}"
+            f"  {trial['values']}"
         )
     ranked = rank(trials, objective)
     if not ranked:
@@ -300,9 +302,9 @@ def _finish(
         )
     best = ranked[0]
     values = with_values(settings, best["values"])
-    beside = None if settings.run.dir is None else f"{Path(settings.run.dir)}-best"
+    best_dir = None if settings.run.dir is None else f"{Path(settings.run.dir)}-best"
     values = values.model_copy(
-        update={"run": values.run.model_copy(update={"dir": beside, "name": f"{settings.run.name}-best"})}
+        update={"run": values.run.model_copy(update={"dir": best_dir, "name": f"{settings.run.name}-best"})}
     )
     commit_bytes(run_dir.path / "best.yaml", dump_settings(values).encode())
     tracker.parent.log_artifact(run_dir.path / "best.yaml")
@@ -310,19 +312,19 @@ def _finish(
     tracker.parent.log_tags(
         {"best.trial": best["trial"], **{f"best.{name}": str(value) for name, value in best["values"].items()}}
     )
-    if (
-        settings.tuning.time_budget_s is None
-    ):  # with one, the same command may find a better trial, and a parameter cannot change
+    # With a time budget the same command may find a better trial later, and a parameter cannot change.
+    if settings.tuning.time_budget_s is None:
         tracker.parent.log_params({f"best.{name}": value for name, value in best["values"].items()})
     for path in plot_trials(trials, run_dir.path, objective=objective, mode=OBJECTIVES[objective]):
         tracker.parent.log_artifact(path)
     report(
-        f"best: {objective} {best[objective]:.4f} with {best['values']}; `mmcot run --config {run_dir.path / 'best.yaml'}`"
+        f"best: {objective} {best[objective]:.4f} with {best['values']}; "
+        f"`mmcot run --config {run_dir.path / 'best.yaml'}`"
     )
 
 
 def log_outcome(run_dir: RunDir, trials: list[dict[str, Any]], values: dict[str, float | None]) -> None:
-    """What the trials reached, for the tuning's run in MLflow: a point of all steps so far, so that later trials can better it."""
+    """Log what the trials reached on the tuning's run, at the sum of their steps, so that later trials add points."""
     counts = {
         "num_trials": float(len(trials)),
         "num_failed": float(sum(trial["state"] == "failed" for trial in trials)),

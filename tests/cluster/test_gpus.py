@@ -168,7 +168,7 @@ def test_an_error_of_code_is_not_taken_for_the_hardware(text):
 def test_a_failed_gpu_is_held_so_that_nobody_else_gets_it():
     import ray
 
-    from launcher.cluster.ray_session import keep_token_private
+    from launcher.cluster.auth_token import keep_token_private
 
     keep_token_private()
     ray.init(address="local", num_cpus=1, num_gpus=3, include_dashboard=False, log_to_driver=False)

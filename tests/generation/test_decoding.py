@@ -22,9 +22,26 @@ from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 from mmcot.texts.encoding import collate, encode_pair
 from mmcot.texts.tokenizer import train_tokenizer
 
-WORDS = (
-    ["solution", "because", "the", "magnet", "attracts", "iron", "poles", "repel", "so", "answer", "is", "north", "south", "light", "plant", "water", "rock", "heat"]
-)
+WORDS = [
+    "solution",
+    "because",
+    "the",
+    "magnet",
+    "attracts",
+    "iron",
+    "poles",
+    "repel",
+    "so",
+    "answer",
+    "is",
+    "north",
+    "south",
+    "light",
+    "plant",
+    "water",
+    "rock",
+    "heat",
+]
 SHAPE, LIMIT, ROWS = (5, 7), 40, 4
 VARIANTS = {
     "relu_tied": {"feed_forward_proj": "relu", "tie_word_embeddings": True, "d_kv": 16},

@@ -14,7 +14,6 @@ from data_shards.atomic_files import read_json
 from data_shards.generated_texts import list_tasks, read_lines
 from data_shards.reader import SplitReader
 from data_shards.sources.scienceqa import SPLITS
-from launcher.cluster.ray_session import ray_session
 from launcher.generation.text_tasks import (
     GenerationError,
     GenerationWorker,
@@ -35,12 +34,6 @@ def job(tiny_settings, tiny_data, model_dir, tmp_path):
         shards_dir=str(tiny_data.path),
         output_dir=str(tmp_path / "rationales"),
     )
-
-
-@pytest.fixture(scope="module")
-def ray_up(tiny_settings):
-    with ray_session(tiny_settings.cluster):
-        yield
 
 
 def contents(job, tasks):
@@ -98,7 +91,7 @@ def test_a_task_that_always_fails_is_set_aside_with_its_questions_and_the_rest_c
     broken = dataclasses.replace(job, shards_dir=str(shards))
     with pytest.raises(
         GenerationError,
-        match=r"1 of 2 tasks failed 3 times and were set aside[\s\S]*task val/000000-000000.jsonl[\s\S]*cut off or altered",
+        match=r"1 of 2 tasks failed 3 times and were quarantined[\s\S]*task val/000000-000000.jsonl[\s\S]*cut off or altered",
     ):
         write_split_texts(broken, ["val", "test"], {"model": "a"})
     set_aside = read_json(f"{job.output_dir}/set_aside.json")

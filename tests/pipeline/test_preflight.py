@@ -136,7 +136,8 @@ def test_the_xl_preset_on_four_gpus_is_refused_before_its_weights_are_fetched(mo
 def test_features_that_cannot_be_made_stop_the_run_before_any_work_and_say_how_to_supply_them(tmp_path):
     settings = load_settings(preset="scienceqa-base", overrides=[f"data.path={tmp_path}", "data.features=dino"])
     with pytest.raises(
-        SettingsError, match=r"'dino' cannot be made here .* set data.shards_dir to a folder that holds features/dino"
+        SettingsError,
+        match=r"'dino' cannot be made on this machine .* set data.shards_dir to a folder that holds features/dino",
     ):
         check_settings(settings)
     settings = load_settings(

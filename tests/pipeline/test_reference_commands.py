@@ -11,9 +11,8 @@ import pytest
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from data_shards.atomic_files import read_json
-from launcher.cluster.ray_session import ray_session
-from launcher.compat.published_commands import DEVIATIONS, parse_command, run_reference
-from launcher.config.settings import Cluster
+from launcher.compat.published_commands import DEVIATIONS, parse_command
+from launcher.compat.published_runs import run_reference
 from launcher.evaluation.external_predictions import score_file
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +119,7 @@ def test_every_deviation_stands_in_the_documentation():
 
 
 @pytest.fixture(scope="module")
-def written(workplace, tiny_data, tmp_path_factory):
+def written(workplace, tiny_data, ray_up, tmp_path_factory):
     """Both stages as a user of the published system runs them, then an evaluation of what was trained; on a tiny T5."""
     folder = tmp_path_factory.mktemp("reference")
     shutil.copytree(next(workplace.glob("mini_sqa-source-*")), folder / "data" / "scienceqa")
@@ -153,21 +152,16 @@ def written(workplace, tiny_data, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MLFLOW_TRACKING_URI", "")
-        with ray_session(Cluster()):
-            first = run_reference(
-                parse_command(
-                    f"{common} --user_msg rationale --output_len 24 --prompt_format QCM-E".split(), num_gpus=0
-                ),
-                report=said.append,
-            )
-            given = f"--eval_le {first}/predictions_ans_eval.json --test_le {first}/predictions_ans_test.json"
-            answer = f"{common} --user_msg answer --output_len 12 --prompt_format QCMG-A {given}"
-            second = run_reference(parse_command(answer.split(), num_gpus=0), report=said.append)
-            before = (second / "predictions_ans_test.json").read_text()
-            shutil.copytree(second, folder / "trained", ignore=shutil.ignore_patterns("mmcot*", "predictions*"))
-            third = run_reference(
-                parse_command(f"{answer} --evaluate_dir trained".split(), num_gpus=0), report=said.append
-            )
+        first = run_reference(
+            parse_command(f"{common} --user_msg rationale --output_len 24 --prompt_format QCM-E".split(), num_gpus=0),
+            report=said.append,
+        )
+        given = f"--eval_le {first}/predictions_ans_eval.json --test_le {first}/predictions_ans_test.json"
+        answer = f"{common} --user_msg answer --output_len 12 --prompt_format QCMG-A {given}"
+        second = run_reference(parse_command(answer.split(), num_gpus=0), report=said.append)
+        before = (second / "predictions_ans_test.json").read_text()
+        shutil.copytree(second, folder / "trained", ignore=shutil.ignore_patterns("mmcot*", "predictions*"))
+        third = run_reference(parse_command(f"{answer} --evaluate_dir trained".split(), num_gpus=0), report=said.append)
     return folder, first, second, third, before, said
 
 

@@ -68,6 +68,7 @@ HEAVY_MODULES = {
     "training": {
         "loop",
         "deepspeed_engine",
+        "engine_steps",
         "checkpoint",
         "checkpoint_store",
         "collectives",
@@ -80,7 +81,7 @@ HEAVY_MODULES = {
     },
     "generation": {"predictor"},
     "tracking": {"pyfunc_model"},
-    "compat": {"published_commands"},
+    "compat": {"published_runs"},
 }
 FILES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 

@@ -28,7 +28,7 @@ from data_shards.manifest import manifest_shards, read_manifest
 from data_shards.sources.hf_dataset import _problem
 from data_shards.sources.scienceqa import read
 from data_shards.writer import missing_feature_shards
-from launcher.cluster.ray_session import keep_token_private
+from launcher.cluster.auth_token import keep_token_private
 from launcher.config.loading import load_settings, read_deepspeed
 from launcher.config.settings import SettingsError
 from mmcot.texts.problem import Problem, ProblemError

@@ -273,7 +273,7 @@ def test_an_answer_stage_trained_on_other_rationales_is_another(make_run, tmp_pa
     ("key", "remedy"),
     [
         ("data_fingerprint", "restore the data"),
-        ("settings_fingerprint", "go on with the settings"),
+        ("settings_fingerprint", "resume with the settings"),
         ("run_id", "restore the checkpoints"),
     ],
 )

@@ -101,13 +101,13 @@ def test_ctrl_c_writes_a_checkpoint_the_same_command_goes_on_from_it_and_a_secon
     assert first.end(60) == 143, first.text
     reached = steps(run_dir)[-1]
     assert (run_dir.checkpoints("rationale") / "LATEST").read_text() == f"step-{reached:06d}\n" and 3 <= reached < 1000
-    assert f"stopped after step {reached}, as asked; its checkpoint stands" in first.text
-    assert "the same command goes on" in first.text and "Traceback" not in first.text
+    assert f"stopped after step {reached}, as requested; its checkpoint is committed" in first.text
+    assert "the same command" in first.text and "Traceback" not in first.text
     again = Terminal(tmp_path, *RUN)
     again.wait_for(lambda: len(steps(run_dir)) >= reached + 2)
     assert steps(run_dir)[reached] == reached + 1  # not from the start
     again.press_ctrl_c()
-    again.wait_for(lambda: "asked to stop: writing a checkpoint first" in again.text)
+    again.wait_for(lambda: "stop requested: writing a checkpoint first" in again.text)
     pressed = time.time()
     again.press_ctrl_c()
     assert again.end(10) == -signal.SIGINT and time.time() - pressed < 30 and "Traceback" not in again.text

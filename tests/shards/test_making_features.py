@@ -26,7 +26,6 @@ from transformers import (
 from data_shards.atomic_files import read_json
 from data_shards.reader import SplitReader
 from data_shards.sources.pictures import open_picture
-from launcher.cluster.ray_session import ray_session
 from launcher.config.settings import SettingsError
 from launcher.data.build import prepare_data
 from launcher.data.caption_tasks import write_captions
@@ -50,12 +49,6 @@ def vit(tmp_path_factory):
     torch.manual_seed(0)
     ViTModel(ViTConfig(**SIZES)).save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def ray_up(tiny_settings):
-    with ray_session(tiny_settings.cluster):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from launcher.cli.main import app
 
 
 @pytest.mark.ray
-def test_rationales_of_any_model_are_written_over_any_shards_and_only_once(model_dir, tiny_data, tmp_path):
+def test_rationales_of_any_model_are_written_over_any_shards_and_only_once(model_dir, tiny_data, ray_up, tmp_path):
     def run(*arguments, out="out", model=model_dir):
         command = [
             "rationales",

@@ -28,8 +28,8 @@ from launcher.runs.signals import Stopped, sigterm_stops
 from launcher.runs.system_metrics import sampling
 from launcher.tracking.environment_tags import describe_environment
 from launcher.tracking.mlflow_store import create_store
-from launcher.tracking.mlflow_sync import is_everything_logged, sync_run
 from launcher.tracking.run_log import RunLog, open_tracker
+from launcher.tracking.sending import is_everything_logged, sync_run
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_what_mlflow_refuses_does_not_hold_up_what_follows_and_is_told(place):
 def test_a_kill_while_the_store_is_made_leaves_none_or_a_whole_one(tmp_path):
     path = tmp_path / "mlflow.db"
     code = (
-        "import os, sys, threading; from alembic import command; from launcher.tracking.mlflow_sync import create_store\n"
+        "import os, sys, threading; from alembic import command; from launcher.tracking.mlflow_store import create_store\n"
         "upgrade = command.upgrade\n"
         "command.upgrade = lambda *a: (threading.Timer(0.3, lambda: os._exit(9)).start(), upgrade(*a))\n"
         "create_store(sys.argv[1])"

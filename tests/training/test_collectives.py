@@ -71,7 +71,7 @@ def test_json_too_deep_to_be_read_is_refused(exchange):
 
 @pytest.mark.parametrize(("name", "size"), [("empty", "0"), ("negative", "-1"), ("huge", "268,435,457")])
 def test_a_size_that_cannot_be_is_refused_before_memory_is_taken(exchange, name, size):
-    assert f"rank 1 announces {size} bytes, expected 1 to 268,435,456" in exchange[0][0][name]["error"]
+    assert f"rank 1 sent a size of {size} bytes, expected 1 to 268,435,456" in exchange[0][0][name]["error"]
 
 
 def test_ranks_that_share_a_run_folder_accept_each_other(exchange):

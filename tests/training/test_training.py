@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forked_ranks import ForkedRanks
 from safetensors.torch import load_file
 
 from data_shards.atomic_files import commit_json, read_json
@@ -24,11 +25,17 @@ from launcher.runs.run_dir import RunDir
 from launcher.training.checkpoint_store import checkpoint_store
 
 
-def torchrun(*jobs, world_size, die=()):
-    """Run jobs one after the other in the same ranks."""
+def written(jobs):
+    """The files of jobs."""
     paths = [Path(job.run_dir) / "job.json" for job in jobs]
     for path, job in zip(paths, jobs, strict=True):
         commit_json(path, job.to_json())
+    return paths
+
+
+def torchrun(*jobs, world_size, die=()):
+    """Run jobs one after the other in the same ranks, which torchrun starts."""
+    paths = written(jobs)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(world_size), "--master-port", "0"]
     command += [
         "--rdzv-backend",
@@ -42,10 +49,27 @@ def torchrun(*jobs, world_size, die=()):
     return subprocess.run([*command, *map(str, paths)], env=environment, capture_output=True, text=True, timeout=400)
 
 
-def trained(job, *, world_size=2):
-    result = torchrun(job, world_size=world_size)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return weights_of(job)
+@pytest.fixture(scope="module")
+def forked():
+    """Runs jobs one after the other in the same ranks, which start fast."""
+    with ForkedRanks() as ranks:
+
+        def run(*jobs, world_size, die=()):
+            return ranks.run(written(jobs), world_size=world_size, die=die)
+
+        yield run
+
+
+@pytest.fixture(scope="module")
+def trained(forked):
+    """Trains a job to its end; returns the weights."""
+
+    def train(job):
+        result = forked(job, world_size=2)
+        assert result.returncode == 0, result.stderr[-3000:]
+        return weights_of(job)
+
+    return train
 
 
 def weights_of(job):
@@ -79,7 +103,7 @@ def from_random_weights(job):
 
 
 @pytest.fixture(scope="module")
-def together(make_job, s3, corrected_data, tmp_path_factory):
+def together(make_job, forked, s3, corrected_data, tmp_path_factory):
     """Trainings of two ranks that differ in what must not matter, one after the other in the same processes."""
     jobs = {
         "undisturbed": make_job("undisturbed"),
@@ -96,7 +120,7 @@ def together(make_job, s3, corrected_data, tmp_path_factory):
         ),
         **{f"random{stage}": from_random_weights(make_job(f"random{stage}", zero_stage=stage)) for stage in (1, 2, 3)},
     }
-    result = torchrun(*jobs.values(), world_size=2)
+    result = forked(*jobs.values(), world_size=2)
     assert result.returncode == 0, result.stderr[-3000:]
     return jobs
 
@@ -106,9 +130,9 @@ def undisturbed(together):
     return together["undisturbed"]
 
 
-def test_a_rank_killed_with_9_resumes_to_bit_equal_weights(make_job, undisturbed):
+def test_a_rank_killed_with_9_resumes_to_bit_equal_weights(make_job, forked, trained, undisturbed):
     job = make_job("killed")
-    assert torchrun(job, world_size=2, die=(1, 3)).returncode != 0
+    assert forked(job, world_size=2, die=(1, 3)).returncode != 0
     assert (RunDir(Path(job.run_dir)).checkpoints("rationale") / "LATEST").read_text() == "step-000002\n"
     trained(job)
     assert_equal_weights(job, undisturbed)
@@ -131,17 +155,19 @@ def test_computing_activations_again_and_offloading_change_nothing(together, und
     assert losses(together["activations"]) == pytest.approx(losses(undisturbed), rel=1e-6)
 
 
-def test_one_rank_computes_the_losses_and_weights_of_two(make_job, undisturbed):
+def test_one_rank_under_torchrun_computes_the_losses_and_weights_of_two(make_job, undisturbed):
     # Three blocks a batch: with two ranks one of them runs a dummy block at each step.
     job = make_job("alone")
-    weights = trained(job, world_size=1)
+    result = torchrun(job, world_size=1)
+    assert result.returncode == 0, result.stderr[-3000:]
+    weights = weights_of(job)
     expected = weights_of(undisturbed)
     assert losses(job) == pytest.approx(losses(undisturbed), rel=1e-6)
     assert max((weights[name] - expected[name]).abs().max().item() for name in expected) < 1e-5
 
 
 def test_checkpoints_of_two_ranks_go_on_with_one_and_say_so_and_one_in_s3_with_none_here(
-    make_job, together, undisturbed
+    make_job, forked, together, undisturbed
 ):
     jobs = []
     for name in ("undisturbed", "zero3"):
@@ -167,7 +193,7 @@ def test_checkpoints_of_two_ranks_go_on_with_one_and_say_so_and_one_in_s3_with_n
     assert list_names(store) == ["LATEST", "step-000004", "step-000005"]
     put_bytes(b"step-000004\n", f"{store}/LATEST")
     for group, world_size in ((jobs, 1), ([*steady, restored], 2)):
-        result = torchrun(*group, world_size=world_size)
+        result = forked(*group, world_size=world_size)
         assert result.returncode == 0, result.stderr[-3000:]
     for job, expected in zip(jobs, steady, strict=True):
         assert losses(job).keys() == {5, 6, 7, 8} and losses(job) == pytest.approx(losses(expected), rel=1e-5)
@@ -190,7 +216,7 @@ def test_every_stage_starts_from_the_same_random_weights_with_attention_started_
 
 
 def test_a_step_that_is_not_finite_stops_every_stage_and_precision_and_names_its_questions(
-    make_job, tiny_data, tmp_path
+    make_job, forked, tiny_data, tmp_path
 ):
     shards = tmp_path / "shards"
     shutil.copytree(tiny_data.path, shards)
@@ -214,13 +240,13 @@ def test_a_step_that_is_not_finite_stops_every_stage_and_precision_and_names_its
         )
         for stage, precision in engines
     ]
-    result = torchrun(*jobs, world_size=2)
+    result = forked(*jobs, world_size=2)
     assert result.returncode == 0, result.stderr[-3000:]
     for job, engine in zip(jobs, engines, strict=True):
         for rank in (0, 1):
             message = (Path(job.run_dir) / f"job.error{rank}").read_text()
             match = re.match(
-                r"step (\d): the loss is (nan|inf); nothing of this step was kept, the checkpoint of step (\d) stands",
+                r"step (\d): the loss is (nan|inf); nothing of this step was kept, the last checkpoint is that of step (\d)",
                 message,
             )
             assert match and int(match[3]) == int(match[1]) // 2 * 2, (engine, message)
@@ -234,10 +260,10 @@ def test_sigterm_writes_a_checkpoint_and_ends_with_a_status_that_says_so(make_jo
     job = make_job("stopped", checkpoint_every=1000, loader_processes=1)
     assert torchrun(job, world_size=2, die=(1, -3)).returncode != 0  # a minus: SIGTERM instead of SIGKILL
     assert (RunDir(Path(job.run_dir)).checkpoints("rationale") / "LATEST").read_text() == "step-000004\n"
-    assert any("stopped after step 4, as asked" in point.get("note", "") for point in points_of(job))
+    assert any("stopped after step 4, as requested" in point.get("note", "") for point in points_of(job))
 
 
-def test_a_full_disk_is_explained_and_the_last_checkpoint_stands(make_job, tmp_path):
+def test_a_full_disk_is_explained_and_the_last_checkpoint_stands(make_job, forked, tmp_path):
     small = tmp_path / "small"
     small.mkdir()
     if (
@@ -250,7 +276,7 @@ def test_a_full_disk_is_explained_and_the_last_checkpoint_stands(make_job, tmp_p
     try:
         job = dataclasses.replace(make_job("full"), run_dir=str(small / "run"))
         commit_json(small / "run" / "lock.json", {"attempt": 1})
-        result = torchrun(job, world_size=2)
+        result = forked(job, world_size=2)
         assert result.returncode != 0
         message = re.search(
             r"CheckpointError: the checkpoint of step \d could not be written to .* GB free\).*", result.stderr
@@ -259,7 +285,7 @@ def test_a_full_disk_is_explained_and_the_last_checkpoint_stands(make_job, tmp_p
         assert (
             message
             and latest in ("step-000002", "step-000004")
-            and f"{latest} stands: make room and run again" in message[0]
+            and f"{latest} is kept: free disk space and run again" in message[0]
         )
     finally:
         subprocess.run(["umount", str(small)], check=True)
@@ -272,14 +298,14 @@ def test_a_checkpoint_keeps_its_promises(undisturbed):
     assert sorted(path.name for path in folder.glob("step-*")) == ["step-000004", "step-000005"]  # two are kept
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(make_job, undisturbed):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(make_job, forked, trained, undisturbed):
     job = make_job("damaged")
     checkpoints = RunDir(Path(job.run_dir)).checkpoints("rationale")
     shutil.copytree(RunDir(Path(undisturbed.run_dir)).checkpoints("rationale"), checkpoints)
     other = dataclasses.replace(
         job, settings=job.settings.model_copy(update={"run": job.settings.run.model_copy(update={"seed": 5})})
     )
-    result = torchrun(other, world_size=2)
+    result = forked(other, world_size=2)
     assert result.returncode != 0 and "was written with plan_fingerprint" in result.stderr
     victim = next((checkpoints / "step-000005" / "state").glob("*optim_states.pt"))
     victim.write_bytes(victim.read_bytes()[:-10] + b"0123456789")

@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 from data_shards.atomic_files import commit_json
-from launcher.cluster.ray_session import ray_session
 from launcher.runs.journal import JournalReader
 from launcher.runs.run_dir import RunDir
 from launcher.runs.signals import Stopped
@@ -21,12 +20,6 @@ from launcher.training.launch import WorkersFailed, launch_training
 from launcher.training.ray_worker import _is_lost_peer
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def ray_up(tiny_settings):
-    with ray_session(tiny_settings.cluster):
-        yield
 
 
 def signal_ranks(run_dir: RunDir, faults: list[tuple[int, int]], signalled: list[int]) -> None:

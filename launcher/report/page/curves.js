@@ -1,4 +1,4 @@
-// Training curves: hand-drawn SVG with axes, a readout under the pointer, and the arrow keys.
+// Training curves: SVG with axes, values at the pointer, and the arrow keys.
 const MAIN_METRICS = ["loss", "learning_rate", "tokens_per_s", "grad_norm"];
 const METRIC_NAMES = { loss: "Loss", learning_rate: "Learning rate", tokens_per_s: "Tokens a second", grad_norm: "Gradient norm", validation_loss: "Validation loss" };
 const PLOT = { height: 172, left: 54, right: 12, top: 10, bottom: 24 };
@@ -6,7 +6,7 @@ const PLOT = { height: 172, left: 54, right: 12, top: 10, bottom: 24 };
 function drawCurves() {
   const stages = Object.keys(STAGE_NAMES).filter((stage) => runs.some((run) => Object.keys(run.curves[stage]).length));
   if (!stages.length) {
-    heading("curves", "Training", el("p", { class: "empty" }, "No training has written a point yet."));
+    heading("curves", "Training", el("p", { class: "empty" }, "No training has logged a point yet."));
     return;
   }
   const names = [...new Set(stages.flatMap((stage) => runs.flatMap((run) => Object.keys(run.curves[stage]))))];
@@ -53,7 +53,7 @@ function plot(title, series) {
   }
   const steps = [...new Set(series.flatMap((one) => one.points.map(([step]) => step)))].sort((a, b) => a - b);
   let at = null;
-  const tell = (index) => {
+  const showValues = (index) => {
     at = index;
     const step = steps[index ?? steps.length - 1];
     const values = series.map((one) => [one, nearest(one.points, step)]).filter(([, point]) => point);
@@ -64,15 +64,15 @@ function plot(title, series) {
     const width = Math.max(220, Math.round(holder.clientWidth || 420));
     if (holder.drawnWidth === width) return;
     holder.drawnWidth = width;
-    replace(holder, drawPlot(title, series, steps, width, holder, tell, () => at));
-    tell(at);
+    replace(holder, drawPlot(title, series, steps, width, holder, showValues, () => at));
+    showValues(at);
   };
   new ResizeObserver(draw).observe(holder);
   draw();
   return figure;
 }
 
-function drawPlot(title, series, steps, width, holder, tell, current) {
+function drawPlot(title, series, steps, width, holder, showValues, current) {
   const values = series.flatMap((one) => one.points.map(([, value]) => value)).filter((value) => value !== null);
   const y = scaleY(values);
   const [first, last] = [steps[0], steps[steps.length - 1]];
@@ -86,15 +86,15 @@ function drawPlot(title, series, steps, width, holder, tell, current) {
   const move = (event) => {
     const box = event.currentTarget.getBoundingClientRect();
     const step = first + ((event.clientX - box.left - PLOT.left) / (width - PLOT.left - PLOT.right)) * (last - first);
-    tell(closest(steps, step));
+    showValues(closest(steps, step));
   };
   const key = (event) => {
     const moves = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };
     if (!(event.key in moves)) return;
     event.preventDefault();
-    tell(Math.min(steps.length - 1, Math.max(0, (current() ?? steps.length - 1) + moves[event.key])));
+    showValues(Math.min(steps.length - 1, Math.max(0, (current() ?? steps.length - 1) + moves[event.key])));
   };
-  return svg("svg", { width, height: PLOT.height, tabindex: "0", role: "img", "aria-label": `${visible(title)}: ${describeSeries(series)}`, on: { pointermove: move, pointerleave: () => tell(null), keydown: key, blur: () => tell(null) } },
+  return svg("svg", { width, height: PLOT.height, tabindex: "0", role: "img", "aria-label": `${visible(title)}: ${describeSeries(series)}`, on: { pointermove: move, pointerleave: () => showValues(null), keydown: key, blur: () => showValues(null) } },
     y.ticks.map((tick) => [svg("path", { class: "rule", d: `M${PLOT.left},${y(tick).toFixed(1)}H${width - PLOT.right}` }), svg("text", { x: PLOT.left - 6, y: (y(tick) + 3.5).toFixed(1), "text-anchor": "end" }, short(tick))]),
     niceTicks(first, last, Math.max(2, Math.floor(width / 110))).map((tick) => svg("text", { x: x(tick).toFixed(1), y: PLOT.height - 7, "text-anchor": x(tick) > width - 40 ? "end" : "middle" }, whole(tick))),
     svg("path", { class: "axis", d: `M${PLOT.left},${bottom}H${width - PLOT.right}` }), lines, svg("path", { class: "cursor", d: "" }));
@@ -104,7 +104,7 @@ function describeSeries(series) {
   return series.map((one) => `${one.label || "value"} from ${short(one.points[0][1])} to ${short(one.points[one.points.length - 1][1])} over ${whole(one.num)} points`).join("; ");
 }
 
-// A function from value to pixel, with its ticks; logarithmic where values span more than two decades.
+// A function from value to pixel, with its ticks; logarithmic if the values span more than two decades.
 function scaleY(values) {
   const positive = values.filter((value) => value > 0);
   let low = values.length ? Math.min(...values) : 0;

@@ -1,9 +1,9 @@
-// One question in full: picture, choices, and what each run wrote beside the gold rationale.
-const MAX_DIFF_WORDS = 1500; // and the spaces between them; beyond, both texts are shown unmarked
+// One question in full: picture, choices, and the texts of each run next to the gold rationale.
+const MAX_DIFF_WORDS = 1500; // with the spaces between them; longer texts are shown unmarked
 
 function drawDetail(question) {
   if (!question) {
-    replace(parts.detail, el("p", { class: "empty" }, "No question fits these filters."));
+    replace(parts.detail, el("p", { class: "empty" }, "No question matches these filters."));
     return;
   }
   const mine = runsOfSet(browser.set).map((index) => [index, saidBy(index, browser.split, question.qid)]);
@@ -63,7 +63,7 @@ function rationales(question, said) {
     el("div", {}, el("span", { class: "label" }, "Gold rationale"), question.gold ? gold : el("p", { class: "empty" }, "none")));
 }
 
-// Both texts with the words marked that the other lacks (longest common subsequence of words).
+// Both texts with the words marked that are missing in the other (longest common subsequence of words).
 function differences(ours, gold) {
   const [a, b] = [visible(ours).split(/(\s+)/), visible(gold).split(/(\s+)/)];
   if (a.length > MAX_DIFF_WORDS || b.length > MAX_DIFF_WORDS) return [words(ours, { class: "prose" }, "p"), words(gold, { class: "prose" }, "p")];

@@ -1,11 +1,11 @@
-// What every part of the page builds with. Data enters the page through text nodes and known attributes alone.
+// Helpers of all parts of the page. Data is put into the page only as text nodes and known attributes.
 const data = JSON.parse(document.getElementById("data").textContent);
 const runs = data.runs;
 const several = runs.length > 1;
 const SPLIT_NAMES = { val: "validation", test: "test" };
 const STAGE_NAMES = { rationale: "Stage one: rationale", answer: "Stage two: answer" };
 
-// An element; attributes that are null or false are left out, functions under "on" are listeners.
+// An element; attributes that are null or false are omitted, functions under "on" are listeners.
 function el(tag, attributes, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
@@ -33,7 +33,7 @@ function replace(element, ...children) {
   append(element, children);
 }
 
-// Text of data: its own direction, control characters made visible.
+// Text of data, with its own direction and visible control characters.
 function words(value, attributes, tag = "span") {
   return el(tag, { dir: "auto", ...attributes }, visible(value));
 }
@@ -51,7 +51,7 @@ function heading(section, title, ...after) {
   return byId(section);
 }
 
-// A table that scrolls within itself where the page is narrow; cells that are elements stay as they are.
+// A table that scrolls by itself on a narrow page; cells that are table elements are not wrapped.
 function table(caption, head, bodies, attributes) {
   const cell = (content, index) =>
     content instanceof Element && /^T[HD]$/.test(content.tagName) ? content : index === 0 ? el("th", { scope: "row" }, content) : el("td", {}, content);
@@ -96,7 +96,7 @@ function duration(seconds) {
   return minutes < 90 ? `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
 }
 
-// What run number `index` said to a question, or null.
+// The output of run number `index` for a question, or null.
 function saidBy(index, split, qid) {
   return runs[index].said[split]?.[qid] ?? null;
 }

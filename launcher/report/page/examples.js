@@ -1,4 +1,4 @@
-// The browser of questions: filters, search, pages, the keyboard, and links to a question (#qid=...).
+// The list of questions: filters, search, pages, the keyboard, and links to a question (#qid=...).
 const PAGE_SIZE = 40;
 const CLASS_NAMES = { AVG: "all", NAT: "natural science", SOC: "social science", LAN: "language science", TXT: "with text context", IMG: "with a picture", NO: "with neither", "G1-6": "grades 1 to 6", "G7-12": "grades 7 to 12" };
 const START = { split: "test", set: 0, run: 0, answer: "all", rationale: "all", column: "AVG", topic: "", changed: "", other: "", otherAnswer: "", search: "" };
@@ -21,7 +21,7 @@ function drawExamples() {
   parts.detail = el("article", { class: "detail", id: "detail", "aria-label": "The chosen question" });
   heading("examples", "Questions", parts.filters,
     el("div", { class: "master" }, el("div", { class: "finder" }, parts.count, parts.list, parts.pager), parts.detail),
-    el("p", { class: "note" }, "Keys: j and k, or the arrow keys in the list, go through the questions; / searches. The address of the page holds the chosen question."));
+    el("p", { class: "note" }, "Keys: j and k, or the arrow keys in the list, go through the questions; / searches. The address of the page contains the chosen question."));
   drawFilters();
   filter();
   choose(interesting(), false);
@@ -55,7 +55,7 @@ function drawFilters() {
     el("button", { type: "button", id: "reset", on: { click: () => { parts.search.value = ""; browse({ ...START, set: browser.set, run: browser.run, split: browser.split }, false); } } }, "Clear"));
 }
 
-// Set filters (what is not named is cleared) and show what they find.
+// Set filters (those not named are cleared) and show the matching questions.
 function browse(wanted, scroll = true) {
   Object.assign(browser, { ...START, set: browser.set, run: browser.run, search: parts.search.value }, wanted);
   drawFilters();
@@ -100,7 +100,7 @@ function filter() {
   choose(0, false);
 }
 
-// Where to begin: the first wrong answer to a question whose picture is here, or else any wrong one, or the first.
+// The first question to show: a wrong answer with an embedded picture, else a wrong answer, else the first.
 function interesting() {
   const isWrong = (question) => saidBy(browser.run, browser.split, question.qid)?.right === false;
   const first = browser.found.findIndex((question) => question.picture !== null && isWrong(question));
@@ -121,7 +121,7 @@ function choose(index, isAsked = true) {
   if (isAsked && browser.found[browser.at]) {
     try {
       history.replaceState(null, "", `#qid=${encodeURIComponent(browser.found[browser.at].qid)}`);
-    } catch { /* some viewers keep the address to themselves */ }
+    } catch { /* some viewers do not allow changing the address */ }
   }
 }
 
@@ -178,11 +178,11 @@ function followHash() {
   if (found) {
     try {
       showQuestion(decodeURIComponent(found[1]));
-    } catch { /* an address that was mistyped names no question */ }
+    } catch { /* a mistyped address names no question */ }
   }
 }
 
-// Show a question by its id, whatever split it is in; false if there is none.
+// Show a question by its id, in any split; false if there is none.
 function showQuestion(qid) {
   for (const [set, splits] of data.sets.entries()) {
     for (const split of ["test", "val"]) {

@@ -19,7 +19,7 @@ function drawGroups() {
   heading("groups", "Accuracy by group",
     el("p", { class: "fields" }, select("Split", splits.map((split) => [split, SPLIT_NAMES[split]]), state.split, pick("split")),
       select("By", Object.entries(GROUP_NAMES), state.field, pick("field")), select("Order", [["accuracy", "lowest first"], ["name", "by name"], ["num", "most questions first"]], state.order, pick("order"))),
-    several ? el("p", { class: "legend" }, runs.map((_, index) => runLabel(index))) : null, host, el("p", { class: "note" }, "The thin line is the 95 % interval (Wilson) of what the model would reach on more questions of the kind."));
+    several ? el("p", { class: "legend" }, runs.map((_, index) => runLabel(index))) : null, host, el("p", { class: "note" }, "The thin line is the 95 % interval (Wilson) of the accuracy on more questions of this kind."));
   draw();
 }
 

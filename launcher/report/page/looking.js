@@ -1,5 +1,5 @@
-// Where the model looked: the fusion's attention over the picture, and the gate's opening at each token.
-const VEIL = 0.8; // over a patch without attention
+// The fusion's attention over the picture, and the gate's opening at each token.
+const VEIL = 0.8; // opacity over a patch without attention
 
 function drawLooking() {
   const ready = runs.map((run, index) => index).filter((index) => runs[index].looking?.stages);
@@ -20,7 +20,7 @@ function drawLooking() {
     drawLook(host, state, redraw);
   };
   heading("looking", "Where the model looked",
-    el("p", { class: "note" }, "The fusion lets every token of the text attend to the patches of the picture; its gate decides how much of that goes in. Bright patches have the larger shares. Point at a token, or move through the text with the arrow keys, to see its own map; Enter holds it. Attention says where values were taken from, not why an answer was given."),
+    el("p", { class: "note" }, "The fusion lets every token of the text attend to the patches of the picture; its gate decides how much of the result is added. Bright patches have the larger shares. Point at a token, or move through the text with the arrow keys, to see its own map; Enter holds it. Attention shows where values come from, not why an answer was given."),
     why, controls, host);
   redraw();
 }
@@ -69,7 +69,7 @@ function drawLook(host, state, redraw) {
 function lookHead(question, state, look) {
   const said = saidBy(state.run, "test", look.qid);
   const go = () => showQuestion(look.qid);
-  return el("p", {}, el("button", { type: "button", class: "link", on: { click: go } }, `Question ${look.qid}`), " ", badge(said), question && said?.prediction !== null && said?.prediction !== undefined ? [" said ", words(question.choices[said.prediction]), said.right ? null : [", gold ", words(question.choices[question.answer])]] : null);
+  return el("p", {}, el("button", { type: "button", class: "link", on: { click: go } }, `Question ${look.qid}`), " ", badge(said), question && said?.prediction !== null && said?.prediction !== undefined ? [" answer ", words(question.choices[said.prediction]), said.right ? null : [", gold ", words(question.choices[question.answer])]] : null);
 }
 
 function pickers(looks, state, redraw) {
@@ -87,7 +87,7 @@ function pickers(looks, state, redraw) {
   }));
 }
 
-// The picture under a veil that is thin where attention is large.
+// The picture under an overlay that is more transparent where attention is larger.
 function mapOf(look, question, grid) {
   const picture = question ? pictureOf(question) : null;
   const isGrid = grid.rows && look.num_patches % (grid.rows * grid.columns) === 0;

@@ -1,4 +1,4 @@
-// Header, navigation, settings, the switch between light and dark; then every part is drawn.
+// Header, navigation, settings, the switch between light and dark, and the drawing of all parts.
 const SECTIONS = { scores: "Scores", reasons: "Reasons", examples: "Questions", looking: "Looking", groups: "Groups", curves: "Training", time: "Time", settings: "Settings" };
 
 function drawHeader() {

@@ -1,4 +1,4 @@
-// The most important numbers, what is missing, the score tables, and reasons against answers.
+// The most important numbers, what is missing, the score tables, and rationales by answers.
 function drawSummary() {
   if (several) {
     const rows = runs.map((run, index) => [runLabel(index), ...keyNumbers(run).map((entry) => entry.value)]);
@@ -51,7 +51,7 @@ function drawScores() {
   const paper = table("Test accuracy as published for ScienceQA, in percent", ["", ...data.columns], [Object.entries(data.published).map(([name, values]) => row(name, values))]);
   const isScienceQA = runs.some((run) => run.is_science_qa);
   heading("scores", "Scores",
-    isMini ? el("p", { class: "warning" }, el("strong", {}, "MiniSQA. "), "These numbers are of a small drawn quiz. They are not comparable with the paper\u2019s, which are of ScienceQA. The ceilings are what nobody can beat from the text alone, computed from the quiz\u2019s own probabilities.") : null,
+    isMini ? el("p", { class: "warning" }, el("strong", {}, "MiniSQA. "), "These numbers are of a small drawn quiz. They are not comparable with the paper\u2019s, which are of ScienceQA. The ceilings are the best possible scores from the text alone, computed from the quiz\u2019s own probabilities.") : null,
     bodies.length ? table("Accuracy by class, in percent", ["", ...data.columns], bodies) : el("p", { class: "empty" }, "There are no scores yet: the step \u2018evaluate\u2019 is not done."),
     el("p", { class: "note" }, "NAT, SOC, LAN: natural, social, language science. TXT, IMG, NO: with text context, with a picture, with neither. G1-6, G7-12: grades. AVG: all questions."),
     rationaleScores(),
@@ -66,14 +66,14 @@ function rationaleScores() {
     const exact = judged.length ? (100 * judged.filter((line) => line.rationale_right).length) / judged.length : null;
     return [[runLabel(index), ` ${SPLIT_NAMES[split]}`], ...Object.keys(names).map((name) => percent(scores.rationale[name])), percent(exact), percent(scores.parse_failure_rate)];
   }));
-  return rows.length ? table("Rationales held against the gold ones, and answers that could not be read, in percent", ["", ...Object.values(names), "Word for word", "Not read"], [rows]) : null;
+  return rows.length ? table("Rationales compared with the gold ones, and answers that could not be read, in percent", ["", ...Object.values(names), "Word for word", "Not read"], [rows]) : null;
 }
 
 function drawReasons() {
   const parts = runs.map((run, index) => [index, ["test", "val"].find((split) => Object.values(run.said[split] ?? {}).some((line) => line.right !== null))]).filter(([, split]) => split);
   const tables = parts.map(([index, split]) => reasonsTable(index, split));
   heading("reasons", "Reasons and answers",
-    el("p", { class: "note" }, "A rationale counts as right if it equals the gold one word for word, white space aside: a single other word, such as a colour, often turns the answer. An answer that cannot be read is wrong. A cell opens its questions below."),
+    el("p", { class: "note" }, "A rationale counts as right if it equals the gold one word for word, white space aside: a single other word, such as a colour, often changes the answer. An answer that cannot be read is wrong. A cell opens its questions below."),
     tables.length ? el("div", { class: "columns" }, tables) : el("p", { class: "empty" }, "There are no answers yet."),
     changesTable());
 }
@@ -92,7 +92,7 @@ function reasonsTable(index, split) {
     without ? el("p", { class: "note" }, `${whole(without)} questions have no gold rationale and are not counted here.`) : null);
 }
 
-// Two runs on the same questions: who was right where the other was not.
+// Two runs on the same questions: the questions that only one of them answered right.
 function changesTable() {
   const [first, second] = runsOfSet(runs[0].set);
   if (runs[0].set === null || second === undefined) return several ? el("p", { class: "note" }, "The runs share no questions, so their answers are not compared one by one.") : null;
