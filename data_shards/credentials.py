@@ -1,10 +1,10 @@
-"""What a secret looks like in an address or a mapping, and how it is kept from being shown.
+"""Finding secrets in addresses and settings, and hiding them in output.
 
     hide_credentials("s3://key:secret@bucket/a?X-Amz-Signature=0f3a")    # "s3://***@bucket/a?X-Amz-Signature=***"
     find_credentials({"comet": {"api_key": "0f3a"}}, "deepspeed")        # "deepspeed.comet.api_key"
 
-A guard against a mistake, not against a person who hides one: settings, manifests, MLflow and
-reports are read by others, so secrets come from the environment or from files of their own.
+This prevents mistakes, not intent. Other users read settings, manifests, MLflow and reports, so
+secrets belong in the environment or in files of their own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def holds_credentials(text: str) -> bool:
 
 
 def hide_credentials(text: str) -> str:
-    """Replace them in every address of a text."""
+    """Replace the credentials in every address of a text by ``***``."""
     return _QUERY.sub(r"\1***", _USER.sub("://***@", text))
 
 

@@ -1,7 +1,7 @@
-"""The samples of a split, by number: text and features joined index by index.
+"""The samples of a split, by number: text and features joined by position.
 
-A sample is one checksummed read a member. Where tars are remote, ``prefetch`` asks for
-what will be needed, in few requests, and reading waits for what it needs of them.
+A sample is one read per member, verified by its checksum. For remote tars, ``prefetch`` requests
+the bytes that will be needed, in few requests, and reading waits for them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class SplitReader:
     """The samples of one split of a data folder, by number in shard order.
 
     Args:
-        shards_dir: a local data folder; its tars may lie elsewhere.
+        shards_dir: a local data folder; its tars may be elsewhere.
         features: name of the feature folder to join, or None for text alone.
         access: how remote tars are read.
 
@@ -65,7 +65,7 @@ class SplitReader:
 
     @property
     def qids(self) -> np.ndarray:
-        """Question ids by sample number; for a large split, ask ``qid`` instead."""
+        """Question ids by sample number; for a large split, use ``qid`` instead."""
         columns = [self._text.columns(shard)["qid"] for shard in range(len(self._text.shards))]
         return np.concatenate(columns or [np.empty(0, object)])
 
@@ -81,18 +81,18 @@ class SplitReader:
 
     @property
     def is_remote(self) -> bool:
-        """Whether any tar lies behind a URL."""
+        """Whether any tar is behind a URL."""
         parts = [self._text, *([self._features] if self._features else [])]
         return any(remote for part in parts for remote in part.is_remote)
 
     @property
     def bytes_read(self) -> int:
-        """Bytes that came from files and servers so far; ``bytes_needed`` of them were used."""
+        """Bytes read from files and servers so far; ``bytes_needed`` of them were used."""
         return self._text.bytes_read + (self._features.bytes_read if self._features else 0)
 
     @property
     def num_requests(self) -> int:
-        """Ranges asked of servers so far."""
+        """Range requests to servers so far."""
         return self._text.num_requests + (self._features.num_requests if self._features else 0)
 
     def place(self, sample: int) -> tuple[int, int]:
@@ -126,9 +126,9 @@ class SplitReader:
         return np.arange(self._text.first_sample[number], self._text.first_sample[number + 1])
 
     def prefetch(self, samples: np.ndarray, *, features: bool = True) -> None:
-        """Start fetching what reading these samples will need, in their order; the last two calls' are held.
+        """Start fetching the bytes of these samples, in their order; those of the last two calls are kept.
 
-        Local tars need none of it. Memory: the bytes of these samples, while they are held.
+        Does nothing for local tars. Memory: the bytes of these samples while they are kept.
         """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(_REQUESTS, thread_name_prefix="prefetch")
@@ -160,7 +160,7 @@ class SplitReader:
                 future, start = held
                 try:
                     return members.check(shard, position, future.result()[start : start + size])
-                except ShardError:  # once more by itself; what is wrong now is wrong there
+                except ShardError:  # try once more with a read of its own, whose error is then raised
                     break
         return members.read(shard, position)
 
@@ -202,11 +202,11 @@ def _fetch_ranges(
 
 
 def _parse_npy(data: bytes) -> np.ndarray:
-    """An array from the bytes of an .npy file, without a copy; the header of equal files is parsed once."""
+    """Parse the bytes of an .npy file without a copy; equal headers are parsed once."""
     end = 10 + int.from_bytes(data[8:10], "little")
     if data[:8] != _NPY_MAGIC:
         raise ShardError(
-            f"features are not in npy format 1.0 (they begin with {data[:8]!r}); build the feature shards again"
+            f"features are not in npy format 1.0 (they start with {data[:8]!r}); build the feature shards again"
         )
     dtype, shape = _parse_npy_header(data[10:end])
     if dtype.itemsize * int(np.prod(shape)) != len(data) - end:

@@ -1,7 +1,7 @@
-"""Opening a picture as a camera or a browser would have it: RGB, upright, the first frame.
+"""Opening a picture as a browser shows it: RGB, upright, the first frame.
 
-Files are judged by their content, never by their suffix, and read by the decoders of
-``FORMATS`` alone. Whatever is wrong with one ends as ``PictureError``.
+A file's format is detected from its content, not from its suffix, and only the decoders of
+``FORMATS`` are used. Every error is raised as ``PictureError``.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 # Pixels; the limit of WEBP. A longer side means a strip or a decompression bomb: encoders read a square of some
 # hundred pixels.
 MAX_SIDE = 16_384
-MAX_PIXELS = 100_000_000  # 400 MB as Pillow holds them, twice that while they are converted
-MAX_BYTES = 1_000_000_000  # of a file: 100 million pixels of 8 bytes, uncompressed, are less
+MAX_PIXELS = 100_000_000  # 400 MB in Pillow's memory, twice that during a conversion
+MAX_BYTES = 1_000_000_000  # of a file; 100 million uncompressed pixels of 8 bytes are less
 
 _TURNS: dict[Any, Image.Transpose] = {  # by the value of EXIF's orientation, which may be of any type
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,35 +34,35 @@ _TURNS: dict[Any, Image.Transpose] = {  # by the value of EXIF's orientation, wh
 }
 _SIGNATURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\x00", b"MM\x00*")
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
-_FULL_SCALES = {"I": (255, 65_535), "F": (1, 255, 65_535)}  # what white may be, the first that no value exceeds
+_FULL_SCALES = {"I": (255, 65_535), "F": (1, 255, 65_535)}  # possible values of white; the first that no value exceeds
 _STRIP_ROWS = 1024
 
 
 class PictureError(ValueError):
-    """A picture that is there but cannot be used; the message names it."""
+    """A picture exists but cannot be used; the message names it."""
 
 
 def open_picture(picture: Picture, *, name: str, longest_side: int | None = None) -> Image.Image:
-    """Read a picture wholly into memory as RGB.
+    """Read a whole picture into memory as RGB.
 
-    Palettes, CMYK, grey of any depth and transparency (on white) become RGB, an EXIF rotation is
-    applied where it can be read, of an animation the first frame is taken.
+    Palettes, CMYK, grey of any depth and transparency (on white) are converted to RGB. An EXIF
+    rotation is applied where it can be read. Of an animation the first frame is used.
 
     Args:
         picture: a file or the encoded bytes.
-        name: what to call it in an error.
+        name: the picture's name in an error message.
         longest_side: pixels that suffice; a JPEG may be decoded at a smaller size, but no smaller than this, which
             saves time and memory.
 
     Raises:
-        PictureError: it is empty, cut off, of no known format, or too large.
+        PictureError: it is empty, truncated, too large, or has an unknown format.
     """
     data = _read(picture, name)
     try:
         with _open(data) as image:
             _check_size(image, name)
             if longest_side is not None:
-                image.draft(None, (longest_side, longest_side))  # JPEG alone has it
+                image.draft(None, (longest_side, longest_side))  # only JPEG supports it
             image.load()
             return _to_rgb(_upright(image))
     except PictureError:
@@ -94,7 +94,7 @@ def _read(picture: Picture, name: str) -> bytes:
 
 
 def _open(data: bytes) -> Image.Image:
-    """Read a picture's header; metadata that Pillow stumbles over do not make a JPEG unreadable."""
+    """Read a picture's header; a JPEG whose metadata Pillow cannot parse is read without them."""
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
@@ -110,12 +110,12 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _without_metadata(data: bytes) -> tuple[bytes, bytes]:
-    """A JPEG without its application segments, but those that say how its colours are stored; and its EXIF block."""
+    """Return a JPEG without its application segments, except those on colour storage, and its EXIF block."""
     kept, exif, at = [data[:2]], b"", 2
     while data.startswith(b"\xff\xd8") and data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         segment = data[at:end]
-        if 0xE0 <= segment[1] <= 0xEF and segment[1] not in (0xE0, 0xEE):  # JFIF and Adobe stay
+        if 0xE0 <= segment[1] <= 0xEF and segment[1] not in (0xE0, 0xEE):  # JFIF and Adobe are kept
             if segment[4:10] == b"Exif\x00\x00":
                 exif = exif or segment[4:]
         else:
@@ -133,10 +133,10 @@ def _check_size(image: Image.Image, name: str) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF block says; one that cannot be read says nothing."""
+    """Rotate a picture by its EXIF block; a block that cannot be read is ignored."""
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # struct.error, SyntaxError, ValueError, ...: the pixels are whole all the same
+    except Exception:  # struct.error, SyntaxError, ValueError, ...: the pixels are still valid
         return image
     return image if turn is None else image.transpose(turn)
 
@@ -163,7 +163,7 @@ def _to_grey(image: Image.Image) -> Image.Image:
     else:
         low, high = float(values.min()), float(values.max())
         if not np.isfinite([low, high]).all():
-            raise ValueError("it holds values that are NaN or infinite")
+            raise ValueError("it contains values that are NaN or infinite")
         white = next((scale for scale in _FULL_SCALES[image.mode] if low >= 0 and high <= scale), None)
         low, span = (0.0, float(white)) if white else (low, high - low or 1.0)
         grey = ((values - np.float32(low)) * np.float32(255 / span) + np.float32(0.5)).astype(np.uint8)
@@ -173,7 +173,7 @@ def _to_grey(image: Image.Image) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """A transparent picture laid on white, strip by strip, so that few copies of it are held."""
+    """Paste a transparent picture on white, strip by strip, to limit memory."""
     flat = Image.new("RGB", image.size, "white")
     for top in range(0, image.height, _STRIP_ROWS):
         strip = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height))).convert("RGBA")

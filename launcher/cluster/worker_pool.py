@@ -1,11 +1,11 @@
-"""Tasks over Ray workers: each is handed out until it is done, or set aside after so many failures.
+"""Tasks on Ray workers: each task is run until it succeeds, or quarantined after ``max_attempts`` failures.
 
-    set_aside = run_on_workers(GenerationWorker, job, costs, cluster=settings.cluster, stands=..., done=...)
+    set_aside = run_on_workers(GenerationWorker, job, costs, cluster=settings.cluster, is_committed=..., done=...)
 
 A worker is a ``Worker(job)`` in a process of its own; it has ``is_ready()`` and ``run(task)``, and calls
-``progress()`` while it runs. It commits what a task makes by itself, so a worker that dies or makes no
-progress is replaced and its task is run again, and one that dies between its commit and its answer is
-believed. What tasks are, this module does not know.
+``progress()`` while it runs. It commits a task's output itself. A worker that dies or makes no progress is
+replaced, and its task is run again. If it dies after its commit and before its answer, the task is done.
+This module does not depend on the kind of tasks.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from launcher.cluster.task_queue import TaskQueue
 from launcher.cluster.worker_process import WorkerProcess
 from launcher.config.settings import Cluster
 
-# So many workers lost in their start count as one that failed by itself: nodes go, but memory may also never suffice.
+# This many workers that are lost while they start count as one failed start: the cause may be a lost node, or too
+# little memory.
 LOST_STARTS = 3
-LOOK_EVERY_S = 10.0  # at workers' progress, at most
+LOOK_EVERY_S = 10.0  # interval of progress requests, at most
 T = TypeVar("T", bound=Hashable)
 
 
 class WorkersError(RuntimeError):
-    """Workers that never start; the message has the last one's error."""
+    """No worker could start; the message contains the last one's error."""
 
 
 class NoProgress(RuntimeError):  # noqa: N818 (a public name)
@@ -34,26 +35,26 @@ class NoProgress(RuntimeError):  # noqa: N818 (a public name)
 
 
 class Worker:
-    """What runs tasks, made of a job; its ``progress`` is set by the process it runs in."""
+    """The base of workers; a worker is made from a job, and its process sets its ``progress``."""
 
     @staticmethod
     def progress() -> None:
-        """To be called whenever a part of a task is done: a token, a picture."""
+        """Report progress; called whenever a part of a task is done, such as a token or a picture."""
 
     def is_ready(self) -> bool:
-        """True once everything is loaded."""
+        """Return True once everything is loaded."""
         return True
 
 
 @dataclasses.dataclass(eq=False)
 class _Watched:
-    """A worker that is starting (no task) or in a task, and for how long it has made no progress."""
+    """A worker that is starting (no task) or runs a task, and the time since its last progress."""
 
     actor: Any
     task: Any = None
     name: str = ""
-    progress_of: int | None = None  # None until its process is known to be there
-    asked: Any = None
+    progress_of: int | None = None  # None until its process has answered
+    request: Any = None  # of its progress, not answered yet
     silent_s: float = 0.0
 
 
@@ -69,7 +70,7 @@ class _Watch:
         self._looked_at = time.monotonic()
 
     def hung(self, workers: Iterable[_Watched]) -> list[_Watched]:
-        """Those that have made no progress for the time allowed; looks again only after a while."""
+        """Return the workers without progress for the timeout; checks at most every ``every_s``."""
         elapsed = time.monotonic() - self._looked_at
         if elapsed < self.every_s:
             return []
@@ -79,8 +80,8 @@ class _Watch:
             if self._has_moved(worker):
                 worker.silent_s = 0.0
             elif worker.progress_of is not None:
-                worker.silent_s += min(elapsed, 2 * self.every_s)  # more only where this process itself was stopped
-            if worker.silent_s > self._timeout_s + 2 * self.every_s:  # an answer is as old as two looks
+                worker.silent_s += min(elapsed, 2 * self.every_s)  # longer only if this process itself was stopped
+            if worker.silent_s > self._timeout_s + 2 * self.every_s:  # an answer may be as old as two checks
                 hung.append(worker)
         return hung
 
@@ -89,15 +90,15 @@ class _Watch:
         from ray.exceptions import RayActorError
 
         before = worker.progress_of
-        if worker.asked is not None:
-            if not ray.wait([worker.asked], timeout=0)[0]:
+        if worker.request is not None:
+            if not ray.wait([worker.request], timeout=0)[0]:
                 return False
             try:
-                worker.progress_of, worker.name = ray.get(worker.asked)
+                worker.progress_of, worker.name = ray.get(worker.request)
             except RayActorError:  # if the worker is gone, its task's answer has the same error
-                worker.asked = None
+                worker.request = None
                 return False
-        worker.asked = worker.actor.progress_of.options(concurrency_group="watch").remote()
+        worker.request = worker.actor.progress_of.options(concurrency_group="watch").remote()
         return worker.progress_of != before
 
 

@@ -1,9 +1,9 @@
-"""Every setting, its unit and its default: the one place they live.
+"""Every setting with its unit and its default, defined in this module alone.
 
     settings = load_settings(preset="demo", overrides=["training.learning_rate=1e-3"])     # launcher/config/loading.py
     settings.training.learning_rate
 
-Modules below never see a ``Settings``: the launcher hands them plain arguments.
+The packages ``mmcot`` and ``data_shards`` take no ``Settings``: the launcher passes plain arguments to them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mmcot.texts.prompts import split_format
 
 
 class SettingsError(ValueError):
-    """Settings that cannot be; the message lists every wrong one with its remedy."""
+    """Settings that are not valid; the message lists every wrong one with its remedy."""
 
 
 class _Section(pydantic.BaseModel):
@@ -41,33 +41,32 @@ class Run(_Section):
     seed: NonNegativeInt = Field(default=0, description="seed of weights, order and dropout")
     chain: Literal["two-stage", "given-rationales", "answer", "reason-then-answer", "answer-then-explain"] = Field(
         default="two-stage",
-        description="what is trained: reasons first and then the answer, the answer over rationales that are given "
-        "(answer.rationales), one model "
-        "for both, or the answer alone",
+        description="what is trained: first the rationale and then the answer, the answer with given rationales "
+        "(answer.rationales), one model for both, or the answer alone",
     )
 
 
 class MiniSQA(_Section):
-    """Sizes and form of the embedded data set."""
+    """Sizes and form of the built-in data set."""
 
     num_train: PositiveInt = Field(default=4000, description="training questions")
     num_val: PositiveInt = Field(default=400, description="validation questions")
     num_test: PositiveInt = Field(default=800, description="test questions")
     seed: NonNegativeInt = Field(default=0, description="seed of the generator")
     shuffle_choices: bool = Field(
-        default=True, description="an order of the choices for each question, instead of one for each skill"
+        default=True, description="shuffle the choices of each question, instead of one order for each skill"
     )
     extra_choices: NonNegativeInt = Field(
         default=1,
         le=3,
-        description="up to so many choices of other skills beside a skill's own; none at all is twice as likely as "
-        "each number",
+        description="maximum number of choices from other skills, in addition to the skill's own; none is twice as "
+        "likely as each other number",
     )
 
     @pydantic.model_validator(mode="before")
     @classmethod
     def _of_before_extra_choices(cls, values: Any) -> Any:
-        """Settings written down whole by a version that knew no ``extra_choices`` are of data without any."""
+        """Complete settings of an earlier version without ``extra_choices`` describe data without extra choices."""
         if (
             isinstance(values, dict)
             and "extra_choices" not in values
@@ -82,7 +81,7 @@ class Data(_Section):
 
     path: str | None = Field(
         default=None,
-        description="ScienceQA folder, .jsonl, .csv, or datasets' save_to_disk; none: the embedded MiniSQA",
+        description="ScienceQA folder, .jsonl, .csv, or datasets' save_to_disk; none: the built-in MiniSQA",
     )
     mini_sqa: MiniSQA = MiniSQA()
     shards_dir: str | None = Field(
@@ -92,13 +91,14 @@ class Data(_Section):
     )
     remote: Literal["cache", "ranges"] = Field(
         default="cache",
-        description="remote shards: keep them whole on each machine, or read what is needed of them and keep nothing",
+        description="remote shards: cache them whole on each machine, or read only the needed bytes and store nothing",
     )
-    cache_dir: str = Field(default="~/.cache/mmcot", description="where remote shards and indexes are kept")
+    cache_dir: str = Field(default="~/.cache/mmcot", description="folder of cached remote shards and indexes")
     cache_gb: PositiveFloat = Field(
-        default=50.0, description="remote shards kept on a machine, in gigabytes; the longest unused go first"
+        default=50.0,
+        description="size of the cache on a machine in gigabytes; the least recently used are removed first",
     )
-    samples_per_shard: PositiveInt = Field(default=512, description="questions a shard")
+    samples_per_shard: PositiveInt = Field(default=512, description="questions per shard")
     features: str | None = Field(default="patch", description="vision features to train on; none: text alone")
     vision_features: str | None = Field(
         default=None,
@@ -106,27 +106,25 @@ class Data(_Section):
     )
     vision_model: str | None = Field(
         default=None,
-        description="Hugging Face id or folder of the encoder that makes detr, clip, vit or resnet features of the "
-        "pictures; none: published "
-        "features where they lie in data.path, else the kind's usual one",
+        description="Hugging Face id or folder of the encoder for detr, clip, vit or resnet features of the pictures; "
+        "none: published features if data.path has them, else the kind's default encoder",
     )
     max_pictures: PositiveInt = Field(
-        default=1, description="pictures a question brings at most; what is beyond is counted"
+        default=1, description="maximum number of pictures per question; further ones are counted"
     )
     unreadable_pictures: Literal["fail", "count"] = Field(
-        default="fail", description="a picture that cannot be read: stop and name it, or count it and go on without"
+        default="fail", description="a picture that cannot be read: stop with an error, or count it and continue"
     )
     captions: str | None = Field(
         default=None,
         description="a captions.json to use instead of the data set's own, such as `mmcot data caption` writes",
     )
     splits: dict[Literal["train", "val", "test"], str] = Field(
-        default={}, description="lists of pid_splits.json that stand for a split, such as {train: minitrain}"
+        default={}, description="lists of pid_splits.json to use as splits, such as {train: minitrain}"
     )
     permute_choices: bool = Field(
         default=False,
-        description="training shows the choices of a question in another order at every epoch; not for rationales "
-        "that name letters",
+        description="permute the choices of a training question in every epoch; not for rationales that name letters",
     )
     use_caption: bool = Field(default=False, description="put the picture's caption into the context")
     tokenizer_vocab_size: PositiveInt = Field(default=2000, description="pieces of the tokenizer trained on the text")
@@ -177,7 +175,7 @@ class T5Shape(_Section):
 
     @property
     def for_config(self) -> dict[str, Any]:
-        """What a T5 configuration knows of it: all but how attention starts."""
+        """The fields of a T5 configuration: all but the initialisation of attention."""
         return self.model_dump(exclude={"distance_bias", "near_bias", "match_score"})
 
     @pydantic.model_validator(mode="after")
@@ -198,7 +196,7 @@ class Model(_Section):
     pretrained: str | None = Field(default=None, description="Hugging Face id or folder of a T5; none: random weights")
     shape: T5Shape = Field(default=T5Shape(), description="size of a model with random weights")
     fusion: Literal["gated_cross_attention"] = Field(
-        default="gated_cross_attention", description="how the picture comes in"
+        default="gated_cross_attention", description="how picture features are combined with text states"
     )
     gate_start: float = Field(
         default=0.0,
@@ -206,7 +204,7 @@ class Model(_Section):
         "keep theirs",
     )
     mask_absent_patches: bool = Field(
-        default=False, description="hide the zeros of a missing picture from the fusion; off: attended, as published"
+        default=False, description="mask the zeros of a missing picture in the fusion; off: attended, as published"
     )
 
 
@@ -227,12 +225,12 @@ class Training(_Section):
     beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's second beta")
     weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay, on matrices only")
     clip_norm: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 clips nothing")
-    global_batch_size: PositiveInt = Field(default=8, description="questions an optimizer step, over all workers")
-    micro_batch_size: PositiveInt = Field(default=4, description="questions a forward pass of one worker")
+    global_batch_size: PositiveInt = Field(default=8, description="questions per optimizer step, over all workers")
+    micro_batch_size: PositiveInt = Field(default=4, description="questions per forward pass of one worker")
     window_shards: PositiveInt = Field(default=4, description="shards shuffled together")
-    group_by_length: bool = Field(default=True, description="make micro-batches of questions alike in length")
+    group_by_length: bool = Field(default=True, description="make micro-batches of questions with similar lengths")
     loader_processes: NonNegativeInt = Field(
-        default=0, description="processes a worker that read and tokenize ahead; 0: a thread"
+        default=0, description="processes per worker that read and tokenize in advance; 0: a thread"
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="DeepSpeed ZeRO stage")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="number format of the forward pass")
@@ -241,13 +239,13 @@ class Training(_Section):
     )
     offload: Literal["none", "cpu", "nvme"] = Field(
         default="none",
-        description="where the optimizer's state lives (and under ZeRO-3 the weights): the device, main memory, or "
+        description="where the optimizer's state is stored (and under ZeRO-3 the weights): the device, main memory, or "
         "nvme_dir",
     )
     nvme_dir: str | None = Field(default=None, description="folder on a local NVMe disk, for offload=nvme")
     deepspeed: str | dict[str, Any] | None = Field(
         default=None,
-        description="DeepSpeed settings of your own, a JSON file or a mapping, laid over ours; batch arithmetic "
+        description="your own DeepSpeed settings, a JSON file or a mapping, which override ours; batch arithmetic "
         "stays ours",
     )
     checkpoint_every: PositiveInt = Field(default=500, description="steps between checkpoints")
@@ -260,10 +258,10 @@ class Training(_Section):
     ledger: bool = Field(
         default=False, description="record the question ids of every step, for `mmcot data ledger RUN`"
     )
-    max_failures: NonNegativeInt = Field(default=3, description="lost workers a training survives")
+    max_failures: NonNegativeInt = Field(default=3, description="lost workers that a training tolerates")
     peak_tflops: PositiveFloat | None = Field(
         default=None,
-        description="what a worker's device can do, in 10^12 operations a second, for MFU; none: measured at the start",
+        description="peak of a worker's device in 10^12 operations per second, for MFU; none: measured at the start",
     )
     hang_timeout_s: PositiveFloat = Field(
         default=600.0, description="seconds without progress after which a rank counts as hung"
@@ -282,9 +280,7 @@ class Training(_Section):
         if self.offload == "nvme" and (self.nvme_dir is None or self.zero_stage != 3):
             raise ValueError("offload=nvme needs zero_stage 3 and a folder in nvme_dir")
         if self.zero_stage == 0 and self.precision == "bf16":
-            raise ValueError(
-                "zero_stage 0 keeps no fp32 weights beside bf16 ones and trains differently; use zero_stage 1"
-            )
+            raise ValueError("zero_stage 0 keeps no fp32 copy of bf16 weights and trains differently; use zero_stage 1")
         return self
 
 
@@ -294,9 +290,11 @@ class Stage(_Section):
     format: str = Field(description="prompt format, such as QCM-E")
     num_steps: PositiveInt | None = Field(default=None, description="optimizer steps; none: num_epochs decides")
     num_epochs: PositiveFloat | None = Field(default=None, description="passes over the training split")
-    max_source_tokens: PositiveInt = Field(default=512, description="longest source; what is cut is counted")
+    max_source_tokens: PositiveInt = Field(default=512, description="longest source; truncated ones are counted")
     max_target_tokens: PositiveInt = Field(default=512, description="longest target, in training and in generation")
-    gate_start: float | None = Field(default=None, description="where this stage's gate starts; none: model.gate_start")
+    gate_start: float | None = Field(
+        default=None, description="initial gate bias of this stage; none: model.gate_start"
+    )
 
     @pydantic.model_validator(mode="after")
     def _one_length(self) -> Stage:
@@ -327,15 +325,15 @@ class Generation(_Section):
     """Decoding of rationales and answers, and the tasks of workers."""
 
     batch_size: PositiveInt = Field(default=64, description="questions decoded together")
-    task_samples: int = Field(default=256, ge=1, le=256, description="questions a task")
-    max_attempts: PositiveInt = Field(default=3, description="times a task is tried before it is set aside")
+    task_samples: int = Field(default=256, ge=1, le=256, description="questions per task")
+    max_attempts: PositiveInt = Field(default=3, description="attempts of a task before it is quarantined")
     hang_timeout_s: PositiveFloat = Field(
         default=600.0,
         description="seconds without progress (a token, a picture, a megabyte of a model or tar) after which a "
         "worker is replaced; also for features and captions",
     )
     temperature: float = Field(
-        default=0.0, ge=0, description="0 is greedy; above, rationales are drawn, seeded by question"
+        default=0.0, ge=0, description="0 is greedy; above, rationales are sampled, seeded by question"
     )
     top_p: float = Field(
         default=1.0, gt=0, le=1, description="draw from the likeliest tokens with this much probability"
@@ -353,12 +351,12 @@ class Cluster(_Section):
     num_workers: PositiveInt = Field(default=2, description="training and generation workers")
     min_workers: PositiveInt | None = Field(
         default=None,
-        description="go on with as few when workers or nodes are lost, and grow back; none: always num_workers",
+        description="continue with at least this many when workers or nodes are lost, and grow back; none: num_workers",
     )
-    cpus_per_worker: PositiveInt = Field(default=1, description="processors a worker; also its threads")
+    cpus_per_worker: PositiveInt = Field(default=1, description="processors per worker; also its threads")
     use_gpu: Literal["auto"] | bool = Field(
         default="auto",
-        description="one GPU a worker (nccl), or none (gloo); auto: GPUs if the Ray cluster (for torchrun the "
+        description="one GPU per worker (nccl), or none (gloo); auto: GPUs if the Ray cluster (for torchrun the "
         "machine) has them at the run's first start",
     )
 
@@ -373,7 +371,7 @@ class Tracking(_Section):
     """MLflow."""
 
     uri: str | None = Field(
-        default=None, description="MLflow; default MLFLOW_TRACKING_URI, else mlflow.db beside the runs"
+        default=None, description="MLflow; default MLFLOW_TRACKING_URI, else mlflow.db in the folder of the runs"
     )
     experiment: str = Field(default="mmcot", description="MLflow experiment")
     send_every_s: PositiveFloat = Field(default=2.0, description="seconds between batches of points")
@@ -390,14 +388,15 @@ class Tuning(_Section):
         default={}, description="named settings that belong together; each arm is a trial, for every point of the grids"
     )
     stage: Literal["rationale", "answer", "pipeline"] = Field(
-        default="rationale", description="what a trial trains: the pipeline up to there, or all of it"
+        default="rationale", description="what a trial trains: the pipeline up to this stage, or all of it"
     )
     objective: Literal["validation_loss", "rougeL", "accuracy"] = Field(
         default="validation_loss",
-        description="what is best: the stage's validation loss, or a score of the validation split at the trial's end",
+        description="the measure of a trial: the stage's validation loss, or a score of the validation split at its "
+        "end",
     )
     search: Literal["random", "optuna"] = Field(
-        default="random", description="how values are drawn; grids are always gone through"
+        default="random", description="how values are drawn; grids are always searched completely"
     )
     scheduler: Literal["none", "asha", "median", "pbt"] = Field(
         default="asha", description="which trials are ended early, by validation loss"
@@ -406,10 +405,11 @@ class Tuning(_Section):
     max_concurrent: PositiveInt | None = Field(default=None, description="trials at a time; none: as many as fit")
     grace_steps: PositiveInt | None = Field(
         default=None,
-        description="steps every trial may take; with pbt: between hand-overs; none: training.validate_every",
+        description="steps of every trial before it may end; with pbt: steps between exchanges; none: "
+        "training.validate_every",
     )
-    reduction_factor: float = Field(default=3.0, gt=1, description="asha keeps one trial in so many at each rung")
-    time_budget_s: PositiveFloat | None = Field(default=None, description="seconds after which no trial goes on")
+    reduction_factor: float = Field(default=3.0, gt=1, description="asha keeps one of this many trials at each rung")
+    time_budget_s: PositiveFloat | None = Field(default=None, description="seconds after which trials are stopped")
 
     @pydantic.model_validator(mode="after")
     def _early_ends_need_losses(self) -> Tuning:
@@ -459,7 +459,7 @@ class Settings(_Section):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _answer_format(cls, values: Any) -> Any:
-        """Where no format is given, the chain's own."""
+        """Set the chain's own format where none is given."""
         if not isinstance(values, dict) or not isinstance(answer := values.get("answer"), dict) or answer.get("format"):
             return values
         run = values.get("run")
@@ -477,14 +477,13 @@ class Settings(_Section):
         if "G" in reads:
             raise ValueError(
                 f"answer.format {self.answer.format} does not go with run.chain {self.run.chain}, which has no "
-                "rationale to read; "
-                f"use {self.chain.answer_format}"
+                f"rationale to read; use {self.chain.answer_format}"
             )
         if writes != "A" and self.answer.max_target_tokens < self.rationale.max_target_tokens:
             raise ValueError(
-                f"answer.max_target_tokens ({self.answer.max_target_tokens}) would cut off the reasons that "
-                f"run.chain {self.run.chain} writes with "
-                f"the answer; give them more room than rationale.max_target_tokens ({self.rationale.max_target_tokens})"
+                f"answer.max_target_tokens ({self.answer.max_target_tokens}) would cut off the reasons that run.chain "
+                f"{self.run.chain} writes with the answer; give them more room than rationale.max_target_tokens "
+                f"({self.rationale.max_target_tokens})"
             )
         return self
 
@@ -496,11 +495,11 @@ class Settings(_Section):
 
     @property
     def chain(self) -> Chain:
-        """What is trained, in which order."""
+        """The chain of trainings."""
         return CHAINS[self.run.chain]
 
     def gold_reasons(self, problem: Problem) -> str | None:
-        """What this run's rationales are held against; None where it writes none."""
+        """Return the reference of this run's rationales; None where the run generates none."""
         return self.chain.gold_reasons(
             problem, rationale_format=self.rationale.format, answer_format=self.answer.format
         )

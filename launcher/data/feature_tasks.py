@@ -1,9 +1,9 @@
-"""Vision features made here: the patches of a picture, or an encoder's, by Ray workers.
+"""Building vision features: the patches of a picture, or an encoder's features by Ray workers.
 
     features/vit/train-000000.tar          {qid}.npy, float16 [p, D]
-    features/vit/train-000000.done.json    it is whole, and what it met; until the manifest stands
+    features/vit/train-000000.done.json    marks a complete shard, with its counts; until the manifest exists
 
-A task is a text shard. What is done stays done: after a kill the same command writes what is missing.
+A task is a text shard. Finished tasks are kept: after a kill the same command writes only the missing ones.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from mmcot.texts.problem import Problem
 from mmcot.vision.encoder_kinds import ENCODERS
 from mmcot.vision.patches import FEATURES
 
-BATCH_SIZE = {"cuda": 32, "cpu": 8}  # pictures; on a processor 32 no longer lie in its cache
+BATCH_SIZE = {"cuda": 32, "cpu": 8}  # pictures; 32 do not fit a CPU's cache
 MADE_HERE = (*FEATURES, *ENCODERS)
 
 
 class FeaturesError(RuntimeError):
-    """Features that could not be made; the message names the shard and the reason."""
+    """Features could not be built; the message names the shard and the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FeaturesJob:
-    """What a worker needs to know; plain values, so that it crosses processes.
+    """The job of a worker: plain values that can be sent to its process.
 
-    ``source`` is the data set the pictures are of; None: the tars that the data folder indexes.
+    ``source`` is the data set with the pictures; None: the tars that the data folder indexes.
     """
 
     settings: Settings
@@ -55,7 +55,7 @@ class FeaturesJob:
 
 
 class FeaturesWorker(Worker):
-    """Holds one encoder and runs tasks; lives in a Ray actor."""
+    """Runs tasks with one encoder in a Ray actor."""
 
     def __init__(self, job: FeaturesJob) -> None:
         import torch
@@ -74,7 +74,7 @@ class FeaturesWorker(Worker):
         )
 
     def run(self, shard: Shard) -> tuple[int, tuple[int, int]]:
-        """Write the features of a shard; returns how many pictures were seen, and [P, D] of one."""
+        """Write the features of a shard; returns the number of questions with features, and [P, D] of a picture."""
         data = self.job.settings.data
         open_pictures = open_pictures_of(
             self.pictures, max_pictures=data.max_pictures, count_unreadable=data.unreadable_pictures == "count"
@@ -82,7 +82,7 @@ class FeaturesWorker(Worker):
 
         def arrays_of(problems: Iterable[Problem], counts: Counter[str]) -> Iterator[np.ndarray]:
             return features_of_pictures(
-                self._told(problems),
+                self._with_progress(problems),
                 counts,
                 open_pictures=open_pictures,
                 encode=self.encode,
@@ -94,17 +94,17 @@ class FeaturesWorker(Worker):
         counts = write_feature_shard(self.job.shards_dir, name=name, shard=shard, arrays_of=arrays_of)
         return counts["num_with_features"], self.shape
 
-    def _told(self, problems: Iterable[Problem]) -> Iterator[Problem]:
+    def _with_progress(self, problems: Iterable[Problem]) -> Iterator[Problem]:
         for problem in problems:
             self.progress()
             yield problem
 
 
 def open_encoder(data: Data, *, device: str = "cpu") -> tuple[Encode, tuple[int, int]]:
-    """What makes ``data.features`` of pictures, and the shape [P, D] it gives of one.
+    """Return the function that makes ``data.features`` of pictures, and the shape [P, D] of one picture.
 
     Raises:
-        SettingsError: features of that name are not made here.
+        SettingsError: features of that name cannot be made from pictures.
     """
     if data.features in FEATURES:
         featurize, shape = FEATURES[data.features]
@@ -115,17 +115,17 @@ def open_encoder(data: Data, *, device: str = "cpu") -> tuple[Encode, tuple[int,
         encoder = VisionEncoder(data.features, data.vision_model, device=device)
         return encoder.encode, encoder.shape
     raise SettingsError(
-        f"features {data.features!r} cannot be made from a picture here (known: {', '.join(MADE_HERE)})"
+        f"features {data.features!r} cannot be made from pictures; expected one of {', '.join(MADE_HERE)}"
     )
 
 
 def make_features(
     settings: Settings, source: Path | None, shards_dir: Path, report: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Write whatever is missing of the features and return their manifest.
+    """Write the missing feature shards and return the manifest.
 
     Raises:
-        FeaturesError: shards failed ``generation.max_attempts`` times; the others stand.
+        FeaturesError: shards failed ``generation.max_attempts`` times; the others are committed.
     """
     data, name = settings.data, settings.data.require_features()
     job = FeaturesJob(
@@ -145,7 +145,7 @@ def make_features(
 
 
 def _with_absolute_paths(settings: Settings) -> Settings:
-    """Workers run in folders of their own: nothing they read may depend on the current one."""
+    """Make paths absolute, because workers run in other folders."""
     data = settings.data
     files = {
         name: str(Path(path).absolute())
@@ -156,18 +156,18 @@ def _with_absolute_paths(settings: Settings) -> Settings:
 
 
 def _by_workers(job: FeaturesJob, missing: list[Shard], report: Callable[[str], None]) -> tuple[int, int] | None:
-    """Run the missing shards over Ray; returns the shape a worker told, if one did."""
+    """Build the missing shards by Ray workers; returns the shape that a worker reported, if any."""
     name = job.settings.data.require_features()
     folder = Path(job.shards_dir) / "features" / name
     total = len(manifest_shards(read_manifest(Path(job.shards_dir) / "text")))
-    state: dict[str, Any] = {"done": total - len(missing), "pictures": 0, "shape": None, "began": time.perf_counter()}
+    state: dict[str, Any] = {"done": total - len(missing), "pictures": 0, "shape": None, "started": time.perf_counter()}
 
     def done(shard: Shard, result: tuple[int, tuple[int, int]] | None) -> None:
         state["done"] += 1
         if result is not None:
             state["pictures"] += result[0]
             state["shape"] = result[1]
-        rate = state["pictures"] / (time.perf_counter() - state["began"])
+        rate = state["pictures"] / (time.perf_counter() - state["started"])
         report(f"  features {name}: {state['done']}/{total} shards, {rate:,.1f} pictures/s")
 
     settings = with_device(job.settings, None, report)
@@ -188,8 +188,7 @@ def _by_workers(job: FeaturesJob, missing: list[Shard], report: Callable[[str], 
     if set_aside:
         shard, error = next(iter(set_aside.items()))
         raise FeaturesError(
-            f"features {name} of {len(set_aside)} of {total} shards failed "
-            f"{job.settings.generation.max_attempts} times; the others stand, "
-            f"run again to retry. The first, {shard.name}:\n{error}"
+            f"features {name} of {len(set_aside)} of {total} shards failed {job.settings.generation.max_attempts} "
+            f"times; the others are committed, run again to retry. The first, {shard.name}:\n{error}"
         )
     return state["shape"]
