@@ -1,5 +1,5 @@
 """Building, indexing, planning and streaming webdataset shards.
 
-Knows ``mmcot.texts.problem`` and nothing else of ours: features, prompts and tokenizers come
-in as plain functions.
+Of this project's packages it imports only ``mmcot.texts.problem``: features, prompts and
+tokenizers are passed in as plain functions.
 """

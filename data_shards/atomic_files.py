@@ -1,7 +1,7 @@
-"""Committing files: a reader sees the old file or the whole new one, never a part.
+"""Atomic commits of files: a reader sees the old file or the whole new one, never a part.
 
-POSIX form: write under a temporary name in the same folder, fsync, rename, fsync the
-folder. A process killed half-way leaves a ``.tmp-*`` file that nobody reads.
+As usual on POSIX: write under a temporary name in the same folder, fsync, rename, fsync the
+folder. A killed process leaves a ``.tmp-*`` file that no process reads.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def committing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path; when the block ends well, it becomes ``path`` atomically."""
+    """Yield a temporary path; if the block succeeds, the file is renamed to ``path`` atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".tmp-{uuid.uuid4().hex[:12]}-{path.name}"
@@ -34,7 +34,7 @@ def committing(path: str | Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
                 error.errno,
-                f"the disk is full; what was committed before stands: free some space and run again ({path})",
+                f"the disk is full; what was committed is kept: free some space and run again ({path})",
             ) from None
         raise
     _fsync(path.parent)
@@ -42,7 +42,7 @@ def committing(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def exclusive(folder: str | Path) -> Iterator[None]:
-    """Let one process at a time build in a folder; the others of this machine wait."""
+    """Hold a lock on a folder; other processes of this machine wait for it."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     with open(Path(folder) / ".lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -50,18 +50,18 @@ def exclusive(folder: str | Path) -> Iterator[None]:
 
 
 def commit_bytes(path: str | Path, data: bytes) -> None:
-    """Write ``data`` as the whole content of ``path``, or leave it as it was."""
+    """Write ``data`` as the whole content of ``path``, or leave the file unchanged."""
     with committing(path) as temporary:
         temporary.write_bytes(data)
 
 
 def commit_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` as readable JSON, keys in their given order."""
+    """Write ``value`` as indented JSON, keys in their given order."""
     commit_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def commit_folder(staging: str | Path, target: str | Path) -> None:
-    """Rename a finished folder to ``target``, replacing an unreferenced one of that name."""
+    """Rename a finished folder to ``target``; an old folder of that name is removed."""
     staging, target = Path(staging), Path(target)
     for path in staging.rglob("*"):
         if path.is_file():
@@ -73,13 +73,17 @@ def commit_folder(staging: str | Path, target: str | Path) -> None:
 
 
 def clear_unfinished(folder: str | Path, name: str = "*") -> None:
-    """Remove the temporary files that killed writers left in a folder; only for who has it alone (``exclusive``)."""
+    """Remove the temporary files of killed writers from a folder; the caller must hold its lock (``exclusive``)."""
     for path in Path(folder).glob(f".tmp-*-{name}"):
         path.unlink(missing_ok=True)
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file; a broken one is named."""
+    """Read a JSON file.
+
+    Raises:
+        ValueError: it is not valid JSON.
+    """
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -88,13 +92,13 @@ def read_json(path: str | Path) -> Any:
 
 
 def sha256_of_file(path: str | Path) -> str:
-    """The file's sha256 as 64 hex digits."""
+    """Return the file's sha256 as 64 hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fingerprint(value: Any) -> str:
-    """16 hex digits that name a JSON-able value: equal values, equal fingerprints."""
+    """Return 16 hex digits of a hash of a JSON value; equal values have equal fingerprints."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -19,10 +19,10 @@ from data_shards.remote_files import local_copy
 
 
 def check_shards(shards_dir: str | Path) -> Iterator[tuple[str, int]]:
-    """Hold every shard against its manifest and index, and read it to its end; yield (shard path, samples) as they pass.
+    """Verify every shard against its manifest and index; yield (shard path, samples) of each valid one.
 
     Raises:
-        ShardError: a file is missing, altered, no whole tar, or its keys are not those of the text.
+        ShardError: a file is missing, changed, not a complete tar, or its keys differ from those of the text.
     """
     shards_dir = Path(shards_dir)
     text = read_manifest(shards_dir / "text")
@@ -43,15 +43,15 @@ def _check_shard(folder: Path, shard: Shard, extension: str, qids: list[str]) ->
         with local_copy(tar) as path:
             if (digest := sha256_of_file(path)) != shard.sha256:
                 raise ShardError(
-                    f"{tar} has sha256 {digest}, its manifest says {shard.sha256}; the shard was cut off or altered"
+                    f"{tar} has sha256 {digest}, its manifest has {shard.sha256}; the shard was cut off or altered"
                 )
             table = build_index(path, name=tar)
     except FileNotFoundError:
         raise ShardError(f"{tar} is missing; fetch it, or build the shards again") from None
     if not table.equals(open_index(folder, shard)):
         raise ShardError(
-            f"{shard.index(folder)} does not list the {len(table):,} members of {tar}; one of them was altered: make the index again "
-            "with `mmcot data shard` or `mmcot data index`"
+            f"{shard.index(folder)} does not list the {len(table):,} members of {tar}; one of the two files was "
+            "altered: build the index again with `mmcot data shard` or `mmcot data index`"
         )
     found = shard_qids(folder, shard, extension)
     if found != qids or len(found) != shard.num_samples:

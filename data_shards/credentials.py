@@ -1,10 +1,10 @@
-"""What a secret looks like in an address or a mapping, and how it is kept from being shown.
+"""Finding secrets in addresses and settings, and hiding them in output.
 
     hide_credentials("s3://key:secret@bucket/a?X-Amz-Signature=0f3a")    # "s3://***@bucket/a?X-Amz-Signature=***"
     find_credentials({"comet": {"api_key": "0f3a"}}, "deepspeed")        # "deepspeed.comet.api_key"
 
-A guard against a mistake, not against a person who hides one: settings, manifests, MLflow and
-reports are read by others, so secrets come from the environment or from files of their own.
+This prevents mistakes, not intent. Other users read settings, manifests, MLflow and reports, so
+secrets belong in the environment or in files of their own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-# A user stands before @ in an address; behind the first slash @ names a revision (hf://datasets/a/b@main), unless a password holds the slash (digits and a slash are a port).
+# In an address the user comes before @. After the first slash, @ names a revision (hf://datasets/a/b@main), unless a
+# password contains the slash. Digits and a slash are a port.
 _USER = re.compile(r"://(?:[^/@\s]+|[^/@\s]*:(?!\d+/)[^@\s]*)@")
 _QUERY = re.compile(
     r"([?&;#][\w.%-]*(?:token|key|secret|passw|pwd|signature|\bsig\b|credential|auth)[\w.%-]*=)[^&;#\s'\"]+",
@@ -27,12 +28,15 @@ def holds_credentials(text: str) -> bool:
 
 
 def hide_credentials(text: str) -> str:
-    """Replace them in every address of a text."""
+    """Replace the credentials in every address of a text by ``***``."""
     return _QUERY.sub(r"\1***", _USER.sub("://***@", text))
 
 
 def find_credentials(value: Any, name: str) -> str | None:
-    """The dotted name of the first secret in a tree of plain values: an address with one, or a text under a key that names one."""
+    """Return the dotted name of the first secret in a tree of plain values, or None.
+
+    A secret is an address with credentials, or a text whose key names a secret.
+    """
     if isinstance(value, str):
         return name if holds_credentials(value) else None
     if isinstance(value, list):

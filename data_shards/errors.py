@@ -4,4 +4,4 @@ from __future__ import annotations
 
 
 class ShardError(RuntimeError):
-    """A shard or its index cannot be trusted; the message names the file."""
+    """A shard or its index is missing or not valid; the message names the file."""

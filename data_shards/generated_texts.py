@@ -1,13 +1,14 @@
-"""Rationale files: the work cut into tasks, a committed file each.
+"""Files of generated texts: one committed file per task.
 
 A task is a range of at most 256 samples of one text shard. Its output,
 ``rationales/train/000012-000256.jsonl`` (shard number, first position in the shard), has
-a line a sample in shard order:
+one line per sample in shard order:
 
     {"qid": "10", "rationale": "Solution: ...", "num_tokens": 31, "finish": "eos"}
 
-A file is committed whole and never computed twice. ``rationales/manifest.json`` names
-what the content depends on (model, data, generation settings); other inputs refuse to mix.
+A file is committed whole and never computed twice. ``rationales/manifest.json`` contains the
+inputs that the texts depend on (model, data, generation settings); a folder takes no output of
+other inputs.
 """
 
 from __future__ import annotations
@@ -68,19 +69,19 @@ def list_tasks(shards_dir: str | Path, splits: Iterable[str], *, task_samples: i
 
 
 def open_output(output_dir: str | Path, inputs: dict[str, Any]) -> None:
-    """Declare what the files of ``output_dir`` are made of, or check that it is the same.
+    """Write the inputs of ``output_dir`` to its manifest, or verify that they are the same.
 
     Raises:
-        ShardError: the folder holds output of other inputs.
+        ShardError: the folder contains output of other inputs.
     """
     path = Path(output_dir) / "manifest.json"
     if path.exists():
-        standing = read_json(path)["inputs"]
-        differing = sorted(key for key in {*standing, *inputs} if standing.get(key) != inputs.get(key))
+        stored = read_json(path)["inputs"]
+        differing = sorted(key for key in {*stored, *inputs} if stored.get(key) != inputs.get(key))
         if differing:
             key = differing[0]
             raise ShardError(
-                f"{path}: these files were made with {key} = {standing.get(key)!r}, now it is {inputs.get(key)!r}; "
+                f"{path}: these files were made with {key} = {stored.get(key)!r}, now it is {inputs.get(key)!r}; "
                 "outputs of different inputs are not mixed: choose another folder, or delete this one"
             )
     else:
@@ -88,7 +89,7 @@ def open_output(output_dir: str | Path, inputs: dict[str, Any]) -> None:
 
 
 def close_output(output_dir: str | Path, *, files: dict[str, Any], summary: dict[str, Any]) -> None:
-    """Mark the output complete: every file with its sha256, and the counts."""
+    """Mark the output complete: write every file with its sha256, and the counts, to the manifest."""
     path = Path(output_dir) / "manifest.json"
     commit_json(path, {**read_json(path), "complete": True, "summary": summary, "files": files})
 
@@ -105,20 +106,20 @@ def read_lines(path: str | Path) -> list[dict[str, Any]]:
     """Read a committed file.
 
     Raises:
-        ShardError: a line is no JSON object.
+        ShardError: a line is not valid JSON.
     """
     try:
-        # Not splitlines(): a model may write U+2028, which is no end of a line in JSONL.
+        # Not splitlines(): a model may generate U+2028, which does not end a line in JSONL.
         return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
     except json.JSONDecodeError as error:
         raise ShardError(f"{path} has a line that is no JSON ({error}); delete the file and run again") from error
 
 
 def verified_files(output_dir: str | Path) -> dict[str, dict[str, Any]]:
-    """The files of a complete output with their counts, each held against its sha256.
+    """Return the files of a complete output with their counts, each verified by its sha256.
 
     Raises:
-        ShardError: the output is not complete, or a file is not what was written.
+        ShardError: the output is not complete, or a file is missing or changed.
     """
     files = _listed_files(Path(output_dir))
     for name, file in files.items():
@@ -130,24 +131,25 @@ def verified_files(output_dir: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def _listed_files(output_dir: Path) -> dict[str, dict[str, Any]]:
-    """What the manifest of a complete output lists, every name one that a task can have."""
+    """Return the files in the manifest of a complete output; every name must be that of a task."""
     path = output_dir / "manifest.json"
-    manifest = read_json(path) if path.exists() else {"complete": False}
+    manifest: dict[str, Any] = read_json(path) if path.exists() else {"complete": False}
     if not manifest["complete"]:
         raise ShardError(f"{output_dir} is not complete; run `mmcot rationales` to its end first")
     if strange := [name for name in manifest["files"] if not _FILE_NAME.fullmatch(name)]:
         raise ShardError(
-            f"{path} names a file {strange[0]!r}, expected such as train/000012-000256.jsonl; delete {output_dir} and run again"
+            f"{path} names a file {strange[0]!r}, expected such as train/000012-000256.jsonl; delete {output_dir} "
+            "and run again"
         )
     return manifest["files"]
 
 
 class RationaleReader:
-    """The rationales of a split, by shard number and position; files are read as they are needed.
+    """The rationales of a split, by shard number and position; files are read when they are needed.
 
     Raises:
-        ShardError: the output is not complete, a file is not what was written, or a question
-            has no rationale.
+        ShardError: the output is not complete, a file is missing or changed, or a question has
+            no rationale.
     """
 
     def __init__(self, output_dir: str | Path, split: str) -> None:
@@ -162,7 +164,7 @@ class RationaleReader:
         self._lines = functools.lru_cache(_OPEN_FILES)(self._read_file)
 
     def text(self, shard: int, position: int, qid: str) -> str:
-        """The rationale of the question ``qid``, at a position of a shard."""
+        """Return the rationale of the question ``qid``, at a position of a shard."""
         starts = self._starts.get(shard, [])
         index = bisect.bisect_right(starts, position) - 1
         lines = self._lines(f"{self.split}/{shard:06d}-{starts[index]:06d}.jsonl") if index >= 0 else []
@@ -174,17 +176,18 @@ class RationaleReader:
         return line[1]
 
     def by_qid(self) -> dict[str, str]:
-        """All of them by qid.
+        """Return all rationales by qid.
 
         Raises:
-            ShardError: a qid comes twice.
+            ShardError: a qid occurs twice.
         """
         rationales: dict[str, str] = {}
         for name in sorted(self._files):
             for qid, text in self._read_file(name):
                 if qid in rationales:
                     raise ShardError(
-                        f"{self.output_dir / name}: question {qid} has a second rationale; delete {self.output_dir} and run again"
+                        f"{self.output_dir / name}: question {qid} has a second rationale; delete {self.output_dir} "
+                        "and run again"
                     )
                 rationales[qid] = text
         return rationales
@@ -197,5 +200,5 @@ class RationaleReader:
 
 
 def read_rationales(output_dir: str | Path, split: str) -> dict[str, str]:
-    """All rationales of a split by qid."""
+    """Return all rationales of a split by qid."""
     return RationaleReader(output_dir, split).by_qid()

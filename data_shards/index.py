@@ -1,13 +1,12 @@
-"""Where every member of a tar lies: the index beside it.
+"""The index of a tar: the offset, size and checksum of every member.
 
-``text/train-000012.tar`` has ``text/train-000012.parquet``, a row a member in tar order:
+``text/train-000012.tar`` has ``text/train-000012.parquet``, one row per member in tar order:
 
     qid    extension  offset  size  crc32
     "10"   "json"     1536    812   3053104128
 
 ``offset`` and ``size`` (bytes) are those of the member's data, so that a sample is one
-read. The index is made from any plain webdataset tar, wherever it lies; the tar is never
-rewritten.
+read. Any plain webdataset tar can be indexed, local or remote; the tar is never rewritten.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ def build_index(
     """List the members of a tar, which is read to its end.
 
     Args:
-        name: what to call it in messages, where ``tar_path`` is a copy.
-        report: is told of a file that holds several archives, one behind the other.
+        name: the tar's name in messages, where ``tar_path`` is a copy.
+        report: called with a line on a file that contains several concatenated archives.
 
     Raises:
-        ShardError: the tar is damaged or cut off, or holds something other than plain files of the
-            allowed extensions (pickles are never read).
+        ShardError: the tar is damaged or truncated, or contains something other than plain files of
+            the allowed extensions (pickles are never read).
     """
     name = name or tar_path
     rows: list[tuple] = []
@@ -63,7 +62,7 @@ def build_index(
     except TarFormatError as error:
         raise ShardError(f"{name} is not a readable tar: {error}; write or fetch the shard again") from error
     if num_archives > 1 and report is not None:
-        report(f"{name} holds {num_archives} archives, one behind the other; all of them are read")
+        report(f"{name} contains {num_archives} concatenated archives; all of them are read")
     columns = zip(*rows, strict=True) if rows else [()] * len(_SCHEMA)
     return pa.Table.from_arrays(
         [pa.array(list(column), field.type) for column, field in zip(columns, _SCHEMA, strict=True)], schema=_SCHEMA
@@ -74,14 +73,14 @@ def _row(member: TarMember, tar: str | Path) -> tuple[str, str, int, int, int]:
     qid, _, extension = Path(member.name).name.partition(".")
     if member.kind != FILE or extension.lower() not in ALLOWED_EXTENSIONS:
         raise ShardError(
-            f"{tar}: member {member.name!r} is not of an allowed kind ({member.kind}); "
-            f"expected plain files ending in {', '.join('.' + e for e in ALLOWED_EXTENSIONS)}: write the shard again without it"
+            f"{tar}: member {member.name!r} is not of an allowed kind ({member.kind}); expected plain files ending in "
+            f"{', '.join('.' + e for e in ALLOWED_EXTENSIONS)}: write the shard again without it"
         )
-    if any(
-        "\ud800" <= letter <= "\udfff" for letter in qid
-    ):  # bytes that are no UTF-8 come as lone surrogates, which no index can hold
+    # Bytes that are not UTF-8 are decoded to lone surrogates, which an index cannot store.
+    if any("\ud800" <= letter <= "\udfff" for letter in qid):
         raise ShardError(
-            f"{tar}: the name of member {member.name!r} is no UTF-8; expected letters, digits, '_' and '-' up to the first dot"
+            f"{tar}: the name of member {member.name!r} is no UTF-8; expected letters, digits, '_' and '-' up to the "
+            "first dot"
         )
     return qid, extension.lower(), member.offset, member.size, member.crc32
 
@@ -104,12 +103,12 @@ def read_index(index_file: str | Path) -> pa.Table:
     """Read the index of a tar.
 
     Raises:
-        ShardError: there is none, or it is of another form.
+        ShardError: the index is missing, or has another form.
     """
-    remedy = "make it again with `mmcot data shard` or `mmcot data index`"
+    remedy = "build it again with `mmcot data shard` or `mmcot data index`"
     try:
         with pq.ParquetFile(index_file) as file:
-            table = file.read(use_threads=False)  # a tenth of a millisecond's work: read_table takes five times as long
+            table = file.read(use_threads=False)  # takes 0.1 ms; read_table takes five times as long
     except FileNotFoundError as error:
         raise ShardError(f"index {index_file} is missing; {remedy}") from error
     except (pa.ArrowInvalid, OSError) as error:
@@ -120,10 +119,10 @@ def read_index(index_file: str | Path) -> pa.Table:
 
 
 def read_member(descriptor: int, *, offset: int, size: int, crc32: int, name: tuple[str | Path, str]) -> bytes:
-    """Read one member's bytes from an open tar and hold them against their checksum.
+    """Read one member's bytes from an open tar and verify their checksum.
 
     Raises:
-        ShardError: fewer bytes than the index says, or other ones.
+        ShardError: the size or the checksum differs from the index.
     """
     data = os.pread(descriptor, size, offset)
     check_member(data, size=size, crc32=crc32, name=name)
@@ -131,19 +130,24 @@ def read_member(descriptor: int, *, offset: int, size: int, crc32: int, name: tu
 
 
 def check_member(data: bytes, *, size: int, crc32: int, name: tuple[str | Path, str]) -> None:
-    """Hold a member's bytes against its index; ``name`` is the tar and the question.
+    """Verify a member's bytes against its index.
+
+    Args:
+        name: the tar and the question.
 
     Raises:
-        ShardError: fewer bytes than the index says, or other ones.
+        ShardError: the size or the checksum differs from the index.
     """
     if len(data) != size or zlib.crc32(data) != crc32:
         raise ShardError(
-            f"{name[0]}, question {name[1]}: the bytes are not those that were indexed (size {len(data)} of {size}, crc32 {zlib.crc32(data):08x} "
-            f"instead of {crc32:08x}); the shard was cut off or altered: write or fetch it again"
+            f"{name[0]}, question {name[1]}: the bytes are not those that were indexed (size {len(data)} of {size}, "
+            f"crc32 {zlib.crc32(data):08x} instead of {crc32:08x}); the shard was cut off or altered: write or fetch "
+            "it again"
         )
 
 
 def rows_of_extension(table: pa.Table, extension: str) -> dict[str, np.ndarray]:
-    """The columns of all members with one extension, in tar order, as numpy arrays."""
-    chosen = table.filter(pc.equal(table["extension"], extension))
+    """Return the columns of all members with one extension, in tar order, as numpy arrays."""
+    equals = pc.equal(table["extension"], extension)  # pyright: ignore[reportAttributeAccessIssue] (made at import)
+    chosen = table.filter(equals)
     return {name: chosen[name].to_numpy(zero_copy_only=False) for name in ("qid", "offset", "size", "crc32")}

@@ -1,9 +1,9 @@
-"""A user's own webdataset tars, indexed where they lie.
+"""A user's own webdataset tars, indexed in place.
 
-Members of one key belong together: ``{qid}.json`` (a question, in ScienceQA's field names
-or those of ``tables.py``) and, if wanted, pictures ``{qid}.png`` (.jpg, .jpeg, .webp) or
-ready-made features ``{qid}.npy``. Nothing is copied or rewritten: the output folder holds
-indexes and manifests that point to the tars.
+Members with the same key belong to one question: ``{qid}.json`` (the question, in ScienceQA's
+field names or those of ``tables.py``) and optionally pictures ``{qid}.png`` (.jpg, .jpeg, .webp)
+or ready-made features ``{qid}.npy``. Nothing is copied or rewritten: the output folder contains
+indexes and manifests that name the tars.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ def index_tars(
     """Index tars into a data folder and return its text manifest.
 
     Args:
-        tars: split to its tars, in order: paths or URLs.
-        features: the name under which ``.npy`` members become features; None leaves them alone.
-        report: is told of tars that hold several archives, or members of no question.
+        tars: the tars of each split, in order: paths or URLs.
+        features: the name of the features in ``.npy`` members; None ignores these members.
+        report: called with a line on tars that contain several archives, or members of no question.
 
     Raises:
-        ShardError: a tar is damaged, holds no question, or a feature is missing or of another shape.
-        ProblemError: a question cannot be used.
+        ShardError: a tar is damaged or contains no question, or a feature is missing or has another shape.
+        ProblemError: a question is not valid.
     """
     for path in (path for paths in tars.values() for path in paths if is_remote(path)):
-        check_url(str(path))  # before it is written down
+        check_url(str(path))  # before it is written to a file
     output_dir = Path(output_dir)
     folder = output_dir / "text"
-    (folder / "manifest.json").unlink(missing_ok=True)  # until all is done the folder counts as unfinished
+    (folder / "manifest.json").unlink(missing_ok=True)  # the folder is unfinished until the end
     commit_json(
         output_dir / "inputs.json", {"indexed": [str(path) for split in SPLITS for path in tars.get(split, ())]}
     )
@@ -76,8 +76,8 @@ def index_tars(
     repeated = [qid for qid, number in Counter(problem.qid for problem in everything).items() if number > 1]
     if repeated:
         raise ShardError(
-            f"{len(repeated):,} question ids come more than once in the tars, such as {repeated[0]!r}; every question has an id of its own, "
-            "its member's name before the first dot without the folders before it: rename the members"
+            f"{len(repeated):,} question ids occur more than once in the tars, such as {repeated[0]!r}; expected "
+            "unique ids (a member's file name up to the first dot, without folders): rename the members"
         )
     manifest = write_manifest(
         folder, "text", shards, {"counts": count_questions(everything), "lists": {}, "ceilings": None}
@@ -88,14 +88,14 @@ def index_tars(
 
 
 def pictures_in_tars(shards_dir: str | Path) -> Callable[[Problem], list[bytes]]:
-    """A function from a problem to its encoded pictures, read from the indexed tars."""
+    """Return a function from a problem to its encoded pictures, read from the indexed tars."""
     folder = Path(shards_dir) / "text"
     where: dict[str, list[tuple[Path | str, int, int, int]]] = {}
     for shard in manifest_shards(read_manifest(folder)):
         table = read_index(shard.index(folder))
         for extension in PICTURE_EXTENSIONS:
-            for qid, *member in zip(*rows_of_extension(table, extension).values(), strict=True):
-                where.setdefault(qid, []).append((shard.tar(folder), *map(int, member)))
+            for qid, offset, size, crc32 in zip(*rows_of_extension(table, extension).values(), strict=True):
+                where.setdefault(qid, []).append((shard.tar(folder), int(offset), int(size), int(crc32)))
 
     def pictures(problem: Problem) -> list[bytes]:
         found = []
@@ -126,7 +126,7 @@ def _index(location: Path | str, folder: Path, split: str, number: int, report: 
         size, sha256 = path.stat().st_size, sha256_of_file(path)
     num_samples = len(rows_of_extension(table, "json")["qid"])
     if not num_samples:
-        raise ShardError(f"{location} holds no .json member; each question is a {{qid}}.json")
+        raise ShardError(f"{location} contains no .json member; expected one {{qid}}.json for each question")
     orphans = set(table["qid"].to_pylist()) - set(rows_of_extension(table, "json")["qid"])
     if orphans:
         report(
@@ -134,7 +134,7 @@ def _index(location: Path | str, folder: Path, split: str, number: int, report: 
             f"(there is no {min(orphans)}.json); they are left out"
         )
     return Shard(
-        name, split, num_samples, size, sha256, location if is_remote(location) else str(Path(location).absolute())
+        name, split, num_samples, size, sha256, str(location if is_remote(location) else Path(location).absolute())
     )
 
 
@@ -160,7 +160,7 @@ def _index_features(folder: Path, text: Path, shards: list[Shard], name: str, te
                 dims.add(array.shape[1])
                 counts[shard.split]["num_with_features" if len(array) else "num_no_image"] += 1
     if len(dims) != 1:
-        raise ShardError(f"the features have widths {sorted(dims)}; all must agree")
+        raise ShardError(f"the features have different widths {sorted(dims)}; expected one width")
     extra = {
         "feature": name,
         "num_patches": num_patches,

@@ -1,4 +1,4 @@
-"""Manifests of finished shards, and what they list: shards, their indexes, their questions."""
+"""Manifests of finished shards, and their contents: shards, indexes and questions."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 class Shard:
     """One tar of a manifest; ``name`` has no suffix, such as ``train-000012``.
 
-    ``path`` is where the tar lies if it is a user's own, indexed in place; the index is
-    always in the manifest's folder.
+    ``path`` is the location of a user's own tar that was indexed in place; the index is always
+    in the manifest's folder.
     """
 
     name: str
@@ -39,23 +39,23 @@ class Shard:
     path: str | None = None
 
     def tar(self, folder: Path) -> Path | str:
-        """The tar of a shard whose manifest lies in ``folder``: a path, or the URL of a remote one."""
+        """The path or URL of the tar, where ``folder`` contains the manifest."""
         if self.path is None:
             return folder / f"{self.name}.tar"
         return self.path if "://" in self.path else Path(self.path)
 
     def index(self, folder: Path) -> Path:
-        """The index of that tar."""
+        """The path of the tar's index."""
         return folder / f"{self.name}.parquet"
 
     @property
     def number(self) -> int:
-        """Its number in its split."""
+        """The number of the shard in its split."""
         return int(self.name.rpartition("-")[2])
 
 
 def read_problems(folder: Path, shard: Shard) -> Iterator[Problem]:
-    """The problems of a text shard in tar order."""
+    """Yield the problems of a text shard in tar order."""
     rows = rows_of_extension(open_index(folder, shard), "json")
     with local_copy(shard.tar(folder)) as path, open(path, "rb") as file:
         for qid, offset, size, crc32 in zip(*rows.values(), strict=True):
@@ -65,10 +65,10 @@ def read_problems(folder: Path, shard: Shard) -> Iterator[Problem]:
 
 
 def problem_of_member(qid: str, data: bytes, *, tar: str | Path) -> Problem:
-    """The problem in a ``{qid}.json`` member, in ScienceQA's field names or those of a table.
+    """Parse the problem in a ``{qid}.json`` member, in ScienceQA's field names or those of a table.
 
     Raises:
-        ProblemError: it is no JSON object, or the question in it cannot be used; the tar and the member are named.
+        ProblemError: it is no JSON object, or its question is not valid; the message names tar and member.
     """
     try:
         row = json.loads(data)
@@ -85,12 +85,13 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """Read ``folder/manifest.json``.
 
     Raises:
-        ShardError: there is none (the build did not finish), or its schema is another.
+        ShardError: there is none (the build did not finish), or it has another schema version.
     """
     path = Path(folder) / "manifest.json"
     if not path.exists():
         raise ShardError(
-            f"{path} does not exist: the folder was not built to its end; run `mmcot data shard` or `mmcot data index` again"
+            f"{path} does not exist: the build of the folder did not finish; run `mmcot data shard` or `mmcot data "
+            "index` again"
         )
     manifest = read_json(path)
     if manifest.get("schema_version") != SCHEMA_VERSION:
@@ -102,23 +103,23 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
 
 
 def manifest_shards(manifest: dict[str, Any], split: str | None = None) -> list[Shard]:
-    """The shards of a manifest, of one split or of all, in order."""
+    """Return the shards of a manifest, of one split or of all, in order."""
     for shard in manifest["shards"]:
-        if not _NAME.fullmatch(shard["name"]) or shard["split"] not in SPLITS:  # both become file names
+        if not _NAME.fullmatch(shard["name"]) or shard["split"] not in SPLITS:  # both are used in file names
             raise ShardError(
-                f"a manifest names a shard {shard['name']!r} of split {shard['split']!r}, expected such as train-000012 of {', '.join(SPLITS)}; "
-                "build the shards again"
+                f"a manifest names a shard {shard['name']!r} of split {shard['split']!r}, expected such as "
+                f"train-000012 of {', '.join(SPLITS)}; build the shards again"
             )
     return [Shard(**shard) for shard in manifest["shards"] if split in (None, shard["split"])]
 
 
 def shard_qids(folder: Path, shard: Shard, extension: str) -> list[str]:
-    """The qids of a shard in tar order, from its index."""
+    """Return the qids of a shard in tar order, from its index."""
     return rows_of_extension(open_index(folder, shard), extension)["qid"].tolist()
 
 
 def open_index(folder: Path, shard: Shard) -> pa.Table:
-    """Read a shard's index; that of a mirrored folder is fetched when it is first needed."""
+    """Read a shard's index; that of a mirrored folder is downloaded at its first use."""
     path, tar = shard.index(folder), str(shard.tar(folder))
     if not path.exists() and is_remote(tar):
         fetch_file(tar.removesuffix(".tar") + ".parquet", path)

@@ -1,4 +1,4 @@
-"""The small files of a data folder behind a URL, kept on this machine."""
+"""Local copies of the small files of a remote data folder."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_m
 
 
 def mirror_folder(url: str, cache_dir: str | Path, *, features: str | None) -> Path:
-    """The small files of a remote data folder (manifests, tokenizer) in a folder of this machine.
+    """Copy the small files of a remote data folder (manifests, tokenizer) to a folder of this machine.
 
-    The manifests point to the tars where they lie; indexes follow one by one as they are
-    needed. A data folder that has changed gets another folder.
+    The manifests contain the URLs of the tars; each index is downloaded when it is needed. A data
+    folder that has changed gets a new local folder.
 
     Raises:
-        ShardError: there is no finished data folder, or no feature of that name in it.
+        ShardError: there is no finished data folder, or it has no feature of that name.
     """
     url = url.rstrip("/")
     names = ["text", *([f"features/{features}"] if features else [])]
@@ -37,7 +37,7 @@ def mirror_folder(url: str, cache_dir: str | Path, *, features: str | None) -> P
             manifests[name] = _parse_manifest(read_file(f"{url}/{name}/manifest.json"), f"{url}/{name}")
         except FileNotFoundError:
             raise ShardError(
-                f"{url}/{name}/manifest.json does not exist; copy a finished data folder there as it is"
+                f"{url}/{name}/manifest.json does not exist; copy a finished data folder to that URL"
             ) from None
     key = fingerprint([url, *(manifest["fingerprint"] for manifest in manifests.values())])
     folder = Path(cache_dir).expanduser() / "folders" / key
@@ -53,21 +53,21 @@ def mirror_folder(url: str, cache_dir: str | Path, *, features: str | None) -> P
 
 
 def local_folder(location: str | Path, cache_dir: str | Path, *, features: str | None) -> Path:
-    """A data folder on this machine: itself, or the small files of a remote one."""
+    """Return a data folder on this machine: the folder itself, or the local copy of a remote one."""
     return mirror_folder(str(location), cache_dir, features=features) if is_remote(location) else Path(location)
 
 
 def origin_of(folder: str | Path) -> str | None:
-    """The URL that a mirrored data folder stands for; None for any other folder."""
+    """Return the URL of a mirrored data folder; None for any other folder."""
     path = Path(folder) / "origin.json"
     return read_json(path)["url"] if path.exists() else None
 
 
 def _parse_manifest(data: bytes, folder: str) -> dict[str, Any]:
-    """A manifest whose shards name their full URLs."""
+    """Parse a manifest and give its shards their full URLs."""
     manifest = json.loads(data)
     shards = [{**shard, "path": shard["path"] or f"{folder}/{shard['name']}.tar"} for shard in manifest["shards"]]
     local = [shard["path"] for shard in shards if not is_remote(shard["path"])]
     if local:
-        raise ShardError(f"{folder} points to tars of another machine, such as {local[0]}; index them by URL")
+        raise ShardError(f"{folder} names tars of another machine, such as {local[0]}; index them by URL")
     return {**manifest, "shards": shards}

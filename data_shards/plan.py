@@ -1,7 +1,7 @@
-"""The order of an epoch: which samples form which global batch, and who computes what.
+"""The order of an epoch: the samples of each global batch, and the blocks of each rank.
 
-A plan is a pure function of integer arrays; it knows no files, no tensors and no
-processes. It is computed alike on every rank:
+A plan is a pure function of integer arrays, without files, tensors or processes. Every rank
+computes the same plan:
 
     plan = Plan(source_lengths, target_lengths, shard_of_sample, seed=0, epoch=3,
                 global_batch_size=32, micro_batch_size=4)
@@ -9,10 +9,10 @@ processes. It is computed alike on every rank:
     plan.batch_blocks(step)                # [array([17, 3, 940, 12]), ...] sample numbers
     plan.local_blocks(step, rank=1, world_size=2)   # [(0, array), (3, array)], (index, None) is a dummy
 
-The atom is a *block*, a micro-batch of samples alike in both lengths; a global batch is a
-random set of blocks, so that batches stay mixed although blocks are not. By arithmetic:
-every sample exactly once an epoch, the same global batches at every world size, the same
-number of micro-steps on every rank, and resuming needs one integer.
+The unit is a *block*, a micro-batch of samples with similar lengths of source and target. A
+global batch is a random set of blocks, so that batches are mixed although blocks are not. It
+follows that every sample occurs exactly once in an epoch, the global batches are the same at
+every world size, every rank has the same number of micro-steps, and resuming needs one integer.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ class Plan:
 
     Shards are shuffled, then samples within a window of ``window_shards`` shards, so that
     reads stay local. Within a window samples are sorted into strips by source length, each
-    strip by target length, and cut into blocks; blocks are then shuffled. What a window
-    leaves over (less than a block, or less than a batch) moves on to the next, so only the
+    strip by target length, and cut into blocks; blocks are then shuffled. The remainder of a
+    window (less than a block, or less than a batch) is used in the next window, so only the
     epoch's last batch may be short.
 
     Args:
         source_lengths: tokens of each sample's source, int [N].
         target_lengths: tokens of each sample's target, int [N].
         shard_of_sample: number of the shard that holds each sample, int [N].
-        seed: of all shuffling.
-        epoch: zero-based; each has its own order.
-        global_batch_size: samples an optimizer step, a multiple of ``micro_batch_size``.
-        micro_batch_size: samples a block.
+        seed: seed of all shuffling.
+        epoch: zero-based; each epoch has its own order.
+        global_batch_size: samples per optimizer step, a multiple of ``micro_batch_size``.
+        micro_batch_size: samples per block.
         window_shards: shards shuffled together.
         group_by_length: False makes blocks of random samples.
 
@@ -81,12 +81,12 @@ class Plan:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits over all arguments but ``epoch``; the world size is none of them."""
+        """A hash, 16 hex digits, of all arguments except ``epoch``; it does not depend on the world size."""
         digest = hashlib.sha256()
         settings = (self.seed, self.global_batch_size, self.micro_batch_size, self.window_shards, self.group_by_length)
         digest.update(repr(settings).encode())
         for array in (self.source_lengths, self.target_lengths, self.shard_of_sample):
-            digest.update(np.ascontiguousarray(array, dtype=np.int64))
+            digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
         return digest.hexdigest()[:16]
 
     def batch_blocks(self, step: int) -> list[np.ndarray]:
@@ -103,20 +103,20 @@ class Plan:
         return [self._order[block * size : (block + 1) * size] for block in range(first, last)]
 
     def window_of_step(self, step: int) -> int:
-        """Number of the window of shards whose samples a step reads (and what the one before left over)."""
+        """Number of the window of shards that a step reads (with the remainder of the window before)."""
         return int(np.searchsorted(self._window_ends, step, side="right"))
 
     def local_blocks(self, step: int, *, rank: int, world_size: int) -> list[tuple[int, np.ndarray | None]]:
-        """The blocks one rank computes in a global batch, with their index in it.
+        """The blocks that one rank computes in a global batch, with their index in it.
 
-        Blocks are dealt by falling cost, ``world_size`` at a time, the longest to the rank
-        with the least so far: ranks have similar work at each micro-step and over all.
-        Where they don't divide, the index goes on counting and the block is None: a dummy,
-        whose gradient must be zero.
+        Blocks are assigned by falling cost, ``world_size`` at a time, the most expensive to the
+        rank with the least work so far: ranks have similar work at each micro-step and in total.
+        Where the number of blocks is no multiple of ``world_size``, further indexes have the
+        block None: a dummy, which must have a zero gradient.
 
         Returns:
-            equally many pairs (index in the global batch, sample numbers or None) on
-            every rank.
+            pairs (index in the global batch, sample numbers or None), the same number of them
+            on every rank.
         """
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} must be in 0..{world_size - 1} (world_size {world_size})")
@@ -125,7 +125,7 @@ class Plan:
         return [(int(index), blocks[index] if index < len(blocks) else None) for index in indexes[:, rank]]
 
     def _deal(self, blocks: list[np.ndarray], world_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Block indexes by micro-step and rank, int [M, W] (from ``len(blocks)`` on: dummies), and work by rank, [W]."""
+        """Block indexes by micro-step and rank, int [M, W] (dummies from ``len(blocks)`` on), and work by rank, [W]."""
         num_rounds = -(-len(blocks) // world_size)
         costs = np.zeros(num_rounds * world_size, dtype=np.int64)
         costs[: len(blocks)] = self._costs(blocks)
@@ -153,7 +153,10 @@ class Plan:
         return busiest / mean if mean else 1.0
 
     def _costs(self, blocks: list[np.ndarray]) -> np.ndarray:
-        """Tokens of the blocks of a batch, int64 [n]: all at once, for every rank asks at every step; the last may be short."""
+        """Tokens of the blocks of a batch, int64 [n]; the last block may be short.
+
+        Computed for all blocks at once, because every rank needs them at every step.
+        """
         samples, size = np.concatenate(blocks), self.micro_batch_size
         num_full = len(samples) // size * size
         costs = self._block_costs(samples[:num_full].reshape(-1, size))
@@ -188,11 +191,11 @@ class Plan:
             num_steps += num_batched // self.blocks_per_batch
             window_ends.append(num_steps)
             left_blocks = blocks[num_batched:]
-        self._window_ends = np.array(window_ends[:-1], dtype=np.int64)  # what is left at the end belongs to the last
+        self._window_ends = np.array(window_ends[:-1], dtype=np.int64)  # the final remainder belongs to the last window
         return np.concatenate([*order, left_blocks.reshape(-1), left_samples]) if order else left_samples
 
     def _cut_blocks(self, samples: np.ndarray) -> np.ndarray:
-        """Cut randomly ordered samples into blocks alike in both lengths, int64 [n, micro_batch_size]."""
+        """Cut randomly ordered samples into blocks with similar lengths, int64 [n, micro_batch_size]."""
         size = self.micro_batch_size
         if self.group_by_length and len(samples):
             samples = samples[np.argsort(self.source_lengths[samples], kind="stable")]
@@ -203,10 +206,10 @@ class Plan:
         return samples.reshape(-1, size)
 
     def _mix_batches(self, blocks: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """Order randomly ordered blocks so that each batch takes one of every stratum of cost.
+        """Order randomly ordered blocks so that each batch has one block of every stratum of cost.
 
-        A batch of few blocks, each alike in length, would else often miss whole kinds of
-        questions; so each resembles the window, and costs about the same.
+        Otherwise a batch of few blocks, each with similar lengths, would often miss whole kinds
+        of questions. With strata each batch resembles the window, and costs about the same.
         """
         if not self.group_by_length or not len(blocks):
             return blocks
@@ -219,7 +222,9 @@ def _check_arguments(
 ) -> None:
     sizes = [len(array) for array in arrays]
     if len(set(sizes)) != 1:
-        raise ValueError(f"source_lengths, target_lengths and shard_of_sample have {sizes} entries; they must agree")
+        raise ValueError(
+            f"source_lengths, target_lengths and shard_of_sample have {sizes} entries; expected equal numbers"
+        )
     if micro_batch_size < 1 or window_shards < 1:
         raise ValueError(
             f"micro_batch_size ({micro_batch_size}) and window_shards ({window_shards}) must be at least 1"

@@ -1,19 +1,19 @@
-"""Which ranges to ask a server for, so that few requests bring little that is not needed."""
+"""Planning range requests: few requests with few bytes that are not needed."""
 
 from __future__ import annotations
 
 import numpy as np
 
-TAR_GAP_BYTES = 1024  # header and padding between two neighbours in a tar
+TAR_GAP_BYTES = 1024  # header and padding between two adjacent members of a tar
 MAX_RANGE_BYTES = 8 << 20
 
 
 def plan_ranges(
     files: np.ndarray, offsets: np.ndarray, sizes: np.ndarray, *, max_waste: float = 0.1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Join members that lie close into ranges, smallest gaps first.
+    """Join members with small gaps between them into ranges, smallest gaps first.
 
-    Neighbours are always joined; wider gaps as long as all gaps together stay below
+    Adjacent members are always joined. Larger gaps are joined while the sum of all gaps is below
     ``max_waste`` of the bytes needed. No range grows beyond ``MAX_RANGE_BYTES`` by joining.
 
     Args:
@@ -36,7 +36,7 @@ def plan_ranges(
     joined |= same_file & (gaps <= TAR_GAP_BYTES)
     breaks = ~joined
     start_of_range = starts[0]
-    for member in range(1, len(starts)):  # long runs are cut where a member begins
+    for member in range(1, len(starts)):  # long ranges are cut at the start of a member
         if breaks[member - 1] or stops[member] - start_of_range > MAX_RANGE_BYTES:
             breaks[member - 1] = True
             start_of_range = starts[member]

@@ -1,7 +1,7 @@
-"""The samples of a split, by number: text and features joined index by index.
+"""The samples of a split, by number: text and features joined by position.
 
-A sample is one checksummed read a member. Where tars are remote, ``prefetch`` asks for
-what will be needed, in few requests, and reading waits for what it needs of them.
+A sample is one read per member, verified by its checksum. For remote tars, ``prefetch`` requests
+the bytes that will be needed, in few requests, and reading waits for them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ from mmcot.texts.problem import Problem
 _REQUESTS = 16  # at a time
 _WINDOWS_HELD = 2  # the one in use and the next
 _NPY_MAGIC = b"\x93NUMPY\x01\x00"
+_DEFAULT_ACCESS = RemoteAccess()
 
 
 class SplitReader:
     """The samples of one split of a data folder, by number in shard order.
 
     Args:
-        shards_dir: a local data folder; its tars may lie elsewhere.
+        shards_dir: a local data folder; its tars may be elsewhere.
         features: name of the feature folder to join, or None for text alone.
         access: how remote tars are read.
 
@@ -38,7 +39,7 @@ class SplitReader:
     """
 
     def __init__(
-        self, shards_dir: str | Path, split: str, *, features: str | None = None, access: RemoteAccess = RemoteAccess()
+        self, shards_dir: str | Path, split: str, *, features: str | None = None, access: RemoteAccess = _DEFAULT_ACCESS
     ) -> None:
         shards_dir = Path(shards_dir)
         self.split = split
@@ -57,14 +58,14 @@ class SplitReader:
         self.bytes_needed = 0
         self._joined: set[int] = set()
         self._pool: ThreadPoolExecutor | None = None
-        self._held: deque[dict[tuple[str, int], tuple[Future, int]]] = deque(maxlen=_WINDOWS_HELD)
+        self._held: deque[dict[tuple[str, int, int], tuple[Future, int]]] = deque(maxlen=_WINDOWS_HELD)
 
     def __len__(self) -> int:
         return len(self._text)
 
     @property
     def qids(self) -> np.ndarray:
-        """Question ids by sample number; for a large split, ask ``qid`` instead."""
+        """Question ids by sample number; for a large split, use ``qid`` instead."""
         columns = [self._text.columns(shard)["qid"] for shard in range(len(self._text.shards))]
         return np.concatenate(columns or [np.empty(0, object)])
 
@@ -80,18 +81,18 @@ class SplitReader:
 
     @property
     def is_remote(self) -> bool:
-        """Whether any tar lies behind a URL."""
+        """Whether any tar is behind a URL."""
         parts = [self._text, *([self._features] if self._features else [])]
         return any(remote for part in parts for remote in part.is_remote)
 
     @property
     def bytes_read(self) -> int:
-        """Bytes that came from files and servers so far; ``bytes_needed`` of them were used."""
+        """Bytes read from files and servers so far; ``bytes_needed`` of them were used."""
         return self._text.bytes_read + (self._features.bytes_read if self._features else 0)
 
     @property
     def num_requests(self) -> int:
-        """Ranges asked of servers so far."""
+        """Range requests to servers so far."""
         return self._text.num_requests + (self._features.num_requests if self._features else 0)
 
     def place(self, sample: int) -> tuple[int, int]:
@@ -110,7 +111,7 @@ class SplitReader:
         if self._features is None:
             return None
         shard, position = self._text.place(sample)
-        self._check_joined(shard)
+        self._check_joined(self._features, shard)
         array = _parse_npy(self._read(self._features, shard, position))
         if array.ndim != 2 or array.shape[1] != self.feature_shape[1] or len(array) > self.feature_shape[0]:
             raise ShardError(
@@ -125,9 +126,9 @@ class SplitReader:
         return np.arange(self._text.first_sample[number], self._text.first_sample[number + 1])
 
     def prefetch(self, samples: np.ndarray, *, features: bool = True) -> None:
-        """Start fetching what reading these samples will need, in their order; the last two calls' are held.
+        """Start fetching the bytes of these samples, in their order; those of the last two calls are kept.
 
-        Local tars need none of it. Memory: the bytes of these samples, while they are held.
+        Does nothing for local tars. Memory: the bytes of these samples while they are kept.
         """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(_REQUESTS, thread_name_prefix="prefetch")
@@ -139,33 +140,7 @@ class SplitReader:
                     if part.is_remote[shard]:
                         self._pool.submit(part.open_shard, shard)
             return
-        self._held.append(self._fetch_ranges(parts, places))
-
-    def _fetch_ranges(self, parts: list[Members], places: list[tuple[int, int]]) -> dict:
-        shards = list(dict.fromkeys(shard for shard, _ in places))
-        list(
-            self._pool.map(lambda pair: pair[0].columns(pair[1]), [(part, shard) for part in parts for shard in shards])
-        )
-        keys = [(number, shard, position) for shard, position in places for number in range(len(parts))]
-        where = np.array(
-            [
-                [parts[number].columns(shard)[name][position] for name in ("offset", "size")]
-                for number, shard, position in keys
-            ]
-        )
-        files = np.array([number + len(parts) * shard for number, shard, _ in keys])
-        ranges, range_of_member = plan_ranges(files, where[:, 0], where[:, 1])
-        futures: dict[int, Future] = {}
-        for index in range_of_member:  # in the order of need
-            if index not in futures:
-                file, start, stop = map(int, ranges[index])
-                futures[index] = self._pool.submit(
-                    parts[file % len(parts)].fetch, file // len(parts), start, stop - start
-                )
-        return {
-            (parts[number].extension, shard, position): (futures[index], int(offset - ranges[index][1]))
-            for (number, shard, position), (offset, _), index in zip(keys, where, range_of_member, strict=True)
-        }
+        self._held.append(_fetch_ranges(self._pool, parts, places))
 
     def close(self) -> None:
         """Close the shards that were opened."""
@@ -185,26 +160,53 @@ class SplitReader:
                 future, start = held
                 try:
                     return members.check(shard, position, future.result()[start : start + size])
-                except ShardError:  # once more by itself; what is wrong now is wrong there
+                except ShardError:  # try once more with a read of its own, whose error is then raised
                     break
         return members.read(shard, position)
 
-    def _check_joined(self, shard: int) -> None:
+    def _check_joined(self, features: Members, shard: int) -> None:
         if shard not in self._joined:
-            if not np.array_equal(self._features.columns(shard)["qid"], self._text.columns(shard)["qid"]):
-                name = self._features.shards[shard].name
+            if not np.array_equal(features.columns(shard)["qid"], self._text.columns(shard)["qid"]):
+                name = features.shards[shard].name
                 raise ShardError(
-                    f"{self._features.folder / name} does not hold the questions of its text shard in their order; build it again"
+                    f"{features.folder / name} does not hold the questions of its text shard in their order; "
+                    "build it again"
                 )
             self._joined.add(shard)
 
 
+def _fetch_ranges(
+    pool: ThreadPoolExecutor, parts: list[Members], places: list[tuple[int, int]]
+) -> dict[tuple[str, int, int], tuple[Future, int]]:
+    """Start fetching the members at ``places``; returns by member the fetched range and the member's start in it."""
+    shards = list(dict.fromkeys(shard for shard, _ in places))
+    list(pool.map(lambda pair: pair[0].columns(pair[1]), [(part, shard) for part in parts for shard in shards]))
+    keys = [(number, shard, position) for shard, position in places for number in range(len(parts))]
+    where = np.array(
+        [
+            [parts[number].columns(shard)[name][position] for name in ("offset", "size")]
+            for number, shard, position in keys
+        ]
+    )
+    files = np.array([number + len(parts) * shard for number, shard, _ in keys])
+    ranges, range_of_member = plan_ranges(files, where[:, 0], where[:, 1])
+    futures: dict[int, Future] = {}
+    for index in range_of_member:  # in the order in which they are needed
+        if index not in futures:
+            file, start, stop = map(int, ranges[index])
+            futures[index] = pool.submit(parts[file % len(parts)].fetch, file // len(parts), start, stop - start)
+    return {
+        (parts[number].extension, shard, position): (futures[index], int(offset - ranges[index][1]))
+        for (number, shard, position), (offset, _), index in zip(keys, where, range_of_member, strict=True)
+    }
+
+
 def _parse_npy(data: bytes) -> np.ndarray:
-    """An array from the bytes of an .npy file, without a copy; the header of equal files is parsed once."""
+    """Parse the bytes of an .npy file without a copy; equal headers are parsed once."""
     end = 10 + int.from_bytes(data[8:10], "little")
     if data[:8] != _NPY_MAGIC:
         raise ShardError(
-            f"features are not in npy format 1.0 (they begin with {data[:8]!r}); build the feature shards again"
+            f"features are not in npy format 1.0 (they start with {data[:8]!r}); build the feature shards again"
         )
     dtype, shape = _parse_npy_header(data[10:end])
     if dtype.itemsize * int(np.prod(shape)) != len(data) - end:
@@ -220,6 +222,7 @@ def _parse_npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
     dtype = np.dtype(facts["descr"])
     if dtype.hasobject or facts["fortran_order"]:
         raise ShardError(
-            f"features of dtype {dtype}, fortran_order {facts['fortran_order']} are not read; write plain C-ordered numbers"
+            f"features of dtype {dtype}, fortran_order {facts['fortran_order']} are not read; write plain C-ordered "
+            "numbers"
         )
     return dtype, facts["shape"]

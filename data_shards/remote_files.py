@@ -1,8 +1,8 @@
 """Files behind a URL: exact ranges, whole files, and the small files of a data folder.
 
-``s3://``, ``gs://``, ``http(s)://`` and ``hf://`` go through fsspec; credentials and
+``s3://``, ``gs://``, ``http(s)://`` and ``hf://`` are read by fsspec. Credentials and
 endpoints are those of its packages (``AWS_*``, ``GOOGLE_APPLICATION_CREDENTIALS``,
-``HF_TOKEN``), never part of the settings. A request that fails is tried again.
+``HF_TOKEN``), never part of the settings. A failed request is retried.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ def is_remote(location: str | Path) -> bool:
 
 
 def check_url(url: str) -> None:
-    """Refuse a URL of another protocol, or with a secret in it: URLs stand in manifests and messages.
+    """Check that a URL has a known protocol and no secret in it: URLs are shown in manifests and messages.
 
     Raises:
-        ShardError: it is one of them.
+        ShardError: the URL has another protocol, or contains a secret.
     """
     if holds_credentials(url):
         raise ShardError(
-            f"{hide_credentials(url)} holds a user, password or key; take it out and give it in the environment, as fsspec's packages read it"
+            f"{hide_credentials(url)} contains a user, password or key; take it out and give it in the environment, as "
+            "fsspec's packages read it"
         )
     if url.partition("://")[0] not in PROTOCOLS or "::" in url:
         raise ShardError(f"{url!r} is not of a protocol that is read ({', '.join(f'{name}://' for name in PROTOCOLS)})")
@@ -51,7 +52,7 @@ def read_range(url: str, start: int, size: int) -> bytes:
     """Read exactly ``size`` bytes of a file from byte ``start``.
 
     Raises:
-        ShardError: the file is not there, may not be read, or the server gave up or sent something else.
+        ShardError: the file cannot be read, or the server failed or sent other bytes.
     """
     filesystem, path = _open(url)
 
@@ -64,7 +65,8 @@ def read_range(url: str, start: int, size: int) -> bytes:
                 data = file.read(size)
         if len(data) > size:
             raise ShardError(
-                f"{url}: the server does not serve ranges (asked for {size:,} bytes, got {len(data):,}); set data.remote=cache"
+                f"{url}: the server does not serve ranges (requested {size:,} bytes, got {len(data):,}); set "
+                "data.remote=cache"
             )
         if len(data) < size:
             raise OSError(f"got {len(data):,} of {size:,} bytes at {start:,}")
@@ -78,14 +80,14 @@ def read_file(url: str) -> bytes:
 
     Raises:
         FileNotFoundError: there is none.
-        ShardError: it may not be read, or the server gave up.
+        ShardError: the file cannot be read, or the server failed.
     """
     filesystem, path = _open(url)
     return _try(lambda: filesystem.cat_file(path), url)
 
 
 def fetch_file(url: str, target: str | Path) -> str:
-    """Copy a remote file to ``target``, whole or not at all; returns its sha256."""
+    """Copy a remote file to ``target`` atomically; returns its sha256."""
     filesystem, path = _open(url)
 
     def fetch() -> str:
@@ -100,19 +102,19 @@ def fetch_file(url: str, target: str | Path) -> str:
 
 
 def put_file(path: str | Path, url: str) -> None:
-    """Copy a local file to a URL; what stood there is replaced when all of it has arrived."""
+    """Copy a local file to a URL; an existing file is replaced when the upload is complete."""
     filesystem, target = _open(url)
     _try(lambda: filesystem.put_file(str(path), target), url, "written")
 
 
 def put_bytes(data: bytes, url: str) -> None:
-    """Write a small file."""
+    """Write a small file to a URL."""
     filesystem, target = _open(url)
     _try(lambda: filesystem.pipe_file(target, data), url, "written")
 
 
 def list_names(url: str) -> list[str]:
-    """Names of what lies directly in a folder, sorted; none where there is no folder."""
+    """Return the sorted names of the entries of a folder; none where the folder does not exist."""
     filesystem, path = _open(url)
     filesystem.invalidate_cache()
     try:
@@ -124,14 +126,14 @@ def list_names(url: str) -> list[str]:
 
 
 def remove_folder(url: str) -> None:
-    """Remove a folder and all in it."""
+    """Remove a folder with its contents."""
     filesystem, path = _open(url)
     _try(lambda: filesystem.rm(path, recursive=True), url, "removed")
 
 
 @contextlib.contextmanager
 def local_copy(location: str | Path) -> Iterator[Path]:
-    """A file on this machine with the content of ``location``, for as long as the block lasts."""
+    """Yield a local file with the content of ``location``, which exists until the block ends."""
     if not is_remote(location):
         yield Path(location)
         return
@@ -142,7 +144,7 @@ def local_copy(location: str | Path) -> Iterator[Path]:
 
 
 def list_urls(pattern: str) -> list[str]:
-    """The URLs that match a pattern with ``*``, sorted; one without is taken as it is."""
+    """Return the sorted URLs that match a pattern with ``*``; a URL without ``*`` is returned unchanged."""
     if "*" not in pattern:
         return [pattern]
     filesystem, path = _open(pattern)
@@ -150,7 +152,7 @@ def list_urls(pattern: str) -> list[str]:
 
 
 def _open(url: str) -> tuple[Any, str]:
-    """The file system of a URL and the path in it."""
+    """Return the file system of a URL, and the path in it."""
     check_url(url)
     try:
         return fsspec.core.url_to_fs(url)
@@ -159,7 +161,7 @@ def _open(url: str) -> tuple[Any, str]:
 
 
 def _try(attempt: Callable[[], T], url: str, done: str = "read") -> T:
-    """Run ``attempt`` until it succeeds, a few times, waiting longer each time."""
+    """Run ``attempt`` until it succeeds, at most ``MAX_TRIES`` times, with growing waits between them."""
     for number in range(1, MAX_TRIES + 1):
         try:
             return attempt()
@@ -167,12 +169,14 @@ def _try(attempt: Callable[[], T], url: str, done: str = "read") -> T:
             raise
         except PermissionError as error:
             raise ShardError(
-                f"{url} may not be {done} ({hide_credentials(str(error))}); give the credentials by environment, as fsspec's packages read them"
+                f"{url} may not be {done} ({hide_credentials(str(error))}); give the credentials by environment, as "
+                "fsspec's packages read them"
             ) from error
-        except Exception as error:  # every package behind fsspec has its own kinds
+        except Exception as error:  # every package behind fsspec raises its own types
             if number == MAX_TRIES:
                 raise ShardError(
-                    f"{url} could not be {done} in {MAX_TRIES} tries; the last error: {type(error).__name__}: {hide_credentials(str(error))}"
+                    f"{url} could not be {done} in {MAX_TRIES} tries; the last error: {type(error).__name__}: "
+                    f"{hide_credentials(str(error))}"
                 ) from error
             time.sleep(FIRST_WAIT_S * 2**number)
     raise AssertionError("unreachable")

@@ -1,8 +1,8 @@
 """The members of one kind in the shards of a split, addressed by sample number.
 
-Indexes are opened shard by shard as they are needed and few are kept, so that memory does
-not grow with the data set. A member comes from the local tar, from a whole copy of a remote
-one, or from ranges that were fetched ahead.
+Indexes are opened when they are needed, and a limited number is kept, so that memory does not
+grow with the data set. A member is read from the local tar, from a whole copy of a remote tar,
+or from prefetched ranges.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _OPEN_SHARDS = 128
 
 @dataclasses.dataclass(frozen=True)
 class RemoteAccess:
-    """How remote tars are read; says nothing about local ones.
+    """How remote tars are read; it has no effect on local ones.
 
-    ``ranges`` reads what a process needs and keeps nothing; ``cache`` keeps whole shards
-    in ``cache_dir``, at most ``cache_bytes`` of them.
+    ``ranges`` reads only the needed bytes and stores nothing; ``cache`` stores whole shards in
+    ``cache_dir``, at most ``cache_bytes`` of them.
     """
 
     mode: Literal["ranges", "cache"] = "ranges"
@@ -45,10 +45,10 @@ class Members:
     """All members of one extension in the shards of a split.
 
     Args:
-        folder: with the manifest and, as far as they are here, the indexes.
+        folder: contains the manifest, and the indexes or those downloaded so far.
 
     Raises:
-        ShardError: a manifest or index is missing, or bytes are not those that were indexed.
+        ShardError: a manifest or index is missing, or bytes differ from the index.
     """
 
     def __init__(self, folder: Path, split: str, extension: str, access: RemoteAccess) -> None:
@@ -72,11 +72,11 @@ class Members:
         return shard, int(sample) - self.first_sample[shard]
 
     def in_ranges(self, shard: int) -> bool:
-        """Whether a shard is read by ranges from afar."""
+        """Whether a shard is remote and read by ranges."""
         return self.access.mode == "ranges" and self.is_remote[shard]
 
     def read(self, shard: int, position: int) -> bytes:
-        """One member's bytes, held against their checksum."""
+        """Read one member's bytes and verify their checksum."""
         offset, size = (int(self.columns(shard)[name][position]) for name in ("offset", "size"))
         if self.in_ranges(shard):
             data = self.fetch(shard, offset, size)
@@ -86,14 +86,14 @@ class Members:
         return self.check(shard, position, data)
 
     def fetch(self, shard: int, offset: int, size: int) -> bytes:
-        """Any range of a remote shard."""
+        """Read any range of a remote shard."""
         self._count(size)
         with self._lock:
             self.num_requests += 1
         return read_range(self.locations[shard], offset, size)
 
     def check(self, shard: int, position: int, data: bytes) -> bytes:
-        """``data`` itself, if it is the indexed member's."""
+        """Verify that ``data`` is the indexed member's, and return it."""
         columns = self.columns(shard)
         check_member(
             data,
@@ -104,7 +104,7 @@ class Members:
         return data
 
     def open_shard(self, shard: int) -> None:
-        """Have a shard at hand: its index, and a copy of the tar where whole shards are kept."""
+        """Open a shard's index, and download its tar where whole shards are cached."""
         self.columns(shard)
         if not self.in_ranges(shard):
             self._descriptor(shard)
@@ -143,7 +143,7 @@ class Members:
         return descriptor
 
     def _close_removed(self) -> None:
-        """Let go of copies that the cache has removed: while they are open, they take their room."""
+        """Close copies that the cache has removed: open files still take disk space."""
         for shard, descriptor in list(self._descriptors.items()):
             if self.is_remote[shard] and os.fstat(descriptor).st_nlink == 0:
                 os.close(self._descriptors.pop(shard))
@@ -154,13 +154,13 @@ class Members:
 
     def _read_columns(self, shard: int) -> dict[str, np.ndarray]:
         facts, path = self.shards[shard], self.shards[shard].index(self.folder)
-        is_here = path.exists()
+        is_local = path.exists()
         columns = rows_of_extension(open_index(self.folder, facts), self.extension)
-        if not is_here:
+        if not is_local:
             self._count(path.stat().st_size)
         if len(columns["qid"]) != facts.num_samples:
             raise ShardError(
                 f"{path} lists {len(columns['qid'])} .{self.extension} members, the manifest {facts.num_samples}; "
-                "make it again with `mmcot data shard` or `mmcot data index`"
+                "build it again with `mmcot data shard` or `mmcot data index`"
             )
         return columns

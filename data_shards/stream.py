@@ -1,8 +1,7 @@
-"""One rank's blocks in the order of the plan, loaded ahead of the training.
+"""One rank's blocks in the order of the plan, loaded before the training needs them.
 
 ``walk_steps`` reads the global steps over all epochs and yields what one rank computes. Several
-walkers may share the work, each with every n-th step; what they yield does not depend on
-how many there are.
+walkers may share the work, each with every n-th step; their number does not change the blocks.
 
     for step in walk_steps(plans, samples, rank=0, world_size=2, steps=range(40, 100)):
         for index, block in step.blocks: ...
@@ -25,17 +24,28 @@ T = TypeVar("T")
 
 
 class Samples(Protocol):
-    """What a walker reads from."""
+    """The samples that a walker loads."""
 
-    bytes_read: int
-    bytes_needed: int
-    is_remote: bool
+    @property
+    def bytes_read(self) -> int:
+        """Bytes read from files and servers so far."""
+        ...
+
+    @property
+    def bytes_needed(self) -> int:
+        """Bytes of them that were used."""
+        ...
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether any tar is behind a URL."""
+        ...
 
     def load_block(self, samples: np.ndarray, is_dummy: bool, epoch: int) -> Any:
-        """Sample numbers to a batch as the epoch shows them; a dummy must contribute no gradient."""
+        """Load samples as one batch, in the form of an epoch; a dummy must contribute no gradient."""
 
     def prefetch(self, samples: np.ndarray) -> None:
-        """Announce what will be loaded: the window in use and the next are held."""
+        """Start fetching samples that will be loaded; the current and the next window are kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +53,7 @@ class Step:
     """What one rank computes in a global step.
 
     ``blocks`` are pairs (index in the global batch, loaded block). ``bytes_read`` and
-    ``bytes_needed`` are what loading has taken since this walker's last step.
+    ``bytes_needed`` count since this walker's last step.
     """
 
     number: int
@@ -59,11 +69,11 @@ class Step:
 def walk_steps(
     plan_of_epoch: Callable[[int], Plan], samples: Samples, *, rank: int, world_size: int, steps: range
 ) -> Iterator[Step]:
-    """Load one rank's share of some global steps; what remote reading needs is fetched one window ahead.
+    """Load one rank's share of some global steps; remote samples are fetched one window ahead.
 
     Args:
-        plan_of_epoch: epoch number to its plan; steps count over all epochs.
-        steps: which, rising; ``range(first + i, last, n)`` for walker i of n.
+        plan_of_epoch: maps an epoch number to its plan; steps count over all epochs.
+        steps: the steps, in rising order; ``range(first + i, last, n)`` for walker i of n.
     """
 
     def dealt(plan: Plan, step: int) -> list[tuple[int, np.ndarray, bool]]:
@@ -105,10 +115,10 @@ def _windows(plan_of_epoch: Callable[[int], Plan], steps: range) -> Iterator[tup
 
 
 def load_ahead(items: Iterable[T], *, num_ahead: int = 2) -> Iterator[T]:
-    """The same items, produced by a thread up to ``num_ahead`` before they are asked for.
+    """Yield the same items, produced by a thread up to ``num_ahead`` items early.
 
     Raises:
-        Exception: whatever producing an item raised, in its place.
+        Exception: the error that producing an item raised, in place of the item.
     """
     ready: queue.Queue = queue.Queue(maxsize=num_ahead)
     stopped = threading.Event()

@@ -1,17 +1,18 @@
-"""Every member of a tar, read in one pass from the file's first byte to its last.
+"""Strict reading of tars: every member, in one pass from the file's first byte to its last.
 
-Python's ``tarfile`` ends quietly at the first block that it cannot read, so that of a cut or
-altered tar a part of the questions is left. Here every block of 512 bytes has its place:
+Python's ``tarfile`` stops without an error at the first block that it cannot read, so that
+questions of a truncated or changed tar would be lost silently. This module checks every block
+of 512 bytes:
 
-    header      its checksum must hold; before it there may be extended headers (pax, GNU's long names)
-    data        as many bytes as the header says, up to a multiple of 512
+    header      its checksum must be right; extended headers (pax, GNU's long names) may precede it
+    data        the number of bytes in the header, padded to a multiple of 512
     ...
     end mark    two blocks of zeros; then zeros up to the end of the file, or at a multiple of 10,240 bytes
                 the header of another archive, which is read too (``cat a.tar b.tar``)
 
-Anything else is damage. What a tar itself does not protect cannot be found here: the bytes of
-members, and of names in extended headers, have no checksum in it (our index has one), and
-a header's checksum is a sum, which two altered bytes may leave as it was.
+Anything else is an error. Some changes cannot be detected from the tar alone: the bytes of
+members, and of names in extended headers, have no checksum in a tar (the index has one), and
+a header's checksum is a sum, which two changed bytes may leave equal.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from collections.abc import Generator, Iterator
 from typing import BinaryIO
 
 BLOCK_BYTES = 512
-RECORD_BYTES = 10_240  # tar writes whole records, so what is put behind an archive begins at one
+RECORD_BYTES = 10_240  # tar writes whole records, so an appended archive starts at a record
 MAX_EXTENDED_BYTES = 1 << 20  # of an extended header: names and times, in practice some hundred bytes
 FILE, FOLDER = "a file", "a folder"
 
@@ -43,9 +44,10 @@ _KINDS = {
     tarfile.FIFOTYPE: "a pipe",
     tarfile.GNUTYPE_SPARSE: "a sparse file",
 }
-# POSIX keeps keywords without a dot to itself; another one is one of these with an altered letter.
+# POSIX reserves keywords without a dot; any other such keyword is one of these with an altered letter.
 _PAX_KEYWORDS = frozenset(
-    b"atime charset comment ctime dev devmajor devminor gid gname hdrcharset ino linkpath mode mtime nlink path size uid uname".split()
+    b"atime charset comment ctime dev devmajor devminor gid gname hdrcharset ino linkpath mode mtime nlink path size "
+    b"uid uname".split()
 )
 _COMPRESSIONS = {
     b"\x1f\x8b": "gzip",
@@ -57,14 +59,14 @@ _COMPRESSIONS = {
 
 
 class TarFormatError(ValueError):
-    """A file that is no whole tar; the message says at which byte, or at which member."""
+    """A file is not a complete tar; the message names the byte or the member."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TarMember:
-    """A member: where its data lies in the file, and what it is (``FILE``, ``FOLDER`` or another kind in words).
+    """A member: the place of its data in the file, and its kind (``FILE``, ``FOLDER`` or another kind in words).
 
-    ``archive`` counts the archives of the file, from 0.
+    ``archive`` is the number of its archive in the file, from 0.
     """
 
     name: str
@@ -76,13 +78,13 @@ class TarMember:
 
 
 def walk_tar(file: BinaryIO) -> Iterator[TarMember]:
-    """Yield every member of a tar in order; when the last is out, the file was read to its end.
+    """Yield every member of a tar in order; after the last one the file has been read to its end.
 
     Args:
         file: opened for reading in binary mode, at its start; may be buffered.
 
     Raises:
-        TarFormatError: it is damaged, cut off, compressed or no tar.
+        TarFormatError: the file is damaged, truncated, compressed or not a tar.
     """
     tar = _Tar(file, size_bytes=file.seek(0, 2))
     file.seek(0)
@@ -93,7 +95,7 @@ def walk_tar(file: BinaryIO) -> Iterator[TarMember]:
     for magic, packer in _COMPRESSIONS.items():
         if start_bytes.startswith(magic):
             raise TarFormatError(
-                f"it is compressed ({packer}); unpack it, because samples are read by their place in the file"
+                f"it is compressed ({packer}); decompress it, because samples are read by their offset in the file"
             )
     number, start = 0, 0
     while start is not None:
@@ -102,28 +104,29 @@ def walk_tar(file: BinaryIO) -> Iterator[TarMember]:
 
 
 class _Tar:
-    """A file read block by block; ``position`` is where the next one begins."""
+    """A file read block by block; ``position`` is the start of the next block."""
 
     def __init__(self, file: BinaryIO, *, size_bytes: int) -> None:
         self._file, self.size_bytes, self.position = file, size_bytes, 0
 
     def read_block(self) -> bytes:
-        """The next 512 bytes."""
+        """Read the next 512 bytes."""
         block = self._file.read(BLOCK_BYTES)
         if len(block) < BLOCK_BYTES:
             raise TarFormatError(
-                f"it ends at byte {self.position + len(block):,} without the end mark of two blocks of zeros: it was cut off"
+                f"it ends at byte {self.position + len(block):,} without the end mark of two blocks of zeros: it was "
+                "cut off"
             )
         self.position += BLOCK_BYTES
         return block
 
     def read_content(self, size: int, what: str) -> Iterator[bytes]:
-        """The next ``size`` bytes in pieces, and the rest of their last block unseen."""
+        """Yield the next ``size`` bytes in pieces, and skip the rest of their last block."""
         padded = -(-size // BLOCK_BYTES) * BLOCK_BYTES
         if size < 0 or self.position + padded > self.size_bytes:
             raise TarFormatError(
-                f"{what} says that it has {size:,} bytes from byte {self.position:,} on, the file ends at byte {self.size_bytes:,}: "
-                "it was cut off or altered"
+                f"{what} has a size of {size:,} bytes from byte {self.position:,} on, the file ends at byte "
+                f"{self.size_bytes:,}: it was cut off or altered"
             )
         end = self.position + padded
         while self.position < end:
@@ -135,7 +138,11 @@ class _Tar:
             self.position += len(piece)
 
     def find_next_archive(self) -> int | None:
-        """Go to the archive behind the zeros that follow an end mark, and say where it begins; None at the end of the file."""
+        """Move to the archive after the zeros that follow an end mark.
+
+        Returns:
+            The byte at which the archive starts, or None at the end of the file.
+        """
         mark = self.position
         while piece := self._file.read(_PIECE_BYTES):
             if piece.count(0) < len(piece):
@@ -143,8 +150,8 @@ class _Tar:
                 self.position = other - other % BLOCK_BYTES
                 if self.position % RECORD_BYTES:
                     raise TarFormatError(
-                        f"zeros end it at byte {mark:,} and byte {other:,} is none: a hole in the file, or something was added to it "
-                        f"(another archive may follow at a multiple of {RECORD_BYTES:,} bytes only)"
+                        f"zeros end it at byte {mark:,} and byte {other:,} is none: a hole in the file, or something "
+                        f"was added to it (another archive may follow at a multiple of {RECORD_BYTES:,} bytes only)"
                     )
                 self._file.seek(self.position)
                 return self.position
@@ -154,8 +161,8 @@ class _Tar:
 
 def _walk_archive(tar: _Tar, number: int, start: int) -> Generator[TarMember, None, None]:
     """Yield the members of one archive, up to its end mark."""
-    shared: dict[str, str] = {}  # what pax says of all members that follow
-    extended: dict[str, str] = {}  # what extended headers say of the next member
+    shared: dict[str, str] = {}  # pax records for all following members
+    extended: dict[str, str] = {}  # records of extended headers for the next member
     while True:
         at, block = tar.position, tar.read_block()
         if block == _ZEROS:
@@ -180,7 +187,8 @@ def _read_member(tar: _Tar, header: tarfile.TarInfo, facts: dict[str, str], at: 
     if "size" in facts:
         if not re.fullmatch(r"[0-9]{1,19}", facts["size"]):
             raise TarFormatError(
-                f"member {name!r} at byte {at:,} has the size {facts['size'][:40]!r} in its extended header, no number of bytes"
+                f"member {name!r} at byte {at:,} has the size {facts['size'][:40]!r} in its extended header, no "
+                "number of bytes"
             )
         size = int(facts["size"])
     if kind == FILE:
@@ -201,7 +209,7 @@ def _parse_header(block: bytes, at: int, *, is_first: bool) -> tarfile.TarInfo:
 
 
 def _check_end(tar: _Tar, extended: dict[str, str]) -> None:
-    """The first block of zeros was read: the second must follow, and no header be left without its member."""
+    """Check, after the first block of zeros, that the second follows and that no header lacks its member."""
     at = tar.position - BLOCK_BYTES
     if extended:
         raise TarFormatError(
@@ -215,7 +223,7 @@ def _check_end(tar: _Tar, extended: dict[str, str]) -> None:
 
 
 def _read_extended(tar: _Tar, header: tarfile.TarInfo, at: int) -> dict[str, str]:
-    """What an extended header says of members: path, size and the like by pax's keywords."""
+    """Read an extended header's records on members: path, size and others by pax's keywords."""
     what = f"the extended header at byte {at:,}"
     if not 0 < header.size <= MAX_EXTENDED_BYTES:
         raise TarFormatError(f"{what} has {header.size:,} bytes, expected 1 to {MAX_EXTENDED_BYTES:,}")
@@ -231,7 +239,7 @@ def _read_extended(tar: _Tar, header: tarfile.TarInfo, at: int) -> dict[str, str
 
 
 def _parse_pax(data: bytes, what: str) -> dict[str, str]:
-    """Records such as ``27 path=a/long/name.json\\n``; the number counts all bytes of its record."""
+    r"""Parse records such as ``27 path=a/long/name.json\n``; the number counts all bytes of its record."""
     facts, position = {}, 0
     while position < len(data):
         start = re.compile(rb"(\d{1,9}) ").match(data, position)
@@ -240,7 +248,8 @@ def _parse_pax(data: bytes, what: str) -> dict[str, str]:
         known = keyword in _PAX_KEYWORDS or b"." in keyword
         if not (start and equals and known and end <= len(data) and data[end - 1 : end] == b"\n"):
             raise TarFormatError(
-                f"{what} holds {data[position : position + 80]!r}, expected a record of pax such as b'15 path=a.json\\n'"
+                f"{what} holds {data[position : position + 80]!r}, expected a record of pax such as b'15 "
+                "path=a.json\\n'"
             )
         facts[_text(keyword)] = _text(value)
         position = end

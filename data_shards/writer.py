@@ -1,4 +1,4 @@
-"""Writing the data folder: text shards, and feature shards beside them.
+"""Writing the data folder: text shards and feature shards.
 
     text/train-000000.tar       {qid}.json   the problem, every ScienceQA field and the caption
     text/train-000000.parquet   its index
@@ -6,9 +6,9 @@
     features/patch/train-000000.tar   {qid}.npy   float16 [p, D], p = 0 without a usable picture
     features/patch/manifest.json
 
-A feature tar has every key of its text tar in the same order. Raw text, not tokens: both
-stages, every prompt format and any tokenizer share one build. The same input gives the
-same bytes. Adding a feature never touches the text.
+A feature tar has the keys of its text tar in the same order. Shards contain raw text, not
+tokens: both stages, every prompt format and any tokenizer share one build. The same input
+gives the same bytes. Adding a feature never changes the text.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def write_text_shards(questions: QuestionSet, shards_dir: str | Path, *, samples
 
 
 def count_questions(problems: Sequence[Problem]) -> dict[str, int]:
-    """How many questions have what, as the text manifest states it."""
+    """The counts of questions in the text manifest."""
     return {
         "num_captions": sum(bool(problem.caption) for problem in problems),
         "num_with_image": sum(bool(problem.images) for problem in problems),
@@ -81,10 +81,10 @@ def write_feature_shards(
     features_of: Callable[[Problem, Counter[str]], np.ndarray],
     shape: tuple[int, int],
 ) -> dict[str, Any]:
-    """Write one feature array a problem into ``shards_dir/features/name`` and return its manifest.
+    """Write one feature array per problem into ``shards_dir/features/name`` and return its manifest.
 
     Args:
-        features_of: problem to its array, float16 [p, D] with p <= P; counts what it met
+        features_of: maps a problem to its array, float16 [p, D] with p <= P, and counts pictures
             under the names of ``PICTURE_COUNTS``.
         shape: [P, D].
     """
@@ -99,7 +99,7 @@ def write_feature_shards(
 
 
 def missing_feature_shards(shards_dir: str | Path, *, name: str) -> list[Shard]:
-    """The text shards whose features are not committed yet."""
+    """Return the text shards that have no committed features yet."""
     folder = Path(shards_dir) / "features" / name
     return [
         shard
@@ -115,10 +115,14 @@ def write_feature_shard(
     shard: Shard,
     arrays_of: Callable[[Iterator[Problem], Counter[str]], Iterable[np.ndarray]],
 ) -> dict[str, int]:
-    """Write the features of one text shard, committed with a note that ``close_feature`` reads; returns what was counted.
+    """Write and commit the features of one text shard.
 
     Args:
-        arrays_of: the shard's problems to their arrays, in order; counts what it met.
+        arrays_of: maps the shard's problems to their arrays, in order, and counts pictures under the names of
+            ``PICTURE_COUNTS``.
+
+    Returns:
+        The counts, which are also in the note that ``close_feature`` reads.
     """
     folder, counts = Path(shards_dir) / "features" / name, Counter(dict.fromkeys(PICTURE_COUNTS, 0))
     named, computed = itertools.tee(read_problems(Path(shards_dir) / "text", shard))
@@ -132,7 +136,7 @@ def write_feature_shard(
 
 
 def close_feature(shards_dir: str | Path, *, name: str, shape: tuple[int, int]) -> dict[str, Any]:
-    """Commit the manifest of a feature all of whose shards are written, and return it."""
+    """Commit and return the manifest of a feature after all its shards."""
     folder, text = Path(shards_dir) / "features" / name, read_manifest(Path(shards_dir) / "text")
     notes = {shard: read_json(_note(folder, shard)) for shard in manifest_shards(text)}
     counts = {split: Counter(dict.fromkeys(PICTURE_COUNTS, 0)) for split in SPLITS}
@@ -153,7 +157,7 @@ def close_feature(shards_dir: str | Path, *, name: str, shape: tuple[int, int]) 
 
 
 def _note(folder: Path, shard: Shard) -> Path:
-    """What stands beside a feature shard until the feature's manifest does: it is whole, and what it met."""
+    """The note of a complete feature shard with its counts; it is removed once the feature has its manifest."""
     return folder / f"{shard.name}.done.json"
 
 

@@ -1,12 +1,11 @@
-"""The software bill of materials of the pinned dependencies, from what is installed.
+"""The software bill of materials of the pinned dependencies, from the installed packages.
 
     python deploy/sbom.py    # writes deploy/sbom.cdx.json and prints the licences
 
-The file is CycloneDX 1.6 without time and serial number, sorted.
-
-Roots are pyproject.toml's dependencies and extras, those of tests and development left out; from there it follows
-the installed metadata, so it lists what this platform needs. A package that is required
-and not installed is an error, never left out.
+The file is CycloneDX 1.6, sorted, without a time or a serial number. Roots are the dependencies
+and extras of pyproject.toml, without those of tests and development. From the roots the script follows the
+installed metadata, so the list contains what this platform needs. A required package that is
+not installed is an error.
 """
 
 from __future__ import annotations
@@ -15,16 +14,17 @@ import json
 import re
 import tomllib
 from collections import Counter
+from email.message import Message
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 SBOM = ROOT / "deploy" / "sbom.cdx.json"
 NOT_SHIPPED = {"test", "dev"}
-# Where metadata has no SPDX expression: what its own words and classifiers mean, without what only says "OSI Approved".
+# SPDX expressions of the licence texts and classifiers of metadata without one; "OSI Approved" alone names no licence.
 SPDX = {
     "apache": "Apache-2.0",
     "apache 2.0": "Apache-2.0",
@@ -49,7 +49,7 @@ SPDX = {
     "isc license": "ISC",
     "isc license (iscl)": "ISC",
 }
-# Read by hand in the package's own licence file, where its metadata is silent or says two things.
+# Read by hand in the package's licence file, where its metadata has no licence or two different ones.
 READ_BY_HAND = {
     "hjson": "MIT OR AFL-2.1",
     "huey": "MIT",
@@ -60,12 +60,12 @@ READ_BY_HAND = {
 
 
 def normalised(name: str) -> str:
-    """A package's name as indexes compare it."""
+    """Return a package's name in the normalised form of package indexes."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def roots() -> list[Requirement]:
-    """What pyproject.toml pins and a user installs."""
+    """Return the requirements of pyproject.toml that a user installs."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
     texts = [*project["dependencies"], *(text for name in extras if name not in NOT_SHIPPED for text in extras[name])]
@@ -73,7 +73,7 @@ def roots() -> list[Requirement]:
 
 
 def resolve(wanted: list[Requirement]) -> dict[str, dict[str, Any]]:
-    """Every distribution that these need here, by normalised name: its metadata and what it needs."""
+    """Return every distribution that these need on this platform, by normalised name, with its needs."""
     found: dict[str, dict[str, Any]] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
     waiting = [(requirement, "pyproject.toml") for requirement in wanted]
@@ -99,8 +99,9 @@ def resolve(wanted: list[Requirement]) -> dict[str, dict[str, Any]]:
 
 
 def licence_of(distribution: metadata.Distribution) -> str:
-    """An SPDX expression."""
-    about, name = distribution.metadata, normalised(distribution.metadata["Name"])
+    """Return a distribution's licence as an SPDX expression."""
+    about = cast(Message, distribution.metadata)  # its type has no get() before Python 3.12
+    name = normalised(about["Name"])
     if name in READ_BY_HAND:
         return READ_BY_HAND[name]
     if expression := about.get("License-Expression"):
@@ -112,17 +113,16 @@ def licence_of(distribution: metadata.Distribution) -> str:
         if spdx := SPDX.get(words.lower()):
             return spdx
     raise SystemExit(
-        f"{name}: no licence that is known in its metadata ({about.get('License')!r:.80}, {classifiers}); "
-        "read its file, and add it to READ_BY_HAND"
+        f"{name}: no licence that is known in its metadata ({about.get('License')!r:.80}, {classifiers}); read its "
+        "file, and add it to READ_BY_HAND"
     )
 
 
 def bill() -> dict[str, Any]:
-    """The bill as CycloneDX has it."""
+    """Return the bill of materials in CycloneDX's form."""
     found = resolve(roots())
-    versions = {
-        name: found[name]["distribution"].version.partition("+")[0] for name in sorted(found)
-    }  # +cpu is a build of the same release
+    # A suffix such as +cpu names a build of the same release.
+    versions = {name: found[name]["distribution"].version.partition("+")[0] for name in sorted(found)}
     refs = {name: f"pkg:pypi/{name}@{version}" for name, version in versions.items()}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     own = {

@@ -1,7 +1,7 @@
-"""The method: a T5 that sees, writes its reasons down, then answers.
+"""The method: a T5 with vision features that generates a rationale and then the answer.
 
-Multimodal-CoT (arXiv:2302.00923) in torch and transformers. This package knows
-nothing of clusters, shard files, configuration files or experiment tracking.
+Multimodal-CoT (arXiv:2302.00923) in torch and transformers. This package does not depend
+on clusters, shard files, configuration files or experiment tracking.
 
     from mmcot import open_model, T5ForMultimodalGeneration     # torch is imported when a name is first used
 """

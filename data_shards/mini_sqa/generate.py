@@ -1,6 +1,6 @@
-"""MiniSQA: a small, image-dependent science quiz in ScienceQA's layout, drawn and written.
+"""Generating MiniSQA: a small, image-dependent science quiz in ScienceQA's layout.
 
-A row of ``problems.json`` under its question id has exactly ScienceQA's fields:
+A row of ``problems.json``, by question id, has exactly ScienceQA's fields:
 
     "17": {"question": "Will these magnets attract or repel each other?", "choices": ["attract", "repel"],
            "answer": 0, "hint": "Ada found two magnets at school on Monday.", "image": "image.png",
@@ -8,8 +8,8 @@ A row of ``problems.json`` under its question id has exactly ScienceQA's fields:
            "category": "Magnets", "skill": "Predict whether two magnets attract or repel",
            "lecture": "A red tile is ...", "solution": "The inner poles are south and north. ...", "split": "train"}
 
-``ceilings.json`` holds what no reader of the text alone can beat, from the generator's own
-tables. This module knows nothing of shards, prompts, tokens or models.
+``ceilings.json`` contains the best possible accuracy from the text alone, computed from the
+generator's tables. This module does not depend on shards, prompts, tokens or models.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_shards.mini_sqa.skills import SKILLS, Skill
+from data_shards.mini_sqa.skills import SKILLS, Paint, Skill
 from data_shards.sources.pictures import open_picture
 
 VERSION: int = 2
 TILE_PIXELS = 8
 MAX_CHOICES = 5  # as in ScienceQA
 FACT_CAPTION_SHARE = 0.1
-MAX_DRAWS = 200  # for one row, before its space counts as exhausted
+MAX_DRAWS = 200  # for one row; after that no new row is possible
 
 
 def write_mini_sqa(
@@ -49,10 +49,11 @@ def write_mini_sqa(
     """Write the data set to a folder; files of the same name are overwritten.
 
     Args:
-        shuffle_choices: each row has an order of its choices of its own, so that a letter must be looked up;
-            off, a skill's choices stand in one order and a letter is a word.
-        extra_choices: a row brings 0 to so many choices of other skills beside its own, none at all twice as
-            often as each other number (at most ``MAX_CHOICES`` in all). They tell nothing, because a skill's own choices are all there.
+        shuffle_choices: each row has its own order of choices, so that a letter must be looked up; without it, all
+            choices of a skill have one order and a letter always means the same word.
+        extra_choices: a row has 0 to this many choices of other skills in addition to its own, and none twice as
+            often as each other number (at most ``MAX_CHOICES`` in all). They carry no information, because all
+            choices of the row's own skill are present.
 
     The same arguments give the same texts and the same pixels. No two rows of all splits
     share question, hint and choices, and no two pictures are equal.
@@ -87,11 +88,10 @@ def write_mini_sqa(
 
 
 def compute_ceilings() -> dict[str, Any]:
-    """The content of ``ceilings.json``: the best accuracy of a reader who sees text alone.
+    """The content of ``ceilings.json``: the best possible accuracy from the text alone.
 
-    ``direct_text`` answers with the likeliest answer given what the text tells;
-    ``chain_text`` writes the likeliest next word of the solution until it is complete and
-    answers by it.
+    ``direct_text`` gives the most probable answer given the text; ``chain_text`` generates the
+    most probable next word of the solution until it is complete, and gives its answer.
     """
     return {
         "version": VERSION,
@@ -105,7 +105,7 @@ def compute_ceilings() -> dict[str, Any]:
 
 
 def content_sha256(data_dir: str | Path) -> str:
-    """One hash over the three text files and the decoded pixels of the pictures, in qid order."""
+    """Return one hash over the three text files and the decoded pixels of the pictures, in qid order."""
     root, digest = Path(data_dir), hashlib.sha256()
     for name in ("problems.json", "pid_splits.json", "captions.json"):
         digest.update((root / name).read_bytes())
@@ -118,7 +118,7 @@ def content_sha256(data_dir: str | Path) -> str:
 
 
 def _quota(shares: Sequence[float], total: int) -> list[int]:
-    """Deal a total out by shares: floors first, then one each to the largest remainders."""
+    """Distribute a total by shares: floors first, then one each to the largest remainders."""
     exact = [share * total / sum(shares) for share in shares]
     counts = [math.floor(value + 1e-9) for value in exact]
     by_remainder = sorted(range(len(exact)), key=lambda index: -round(exact[index] - counts[index], 9))
@@ -128,7 +128,7 @@ def _quota(shares: Sequence[float], total: int) -> list[int]:
 
 
 def _draw_split(split: str, size: int, *, seed: int, texts: set, pictures: set) -> list[tuple[dict, str, Any]]:
-    """All rows of a split as (record, caption, tiles or None), shuffled."""
+    """Draw all rows of a split as (record, caption, tiles or None), shuffled."""
     rng = random.Random(f"mini_sqa-{VERSION}-{seed}-{split}")
     rows = []
     for skill, num_rows in zip(SKILLS, _quota([1] * len(SKILLS), size), strict=True):
@@ -140,7 +140,7 @@ def _draw_split(split: str, size: int, *, seed: int, texts: set, pictures: set) 
             question, hint = _draw_text(rng, skill, fact, texts)
             caption, tiles = "", None
             if skill.paint is not None:
-                tiles = _draw_tiles(rng, skill, fact, pictures)
+                tiles = _draw_tiles(rng, skill, skill.paint, fact, pictures)
                 caption = skill.key_fact(fact) if index < num_telling else rng.choice(skill.scenes)
             rows.append((_record(rng, skill, fact, question, hint, split), caption, tiles))
     rng.shuffle(rows)
@@ -157,9 +157,9 @@ def _draw_text(rng: random.Random, skill: Skill, fact: tuple, texts: set) -> tup
     raise _exhausted("question text", skill)
 
 
-def _draw_tiles(rng: random.Random, skill: Skill, fact: tuple, pictures: set) -> np.ndarray:
+def _draw_tiles(rng: random.Random, skill: Skill, paint: Paint, fact: tuple, pictures: set) -> np.ndarray:
     for _ in range(MAX_DRAWS):
-        tiles = skill.paint(rng, fact)
+        tiles = paint(rng, fact)
         if tiles.tobytes() not in pictures:
             pictures.add(tiles.tobytes())
             return tiles
@@ -169,7 +169,7 @@ def _draw_tiles(rng: random.Random, skill: Skill, fact: tuple, pictures: set) ->
 def _exhausted(what: str, skill: Skill) -> ValueError:
     return ValueError(
         f"no new {what} for the skill {skill.skill!r} in {MAX_DRAWS} draws; expected every row of all splits to "
-        "differ; ask for fewer questions or add words and tints to data_shards/mini_sqa/skills.py"
+        "differ; generate fewer questions or add words and tints to data_shards/mini_sqa/skills.py"
     )
 
 
@@ -217,7 +217,7 @@ def _chain_ceiling(skill: Skill) -> float:
 
 
 def _greedy_answer(group: list[tuple[list[str], int, float]]) -> int:
-    """The answer of the solution reached by taking the likeliest next word at each place."""
+    """Return the answer of the solution whose every next word is the most probable one."""
     place = 0
     while len({tuple(words) for words, _, _ in group}) > 1:
         mass: dict[str, float] = defaultdict(float)

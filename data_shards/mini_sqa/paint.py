@@ -1,11 +1,11 @@
 """The pictures of MiniSQA: 8 x 8 tiles of one colour each, painted from a hidden fact.
 
-The fact decides a few tiles; tint of the ground, shades, positions and pale grey tiles
-that mean nothing are drawn apart from it. A picture is an array [8, 8, 3], uint8 RGB:
+The fact determines a few tiles. The background's tint, shades, positions and pale grey
+distractor tiles are drawn independently of it. A picture is an array [8, 8, 3], uint8 RGB:
 
     paint_magnets(rng, ("south", "north"))  # row 4: . red blue . . red blue .
 
-This module knows neither words nor files.
+This module handles neither words nor files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PURPLE, ORANGE, TEAL, DARK = (140, 50, 190), (240, 130, 30), (30, 160, 170), (35
 
 
 def _ground(rng: random.Random) -> np.ndarray:
-    """A light ground, tinted a little."""
+    """A light background with a slight tint."""
     tiles = np.empty((GRID, GRID, 3), np.uint8)
     tiles[:] = [rng.randrange(243, 256) for _ in range(3)]
     return tiles
@@ -35,7 +35,7 @@ def _jitter(rng: random.Random, colour: Colour, amount: int = 12) -> Colour:
 
 
 def _distract(rng: random.Random, tiles: np.ndarray, free: list[tuple[int, int]], most: int = 4) -> None:
-    """Put up to ``most`` pale grey tiles, which mean nothing, on free places."""
+    """Paint up to ``most`` pale grey distractor tiles on free places."""
     for row, column in rng.sample(free, rng.randint(0, most)):
         tiles[row, column] = rng.randrange(196, 226)
 
@@ -80,14 +80,14 @@ def paint_thermometers(rng: random.Random, fact: Fact) -> np.ndarray:
 
 
 def map_side(fact: Fact) -> str:
-    """Where the asked direction lies on the sheet; a compass that points down turns everything round."""
+    """The side of the picture in the question's direction; a compass that points down rotates the map."""
     direction, compass, _ = fact
     upright = compass == "up"
     return {"north": ("bottom", "top"), "east": ("left", "right")}[direction][upright]
 
 
 def paint_map(rng: random.Random, fact: Fact) -> np.ndarray:
-    """Four lands at the four sides; the dark half of the compass in the middle points to the north."""
+    """Four lands at the four sides; the dark half of the compass in the middle points north."""
     tiles, side, colour = _ground(rng), map_side(fact), fact[2]
     lands = {"red": RED, "blue": BLUE, "green": GREEN, "yellow": YELLOW}
     vertical, horizontal = ["red", "blue"], ["green", "yellow"]

@@ -1,14 +1,14 @@
-"""The eight skills of MiniSQA: what is asked, what is hidden, how it is shown and solved.
+"""The eight skills of MiniSQA: questions, hidden facts, pictures and solutions.
 
 A skill's hidden fact, such as the inner poles ``("south", "north")`` of two magnets,
-fixes picture, solution and answer. Everything else (names, places, wording, tints,
-grey tiles) is nuisance: drawn apart from the fact and never part of the solution.
+determines picture, solution and answer. Everything else (names, places, wording, tints,
+grey tiles) is noise: drawn independently of the fact, and never part of the solution.
 
     MAGNETS.table    = ((("south", "south"), 0.36), (("north", "south"), 0.30), ...)
     MAGNETS.solve(("south", "north")) = "The inner poles are south and north. ..."
     MAGNETS.paint(rng, ("south", "north")) -> 8 x 8 tiles of RGB, uint8
 
-This module knows neither files nor splits nor quotas.
+This module handles neither files nor splits nor quotas.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from data_shards.mini_sqa.paint import (
 
 Fact = tuple[Any, ...]
 Ask = Callable[[random.Random, Fact], tuple[str, str]]  # question and hint
+Paint = Callable[[random.Random, Fact], np.ndarray]
 
 WORDS: dict[str, tuple[str, ...]] = {
     "name": (
@@ -154,12 +155,12 @@ WORDS: dict[str, tuple[str, ...]] = {
 class Skill:
     """One kind of question.
 
-    ``table`` holds each hidden fact with its probability, ``ask(rng, fact)`` gives
+    ``table`` contains each hidden fact with its probability, ``ask(rng, fact)`` gives
     question and hint, ``solve(fact)`` the solution, ``answer(fact)`` the index of the
-    right choice, ``visible(fact)`` what the text tells of the fact, ``paint(rng, fact)``
-    the tiles [8, 8, 3] (None: no picture). ``scenes`` are captions that tell nothing,
-    ``key_fact(fact)`` is one that tells the fact; ``lecture_rate`` is the share of rows
-    with the lecture.
+    right choice, ``visible(fact)`` the part of the fact that the text contains,
+    ``paint(rng, fact)`` the tiles [8, 8, 3] (None: no picture). ``scenes`` are captions
+    without information, ``key_fact(fact)`` is a caption with the fact; ``lecture_rate`` is
+    the share of rows with the lecture.
     """
 
     skill: str
@@ -174,9 +175,9 @@ class Skill:
     solve: Callable[[Fact], str]
     answer: Callable[[Fact], int]
     visible: Callable[[Fact], Hashable] = lambda fact: None
-    paint: Callable[[random.Random, Fact], np.ndarray] | None = None
+    paint: Paint | None = None
     scenes: tuple[str, ...] = ()
-    key_fact: Callable[[Fact], str] | None = None
+    key_fact: Callable[[Fact], str] = lambda fact: ""
     lecture_rate: float = 1.0
 
 
@@ -193,11 +194,11 @@ def fill(rng: random.Random, template: str, **fixed: str) -> str:
 
 
 def _asker(questions: tuple[str, ...], hints: tuple[str, ...] = ("",)) -> Ask:
-    """Ask by templates, in which ``{0}`` is the first part of the fact (only where the text may tell it)."""
+    """Ask by templates, in which ``{0}`` is the first part of the fact (only where the text may contain it)."""
 
     def ask(rng: random.Random, fact: Fact) -> tuple[str, str]:
-        told = {"0": str(fact[0])}
-        return fill(rng, rng.choice(questions), **told), fill(rng, rng.choice(hints), **told)
+        fixed = {"0": str(fact[0])}
+        return fill(rng, rng.choice(questions), **fixed), fill(rng, rng.choice(hints), **fixed)
 
     return ask
 
@@ -208,7 +209,7 @@ def _solve_magnets(fact: Fact) -> str:
 
 
 def _solve_pair(template: str, more: str, less: str) -> Callable[[Fact], str]:
-    """A comparison: ``{0}`` and ``{1}`` are the two amounts, ``{2}`` how the left one compares."""
+    """A comparison: ``{0}`` and ``{1}`` are the two amounts, ``{2}`` is ``more`` or ``less``."""
     return lambda fact: template.format(*fact, more if fact[0] > fact[1] else less)
 
 
@@ -223,7 +224,7 @@ def _solve_trait(fact: Fact) -> str:
 
 
 def _ask_language(question: str, sentence: Callable[[random.Random, Fact], str]) -> Ask:
-    """The sentence stands in the question or, as often, in the hint."""
+    """The sentence is in the question or, equally often, in the hint."""
 
     def ask(rng: random.Random, fact: Fact) -> tuple[str, str]:
         text = sentence(rng, fact)

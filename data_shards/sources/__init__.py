@@ -1,1 +1,1 @@
-"""The forms of data sets that are read into one ``QuestionSet``, and their pictures."""
+"""Reading data sets of several forms into one ``QuestionSet``, and their pictures."""

@@ -1,7 +1,7 @@
-"""Questions that come more than once, within a split or across splits.
+"""Duplicate questions, within a split or across splits.
 
-Two questions are the same if question, context and choices are. Where both have pictures,
-the pictures may still differ, so these are told apart from those without.
+Two questions are duplicates if question, context and choices are equal. Where both have
+pictures, the pictures may still differ, so these are listed separately.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from mmcot.texts.problem import Problem
 
 @dataclasses.dataclass(frozen=True)
 class Duplicates:
-    """Pairs of splits ("train", "test") to questions of the same text, as tuples of qids; one tuple a text."""
+    """Questions with the same text by pair of splits ("train", "test"), one tuple of qids per text."""
 
     without_picture: dict[tuple[str, str], list[tuple[str, ...]]]
     with_picture: dict[tuple[str, str], list[tuple[str, ...]]]
 
 
 def find_duplicates(problems: Iterable[Problem]) -> Duplicates:
-    """Group questions by text; memory is a hash and an id a question."""
+    """Find questions with the same text; memory is a hash and an id per question."""
     groups: dict[tuple[bytes, bool], list[tuple[str, str]]] = {}
     for problem in problems:
         text = "\x1f".join((problem.question, problem.hint, *problem.choices))

@@ -1,4 +1,4 @@
-"""Reading a data set in whichever of the known forms it is.
+"""Reading a data set in any of the known forms.
 
 read_questions("path/to/ScienceQA")     # a folder in ScienceQA's layout
 read_questions("mine.jsonl")             # or .csv, or a folder with train.jsonl, val.jsonl, ...
@@ -14,16 +14,16 @@ from data_shards.sources.question_set import QuestionSet
 
 
 def read_questions(path: str | Path) -> QuestionSet:
-    """Read a data set in whichever of the known forms it is.
+    """Read a data set in any of the known forms.
 
     Raises:
-        FileNotFoundError: there is nothing at ``path``.
-        ProblemError: a question cannot be used; the message names it.
-        ValueError: the form is none of the known ones.
+        FileNotFoundError: ``path`` does not exist.
+        ProblemError: a question is not valid; the message names it.
+        ValueError: the form is unknown.
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"data.path {path} does not exist; give a folder or file that does")
+        raise FileNotFoundError(f"data.path {path} does not exist; give an existing folder or file")
     for form in (scienceqa, hf_dataset, tables):
         if form.recognizes(path):
             return form.read(path)

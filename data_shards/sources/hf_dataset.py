@@ -1,21 +1,24 @@
-"""Reading a data set that Hugging Face's ``save_to_disk`` wrote.
+"""Reading a data set saved by Hugging Face's ``save_to_disk``.
 
-Columns are those of the tables (``tables.py``), such as the hub's ScienceQA copies have:
-question, choices, answer, hint, image, lecture, solution, ... A row without a qid gets
-its split and position: ``train-17``. Rows are read as Arrow holds them: in any other form ``datasets``
-would decode the pictures of every column itself, by whatever decoder takes them.
+Columns are those of the tables (``tables.py``), such as in the hub's copies of ScienceQA:
+question, choices, answer, hint, image, lecture, solution, ... A row without a qid gets its
+split and position: ``train-17``. Rows are read in Arrow format: in other formats ``datasets``
+would decode the pictures of every column itself, with any decoder.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import pyarrow as pa
 
 from data_shards.sources.question_set import SPLITS, Picture, QuestionSet
 from data_shards.sources.tables import row_to_record
 from mmcot.texts.problem import Problem, ProblemError
 
-_ROWS = 256  # read at a time, with the pictures in them
+_ROWS = 256  # read at a time, with their pictures
 _SPLIT_NAMES = {"train": "train", "validation": "val", "val": "val", "test": "test"}
 
 
@@ -28,20 +31,21 @@ def read(path: Path) -> QuestionSet:
     """Read a saved DatasetDict with train, validation and test, or a single Dataset as train.
 
     Raises:
-        ProblemError: a split is unknown, or a row cannot be used.
+        ProblemError: a split is unknown, or a row is not valid.
     """
     import datasets
 
     loaded = datasets.load_from_disk(str(path))
     parts = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
     problems: dict[str, list[Problem]] = {split: [] for split in SPLITS}
-    where: dict[str, tuple[Any, int]] = {}  # by qid: the split's rows in Arrow's form, and the number of its own
+    where: dict[str, tuple[Any, int]] = {}  # by qid: the split in Arrow format, and the row's number
     for name, part in parts.items():
-        if name not in _SPLIT_NAMES:
-            raise ProblemError(f"{path}: split {name!r} is unknown; expected {', '.join(_SPLIT_NAMES)}")
+        if (split := _SPLIT_NAMES.get(str(name))) is None:
+            raise ProblemError(f"{path}: split {str(name)!r} is unknown; expected {', '.join(_SPLIT_NAMES)}")
         part = part.with_format("arrow")
-        for index, row in enumerate(row for rows in part.iter(_ROWS) for row in rows.to_pylist()):
-            problem = _problem(row, _SPLIT_NAMES[name], index)
+        tables = cast("Iterator[pa.Table]", part.iter(_ROWS))
+        for index, row in enumerate(row for rows in tables for row in rows.to_pylist()):
+            problem = _problem(row, split, index)
             problems[problem.split].append(problem)
             where[problem.qid] = (part, index)
 
@@ -62,7 +66,7 @@ def _problem(row: dict[str, Any], split: str, index: int) -> Problem:
 
 
 def _as_list(image: Any) -> list[Any]:
-    """A row's pictures; an empty place holds none."""
+    """Return a row's pictures as a list, without empty values."""
     return [each for each in (image if isinstance(image, list) else [image]) if each not in (None, "")]
 
 
@@ -70,4 +74,4 @@ def _picture_name(image: Any) -> Any:
     if not isinstance(image, dict):
         return image
     name = image.get("path") or "no-picture"
-    return Path(name).name if image.get("bytes") else name  # a path is followed, so it is checked whole
+    return Path(name).name if image.get("bytes") else name  # a path is opened, so all of it is checked

@@ -1,28 +1,29 @@
-"""Opening a picture as a camera or a browser would have it: RGB, upright, the first frame.
+"""Opening a picture as a browser shows it: RGB, upright, the first frame.
 
-Files are judged by their content, never by their suffix, and read by the decoders of
-``FORMATS`` alone. Whatever is wrong with one ends as ``PictureError``.
+A file's format is detected from its content, not from its suffix, and only the decoders of
+``FORMATS`` are used. Every error is raised as ``PictureError``.
 """
 
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from data_shards.sources.question_set import Picture
 
-# What cameras, phones, browsers and scanners write. Pillow knows 40 more, of which EPS starts Ghostscript. MPO, which many
-# phones call .jpg, is opened by JPEG's decoder: its first picture is a whole JPEG.
+# The formats that cameras, phones, browsers and scanners write. Pillow reads 40 more, of which EPS starts Ghostscript.
+# MPO, which many phones name .jpg, is opened by the JPEG decoder: its first picture is a complete JPEG.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_SIDE = (
-    16_384  # pixels; what WEBP allows. A longer one is a strip or a bomb: encoders see a square of some hundred pixels
-)
-MAX_PIXELS = 100_000_000  # 400 MB as Pillow holds them, twice that while they are converted
-MAX_BYTES = 1_000_000_000  # of a file: 100 million pixels of 8 bytes, uncompressed, are less
+# Pixels; the limit of WEBP. A longer side means a strip or a decompression bomb: encoders read a square of some
+# hundred pixels.
+MAX_SIDE = 16_384
+MAX_PIXELS = 100_000_000  # 400 MB in Pillow's memory, twice that during a conversion
+MAX_BYTES = 1_000_000_000  # of a file; 100 million uncompressed pixels of 8 bytes are less
 
-_TURNS = {
+_TURNS: dict[Any, Image.Transpose] = {  # by the value of EXIF's orientation, which may be of any type
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -33,34 +34,35 @@ _TURNS = {
 }
 _SIGNATURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\x00", b"MM\x00*")
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
-_FULL_SCALES = {"I": (255, 65_535), "F": (1, 255, 65_535)}  # what white may be, the first that no value exceeds
+_FULL_SCALES = {"I": (255, 65_535), "F": (1, 255, 65_535)}  # possible values of white; the first that no value exceeds
 _STRIP_ROWS = 1024
 
 
 class PictureError(ValueError):
-    """A picture that is there but cannot be used; the message names it."""
+    """A picture exists but cannot be used; the message names it."""
 
 
 def open_picture(picture: Picture, *, name: str, longest_side: int | None = None) -> Image.Image:
-    """Read a picture wholly into memory as RGB.
+    """Read a whole picture into memory as RGB.
 
-    Palettes, CMYK, grey of any depth and transparency (on white) become RGB, an EXIF rotation is
-    applied where it can be read, of an animation the first frame is taken.
+    Palettes, CMYK, grey of any depth and transparency (on white) are converted to RGB. An EXIF
+    rotation is applied where it can be read. Of an animation the first frame is used.
 
     Args:
         picture: a file or the encoded bytes.
-        name: what to call it in an error.
-        longest_side: pixels that suffice: a JPEG may come smaller than it is, but no smaller than this; saves time and memory.
+        name: the picture's name in an error message.
+        longest_side: pixels that suffice; a JPEG may be decoded at a smaller size, but no smaller than this, which
+            saves time and memory.
 
     Raises:
-        PictureError: it is empty, cut off, of no known format, or too large.
+        PictureError: it is empty, truncated, too large, or has an unknown format.
     """
     data = _read(picture, name)
     try:
         with _open(data) as image:
             _check_size(image, name)
             if longest_side is not None:
-                image.draft(None, (longest_side, longest_side))  # JPEG alone has it
+                image.draft(None, (longest_side, longest_side))  # only JPEG supports it
             image.load()
             return _to_rgb(_upright(image))
     except PictureError:
@@ -75,7 +77,7 @@ def open_picture(picture: Picture, *, name: str, longest_side: int | None = None
         raise PictureError(
             f"{name} is no picture of a known format ({', '.join(FORMATS)}); convert, replace or remove it"
         ) from None
-    except Exception as error:  # every decoder has its own kinds: struct.error, IndexError, OverflowError, zlib.error, MemoryError, ...
+    except Exception as error:  # each decoder raises its own types: struct.error, IndexError, zlib.error, ...
         raise PictureError(
             f"{name} is damaged or cut off ({type(error).__name__}: {error}); replace or remove it"
         ) from None
@@ -92,7 +94,7 @@ def _read(picture: Picture, name: str) -> bytes:
 
 
 def _open(data: bytes) -> Image.Image:
-    """Read a picture's header; metadata that Pillow stumbles over do not make a JPEG unreadable."""
+    """Read a picture's header; a JPEG whose metadata Pillow cannot parse is read without them."""
     try:
         return Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError:
@@ -108,12 +110,12 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _without_metadata(data: bytes) -> tuple[bytes, bytes]:
-    """A JPEG without its application segments, but those that say how its colours are stored; and its EXIF block."""
+    """Return a JPEG without its application segments, except those on colour storage, and its EXIF block."""
     kept, exif, at = [data[:2]], b"", 2
     while data.startswith(b"\xff\xd8") and data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
         end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         segment = data[at:end]
-        if 0xE0 <= segment[1] <= 0xEF and segment[1] not in (0xE0, 0xEE):  # JFIF and Adobe stay
+        if 0xE0 <= segment[1] <= 0xEF and segment[1] not in (0xE0, 0xEE):  # JFIF and Adobe are kept
             if segment[4:10] == b"Exif\x00\x00":
                 exif = exif or segment[4:]
         else:
@@ -125,15 +127,16 @@ def _without_metadata(data: bytes) -> tuple[bytes, bytes]:
 def _check_size(image: Image.Image, name: str) -> None:
     if max(image.size) > MAX_SIDE or image.width * image.height > MAX_PIXELS:
         raise PictureError(
-            f"{name} has {image.width} x {image.height} pixels; sides up to {MAX_SIDE:,} and {MAX_PIXELS:,} pixels in all are read: make it smaller"
+            f"{name} has {image.width} x {image.height} pixels; sides up to {MAX_SIDE:,} and {MAX_PIXELS:,} pixels "
+            "in all are read: make it smaller"
         )
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF block says; one that cannot be read says nothing."""
+    """Rotate a picture by its EXIF block; a block that cannot be read is ignored."""
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # struct.error, SyntaxError, ValueError, ...: the pixels are whole all the same
+    except Exception:  # struct.error, SyntaxError, ValueError, ...: the pixels are still valid
         return image
     return image if turn is None else image.transpose(turn)
 
@@ -147,10 +150,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_grey(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, 32 bits or floats as 8 bits with its levels kept; Pillow's own conversion would cut them off at 255.
+    """Convert grey of 16 bits, 32 bits or floats to 8 bits and keep its levels.
 
-    Whole numbers of 32 bits and floats do not say what is white: 255, 65,535 and for floats 1, whichever the
-    values keep to first; else, and where some are negative, black and white are the least and the greatest value.
+    Pillow's own conversion would clip them at 255. 32-bit integers and floats do not define which value is white. It is
+    255 or 65,535, and for floats also 1: the smallest of these that no value exceeds. Otherwise, and where values are
+    negative, black is the least value and white the greatest.
     """
     values = np.asarray(image)
     transparent = image.info.get("transparency")
@@ -159,7 +163,7 @@ def _to_grey(image: Image.Image) -> Image.Image:
     else:
         low, high = float(values.min()), float(values.max())
         if not np.isfinite([low, high]).all():
-            raise ValueError("it holds values that are NaN or infinite")
+            raise ValueError("it contains values that are NaN or infinite")
         white = next((scale for scale in _FULL_SCALES[image.mode] if low >= 0 and high <= scale), None)
         low, span = (0.0, float(white)) if white else (low, high - low or 1.0)
         grey = ((values - np.float32(low)) * np.float32(255 / span) + np.float32(0.5)).astype(np.uint8)
@@ -169,7 +173,7 @@ def _to_grey(image: Image.Image) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> Image.Image:
-    """A transparent picture laid on white, strip by strip, so that few copies of it are held."""
+    """Paste a transparent picture on white, strip by strip, to limit memory."""
     flat = Image.new("RGB", image.size, "white")
     for top in range(0, image.height, _STRIP_ROWS):
         strip = image.crop((0, top, image.width, min(top + _STRIP_ROWS, image.height))).convert("RGBA")

@@ -1,9 +1,9 @@
-"""A data set to build shards from, whatever form it came in.
+"""The common form of a data set, from which shards are built.
 
     questions.problems["train"][0]          # a Problem
     questions.pictures(problem)             # [Path("images/train/1/image.png")]
 
-Text is in memory, pictures stay where they are until ``pictures(problem)`` names them.
+Texts are in memory; pictures stay on disk, and ``pictures(problem)`` returns their files.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ Picture = Path | bytes  # a file, or the encoded picture itself
 
 @dataclasses.dataclass(frozen=True)
 class QuestionSet:
-    """Questions by split, and where their pictures are.
+    """Questions by split, and their pictures.
 
-    ``pictures`` gives, for each name in ``problem.images``, a file that may or may not
-    exist, or the encoded bytes. ``lists`` are further lists of qids (trainval, mini
-    splits); ``ceilings`` are bounds that a generator knows; ``notes`` are sentences for
-    the person who builds.
+    ``pictures`` gives, for each name in ``problem.images``, a file that may not exist, or the
+    encoded bytes. ``lists`` are further lists of qids (trainval, mini splits); ``ceilings``
+    are accuracy bounds of a generated data set; ``notes`` are human-readable sentences that
+    the build reports.
     """
 
     problems: dict[str, list[Problem]]
@@ -43,7 +43,7 @@ class QuestionSet:
                 if problem.qid in seen:
                     raise ProblemError(
                         f"question {problem.qid!r} is in {seen[problem.qid]!r} and in {split!r}; "
-                        "every question has an id of its own and belongs to one split"
+                        "expected unique ids, each in one split"
                     )
                 seen[problem.qid] = split
                 if problem.answer is None:
@@ -51,15 +51,17 @@ class QuestionSet:
 
 
 def with_captions(questions: QuestionSet, path: str | Path) -> QuestionSet:
-    """The same questions with the captions of a file, ``{"captions": {qid: text}}``; those that it does not name have none.
+    """Return the same questions with the captions of a file, ``{"captions": {qid: text}}``.
+
+    A question that the file does not name has no caption.
 
     Raises:
-        ValueError: the file is none of captions.
+        ValueError: the file contains no captions.
     """
     content = read_json(path)
     captions = content.get("captions") if isinstance(content, dict) else None
     if not isinstance(captions, dict) or not all(isinstance(text, str) for text in captions.values()):
-        raise ValueError(f'{path} holds no captions; expected {{"captions": {{qid: text}}}}')
+        raise ValueError(f'{path} contains no captions; expected {{"captions": {{qid: text}}}}')
     problems = {
         split: [
             dataclasses.replace(problem, caption=captions.get(problem.qid, "")) for problem in questions.problems[split]
@@ -75,11 +77,11 @@ def with_captions(questions: QuestionSet, path: str | Path) -> QuestionSet:
 
 
 def with_lists(questions: QuestionSet, lists: Mapping[str, str]) -> QuestionSet:
-    """The same data set with other lists of its questions as splits, such as ``{"train": "minitrain"}``.
+    """Return the same data set with other lists of its questions as splits, such as ``{"train": "minitrain"}``.
 
     Raises:
-        ValueError: there is no such list, or it lists an unknown question.
-        ProblemError: a question comes to lie in two splits.
+        ValueError: there is no such list, or it names an unknown question.
+        ProblemError: a question would be in two splits.
     """
     by_qid = {problem.qid: problem for split in SPLITS for problem in questions.problems[split]}
     known = {split: [problem.qid for problem in questions.problems[split]] for split in SPLITS} | questions.lists

@@ -1,4 +1,4 @@
-"""Reading ScienceQA's official layout, complete or in part.
+"""Reading ScienceQA's official layout, with or without its optional files.
 
 problems.json      {qid: {"question": ..., "choices": [...], "answer": 0, ...}}
 pid_splits.json    {"train": [qid, ...], "val": [...], "test": [...], "minitrain": [...], ...}
@@ -27,7 +27,7 @@ def read(path: Path) -> QuestionSet:
 
     Raises:
         FileNotFoundError: problems.json or pid_splits.json is missing.
-        ProblemError: a problem cannot be used, or a split lists a qid that has none.
+        ProblemError: a problem is not valid, or a split names a qid that has no problem.
     """
     records, splits = _required(path, "problems.json"), _required(path, "pid_splits.json")
     captions_path, ceilings_path = path / "captions.json", path / "ceilings.json"
@@ -36,8 +36,8 @@ def read(path: Path) -> QuestionSet:
     def build(split: str, qid: str) -> Problem:
         if qid not in records:
             raise ProblemError(
-                f"{path / 'pid_splits.json'}: split {split!r} lists question {qid!r}, which problems.json does "
-                "not have; remove it from the split or add the problem"
+                f"{path / 'pid_splits.json'}: split {split!r} names question {qid!r}, which is not in "
+                "problems.json; remove it from the split or add the problem"
             )
         return Problem.from_scienceqa(qid, {**records[qid], "split": split}, captions.get(qid, ""))
 
@@ -57,5 +57,5 @@ def _required(folder: Path, name: str) -> dict[str, Any]:
         )
     value = read_json(path)
     if not isinstance(value, dict):
-        raise ProblemError(f"{path} holds a {type(value).__name__}; expected an object")
+        raise ProblemError(f"{path} contains a {type(value).__name__}; expected an object")
     return value

@@ -1,15 +1,16 @@
-"""Reading a person's own questions from JSONL or CSV.
+"""Reading a user's own questions from JSONL or CSV.
 
-A line of JSONL, or a row of CSV under the same column names:
+A line of JSONL, or a row of CSV with the same column names:
 
     {"qid": "a1", "question": "Which is bigger?", "choices": ["sun", "moon"], "answer": "sun",
      "context": "", "image": "pictures/a1.png", "rationale": "The sun is far away ...", "split": "train"}
 
-``answer`` is the choice's text, an index or a letter (a text that is a choice is taken as that). ``context``, ``image`` (one file or
-several, beside the table), ``rationale`` and ``split`` may be left out, and any ScienceQA
-field may be given. In CSV, choices and several images are separated by ``|``. The split
-is the ``split`` column, or the file's name where a folder holds train.jsonl, val.jsonl
-and test.jsonl; without either, questions are divided 80 to 10 to 10 by a hash of their ids.
+``answer`` is the choice's text, an index or a letter (a text that equals a choice is read as
+that choice). ``context``, ``image`` (one file or several, in the table's folder),
+``rationale`` and ``split`` may be left out, and any ScienceQA field may be given. In CSV,
+choices and several images are separated by ``|``. The split
+is the ``split`` column, or the file's name where a folder contains train.jsonl, val.jsonl
+and test.jsonl. Without either, questions are divided 80:10:10 by a hash of their ids.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ def recognizes(path: Path) -> bool:
 
 
 def read(path: Path) -> QuestionSet:
-    """Read a table, or a folder with one table a split.
+    """Read a table, or a folder with one table per split.
 
     Raises:
-        ProblemError: a row cannot be used; the message names file, line and field.
+        ProblemError: a row is not valid; the message names file, line and field.
     """
     problems: dict[str, list[Problem]] = {split: [] for split in SPLITS}
     num_divided = 0
@@ -59,7 +60,7 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, row) of a .jsonl or .csv file.
 
     Raises:
-        ProblemError: a line is no JSON object.
+        ProblemError: a line is not a JSON object.
     """
     with open(file, encoding="utf-8-sig", newline="") as stream:
         if file.suffix == ".csv":
@@ -82,7 +83,7 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def row_to_record(row: dict[str, Any]) -> dict[str, Any]:
-    """A row under ScienceQA's field names, its answer as an index.
+    """Return a row with ScienceQA's field names and the answer as an index.
 
     Raises:
         ProblemError: the answer is no index, letter or text of the choices.
@@ -95,10 +96,10 @@ def row_to_record(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_answer_column(value: Any, choices: tuple[str, ...]) -> int:
-    """The index that an index, a letter or a choice's text stands for.
+    """Return the index of a choice given as an index, a letter or its text.
 
     Raises:
-        ProblemError: it is none of them.
+        ProblemError: the value is none of these.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -123,7 +124,7 @@ def _files(path: Path) -> list[tuple[Path, str | None]]:
 def _problem(row: dict[str, Any], split_of_file: str | None) -> tuple[Problem, bool]:
     qid = str(row.get("qid", row.get("id", "")))
     if not qid:
-        raise ProblemError("the field 'qid' is missing; every question needs an id of its own")
+        raise ProblemError("the field 'qid' is missing; every question needs a unique id")
     record = row_to_record(row)
     given = record.get("split") or split_of_file
     if given is not None and given not in _SPLIT_NAMES:

@@ -1,1 +1,1 @@
-"""Ray: the session, workers, their queue, GPUs, job submission. Knows no stage."""
+"""Ray: the session, workers, their queue, GPUs, job submission; independent of the stages."""

@@ -9,10 +9,10 @@ from pathlib import Path
 
 
 def keep_token_private() -> None:
-    """Have the token of a local Ray in a file that its user alone can read, or in the environment where no file can be.
+    """Store the token of a local Ray in a file that only its user can read, or else in the environment.
 
-    A local Ray listens on every interface and runs what it is sent by whoever has the token. It makes the
-    token itself, in a file that every user of the machine could read.
+    A local Ray listens on every interface and runs any code from a client that has the token. By default Ray
+    creates the token in a file that every user of the machine can read.
     """
     if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
@@ -28,11 +28,11 @@ def keep_token_private() -> None:
         with open(descriptor, "w", encoding="utf-8") as file:
             file.write(secrets.token_hex(32))
         with contextlib.suppress(FileExistsError):
-            os.link(temporary, path)  # whole, and never in place of one that others use
+            os.link(temporary, path)  # atomic, and never replaces a token in use
         if path.stat().st_mode & 0o077:
             path.chmod(0o600)
     except OSError:
-        if not path.exists():  # a home that cannot be written to
+        if not path.exists():  # the home folder is read-only
             os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     finally:
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""GPUs whose hardware failed: noted by the worker, then held by an actor so that Ray gives them to no other."""
+"""GPUs with a hardware fault: a worker records them, and an actor reserves them so that Ray does not assign them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 from data_shards.atomic_files import commit_json, read_json
 
-_SIGNS_OF_A_GPU_FAULT = (  # of the hardware or its driver; an assert on the device or a wrong address is a fault of code
+# Faults of the hardware or its driver. A device-side assert or an illegal address is a fault of the code.
+_SIGNS_OF_A_GPU_FAULT = (
     "uncorrectable ECC error",
     "unspecified launch failure",
     "CUBLAS_STATUS_EXECUTION_FAILED",
@@ -32,7 +33,7 @@ _HOLD_TIMEOUT_S = 30.0
 
 @dataclasses.dataclass(frozen=True)
 class GpuFault:
-    """A GPU whose hardware failed under a rank: Ray's node and its number there, the host's name, and the error."""
+    """A GPU whose hardware failed: Ray's node, the GPU's number on it, the host's name, and the error."""
 
     node_id: str
     gpu: int
@@ -44,19 +45,19 @@ class GpuFault:
 
 
 def is_gpu_fault(error: BaseException) -> bool:
-    """Whether an error says that the hardware failed: worth another start, on another GPU."""
+    """Whether an error is a hardware fault, after which a restart on another GPU can succeed."""
     return any(sign in str(error) for sign in _SIGNS_OF_A_GPU_FAULT)
 
 
 def note_fault(path: Path, error: BaseException) -> None:
-    """Write down, in a Ray worker, whose GPU failed."""
+    """Record in a file, from the Ray worker on it, that a GPU failed."""
     import ray
 
     context = ray.get_runtime_context()
     import torch
 
     number = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
-    given = ray.get_gpu_ids()  # of this worker alone, while it sees those of its whole group
+    given = ray.get_gpu_ids()  # assigned to this worker; the visible GPUs are those of its whole group
     gpu = int(given[0]) if len(given) == 1 else int(given[number]) if number < len(given) else number
     commit_json(
         path, {"node_id": context.get_node_id(), "gpu": gpu, "host": socket.gethostname(), "error": str(error)[:500]}
@@ -64,25 +65,24 @@ def note_fault(path: Path, error: BaseException) -> None:
 
 
 def read_faults(paths: Iterator[Path]) -> list[GpuFault]:
-    """The faults that workers wrote down."""
+    """Read the faults that workers recorded."""
     return [GpuFault(**read_json(path)) for path in sorted(paths)]
 
 
 def hold_gpus(faults: list[GpuFault]) -> list[Any]:
-    """Reserve failed GPUs, so that Ray gives them to nobody; returns handles that hold them.
+    """Reserve failed GPUs, so that Ray does not assign them; returns the handles of the reserving actors.
 
-    Ray chooses the GPU of an actor itself, so actors are started on the node until one has it.
+    Ray chooses the GPU of an actor itself, so actors are started on the node until one has the GPU.
     """
     import ray
+    from ray.exceptions import GetTimeoutError, RayActorError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     held, actor_class = [], ray.remote(_Holder)
     for fault in faults:
         others: list[Any] = []
         strategy = NodeAffinitySchedulingStrategy(fault.node_id, soft=False)
-        with contextlib.suppress(
-            ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError
-        ):  # none is free, or the node is gone
+        with contextlib.suppress(GetTimeoutError, RayActorError):  # none is free, or the node is gone
             while True:
                 actor = actor_class.options(num_cpus=0, num_gpus=1, scheduling_strategy=strategy).remote()
                 others.append(actor)
@@ -95,7 +95,7 @@ def hold_gpus(faults: list[GpuFault]) -> list[Any]:
 
 
 class _Holder:
-    """An actor that has a GPU and leaves it alone."""
+    """An actor that reserves a GPU and does not use it."""
 
     def gpus(self) -> list[int]:
         import ray

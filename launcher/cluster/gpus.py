@@ -1,10 +1,9 @@
-"""GPUs of a run: whether it uses them, and which of them failed.
+"""The device of a run: whether it uses GPUs.
 
-    settings = with_device(settings, run_dir, report)     # cluster.use_gpu is True or False from here on
-    held = hold_gpus(faults)                              # nobody else gets these while the handles live
+    settings = with_device(settings, run_dir, report)     # cluster.use_gpu is then True or False
 
-``cluster.use_gpu: auto`` takes GPUs if the Ray cluster has them (for torchrun: the machine). What was found at
-the first start is kept in the run's folder, so that a run never changes its device silently:
+``cluster.use_gpu: auto`` uses GPUs if the Ray cluster has them (for torchrun: the machine). The decision of
+the first start is stored in the run's folder, so that a run never changes its device silently:
 
     runs/demo/device.json    {"use_gpu": true, "found": 4, "where": "this machine"}
 """
@@ -28,35 +27,35 @@ def with_device(
     count: Callable[[Cluster], tuple[int, str]] | None = None,
     keep: bool = True,
 ) -> Settings:
-    """The same settings with ``cluster.use_gpu`` decided.
+    """Return the same settings with ``cluster.use_gpu`` decided.
 
     Args:
-        run_dir: the run, which keeps what was decided; None for a command without one.
-        count: how many GPUs there are and where; None: ``count_gpus``.
-        keep: whether to write down what is decided for the run's later starts.
+        run_dir: the run, whose folder stores the decision; None for a command without a run.
+        count: returns the number of GPUs and their place; None: ``count_gpus``.
+        keep: whether to store the decision for the run's later starts.
 
     Raises:
-        SettingsError: the run was started on another device, or the GPUs it needs are not there.
+        SettingsError: the run was started on another device, or there are not enough GPUs.
     """
     cluster = settings.cluster
     kept = _kept(run_dir) if run_dir else None
     wanted = cluster.use_gpu
-    if kept is not None and wanted not in ("auto", kept):
+    if run_dir is not None and kept is not None and wanted not in ("auto", kept):
         raise SettingsError(
-            f"{run_dir.path} was started with cluster.use_gpu {_said(kept)}, now it is {_said(wanted)}; leave the setting out, or give this run "
-            "a folder of its own with --set run.dir=runs/ANOTHER-NAME"
+            f"{run_dir.path} was started with cluster.use_gpu {_shown(kept)}, now it is {_shown(wanted)}; leave the "
+            "setting out, or give this run a folder of its own with --set run.dir=runs/ANOTHER-NAME"
         )
     decided = kept if kept is not None else wanted
-    if decided is False or (
-        wanted is True and cluster.address != "local"
-    ):  # the nodes of an autoscaler come when they are asked for
-        return _decided(settings, decided)
+    # The nodes of an autoscaler start when they are requested, so they cannot be counted before.
+    if decided is False or (wanted is True and cluster.address != "local"):
+        return _decided(settings, bool(decided))
     found, where = (count or count_gpus)(cluster)
     is_new, decided = decided == "auto", found > 0 if decided == "auto" else decided
-    if not found and wanted == "auto" and not is_new:
+    if run_dir is not None and not found and wanted == "auto" and not is_new:
         raise SettingsError(
-            f"{run_dir.path} was started on GPUs, and {where} has none; start it where GPUs are, bring the cluster's GPU nodes up (cluster.use_gpu=true "
-            "waits for those of an autoscaler), or train anew on CPUs in another folder: --set cluster.use_gpu=false --set run.dir=runs/ANOTHER-NAME"
+            f"{run_dir.path} was started on GPUs, and {where} has none; start it where GPUs are, bring the cluster's "
+            "GPU nodes up (cluster.use_gpu=true waits for those of an autoscaler), or train again on CPUs in another "
+            "folder: --set cluster.use_gpu=false --set run.dir=runs/ANOTHER-NAME"
         )
     if run_dir is None and wanted == "auto" and 0 < found < cluster.num_workers:
         settings = settings.model_copy(
@@ -66,7 +65,8 @@ def with_device(
         require_gpus(cluster, found, where)
     if is_new:
         report(
-            f"device: {f'{found} GPUs of {where}' if decided else f'CPU ({where} has no GPU)'}; cluster.use_gpu chooses another"
+            f"device: {f'{found} GPUs of {where}' if decided else f'CPU ({where} has no GPU)'}; cluster.use_gpu "
+            "chooses another"
         )
         if run_dir and keep:
             commit_json(run_dir.device, {"use_gpu": decided, "found": found, "where": where})
@@ -77,13 +77,14 @@ def require_gpus(cluster: Cluster, found: int, where: str) -> None:
     """Raise SettingsError where there are fewer GPUs than workers."""
     if found < cluster.num_workers:
         raise SettingsError(
-            f"cluster.num_workers ({cluster.num_workers}) needs a GPU each, {where} has {found}; lower cluster.num_workers, "
-            "join a cluster with cluster.address, or set cluster.use_gpu=false (and training.precision=fp32)"
+            f"cluster.num_workers ({cluster.num_workers}) needs a GPU each, {where} has {found}; lower "
+            "cluster.num_workers, join a cluster with cluster.address, or set cluster.use_gpu=false (and "
+            "training.precision=fp32)"
         )
 
 
 def count_gpus(cluster: Cluster) -> tuple[int, str]:
-    """How many GPUs there are to use, and where: on this machine, or in the Ray that is joined."""
+    """Return the number of usable GPUs and their place: this machine, or the Ray cluster that is joined."""
     import ray
 
     if not ray.is_initialized() and cluster.address == "local":
@@ -93,7 +94,7 @@ def count_gpus(cluster: Cluster) -> tuple[int, str]:
 
 
 def count_own_gpus() -> int:
-    """GPUs that torch can use in this process."""
+    """Return the number of GPUs that torch can use in this process."""
     import torch
 
     return torch.cuda.device_count()
@@ -112,5 +113,5 @@ def _decided(settings: Settings, use_gpu: bool) -> Settings:
     return settings.model_copy(update={"cluster": settings.cluster.model_copy(update={"use_gpu": use_gpu})})
 
 
-def _said(use_gpu: bool | str) -> str:
+def _shown(use_gpu: bool | str) -> str:
     return str(use_gpu).lower()

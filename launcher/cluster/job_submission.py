@@ -1,11 +1,11 @@
-"""Sending a run to a Ray cluster as a job, and following it.
+"""Submitting a run to a Ray cluster as a job, and following its output.
 
     submit_run(settings, address="http://127.0.0.1:8265")
 
-What goes along is small and exact: the resolved settings and the three packages as they are installed here, which
-is what the wheel holds. Every node's workers run this code, whatever its image has. Data does not go along: the
-folders that settings name must be absolute paths that all nodes see, or URLs. No secret goes along either:
-Ray writes what a job is sent with into its logs.
+A submission contains the resolved settings and the three packages as installed on this machine, which are the content
+of the wheel. The workers of all nodes run this code, independently of the code in their image. A submission contains
+no data: the folders in settings must be absolute paths that all nodes can read, or URLs. It contains no secret,
+because Ray writes the environment of a job to its logs.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from launcher.runs.status import mlflow_lines
 
 PACKAGES = ("launcher", "mmcot", "data_shards")
 SETTINGS_FILE = "run.yaml"
-# `ray job stop` sends SIGTERM and, without this, SIGKILL three seconds later; the ranks first write a checkpoint.
+# `ray job stop` sends SIGTERM, and SIGKILL after this time (by default 3 s); the ranks write a checkpoint before.
 STOP_WAIT_S = 120
 _RETRY_S = 2.0
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -54,15 +54,15 @@ _IDS_OR_FOLDERS = ("model.pretrained", "data.vision_model")  # on the hub, or a 
 
 
 class SubmitError(RuntimeError):
-    """The cluster does not take the job; the message says why and what to do."""
+    """The cluster does not accept the job; the message names the reason and the remedy."""
 
 
 def submit_run(settings: Settings, *, address: str, follow: bool = True, report: Callable[[str], None] = print) -> int:
-    """Run the pipeline on the cluster behind ``address``; returns the run's exit status, or 0 when not following.
+    """Run the pipeline on the cluster at ``address``; returns the run's exit status, or 0 without following it.
 
     Raises:
-        SettingsError: a setting names what the cluster's nodes cannot see.
-        SubmitError: the cluster cannot be reached, or refuses.
+        SettingsError: a setting names a folder that the cluster's nodes cannot read.
+        SubmitError: the cluster cannot be reached, or does not accept the job.
     """
     check_no_credentials("--address", address)
     if not address.startswith(("http://", "https://")):
@@ -77,21 +77,23 @@ def submit_run(settings: Settings, *, address: str, follow: bool = True, report:
         write_package(Path(folder), settings)
         try:
             client = JobSubmissionClient(address)
-            logging.getLogger("ray").setLevel(logging.WARNING)  # how packages travel is nobody's concern
+            logging.getLogger("ray").setLevel(logging.WARNING)  # no lines on the upload of packages
             job = client.submit_job(
                 entrypoint=f"python -m launcher run --config {SETTINGS_FILE}",
                 submission_id=f"{settings.run.name}-{time.strftime('%Y%m%d-%H%M%S')}",
                 runtime_env={"working_dir": folder, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S)}},
                 metadata={"mmcot.run_dir": str(settings.run.dir)},
             )
-        except (OSError, RuntimeError, RayError) as error:  # the last: no token, or another
+        except (OSError, RuntimeError, RayError) as error:  # RayError: no token, or a wrong one
             raise SubmitError(
-                f"the cluster at {address} does not take the job: {error}\nIs its dashboard forwarded to here, and the token that of the cluster "
-                "(RAY_AUTH_MODE=token, with RAY_AUTH_TOKEN or ~/.ray/auth_token)?"
+                f"the cluster at {address} does not accept the job: {error}\nIs its dashboard forwarded to this "
+                "machine, and the token that of the cluster (RAY_AUTH_MODE=token, with RAY_AUTH_TOKEN or "
+                "~/.ray/auth_token)?"
             ) from None
-    report(f"job {job}, run {settings.run.dir}; the same command goes on where it stopped")
+    report(f"job {job}, run {settings.run.dir}; the same command resumes it")
     report(
-        f"  follow: ray job logs --follow --address {address} {job}    stop, with a checkpoint: ray job stop --address {address} {job}"
+        f"  follow: ray job logs --follow --address {address} {job}    stop, with a checkpoint: ray job stop "
+        f"--address {address} {job}"
     )
     for line in mlflow_lines(settings, RunDir(settings.run_dir)):
         report(f"  {line}")
@@ -99,15 +101,15 @@ def submit_run(settings: Settings, *, address: str, follow: bool = True, report:
 
 
 def for_cluster(settings: Settings) -> Settings:
-    """The settings as the cluster's nodes are to read them.
+    """Return the settings as the cluster's nodes read them.
 
     Raises:
-        SettingsError: one names a folder of this machine, or none where the default is one of this machine.
+        SettingsError: a setting names a folder of this machine, or is missing and its default is such a folder.
     """
     wrong = []
     for name in _FOLDERS:
         value = value_of(settings, name)
-        if value is None and name in ("run.dir", "data.shards_dir"):  # their defaults lie in the current folder
+        if value is None and name in ("run.dir", "data.shards_dir"):  # their defaults are in the current folder
             wrong.append(f"{name} is not given")
         elif value is not None and not (
             Path(value).expanduser().is_absolute() or (name == "data.shards_dir" and "://" in value)
@@ -119,14 +121,15 @@ def for_cluster(settings: Settings) -> Settings:
             wrong.append(f"{name} is {value!r}, a folder of this machine")
     if wrong:
         raise SettingsError(
-            "the cluster's nodes must see what the settings name: give absolute paths on storage that all of them share (data.shards_dir may be a URL), such as "
-            f"--set run.dir=/mnt/mmcot/runs/{settings.run.name} --set data.shards_dir=/mnt/mmcot/shards/{settings.run.name} ({'; '.join(wrong)})"
+            "the cluster's nodes must see what the settings name: give absolute paths on storage that all of them "
+            f"share (data.shards_dir may be a URL), such as --set run.dir=/mnt/mmcot/runs/{settings.run.name} --set "
+            f"data.shards_dir=/mnt/mmcot/shards/{settings.run.name} ({'; '.join(wrong)})"
         )
-    uri = tracking_uri(settings)  # this machine's MLFLOW_TRACKING_URI holds for the run
+    uri = tracking_uri(settings)  # the run uses this machine's MLFLOW_TRACKING_URI
     if urlsplit(uri).hostname in _LOOPBACK or re.match(r"sqlite:///(?!/)", uri):
         raise SettingsError(
-            f"MLflow's address {uri} means another place on the cluster; give one that its head can reach (tracking.uri, or MLFLOW_TRACKING_URI), "
-            "or none at all for SQLite beside the runs"
+            f"MLflow's address {uri} means another place on the cluster; give one that its head can reach "
+            "(tracking.uri, or MLFLOW_TRACKING_URI), or none at all for SQLite beside the runs"
         )
     address = settings.cluster.address if settings.cluster.address != "local" else "auto"
     return settings.model_copy(
@@ -141,7 +144,7 @@ def for_cluster(settings: Settings) -> Settings:
 
 
 def write_package(folder: Path, settings: Settings) -> None:
-    """Write what goes along: the packages as they are installed here, and the settings."""
+    """Write the submission: the packages as installed on this machine, and the settings."""
     for name in PACKAGES:
         with resources.as_file(resources.files(name)) as source:
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
@@ -149,16 +152,16 @@ def write_package(folder: Path, settings: Settings) -> None:
 
 
 def _follow(client: Any, job: str, report: Callable[[str], None]) -> int:
-    """Show a job's output until it ends, or until Ctrl-C, which ends the showing alone."""
+    """Show a job's output until it ends, or until Ctrl-C, after which the job continues."""
     try:
         return _show_to_the_end(client, job, report)
     except KeyboardInterrupt:
-        report(f"no longer following {job}; it goes on")
+        report(f"no longer following {job}; it continues")
         return 128 + signal.SIGINT
 
 
 def _show_to_the_end(client: Any, job: str, report: Callable[[str], None]) -> int:
-    """Show a job's output; a lost connection is taken up again. Returns the job's status."""
+    """Show a job's output and return its exit status; a lost connection is retried."""
     from ray.exceptions import RayError
 
     num_shown, lost = 0, False
@@ -166,7 +169,7 @@ def _show_to_the_end(client: Any, job: str, report: Callable[[str], None]) -> in
     async def show() -> None:
         nonlocal num_shown
         num_read = 0
-        async for text in client.tail_job_logs(job):  # from the beginning, each time
+        async for text in client.tail_job_logs(job):  # from the first line, each time
             num_read += len(text)
             if num_read > num_shown:
                 report(text[num_shown - num_read :].rstrip("\n"))
@@ -178,10 +181,11 @@ def _show_to_the_end(client: Any, job: str, report: Callable[[str], None]) -> in
             if (info := client.get_job_info(job)).status.is_terminal():
                 break
             time.sleep(_RETRY_S)
-        except Exception as error:  # the tunnel or the head: the job may well be running
+        except Exception as error:  # of the tunnel or the head; the job may still be running
             if isinstance(error, RayError) or "status code 404" in str(error):
                 report(
-                    f"{job} can no longer be followed ({error}); if the cluster began anew, the same command goes on where the run stopped"
+                    f"{job} can no longer be followed ({error}); if the cluster was restarted, the same command "
+                    "resumes where the run stopped"
                 )
                 return 1
             if not lost:

@@ -1,4 +1,4 @@
-"""Joining or starting Ray."""
+"""Connecting to a Ray cluster, or starting a local one."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from launcher.runs.signals import sparing_children
 
 
 class ClusterError(RuntimeError):
-    """Ray cannot give what the settings ask for."""
+    """Ray does not have the resources that the settings request."""
 
 
 @contextlib.contextmanager
 def ray_session(cluster: Cluster) -> Iterator[None]:
-    """Be connected to Ray while the block lasts; a local Ray ends with it.
+    """Connect to Ray while the block lasts; a local Ray ends with the block.
 
     Raises:
         ClusterError: the cluster has fewer processors or GPUs than the workers need.
     """
-    # Ray hands these on to every worker it starts.
+    # Ray passes these to every worker that it starts.
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -34,14 +34,14 @@ def ray_session(cluster: Cluster) -> Iterator[None]:
     os.environ.setdefault("OMP_NUM_THREADS", str(cluster.cpus_per_worker))
     import ray
 
-    if ray.is_initialized():  # within a tuning's trial
+    if ray.is_initialized():  # in a tuning's trial
         yield
         return
     handler = signal.getsignal(signal.SIGTERM)
     needed = cluster.num_workers * cluster.cpus_per_worker
     if cluster.address == "local":
         keep_token_private()
-        with sparing_children():  # Ray itself spares them Ctrl-C
+        with sparing_children():  # Ray itself protects its processes from Ctrl-C
             ray.init(
                 address="local",
                 num_cpus=max(needed, os.cpu_count() or 1),
@@ -52,7 +52,7 @@ def ray_session(cluster: Cluster) -> Iterator[None]:
     else:
         ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     if callable(handler) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)  # Ray has put its own in place, which exits with another status
+        signal.signal(signal.SIGTERM, handler)  # Ray has set its own, which exits with another status
     try:
         if cluster.address == "local" and cluster.use_gpu is True:
             found = int(ray.cluster_resources().get("GPU", 0))

@@ -1,9 +1,9 @@
-"""Which task is handed out next; a plain value that knows neither Ray nor files.
+"""The order of tasks, without Ray and files.
 
 queue = TaskQueue({task: expected_cost, ...}, max_attempts=3)
 task = queue.take()                  # the most expensive one; None when there is none
-queue.failed(task, "out of memory")  # True: it will be handed out again, next
-queue.set_aside                      # {task: error} of those that always failed
+queue.failed(task, "out of memory")  # True: it is the next task again
+queue.set_aside                      # {task: error} of the quarantined tasks
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T", bound=Hashable)
 
 
 class TaskQueue(Generic[T]):
-    """Hands tasks out, the most expensive first, so that what is handed out last is short."""
+    """A queue of tasks, the most expensive first, so that the last ones are short."""
 
     def __init__(self, costs: Mapping[T, float], *, max_attempts: int) -> None:
         self._waiting = deque(sorted(costs, key=lambda task: -costs[task]))
@@ -28,7 +28,7 @@ class TaskQueue(Generic[T]):
         return bool(self._waiting)
 
     def take(self) -> T | None:
-        """The next task, or None."""
+        """Take the next task; None where the queue is empty."""
         if not self._waiting:
             return None
         task = self._waiting.popleft()
@@ -36,7 +36,7 @@ class TaskQueue(Generic[T]):
         return task
 
     def failed(self, task: T, error: str) -> bool:
-        """Put a task back to the front, or aside after its last attempt; returns whether it comes again."""
+        """Put a task back to the front, or quarantine it after its last attempt; returns whether it is retried."""
         if self._attempts[task] < self._max_attempts:
             self._waiting.appendleft(task)
             return True

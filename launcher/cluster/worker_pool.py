@@ -1,122 +1,68 @@
-"""Tasks over Ray workers: each is handed out until it is done, or set aside after so many failures.
+"""Tasks on Ray workers: each task is run until it succeeds, or quarantined after ``max_attempts`` failures.
 
-    set_aside = run_on_workers(GenerationWorker, job, costs, cluster=settings.cluster, stands=..., done=...)
+    set_aside = run_on_workers(GenerationWorker, job, costs, cluster=settings.cluster, is_committed=..., done=...)
 
 A worker is a ``Worker(job)`` in a process of its own; it has ``is_ready()`` and ``run(task)``, and calls
-``progress()`` while it runs. It commits what a task makes by itself, so a worker that dies or makes no
-progress is replaced and its task is run again, and one that dies between its commit and its answer is
-believed. What tasks are, this module does not know.
+``progress()`` while it runs. It commits a task's output itself. A worker that dies or makes no progress is
+replaced, and its task is run again. If it dies after its commit and before its answer, the task is done.
+This module does not depend on the kind of tasks.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import socket
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
-
-import psutil
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any, Generic, TypeVar, cast
 
 from launcher.cluster.task_queue import TaskQueue
+from launcher.cluster.worker_process import WorkerProcess
 from launcher.config.settings import Cluster
-from launcher.runs.hang_guard import HangGuard
 
-# So many workers lost in their start count as one that failed by itself: nodes go, but memory may also never suffice.
+# This many workers that are lost while they start count as one failed start: the cause may be a lost node, or too
+# little memory.
 LOST_STARTS = 3
-LOOK_EVERY_S = 10.0  # at workers' progress, at most
-_BYTES_OF_PROGRESS = 1 << 20  # a model or a tar that is still arriving is progress as well
-T = TypeVar("T")
+LOOK_EVERY_S = 10.0  # interval of progress requests, at most
+T = TypeVar("T", bound=Hashable)
 
 
 class WorkersError(RuntimeError):
-    """Workers that never start; the message has the last one's error."""
+    """No worker could start; the message contains the last one's error."""
 
 
-class NoProgress(RuntimeError):
+class NoProgress(RuntimeError):  # noqa: N818 (a public name)
     """A worker was ended because it made no progress; the message names its process."""
 
 
 class Worker:
-    """What runs tasks, made of a job; its ``progress`` is set by the process it runs in."""
+    """The base of workers; a worker is made from a job, and its process sets its ``progress``."""
 
     @staticmethod
     def progress() -> None:
-        """To be called whenever a part of a task is done: a token, a picture."""
+        """Report progress; called whenever a part of a task is done, such as a token or a picture."""
 
     def is_ready(self) -> bool:
-        """True once everything is loaded."""
+        """Return True once everything is loaded."""
         return True
-
-
-class WorkerProcess:
-    """The actor of a worker; its progress can be asked for while it runs.
-
-    The worker is made by ``start`` and not with the actor, so that a process that is there and blocked in
-    its start is told from one whose node is not there yet.
-    """
-
-    def __init__(self, worker_class: type, job: Any, hang_timeout_s: float) -> None:
-        self._make = lambda: worker_class(job)
-        self._num_parts, self._guarded_at = 0, 0.0
-        self._guard_every_s = min(
-            1.0, hang_timeout_s / 10
-        )  # a token may take a millisecond, starting the guard's clock some of its own
-        self._guard = HangGuard(hang_timeout_s, end=False)
-        self._name = f"process {os.getpid()} on {socket.gethostname()}"
-
-    def start(self) -> str:
-        """Load what tasks need; returns which process this is."""
-        self._guard.progress()
-        self._worker = self._make()
-        self._worker.progress = self._progress
-        self._worker.is_ready()
-        self._guard.close()
-        return self._name
-
-    def run(self, task: Any) -> Any:
-        """Run a task; returns what its worker returns."""
-        self._guard.progress()
-        try:
-            return self._worker.run(task)
-        finally:
-            self._guard.close()
-
-    def progress_of(self) -> tuple[int, str]:
-        """A number that grows while there is progress, and which process this is."""
-        return self._num_parts + _bytes_moved() // _BYTES_OF_PROGRESS, self._name
-
-    def _progress(self) -> None:
-        self._num_parts += 1
-        if (now := time.monotonic()) - self._guarded_at > self._guard_every_s:
-            self._guarded_at = now
-            self._guard.progress()
-
-
-def _bytes_moved() -> int:
-    """Bytes this process has read from disks and written anywhere: a model or tar that arrives is in it, sockets and /proc are not."""
-    try:
-        io = psutil.Process().io_counters()
-    except (AttributeError, OSError, RuntimeError, ValueError, psutil.Error):  # not told here
-        return 0
-    return io.read_bytes + io.write_chars
 
 
 @dataclasses.dataclass(eq=False)
 class _Watched:
-    """A worker that is starting (no task) or in a task, and for how long it has made no progress."""
+    """A worker that is starting (no task) or runs a task, and the time since its last progress."""
 
     actor: Any
     task: Any = None
     name: str = ""
-    progress_of: int | None = None  # None until its process is known to be there
-    asked: Any = None
+    progress_of: int | None = None  # None until its process has answered
+    request: Any = None  # of its progress, not answered yet
     silent_s: float = 0.0
 
 
 class _Watch:
-    """Finds workers without progress, by this process's clock: one that is stopped or holds Python's lock cannot tell."""
+    """Finds workers without progress, by the clock of this process.
+
+    A worker that is stopped, or that holds Python's global lock, cannot report by itself.
+    """
 
     def __init__(self, timeout_s: float) -> None:
         self.every_s = min(LOOK_EVERY_S, timeout_s / 10)
@@ -124,7 +70,7 @@ class _Watch:
         self._looked_at = time.monotonic()
 
     def hung(self, workers: Iterable[_Watched]) -> list[_Watched]:
-        """Those that have made no progress for the time allowed; looks again only after a while."""
+        """Return the workers without progress for the timeout; checks at most every ``every_s``."""
         elapsed = time.monotonic() - self._looked_at
         if elapsed < self.every_s:
             return []
@@ -134,24 +80,25 @@ class _Watch:
             if self._has_moved(worker):
                 worker.silent_s = 0.0
             elif worker.progress_of is not None:
-                worker.silent_s += min(elapsed, 2 * self.every_s)  # more only where this process itself was stopped
-            if worker.silent_s > self._timeout_s + 2 * self.every_s:  # an answer is as old as two looks
+                worker.silent_s += min(elapsed, 2 * self.every_s)  # longer only if this process itself was stopped
+            if worker.silent_s > self._timeout_s + 2 * self.every_s:  # an answer may be as old as two checks
                 hung.append(worker)
         return hung
 
     def _has_moved(self, worker: _Watched) -> bool:
         import ray
+        from ray.exceptions import RayActorError
 
         before = worker.progress_of
-        if worker.asked is not None:
-            if not ray.wait([worker.asked], timeout=0)[0]:
+        if worker.request is not None:
+            if not ray.wait([worker.request], timeout=0)[0]:
                 return False
             try:
-                worker.progress_of, worker.name = ray.get(worker.asked)
-            except ray.exceptions.RayActorError:  # its task's answer says the same, if it is gone
-                worker.asked = None
+                worker.progress_of, worker.name = ray.get(worker.request)
+            except RayActorError:  # if the worker is gone, its task's answer has the same error
+                worker.request = None
                 return False
-        worker.asked = worker.actor.progress_of.options(concurrency_group="watch").remote()
+        worker.request = worker.actor.progress_of.options(concurrency_group="watch").remote()
         return worker.progress_of != before
 
 
@@ -164,113 +111,153 @@ def run_on_workers(
     gpus_per_worker: float,
     max_attempts: int,
     hang_timeout_s: float,
-    stands: Callable[[T], bool],
+    is_committed: Callable[[T], bool],
     done: Callable[[T, Any], None],
     report: Callable[[str], None] = lambda line: None,
 ) -> dict[T, str]:
-    """Hand tasks to workers, the most expensive first; returns those that always failed, with their errors.
+    """Hand tasks to workers, the most expensive first; returns those that failed at every attempt, with their errors.
 
     Args:
         costs: what each task is expected to cost, in any unit.
         gpus_per_worker: GPUs a worker takes where ``cluster.use_gpu``.
-        hang_timeout_s: a worker that makes no progress for so long is replaced, its task has failed.
-        stands: whether a task's output is committed.
-        done: told of each task that is, with what ``run`` returned, or None where its worker died after the commit.
-        report: told of each worker that is replaced because it made no progress.
+        hang_timeout_s: a worker without progress for this long is replaced, and its task has failed.
+        is_committed: whether a task's output is committed.
+        done: called with each committed task and what ``run`` returned, or None where the worker died after the commit.
+        report: called with a line on each worker that is replaced because it made no progress.
 
     Raises:
         WorkersError: workers fail before their first task, ``max_attempts`` times in a row.
     """
-    import ray
-
     actor_class = _actor_class(worker_class, cluster, gpus_per_worker)
-    queue, watch = TaskQueue(costs, max_attempts=max_attempts), _Watch(hang_timeout_s)
-    waiting: dict[
-        Any, _Watched
-    ] = {}  # a worker takes its first task when it is there: those of nodes that join later, later
-    failed_starts = 0.0  # in a row; see LOST_STARTS
+    pool = _Pool(
+        lambda: actor_class.remote(worker_class, job, hang_timeout_s),
+        TaskQueue(costs, max_attempts=max_attempts),
+        max_attempts=max_attempts,
+        hang_timeout_s=hang_timeout_s,
+        use_gpu=bool(cluster.use_gpu),
+        is_committed=is_committed,
+        done=done,
+        report=report,
+    )
+    return pool.run(min(cluster.num_workers, len(costs)))
 
-    def start_worker() -> None:
-        actor = actor_class.remote(worker_class, job, hang_timeout_s)
-        waiting[actor.start.remote()] = _Watched(actor)
 
-    def start_next(actor: Any, name: str) -> None:
-        if (task := queue.take()) is not None:
-            waiting[actor.run.remote(task)] = _Watched(actor, task, name, progress_of=-1)
+class _Pool(Generic[T]):
+    """Workers, what each of them does, and the queue of their tasks; arguments as for ``run_on_workers``."""
 
-    def after_start(worker: _Watched, error: Exception | None, name: str) -> None:
-        nonlocal failed_starts
-        if error is None:
-            failed_starts = 0
-            start_next(worker.actor, name)
-            return
-        failed_starts += 1 / LOST_STARTS if _is_lost(error) else 1
-        ray.kill(worker.actor)
-        if failed_starts >= max_attempts:
-            raise WorkersError(
-                f"workers failed {failed_starts:g} times in a row before their first task; the last:\n{error}"
-            ) from None
-        start_worker()
+    def __init__(
+        self,
+        make_actor: Callable[[], Any],
+        queue: TaskQueue[T],
+        *,
+        max_attempts: int,
+        hang_timeout_s: float,
+        use_gpu: bool,
+        is_committed: Callable[[T], bool],
+        done: Callable[[T, Any], None],
+        report: Callable[[str], None],
+    ) -> None:
+        self._make_actor, self._queue = make_actor, queue
+        self._max_attempts, self._hang_timeout_s, self._use_gpu = max_attempts, hang_timeout_s, use_gpu
+        self._is_committed, self._done, self._report = is_committed, done, report
+        self._watch = _Watch(hang_timeout_s)
+        # By the answer that is awaited. A worker takes its first task once it has started, so workers of nodes that
+        # join later take theirs later.
+        self._waiting: dict[Any, _Watched] = {}
+        self._failed_starts = 0.0  # in a row; see LOST_STARTS
 
-    def after_task(worker: _Watched, error: Exception | None, result: Any) -> None:
-        if error is None or stands(worker.task):  # it may die between commit and answer
-            done(worker.task, result)
-        else:
-            queue.failed(worker.task, str(error))
-        if isinstance(error, (ray.exceptions.RayActorError, NoProgress)) or (
-            error is not None and cluster.use_gpu
-        ):  # CUDA errors stay in a process
-            ray.kill(worker.actor)  # one that only cannot be reached must not write beside its successor
-            start_worker()
-        else:
-            start_next(worker.actor, worker.name)
+    def run(self, num_workers: int) -> dict[T, str]:
+        """Start the workers and run all tasks; returns the quarantined ones with their errors."""
+        import ray
 
-    def settle(answer: Any, error: Exception | None = None) -> None:
-        worker, result = waiting.pop(answer), None
+        for _ in range(num_workers):
+            self._start_worker()
+        while (self._queue and self._waiting) or any(worker.task is not None for worker in self._waiting.values()):
+            for answer in ray.wait(list(self._waiting), num_returns=1, timeout=self._watch.every_s)[0]:
+                self._settle(answer)
+            hung = self._watch.hung(self._waiting.values())
+            for answer in [answer for answer, worker in self._waiting.items() if worker in hung]:
+                error = NoProgress(
+                    f"{self._waiting[answer].name} made no progress for {self._hang_timeout_s:g} s "
+                    "(generation.hang_timeout_s) and was ended; the stacks of its threads are in its Ray log"
+                )
+                self._report(f"  a worker is replaced: {error}")
+                self._settle(answer, error)
+        return self._queue.set_aside
+
+    def _start_worker(self) -> None:
+        actor = self._make_actor()
+        self._waiting[actor.start.remote()] = _Watched(actor)
+
+    def _start_next_task(self, actor: Any, name: str) -> None:
+        if (task := self._queue.take()) is not None:
+            self._waiting[actor.run.remote(task)] = _Watched(actor, task, name, progress_of=-1)
+
+    def _settle(self, answer: Any, error: Exception | None = None) -> None:
+        """Handle a worker's answer, or the error with which it is replaced."""
+        import ray
+        from ray.exceptions import RayActorError, RayTaskError
+
+        worker, result = self._waiting.pop(answer), None
         try:
-            result = ray.get(answer) if error is None else None
-        except (ray.exceptions.RayActorError, ray.exceptions.RayTaskError) as caught:
+            result = cast(Any, ray.get(answer) if error is None else None)
+        except (RayActorError, RayTaskError) as caught:
             error = caught
         if worker.task is None:
-            after_start(worker, error, result)
+            self._after_start(worker, error, result)
         else:
-            after_task(worker, error, result)
+            self._after_task(worker, error, result)
 
-    for _ in range(min(cluster.num_workers, len(costs))):
-        start_worker()
-    while (queue and waiting) or any(worker.task is not None for worker in waiting.values()):
-        for answer in ray.wait(list(waiting), num_returns=1, timeout=watch.every_s)[0]:
-            settle(answer)
-        hung = watch.hung(waiting.values())
-        for answer in [answer for answer, worker in waiting.items() if worker in hung]:
-            error = NoProgress(
-                f"{waiting[answer].name} made no progress for {hang_timeout_s:g} s (generation.hang_timeout_s) and was ended; "
-                "what its threads were at stands in Ray's log of it"
-            )
-            report(f"  a worker is replaced: {error}")
-            settle(answer, error)
-    return queue.set_aside
+    def _after_start(self, worker: _Watched, error: Exception | None, name: Any) -> None:
+        import ray
+
+        if error is None:
+            self._failed_starts = 0.0
+            self._start_next_task(worker.actor, name)
+            return
+        self._failed_starts += 1 / LOST_STARTS if _is_lost(error) else 1
+        ray.kill(worker.actor)
+        if self._failed_starts >= self._max_attempts:
+            raise WorkersError(
+                f"workers failed {self._failed_starts:g} times in a row before their first task; the last:\n{error}"
+            ) from None
+        self._start_worker()
+
+    def _after_task(self, worker: _Watched, error: Exception | None, result: Any) -> None:
+        import ray
+        from ray.exceptions import RayActorError
+
+        if error is None or self._is_committed(worker.task):  # a worker may die between commit and answer
+            self._done(worker.task, result)
+        else:
+            self._queue.failed(worker.task, str(error))
+        # After a CUDA error a process cannot use its GPU any more.
+        if isinstance(error, (RayActorError, NoProgress)) or (error is not None and self._use_gpu):
+            ray.kill(worker.actor)  # it may only be unreachable, and must not write at the same time as its successor
+            self._start_worker()
+        else:
+            self._start_next_task(worker.actor, worker.name)
 
 
 def _actor_class(worker_class: type, cluster: Cluster, gpus_per_worker: float) -> Any:
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-    named = type(worker_class.__name__, (WorkerProcess,), {})  # the name by which a person finds its processes
-    return ray.remote(
+    named = type(worker_class.__name__, (WorkerProcess,), {})  # the name of the processes in lists of processes
+    # A tuning's trial has a placement group of its own, which holds the trial's processes alone.
+    no_group = PlacementGroupSchedulingStrategy(placement_group=None)  # pyright: ignore[reportArgumentType] (allowed)
+    return cast(Any, ray.remote)(
         num_cpus=cluster.cpus_per_worker,
         num_gpus=gpus_per_worker if cluster.use_gpu else 0,
         max_restarts=0,
         max_task_retries=0,
         concurrency_groups={"watch": 1},
-        scheduling_strategy=PlacementGroupSchedulingStrategy(
-            placement_group=None
-        ),  # a tuning's trial has a group of its own
+        scheduling_strategy=no_group,
     )(named)
 
 
 def _is_lost(error: Exception) -> bool:
     """Whether a process ended, rather than its worker's own code failing or blocking."""
-    import ray
+    from ray.exceptions import RayActorError
 
-    return isinstance(error, ray.exceptions.RayActorError) and not error.actor_init_failed
+    return isinstance(error, RayActorError) and not error.actor_init_failed

@@ -1,1 +1,1 @@
-"""Settings: their schema, loading, presets and chains. No I/O but YAML."""
+"""Settings: their schema, loading, presets and chains. No I/O except YAML."""

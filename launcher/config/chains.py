@@ -1,10 +1,11 @@
-"""Ways from a question to its answer, as the paper compares them (arXiv:2302.00923, table 2).
+"""Chains from a question to its answer, as the paper compares them (arXiv:2302.00923, table 2).
 
-    CHAINS["two-stage"].stages          # ("rationale", "answer"): each is a training of its own
-    CHAINS["reason-then-answer"].stages # ("answer",): one model writes the reasons and the answer in one text
+    CHAINS["two-stage"].stages          # ("rationale", "answer"): two trainings
+    CHAINS["reason-then-answer"].stages # ("answer",): one model generates rationale and answer in one text
 
-The training that answers is always called ``answer``; where there is one that only reasons,
-it is ``rationale``. Vision, captions and sizes are settings of the run and go with any chain.
+The training of the answering model is always called ``answer``; that of a model which only
+generates rationales is called ``rationale``. Vision, captions and sizes are settings of the run
+and can be combined with any chain.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ STEPS = ("data", "train-rationale", "rationales", "train-answer", "evaluate")
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """What is trained, and what the answering model reads and writes."""
+    """The trainings, and the format of the answering model."""
 
     name: str
     paper_name: str
@@ -31,16 +32,17 @@ class Chain:
 
     @property
     def has_rationale_stage(self) -> bool:
+        """Whether a model that only reasons is trained first."""
         return "rationale" in self.stages
 
     @property
     def reads_rationales(self) -> bool:
-        """Whether the answering model reads what another model wrote, of this run or given."""
+        """Whether the answering model reads rationales of another model, of this run or given."""
         return self.has_rationale_stage or self.name == "given-rationales"
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """Those of all ``STEPS`` that the chain takes."""
+        """The steps of the chain, in the order of ``STEPS``."""
         left_out = (
             set()
             if self.has_rationale_stage
@@ -51,11 +53,11 @@ class Chain:
         return tuple(step for step in STEPS if step not in left_out)
 
     def reasons(self, text: str) -> str | None:
-        """The reasons within what the answering model wrote, or None where it gives none."""
+        """Return the rationale in the answering model's text, or None where the text has none."""
         return None if self.reads_rationales or self.name == "answer" else split_reasons(text)
 
     def gold_reasons(self, problem: Problem, *, rationale_format: str, answer_format: str) -> str | None:
-        """What the reasons are held against: the target the model has learned, without the answer."""
+        """Return the reference of the rationale: the target of the training, without the answer."""
         if self.reads_rationales:
             return gold_rationale(problem, rationale_format)
         return self.reasons(build_pair(problem, answer_format)[1])

@@ -1,7 +1,7 @@
-"""Reading settings, and checking them as a whole.
+"""Loading settings, and validating them as a whole.
 
-A preset, a YAML file and ``--set section.key=value`` are laid over each other in this order. What they may
-say stands in ``launcher/config/settings.py``.
+A YAML file overrides a preset, and ``--set section.key=value`` overrides both. The schema is in
+``launcher/config/settings.py``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from launcher.config.settings import Settings, SettingsError
 
 
 def preset_names() -> list[str]:
-    """The presets that are shipped."""
+    """The names of the built-in presets."""
     folder = resources.files("launcher.config") / "presets"
     return sorted(path.name.removesuffix(".yaml") for path in folder.iterdir() if path.name.endswith(".yaml"))
 
@@ -30,10 +30,10 @@ def preset_names() -> list[str]:
 def load_settings(
     *, preset: str | None = None, config: str | Path | None = None, overrides: Sequence[str] = ()
 ) -> Settings:
-    """Lay preset, file and overrides over each other and check the result.
+    """Merge preset, file and overrides, and validate the result.
 
     Raises:
-        SettingsError: a name is unknown (the nearest is named), or a value cannot be.
+        SettingsError: a name is unknown (the message names the nearest), or a value is not valid.
     """
     if preset is None and config is None:
         raise SettingsError(f"no settings given: use --preset ({', '.join(preset_names())}) or --config FILE")
@@ -53,32 +53,33 @@ def load_settings(
 
 
 def check_no_credentials(name: str, value: Any) -> None:
-    """Refuse a value with a secret in it, at any depth: settings are shown in run.yaml, MLflow and the report.
+    """Check that a value contains no secret at any depth: settings are shown in run.yaml, MLflow and the report.
 
     Raises:
-        SettingsError: it holds one; the message names the place and not the secret.
+        SettingsError: it contains one; the message names the place and not the secret.
     """
     if found := find_credentials(value, name):
         raise SettingsError(
-            f"{found} holds a user, password or key, which would be shown wherever settings are; take it out and give it in the environment "
-            "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, COMET_API_KEY, or as the object store's own tools read it)"
+            f"{found} holds a user, password or key, which would be shown together with the settings; remove it and "
+            "give it in the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, COMET_API_KEY, or as "
+            "the object store's own tools read it)"
         )
 
 
 def merge_override(values: dict[str, Any], override: str) -> dict[str, Any]:
-    """Lay one ``section.key=value`` over plain values."""
+    """Merge one ``section.key=value`` into plain values."""
     return _merge(values, _parse_override(override))
 
 
 def set_value(values: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
-    """Lay one value over plain values, by its dotted name."""
+    """Merge one value into plain values, by its dotted name."""
     for key in reversed(name.split(".")):
         value = {key: value}
     return _merge(values, value)
 
 
 def parse_settings(values: dict[str, Any]) -> Settings:
-    """Check plain values, such as those of a run.yaml."""
+    """Validate plain values, such as those of a run.yaml."""
     try:
         settings = Settings.model_validate(values)
     except pydantic.ValidationError as error:
@@ -89,7 +90,7 @@ def parse_settings(values: dict[str, Any]) -> Settings:
 
 
 def dump_settings(settings: Settings) -> str:
-    """The resolved settings as YAML, every default included."""
+    """Return the resolved settings as YAML, with every default."""
     return yaml.safe_dump(settings.model_dump(), sort_keys=False, allow_unicode=True)
 
 
@@ -111,7 +112,8 @@ def _parse_override(override: str) -> dict[str, Any]:
     name, equals, value = override.partition("=")
     if not equals or "." not in name:
         raise SettingsError(
-            f"--set {hide_credentials(override)!r} must look like section.key=value, such as training.learning_rate=1e-3"
+            f"--set {hide_credentials(override)!r} must look like section.key=value, such as "
+            "training.learning_rate=1e-3"
         )
     try:
         parsed: Any = yaml.safe_load(value)
@@ -147,10 +149,10 @@ def _nearest(name: str, names: Sequence[str]) -> str:
 
 
 def read_deepspeed(value: str | dict[str, Any] | None) -> dict[str, Any]:
-    """A user's DeepSpeed settings: a mapping, or the JSON file it stands in.
+    """Return a user's DeepSpeed settings, given as a mapping or as a JSON file.
 
     Raises:
-        SettingsError: the file is not there, is no JSON object, or holds a secret.
+        SettingsError: the file does not exist, is no JSON object, or contains a secret.
     """
     if not isinstance(value, str):
         return value or {}
@@ -160,15 +162,15 @@ def read_deepspeed(value: str | dict[str, Any] | None) -> dict[str, Any]:
         raise SettingsError(f"training.deepspeed {value}: {error}; give a JSON file of DeepSpeed settings") from None
     if not isinstance(config, dict):
         raise SettingsError(f"training.deepspeed {value} holds a {type(config).__name__}, expected a JSON object")
-    check_no_credentials(f"training.deepspeed {value}", config)  # its content goes into files for workers
+    check_no_credentials(f"training.deepspeed {value}", config)  # its content is written to files for workers
     return config
 
 
 def tracking_uri(settings: Settings) -> str:
-    """The setting, else MLFLOW_TRACKING_URI, else mlflow.db in the folder that holds the runs.
+    """Return the setting, else MLFLOW_TRACKING_URI, else mlflow.db in the folder of the runs.
 
     Raises:
-        SettingsError: the address holds a user, password or key, which would be shown wherever it is.
+        SettingsError: the address contains a user, password or key, which would be shown with it.
     """
     check_no_credentials("tracking.uri", settings.tracking.uri)
     check_no_credentials("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI"))
@@ -177,7 +179,7 @@ def tracking_uri(settings: Settings) -> str:
 
 
 def value_of(settings: Settings, name: str) -> Any:
-    """A setting by its dotted name."""
+    """Return a setting by its dotted name."""
     value: Any = settings
     for part in name.split("."):
         value = getattr(value, part)
@@ -185,7 +187,7 @@ def value_of(settings: Settings, name: str) -> Any:
 
 
 def setting_names(section: type[pydantic.BaseModel] = Settings, prefix: str = "") -> list[str]:
-    """Dotted names of all settings."""
+    """Return the dotted names of all settings."""
     names = []
     for key, field in section.model_fields.items():
         annotation = field.annotation

@@ -1,9 +1,9 @@
-"""Every setting, its unit and its default: the one place they live.
+"""Every setting with its unit and its default, defined in this module alone.
 
     settings = load_settings(preset="demo", overrides=["training.learning_rate=1e-3"])     # launcher/config/loading.py
     settings.training.learning_rate
 
-Modules below never see a ``Settings``: the launcher hands them plain arguments.
+The packages ``mmcot`` and ``data_shards`` take no ``Settings``: the launcher passes plain arguments to them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mmcot.texts.prompts import split_format
 
 
 class SettingsError(ValueError):
-    """Settings that cannot be; the message lists every wrong one with its remedy."""
+    """Settings that are not valid; the message lists every wrong one with its remedy."""
 
 
 class _Section(pydantic.BaseModel):
@@ -28,37 +28,45 @@ class _Section(pydantic.BaseModel):
 
 
 class Run(_Section):
-    name: str = Field("run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$", description="name of the run; MLflow shows it")
-    dir: str | None = Field(
-        None,
-        description="folder of the run; default runs/<name>, of a tuning runs/<name>-tune, of an ablation runs/<name>-arms",
+    """Name, folder, seed and chain of a run."""
+
+    name: str = Field(
+        default="run", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$", description="name of the run; MLflow shows it"
     )
-    seed: NonNegativeInt = Field(0, description="seed of weights, order and dropout")
+    dir: str | None = Field(
+        default=None,
+        description="folder of the run; default runs/<name>, of a tuning runs/<name>-tune, of an ablation "
+        "runs/<name>-arms",
+    )
+    seed: NonNegativeInt = Field(default=0, description="seed of weights, order and dropout")
     chain: Literal["two-stage", "given-rationales", "answer", "reason-then-answer", "answer-then-explain"] = Field(
-        "two-stage",
-        description="what is trained: reasons first and then the answer, the answer over rationales that are given (answer.rationales), one model "
-        "for both, or the answer alone",
+        default="two-stage",
+        description="what is trained: first the rationale and then the answer, the answer with given rationales "
+        "(answer.rationales), one model for both, or the answer alone",
     )
 
 
 class MiniSQA(_Section):
-    num_train: PositiveInt = Field(4000, description="training questions")
-    num_val: PositiveInt = Field(400, description="validation questions")
-    num_test: PositiveInt = Field(800, description="test questions")
-    seed: NonNegativeInt = Field(0, description="seed of the generator")
+    """Sizes and form of the built-in data set."""
+
+    num_train: PositiveInt = Field(default=4000, description="training questions")
+    num_val: PositiveInt = Field(default=400, description="validation questions")
+    num_test: PositiveInt = Field(default=800, description="test questions")
+    seed: NonNegativeInt = Field(default=0, description="seed of the generator")
     shuffle_choices: bool = Field(
-        True, description="an order of the choices for each question, instead of one for each skill"
+        default=True, description="shuffle the choices of each question, instead of one order for each skill"
     )
     extra_choices: NonNegativeInt = Field(
-        1,
+        default=1,
         le=3,
-        description="up to so many choices of other skills beside a skill's own; none at all is twice as likely as each number",
+        description="maximum number of choices from other skills, in addition to the skill's own; none is twice as "
+        "likely as each other number",
     )
 
     @pydantic.model_validator(mode="before")
     @classmethod
     def _of_before_extra_choices(cls, values: Any) -> Any:
-        """Settings written down whole by a version that knew no ``extra_choices`` are of data without any."""
+        """Complete settings of an earlier version without ``extra_choices`` describe data without extra choices."""
         if (
             isinstance(values, dict)
             and "extra_choices" not in values
@@ -69,86 +77,113 @@ class MiniSQA(_Section):
 
 
 class Data(_Section):
+    """The data set, its shards and its features."""
+
     path: str | None = Field(
-        None, description="ScienceQA folder, .jsonl, .csv, or datasets' save_to_disk; none: the embedded MiniSQA"
+        default=None,
+        description="ScienceQA folder, .jsonl, .csv, or datasets' save_to_disk; none: the built-in MiniSQA",
     )
     mini_sqa: MiniSQA = MiniSQA()
     shards_dir: str | None = Field(
-        None,
-        description="folder of the shards, or the URL of a finished one (s3, gs, http, hf); default data/<name>-<fingerprint>",
+        default=None,
+        description="folder of the shards, or the URL of a finished one (s3, gs, http, hf); default "
+        "data/<name>-<fingerprint>",
     )
     remote: Literal["cache", "ranges"] = Field(
-        "cache",
-        description="remote shards: keep them whole on each machine, or read what is needed of them and keep nothing",
+        default="cache",
+        description="remote shards: cache them whole on each machine, or read only the needed bytes and store nothing",
     )
-    cache_dir: str = Field("~/.cache/mmcot", description="where remote shards and indexes are kept")
+    cache_dir: str = Field(default="~/.cache/mmcot", description="folder of cached remote shards and indexes")
     cache_gb: PositiveFloat = Field(
-        50.0, description="remote shards kept on a machine, in gigabytes; the longest unused go first"
+        default=50.0,
+        description="size of the cache on a machine in gigabytes; the least recently used are removed first",
     )
-    samples_per_shard: PositiveInt = Field(512, description="questions a shard")
-    features: str | None = Field("patch", description="vision features to train on; none: text alone")
+    samples_per_shard: PositiveInt = Field(default=512, description="questions per shard")
+    features: str | None = Field(default="patch", description="vision features to train on; none: text alone")
     vision_features: str | None = Field(
-        None, description="folder of published features and their name_map.json; none: data.path/vision_features"
+        default=None,
+        description="folder of published features and their name_map.json; none: data.path/vision_features",
     )
     vision_model: str | None = Field(
-        None,
-        description="Hugging Face id or folder of the encoder that makes detr, clip, vit or resnet features of the pictures; none: published "
-        "features where they lie in data.path, else the kind's usual one",
+        default=None,
+        description="Hugging Face id or folder of the encoder for detr, clip, vit or resnet features of the pictures; "
+        "none: published features if data.path has them, else the kind's default encoder",
     )
-    max_pictures: PositiveInt = Field(1, description="pictures a question brings at most; what is beyond is counted")
+    max_pictures: PositiveInt = Field(
+        default=1, description="maximum number of pictures per question; further ones are counted"
+    )
     unreadable_pictures: Literal["fail", "count"] = Field(
-        "fail", description="a picture that cannot be read: stop and name it, or count it and go on without"
+        default="fail", description="a picture that cannot be read: stop with an error, or count it and continue"
     )
     captions: str | None = Field(
-        None, description="a captions.json to use instead of the data set's own, such as `mmcot data caption` writes"
+        default=None,
+        description="a captions.json to use instead of the data set's own, such as `mmcot data caption` writes",
     )
     splits: dict[Literal["train", "val", "test"], str] = Field(
-        {}, description="lists of pid_splits.json that stand for a split, such as {train: minitrain}"
+        default={}, description="lists of pid_splits.json to use as splits, such as {train: minitrain}"
     )
     permute_choices: bool = Field(
-        False,
-        description="training shows the choices of a question in another order at every epoch; not for rationales that name letters",
+        default=False,
+        description="permute the choices of a training question in every epoch; not for rationales that name letters",
     )
-    use_caption: bool = Field(False, description="put the picture's caption into the context")
-    tokenizer_vocab_size: PositiveInt = Field(2000, description="pieces of the tokenizer trained on the text")
+    use_caption: bool = Field(default=False, description="put the picture's caption into the context")
+    tokenizer_vocab_size: PositiveInt = Field(default=2000, description="pieces of the tokenizer trained on the text")
+
+    def require_features(self) -> str:
+        """Return ``features`` for code that needs some.
+
+        Raises:
+            SettingsError: there are none.
+        """
+        if self.features is None:
+            raise SettingsError("data.features is none, and vision features are needed; set it, such as to patch")
+        return self.features
 
 
 class T5Shape(_Section):
-    vocab_size: PositiveInt | None = Field(None, description="rows of the embedding; none: the tokenizer's size")
-    d_model: PositiveInt = Field(64, description="width of the states")
-    d_kv: PositiveInt = Field(16, description="width of an attention head")
-    d_ff: PositiveInt = Field(256, description="width of the feed-forward layers")
-    num_layers: PositiveInt = Field(2, description="layers of the encoder and of the decoder")
-    num_heads: PositiveInt = Field(4, description="attention heads")
-    feed_forward_proj: Literal["relu", "gated-gelu"] = Field("relu", description="T5 v1.0 or Flan style")
-    tie_word_embeddings: bool = Field(False, description="share lm_head with the input embedding")
-    dropout_rate: float = Field(0.0, ge=0, lt=1, description="dropout")
+    """Size and attention start of a T5 with random weights."""
+
+    vocab_size: PositiveInt | None = Field(
+        default=None, description="rows of the embedding; none: the tokenizer's size"
+    )
+    d_model: PositiveInt = Field(default=64, description="width of the states")
+    d_kv: PositiveInt = Field(default=16, description="width of an attention head")
+    d_ff: PositiveInt = Field(default=256, description="width of the feed-forward layers")
+    num_layers: PositiveInt = Field(default=2, description="layers of the encoder and of the decoder")
+    num_heads: PositiveInt = Field(default=4, description="attention heads")
+    feed_forward_proj: Literal["relu", "gated-gelu"] = Field(default="relu", description="T5 v1.0 or Flan style")
+    tie_word_embeddings: bool = Field(default=False, description="share lm_head with the input embedding")
+    dropout_rate: float = Field(default=0.0, ge=0, lt=1, description="dropout")
     distance_bias: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
-        description="start the first head's attention lower by this much a token of distance, each further head by half of it (ALiBi); 0: T5's start",
+        description="start the first head's attention lower by this much a token of distance, each further head by "
+        "half of it (ALiBi); 0: T5's start",
     )
     near_bias: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
-        description="start half of the encoder's heads looking one, two, ... tokens back: their attention falls by this much a token from there",
+        description="start half of the encoder's heads looking one, two, ... tokens back: their attention falls by "
+        "this much a token from there",
     )
     match_score: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
-        description="start the other half looking at equal tokens, which score this much; near_bias and match_score go together, 0: T5's start",
+        description="start the other half looking at equal tokens, which score this much; near_bias and match_score "
+        "go together, 0: T5's start",
     )
 
     @property
     def for_config(self) -> dict[str, Any]:
-        """What a T5 configuration knows of it: all but how attention starts."""
+        """The fields of a T5 configuration: all but the initialisation of attention."""
         return self.model_dump(exclude={"distance_bias", "near_bias", "match_score"})
 
     @pydantic.model_validator(mode="after")
     def _one_start(self) -> T5Shape:
         if (self.near_bias > 0) != (self.match_score > 0):
             raise ValueError(
-                f"near_bias ({self.near_bias:g}) and match_score ({self.match_score:g}) go together; set both, such as 8 and 24, or none"
+                f"near_bias ({self.near_bias:g}) and match_score ({self.match_score:g}) go together; set both, such "
+                "as 8 and 24, or none"
             )
         if self.near_bias and self.distance_bias:
             raise ValueError("distance_bias and near_bias start the same attention in two ways; set one of them to 0")
@@ -156,69 +191,80 @@ class T5Shape(_Section):
 
 
 class Model(_Section):
-    pretrained: str | None = Field(None, description="Hugging Face id or folder of a T5; none: random weights")
-    shape: T5Shape = Field(T5Shape(), description="size of a model with random weights")
-    fusion: Literal["gated_cross_attention"] = Field("gated_cross_attention", description="how the picture comes in")
+    """The backbone and its fusion."""
+
+    pretrained: str | None = Field(default=None, description="Hugging Face id or folder of a T5; none: random weights")
+    shape: T5Shape = Field(default=T5Shape(), description="size of a model with random weights")
+    fusion: Literal["gated_cross_attention"] = Field(
+        default="gated_cross_attention", description="how picture features are combined with text states"
+    )
     gate_start: float = Field(
-        0.0,
-        description="bias of the fusion's gate before training: 0 opens it half, -4 nearly closes it; loaded fusions keep theirs",
+        default=0.0,
+        description="bias of the fusion's gate before training: 0 opens it half, -4 nearly closes it; loaded fusions "
+        "keep theirs",
     )
     mask_absent_patches: bool = Field(
-        False, description="hide the zeros of a missing picture from the fusion; off: attended, as published"
+        default=False, description="mask the zeros of a missing picture in the fusion; off: attended, as published"
     )
 
 
 class Training(_Section):
-    learning_rate: PositiveFloat = Field(8e-5, description="peak learning rate of AdamW")
+    """Optimizer, batches, DeepSpeed, checkpoints and loading."""
+
+    learning_rate: PositiveFloat = Field(default=8e-5, description="peak learning rate of AdamW")
     fusion_learning_rate: PositiveFloat | None = Field(
-        None, description="peak learning rate of the fusion layers; none: the same"
+        default=None, description="peak learning rate of the fusion layers; none: the same"
     )
-    freeze_backbone: bool = Field(False, description="train the fusion layers alone")
-    warmup_steps: NonNegativeInt = Field(0, description="steps of linear warm-up")
+    freeze_backbone: bool = Field(default=False, description="train the fusion layers alone")
+    warmup_steps: NonNegativeInt = Field(default=0, description="steps of linear warm-up")
     schedule: Literal["linear", "cosine", "constant"] = Field(
-        "linear", description="how the learning rate falls after the warm-up"
+        default="linear", description="how the learning rate falls after the warm-up"
     )
-    final_lr_fraction: float = Field(0.0, ge=0, le=1, description="learning rate at the end over its peak")
-    beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's first beta")
-    beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's second beta")
-    weight_decay: float = Field(0.01, ge=0, description="AdamW's weight decay, on matrices only")
-    clip_norm: float = Field(1.0, ge=0, description="largest gradient norm; 0 clips nothing")
-    global_batch_size: PositiveInt = Field(8, description="questions an optimizer step, over all workers")
-    micro_batch_size: PositiveInt = Field(4, description="questions a forward pass of one worker")
-    window_shards: PositiveInt = Field(4, description="shards shuffled together")
-    group_by_length: bool = Field(True, description="make micro-batches of questions alike in length")
+    final_lr_fraction: float = Field(default=0.0, ge=0, le=1, description="learning rate at the end over its peak")
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's first beta")
+    beta2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's second beta")
+    weight_decay: float = Field(default=0.01, ge=0, description="AdamW's weight decay, on matrices only")
+    clip_norm: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 clips nothing")
+    global_batch_size: PositiveInt = Field(default=8, description="questions per optimizer step, over all workers")
+    micro_batch_size: PositiveInt = Field(default=4, description="questions per forward pass of one worker")
+    window_shards: PositiveInt = Field(default=4, description="shards shuffled together")
+    group_by_length: bool = Field(default=True, description="make micro-batches of questions with similar lengths")
     loader_processes: NonNegativeInt = Field(
-        0, description="processes a worker that read and tokenize ahead; 0: a thread"
+        default=0, description="processes per worker that read and tokenize in advance; 0: a thread"
     )
-    zero_stage: Literal[0, 1, 2, 3] = Field(2, description="DeepSpeed ZeRO stage")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="number format of the forward pass")
+    zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="DeepSpeed ZeRO stage")
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="number format of the forward pass")
     activation_checkpointing: bool = Field(
-        False, description="compute activations again in the backward pass instead of keeping them"
+        default=False, description="compute activations again in the backward pass instead of keeping them"
     )
     offload: Literal["none", "cpu", "nvme"] = Field(
-        "none",
-        description="where the optimizer's state lives (and under ZeRO-3 the weights): the device, main memory, or nvme_dir",
+        default="none",
+        description="where the optimizer's state is stored (and under ZeRO-3 the weights): the device, main memory, or "
+        "nvme_dir",
     )
-    nvme_dir: str | None = Field(None, description="folder on a local NVMe disk, for offload=nvme")
+    nvme_dir: str | None = Field(default=None, description="folder on a local NVMe disk, for offload=nvme")
     deepspeed: str | dict[str, Any] | None = Field(
-        None,
-        description="DeepSpeed settings of your own, a JSON file or a mapping, laid over ours; batch arithmetic stays ours",
+        default=None,
+        description="your own DeepSpeed settings, a JSON file or a mapping, which override ours; batch arithmetic "
+        "stays ours",
     )
-    checkpoint_every: PositiveInt = Field(500, description="steps between checkpoints")
-    keep_checkpoints: PositiveInt = Field(2, description="checkpoints kept of each stage")
+    checkpoint_every: PositiveInt = Field(default=500, description="steps between checkpoints")
+    keep_checkpoints: PositiveInt = Field(default=2, description="checkpoints kept of each stage")
     checkpoint_url: str | None = Field(
-        None, description="object store for checkpoints (s3://bucket/folder, gs://...); none: the run's folder"
+        default=None, description="object store for checkpoints (s3://bucket/folder, gs://...); none: the run's folder"
     )
-    validate_every: PositiveInt = Field(500, description="steps between validation losses")
-    log_every: PositiveInt = Field(10, description="steps between logged points")
-    ledger: bool = Field(False, description="record the question ids of every step, for `mmcot data ledger RUN`")
-    max_failures: NonNegativeInt = Field(3, description="lost workers a training survives")
+    validate_every: PositiveInt = Field(default=500, description="steps between validation losses")
+    log_every: PositiveInt = Field(default=10, description="steps between logged points")
+    ledger: bool = Field(
+        default=False, description="record the question ids of every step, for `mmcot data ledger RUN`"
+    )
+    max_failures: NonNegativeInt = Field(default=3, description="lost workers that a training tolerates")
     peak_tflops: PositiveFloat | None = Field(
-        None,
-        description="what a worker's device can do, in 10^12 operations a second, for MFU; none: measured at the start",
+        default=None,
+        description="peak of a worker's device in 10^12 operations per second, for MFU; none: measured at the start",
     )
     hang_timeout_s: PositiveFloat = Field(
-        600.0, description="seconds without progress after which a rank counts as hung"
+        default=600.0, description="seconds without progress after which a rank counts as hung"
     )
 
     @pydantic.model_validator(mode="after")
@@ -234,19 +280,21 @@ class Training(_Section):
         if self.offload == "nvme" and (self.nvme_dir is None or self.zero_stage != 3):
             raise ValueError("offload=nvme needs zero_stage 3 and a folder in nvme_dir")
         if self.zero_stage == 0 and self.precision == "bf16":
-            raise ValueError(
-                "zero_stage 0 keeps no fp32 weights beside bf16 ones and trains differently; use zero_stage 1"
-            )
+            raise ValueError("zero_stage 0 keeps no fp32 copy of bf16 weights and trains differently; use zero_stage 1")
         return self
 
 
 class Stage(_Section):
+    """Prompt format, length and limits of one training."""
+
     format: str = Field(description="prompt format, such as QCM-E")
-    num_steps: PositiveInt | None = Field(None, description="optimizer steps; none: num_epochs decides")
-    num_epochs: PositiveFloat | None = Field(None, description="passes over the training split")
-    max_source_tokens: PositiveInt = Field(512, description="longest source; what is cut is counted")
-    max_target_tokens: PositiveInt = Field(512, description="longest target, in training and in generation")
-    gate_start: float | None = Field(None, description="where this stage's gate starts; none: model.gate_start")
+    num_steps: PositiveInt | None = Field(default=None, description="optimizer steps; none: num_epochs decides")
+    num_epochs: PositiveFloat | None = Field(default=None, description="passes over the training split")
+    max_source_tokens: PositiveInt = Field(default=512, description="longest source; truncated ones are counted")
+    max_target_tokens: PositiveInt = Field(default=512, description="longest target, in training and in generation")
+    gate_start: float | None = Field(
+        default=None, description="initial gate bias of this stage; none: model.gate_start"
+    )
 
     @pydantic.model_validator(mode="after")
     def _one_length(self) -> Stage:
@@ -256,45 +304,60 @@ class Stage(_Section):
 
 
 class RationaleStage(Stage):
-    format: str = Field("QCM-E", description="prompt format of stage one")
+    """The training of the model that reasons."""
+
+    format: str = Field(default="QCM-E", description="prompt format of stage one")
 
 
 class AnswerStage(Stage):
+    """The training of the model that answers."""
+
     format: str = Field(description="prompt format of the model that answers; none given: the chain's own")
     rationale_source: Literal["generated", "gold"] = Field(
-        "generated", description="rationales that stage two trains on"
+        default="generated", description="rationales that stage two trains on"
     )
     rationales: str | None = Field(
-        None, description="with run.chain given-rationales: the folder that `mmcot rationales --out` wrote"
+        default=None, description="with run.chain given-rationales: the folder that `mmcot rationales --out` wrote"
     )
 
 
 class Generation(_Section):
-    batch_size: PositiveInt = Field(64, description="questions decoded together")
-    task_samples: int = Field(256, ge=1, le=256, description="questions a task")
-    max_attempts: PositiveInt = Field(3, description="times a task is tried before it is set aside")
+    """Decoding of rationales and answers, and the tasks of workers."""
+
+    batch_size: PositiveInt = Field(default=64, description="questions decoded together")
+    task_samples: int = Field(default=256, ge=1, le=256, description="questions per task")
+    max_attempts: PositiveInt = Field(default=3, description="attempts of a task before it is quarantined")
     hang_timeout_s: PositiveFloat = Field(
-        600.0,
-        description="seconds without progress (a token, a picture, a megabyte of a model or tar) after which a worker is replaced; also for features and captions",
+        default=600.0,
+        description="seconds without progress (a token, a picture, a megabyte of a model or tar) after which a "
+        "worker is replaced; also for features and captions",
     )
-    temperature: float = Field(0.0, ge=0, description="0 is greedy; above, rationales are drawn, seeded by question")
-    top_p: float = Field(1.0, gt=0, le=1, description="draw from the likeliest tokens with this much probability")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="number format of the weights in generation")
+    temperature: float = Field(
+        default=0.0, ge=0, description="0 is greedy; above, rationales are sampled, seeded by question"
+    )
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="draw from the likeliest tokens with this much probability"
+    )
+    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="number format of the weights in generation")
     gpus_per_worker: float = Field(
-        1.0, gt=0, description="GPUs a generation worker takes; a fraction lets several share one"
+        default=1.0, gt=0, description="GPUs a generation worker takes; a fraction lets several share one"
     )
 
 
 class Cluster(_Section):
-    address: str = Field("local", description="Ray to join: 'local' starts one, 'auto' or host:port joins it")
-    num_workers: PositiveInt = Field(2, description="training and generation workers")
+    """Ray, its workers and their devices."""
+
+    address: str = Field(default="local", description="Ray to join: 'local' starts one, 'auto' or host:port joins it")
+    num_workers: PositiveInt = Field(default=2, description="training and generation workers")
     min_workers: PositiveInt | None = Field(
-        None, description="go on with as few when workers or nodes are lost, and grow back; none: always num_workers"
+        default=None,
+        description="continue with at least this many when workers or nodes are lost, and grow back; none: num_workers",
     )
-    cpus_per_worker: PositiveInt = Field(1, description="processors a worker; also its threads")
+    cpus_per_worker: PositiveInt = Field(default=1, description="processors per worker; also its threads")
     use_gpu: Literal["auto"] | bool = Field(
-        "auto",
-        description="one GPU a worker (nccl), or none (gloo); auto: GPUs if the Ray cluster (for torchrun the machine) has them at the run's first start",
+        default="auto",
+        description="one GPU per worker (nccl), or none (gloo); auto: GPUs if the Ray cluster (for torchrun the "
+        "machine) has them at the run's first start",
     )
 
     @pydantic.model_validator(mode="after")
@@ -305,45 +368,55 @@ class Cluster(_Section):
 
 
 class Tracking(_Section):
-    uri: str | None = Field(None, description="MLflow; default MLFLOW_TRACKING_URI, else mlflow.db beside the runs")
-    experiment: str = Field("mmcot", description="MLflow experiment")
-    send_every_s: PositiveFloat = Field(2.0, description="seconds between batches of points")
-    register_models: bool = Field(True, description="copy finished models into MLflow's registry")
+    """MLflow."""
+
+    uri: str | None = Field(
+        default=None, description="MLflow; default MLFLOW_TRACKING_URI, else mlflow.db in the folder of the runs"
+    )
+    experiment: str = Field(default="mmcot", description="MLflow experiment")
+    send_every_s: PositiveFloat = Field(default=2.0, description="seconds between batches of points")
+    register_models: bool = Field(default=True, description="copy finished models into MLflow's registry")
 
 
 class Tuning(_Section):
+    """Search space, trials and their early end."""
+
     space: dict[str, Any] = Field(
-        {}, description="what is searched: setting: {loguniform|uniform|randint|choice|grid: [...]}"
+        default={}, description="what is searched: setting: {loguniform|uniform|randint|choice|grid: [...]}"
     )
     arms: dict[str, dict[str, Any]] = Field(
-        {}, description="named settings that belong together; each arm is a trial, for every point of the grids"
+        default={}, description="named settings that belong together; each arm is a trial, for every point of the grids"
     )
     stage: Literal["rationale", "answer", "pipeline"] = Field(
-        "rationale", description="what a trial trains: the pipeline up to there, or all of it"
+        default="rationale", description="what a trial trains: the pipeline up to this stage, or all of it"
     )
     objective: Literal["validation_loss", "rougeL", "accuracy"] = Field(
-        "validation_loss",
-        description="what is best: the stage's validation loss, or a score of the validation split at the trial's end",
+        default="validation_loss",
+        description="the measure of a trial: the stage's validation loss, or a score of the validation split at its "
+        "end",
     )
     search: Literal["random", "optuna"] = Field(
-        "random", description="how values are drawn; grids are always gone through"
+        default="random", description="how values are drawn; grids are always searched completely"
     )
     scheduler: Literal["none", "asha", "median", "pbt"] = Field(
-        "asha", description="which trials are ended early, by validation loss"
+        default="asha", description="which trials are ended early, by validation loss"
     )
-    num_samples: PositiveInt = Field(8, description="trials (with grids: times the whole grid)")
-    max_concurrent: PositiveInt | None = Field(None, description="trials at a time; none: as many as fit")
+    num_samples: PositiveInt = Field(default=8, description="trials (with grids: times the whole grid)")
+    max_concurrent: PositiveInt | None = Field(default=None, description="trials at a time; none: as many as fit")
     grace_steps: PositiveInt | None = Field(
-        None, description="steps every trial may take; with pbt: between hand-overs; none: training.validate_every"
+        default=None,
+        description="steps of every trial before it may end; with pbt: steps between exchanges; none: "
+        "training.validate_every",
     )
-    reduction_factor: float = Field(3.0, gt=1, description="asha keeps one trial in so many at each rung")
-    time_budget_s: PositiveFloat | None = Field(None, description="seconds after which no trial goes on")
+    reduction_factor: float = Field(default=3.0, gt=1, description="asha keeps one of this many trials at each rung")
+    time_budget_s: PositiveFloat | None = Field(default=None, description="seconds after which trials are stopped")
 
     @pydantic.model_validator(mode="after")
     def _early_ends_need_losses(self) -> Tuning:
         if self.scheduler != "none" and self.objective != "validation_loss":
             raise ValueError(
-                f"scheduler {self.scheduler} ends trials by validation_loss; with objective {self.objective} use scheduler none"
+                f"scheduler {self.scheduler} ends trials by validation_loss; with objective {self.objective} use "
+                "scheduler none"
             )
         if self.scheduler != "none" and self.stage == "pipeline":
             raise ValueError(
@@ -353,7 +426,8 @@ class Tuning(_Section):
             self.arms or any("grid" in spec for spec in self.space.values() if isinstance(spec, dict))
         ):
             raise ValueError(
-                "search optuna draws every value and goes through no grid or arms; use choice instead of grid, or search random"
+                "search optuna draws every value and goes through no grid or arms; use choice instead of grid, or "
+                "search random"
             )
         return self
 
@@ -369,6 +443,8 @@ class Tuning(_Section):
 
 
 class Settings(_Section):
+    """All settings of a run, checked as a whole."""
+
     run: Run = Run()
     data: Data = Data()
     model: Model = Model()
@@ -383,7 +459,7 @@ class Settings(_Section):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _answer_format(cls, values: Any) -> Any:
-        """Where no format is given, the chain's own."""
+        """Set the chain's own format where none is given."""
         if not isinstance(values, dict) or not isinstance(answer := values.get("answer"), dict) or answer.get("format"):
             return values
         run = values.get("run")
@@ -400,13 +476,14 @@ class Settings(_Section):
         reads, writes = split_format(self.answer.format)
         if "G" in reads:
             raise ValueError(
-                f"answer.format {self.answer.format} does not go with run.chain {self.run.chain}, which has no rationale to read; "
-                f"use {self.chain.answer_format}"
+                f"answer.format {self.answer.format} does not go with run.chain {self.run.chain}, which has no "
+                f"rationale to read; use {self.chain.answer_format}"
             )
         if writes != "A" and self.answer.max_target_tokens < self.rationale.max_target_tokens:
             raise ValueError(
-                f"answer.max_target_tokens ({self.answer.max_target_tokens}) would cut off the reasons that run.chain {self.run.chain} writes with "
-                f"the answer; give them more room than rationale.max_target_tokens ({self.rationale.max_target_tokens})"
+                f"answer.max_target_tokens ({self.answer.max_target_tokens}) would cut off the reasons that run.chain "
+                f"{self.run.chain} writes with the answer; give them more room than rationale.max_target_tokens "
+                f"({self.rationale.max_target_tokens})"
             )
         return self
 
@@ -418,11 +495,11 @@ class Settings(_Section):
 
     @property
     def chain(self) -> Chain:
-        """What is trained, in which order."""
+        """The chain of trainings."""
         return CHAINS[self.run.chain]
 
     def gold_reasons(self, problem: Problem) -> str | None:
-        """What this run's rationales are held against; None where it writes none."""
+        """Return the reference of this run's rationales; None where the run generates none."""
         return self.chain.gold_reasons(
             problem, rationale_format=self.rationale.format, answer_format=self.answer.format
         )

@@ -1,1 +1,1 @@
-"""The data step: from a data set to the shared data folder."""
+"""The data step: building the shared data folder from a data set."""

@@ -1,7 +1,7 @@
-"""The data step: from a data set to the shared data folder.
+"""The data step: building the shared data folder from a data set.
 
-The folder is outside the run and shared by runs; its default name carries a fingerprint
-of everything that decides its content, so that two data sets never meet in one.
+The folder is outside the run and shared by runs. Its default name contains a fingerprint of
+everything that determines its content, so that two data sets never share a folder.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from mmcot.texts.prompts import build_pair
 _TROUBLES = {
     "num_picture_absent": "whose picture is absent (used without it)",
     "num_pictures_unreadable": "pictures that could not be read (used without them)",
-    "num_pictures_missing": "pictures absent beside others of their question (used without them)",
+    "num_pictures_missing": "pictures absent of questions with other pictures (used without them)",
     "num_pictures_over_limit": "pictures beyond data.max_pictures (left out)",
 }
 Report = Callable[[str], None]
 
 
 def prepare_data(settings: Settings, report: Report = print) -> DataFolder:
-    """Build whatever of the data folder is missing and return it.
+    """Build the missing parts of the data folder and return the folder.
 
     Raises:
-        SettingsError: data.shards_dir holds the shards of another data set.
+        SettingsError: data.shards_dir contains the shards of another data set.
     """
     if settings.data.shards_dir and is_remote(settings.data.shards_dir):
-        return _open_remote(settings)
+        return _open_remote(settings, settings.data.shards_dir)
     if settings.data.shards_dir and is_indexed(settings.data.shards_dir):
         return _prepare_indexed(settings, Path(settings.data.shards_dir), report)
     source = source_folder(settings.data, report)
@@ -56,13 +56,16 @@ def prepare_data(settings: Settings, report: Report = print) -> DataFolder:
         with exclusive(shards_dir):
             claim_folder(settings.data, source, shards_dir, inputs)
             _build_missing(settings, source, shards_dir, report)
-    else:  # may be a folder that cannot be written to
+    else:  # no lock, because the folder may be read-only
         claim_folder(settings.data, source, shards_dir, inputs)
     return open_data(settings.data, shards_dir)
 
 
 def standing_mini_sqa(settings: Settings, marker: dict[str, Any] | None) -> DataFolder | None:
-    """The data folder that a run's finished data step made of MiniSQA, if it stands: an earlier version's could not be drawn again."""
+    """Return the MiniSQA data folder of a run's finished data step, or None where it is not complete.
+
+    MiniSQA of an earlier version could not be drawn again.
+    """
     shards_dir = (marker or {}).get("outputs", {}).get("shards_dir")
     own = settings.data.shards_dir
     if settings.data.path is not None or not shards_dir or is_remote(shards_dir) or is_indexed(shards_dir):
@@ -73,7 +76,7 @@ def standing_mini_sqa(settings: Settings, marker: dict[str, Any] | None) -> Data
 
 
 def _missing(settings: Settings, shards_dir: Path) -> set[str]:
-    """What of a data folder is not built yet: "text", "features", "tokenizer"."""
+    """Return the parts of a data folder that are not built yet: "text", "features", "tokenizer"."""
     needed = {"text": shards_dir / "text" / "manifest.json"}
     if settings.data.features:
         needed["features"] = shards_dir / "features" / settings.data.features / "manifest.json"
@@ -97,8 +100,7 @@ def _build_missing(settings: Settings, source: Path, shards_dir: Path, report: R
         _build_tokenizer(settings, shards_dir, report)
 
 
-def _open_remote(settings: Settings) -> DataFolder:
-    url = settings.data.shards_dir
+def _open_remote(settings: Settings, url: str) -> DataFolder:
     if settings.data.path is not None:
         raise SettingsError(
             f"data.shards_dir {url} is finished, so data.path ({settings.data.path}) would not be read; leave it out"
@@ -106,7 +108,7 @@ def _open_remote(settings: Settings) -> DataFolder:
     shards_dir = mirror_folder(url, settings.data.cache_dir, features=settings.data.features)
     if "tokenizer" in _missing(settings, shards_dir):
         raise SettingsError(
-            f"{url} holds no tokenizer; set model.pretrained, or copy there a folder that was built without one set"
+            f"{url} holds no tokenizer; set model.pretrained, or copy a folder there that was built without it"
         )
     return open_data(settings.data, shards_dir)
 
@@ -114,7 +116,8 @@ def _open_remote(settings: Settings) -> DataFolder:
 def _prepare_indexed(settings: Settings, shards_dir: Path, report: Report) -> DataFolder:
     if settings.data.path is not None:
         raise SettingsError(
-            f"data.shards_dir {shards_dir} indexes tars, so data.path ({settings.data.path}) would not be read; leave it out"
+            f"data.shards_dir {shards_dir} indexes tars, so data.path ({settings.data.path}) would not be read; "
+            "leave it out"
         )
     if _missing(settings, shards_dir):
         with exclusive(shards_dir):
@@ -127,17 +130,17 @@ def _prepare_indexed(settings: Settings, shards_dir: Path, report: Report) -> Da
 
 
 def require_all_splits(folder: DataFolder) -> None:
-    """Raise SettingsError if a split that the pipeline needs holds no question."""
+    """Raise SettingsError if a split that the pipeline needs has no question."""
     for split, count in folder.text["num_samples"].items():
         if not count:
             raise SettingsError(
-                f"{folder.path}: split {split!r} holds no question; training needs train, every choice val and the scores "
-                "test: give each at least one"
+                f"{folder.path}: split {split!r} holds no question; training needs train, every choice val and the "
+                "scores test: give each at least one"
             )
 
 
 def describe_data(folder: DataFolder) -> list[str]:
-    """What the folder holds, in sentences for a person; nothing missing goes unsaid."""
+    """Describe the folder in human-readable lines, including everything that is missing."""
     lines = [f"data: {folder.path} ({_count(folder.text['num_samples'])})"]
     if not folder.features:
         return lines
@@ -152,15 +155,17 @@ def describe_data(folder: DataFolder) -> list[str]:
 
 
 def _build_features(settings: Settings, source: Path | None, shards_dir: Path, report: Report) -> None:
-    """Features of a data set's pictures, or of those in indexed tars (``source`` None)."""
+    """Build features of a data set's pictures, or of those in indexed tars (``source`` None)."""
     data = settings.data
     if makes_features(data):
         manifest = make_features(settings, source, shards_dir, report)
     else:
         features_of, shape = open_ready_made(data)
-        manifest = write_feature_shards(shards_dir, name=data.features, features_of=features_of, shape=shape)
+        name = data.require_features()
+        manifest = write_feature_shards(shards_dir, name=name, features_of=features_of, shape=shape)
     report(
-        f"features {data.features}: {manifest['num_patches']} patches of {manifest['dim']}, {_pictures(manifest):,} pictures"
+        f"features {data.features}: {manifest['num_patches']} patches of {manifest['dim']}, {_pictures(manifest):,} "
+        "pictures"
     )
 
 
@@ -168,7 +173,7 @@ def _build_tokenizer(settings: Settings, shards_dir: Path, report: Report) -> No
     from mmcot.texts.tokenizer import train_tokenizer
 
     staging = shards_dir / ".staging-tokenizer"
-    shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(staging, ignore_errors=True)  # of a killed process
     tokenizer = train_tokenizer(_corpus(settings, shards_dir), staging, vocab_size=settings.data.tokenizer_vocab_size)
     commit_folder(staging, shards_dir / "tokenizer")
     report(f"tokenizer: {len(tokenizer)} pieces, trained on the training split")

@@ -3,9 +3,9 @@
     mmcot data caption SCIENCEQA --model Salesforce/blip-image-captioning-base --out captions.json
 
     captions.json          {"captions": {qid: "a compass on a map"}, "made_by": "..."}   ScienceQA's layout
-    captions.json.parts/   a file a task, until all are there; again: only what is missing is written
+    captions.json.parts/   one file per task until all are done; a second run writes only missing ones
 
-``data.captions=captions.json`` lays them over a data set, ``data.use_caption=true`` puts them into the prompts.
+``data.captions=captions.json`` uses them for a data set, ``data.use_caption=true`` puts them into the prompts.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ BATCH_SIZE = 16
 
 
 class CaptionsError(RuntimeError):
-    """Captions that could not be written; the message names the questions and the reason."""
+    """Captions could not be generated; the message names the questions and the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CaptionsJob:
-    """What a worker needs to know; plain values, so that it crosses processes."""
+    """The job of a worker: plain values that can be sent to its process."""
 
     settings: Settings
     source: str
@@ -57,11 +57,12 @@ class CaptionsTask:
 
     @property
     def file_name(self) -> str:
+        """Such as ``000012.json``."""
         return f"{self.number:06d}.json"
 
 
 class CaptionsWorker(Worker):
-    """Holds one captioning model and runs tasks; lives in a Ray actor."""
+    """Runs tasks with one captioning model in a Ray actor."""
 
     def __init__(self, job: CaptionsJob) -> None:
         import torch
@@ -71,18 +72,18 @@ class CaptionsWorker(Worker):
 
         torch.set_num_threads(job.settings.cluster.cpus_per_worker)
         self.job = job
-        self.captioner = Captioner(job.model, device=open_device(use_gpu=job.settings.cluster.use_gpu).type)
+        self.captioner = Captioner(job.model, device=open_device(use_gpu=bool(job.settings.cluster.use_gpu)).type)
         questions = read_questions(job.source)
         self.problems = {problem.qid: problem for split in SPLITS for problem in questions.problems[split]}
         self.open_pictures = open_pictures_of(questions.pictures)
 
     def run(self, task: CaptionsTask) -> int:
-        """Write the captions of a task; returns how many."""
+        """Write the captions of a task; returns their number."""
         captions: dict[str, str] = {}
         seen: dict[str, Image.Image] = {}
         for qid in task.qids:
             self.progress()
-            if pictures := self.open_pictures(self.problems[qid], Counter()):  # files that are absent have none
+            if pictures := self.open_pictures(self.problems[qid], Counter()):  # empty for missing files
                 seen[qid] = pictures[0]
             if seen and (qid == task.qids[-1] or is_batch(list(seen.values()), BATCH_SIZE)):
                 captions |= dict(zip(seen, self.captioner.caption(list(seen.values())), strict=True))
@@ -94,16 +95,16 @@ class CaptionsWorker(Worker):
 def write_captions(
     source: Path, model: str, out: Path, *, overrides: Sequence[str] = (), report: Callable[[str], None] = print
 ) -> int:
-    """Write captions of the first picture of every question; returns how many there are.
+    """Write captions of the first picture of every question; returns their number.
 
     Args:
         overrides: ``section.key=value`` of ``cluster``, such as its number of workers.
 
     Raises:
-        SettingsError: ``out`` exists, or holds parts of another model or data set.
-        CaptionsError: tasks failed; the others stand.
+        SettingsError: ``out`` exists, or its parts are of another model or data set.
+        CaptionsError: tasks failed; the output of the others is committed.
     """
-    model = str(Path(model).absolute()) if Path(model).exists() else model  # workers run in folders of their own
+    model = str(Path(model).absolute()) if Path(model).exists() else model  # workers run in other folders
     if out.exists():
         raise SettingsError(f"{out} exists; delete it, or give another --out")
     values: dict[str, Any] = {"rationale": {"num_steps": 1}, "answer": {"num_steps": 1}}
@@ -155,12 +156,13 @@ def _run(job: CaptionsJob, missing: list[CaptionsTask], total: int, report: Call
             gpus_per_worker=1,
             max_attempts=job.settings.generation.max_attempts,
             hang_timeout_s=job.settings.generation.hang_timeout_s,
-            stands=lambda task: (Path(job.parts_dir) / task.file_name).exists(),
+            is_committed=lambda task: (Path(job.parts_dir) / task.file_name).exists(),
             done=done,
             report=report,
         )
     if set_aside:
         task, error = next(iter(set_aside.items()))
         raise CaptionsError(
-            f"captions of {len(set_aside)} of {total} tasks failed; the others stand, run again to retry. Questions {', '.join(task.qids[:4])} ...:\n{error}"
+            f"captions of {len(set_aside)} of {total} tasks failed; the others are committed, run again to retry. "
+            f"Questions {', '.join(task.qids[:4])} ...:\n{error}"
         )

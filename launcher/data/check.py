@@ -17,7 +17,7 @@ def check_data(shards_dir: str | Path, report: Callable[[str], None] = print, *,
     """Verify every shard of a folder and look for repeated questions; returns the number of samples checked.
 
     Args:
-        features: which to check of a remote folder, whose files cannot be listed; locally all are.
+        features: the features to check of a remote folder, whose files cannot be listed; of a local folder all are.
     """
     shards_dir = local_folder(shards_dir, Data().cache_dir, features=features)
     total = 0

@@ -1,4 +1,4 @@
-"""The data set that shards are built from: a user's, or MiniSQA drawn on the spot."""
+"""The data set from which shards are built: a user's, or generated MiniSQA."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from launcher.config.settings import Data
 
 
 def source_folder(data: Data, report: Callable[[str], None]) -> Path:
-    """The data set in ScienceQA's layout; MiniSQA is drawn where no path is given."""
+    """Return the folder or file of the data set; MiniSQA is generated where no path is given."""
     if data.path is not None:
         return Path(data.path)
     folder, sizes = mini_sqa_folder(data), data.mini_sqa.model_dump()
-    if (folder / "problems.json").exists():  # may be a place that cannot be written to
+    if (folder / "problems.json").exists():  # no lock, because the folder may be read-only
         return folder
     with exclusive(folder.parent):
         if not (folder / "problems.json").exists():
             staging = folder.with_name(f".staging-{folder.name}")
-            shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
+            shutil.rmtree(staging, ignore_errors=True)  # of a killed process
             write_mini_sqa(staging, **sizes)
             commit_folder(staging, folder)
             report(f"MiniSQA: drawn into {folder}")
@@ -32,14 +32,14 @@ def source_folder(data: Data, report: Callable[[str], None]) -> Path:
 
 
 def mini_sqa_folder(data: Data) -> Path:
-    """Where MiniSQA of these sizes is drawn: beside the shards, which workers elsewhere see too."""
+    """Return the folder of MiniSQA with these sizes, next to the shards, where all workers can read it."""
     parent = Path(data.shards_dir).parent if data.shards_dir else Path("data")
     return parent / f"mini_sqa-source-{fingerprint({**data.mini_sqa.model_dump(), 'version': MINI_SQA_VERSION})}"
 
 
 def read_source(data: Data, source: Path) -> QuestionSet:
-    """The questions of a data set, with the captions and lists that the settings choose."""
+    """Read the questions of a data set, with the captions and lists of the settings."""
     questions = read_questions(source)
     if data.captions:
         questions = with_captions(questions, data.captions)
-    return with_lists(questions, data.splits) if data.splits else questions
+    return with_lists(questions, {**data.splits}) if data.splits else questions

@@ -1,4 +1,4 @@
-"""Counts and lengths of a data set, before anything is built from it."""
+"""Counts and lengths of a data set, without building shards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMATS = ("QCM-E", "QCM-LE", "QCMG-A")
 
 
 def describe_questions(path: Path, *, tokenizer: str | None = None) -> list[str]:
-    """Lines on a data set: questions, pictures, contexts, lists, and lengths by prompt format.
+    """Describe a data set in lines: questions, pictures, contexts, lists, and lengths by prompt format.
 
     Args:
         tokenizer: Hugging Face id or folder to count tokens with; without one, words are counted.
@@ -51,7 +51,7 @@ _COUNTED: dict[str, Callable[[Problem], bool]] = {
 
 
 def _num_absent(questions: QuestionSet, problems: Sequence[Problem]) -> int:
-    """Questions that name a picture of which none is there."""
+    """Count the questions that name pictures of which none exists."""
     return sum(
         bool(problem.images)
         and not any(isinstance(picture, bytes) or picture.is_file() for picture in questions.pictures(problem))

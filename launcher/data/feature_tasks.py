@@ -1,9 +1,9 @@
-"""Vision features made here: the patches of a picture, or an encoder's, by Ray workers.
+"""Building vision features: the patches of a picture, or an encoder's features by Ray workers.
 
     features/vit/train-000000.tar          {qid}.npy, float16 [p, D]
-    features/vit/train-000000.done.json    it is whole, and what it met; until the manifest stands
+    features/vit/train-000000.done.json    marks a complete shard, with its counts; until the manifest exists
 
-A task is a text shard. What is done stays done: after a kill the same command writes what is missing.
+A task is a text shard. Finished tasks are kept: after a kill the same command writes only the missing ones.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from mmcot.texts.problem import Problem
 from mmcot.vision.encoder_kinds import ENCODERS
 from mmcot.vision.patches import FEATURES
 
-BATCH_SIZE = {"cuda": 32, "cpu": 8}  # pictures; on a processor 32 no longer lie in its cache
+BATCH_SIZE = {"cuda": 32, "cpu": 8}  # pictures; 32 do not fit a CPU's cache
 MADE_HERE = (*FEATURES, *ENCODERS)
 
 
 class FeaturesError(RuntimeError):
-    """Features that could not be made; the message names the shard and the reason."""
+    """Features could not be built; the message names the shard and the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FeaturesJob:
-    """What a worker needs to know; plain values, so that it crosses processes.
+    """The job of a worker: plain values that can be sent to its process.
 
-    ``source`` is the data set the pictures are of; None: the tars that the data folder indexes.
+    ``source`` is the data set with the pictures; None: the tars that the data folder indexes.
     """
 
     settings: Settings
@@ -55,7 +55,7 @@ class FeaturesJob:
 
 
 class FeaturesWorker(Worker):
-    """Holds one encoder and runs tasks; lives in a Ray actor."""
+    """Runs tasks with one encoder in a Ray actor."""
 
     def __init__(self, job: FeaturesJob) -> None:
         import torch
@@ -64,10 +64,8 @@ class FeaturesWorker(Worker):
 
         torch.set_num_threads(job.settings.cluster.cpus_per_worker)
         self.job = job
-        on_gpu = (
-            job.settings.cluster.use_gpu and job.settings.data.features not in FEATURES
-        )  # those are made in the driver
-        self.device = open_device(use_gpu=on_gpu).type
+        on_gpu = job.settings.cluster.use_gpu and job.settings.data.features not in FEATURES  # the driver makes those
+        self.device = open_device(use_gpu=bool(on_gpu)).type
         self.encode, self.shape = open_encoder(job.settings.data, device=self.device)
         self.pictures = (
             read_source(job.settings.data, Path(job.source)).pictures
@@ -76,7 +74,7 @@ class FeaturesWorker(Worker):
         )
 
     def run(self, shard: Shard) -> tuple[int, tuple[int, int]]:
-        """Write the features of a shard; returns how many pictures were seen, and [P, D] of one."""
+        """Write the features of a shard; returns the number of questions with features, and [P, D] of a picture."""
         data = self.job.settings.data
         open_pictures = open_pictures_of(
             self.pictures, max_pictures=data.max_pictures, count_unreadable=data.unreadable_pictures == "count"
@@ -84,7 +82,7 @@ class FeaturesWorker(Worker):
 
         def arrays_of(problems: Iterable[Problem], counts: Counter[str]) -> Iterator[np.ndarray]:
             return features_of_pictures(
-                self._told(problems),
+                self._with_progress(problems),
                 counts,
                 open_pictures=open_pictures,
                 encode=self.encode,
@@ -92,51 +90,50 @@ class FeaturesWorker(Worker):
                 batch_size=BATCH_SIZE[self.device],
             )
 
-        counts = write_feature_shard(self.job.shards_dir, name=data.features, shard=shard, arrays_of=arrays_of)
+        name = data.require_features()
+        counts = write_feature_shard(self.job.shards_dir, name=name, shard=shard, arrays_of=arrays_of)
         return counts["num_with_features"], self.shape
 
-    def _told(self, problems: Iterable[Problem]) -> Iterator[Problem]:
+    def _with_progress(self, problems: Iterable[Problem]) -> Iterator[Problem]:
         for problem in problems:
             self.progress()
             yield problem
 
 
 def open_encoder(data: Data, *, device: str = "cpu") -> tuple[Encode, tuple[int, int]]:
-    """What makes ``data.features`` of pictures, and the shape [P, D] it gives of one.
+    """Return the function that makes ``data.features`` of pictures, and the shape [P, D] of one picture.
 
     Raises:
-        SettingsError: features of that name are not made here.
+        SettingsError: features of that name cannot be made from pictures.
     """
     if data.features in FEATURES:
         featurize, shape = FEATURES[data.features]
         return lambda images: np.stack([featurize(image) for image in images]), shape
-    if data.features not in ENCODERS:
-        raise SettingsError(
-            f"features {data.features!r} cannot be made from a picture here (known: {', '.join(MADE_HERE)})"
-        )
-    from mmcot.vision.encoders import VisionEncoder
+    if data.features is not None and data.features in ENCODERS:
+        from mmcot.vision.encoders import VisionEncoder
 
-    encoder = VisionEncoder(data.features, data.vision_model, device=device)
-    return encoder.encode, encoder.shape
+        encoder = VisionEncoder(data.features, data.vision_model, device=device)
+        return encoder.encode, encoder.shape
+    raise SettingsError(
+        f"features {data.features!r} cannot be made from pictures; expected one of {', '.join(MADE_HERE)}"
+    )
 
 
 def make_features(
     settings: Settings, source: Path | None, shards_dir: Path, report: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Write whatever is missing of the features and return their manifest.
+    """Write the missing feature shards and return the manifest.
 
     Raises:
-        FeaturesError: shards failed ``generation.max_attempts`` times; the others stand.
+        FeaturesError: shards failed ``generation.max_attempts`` times; the others are committed.
     """
-    data, job = (
-        settings.data,
-        FeaturesJob(
-            _with_absolute_paths(settings), str(source.absolute()) if source else None, str(shards_dir.absolute())
-        ),
+    data, name = settings.data, settings.data.require_features()
+    job = FeaturesJob(
+        _with_absolute_paths(settings), str(source.absolute()) if source else None, str(shards_dir.absolute())
     )
-    missing = missing_feature_shards(shards_dir, name=data.features)
+    missing = missing_feature_shards(shards_dir, name=name)
     shape: tuple[int, int] | None = None
-    if data.features in FEATURES:  # light, so made on the spot
+    if name in FEATURES:  # little work, so done in this process
         worker = FeaturesWorker(job)
         for shard in missing:
             worker.run(shard)
@@ -144,11 +141,11 @@ def make_features(
     elif missing:
         shape = _by_workers(job, missing, report)
     shape = shape or open_encoder(data)[1]
-    return close_feature(shards_dir, name=data.features, shape=(shape[0] * data.max_pictures, shape[1]))
+    return close_feature(shards_dir, name=name, shape=(shape[0] * data.max_pictures, shape[1]))
 
 
 def _with_absolute_paths(settings: Settings) -> Settings:
-    """Workers run in folders of their own: nothing they read may depend on the current one."""
+    """Make paths absolute, because workers run in other folders."""
     data = settings.data
     files = {
         name: str(Path(path).absolute())
@@ -159,21 +156,19 @@ def _with_absolute_paths(settings: Settings) -> Settings:
 
 
 def _by_workers(job: FeaturesJob, missing: list[Shard], report: Callable[[str], None]) -> tuple[int, int] | None:
-    """Run the missing shards over Ray; returns the shape a worker told, if one did."""
-    data, cluster = job.settings.data, job.settings.cluster
-    folder, total = (
-        Path(job.shards_dir) / "features" / data.features,
-        len(manifest_shards(read_manifest(Path(job.shards_dir) / "text"))),
-    )
-    state: dict[str, Any] = {"done": total - len(missing), "pictures": 0, "shape": None, "began": time.perf_counter()}
+    """Build the missing shards by Ray workers; returns the shape that a worker reported, if any."""
+    name = job.settings.data.require_features()
+    folder = Path(job.shards_dir) / "features" / name
+    total = len(manifest_shards(read_manifest(Path(job.shards_dir) / "text")))
+    state: dict[str, Any] = {"done": total - len(missing), "pictures": 0, "shape": None, "started": time.perf_counter()}
 
     def done(shard: Shard, result: tuple[int, tuple[int, int]] | None) -> None:
         state["done"] += 1
         if result is not None:
             state["pictures"] += result[0]
             state["shape"] = result[1]
-        rate = state["pictures"] / (time.perf_counter() - state["began"])
-        report(f"  features {data.features}: {state['done']}/{total} shards, {rate:,.1f} pictures/s")
+        rate = state["pictures"] / (time.perf_counter() - state["started"])
+        report(f"  features {name}: {state['done']}/{total} shards, {rate:,.1f} pictures/s")
 
     settings = with_device(job.settings, None, report)
     job, cluster = dataclasses.replace(job, settings=settings), settings.cluster
@@ -186,14 +181,14 @@ def _by_workers(job: FeaturesJob, missing: list[Shard], report: Callable[[str], 
             gpus_per_worker=1,
             max_attempts=job.settings.generation.max_attempts,
             hang_timeout_s=job.settings.generation.hang_timeout_s,
-            stands=lambda shard: (folder / f"{shard.name}.done.json").exists(),
+            is_committed=lambda shard: (folder / f"{shard.name}.done.json").exists(),
             done=done,
             report=report,
         )
     if set_aside:
         shard, error = next(iter(set_aside.items()))
         raise FeaturesError(
-            f"features {data.features} of {len(set_aside)} of {total} shards failed {job.settings.generation.max_attempts} times; the others stand, "
-            f"run again to retry. The first, {shard.name}:\n{error}"
+            f"features {name} of {len(set_aside)} of {total} shards failed {job.settings.generation.max_attempts} "
+            f"times; the others are committed, run again to retry. The first, {shard.name}:\n{error}"
         )
     return state["shape"]

@@ -1,4 +1,4 @@
-"""What decides the content of a data folder, written down in it: ``inputs.json`` of the texts and of each feature."""
+"""The inputs that determine the content of a data folder: ``inputs.json`` of the texts and of each feature."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _TEXT_SUFFIXES = (".jsonl", ".csv", ".json", ".arrow")
 
 
 def folder_inputs(settings: Settings, source: Path) -> dict[str, Any]:
-    """What decides the content of the text shards and the tokenizer."""
+    """The inputs that determine the content of the text shards and the tokenizer."""
     data = settings.data
     names = ("problems.json", "pid_splits.json", "captions.json", "ceilings.json")
     files = [source / name for name in names if (source / name).exists()]
-    if not files:  # another form: every file of it that holds text
+    if not files:  # another form: all of its files with text
         files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix in _TEXT_SUFFIXES)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -40,21 +40,20 @@ def folder_inputs(settings: Settings, source: Path) -> dict[str, Any]:
 
 
 def _feature_inputs(data: Data, source: Path) -> dict[str, Any]:
-    """What decides the content of a feature's shards, beside the text."""
+    """The inputs that determine the content of a feature's shards, in addition to the text."""
     if not makes_features(data):
         return {"ready_made": _published_facts(data)}
+    name = data.require_features()
     return {
         "pictures": _pictures_fingerprint(source),
         "max_pictures": data.max_pictures,
         "unreadable_pictures": data.unreadable_pictures,
-        **(
-            {} if data.features in FEATURES else {"encoder": data.vision_model or ENCODERS[data.features].default_model}
-        ),
+        **({} if name in FEATURES else {"encoder": data.vision_model or ENCODERS[name].default_model}),
     }
 
 
 def _pictures_fingerprint(source: Path) -> str | None:
-    """Names the pictures by file and size; a data set that holds them itself is named by its own files."""
+    """Hash the pictures' file names and sizes; None for a data set whose own files contain the pictures."""
     if hf_dataset.recognizes(source):
         return None
     questions = read_questions(source)
@@ -63,6 +62,7 @@ def _pictures_fingerprint(source: Path) -> str | None:
         for split in SPLITS
         for problem in questions.problems[split]
         for path in questions.pictures(problem)
+        if isinstance(path, Path)  # of this form all are
     ]
     return fingerprint(facts)
 
@@ -94,19 +94,20 @@ def claim_folder(data: Data, source: Path, shards_dir: Path, inputs: dict[str, A
 
 
 def _claim(folder: Path, inputs: dict[str, Any]) -> None:
-    """Write down what a folder is made of, or check that it is the same."""
+    """Write a folder's inputs, or verify that they are the same."""
     path = folder / "inputs.json"
     if not path.exists():
         commit_json(path, inputs)
-    elif (standing := read_json(path)) != inputs:
-        key = next(key for key in {**inputs, **standing} if standing.get(key) != inputs.get(key))
+    elif (stored := read_json(path)) != inputs:
+        key = next(key for key in {**inputs, **stored} if stored.get(key) != inputs.get(key))
         raise SettingsError(
-            f"{folder} holds the shards of another data set ({key} was {standing.get(key)!r} and is now "
-            f"{inputs.get(key)!r}); give these a folder of their own with --set data.shards_dir=FOLDER, or delete it if no run needs it"
+            f"{folder} holds the shards of another data set ({key} was {stored.get(key)!r} and is now "
+            f"{inputs.get(key)!r}); give these a folder of their own with --set data.shards_dir=FOLDER, or delete it "
+            "if no run needs it"
         )
 
 
 def tokenizer_formats(settings: Settings) -> list[str]:
-    """One tokenizer for all chains, so that they share a data folder: that of the two stages."""
+    """The prompt formats of the tokenizer's corpus; those of two stages for all chains, which so share a folder."""
     answer = settings.answer.format if settings.chain.reads_rationales else CHAINS["two-stage"].answer_format
     return [settings.rationale.format, answer]

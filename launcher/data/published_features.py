@@ -7,21 +7,21 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.atomic_files import read_json
-from data_shards.picture_features import FeatureError, FeaturesOf, ready_made_features
+from data_shards.ready_made_features import FeatureError, FeaturesOf, ready_made_features
 from launcher.config.settings import Data, SettingsError
 from mmcot.vision.encoder_kinds import ENCODERS
 from mmcot.vision.patches import FEATURES, PUBLISHED_SHAPES
 
 
 def makes_features(data: Data) -> bool:
-    """Whether features are made of the pictures: where published ones lie, an encoder must be asked for by name."""
+    """Whether features are made from pictures; if published ones exist, only with data.vision_model."""
     if data.features in FEATURES:
         return True
     return data.features in ENCODERS and (data.vision_model is not None or ready_made_file(data) is None)
 
 
 def ready_made_file(data: Data) -> Path | None:
-    """The published feature file of a data set, such as ``vision_features/detr.npy``; None where there is none."""
+    """Return the published feature file of a data set, such as ``vision_features/detr.npy``, or None."""
     if data.path is None and data.vision_features is None:
         return None
     found = [_features_folder(data) / f"{data.features}{suffix}" for suffix in (".npy", ".pth")]
@@ -33,13 +33,19 @@ def _features_folder(data: Data) -> Path:
 
 
 def name_map(data: Data) -> Path:
-    """The map from questions to rows: beside the features, or in the data set's folder."""
-    beside = _features_folder(data) / "name_map.json"
-    return beside if beside.exists() or data.path is None else Path(data.path) / "name_map.json"
+    """Return the map from questions to rows, in the folder of the features or of the data set."""
+    path = _features_folder(data) / "name_map.json"
+    return path if path.exists() or data.path is None else Path(data.path) / "name_map.json"
 
 
 def open_ready_made(data: Data) -> tuple[FeaturesOf, tuple[int, int]]:
-    name, path, map_path = data.features, ready_made_file(data), name_map(data)
+    """Open the published features of a data set; returns what ``ready_made_features`` returns.
+
+    Raises:
+        SettingsError: a file is missing.
+        FeatureError: the features have another shape than the published ones.
+    """
+    name, path, map_path = data.require_features(), ready_made_file(data), name_map(data)
     if path is None or not map_path.exists():
         raise SettingsError(
             f"features {name!r} need {_features_folder(data) / name}.npy (or .pth) and {map_path}; put both there, "

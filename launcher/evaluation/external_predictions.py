@@ -1,13 +1,13 @@
-"""Scoring a file of predictions, whoever wrote it.
+"""Scoring a file of predictions of this or another system.
 
 Three forms are known:
 
-    {"qid": "10", "rationale": "...", "answer_text": "...", "prediction": 1}     ours, a line a question
+    {"qid": "10", "rationale": "...", "answer_text": "...", "prediction": 1}     ours, one line per question
     {"num_fail": 3, "scores": {...}, "preds": ["The answer is (B).", ...], "labels": [...]}   the published system's
     {"acc": 75.17, "results": {"10": 1, ...}, ...}                                ScienceQA's own result file
 
-The published system's files hold no ids: they are aligned to ``pid_splits[split]`` and
-refused if the counts differ.
+The published system's files contain no ids. They are aligned to ``pid_splits[split]``; it is an
+error if the counts differ.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PredictionsError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """What a file says: index or None by qid; ``has_texts`` if unreadable answers can be told."""
+    """The content of a file: index or None by qid; ``has_texts`` if parse failures can be counted."""
 
     choices: dict[str, int | None]
     rationales: dict[str, str] | None
@@ -40,7 +40,7 @@ class Predictions:
 
 @dataclasses.dataclass(frozen=True)
 class Scored:
-    """The scores in the form of scores.json, the questions they are of, and what was left out."""
+    """The scores in the form of scores.json, their questions, and the counts of what was left out."""
 
     report: dict[str, Any]
     problems: dict[str, Problem]
@@ -58,16 +58,16 @@ def score_file(
     similarity_model: str | None = None,
     guess_seed: int | None = None,
 ) -> Scored:
-    """Score a file on the questions that both it and the data set's split hold.
+    """Score a file on the questions that are in both the file and the data set's split.
 
     Args:
-        rationale_format: whose gold targets rationales are compared with.
-        similarity_model: local sentence model; none: no similarity.
-        guess_seed: guess unreadable answers with this seed, as the published system does.
+        rationale_format: the format of the gold targets that rationales are compared with.
+        similarity_model: local sentence model; None: no similarity.
+        guess_seed: guess answers that cannot be parsed with this seed, as the published system does.
 
     Raises:
-        PredictionsError: the file is empty, of no known form, holds a qid twice or an
-            index out of range, or shares no question with the split.
+        PredictionsError: the file is empty, has no known form, contains a qid twice or an
+            index out of range, or has no question of the split.
     """
     problems = {problem.qid: problem for problem in read_questions(data).problems[split]}
     predictions = read_predictions(path, problems)
@@ -105,7 +105,7 @@ def score_file(
 
 
 def read_predictions(path: Path, problems: dict[str, Problem]) -> Predictions:
-    """Read a file of any known form; ``problems`` of the split give ids to files without."""
+    """Read a file of any known form; files without ids take those of ``problems``, the split."""
     if not path.is_file():
         raise FileNotFoundError(f"predictions {path} do not exist; give a predictions.jsonl or a result file")
     text = path.read_text(encoding="utf-8")
@@ -127,7 +127,7 @@ def read_predictions(path: Path, problems: dict[str, Problem]) -> Predictions:
 
 
 def format_scores(scored: Scored, *, path: Path, against_paper: bool) -> list[str]:
-    """The scores for a person: table, rationale metrics, breakdowns, what was left out."""
+    """The scores in human-readable lines: table, rationale metrics, breakdowns, what was left out."""
     report = scored.report
     rows = {f"{path.name}, {report['num_questions']:,} questions": report["accuracy"]}
     if against_paper:
@@ -137,7 +137,8 @@ def format_scores(scored: Scored, *, path: Path, against_paper: bool) -> list[st
     lines += [f"rationales: {'   '.join(f'{name} {value:.2f}' for name, value in shown.items())}"] if shown else []
     failures = report["parse_failure_rate"]
     lines.append(
-        "answers that could not be read: " + ("not told by this file" if failures is None else f"{failures:.2f}%")
+        "answers that could not be read: "
+        + ("unknown for this kind of file" if failures is None else f"{failures:.2f}%")
     )
     lines.append(
         f"left out: {scored.num_predictions_left_out:,} predictions for other questions, "
@@ -179,8 +180,8 @@ def _from_lines(text: str, path: Path) -> Predictions:
 def _from_texts(texts: Any, problems: dict[str, Problem], path: Path) -> Predictions:
     if not isinstance(texts, list) or len(texts) != len(problems):
         raise PredictionsError(
-            f"{path} holds {len(texts):,} predictions without ids, the split has {len(problems):,} questions; they can only be "
-            "aligned where the counts agree: give the data set and split they were made on"
+            f"{path} holds {len(texts):,} predictions without ids, the split has {len(problems):,} questions; they can "
+            "only be aligned where the counts agree: give the data set and split they were made on"
         )
     choices = {
         qid: parse_answer(str(text), len(problem.choices))

@@ -1,6 +1,7 @@
-"""From written answers to scores.
+"""Predictions and scores from generated answers.
 
-predictions/test.jsonl   {"qid": "10", "rationale": "Solution: ...", "answer_text": "The answer is (B).", "prediction": 1}
+predictions/test.jsonl   {"qid": "10", "rationale": "Solution: ...", "answer_text": "The answer is (B).",
+                          "prediction": 1}
 scores.json              nine columns, rationale scores, parse-failure rate, in percent
 """
 
@@ -22,7 +23,7 @@ from mmcot.texts.problem import Problem
 
 
 def read_problems(shards_dir: str | Path, split: str) -> dict[str, Problem]:
-    """The questions of a split by qid, in shard order."""
+    """Read the questions of a split by qid, in shard order."""
     folder = Path(shards_dir) / "text"
     shards = manifest_shards(read_manifest(folder), split)
     return {problem.qid: problem for shard in shards for problem in writer.read_problems(folder, shard)}
@@ -37,10 +38,10 @@ def write_predictions(
     rationales: Mapping[str, str],
     chain: Chain,
 ) -> list[dict[str, Any]]:
-    """Join the answers of all tasks into one file, a line a question in shard order.
+    """Join the answers of all tasks into one file, one line per question in shard order.
 
     Args:
-        rationales: what stage one wrote; of a chain without it the reasons are read out of the answer.
+        rationales: those of stage one; in a chain without it they are parsed from the answer.
     """
     lines = []
     for task in tasks:
@@ -60,9 +61,10 @@ def score(
     split: str,
     gold_reasons: Callable[[Problem], str | None],
 ) -> dict[str, Any]:
-    """Score predictions against the gold answers, and rationales, where there are any, against the gold ones."""
-    references = {qid: gold_reasons(problem) for qid, problem in problems.items()}
-    has_reasons = None not in references.values()
+    """Compare predictions with the gold answers, and rationales, if there are any, with the gold ones."""
+    found = {qid: gold_reasons(problem) for qid, problem in problems.items()}
+    references = {qid: reasons for qid, reasons in found.items() if reasons is not None}
+    has_reasons = len(references) == len(problems)
     return score_report(
         problems,
         {line["qid"]: line["prediction"] for line in lines},

@@ -12,7 +12,7 @@ from mmcot.texts.problem import Problem
 def ceiling_rows(
     problems: Mapping[str, Problem], ceilings: dict[str, Any] | None
 ) -> dict[str, dict[str, float | None]]:
-    """Bayes-optimal accuracy from the text alone, by arm and column; empty where none is known."""
+    """Bayes-optimal accuracy from the text alone, by arm and column; empty where it is unknown."""
     if ceilings is None:
         return {}
     per_skill = ceilings["per_skill"]
@@ -24,7 +24,7 @@ def ceiling_rows(
 
 
 def format_table(rows: dict[str, dict[str, float | None]]) -> str:
-    """A plain text table: a row a name, the nine columns."""
+    """Format a plain-text table: one row per name, with the nine columns."""
     width = max(len(name) for name in rows)
     head = " " * width + "".join(f"{column:>8}" for column in COLUMNS)
     body = [

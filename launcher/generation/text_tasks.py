@@ -281,7 +281,7 @@ def _run_missing(
             gpus_per_worker=generation.gpus_per_worker,
             max_attempts=generation.max_attempts,
             hang_timeout_s=generation.hang_timeout_s,
-            stands=lambda task: (Path(job.output_dir) / task.file_name).exists(),
+            is_committed=lambda task: (Path(job.output_dir) / task.file_name).exists(),
             done=done,
             report=say,
         )

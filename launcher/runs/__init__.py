@@ -1,1 +1,1 @@
-"""A run's folder: paths, settings, ownership, journal, ledger, signals, progress, status."""
+"""The folder of a run: paths, settings, ownership, journal, ledger, signals, progress, status."""

@@ -1,4 +1,4 @@
-"""A file's sha256, computed once a process while the file stays as it is."""
+"""A file's sha256, computed once per process while the file does not change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from data_shards.atomic_files import sha256_of_file
 
 
 def sha256_of_unchanged(path: str | Path) -> str:
-    """The file's sha256; it is read again only when size, modification time or inode have changed."""
+    """Return the file's sha256; the file is read again only if size, modification time or inode have changed."""
     status = Path(path).stat()
     return _sha256(str(Path(path).absolute()), status.st_size, status.st_mtime_ns, status.st_ino)
 

@@ -1,4 +1,4 @@
-"""Names of a stage's checkpoints, in a run's folder as in an object store; known here alone.
+"""Names of a stage's checkpoints, in a run's folder and in an object store; only this module defines them.
 
 rationale/checkpoints/step-000400/manifest.json     a checkpoint: committed whole
 rationale/checkpoints/LATEST                        "step-000400", written last
@@ -16,39 +16,39 @@ _NAME = re.compile(r"step-\d+")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be used; the message names its folder."""
+    """A checkpoint is not valid; the message names its folder."""
 
 
 def name_of(step: int) -> str:
-    """The folder's name: ``step-000400`` of 400."""
+    """Return the name of a step's folder: ``step-000400`` of 400."""
     return f"step-{step:06d}"
 
 
 def step_of(name: str) -> int:
-    """The step in a folder's name: 400 of ``step-000400``."""
+    """Return the step in a folder's name: 400 of ``step-000400``."""
     return int(name.rpartition("-")[2])
 
 
 def names_by_step(names: list[str]) -> list[str]:
-    """Those that name checkpoints, the oldest first."""
+    """Return the names of checkpoints among ``names``, the oldest first."""
     return sorted((name for name in names if _NAME.fullmatch(name)), key=step_of)
 
 
 def checkpoints_by_step(folder: Path) -> list[Path]:
-    """The checkpoints in a stage's folder, the oldest first."""
+    """Return the checkpoints in a stage's folder, the oldest first."""
     return sorted(folder.glob("step-*"), key=lambda path: step_of(path.name))
 
 
 def as_latest(name: str) -> bytes:
-    """The content of the file LATEST."""
+    """Return the content of the file LATEST."""
     return f"{name}\n".encode()
 
 
 def read_latest(content: str, *, source: str) -> str:
-    """The name in the file LATEST, whose place is ``source``.
+    """Parse the content of the file LATEST; ``source`` is its path, for messages.
 
     Raises:
-        CheckpointError: it is no name of a checkpoint; what it names would be unpickled.
+        CheckpointError: it is not the name of a checkpoint; files of the named folder would be unpickled.
     """
     name = content.strip()
     if not _NAME.fullmatch(name):
@@ -59,10 +59,10 @@ def read_latest(content: str, *, source: str) -> str:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The folder that LATEST names, or None before the first checkpoint.
+    """Return the folder that LATEST names, or None before the first checkpoint.
 
     Raises:
-        CheckpointError: LATEST holds something else.
+        CheckpointError: LATEST contains something else.
     """
     path = folder / LATEST
     return folder / read_latest(path.read_text(), source=str(path)) if path.exists() else None

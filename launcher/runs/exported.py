@@ -1,10 +1,10 @@
-"""Exported models held against the marker of the step that trained them.
+"""Exported models, verified by the marker of the step that trained them.
 
     <run>/rationale/model/model.safetensors, config.json, tokenizer.json, ...
     <run>/steps/train-rationale.json       "outputs": {"rationale_model": sha256, "files": {"config.json": sha256, ...}}
 
-Whoever opens a model of a run verifies it first, once a process. A model outside a run has no
-marker and is opened as it is.
+A process that opens a model of a run verifies it first, once. A model outside a run has no
+marker and is opened without verification.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ WEIGHTS = "model.safetensors"
 
 
 def describe_export(stage: str, folder: Path) -> dict[str, Any]:
-    """What the marker of a training says of the model it exported."""
+    """Return the outputs in a training's marker: the sha256 of the files of the exported model."""
     files = {name: sha256_of_unchanged(folder / name) for name in _names(folder)}
     return {f"{stage}_model": files[WEIGHTS], "files": files}
 
 
 def verify_model(folder: str | Path) -> None:
-    """Hold the files of an exported model against the marker of its run, if it has one.
+    """Verify the files of an exported model by the marker of its run, if it has one.
 
     Raises:
         RunError: a file is missing, was altered or was added.
@@ -43,33 +43,44 @@ def verify_model(folder: str | Path) -> None:
 
 
 def verify_export(folder: Path, outputs: Mapping[str, Any], *, source: str) -> None:
-    """Hold the files of ``<run>/<stage>/model`` against what ``describe_export`` said of them; ``source`` is where that stands.
+    """Verify the files of ``<run>/<stage>/model`` against the outputs of ``describe_export``.
+
+    Args:
+        source: where ``outputs`` is stored, for messages.
 
     Raises:
         RunError: a file is missing, was altered or was added.
     """
     stage = folder.parent.name
     expected = dict(outputs.get("files", {}))
-    is_whole = bool(expected)  # a marker of an earlier version holds the sha256 of the weights alone
+    is_whole = bool(expected)  # a marker of an earlier version has the sha256 of the weights alone
     if weights := outputs.get(f"{stage}_model"):
         expected[WEIGHTS] = weights
-    remedy = f"restore it, or delete {source} and {folder}, and run again: the model is then exported anew from its last checkpoint"
+    remedy = (
+        f"restore it, or delete {source} and {folder}, and run again: the model is then exported again from its "
+        "last checkpoint"
+    )
     for name, sha256 in sorted(expected.items()):
         path = folder / name
         if not path.is_file():
             raise RunError(f"{path} is missing, {source} says that it was exported (sha256 {sha256[:12]}...); {remedy}")
         if (found := sha256_of_unchanged(path)) != sha256:
             raise RunError(
-                f"{path} is not the file that was exported: its sha256 is {found[:12]}..., {source} says {sha256[:12]}...; {remedy}"
+                f"{path} is not the file that was exported: its sha256 is {found[:12]}..., {source} says "
+                f"{sha256[:12]}...; {remedy}"
             )
     if is_whole and (added := [name for name in _names(folder) if name not in expected]):
         raise RunError(
-            f"{folder / added[0]} was added to an exported model ({source} does not name it, and a loader may read it); move it elsewhere"
+            f"{folder / added[0]} was added to an exported model ({source} does not name it, and a loader may read "
+            "it); move it elsewhere"
         )
 
 
 def _place_in_run(folder: Path) -> tuple[Path, Path] | None:
-    """A model's folder in its run, also where ``folder`` is a link to it, and the marker of its training; None outside a run."""
+    """Return a model's folder in its run and the marker of its training; None outside a run.
+
+    ``folder`` may also be a link to the model's folder.
+    """
     for path in (Path(os.path.abspath(folder)), folder.resolve()):
         stage = path.parent.name
         marker = path.parent.parent / "steps" / f"train-{stage}.json"
@@ -79,6 +90,6 @@ def _place_in_run(folder: Path) -> tuple[Path, Path] | None:
 
 
 def _names(folder: Path) -> list[str]:
-    """The files that a loader may read; hidden ones are the file system's own."""
+    """Return the files that a loader may read; hidden files belong to the file system."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(str(path) for path in paths if not any(part.startswith(".") for part in path.parts))

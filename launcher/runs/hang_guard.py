@@ -1,4 +1,4 @@
-"""A time limit on progress: a process that makes none leaves its stacks in its log."""
+"""A time limit on progress: a process without progress writes its stacks to its log."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import sys
 
 
 class HangGuard:
-    """Leaves every thread's stack in this process's log, and ends it, when it makes no progress for a while.
+    """Writes every thread's stack to this process's log, and ends it, after ``timeout_s`` without progress.
 
-    A rank that hangs stops the others in their next collective; whichever of them can still
-    run ends, and the training is started again. A worker of a queue is ended by the driver: ``end=False``.
+    A rank that hangs blocks the others in their next collective. All ranks that can still run end,
+    and the training is restarted. A worker of a queue is ended by the driver: ``end=False``.
     """
 
     def __init__(self, timeout_s: float, *, end: bool = True) -> None:
         self._timeout_s, self._end = timeout_s, end
 
     def progress(self) -> None:
-        """Count anew from here."""
+        """Restart the timer."""
         faulthandler.dump_traceback_later(self._timeout_s, exit=self._end, file=sys.stderr)
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop the timer."""
         faulthandler.cancel_dump_traceback_later()

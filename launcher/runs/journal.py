@@ -1,10 +1,11 @@
-"""The metrics of a step of the run, first written here, then sent on by whoever reads.
+"""The metrics of a step of the run, written to a local file; readers send them to MLflow.
 
     {"step": 400, "time_ms": 1790000000000, "metrics": {"loss": 0.41, "learning_rate": 0.0012}}
 
-A line may carry a ``note`` for a person instead, or the ``total`` that an attempt sets out from this step to reach. One appender (rank 0, or the driver), one line a point, flushed to the file at once:
-training never waits for a server. After a restart a step may be written again; readers
-keep the first.
+Instead of metrics a line may have a human-readable ``note``, or the ``total``: the last step of
+an attempt that starts at this step. One process appends (rank 0, or the driver), one line a
+point, flushed to the file at once: training never waits for a server. After a restart a step
+may be written again; readers keep the first.
 """
 
 from __future__ import annotations
@@ -18,20 +19,21 @@ from typing import Any
 
 
 class LineFile:
-    """Appends JSON values to a file, a line each."""
+    """Appends JSON values to a file, one per line."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         torn = _last_byte(path) not in (b"", b"\n")
-        self._file = open(path, "a", encoding="utf-8", buffering=1)
-        if torn:  # the last writer was killed in mid-line
+        self._file = open(path, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (open until close())
+        if torn:  # the last writer was killed in the middle of a line
             self._file.write("\n")
 
     def append(self, value: Any) -> None:
-        """Append one value; it is in the file when this returns."""
+        """Append one value; it is in the file when this method returns."""
         self._file.write(json.dumps(value) + "\n")
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
@@ -51,50 +53,50 @@ class Journal(LineFile):
         self.append({"step": step, "time_ms": int(time.time() * 1000), "metrics": metrics})
 
     def begin(self, step: int, total: int, *, seconds_ago: float = 0.0) -> None:
-        """Append that an attempt begins here, or began so long ago, and how far it is to go."""
+        """Append the start of an attempt, ``seconds_ago``, with its last step ``total``."""
         self.append({"step": step, "time_ms": int((time.time() - seconds_ago) * 1000), "metrics": {}, "total": total})
 
     def note(self, step: int, text: str) -> None:
-        """Append a sentence for the person who watches."""
+        """Append a human-readable sentence."""
         self.append({"step": step, "time_ms": int(time.time() * 1000), "metrics": {}, "note": text})
 
 
 class Pace:
-    """How far the last attempt is and how long it still takes, from a journal's points in their order.
+    """Progress and remaining time of the last attempt, from a journal's points in their order.
 
-    Only this attempt's own time counts: not what earlier attempts took, and not the time between them.
+    Only the time of this attempt counts, without earlier attempts and the time between attempts.
     """
 
     def __init__(self) -> None:
-        self._begun: dict[str, Any] | None = None
+        self._start: dict[str, Any] | None = None
         self._latest: dict[str, Any] | None = None
 
     def add(self, point: dict[str, Any]) -> None:
-        """Take the next point."""
+        """Add the next point."""
         if "total" in point:
-            self._begun = self._latest = point
-        elif self._begun and point["metrics"]:
+            self._start = self._latest = point
+        elif self._start and point["metrics"]:
             self._latest = point
 
     def progress_of(self) -> tuple[int, int, float | None] | None:
         """Step, total and seconds left; the seconds are None before the attempt's second point.
 
         Returns:
-            None where no attempt has begun.
+            None where no attempt has started.
         """
-        begun, latest = self._begun, self._latest
-        if begun is None or latest is None:
+        start, latest = self._start, self._latest
+        if start is None or latest is None:
             return None
-        seconds = (latest["time_ms"] - begun["time_ms"]) / 1000
+        seconds = (latest["time_ms"] - start["time_ms"]) / 1000
         return (
             latest["step"],
-            begun["total"],
-            seconds_left(latest["step"] - begun["step"], begun["total"] - latest["step"], seconds),
+            start["total"],
+            seconds_left(latest["step"] - start["step"], start["total"] - latest["step"], seconds),
         )
 
 
 def progress_of(points: Iterable[dict[str, Any]]) -> tuple[int, int, float | None] | None:
-    """As ``Pace.progress_of``, of all points of a journal."""
+    """Return ``Pace.progress_of`` after all points of a journal."""
     pace = Pace()
     for point in points:
         pace.add(point)
@@ -102,19 +104,19 @@ def progress_of(points: Iterable[dict[str, Any]]) -> tuple[int, int, float | Non
 
 
 def seconds_left(num_done: int, num_left: int, seconds: float) -> float | None:
-    """How long ``num_left`` take where ``num_done`` took ``seconds``; None where nothing is done yet."""
+    """Return the time for ``num_left`` if ``num_done`` took ``seconds``; None where nothing is done yet."""
     return num_left * seconds / num_done if num_done > 0 else None
 
 
 class JournalReader:
-    """Reads the complete lines that were appended since the last look, from byte ``offset`` on."""
+    """Reads the complete lines that were appended since the last call, from byte ``offset`` on."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         self._path = path
         self.offset = offset
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """Yield new points in order; a half-written last line waits for the next call."""
+        """Yield new points in order; an incomplete last line is left for the next call."""
         if not self._path.exists():
             return
         with open(self._path, "rb") as file:
@@ -126,4 +128,4 @@ class JournalReader:
             try:
                 yield json.loads(line)
             except json.JSONDecodeError:
-                continue  # torn by a kill; the restarted writer repeats the step
+                continue  # incomplete after a kill; the restarted writer repeats the step

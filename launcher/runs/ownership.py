@@ -1,4 +1,4 @@
-"""One owner of a run at a time: ``lock.json`` with its process, attempt and heartbeat."""
+"""The lock of a run, one owner at a time: ``lock.json`` with its process, attempt and heartbeat."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STALE_AFTER_S = 60.0
 
 @contextlib.contextmanager
 def owned(run_dir: RunDir) -> Iterator[int]:
-    """Own the run while the block lasts; yields the attempt.
+    """Hold the lock of the run while the block lasts; yields the attempt.
 
     Raises:
         RunError: another living process owns it.
@@ -36,8 +36,8 @@ def owned(run_dir: RunDir) -> Iterator[int]:
             lock = read_json(path)
             if _is_alive(lock):
                 raise RunError(
-                    f"{run_dir.path} is being run by process {lock['pid']} on {lock['host']} (attempt {lock['attempt']}); "
-                    "wait for it, end it, or use another run.dir"
+                    f"{run_dir.path} is being run by process {lock['pid']} on {lock['host']} (attempt "
+                    f"{lock['attempt']}); wait for it, end it, or use another run.dir"
                 )
             attempt = lock["attempt"] + 1
         commit_json(path, _lock(attempt))
@@ -49,7 +49,7 @@ def owned(run_dir: RunDir) -> Iterator[int]:
 
 
 def owner(run_dir: RunDir) -> dict[str, Any] | None:
-    """The lock of the living owner, or None."""
+    """Return the lock if its owner is alive, or None."""
     path = run_dir.path / "lock.json"
     lock = read_json(path) if path.exists() else None
     return lock if lock and _is_alive(lock) else None
@@ -81,12 +81,12 @@ def _is_alive(lock: dict[str, Any]) -> bool:
 
 def _beat(path: Path, attempt: int, stopped: threading.Event) -> None:
     while not stopped.wait(HEARTBEAT_S):
-        with contextlib.suppress(OSError):  # a full or absent disk now may be well at the next beat
+        with contextlib.suppress(OSError):  # a full or missing disk may be usable at the next heartbeat
             _write_own_lock(path, attempt, released=False)
 
 
 def _write_own_lock(path: Path, attempt: int, *, released: bool) -> None:
-    """Renew the lock, unless another attempt has taken the run over."""
+    """Renew the lock, unless another attempt owns the run now."""
     with exclusive(path.parent):
         if read_json(path)["attempt"] == attempt:
             commit_json(path, {**_lock(attempt), "released": released})

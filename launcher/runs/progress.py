@@ -1,4 +1,4 @@
-"""What a person sees while a long step runs: a line now and then."""
+"""Console output while a long step runs: a line every few seconds."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SHOW_EVERY_S = 5.0
 
 
 class TrainingLine:
-    """Turns journal points into lines: step, loss, tokens/s, time left."""
+    """Prints journal points as lines: step, loss, tokens/s, time left."""
 
     def __init__(self, num_steps: int, report: Callable[[str], None]) -> None:
         self._num_steps, self._report = num_steps, report
         self._shown_at = time.monotonic()
         self._started_ms = time.time() * 1000
-        self._seconds_of: dict[int, float] = {}  # each step's last computation; earlier ones were lost
+        self._seconds_of: dict[int, float] = {}  # of each step's last computation; earlier ones were lost
         self._pace = Pace()
 
     def show(self, point: dict[str, Any]) -> None:
@@ -34,18 +34,19 @@ class TrainingLine:
         if "loss" not in metrics:
             return
         if point["time_ms"] >= self._started_ms:
-            beside = metrics.get("time_share_validation", 0.0) + metrics.get("time_share_checkpoint", 0.0)
-            self._seconds_of[step] = metrics["interval_s"] * (1.0 - beside)
+            other_share = metrics.get("time_share_validation", 0.0) + metrics.get("time_share_checkpoint", 0.0)
+            self._seconds_of[step] = metrics["interval_s"] * (1.0 - other_share)
         if time.monotonic() - self._shown_at < SHOW_EVERY_S and step < self._num_steps:
             return
         self._shown_at = time.monotonic()
         self._report(
-            f"  step {step:,}/{self._num_steps:,}   loss {metrics['loss']:.4f}   "
-            f"{metrics['tokens_per_s']:,.0f} tokens/s   {self._time_left()}"
+            f"  step {step:,}/{self._num_steps:,}   loss {metrics['loss']:.4f}   {metrics['tokens_per_s']:,.0f} "
+            f"tokens/s   {self._time_left()}"
         )
         if step == self._num_steps:
             self._report(
-                f"  {metrics['gigabytes_read']:.3f} GB of shards read, {metrics['bytes_read_per_needed']:.2f} bytes for each byte needed"
+                f"  {metrics['gigabytes_read']:.3f} GB of shards read, {metrics['bytes_read_per_needed']:.2f} bytes "
+                "for each byte needed"
             )
 
     def _time_left(self) -> str:
@@ -53,15 +54,18 @@ class TrainingLine:
         return format_time_left(found[2] if found else None)
 
     def goodput(self) -> str:
-        """The share of this command's training time that went into steps that count."""
+        """The share of this command's training time that was spent on steps of the result."""
         total = time.time() - self._started_ms / 1000
         useful = sum(self._seconds_of.values())
-        return f"goodput {100 * useful / total:.0f}% of {format_seconds(total)} (the rest: start, validation, checkpoints, lost steps)"
+        return (
+            f"goodput {100 * useful / total:.0f}% of {format_seconds(total)} (the rest: start, validation, "
+            "checkpoints, lost steps)"
+        )
 
 
 @contextlib.contextmanager
 def showing(journal: Path, on_point: Callable[[dict[str, Any]], None], *, every_s: float = 1.0) -> Iterator[None]:
-    """Hand on a journal's points while they are written, in a thread, and the rest at the end."""
+    """Pass a journal's points to ``on_point`` while they are written, in a thread, and the rest at the end."""
     reader = JournalReader(journal)
 
     def show(stopped: threading.Event) -> None:
@@ -76,12 +80,12 @@ def showing(journal: Path, on_point: Callable[[dict[str, Any]], None], *, every_
 
 
 class GenerationLine:
-    """Turns a generation's progress into lines (questions, tokens/s, time left) and points of a journal."""
+    """Prints a generation's progress (questions, tokens/s, time left) and appends it to a journal."""
 
     def __init__(self, report: Callable[[str], None], journal: Journal | None = None) -> None:
         self._report, self._journal = report, journal
         self._shown_at = time.monotonic()
-        self._begun = False
+        self._started = False
 
     def __enter__(self) -> GenerationLine:
         return self
@@ -91,10 +95,10 @@ class GenerationLine:
             self._journal.close()
 
     def show(self, progress: Any) -> None:
-        """Show a progress, unless one was shown a moment ago."""
-        if self._journal and not self._begun:
+        """Show the progress, unless it was shown a moment ago."""
+        if self._journal and not self._started:
             self._journal.begin(progress.num_before, progress.num_total, seconds_ago=progress.seconds)
-            self._begun = True
+            self._started = True
         if time.monotonic() - self._shown_at < SHOW_EVERY_S and progress.num_done < progress.num_total:
             return
         self._shown_at = time.monotonic()
@@ -108,17 +112,18 @@ class GenerationLine:
             progress.num_done - progress.num_before, progress.num_total - progress.num_done, progress.seconds
         )
         self._report(
-            f"  {progress.num_done:,}/{progress.num_total:,} questions   {progress.tokens_per_s:,.0f} tokens/s   {format_time_left(left)}"
+            f"  {progress.num_done:,}/{progress.num_total:,} questions   {progress.tokens_per_s:,.0f} tokens/s   "
+            f"{format_time_left(left)}"
         )
 
 
 def format_time_left(seconds: float | None) -> str:
-    """The time left for a person, who is told where it is unknown."""
+    """Format the time left as text; None is shown as unknown."""
     return "time left unknown" if seconds is None else f"time left {format_seconds(seconds)}"
 
 
 def format_seconds(seconds: float) -> str:
-    """75 is "1:15"."""
+    """Format seconds as minutes: 75 is "1:15"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,16 +1,15 @@
-"""The run's folder: the truth about what was done, with one owner at a time.
+"""The run's folder: the record of finished work, with one owner at a time.
 
     runs/demo/
       run.yaml                     resolved settings
       lock.json                    owner (pid, host), attempt, heartbeat
-      rank-token                   what the ranks of a training prove to each other that they know
+      rank-token                   the secret by which the ranks of a training authenticate to each other
       steps/<step>.json            a finished step: fingerprints of its inputs, outputs, attempt
       rationale/ answer/           checkpoints/ and model/ of each training
-      rationales/ predictions/     what was written
+      rationales/ predictions/     generated texts
       scores.json scores.val.json  logs/
 
-The *attempt* grows with every owner. A process that belongs to an older attempt may not
-commit anything.
+The *attempt* grows with every owner. A process of an older attempt must not commit anything.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from typing import Any
 from data_shards.atomic_files import commit_bytes, commit_json, read_json
 
 PARENT = "pipeline"  # the key of the whole run among its MLflow runs (mlflow.json)
-TUNING = "tuning"  # the journal of a trial's objective, and of a tuning's best
+TUNING = "tuning"  # the journal of a trial's objective, and of a tuning's best values
 
 
 class RunError(RuntimeError):
-    """The run's folder cannot be used as asked; the message names it."""
+    """The run's folder cannot be used for the requested action; the message names it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,36 +39,42 @@ class RunDir:
     path: Path
 
     def checkpoints(self, stage: str) -> Path:
+        """The folder of a stage's checkpoints."""
         return self.path / stage / "checkpoints"
 
     def model(self, stage: str) -> Path:
+        """The folder of a stage's exported model."""
         return self.path / stage / "model"
 
     def journal(self, stage: str) -> Path:
+        """The journal of a stage's training."""
         return self.journal_of(stage)
 
     def journal_of(self, writer: str) -> Path:
+        """The journal of a stage, or of another step that writes one."""
         return self.path / "logs" / f"{writer}-metrics.jsonl"
 
     def ledger(self, stage: str, rank: int) -> Path:
+        """The ledger of one rank: the question ids of every step (``sample_ledger.py``)."""
         return self.path / "logs" / f"{stage}-ledger-rank{rank}.jsonl"
 
     @property
     def report(self) -> Path:
+        """The HTML report."""
         return self.path / "report.html"
 
     @property
     def tracking(self) -> Path:
-        """What MLflow is to be told, in order."""
+        """The queue of what is to be logged to MLflow, in order."""
         return self.path / "logs" / "tracking.jsonl"
 
     @property
     def mlflow_state(self) -> Path:
-        """What MLflow has been told."""
+        """What has been logged to MLflow, and the ids of its runs."""
         return self.path / "mlflow.json"
 
     def identity(self) -> str:
-        """The run's id, which no other run has; made when it is first asked for (``launcher/training/identity.py`` asks first)."""
+        """Return the run's unique id; made at the first call, which is in ``launcher/training/identity.py``."""
         path = self._identity_file
         if not path.exists():
             commit_bytes(path, uuid.uuid4().hex.encode())
@@ -80,14 +85,15 @@ class RunDir:
         return self._identity_file.exists()
 
     def take_identity(self, run_id: str) -> None:
-        """Be the run of this id: it began in another folder, and its checkpoints are used here.
+        """Take the id of a run that was started in another folder, and continue it with its checkpoints.
 
         Raises:
-            RunError: it is no id.
+            RunError: it is not a valid id.
         """
-        if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", run_id):  # it becomes a part of MLflow's queries
+        if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", run_id):  # it is used in MLflow's queries
             raise RunError(
-                f"a checkpoint of {self.path} names the run id {run_id!r}, expected 32 hex digits; remove what names it"
+                f"a checkpoint of {self.path} names the run id {run_id!r}, expected 32 hex digits; remove the "
+                "checkpoint"
             )
         commit_bytes(self._identity_file, run_id.encode())
 
@@ -101,7 +107,10 @@ class RunDir:
         return self.path / "device.json"
 
     def rank_token(self) -> str:
-        """What this run's ranks know and others do not: drawn once by whichever rank comes first, readable by its user alone."""
+        """Return the secret that only this run's ranks know.
+
+        The first rank draws it; the file is readable by its user alone.
+        """
         path = self.path / "rank-token"
         if not path.exists():
             draft = self.path / f".tmp-{uuid.uuid4().hex[:12]}-{path.name}"
@@ -109,7 +118,7 @@ class RunDir:
                 file.write(secrets.token_hex(32))
             try:
                 os.link(draft, path)
-            except FileExistsError:  # another rank was first, and its token counts
+            except FileExistsError:  # another rank was first, and its token is used
                 pass
             except OSError:  # a file system without hard links
                 os.replace(draft, path)
@@ -118,47 +127,56 @@ class RunDir:
 
     @property
     def lengths(self) -> Path:
+        """The folder of token counts (``launcher/stages/token_lengths.py``)."""
         return self.path / "lengths"
 
     @property
     def rationales(self) -> Path:
+        """The folder of generated rationales."""
         return self.path / "rationales"
 
     @property
     def predictions(self) -> Path:
+        """The folder of generated answers and predictions."""
         return self.path / "predictions"
 
     @property
     def logs(self) -> Path:
+        """The folder of journals, ledgers and logs."""
         return self.path / "logs"
 
     def scores(self, split: str) -> Path:
+        """The scores of a split."""
         return self.path / ("scores.json" if split == "test" else f"scores.{split}.json")
 
     def marker(self, step: str) -> dict[str, Any] | None:
-        """The marker of a finished step, or None."""
+        """Return the marker of a finished step, or None."""
         path = self.marker_path(step)
         return read_json(path) if path.exists() else None
 
     def data_marker(self) -> dict[str, Any] | None:
-        """The marker of the data step; of a tuning and its new trials that of any trial, because all of them read one folder."""
+        """Return the marker of the data step, or None.
+
+        For a tuning and its new trials it is that of any trial, because all trials read one data folder.
+        """
         tuning = self.path.parent.parent if self.path.parent.name == "trials" else self.path
         others = sorted(tuning.glob("trials/*/steps/data.json")) if (tuning / "tune").is_dir() else []
         return self.marker("data") or (read_json(others[0]) if others else None)
 
     def marker_path(self, step: str) -> Path:
+        """The file of a step's marker."""
         return self.path / "steps" / f"{step}.json"
 
     def mark_done(self, step: str, marker: dict[str, Any]) -> None:
-        """Commit a step's marker; the last act of a step."""
+        """Commit a step's marker, as the step's last action."""
         commit_json(self.marker_path(step), marker)
 
     def request_stop(self, attempt: int) -> None:
-        """Ask the ranks of an attempt to write a checkpoint and stop."""
+        """Request that the ranks of an attempt write a checkpoint and stop."""
         commit_json(self.path / "stop.json", {"attempt": attempt})
 
     def stop_requested(self, attempt: int) -> bool:
-        """Whether that was asked of this attempt."""
+        """Whether a stop of this attempt was requested."""
         path = self.path / "stop.json"
         return path.exists() and read_json(path)["attempt"] == attempt
 
@@ -166,11 +184,11 @@ class RunDir:
         """Raise RunError if ``attempt`` no longer owns the run."""
         current = read_json(self.path / "lock.json")["attempt"]
         if current != attempt:
-            raise RunError(f"{self.path} is now owned by attempt {current}; attempt {attempt} may not commit anything")
+            raise RunError(f"{self.path} is now owned by attempt {current}; attempt {attempt} must not commit anything")
 
 
 def shards_dir_of(run_dir: RunDir) -> str:
-    """The data folder a run was made with: its path or URL.
+    """Return the path or URL of a run's data folder.
 
     Raises:
         RunError: the run's data step is not done.

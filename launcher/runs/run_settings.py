@@ -1,4 +1,4 @@
-"""The settings of a run, ``run.yaml`` in its folder: read here alone."""
+"""The settings of a run, ``run.yaml`` in its folder; only this module reads the file."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from launcher.config.settings import Settings, SettingsError
 from launcher.runs.run_dir import RunDir, RunError
 
 RUN_SETTINGS = "run.yaml"
-_FREE_SETTINGS = {  # what may change between attempts, because no result depends on it
+_FREE_SETTINGS = {  # may change between attempts, because no result depends on them
     ("run", "dir"),
     *(("data", name) for name in ("remote", "cache_dir", "cache_gb")),
-    *(
-        ("cluster", name) for name in ("address", "num_workers", "min_workers", "use_gpu")
-    ),  # the last: see launcher/cluster/gpus.py
+    *(("cluster", name) for name in ("address", "num_workers", "min_workers", "use_gpu")),  # see cluster/gpus.py
     *(("tracking", name) for name in ("uri", "send_every_s", "register_models")),
     ("generation", "max_attempts"),
     ("generation", "hang_timeout_s"),
@@ -45,32 +43,32 @@ _FREE_SETTINGS = {  # what may change between attempts, because no result depend
 
 
 def write_or_verify_settings(run_dir: RunDir, settings: Settings) -> None:
-    """Write run.yaml, or check that the standing one says the same.
+    """Write run.yaml, or verify that the stored one has the same settings.
 
     Raises:
-        SettingsError: the folder belongs to a run of other settings.
+        SettingsError: the folder belongs to a run with other settings.
     """
     path = run_dir.path / RUN_SETTINGS
     if not path.exists():
         commit_bytes(path, dump_settings(settings).encode())
         return
-    standing = without_free(read_run_settings(run_dir.path).model_dump())
+    stored = without_free(read_run_settings(run_dir.path).model_dump())
     now = without_free(settings.model_dump())
-    differing = [name for name in sorted({*standing, *now}) if standing.get(name) != now.get(name)]
+    differing = [name for name in sorted({*stored, *now}) if stored.get(name) != now.get(name)]
     if differing:
-        changes = "; ".join(f"{name} was {standing.get(name)!r} and is now {now.get(name)!r}" for name in differing[:4])
+        changes = "; ".join(f"{name} was {stored.get(name)!r} and is now {now.get(name)!r}" for name in differing[:4])
         raise SettingsError(
-            f"{run_dir.path} holds a run of other settings ({changes}); continue it with its own by --config {path} --set run.dir={run_dir.path}, "
-            "or give this run a folder of its own with --set run.dir=runs/ANOTHER-NAME"
+            f"{run_dir.path} holds a run of other settings ({changes}); continue it with its own by --config {path} "
+            f"--set run.dir={run_dir.path}, or give this run a folder of its own with --set run.dir=runs/ANOTHER-NAME"
         )
 
 
 def read_run_settings(folder: Path) -> Settings:
-    """The settings of a run, as its folder holds them.
+    """Read the settings of a run from its folder.
 
     Raises:
-        RunError: the folder holds no run.
-        SettingsError: its run.yaml holds something else than settings.
+        RunError: the folder contains no run.
+        SettingsError: its run.yaml contains no valid settings.
     """
     path = folder / RUN_SETTINGS
     if not path.is_file():
@@ -79,17 +77,18 @@ def read_run_settings(folder: Path) -> Settings:
 
 
 def settings_of(run_dir: RunDir) -> Settings:
-    """The settings that a run was made with, with the folder where it lies now.
+    """Return the settings of a run, with the present path of its folder.
 
     Raises:
-        As ``read_run_settings``.
+        RunError: as ``read_run_settings``.
+        SettingsError: as ``read_run_settings``.
     """
     settings = read_run_settings(run_dir.path)
     return settings.model_copy(update={"run": settings.run.model_copy(update={"dir": str(run_dir.path)})})
 
 
 def without_free(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Flatten to dotted names, leaving out what may change between attempts."""
+    """Flatten to dotted names, without the settings that may change between attempts."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = (*prefix, key)

@@ -1,9 +1,9 @@
-"""The ledger: which questions every step was computed on, and the proof that it adds up.
+"""The ledger: the questions of every training step, and its verification.
 
     {"step": 12, "steps_per_epoch": 250, "blocks": {"0": ["17", "3940"], "2": ["5", "88"]}}
 
-Each rank writes the blocks it has really read and trained on. A step that was trained
-twice because of a restart must have had the same questions both times.
+Each rank records the blocks that it has read and trained on. A step that was trained twice
+because of a restart must have the same questions both times.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from launcher.runs.run_dir import RunDir
 
 
 class LedgerError(RuntimeError):
-    """The ledger is missing, or does not add up; the message names steps and questions."""
+    """The ledger is missing or inconsistent; the message names steps and questions."""
 
 
 class Ledger:
@@ -34,13 +34,13 @@ class Ledger:
 
 
 def verify_ledger(run_dir: RunDir, stage: str, qids: Sequence[str]) -> list[str]:
-    """Check that each epoch of a stage used each question exactly once.
+    """Verify that each epoch of a stage used each question exactly once.
 
     Args:
         qids: all questions of the training split.
 
     Returns:
-        a line an epoch for a person.
+        one human-readable line per epoch.
 
     Raises:
         LedgerError: there is no ledger, a step is missing or was repeated with other
@@ -58,8 +58,8 @@ def verify_ledger(run_dir: RunDir, stage: str, qids: Sequence[str]) -> list[str]
         unknown, never = sorted(set(used) - everything), sorted(everything - set(used))
         if twice or unknown or (never and last - first == steps_per_epoch):
             raise LedgerError(
-                f"{run_dir.path}: stage {stage!r}, epoch {epoch}: used twice {twice[:10]}, never {never[:10]}, not in the "
-                f"training split {unknown[:10]}"
+                f"{run_dir.path}: stage {stage!r}, epoch {epoch}: used twice {twice[:10]}, never {never[:10]}, not in "
+                f"the training split {unknown[:10]}"
             )
         whole = "each exactly once" if not never else f"none twice, {len(never):,} not reached before the end"
         lines.append(f"{stage}, epoch {epoch}: steps {first:,} to {last - 1:,}, {len(used):,} questions, {whole}")
@@ -73,9 +73,8 @@ def _read(run_dir: RunDir, stage: str) -> tuple[dict[int, dict[str, list[str]]],
     steps: dict[int, dict[str, list[str]]] = {}
     steps_per_epoch = 0
     for path in paths:
-        for line in JournalReader(
-            path
-        ).read():  # a line torn by a kill is left out: the restarted rank repeats the step
+        # The reader skips a line that is incomplete after a kill: the restarted rank repeats the step.
+        for line in JournalReader(path).read():
             steps_per_epoch = line["steps_per_epoch"]
             blocks = steps.setdefault(line["step"], {})
             for index, qids in line["blocks"].items():

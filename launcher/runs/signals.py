@@ -1,4 +1,4 @@
-"""What watches over a rank: its progress, and requests to stop."""
+"""Signals and requests to stop."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import psutil
 from launcher.runs.run_dir import RunDir
 
 _LOOK_EVERY_S = 1.0
-# kill; Ctrl-C; a closed terminal. They all ask for the same: to stop where the same command can go on.
+# kill; Ctrl-C; a closed terminal. They all request the same: to stop so that the same command can resume.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-STOPPED = 128 + signal.SIGTERM  # the status of a command that was stopped, by whichever of them
+STOPPED = 128 + signal.SIGTERM  # the status of a stopped command, after any of them
 
 
 @contextlib.contextmanager
 def handling_stop(on_signal: Callable[[int, object], None]) -> Iterator[None]:
-    """Have ``on_signal`` handle the signals that ask to stop while the block lasts; only the main thread gets any.
+    """Handle the signals that request a stop by ``on_signal`` while the block lasts, in the main thread only.
 
     A signal that this process was started to ignore (nohup; a script's background job) stays ignored.
     """
@@ -39,7 +39,7 @@ def handling_stop(on_signal: Callable[[int, object], None]) -> Iterator[None]:
 
 
 def end_at_next_stop() -> None:
-    """From here on Ctrl-C or SIGTERM ends the process at once."""
+    """Let the next Ctrl-C or SIGTERM end the process at once."""
     for number in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as a script's background job ignores Ctrl-C
             signal.signal(number, _end_at_once)
@@ -47,7 +47,10 @@ def end_at_next_stop() -> None:
 
 
 def _end_at_once(number: int, frame: object) -> None:
-    """End this process, and first what it has started: some of Ray's processes take half a minute to see that their parent is gone."""
+    """End this process after the processes that it has started.
+
+    Some of Ray's processes take half a minute to detect that their parent is gone.
+    """
     signal.signal(number, signal.SIG_DFL)
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
@@ -57,35 +60,38 @@ def _end_at_once(number: int, frame: object) -> None:
 
 @contextlib.contextmanager
 def noting_stop() -> Iterator[list[int]]:
-    """Yield a list that every signal to stop is added to, while the block lasts."""
-    asked: list[int] = []
-    with handling_stop(lambda number, frame: asked.append(number)):
-        yield asked
+    """Yield a list to which every stop signal is added while the block lasts."""
+    received: list[int] = []
+    with handling_stop(lambda number, frame: received.append(number)):
+        yield received
 
 
 @contextlib.contextmanager
 def sigterm_stops() -> Iterator[None]:
-    """SIGTERM, Ctrl-C and SIGHUP unwind the block and leave it as Stopped; a second SIGTERM or Ctrl-C ends the process.
+    """Raise Stopped from the block after SIGTERM, Ctrl-C or SIGHUP; a second SIGTERM or Ctrl-C ends the process.
 
     Raises:
-        Stopped: one of them came.
+        Stopped: one of these signals was received.
     """
 
     def on_signal(number: int, frame: object) -> None:
         end_at_next_stop()
-        raise KeyboardInterrupt  # of all exceptions the one that Ray lets out of its waits
+        raise KeyboardInterrupt  # the only exception that Ray passes on from its waits
 
     with handling_stop(on_signal):
         try:
             yield
-        except (KeyboardInterrupt, SystemExit):  # SystemExit: Ray takes SIGTERM itself while it starts.
-            raise Stopped("stopped as asked; what was committed stands, the same command goes on") from None
+        except (KeyboardInterrupt, SystemExit):  # SystemExit: Ray handles SIGTERM itself while it starts
+            raise Stopped("stopped on request; what was committed is kept, the same command resumes") from None
 
 
 @contextlib.contextmanager
 def sparing_children() -> Iterator[None]:
-    """Processes that are started in the block outlive a closed terminal, so that this one can stop in order and end them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # inherited by what is started
+    """Let processes that are started in the block survive a closed terminal.
+
+    This process can then stop in order and end them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # child processes inherit it
     try:
         yield
     finally:
@@ -93,7 +99,7 @@ def sparing_children() -> Iterator[None]:
 
 
 class StopRequest:
-    """Whether someone asked the training to stop: by a signal to this process, or the driver by a file."""
+    """A request to stop the training: a signal to this process, or a file of the driver."""
 
     def __init__(self, run_dir: RunDir, attempt: int) -> None:
         self._run_dir, self._attempt = run_dir, attempt
@@ -101,12 +107,12 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Take the signals of ``STOP_SIGNALS`` as a request while the block lasts, where this is the main thread."""
+        """Take the signals of ``STOP_SIGNALS`` as a request while the block lasts, in the main thread only."""
         with handling_stop(self._on_signal):
             yield self
 
     def seen(self) -> bool:
-        """Whether a request has come; the file is looked at once a second."""
+        """Whether a stop was requested; the file is checked once per second."""
         if not self._signalled and time.monotonic() - self._looked_at > _LOOK_EVERY_S:
             self._looked_at = time.monotonic()
             self._signalled = self._run_dir.stop_requested(self._attempt)
@@ -116,5 +122,5 @@ class StopRequest:
         self._signalled = True
 
 
-class Stopped(RuntimeError):
-    """A step was asked to stop and did, with a checkpoint; the same command goes on."""
+class Stopped(RuntimeError):  # noqa: N818 (a public name)
+    """A step stopped on request, with a checkpoint; the same command resumes it."""

@@ -1,4 +1,4 @@
-"""What a run's folder says about the run, for a person."""
+"""The state of a run in human-readable lines, from its folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STAGE_OF_STEP = {"train-rationale": "rationale", "train-answer": "answer"}
 
 
 def describe_run(folder: Path) -> list[str]:
-    """Lines on each step (how far, how long still, the last checkpoint), on who owns the run, and where MLflow shows it.
+    """Lines on each step (progress, time left, last checkpoint), on the run's owner and on its MLflow page.
 
     Raises:
         RunError: the folder holds no run.
@@ -42,21 +42,22 @@ def describe_run(folder: Path) -> list[str]:
         lines.append(f"{step:<16} {'running' if running else 'to do'}{_progress(run_dir, step, running=running)}")
     if current:
         lines.append(
-            f"owner: process {current['pid']} on {current['host']}, attempt {current['attempt']}, last heard of {max(0.0, time.time() - current['heartbeat']):.0f} s ago"
+            f"owner: process {current['pid']} on {current['host']}, attempt {current['attempt']}, last heard of "
+            f"{max(0.0, time.time() - current['heartbeat']):.0f} s ago"
         )
     elif next_step:
-        lines.append(f"nobody is running it; the same `mmcot run` goes on at {next_step!r}")
+        lines.append(f"no process is running it; the same `mmcot run` resumes at {next_step!r}")
     return [*lines, *mlflow_lines(settings, run_dir)]
 
 
 def describe_end(settings: Settings, run_dir: RunDir) -> list[str]:
-    """The last lines of a run: where it lies and how to open the MLflow page."""
-    page = [f"report: {run_dir.report}   (a page to look at, offline)"] if run_dir.report.exists() else []
+    """The last lines of a run: its folder, its report and its MLflow page."""
+    page = [f"report: {run_dir.report}   (a web page, works offline)"] if run_dir.report.exists() else []
     return ["", f"run: {run_dir.path}", *page, *mlflow_lines(settings, run_dir)]
 
 
 def _progress(run_dir: RunDir, step: str, *, running: bool) -> str:
-    """How far a step is by its journal, and its last checkpoint."""
+    """The progress of a step by its journal, and its last checkpoint."""
     stage = STAGE_OF_STEP.get(step)
     points = list(JournalReader(run_dir.journal_of(stage or step)).read())
     text = ""
@@ -74,7 +75,7 @@ def _progress(run_dir: RunDir, step: str, *, running: bool) -> str:
 
 
 def mlflow_lines(settings: Settings, run_dir: RunDir) -> list[str]:
-    """How to open the run's page in MLflow; of a tuning also the page that compares its trials."""
+    """Lines on how to open the run's page in MLflow; for a tuning also the page that compares its trials."""
     state = read_json(run_dir.mlflow_state) if run_dir.mlflow_state.exists() else {}
     uri, runs = state.get("uri") or tracking_uri(settings), state.get("runs", {})
     is_served = uri.startswith(("http://", "https://"))
@@ -90,13 +91,14 @@ def mlflow_lines(settings: Settings, run_dir: RunDir) -> list[str]:
     if len(trials) > 1 and ids["experiment_id"]:
         which = "trials" if len(trials) <= MOST_COMPARED else f"the first {MOST_COMPARED} of {len(trials)} trials"
         lines.append(
-            f"{which} compared: {compare_page(server, experiment_id=ids['experiment_id'], run_ids=trials[:MOST_COMPARED])}"
+            f"{which} compared: "
+            f"{compare_page(server, experiment_id=ids['experiment_id'], run_ids=trials[:MOST_COMPARED])}"
         )
     return lines
 
 
 def _command(uri: str, settings: Settings) -> str:
-    """What serves a database."""
+    """The command that serves a database."""
     store = Path(uri.removeprefix("sqlite:///"))
     if not uri.startswith("sqlite:///") or store.name != "mlflow.db":
         return f"mmcot mlflow up --backend-store-uri {shlex.quote(uri)}"

@@ -1,8 +1,8 @@
-"""What each machine of a run is doing: one process a machine samples it into a file of its own.
+"""Utilisation of the machines of a run: one process per machine samples it into its own file.
 
     {"step": 30, "time_ms": 1790000000000, "metrics": {"system/node-3/cpu_utilization_percentage": 91.2}}
 
-``step`` counts seconds since the file was begun, so that machines can be laid over each other.
+``step`` counts seconds since the start of the file, so that machines can be plotted together.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SAMPLE_EVERY_S = 10.0
 
 @contextlib.contextmanager
 def sampling(logs: Path, step: str, *, every_s: float = SAMPLE_EVERY_S) -> Iterator[None]:
-    """Sample this machine while the block lasts, unless a process of it already does."""
+    """Sample this machine while the block lasts, unless another process on it already does."""
     logs.mkdir(parents=True, exist_ok=True)
     node = re.sub(r"[^A-Za-z0-9_.-]", "-", socket.gethostname())
     path = logs / f"{step}-system-{node}.jsonl"
@@ -45,7 +45,7 @@ def sampling(logs: Path, step: str, *, every_s: float = SAMPLE_EVERY_S) -> Itera
 def _sample_until(path: Path, node: str, every_s: float, stopped: threading.Event) -> None:
     first = next((point["time_ms"] / 1000 for point in JournalReader(path).read()), time.time())
     journal, network = Journal(path), psutil.net_io_counters()
-    psutil.cpu_percent()  # the first call has nothing to compare with
+    psutil.cpu_percent()  # the first call has no earlier value to compare with
     with contextlib.closing(journal):
         while not stopped.wait(every_s):
             before, network = network, psutil.net_io_counters()
@@ -54,7 +54,7 @@ def _sample_until(path: Path, node: str, every_s: float, stopped: threading.Even
 
 
 def _sample(before, network, folder: Path) -> dict[str, float]:
-    """Utilisation in MLflow's own names, in percent or megabytes."""
+    """Utilisation under MLflow's names, in percent or megabytes."""
     memory, disk = psutil.virtual_memory(), psutil.disk_usage(str(folder))
     values = {
         "cpu_utilization_percentage": psutil.cpu_percent(),
@@ -69,14 +69,13 @@ def _sample(before, network, folder: Path) -> dict[str, float]:
 
 
 def _sample_gpus() -> dict[str, float]:
-    torch = sys.modules.get("torch")  # where a worker uses GPUs it is there already
+    torch = sys.modules.get("torch")  # in a worker that uses GPUs it is imported already
     if torch is None or not torch.cuda.is_available():
         return {}
     values = {}
     for number in range(torch.cuda.device_count()):
-        with contextlib.suppress(
-            Exception
-        ):  # by NVIDIA's management library: a CUDA call would take memory on every GPU
+        # Both values come from NVIDIA's management library: a CUDA call would take memory on every GPU.
+        with contextlib.suppress(Exception):
             values[f"gpu_{number}_memory_usage_megabytes"] = torch.cuda.device_memory_used(number) / 1e6
             values[f"gpu_{number}_utilization_percentage"] = float(torch.cuda.utilization(number))
     return values

@@ -1,1 +1,1 @@
-"""What a stage reads: the data folder, samples, token lengths, plan, jobs, and the model it starts from."""
+"""The inputs of a stage: the data folder, samples, token lengths, plan, jobs, and its initial model."""

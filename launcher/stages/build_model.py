@@ -1,4 +1,4 @@
-"""The model that a stage starts from."""
+"""The initial model of a stage."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 def build_model(
     settings: Settings, samples: StageSamples, *, gate_start: float | None = None
 ) -> T5ForMultimodalGeneration:
-    """A pretrained T5 with new fusion layers, or one of random weights; seeded.
+    """Build a pretrained T5 with new fusion layers, or one with random weights; seeded.
 
     Args:
-        gate_start: where the gate of new fusion layers starts; None: ``model.gate_start``.
+        gate_start: the initial bias of the gate of new fusion layers; None: ``model.gate_start``.
     """
     torch.manual_seed(settings.run.seed)
     num_patches, dim = samples.reader.feature_shape if settings.data.features else (1, 1)
@@ -38,7 +38,7 @@ def build_model(
     config = MultimodalT5Config(
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
-        decoder_start_token_id=tokenizer.pad_token_id,
+        decoder_start_token_id=tokenizer.pad_token_id,  # pyright: ignore[reportCallIssue] (read from **kwargs)
         **shape,
         **vision,
     )

@@ -1,4 +1,4 @@
-"""A finished data folder: where it is and what it holds."""
+"""A finished data folder: its place and its manifests."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mmcot.vision.patches import FEATURES
 
 @dataclasses.dataclass(frozen=True)
 class DataFolder:
-    """A finished data folder: where it is and what it holds.
+    """A finished data folder: its place and its manifests.
 
-    ``path`` is on this machine; ``location`` is what another machine needs to find it: the
-    same path, or the URL that ``path`` mirrors.
+    ``path`` is on this machine; ``location`` is the same path, or the URL that ``path`` mirrors,
+    for other machines.
     """
 
     path: Path
@@ -32,16 +32,16 @@ class DataFolder:
 
     @property
     def is_remote(self) -> bool:
-        """Whether the folder lies behind a URL."""
+        """Whether the folder is behind a URL."""
         return origin_of(self.path) is not None
 
     @property
     def ceilings(self) -> dict[str, Any] | None:
-        """Bounds that the generator of the data set knows, or None."""
+        """Accuracy bounds of a generated data set, or None."""
         return self.text["ceilings"]
 
     def fingerprints(self) -> dict[str, Any]:
-        """What results depend on."""
+        """The fingerprints of the data that results depend on."""
         return {
             "text_fingerprint": self.text["fingerprint"],
             "features_fingerprint": self.features["fingerprint"] if self.features else None,
@@ -55,14 +55,18 @@ def open_data(data: Data, shards_dir: str | Path) -> DataFolder:
     features = read_manifest(shards_dir / "features" / data.features) if data.features else None
     if features and features["text_fingerprint"] != text["fingerprint"]:
         raise SettingsError(
-            f"{shards_dir}/features/{data.features} was built for other text shards; delete that folder and build it again"
+            f"{shards_dir}/features/{data.features} was built for other text shards; delete that folder and build it "
+            "again"
         )
-    if data.features in FEATURES and features["num_patches"] != (
-        wanted := FEATURES[data.features][1][0] * data.max_pictures
+    if (
+        features
+        and data.features in FEATURES
+        and features["num_patches"] != (wanted := FEATURES[data.features][1][0] * data.max_pictures)
     ):
         raise SettingsError(
             f"{shards_dir}/features/{data.features} has {features['num_patches']} patches, data.max_pictures "
-            f"({data.max_pictures}) needs {wanted}; delete that folder and build it again, or set data.max_pictures back"
+            f"({data.max_pictures}) needs {wanted}; delete that folder and build it again, or set data.max_pictures "
+            "back"
         )
     return DataFolder(shards_dir, text, features)
 
@@ -74,7 +78,7 @@ def is_indexed(shards_dir: str | Path) -> bool:
 
 
 def tokenizer_fingerprint(settings: Settings, shards_dir: str | Path) -> str:
-    """Names the tokenizer: its id, or the content of the trained one."""
+    """Return the id of a pretrained tokenizer, or a hash of the trained one."""
     if settings.model.pretrained:
         return settings.model.pretrained
     folder = local_folder(shards_dir, settings.data.cache_dir, features=settings.data.features)

@@ -8,10 +8,10 @@ from launcher.config.settings import SettingsError
 
 
 def fetch_pretrained(name: str) -> None:
-    """Bring a Hugging Face model and its tokenizer to this machine, once; local folders are left alone.
+    """Download a Hugging Face model and its tokenizer to this machine, once; nothing for a local folder.
 
     Raises:
-        SettingsError: it is neither here nor to be had; the message says where to put it.
+        SettingsError: it is neither on this machine nor available; the message names where to put it.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
@@ -28,6 +28,6 @@ def fetch_pretrained(name: str) -> None:
         offline = " (HF_HUB_OFFLINE is set)" if HF_HUB_OFFLINE else ""
         reason = str(error).splitlines()[0]
         raise SettingsError(
-            f"model.pretrained {name!r} is no folder here and could not be fetched{offline}: {reason}. "
+            f"model.pretrained {name!r} is no local folder and could not be fetched{offline}: {reason}. "
             f"Put its files into a folder and set model.pretrained to it, or into the cache at {HF_HUB_CACHE}"
         ) from None

@@ -1,4 +1,4 @@
-"""What crosses from the driver to its workers: plain, picklable values."""
+"""Jobs that the driver sends to its workers: plain, picklable values."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from data_shards.mirror import local_folder
 from launcher.config.settings import Settings
 
 MODEL_FACTS_FILE = "mmcot.json"
-# In a checkpoint's manifest, whose it is (launcher/training/identity.py); or from whom a tuning's trial was given it.
+# In a checkpoint's manifest: the run it belongs to (launcher/training/identity.py), or the source trial of a tuning.
 IDENTITY_FACTS = ("run_id", "settings_fingerprint", "data_fingerprint", "rationales_fingerprint")
 HANDED_OVER = "handed_over_by"
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainJob:
-    """What a rank needs to know; plain values, so that it crosses processes.
+    """The job of a rank: plain values that can be sent to its process.
 
-    ``lengths`` maps a split to the file with its samples' token counts. ``run_facts`` say whose checkpoints
-    it writes (``launcher/training/identity.py``); a job of an earlier version has none, and the first rank finds them.
+    ``lengths`` maps a split to the file with its samples' token counts. ``run_facts`` identify the run in its
+    checkpoints (``launcher/training/identity.py``); a job of an earlier version has none, and the first rank
+    computes them.
     """
 
     stage: str
@@ -40,7 +41,7 @@ class TrainJob:
 
 @dataclasses.dataclass(frozen=True)
 class GenerationJob:
-    """What a worker needs to know; plain values, so that it crosses processes.
+    """The job of a worker: plain values that can be sent to its process.
 
     ``stage`` is "rationale" or "answer"; the output's text field has that name.
     """
@@ -60,7 +61,7 @@ class GenerationJob:
 
 
 def model_facts(settings: Settings, stage: str) -> dict[str, Any]:
-    """What a model's user must know about its prompts; stored beside the weights."""
+    """The format and limits of a model's prompts; stored with the weights."""
     spec = getattr(settings, stage)
     return {
         "stage": stage,

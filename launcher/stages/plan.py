@@ -13,7 +13,7 @@ from launcher.config.settings import Settings
 def make_plan(
     settings: Settings, lengths: Mapping[str, np.ndarray], shard_of_sample: np.ndarray, *, epoch: int
 ) -> Plan:
-    """The plan of an epoch: the driver counts steps by it, every rank trains by it."""
+    """Return the plan of an epoch; the driver counts steps with it, and every rank trains by it."""
     training = settings.training
     return Plan(
         lengths["source"],

@@ -1,7 +1,7 @@
-"""What a stage reads: shards, prompts, rationales and tokenizer, joined by qid.
+"""The samples of a stage: shards, prompts, rationales and tokenizer, joined by qid.
 
-``StageSamples`` turns a sample number into token ids and features, and a block of them
-into a batch. Training, validation and generation read through the same object.
+``StageSamples`` maps a sample number to token ids and features, and a block of numbers to a
+batch. Training, validation and generation use the same class.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ from mmcot.texts.prompts import build_pair, gold_rationale, split_format
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Block:
-    """A micro-batch: its tensors (see ``mmcot.texts.encoding.collate``) and whose they are; a dummy is nobody's."""
+    """A micro-batch: its tensors (see ``mmcot.texts.encoding.collate``) and its question ids; a dummy has none."""
 
     tensors: dict[str, torch.Tensor]
     qids: tuple[str, ...]
@@ -40,15 +41,16 @@ class Block:
 
     @property
     def labels(self) -> torch.Tensor:
+        """The target token ids, int64 [B, T]."""
         return self.tensors["labels"]
 
 
 class StageSamples:
-    """One split as a stage sees it.
+    """One split in the form of a stage.
 
     Args:
-        rationale_of: (sample number, problem) to its rationale, for a format that reads one; None otherwise.
-        permute_seed: of the order in which an epoch shows a question's choices; None keeps the order given.
+        rationale_of: maps (sample number, problem) to its rationale, for a format that reads one; None otherwise.
+        permute_seed: seed of the order of a question's choices in an epoch; None keeps the given order.
     """
 
     def __init__(
@@ -75,20 +77,20 @@ class StageSamples:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes that reading has taken so far."""
+        """Bytes read so far."""
         return self.reader.bytes_read
 
     @property
     def bytes_needed(self) -> int:
-        """Bytes of them that were members asked for."""
+        """Bytes of them that were used."""
         return self.reader.bytes_needed
 
     def prefetch(self, samples: np.ndarray) -> None:
-        """Announce samples that will be loaded."""
+        """Start fetching samples that will be loaded."""
         self.reader.prefetch(samples)
 
     def encode(self, sample: int, epoch: int | None = None) -> EncodedPair:
-        """Prompt and target of a question as token ids; an epoch may show its choices in an order of its own."""
+        """Encode prompt and target of a question as token ids; an epoch may permute its choices."""
         problem = self.reader.problem(sample)
         if epoch is not None and self.permute_seed is not None:
             problem = with_permuted_choices(problem, seed=self.permute_seed, epoch=epoch)
@@ -103,19 +105,19 @@ class StageSamples:
         )
 
     def load_block(self, samples: np.ndarray, is_dummy: bool = False, epoch: int | None = None) -> Block:
-        """Read and collate a block of samples; without an epoch their choices stand in the order given."""
+        """Read and collate a block of samples; without an epoch their choices have the given order."""
         tensors = collate(
             [self.encode(sample, epoch) for sample in samples],
             [self.reader.features(sample) for sample in samples],
             feature_shape=self.reader.feature_shape,
-            pad_token_id=self.tokenizer.pad_token_id,
+            pad_token_id=cast(int, self.tokenizer.pad_token_id),
             is_dummy=is_dummy,
         )
         return Block(tensors, () if is_dummy else tuple(self.reader.qid(sample) for sample in samples))
 
 
 def load_tokenizer(settings: Settings, shards_dir: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of the pretrained model, or the one trained beside the shards."""
+    """Load the tokenizer of the pretrained model, or the trained one of the data folder."""
     return AutoTokenizer.from_pretrained(settings.model.pretrained or _local(settings, shards_dir) / "tokenizer")
 
 
@@ -157,7 +159,7 @@ def open_stage(
 
 
 def with_permuted_choices(problem: Problem, *, seed: int, epoch: int) -> Problem:
-    """The question with its choices in a random order that depends on seed, qid and epoch alone."""
+    """Return the question with its choices in a random order that depends on seed, qid and epoch alone."""
     order = list(range(len(problem.choices)))
     random.Random(f"{seed}-{problem.qid}-{epoch}").shuffle(order)
     return problem.with_choices_in_order(order)

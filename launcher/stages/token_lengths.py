@@ -1,4 +1,4 @@
-"""Token counts of every sample of a split, as the plan needs them; counted once and kept."""
+"""Token counts of every sample of a split for the plan; counted once and cached."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CHUNK = 2_000
 
 @dataclasses.dataclass(frozen=True)
 class LengthsOf:
-    """Whose lengths: all that opening the samples again in another process takes."""
+    """The key of lengths, with which another process can open the samples."""
 
     settings: Settings
     stage: str
@@ -47,36 +47,34 @@ class LengthsOf:
         )
 
 
-def cached_lengths(whose: LengthsOf, samples: StageSamples, cache_dir: str | Path, inputs: dict) -> Path:
-    """The file of the lengths of all samples, counted once for these ``inputs`` (anything they depend on)."""
+def cached_lengths(key: LengthsOf, samples: StageSamples, cache_dir: str | Path, inputs: dict) -> Path:
+    """Return the file of the lengths of all samples, counted once for these ``inputs``, which determine them."""
     path = Path(cache_dir) / f"{fingerprint(inputs)}.npz"
     if not path.exists():
-        lengths = count_lengths(whose, samples)
+        lengths = count_lengths(key, samples)
         with committing(path) as temporary, open(temporary, "wb") as file:
-            np.savez(file, **lengths)
+            np.savez(file, **lengths)  # pyright: ignore[reportArgumentType] (no array is named allow_pickle)
     return path
 
 
 def read_lengths(path: str | Path, names: Sequence[str] = NAMES) -> dict[str, np.ndarray]:
-    """Token counts, int32 [N] each: source, target, source_cut, target_cut, or those of ``names`` alone."""
+    """Read token counts, int32 [N] each: source, target, source_cut, target_cut, or only those of ``names``."""
     with np.load(path, allow_pickle=False) as stored:
         return {name: stored[name] for name in names}
 
 
-def count_lengths(whose: LengthsOf, samples: StageSamples, *, processes: int | None = None) -> dict[str, np.ndarray]:
-    """Encode every sample and count; in several processes where there are many.
+def count_lengths(key: LengthsOf, samples: StageSamples, *, processes: int | None = None) -> dict[str, np.ndarray]:
+    """Encode every sample and count its tokens, in several processes for a large split.
 
     Args:
-        processes: None takes the processors of this machine for large splits and one for small ones.
+        processes: None uses all processors of this machine for a large split, and one for a small one.
     """
     chunks = [range(start, min(start + _CHUNK, len(samples))) for start in range(0, len(samples), _CHUNK)]
     if processes is None:
         processes = len(os.sched_getaffinity(0)) if len(samples) >= _PARALLEL_FROM else 1
     if processes > 1:
         context = multiprocessing.get_context("forkserver")
-        with ProcessPoolExecutor(
-            processes, mp_context=context, initializer=_open_in_process, initargs=(whose,)
-        ) as pool:
+        with ProcessPoolExecutor(processes, mp_context=context, initializer=_open_in_process, initargs=(key,)) as pool:
             counted = list(pool.map(_count_in_process, chunks))
     else:
         counted = [_count(samples, chunk) for chunk in chunks]
@@ -85,7 +83,7 @@ def count_lengths(whose: LengthsOf, samples: StageSamples, *, processes: int | N
 
 
 def _count(samples: StageSamples, chunk: range) -> np.ndarray:
-    """int32 [chunk, 4]"""
+    """Token counts of the samples of ``chunk`` in the order of ``NAMES``, int32 [chunk, 4]."""
     if samples.is_remote:
         samples.reader.prefetch(np.arange(chunk.start, chunk.stop), features=False)
     pairs = (samples.encode(sample) for sample in chunk)
@@ -96,9 +94,9 @@ def _count(samples: StageSamples, chunk: range) -> np.ndarray:
 _samples: StageSamples
 
 
-def _open_in_process(whose: LengthsOf) -> None:
+def _open_in_process(key: LengthsOf) -> None:
     global _samples
-    _samples = whose.open()
+    _samples = key.open()
 
 
 def _count_in_process(chunk: range) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Answering questions with a trained pair of models: reasons first, then the answer.
+"""Answering questions with a trained pair of models: first the rationale, then the answer.
 
 predictions, num_cut = answer_questions(rationale_stage, answer_stage, problems, features)
 predictions[0]   # Prediction(qid="1", rationale="Solution: ...", answer_text="The answer is (B).", prediction=1)
@@ -22,7 +22,7 @@ from mmcot.texts.prompts import build_pair
 
 @dataclasses.dataclass(frozen=True)
 class StageModel:
-    """One stage's model with how its prompts are made."""
+    """One stage's model, and the settings of its prompts."""
 
     model: T5ForMultimodalGeneration
     tokenizer: PreTrainedTokenizerBase
@@ -40,7 +40,7 @@ class StageModel:
         feature_shape: tuple[int, int],
         batch_size: int,
     ) -> tuple[list[GeneratedText], int]:
-        """Write a text for each problem; also returns how many sources were cut at their limit."""
+        """Generate a text for each problem; returns the texts and the number of truncated sources."""
         pairs = [
             encode_pair(
                 self.tokenizer,
@@ -64,7 +64,7 @@ class StageModel:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What the two stages said. ``prediction`` is None where the answer could not be read."""
+    """The output of the two stages; ``prediction`` is None where the answer could not be parsed."""
 
     qid: str
     rationale: str
@@ -81,16 +81,16 @@ def answer_questions(
     feature_shape: tuple[int, int],
     batch_size: int = 32,
 ) -> tuple[list[Prediction], int]:
-    """Reason about each question, then answer it.
+    """Generate a rationale and an answer for each question.
 
     Args:
         rationale_stage: None where one model writes both; the rationales are empty.
-        answer_stage: None writes the reasons alone; the answers are empty.
+        answer_stage: None generates the rationales alone; the answers are empty.
         features: an array [p, V] for each problem (p = 0 without a picture), or all None.
         feature_shape: [P, V] with p <= P.
 
     Returns:
-        predictions in the order of ``problems``, and how many sources were cut at their limit.
+        predictions in the order of ``problems``, and the number of truncated sources.
     """
     shape = {"feature_shape": feature_shape, "batch_size": batch_size}
     texts: list[str | None] = [None] * len(problems)
@@ -99,7 +99,10 @@ def answer_questions(
         rationales, num_cut = rationale_stage.write(problems, features, texts, **shape)
         texts = [rationale.text for rationale in rationales]
     if answer_stage is None:
-        return [Prediction(problem.qid, text, "", None) for problem, text in zip(problems, texts, strict=True)], num_cut
+        predictions = [
+            Prediction(problem.qid, text or "", "", None) for problem, text in zip(problems, texts, strict=True)
+        ]
+        return predictions, num_cut
     answers, more_cut = answer_stage.write(problems, features, texts, **shape)
     predictions = [
         Prediction(problem.qid, text or "", answer.text, parse_answer(answer.text, len(problem.choices)))

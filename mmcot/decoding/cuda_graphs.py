@@ -1,11 +1,11 @@
-"""The step decoder with shapes that do not change, so that a GPU can replay it as a CUDA graph.
+"""The step decoder with static shapes, so that a GPU can replay it as a CUDA graph.
 
-A graph is a list of kernels with fixed shapes and addresses: launching it costs one call
-where launching its kernels costs hundreds, which is most of a small model's step. All
-rows are computed at every step, the dead ones too; the positions attended are rounded up
-to ``WIDTH_STEP``, and a graph is captured for each such width when it is first needed.
+A graph is a list of kernels with fixed shapes and addresses. Launching a graph is one call;
+launching its kernels is hundreds of calls, which take most of a small model's step. Every step
+computes all rows, also the unused ones. The number of attended positions is rounded up to a
+multiple of ``WIDTH_STEP``, and a graph is captured for each such width at its first use.
 
-Same use and same results as ``StepDecoder``. Without CUDA the same arithmetic runs plainly.
+Usage and results are those of ``StepDecoder``. Without CUDA the same operations run without a graph.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WIDTH_STEP = 64  # positions; each width is a graph of its own
 
 
 class StaticDecoder:
-    """A ``StepDecoder`` whose step has one shape a width."""
+    """A ``StepDecoder`` with one shape of the step for each width."""
 
     @torch.inference_mode()
     def __init__(self, decoder: StepDecoder) -> None:
@@ -35,21 +35,21 @@ class StaticDecoder:
 
     @torch.inference_mode()
     def admit(self, row: int, states_SD: torch.Tensor) -> None:
-        """Give ``row`` to the source with these encoder states; its next position is 0."""
+        """Assign ``row`` to the source with these encoder states; its next position is 0."""
         self._decoder.admit(row, states_SD)
         self._mask_source(row, len(states_SD))
 
     @torch.inference_mode()
     def move(self, row: int, *, to: int, num_positions: int) -> None:
-        """Copy what ``row`` holds of its source and its ``num_positions`` first tokens."""
+        """Copy the source and the first ``num_positions`` tokens of ``row`` to the row ``to``."""
         self._decoder.move(row, to=to, num_positions=num_positions)
         self._mask_source(to, self._decoder.source_lengths[to])
 
     @torch.inference_mode()
     def step(self, token_ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Read one more token in each of the first ``len(token_ids)`` rows; returns logits [B, V]."""
-        dead = [0] * (self._num_rows - len(token_ids))  # they write into their own first position
-        self._ids_positions_2B.copy_(torch.tensor([[*token_ids, *dead], [*positions, *dead]]))
+        unused = [0] * (self._num_rows - len(token_ids))  # these rows write to their own first position
+        self._ids_positions_2B.copy_(torch.tensor([[*token_ids, *unused], [*positions, *unused]]))
         width = min(-(-(max(positions) + 1) // WIDTH_STEP) * WIDTH_STEP, self._decoder.max_new_tokens)
         if width not in self._steps:
             self._steps[width] = self._capture(width)
@@ -66,11 +66,11 @@ class StaticDecoder:
         return self._decoder.run(ids_B, positions_B, [own], [cross])
 
     def _capture(self, width: int) -> Callable[[], torch.Tensor]:
-        """A graph of the step at this width; it reads and writes the same memory at every replay."""
+        """Capture a graph of the step at this width; every replay reads and writes the same memory."""
         if self._decoder.device.type != "cuda":
             return lambda: self._compute(width)
-        # What a capture must not contain (the choice of kernels, allocations) happens in runs on a side
-        # stream; they write the current step's keys and values, which the replay writes again.
+        # A capture must not contain the choice of kernels or allocations, so these happen in warm-up runs on a
+        # side stream. The runs write the current step's keys and values, which the replay writes again.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):

@@ -1,18 +1,20 @@
-"""Writing texts for a set of questions with one model.
+"""Generating texts for a set of questions with one model.
 
     texts = generate_texts(model, tokenizer, sources, features, feature_shape=(100, 256),
                            max_new_tokens=256, batch_size=32)
     texts[0]   # GeneratedText(text="Solution: ...", num_tokens=57, finish="eos")
 
-A fixed number of rows is decoded together; a row that ends takes the next waiting source
-at once. What a question gets depends on the model, its own source and, where tokens are
-drawn at random, on the seed and its key: not on its neighbours, beyond float noise.
+A fixed number of rows is decoded together (continuous batching): when a row ends, the next
+waiting source takes its place at once. A question's text depends on the model, on its own source
+and, with sampling, on the seed and its key. It does not depend on the other rows, except for
+rounding.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,11 +25,11 @@ from mmcot.decoding.sampling import GREEDY, Sampling, draw_uniform, sample_token
 from mmcot.decoding.step_decoder import StepDecoder
 from mmcot.texts.encoding import stack_features
 
-SOURCES_PER_ENCODING = 16  # encoded together, then waiting for a row
+SOURCES_PER_ENCODING = 16  # encoded together before they wait for a row
 BYTES_PER_CHARACTER = 4  # at most, in UTF-8
 
-# Settings of a model folder's generation_config.json that would change what is chosen; the
-# value is the one that changes nothing.
+# Settings of a model folder's generation_config.json that would change the chosen tokens, each
+# with the value that changes nothing.
 UNSUPPORTED_SETTINGS = {
     "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0,
@@ -47,10 +49,10 @@ UNSUPPORTED_SETTINGS = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GeneratedText:
-    """What the model wrote.
+    """A generated text.
 
-    ``finish`` is "eos", "length" where the limit cut it off, or "stop" where a stop string
-    ended it (the text ends before that string; ``num_tokens`` counts all that was written).
+    ``finish`` is "eos", "length" where the limit truncated it, or "stop" where a stop string
+    ended it (the text ends before that string; ``num_tokens`` counts all generated tokens).
     """
 
     text: str
@@ -60,7 +62,7 @@ class GeneratedText:
 
 @dataclasses.dataclass(slots=True)
 class Row:
-    """A source that is being answered: which one, what it may write and what it has written."""
+    """A row in use: the index of its source, its limit and its generated tokens."""
 
     index: int
     max_new_tokens: int
@@ -84,7 +86,7 @@ def generate_texts(
     stop: Sequence[str] = (),
     on_step: Callable[[], None] = lambda: None,
 ) -> list[GeneratedText]:
-    """Write one text for each source: greedily, by sampling or by beam search.
+    """Generate one text for each source: greedily, by sampling or by beam search.
 
     Args:
         sources: token ids of each source.
@@ -94,10 +96,10 @@ def generate_texts(
         num_beams: above 1, beam search by transformers, without sampling and stop strings.
         temperature: 0 is greedy; above, tokens are drawn from softmax(logits / temperature).
         top_p: draw from the smallest set of most probable tokens with this much probability.
-        seed: of the draws, together with ``keys``.
+        seed: seed of sampling, together with ``keys``.
         keys: a name for each source (its qid), needed for sampling.
         stop: a text ends before the first of these strings that it would contain.
-        on_step: called after every token of all rows, or batch of a beam search.
+        on_step: called after every step of all rows, or after every batch of a beam search.
 
     Returns:
         texts in the order of ``sources``.
@@ -151,17 +153,17 @@ def generate_ids(
     on_refill: Callable[[int], None] | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> list[list[int]]:
-    """Write token ids for each source, ``num_rows`` of them at a time.
+    """Generate token ids for each source, ``num_rows`` of them at a time.
 
     Args:
-        max_new_tokens: the limit, or one for each source.
+        max_new_tokens: one limit for all, or one for each source.
         eos_token_ids: a row ends with any of these.
-        is_stopped: asked after every token whether what a row has written ends it.
-        on_refill: told of every source that took a finished row's place.
-        on_step: called for every row that begins, and after every token of all rows.
+        is_stopped: called after every token with a row's ids; returns whether they end the row.
+        on_refill: called with the index of every source that takes a finished row's place.
+        on_step: called for every row that starts, and after every step of all rows.
 
     Returns:
-        ids of each source, in their order, with the end token where one was written.
+        ids of each source, in their order, with the end token where one was generated.
     """
     if not sources:
         return []
@@ -170,14 +172,15 @@ def generate_ids(
     if min(limits) < 1 or num_rows < 1:
         raise ValueError(f"max_new_tokens ({min(limits)}) and the number of rows ({num_rows}) must be at least 1")
     num_rows = min(num_rows, len(sources))
-    decoder = StepDecoder(
-        model, num_rows=num_rows, max_source_tokens=max(map(len, sources)), max_new_tokens=max(limits)
-    )
-    if model.device.type == "cuda":
-        decoder = StaticDecoder(decoder)
+    decoder = _open_decoder(model, num_rows, max_source_tokens=max(map(len, sources)), max_new_tokens=max(limits))
     choose = _greedy if sampling.temperature == 0 else _sampler(sampling, keys)
-    start, ends = model.generation_config.decoder_start_token_id, frozenset(eos_token_ids)
-    start = model.config.decoder_start_token_id if start is None else start
+    start, ends = _start_token(model), frozenset(eos_token_ids)
+
+    def has_ended(row: Row) -> bool:
+        if row.ids[-1] in ends or len(row.ids) >= row.max_new_tokens:
+            return True
+        return is_stopped is not None and is_stopped(row.ids)
+
     waiting = _encode_sources(model, sources, features, feature_shape)
     written: list[list[int]] = [[]] * len(sources)
     rows: list[Row] = []
@@ -191,13 +194,9 @@ def generate_ids(
         for row, token in zip(rows, choose(logits, rows), strict=True):
             row.ids.append(token)
         on_step()
-        for place in reversed(range(len(rows))):  # backwards, so that the last row is always one that goes on
+        for place in reversed(range(len(rows))):  # backwards, so that the last row is always one that continues
             row = rows[place]
-            if (
-                row.ids[-1] not in ends
-                and len(row.ids) < row.max_new_tokens
-                and not (is_stopped and is_stopped(row.ids))
-            ):
+            if not has_ended(row):
                 continue
             written[row.index] = row.ids
             if (source := next(waiting, None)) is not None:
@@ -211,11 +210,26 @@ def generate_ids(
     return written
 
 
+def _open_decoder(
+    model: T5ForConditionalGeneration, num_rows: int, *, max_source_tokens: int, max_new_tokens: int
+) -> StepDecoder | StaticDecoder:
+    decoder = StepDecoder(model, num_rows=num_rows, max_source_tokens=max_source_tokens, max_new_tokens=max_new_tokens)
+    return StaticDecoder(decoder) if model.device.type == "cuda" else decoder
+
+
+def _start_token(model: T5ForConditionalGeneration) -> int:
+    configured = cast(Any, model.generation_config).decoder_start_token_id
+    return model.config.decoder_start_token_id if configured is None else configured
+
+
 def _greedy(logits_BV: torch.Tensor, rows: Sequence[Row]) -> list[int]:
     return logits_BV.argmax(dim=-1).tolist()
 
 
-def _sampler(sampling: Sampling, keys: Sequence[str]) -> Callable[[torch.Tensor, Sequence[Row]], list[int]]:
+def _sampler(sampling: Sampling, keys: Sequence[str] | None) -> Callable[[torch.Tensor, Sequence[Row]], list[int]]:
+    if keys is None:
+        raise ValueError(f"sampling (temperature {sampling.temperature}) needs keys; give each question's qid")
+
     def choose(logits_BV: torch.Tensor, rows: Sequence[Row]) -> list[int]:
         uniform_B = [draw_uniform(sampling.seed, keys[row.index], len(row.ids)) for row in rows]
         return sample_tokens(logits_BV, uniform_B, temperature=sampling.temperature, top_p=sampling.top_p)
@@ -224,7 +238,7 @@ def _sampler(sampling: Sampling, keys: Sequence[str]) -> Callable[[torch.Tensor,
 
 
 def _encode_sources(model, sources, features, feature_shape) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (index, encoder states [S, D]), the longest sources first, so that neighbours are alike."""
+    """Yield (index, encoder states [S, D]), the longest sources first, so that a batch has similar lengths."""
     by_length = sorted(range(len(sources)), key=lambda index: (-len(sources[index]), index))
     for start in range(0, len(by_length), SOURCES_PER_ENCODING):
         chosen = by_length[start : start + SOURCES_PER_ENCODING]
@@ -239,7 +253,7 @@ def _encode_sources(model, sources, features, feature_shape) -> Iterator[tuple[i
 def _beam_search(
     model, tokenizer, sources, features, feature_shape, max_new_tokens, batch_size, num_beams, on_step
 ) -> list[GeneratedText]:
-    texts: list[GeneratedText | None] = [None] * len(sources)
+    texts: dict[int, GeneratedText] = {}  # by the source's index
     by_length = sorted(range(len(sources)), key=lambda index: (-len(sources[index]), index))
     for start in range(0, len(by_length), batch_size):
         chosen = by_length[start : start + batch_size]
@@ -253,7 +267,7 @@ def _beam_search(
         for index, row in zip(chosen, outputs[:, 1:].tolist(), strict=True):
             texts[index] = _read_row(tokenizer, row, _end_tokens(model, tokenizer), ())
         on_step()
-    return texts
+    return [texts[index] for index in range(len(sources))]
 
 
 def _collate_sources(model, pad_token_id, sources, features, feature_shape) -> dict[str, torch.Tensor]:
@@ -270,9 +284,10 @@ def _collate_sources(model, pad_token_id, sources, features, feature_shape) -> d
 
 
 def _end_tokens(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    configured = model.generation_config.eos_token_id
+    configured = cast(Any, model.generation_config).eos_token_id
     configured = configured if isinstance(configured, (list, tuple)) else [configured]
-    return frozenset({tokenizer.eos_token_id, *configured} - {None})
+    tokens = (cast("int | None", tokenizer.eos_token_id), *configured)
+    return frozenset(token for token in tokens if token is not None)
 
 
 def _read_row(
@@ -280,7 +295,7 @@ def _read_row(
 ) -> GeneratedText:
     length = next((place for place, token in enumerate(row) if token in ends), None)
     ended, ids = length is not None, row[:length]
-    text = tokenizer.decode(ids, skip_special_tokens=True)
+    text = cast(str, tokenizer.decode(ids, skip_special_tokens=True))  # a list only for a batch
     found = [place for string in stop if (place := text.find(string)) >= 0]
     if found:
         return GeneratedText(text=text[: min(found)], num_tokens=len(ids) + ended, finish="stop")
@@ -303,11 +318,11 @@ def _check_arguments(sources, features, num_beams, sampling, keys, stop) -> None
 
 
 def _check_generation_config(model: T5ForConditionalGeneration) -> None:
-    """Refuse what the model's folder asks for and this module would leave out silently."""
+    """Raise ValueError if the model's folder sets what this module does not support."""
     for name, neutral in UNSUPPORTED_SETTINGS.items():
         value = getattr(model.generation_config, name, None)
         if value not in (None, neutral):
             raise ValueError(
-                f"the model's generation_config sets {name} to {value!r}, which is not applied here; "
+                f"the model's generation_config sets {name} to {value!r}, which is not supported; "
                 f"set model.generation_config.{name} = {neutral!r}"
             )

@@ -1,4 +1,4 @@
-"""How a next token is drawn: temperature, top-p and a seed for each question."""
+"""Sampling of the next token: temperature, top-p and a seed for each question."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sampling:
-    """How to draw a token: from softmax(logits / temperature), cut to its most probable ``top_p``.
+    """How to draw a token: from softmax(logits / temperature), truncated to its most probable ``top_p``.
 
-    Temperature 0 is greedy. The draw at a position is a function of ``seed``, the
-    question's key and the position alone.
+    Temperature 0 is greedy. The drawn number depends on ``seed``, the question's key and the
+    position alone.
     """
 
     temperature: float = 0.0
@@ -32,7 +32,7 @@ GREEDY = Sampling()
 
 
 def draw_uniform(seed: int, key: str, position: int) -> float:
-    """A number in [0, 1) that looks random, of 53 bits, decided by its arguments alone."""
+    """Return a pseudorandom number in [0, 1) of 53 bits, a function of the arguments."""
     digest = hashlib.blake2b(f"{seed}/{position}/{key}".encode(), digest_size=8).digest()
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
@@ -40,10 +40,10 @@ def draw_uniform(seed: int, key: str, position: int) -> float:
 def sample_tokens(
     logits_BV: torch.Tensor, uniform_B: Sequence[float], *, temperature: float, top_p: float
 ) -> list[int]:
-    """Read each row's inverse cumulative distribution at ``uniform_B``, in float64.
+    """Evaluate each row's inverse cumulative distribution at ``uniform_B``, in float64.
 
-    Tokens are ordered by falling probability; those whose predecessors already hold
-    ``top_p`` are left out (arXiv:1904.09751, section 3.1).
+    Tokens are sorted by falling probability. Those whose predecessors already have a
+    probability of ``top_p`` are left out (arXiv:1904.09751, section 3.1).
     """
     probabilities_BV = (logits_BV.double() / temperature).softmax(dim=-1)
     sorted_BV, tokens_BV = probabilities_BV.sort(dim=-1, descending=True, stable=True)

@@ -1,42 +1,44 @@
-"""T5's decoder, one token a row and call, from the weights of a transformers model.
+"""T5's decoder, one token per row and call, from the weights of a transformers model.
 
     decoder = StepDecoder(model, num_rows=32, max_source_tokens=512, max_new_tokens=256)
-    decoder.admit(0, states_SD)                      # a source takes row 0
+    decoder.admit(0, states_SD)                      # assign row 0 to a source
     logits_BV = decoder.step([0], positions=[0])     # the start token, at position 0
     logits_BV = decoder.step([417], positions=[1])
 
-Every row has a position of its own: T5's bias depends on the distance between query and
-key alone, so a row may begin again while its neighbours are in the middle of a sentence.
-Live rows are always the first ones; what leaves is replaced (``admit``) or the last row
-moves into its place (``move``). This module knows neither texts nor when a row ends.
+Every row has its own position: T5's bias depends only on the distance between query and
+key, so one row may start a new text while others are in the middle of theirs. Rows in use
+are always the first ones. A row that ends is replaced by a new source (``admit``), or the last
+row moves to its place (``move``). This module handles neither texts nor the end of a row.
 
-Shape suffixes: B live rows, H heads, K head width, D model width, S source positions,
+Shape suffixes: B rows in use, H heads, K head width, D model width, S source positions,
 T target positions, V vocabulary, L layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812 (the usual name)
 from transformers import T5ForConditionalGeneration
+from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
 
-# Rows that share an attention call on a CPU, padded to the longest of them. A call costs
-# about what 4 rows' padding would: fewer rows waste calls, more waste columns.
+# Rows that share an attention call on a CPU, padded to the longest of them. A call costs about
+# as much as the padding of 4 rows: with fewer rows calls cost more, with more rows padding does.
 ROWS_PER_ATTENTION = 4
 
-# The number of rows oneDNN lays weights out for; another number is right as well, and about as fast.
+# The number of rows for which oneDNN packs weights. Other numbers are correct too, and about as fast.
 PACKED_FOR_ROWS = 32
 
 
 def pack_linear(weight: torch.Tensor) -> Linear:
     """Return a function that applies ``weight`` [out, in] without bias.
 
-    On a CPU the weight is laid out once as oneDNN wants it. The operators are private to
-    torch: where they are missing or refuse this weight, the plain ``F.linear`` is returned.
+    On a CPU the weight is packed once in oneDNN's layout. The operators are private to torch:
+    where they are missing or do not take this weight, the function uses ``F.linear``.
     """
     weight = weight.detach()
     if weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16):
@@ -58,7 +60,7 @@ class StepDecoder:
     def __init__(
         self, model: T5ForConditionalGeneration, *, num_rows: int, max_source_tokens: int, max_new_tokens: int
     ) -> None:
-        config, stack = model.config, model.decoder
+        config, stack = model.config, cast(Any, model.decoder)  # torch types no parts of a module
         if model.dtype == torch.float16:
             raise ValueError("the model is in float16, in which T5 overflows; use float32 or bfloat16")
         self.num_heads, self.head_width, self.max_new_tokens = config.num_heads, config.d_kv, max_new_tokens
@@ -74,7 +76,7 @@ class StepDecoder:
         )
         shape = (len(self.layers), 2, num_rows, self.num_heads)
         like = {"device": self.device, "dtype": self.dtype}
-        # Zeros, not rubbish: masked columns are multiplied by 0, and 0 * NaN is NaN.
+        # Zeros, not uninitialised memory: masked columns are multiplied by 0, and 0 * NaN is NaN.
         self.own_L2BHTK = torch.zeros(*shape, max_new_tokens, self.head_width, **like)
         self.cross_L2BHSK = torch.zeros(*shape, max_source_tokens, self.head_width, **like)
         self.source_lengths = [0] * num_rows
@@ -85,8 +87,8 @@ class StepDecoder:
         )
         self._reversed_bias_HT = self._reverse_bias(stack.block[0].layer[0].SelfAttention)
 
-    def _reverse_bias(self, attention: torch.nn.Module) -> torch.Tensor:
-        """Bias of the last position to every other [H, 2T - 1], and -inf to those that follow it.
+    def _reverse_bias(self, attention: T5Attention) -> torch.Tensor:
+        """Bias of the last position to every other, [H, 2T - 1], and -inf for later positions.
 
         A window that starts at column T - 1 - p is the bias of position p to positions 0, 1, ...
         """
@@ -97,7 +99,7 @@ class StepDecoder:
 
     @torch.inference_mode()
     def admit(self, row: int, states_SD: torch.Tensor) -> None:
-        """Give ``row`` to the source with these encoder states; its next position is 0."""
+        """Assign ``row`` to the source with these encoder states; its next position is 0."""
         length = len(states_SD)
         keys_values = self.cross_keys_values(states_SD).view(
             length, len(self.layers), 2, self.num_heads, self.head_width
@@ -108,7 +110,7 @@ class StepDecoder:
 
     @torch.inference_mode()
     def move(self, row: int, *, to: int, num_positions: int) -> None:
-        """Copy what ``row`` holds of its source and its ``num_positions`` first tokens."""
+        """Copy the source and the first ``num_positions`` tokens of ``row`` to the row ``to``."""
         length = self.source_lengths[to] = self.source_lengths[row]
         self.own_L2BHTK[:, :, to, :, :num_positions] = self.own_L2BHTK[:, :, row, :, :num_positions]
         self.cross_L2BHSK[:, :, to, :, :length] = self.cross_L2BHSK[:, :, row, :, :length]
@@ -120,10 +122,10 @@ class StepDecoder:
 
         Args:
             token_ids: the token of each row.
-            positions: where it stands, 0 for a row's first; the row has read all before it.
+            positions: the token's position, 0 for a row's first; the row has read all earlier ones.
 
         Returns:
-            logits [B, V] of what follows.
+            logits [B, V] of the next token.
         """
         num_rows = len(token_ids)
         ids_B, positions_B = torch.tensor([token_ids, positions], device=self.device)
@@ -139,7 +141,7 @@ class StepDecoder:
     def run(
         self, ids_B: torch.Tensor, positions_B: torch.Tensor, own_groups: list[Group], cross_groups: list[Group]
     ) -> torch.Tensor:
-        """What ``step`` does once it is known which columns are attended: tensor operations alone."""
+        """Compute a step when the attended columns are known: tensor operations alone."""
         num_rows, width = len(ids_B), self.num_heads * self.head_width
         columns = (self._first_column_2BH[:, :num_rows] + positions_B[:, None]).flatten()
         hidden_BD = F.embedding(ids_B, self.embeddings)
@@ -157,7 +159,7 @@ class StepDecoder:
         return self.lm_head(self.final_norm(hidden_BD) * self.output_scale)
 
     def bias_to_past(self, positions_B: torch.Tensor, width: int) -> torch.Tensor:
-        """Additive mask [B, H, 1, width]: T5's bias towards what a row has read, -inf towards the rest."""
+        """Additive mask [B, H, 1, width]: T5's bias for the positions a row has read, -inf for the rest."""
         windows = self._reversed_bias_HT.unfold(1, width, 1)
         return windows.index_select(1, self.max_new_tokens - 1 - positions_B).transpose(0, 1).unsqueeze(2)
 
@@ -189,7 +191,7 @@ class Group:
 class _Layer:
     """One block's weights as functions of states [B, D]."""
 
-    def __init__(self, block: torch.nn.Module) -> None:
+    def __init__(self, block: Any) -> None:  # a T5Block
         own, cross, feed_forward = block.layer
         self.own_norm, self.cross_norm, self.feed_forward_norm = (_norm(part.layer_norm) for part in block.layer)
         self.qkv = pack_linear(torch.cat(_weights(own.SelfAttention, "qkv")))
@@ -199,12 +201,12 @@ class _Layer:
         self.feed_forward = _feed_forward(feed_forward.DenseReluDense)
 
 
-def _weights(attention: torch.nn.Module, names: str) -> list[torch.Tensor]:
+def _weights(attention: T5Attention, names: str) -> list[torch.Tensor]:
     return [getattr(attention, name).weight for name in names]
 
 
-def _norm(norm: torch.nn.Module) -> Linear:
-    """T5's layer norm: scale without shift, its mean square taken in float32."""
+def _norm(norm: T5LayerNorm) -> Linear:
+    """T5's layer norm: scale without shift; the mean square is computed in float32."""
     weight, epsilon = norm.weight.detach(), norm.variance_epsilon
 
     def apply(states_BD: torch.Tensor) -> torch.Tensor:
@@ -214,7 +216,7 @@ def _norm(norm: torch.nn.Module) -> Linear:
     return apply
 
 
-def _feed_forward(module: torch.nn.Module) -> Linear:
+def _feed_forward(module: Any) -> Linear:  # a T5DenseActDense or T5DenseGatedActDense
     activation, output, output_dtype = module.act, pack_linear(module.wo.weight), module.wo.weight.dtype
     if not hasattr(module, "wi_0"):
         inner = pack_linear(module.wi.weight)

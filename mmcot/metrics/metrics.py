@@ -1,14 +1,14 @@
 """Scores: the nine columns of ScienceQA's table, breakdowns, and the whole report.
 
-A prediction is the index of a choice under its question id, None where no answer could
-be read (which counts as wrong):
+A prediction is the index of a choice by question id, None where no answer could be parsed
+(which counts as wrong):
 
     predictions = {"1": 0, "2": None}
     accuracy_table(problems, predictions)
     -> {"NAT": 84.06, "SOC": 92.35, ..., "G7-12": 84.44, "AVG": 85.31}
 
 All scores are percentages rounded to two decimals, None where there is no question to
-score. This module knows nothing of models, files or runs.
+score. This module does not depend on models, files or runs.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _CLASSES: Mapping[str, Callable[[Problem], bool]] = MappingProxyType(
 COLUMNS = tuple(_CLASSES)
 BREAKDOWN_FIELDS = ("subject", "topic", "category", "skill", "grade", "task")
 
-# Test-split accuracy as published: Lu et al. 2022 (arXiv:2209.09513) for the first three
+# Published accuracy on the test split: Lu et al. 2022 (arXiv:2209.09513) for the first three
 # rows, then arXiv:2302.00923 in its first and in its later version. The first version's
-# answers were read off a teacher-forced pass; the later rows are the ones to reach.
+# answers come from a teacher-forced pass; compare with the later rows.
 _PUBLISHED_ROWS = {
     "Human": (90.23, 84.97, 87.48, 89.60, 87.50, 88.10, 91.59, 82.42, 88.40),
     "UnifiedQA CoT": (71.00, 76.04, 78.91, 66.42, 66.53, 81.81, 77.06, 68.82, 74.11),
@@ -56,15 +56,15 @@ Problems = Mapping[str, Problem] | Iterable[Problem]
 
 
 def columns_of(problem: Problem) -> tuple[str, ...]:
-    """The columns of the table that a question counts in."""
+    """The columns of the table that include a question."""
     return tuple(name for name, test in _CLASSES.items() if test(problem))
 
 
 def accuracy_table(problems: Problems, predictions: Mapping[str, int | None]) -> dict[str, float | None]:
     """Score predictions in ScienceQA's nine classes.
 
-    ``IMG`` is every question that names a picture, whether or not the picture is at
-    hand. Predictions for questions not in ``problems`` are not looked at.
+    ``IMG`` is every question that names a picture, whether or not the file exists.
+    Predictions for questions that are not in ``problems`` are ignored.
 
     Args:
         problems: the questions to score, or a mapping of them.
@@ -78,7 +78,7 @@ def accuracy_table(problems: Problems, predictions: Mapping[str, int | None]) ->
 
 
 def expected_accuracy_table(problems: Problems, probabilities: Mapping[str, float]) -> dict[str, float | None]:
-    """The nine columns of an answerer that is right with a known probability, {qid: p in 0..1}."""
+    """The nine columns expected of answers that are right with known probabilities, {qid: p in 0..1}."""
     expected = [(problem, probabilities[problem.qid]) for problem in _as_list(problems)]
     return {name: _percent(p for problem, p in expected if test(problem)) for name, test in _CLASSES.items()}
 
@@ -86,10 +86,10 @@ def expected_accuracy_table(problems: Problems, probabilities: Mapping[str, floa
 def breakdown(
     problems: Problems, predictions: Mapping[str, int | None], field: str
 ) -> dict[str, dict[str, float | int | None]]:
-    """Score each value of one field (``BREAKDOWN_FIELDS``) on its own.
+    """Score each value of one field (``BREAKDOWN_FIELDS``) separately.
 
     Returns:
-        {value: {"num_questions": int, "accuracy": percent}}, the values in reading order
+        {value: {"num_questions": int, "accuracy": percent}}, the values in natural order
         (grade2 before grade10).
 
     Raises:
@@ -119,7 +119,7 @@ def rationale_scores(
 
     Returns:
         {"bleu1", "bleu4", "rougeL", "similarity"}. As in ScienceQA's evaluation a pair
-        without a reference text is left out of BLEU and ROUGE; None where none is left.
+        without a reference text is left out of BLEU and ROUGE; None where no pair is left.
 
     Raises:
         ValueError: the lists differ in length.
@@ -132,12 +132,12 @@ def rationale_scores(
     pairs = [(ours, gold) for ours, gold in zip(predictions, references, strict=True) if gold.strip()]
     if pairs:
         columns = {"predictions": [ours for ours, _ in pairs], "references": [gold for _, gold in pairs]}
-        scores |= SentenceBleu().compute(**columns, max_order=1)
-        scores |= SentenceBleu().compute(**columns, max_order=4)
-        scores |= RougeL().compute(**columns)
+        scores |= SentenceBleu().compute(**columns, max_order=1) or {}  # None only in evaluate's helper processes
+        scores |= SentenceBleu().compute(**columns, max_order=4) or {}
+        scores |= RougeL().compute(**columns) or {}
     if similarity_model is not None and predictions:
         columns = {"predictions": predictions, "references": references}
-        scores |= SentenceSimilarity().compute(**columns, model=similarity_model)
+        scores |= SentenceSimilarity().compute(**columns, model=similarity_model) or {}
     return {name: None if value is None else round(100 * value, 2) for name, value in scores.items()}
 
 
@@ -156,12 +156,12 @@ def score_report(
     Args:
         problems: the questions to score, or a mapping of them.
         predictions: {qid: index of a choice, or None}.
-        split: the split's name, as it shall stand in the report.
+        split: the split's name in the report.
         rationales: {qid: generated text}; without them the rationale scores are None.
         references: {qid: gold text}, needed with ``rationales``.
         similarity_model: as in ``rationale_scores``.
-        guess_seed: compatibility with the published system: unreadable answers are
-            guessed with this seed before scoring. They still count as parse failures.
+        guess_seed: as in the published system, answers that cannot be parsed are guessed
+            with this seed before scoring. They still count as parse failures.
 
     Returns:
         {"split", "num_questions", "accuracy", "rationale", "parse_failure_rate"}.

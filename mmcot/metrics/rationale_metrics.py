@@ -1,13 +1,13 @@
 """Rationale metrics as ``evaluate`` modules that need no network.
 
-``evaluate.load("rouge")`` downloads code; these classes are instantiated instead:
+``evaluate.load("rouge")`` downloads code, so these classes are instantiated directly:
 
     SentenceBleu().compute(predictions=["a b"], references=["a c"], max_order=1)
     -> {"bleu1": 0.5}
 
 Each returns one score between 0 and 1, the mean over the pairs. Formulas are those of
-ScienceQA's evaluation (arXiv:2209.09513) unless a class says otherwise. This module
-knows nothing of problems or answers.
+ScienceQA's evaluation (arXiv:2209.09513); a class documents where it differs. This module
+does not depend on problems or answers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import evaluate
 
 
 class _TextPairMetric(evaluate.Metric):
-    """A metric over pairs of one generated and one gold text, kept in memory."""
+    """A metric over pairs of one generated and one gold text; data is kept in memory."""
 
     def __init__(self, **kwargs) -> None:
         super().__init__(keep_in_memory=True, **kwargs)
@@ -39,10 +39,10 @@ class _TextPairMetric(evaluate.Metric):
 
 
 class SentenceBleu(_TextPairMetric):
-    """BLEU-n of each text, averaged.
+    r"""BLEU-n of each text, averaged.
 
-    Tokens are what ``\\s`` and ``.`` separate. The n-gram orders up to ``max_order`` weigh
-    the same and nothing is smoothed, so a text without a common n-gram of some order (an
+    Tokens are separated by ``\s`` and ``.``. The n-gram orders up to ``max_order`` have equal
+    weights and nothing is smoothed, so a text without a common n-gram of some order (an
     empty one, or one shorter than ``max_order``) scores 0.
 
     Differs from the reference: it yields some 1e-77 where this is 0.
@@ -59,7 +59,7 @@ class RougeL(_TextPairMetric):
     Words are runs of letters and digits, in lower case, not stemmed (``rouge_score``).
 
     Differs from the reference: the package ``rouge`` it uses keeps the case, counts a
-    repeated word once, and the reference leaves empty texts out; here they score 0.
+    repeated word once, and the reference leaves empty texts out; this class scores them 0.
     """
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
@@ -68,14 +68,14 @@ class RougeL(_TextPairMetric):
 
 
 class SentenceSimilarity(_TextPairMetric):
-    """Cosine of the two texts' sentence embeddings, averaged.
+    """Cosine similarity of the two texts' sentence embeddings, averaged.
 
-    ``model`` is a local folder of the sentence-transformers kind.
+    ``model`` is a local sentence-transformers folder.
     """
 
     def _compute(self, predictions: list[str], references: list[str], model: str) -> dict[str, float]:
         try:
-            from sentence_transformers import SentenceTransformer
+            from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports] (optional)
         except ImportError as error:
             raise ImportError(
                 f"the similarity model {model!r} needs the package sentence-transformers, which is not installed; "

@@ -1,11 +1,11 @@
-"""Where a fused model looks: how its text attends to the picture, and how far the gate lets that in.
+"""Attention maps of a fused model: the attention of the text to the picture, and the gate.
 
     look = look_at(model, input_ids, attention_mask, vision_features)
-    look.attention_BSP[0, 3]     # of the fourth token: shares of the patches, summing to 1
-    look.gate_BS[0, 3]           # mean over the width: 0 keeps the text state, 1 takes the picture's
+    look.attention_BSP[0, 3]     # of the fourth token: weights of the patches, with sum 1
+    look.gate_BS[0, 3]           # mean over the width: 0 keeps the text state, 1 takes the attended state
 
-The equations are those of ``mmcot/models/fusion.py``, with the attention written out and from the
-fusion's own parameters; ``fused_BSD`` is what the model's encoder gives, which a test holds.
+The equations are those of ``mmcot/models/fusion.py`` with explicit attention weights, computed
+from the fusion's own parameters. ``fused_BSD`` equals the output of the model's encoder.
 
 Shape suffixes: B batch, S text positions, P patches, D model width, V feature width.
 """
@@ -22,15 +22,15 @@ from mmcot.models.t5 import T5ForMultimodalGeneration
 
 @dataclasses.dataclass(frozen=True)
 class AttentionMaps:
-    """What a fusion did with a batch.
+    """Attention, gate and output of a fusion on a batch.
 
-    ``attention_BSP`` float [B, S, P] sums to 1 over the patches, or is 0 where all are hidden;
+    ``attention_BSP`` float [B, S, P] sums to 1 over the patches, or is 0 where all are masked;
     ``gate_BS`` float [B, S] in 0..1, the gate's mean over the width; ``fused_BSD`` [B, S, D].
     """
 
-    attention_BSP: torch.Tensor
-    gate_BS: torch.Tensor
-    fused_BSD: torch.Tensor
+    attention_BSP: torch.Tensor  # noqa: N815 (a shape suffix)
+    gate_BS: torch.Tensor  # noqa: N815 (a shape suffix)
+    fused_BSD: torch.Tensor  # noqa: N815 (a shape suffix)
 
 
 @torch.no_grad()
@@ -47,15 +47,16 @@ def look_at(
         input_ids: [B, S].
         attention_mask: [B, S], 0 at padding.
         vision_features: [B, P, V].
-        vision_mask: bool [B, P]; looked at only if the model hides absent patches.
+        vision_mask: bool [B, P]; used only if the model masks absent patches.
 
     Raises:
-        ValueError: the model is fused in another way, whose attention is not known here.
+        ValueError: the model has another kind of fusion, which is not supported.
     """
     fusion = model.encoder.fusion
     if not isinstance(fusion, GatedCrossAttention):
         raise ValueError(
-            f"fusion {model.config.fusion!r} cannot be looked at; only 'gated_cross_attention' has attention and a gate"
+            f"fusion {model.config.fusion!r} has no attention maps; only 'gated_cross_attention' has attention and "
+            "a gate"
         )
     text_BSD = model.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
     mask_BP = vision_mask if model.config.mask_absent_patches else None

@@ -9,9 +9,9 @@ state dict is T5's with eight tensors more:
     encoder.image_dense.{weight,bias}    encoder.gate_dense.{weight,bias}
     encoder.mha_layer.{in_proj_weight,in_proj_bias,out_proj.weight,out_proj.bias}
 
-whose names lack ``encoder.`` in the first release. What is written has one copy of each
-tensor and the shape of the vision features in its ``config.json``. This module knows
-nothing of training or of where checkpoints are published.
+whose names lack ``encoder.`` in the first release. The imported folder has one copy of each
+tensor, and the shape of the vision features in its ``config.json``. This module does not
+depend on training or on where checkpoints are published.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import json
 import pathlib
 import pickle
 import shutil
+from typing import Any, cast
 
 import safetensors.torch
 import torch
@@ -45,12 +46,12 @@ _PUBLISHED_FEATURES = {256: "100 (detr)", 1024: "145 (vit)", 2048: "49 (clip) or
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read as it stands; the message names its file."""
+    """A checkpoint that cannot be read; the message names its file."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImportedCheckpoint:
-    """What was written: the folder, the model's shape, and the files copied beside it."""
+    """The imported folder, the model's shape, and the files copied to the folder."""
 
     path: pathlib.Path
     num_parameters: int
@@ -67,15 +68,15 @@ def import_checkpoint(
     vision_num_patches: int | None = None,
     vision_dim: int | None = None,
 ) -> ImportedCheckpoint:
-    """Turn a published checkpoint into a folder ``T5ForMultimodalGeneration`` opens.
+    """Convert a published checkpoint to a folder that ``T5ForMultimodalGeneration`` opens.
 
     Args:
         source_dir: folder with ``config.json`` and ``model.safetensors`` or
             ``pytorch_model.bin``. Pickles are read with ``weights_only=True``.
         output_dir: a new or empty folder.
-        vision_num_patches: P of the features [P, D] it was trained on, where
-            ``config.json`` has no ``patch_size`` (the weights do not tell).
-        vision_dim: D; where not given it is read off the weights.
+        vision_num_patches: P of the features [P, D] it was trained on, needed where
+            ``config.json`` has no ``patch_size`` (the weights do not contain it).
+        vision_dim: D; by default it is read from the weights.
 
     Raises:
         CheckpointError: a file is absent or unreadable, a tensor missing, unexpected or of
@@ -129,7 +130,7 @@ def _read_weights(path: pathlib.Path) -> dict[str, torch.Tensor]:
 
 
 def _with_encoder_prefix(state: dict[str, torch.Tensor], path: pathlib.Path) -> dict[str, torch.Tensor]:
-    """Move the first release's fusion tensors to where later releases have them."""
+    """Rename the first release's fusion tensors to the names of later releases."""
     renamed = {}
     for name, tensor in state.items():
         new_name = f"encoder.{name}" if name.startswith(_FUSION_PARTS) else name
@@ -146,7 +147,7 @@ def _vision_shape(
     num_patches: int | None,
     dim: int | None,
 ) -> tuple[int, int]:
-    """The features' [P, D]: as given, else as the configuration says, else D off the weights."""
+    """The features' [P, D]: the arguments, else the configuration's, else D from the weights."""
     dense = state.get("encoder.image_dense.weight")
     if dense is None or dense.dim() != 2:
         raise CheckpointError(f"{path} has no encoder.image_dense.weight [d_model, D]; it is a T5 without vision")
@@ -162,14 +163,14 @@ def _vision_shape(
     if not num_patches:
         hint = _PUBLISHED_FEATURES.get(width, "unknown for this width")
         raise CheckpointError(
-            f"the number of patches is neither in config.json nor given, and the weights in {path} do not tell; pass "
-            f"vision_num_patches (published features of width {width}: {hint})"
+            f"the number of patches is neither in config.json nor given, and the weights in {path} do not contain it; "
+            f"pass vision_num_patches (published features of width {width}: {hint})"
         )
     return int(num_patches), int(dim)
 
 
 def _build_config(settings: dict, num_patches: int, dim: int) -> MultimodalT5Config:
-    # patch_size would swallow the from_pretrained argument of that name; the weights know their own dtype.
+    # patch_size would collide with the from_pretrained argument of that name; the dtype is that of the weights.
     dropped = ("patch_size", "architectures", "torch_dtype", "dtype", "_name_or_path")
     kept = {name: value for name, value in settings.items() if name not in dropped}
     kept |= {"vision_num_patches": num_patches, "vision_dim": dim}
@@ -181,7 +182,7 @@ def _build_config(settings: dict, num_patches: int, dim: int) -> MultimodalT5Con
 def _without_copies(
     state: dict[str, torch.Tensor], config: MultimodalT5Config, path: pathlib.Path
 ) -> dict[str, torch.Tensor]:
-    """Drop the copies of the shared embedding, having seen that they are copies."""
+    """Check that the copies of the shared embedding are equal to it, and drop them."""
     copies = (*_EMBEDDING_COPIES, _OUTPUT_LAYER) if config.is_tied else _EMBEDDING_COPIES
     present = [name for name in copies if name in state]
     if present and _EMBEDDING not in state:
@@ -218,10 +219,10 @@ def _check_tensors(state: dict[str, torch.Tensor], config: MultimodalT5Config, p
 def _write(
     state: dict[str, torch.Tensor], config: MultimodalT5Config, source: pathlib.Path, output: pathlib.Path
 ) -> tuple[str, ...]:
-    """Write weights and companions, and ``config.json`` last: without it nothing opens the folder."""
+    """Write weights and companion files, then ``config.json``: without it the folder cannot be opened."""
     output.mkdir(parents=True, exist_ok=True)
     plain = {name: tensor.contiguous() for name, tensor in state.items()}
-    if _OUTPUT_LAYER in plain:  # it may share memory with the embedding, which safetensors refuses
+    if _OUTPUT_LAYER in plain:  # it may share memory with the embedding, which safetensors does not allow
         plain[_OUTPUT_LAYER] = plain[_OUTPUT_LAYER].clone()
     safetensors.torch.save_file(plain, output / "model.safetensors", metadata={"format": "pt"})
     copied = tuple(name for name in _COMPANION_FILES if (source / name).is_file())
@@ -232,8 +233,8 @@ def _write(
 
 
 def _verify(output: pathlib.Path, state: dict[str, torch.Tensor]) -> None:
-    """Open the folder as a user will and compare every tensor: tying must not have moved any."""
-    model, info = T5ForMultimodalGeneration.from_pretrained(output, output_loading_info=True)
+    """Open the folder as a user will and compare every tensor: tying must not have changed any."""
+    model, info = cast(Any, T5ForMultimodalGeneration.from_pretrained(output, output_loading_info=True))
     problems = {kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     assert not any(problems.values()), problems
     for name, parameter in model.named_parameters():

@@ -1,11 +1,11 @@
-"""How much arithmetic the model needs for a batch, without its padding.
+"""The number of operations that the model needs for a batch, without its padding.
 
     forward_flops(config, source_lengths=[57, 110], target_lengths=[30, 64], num_patches=64)
 
-A multiply-add counts as two operations; matrix products alone are counted, as is customary
+A multiply-add counts as two operations. As usual, only matrix products are counted
 (arXiv:2204.02311, appendix B). A training step takes three times a forward pass: the backward
-pass computes gradients of inputs and of weights. What activation checkpointing computes again
-is no useful work and is not counted.
+pass computes gradients of inputs and of weights. The recomputation of activation checkpointing
+is not counted.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ def forward_flops(
     """Operations of a forward pass over questions of these lengths in tokens.
 
     Args:
-        num_patches: vision features a question; 0 for text alone.
+        num_patches: vision features of a question; 0 for text alone.
     """
     s, t = np.asarray(source_lengths, dtype=np.float64), np.asarray(target_lengths, dtype=np.float64)
     width, inner = config.d_model, config.num_heads * config.d_kv
     feed_forward = (3 if config.is_gated_act else 2) * width * config.d_ff
     projections = 4 * width * inner  # query, key, value and output
     encoder = config.num_layers * (s * (projections + feed_forward) + 2 * s * s * inner)
-    decoder = config.num_decoder_layers * (
+    num_decoder_layers = config.num_layers if config.num_decoder_layers is None else config.num_decoder_layers
+    decoder = num_decoder_layers * (
         t * (projections + feed_forward)
-        + 2 * t * t * inner  # attention to what was written
+        + 2 * t * t * inner  # attention to the target
         + projections / 2 * (t + s)
         + 2 * t * s * inner  # attention to the source: its keys and values are computed once
     )
@@ -55,7 +56,7 @@ def _fusion(config: MultimodalT5Config, s: np.ndarray, num_patches: int) -> np.n
 
 
 def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second of large matrix products on this device: what a step can be held against.
+    """Operations per second of large matrix products on this device, the peak for MFU.
 
     Takes some tenths of a second.
     """
@@ -65,7 +66,7 @@ def measure_peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     for _ in range(6):
         _synchronize(device)
         started = time.perf_counter()
-        a @ a
+        torch.matmul(a, a)
         _synchronize(device)
         best = min(best, time.perf_counter() - started)
     return 2 * size**3 / best

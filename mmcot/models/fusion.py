@@ -1,9 +1,9 @@
-"""Letting the text look at the picture: one small module per kind of fusion.
+"""Fusion of text and picture: one small module per kind of fusion.
 
-A fusion reads the encoder's text states and the picture's patch features and returns
-text states of the same shape, so that an unchanged decoder can follow. Kinds are chosen
-by name from ``FUSIONS``; their parameters sit directly in the encoder under the names
-they have here.
+A fusion takes the encoder's text states and the picture's patch features and returns text
+states of the same shape, so that the decoder needs no change. Kinds are chosen by name from
+``FUSIONS``; their parameters are registered in the encoder under the names that they have in
+this module.
 
 Shape suffixes: B batch, S text positions, P patches, D model width, V feature width.
 """
@@ -12,21 +12,21 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional as F  # noqa: N812 (the usual name)
 
 
 class FusionLinear(nn.Linear):
-    """A linear layer of a fusion; a class of its own so that initialisation can tell it from T5's."""
+    """A linear layer of a fusion; its own class, so that initialisation can distinguish it from T5's."""
 
-    bias_start = 0.0  # what initialisation fills the bias with
+    bias_start = 0.0  # the value of the bias at initialisation
 
 
 class SingleHeadAttention(nn.Module):
     """Scaled dot-product attention with one head and biases.
 
-    Parameter names and arithmetic are those of ``nn.MultiheadAttention(d_model, 1)``, so
-    that published weights fit. Written out because that class reads ``out_proj.weight``
-    without calling ``out_proj``, which parameter-partitioned training (ZeRO-3) hooks on.
+    Parameter names and arithmetic are those of ``nn.MultiheadAttention(d_model, 1)``, so that
+    published weights fit. That class is not used, because it reads ``out_proj.weight`` without
+    calling ``out_proj``, and the hooks of parameter-partitioned training (ZeRO-3) need the call.
     """
 
     def __init__(self, d_model: int) -> None:
@@ -42,8 +42,8 @@ class SingleHeadAttention(nn.Module):
         Args:
             query_BSD: [B, S, D].
             memory_BPD: [B, P, D], both keys and values.
-            mask_BP: optional bool [B, P], False where a patch must not be seen. A row
-                with no visible patch gives zeros before the output projection.
+            mask_BP: optional bool [B, P], False where a patch is masked. A row without an
+                unmasked patch gives zeros before the output projection.
 
         Returns:
             [B, S, D].
@@ -69,7 +69,11 @@ class SingleHeadAttention(nn.Module):
     def shares(
         self, query_BSD: torch.Tensor, memory_BPD: torch.Tensor, mask_BP: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """The softmax that ``forward`` never shows: [B, S, P], each position's shares of the patches; zeros where all are hidden."""
+        """Compute the attention weights, which ``forward`` does not return.
+
+        Returns:
+            [B, S, P], for each position the weights of the patches; zeros where all patches are masked.
+        """
         w_q, w_k, _ = self.in_proj_weight.chunk(3)
         b_q, b_k, _ = self.in_proj_bias.chunk(3)
         query_BSD, key_BPD = F.linear(query_BSD, w_q, b_q), F.linear(memory_BPD, w_k, b_k)
@@ -79,7 +83,7 @@ class SingleHeadAttention(nn.Module):
         return scores_BSP.softmax(dim=-1).nan_to_num(0.0)
 
     def attend(self, shares_BSP: torch.Tensor, memory_BPD: torch.Tensor) -> torch.Tensor:
-        """What ``forward`` returns, from the shares: [B, S, D]."""
+        """The output of ``forward`` from the attention weights, [B, S, D]."""
         values_BPD = F.linear(memory_BPD, self.in_proj_weight.chunk(3)[2], self.in_proj_bias.chunk(3)[2])
         return self.out_proj(shares_BSP @ values_BPD)
 
@@ -92,11 +96,11 @@ class GatedCrossAttention(nn.Module):
         lambda = sigmoid(W_l H_text + W_v H_att)    (gate_dense on the concatenation)
         H_fuse = (1 - lambda) * H_text + lambda * H_att
 
-    A question without a picture brings zeros, which are attended as any other patch
-    (their keys are ``image_dense.bias``), unless a mask hides them.
+    A question without a picture has zeros as features. They are attended like any other
+    patch (their keys are ``image_dense.bias``), unless a mask excludes them.
 
     Args:
-        gate_start: the bias of the gate before training: at 0 lambda starts near 0.5, at -4 near 0.02.
+        gate_start: the bias of the gate before training: with 0 lambda is near 0.5, with -4 near 0.02.
     """
 
     def __init__(self, *, d_model: int, vision_dim: int, gate_start: float = 0.0) -> None:
@@ -116,7 +120,7 @@ class GatedCrossAttention(nn.Module):
         return (1 - gate_BSD) * text_BSD + gate_BSD * attended_BSD
 
     def gate(self, text_BSD: torch.Tensor, attended_BSD: torch.Tensor) -> torch.Tensor:
-        """Lambda: how far each width of each state takes the picture's side, [B, S, D] in 0..1."""
+        """Lambda, the weight of the attended state in each element of the fused state, [B, S, D] in 0..1."""
         return torch.sigmoid(self.gate_dense(torch.cat([text_BSD, attended_BSD], dim=-1)))
 
 

@@ -13,19 +13,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-MODULES = {
-    "T5ForMultimodalGeneration": "mmcot.models.t5"
-}  # the class by the name in ``architectures``, and where it lives
+# A class by its name in ``architectures``, and its module.
+MODULES = {"T5ForMultimodalGeneration": "mmcot.models.t5"}
 
 
 def open_model(folder: str | Path, **options: Any) -> PreTrainedModel:
-    """Open a model that a training exported, or that ``import-checkpoint`` wrote.
+    """Open a model that was exported by a training or written by ``import-checkpoint``.
 
     Args:
         options: as for ``from_pretrained``, such as ``dtype``.
 
     Raises:
-        ValueError: the folder holds no model of a known class.
+        ValueError: the folder contains no model of a known class.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -36,6 +35,7 @@ def open_model(folder: str | Path, **options: Any) -> PreTrainedModel:
     name = next((name for name in names if name in MODULES), None)
     if name is None:
         raise ValueError(
-            f"{path} names the architectures {names}, expected one of {sorted(MODULES)}; give the folder of a model that mmcot saved"
+            f"{path} names the architectures {names}, expected one of {sorted(MODULES)}; give the folder of a model "
+            "that mmcot saved"
         )
     return getattr(import_module(MODULES[name]), name).from_pretrained(folder, **options)

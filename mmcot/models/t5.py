@@ -1,4 +1,4 @@
-"""The fused model: T5 whose encoder states have looked at the picture.
+"""The fused model: T5 with a fusion of its encoder states and vision features.
 
 ``T5ForMultimodalGeneration`` is a ``T5ForConditionalGeneration`` with one more input:
 
@@ -6,17 +6,19 @@
     model(input_ids=..., attention_mask=..., vision_features=x_BPV, labels=...).loss
     model.generate(input_ids, attention_mask=..., vision_features=x_BPV)
 
-Fusion happens after the encoder's final layer norm and dropout, inside the encoder, so
-that cached and uncached decoding agree. Without ``vision_features`` it is plain T5.
+The fusion is inside the encoder, after its final layer norm and dropout, so that cached and
+uncached decoding agree. Without ``vision_features`` the model is a plain T5.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers import initialization as init
-from transformers.models.t5.modeling_t5 import T5Stack
+from transformers.models.t5.modeling_t5 import T5PreTrainedModel, T5Stack
 
 from mmcot.models.fusion import FUSIONS, FusionLinear, SingleHeadAttention
 
@@ -24,13 +26,13 @@ from mmcot.models.fusion import FUSIONS, FusionLinear, SingleHeadAttention
 class MultimodalT5Config(T5Config):
     """T5's configuration with the shape of the vision features, ``[vision_num_patches, vision_dim]``.
 
-    ``mask_absent_patches`` hides the zeros that stand for a missing picture from the
-    fusion; off, they are attended as in the published system. ``gate_start`` is the bias of
-    the fusion's gate before training; loaded weights replace it.
+    ``mask_absent_patches`` masks the zeros of a missing picture in the fusion; without it,
+    they are attended as in the published system. ``gate_start`` is the bias of the fusion's
+    gate before training; loaded weights replace it.
 
-    transformers ties all embeddings whatever ``tie_word_embeddings`` says and keeps only
-    ``scale_decoder_outputs`` of it; here that flag decides whether ``lm_head`` has
-    weights of its own (T5 v1.1, Flan), and it is saved under its usual name.
+    transformers ties all embeddings for every value of ``tie_word_embeddings`` and keeps only
+    ``scale_decoder_outputs`` of it. In this class that flag decides whether ``lm_head`` has its
+    own weights (T5 v1.1, Flan), and it is saved under its usual name.
     """
 
     vision_num_patches: int = 100
@@ -50,22 +52,24 @@ class MultimodalT5Config(T5Config):
         return self.scale_decoder_outputs
 
     def to_dict(self) -> dict:
+        """As transformers' own, with ``tie_word_embeddings`` as ``is_tied``."""
         return super().to_dict() | {"tie_word_embeddings": self.is_tied}
 
     def to_diff_dict(self) -> dict:
+        """As transformers' own, with ``tie_word_embeddings`` as ``is_tied``."""
         return super().to_diff_dict() | {"tie_word_embeddings": self.is_tied}
 
 
-class _FusionInitializer:
-    """Initialises the fusion at T5's scale; a mixin, because T5's own method is asked for the rest."""
+class _FusionInitializer(T5PreTrainedModel if TYPE_CHECKING else object):
+    """Initialises the fusion at T5's scale; a mixin, because T5's own method initialises the rest."""
 
     @classmethod
     def is_custom_code(cls) -> bool:
-        """Not so, though the class is not transformers' own.
+        """False, although the class is not part of transformers.
 
-        Of custom code transformers skips every module without parameters of its own, so T5's attention and
+        For custom code transformers does not initialise modules without own parameters, so T5's attention and
         feed-forward layers would keep the default of a linear layer, a standard deviation of 1 instead of 0.03 to
-        0.13. What it guards against, writing over loaded weights, ``transformers.initialization`` does not do.
+        0.13. The purpose of that rule is to keep loaded weights, which ``transformers.initialization`` keeps anyway.
         """
         return False
 
@@ -78,9 +82,9 @@ class _FusionInitializer:
 
 
 class FusedEncoder(_FusionInitializer, T5Stack):
-    """T5's encoder stack, fused with vision features at its end.
+    """T5's encoder stack with a fusion of vision features at its end.
 
-    The fusion's parts are registered directly in the stack: published checkpoints name
+    The fusion's parts are registered directly in the stack, because published checkpoints name
     them ``encoder.image_dense``, ``encoder.mha_layer`` and ``encoder.gate_dense``.
     """
 
@@ -101,11 +105,23 @@ class FusedEncoder(_FusionInitializer, T5Stack):
         return self._fusion[0]
 
     def forward(self, input_ids=None, attention_mask=None, vision_features=None, vision_mask=None, **kwargs):
+        """Run T5's encoder, then the fusion where ``vision_features`` are given.
+
+        Args:
+            input_ids: [B, S].
+            attention_mask: [B, S], 0 at padding.
+            vision_features: [B, P, V].
+            vision_mask: bool [B, P]; used only if the configuration sets ``mask_absent_patches``.
+            **kwargs: as ``T5Stack.forward``.
+
+        Raises:
+            ValueError: the features have another shape than the configured one.
+        """
         outputs = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if vision_features is None:
             return outputs
         expected = (self.config.vision_num_patches, self.config.vision_dim)
-        # One pooled vector is attended as any number of copies of it would be.
+        # Attention to one pooled vector equals attention to any number of its copies.
         if tuple(vision_features.shape[1:]) not in (expected, (1, expected[1])):
             raise ValueError(
                 f"vision_features have shape {tuple(vision_features.shape)}, this model expects [batch, "
@@ -130,7 +146,7 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
             tied.pop("lm_head.weight")
             self._tied_weights_keys = tied
         super().__init__(config)
-        self.encoder = FusedEncoder(self.encoder.config)
+        self.encoder = FusedEncoder(cast(MultimodalT5Config, self.encoder.config))
         self.post_init()
 
     def forward(
@@ -148,9 +164,9 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
             input_ids: [B, S].
             attention_mask: [B, S], 0 at padding.
             encoder_outputs: fused states of an earlier call, instead of encoding again.
-            vision_features: [B, P, V] as the configuration says; zeros where there is no picture.
-            vision_mask: bool [B, P], False where a patch is absent; looked at only if the
-                configuration says ``mask_absent_patches``.
+            vision_features: [B, P, V] of the configured shape; zeros where there is no picture.
+            vision_mask: bool [B, P], False where a patch is absent; used only if the
+                configuration sets ``mask_absent_patches``.
             **kwargs: as ``T5ForConditionalGeneration.forward`` (labels, decoder_input_ids, ...).
 
         Raises:
@@ -168,13 +184,12 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
         )
 
 
-def _init_fusion_weights(module: nn.Module, factor: float) -> None:
-    """Fan-in initialisation, T5's own rule; transformers' default (std 1) is far too large here."""
+def _init_fusion_weights(module: FusionLinear | SingleHeadAttention, factor: float) -> None:
+    """Initialise by fan-in, as T5 does; transformers' default (std 1) is far too large for a fusion."""
     if isinstance(module, FusionLinear):
         init.normal_(module.weight, mean=0.0, std=factor * module.in_features**-0.5)
         init.constant_(module.bias, module.bias_start)
     else:
-        init.normal_(
-            module.in_proj_weight, mean=0.0, std=factor * module.out_proj.in_features**-0.5
-        )  # ZeRO-3 leaves no shape
+        # out_proj, because under ZeRO-3 in_proj_weight has no shape.
+        init.normal_(module.in_proj_weight, mean=0.0, std=factor * module.out_proj.in_features**-0.5)
         init.zeros_(module.in_proj_bias)

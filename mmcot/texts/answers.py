@@ -1,11 +1,11 @@
-"""From the text the model wrote to the choice it meant.
+"""Parsing the chosen option from generated text.
 
     "The answer is (B)."                       -> 1
     "Maps have ... The answer is (A)."         -> 0
     "The answer is (A). The answer is (B)."    -> None  (two answers)
-    "B"                                        -> None  (no answer in the known words)
+    "B"                                        -> None  (no answer in the known form)
 
-This module knows nothing of models or scores.
+This module does not depend on models or scores.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ import random
 import re
 
 ANSWER_PATTERN = re.compile(r"The answer is \(([A-Z])\)")
-NUM_GUESSED_LETTERS = 5  # the published system guesses among A-E, however many choices there are
+NUM_GUESSED_LETTERS = 5  # the published system guesses among A-E for any number of choices
 
 
 def parse_answer(text: str, num_choices: int) -> int | None:
-    """Read the index of the chosen option out of generated text.
+    """Parse the index of the chosen option from generated text.
 
-    Differs from the reference: there an unreadable answer becomes a guess, and a letter
-    beyond the last choice stays an index; here both are None, which counts as wrong.
+    Differs from the reference: the reference replaces an answer that cannot be parsed by a
+    guess, and keeps the index of a letter beyond the last choice. This function returns None
+    for both, which counts as wrong.
 
     Returns:
-        The zero-based index, or None unless the text says ``The answer is (X)`` exactly
+        The zero-based index, or None unless the text contains ``The answer is (X)`` exactly
         once and X is the letter of a choice.
     """
     letters = ANSWER_PATTERN.findall(text)
@@ -35,7 +36,7 @@ def parse_answer(text: str, num_choices: int) -> int | None:
 
 
 def split_reasons(text: str) -> str:
-    """The reasons of a text that holds an answer too, before it or after it (behind ``BECAUSE:``)."""
+    """Return the reasons of a text that also contains an answer; they precede it or follow ``BECAUSE:``."""
     match = ANSWER_PATTERN.search(text)
     if match is None:
         return text.strip()
@@ -44,11 +45,11 @@ def split_reasons(text: str) -> str:
 
 
 def guess_answer(qid: str, num_choices: int, seed: int) -> int | None:
-    """Guess as the published system does where it cannot read an answer.
+    """Guess as the published system does where it cannot parse an answer.
 
-    It draws one of five letters whatever the number of choices, so a question with three
-    of them is guessed right one time in five. The draw here depends on ``seed`` and
-    ``qid`` alone: neither the order nor the number of the questions changes it.
+    It draws one of five letters for any number of choices, so the guess for a question with
+    three choices is right one time in five. The guess depends on ``seed`` and ``qid`` alone,
+    not on the order or the number of the questions.
 
     Returns:
         The guessed index, or None where the guess is the letter of no choice (wrong).

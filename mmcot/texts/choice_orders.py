@@ -1,8 +1,8 @@
-"""The same questions with their choices changed: does a model read the choices, or did it learn letters?
+"""Questions with changed choices, to test whether a model reads the choices or has learned letters.
 
     changed = change_choices(problem, "reversed", rng=random.Random(0), others=["the owl", "past"])
 
-What is asked stays the same and the right choice stays right; only its letter and its company change.
+The question and the right choice stay the same; only its letter and the other choices change.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from collections.abc import Sequence
 from mmcot.texts.problem import Problem
 
 CHANGES = ("as given", "reversed", "rotated", "one replaced", "one removed", "one added")
-MAX_ADDED_TO = 3  # a choice is added to at most so many
+MAX_ADDED_TO = 3  # a choice is added only to a question with at most this many
 MIN_REMOVED_FROM = 3
 
 
 def change_choices(problem: Problem, change: str, *, rng: random.Random, others: Sequence[str]) -> Problem | None:
-    """The question under a change of ``CHANGES``.
+    """Return the question with one change of ``CHANGES``.
 
     Args:
         problem: with a gold answer.
-        rng: draws the distractor that is replaced or removed, the one that comes, and its place.
+        rng: draws the distractor that is replaced or removed, the new choice, and its place.
         others: choices of other skills to draw from.
 
     Returns:
-        None where the change cannot be made: one is removed of three or more, added to fewer than four.
+        The changed question, or None where the change is not possible: a choice can only be removed
+        from three or more, and only be added to fewer than four.
 
     Raises:
         ValueError: the change is unknown.
@@ -53,9 +54,11 @@ def change_choices(problem: Problem, change: str, *, rng: random.Random, others:
         return dataclasses.replace(problem, choices=tuple(choices))
     place = rng.randint(0, number)
     choices = (*problem.choices[:place], rng.choice(strangers), *problem.choices[place:])
-    return dataclasses.replace(problem, choices=choices, answer=problem.answer + (place <= problem.answer))
+    answer = None if problem.answer is None else problem.answer + (place <= problem.answer)
+    return dataclasses.replace(problem, choices=choices, answer=answer)
 
 
 def _without(problem: Problem, place: int) -> Problem:
     choices = problem.choices[:place] + problem.choices[place + 1 :]
-    return dataclasses.replace(problem, choices=choices, answer=problem.answer - (place < problem.answer))
+    answer = None if problem.answer is None else problem.answer - (place < problem.answer)
+    return dataclasses.replace(problem, choices=choices, answer=answer)

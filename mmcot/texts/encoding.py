@@ -1,7 +1,7 @@
 """From texts and features to tensors.
 
-A tokenizer is any transformers fast tokenizer with a padding and an end token. The small
-one trained here needs no download and opens with ``AutoTokenizer.from_pretrained``.
+A tokenizer is any transformers fast tokenizer with a padding and an end token. The one that
+``tokenizer.py`` trains needs no download and opens with ``AutoTokenizer.from_pretrained``.
 
 Shape suffixes: B batch, S source positions, T target positions, P patches, V feature width.
 """
@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-IGNORED_LABEL = -100  # padding of the target; no loss is taken there
+IGNORED_LABEL = -100  # padding of the target, which has no loss
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EncodedPair:
     """A source and a target as token ids, both ending in the end token.
 
-    ``source_cut`` and ``target_cut`` count the tokens that the length limits took away.
+    ``source_cut`` and ``target_cut`` count the tokens that the length limits removed.
     """
 
     source_ids: tuple[int, ...]
@@ -34,7 +35,7 @@ class EncodedPair:
 def encode_pair(
     tokenizer: PreTrainedTokenizerBase, source: str, target: str, *, max_source_tokens: int, max_target_tokens: int
 ) -> EncodedPair:
-    """Tokenize a pair, cutting each side at its end to its limit (the end token included)."""
+    """Tokenize a pair and truncate each side to its limit (the end token included)."""
     source_ids, source_cut = _limit(tokenizer(source).input_ids, max_source_tokens)
     target_ids, target_cut = _limit(tokenizer(target).input_ids, max_target_tokens)
     return EncodedPair(source_ids, target_ids, source_cut, target_cut)
@@ -48,13 +49,13 @@ def collate(
     pad_token_id: int,
     is_dummy: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """Stack a block to its own longest row.
+    """Pad a block to its own longest row and stack it.
 
     Args:
         pairs: B encoded pairs.
         features: B arrays [p, V] with p <= P, or all None for text alone.
         feature_shape: [P, V]; missing patches are zeros.
-        is_dummy: labels are all ignored, so that the block has no gradient.
+        is_dummy: all labels are ignored, so that the block has no gradient.
 
     Returns:
         input_ids int64 [B, S], attention_mask int64 [B, S], labels int64 [B, T] padded
@@ -70,7 +71,7 @@ def collate(
     if is_dummy:
         batch["labels"].fill_(IGNORED_LABEL)
     if features and features[0] is not None:
-        batch |= stack_features(features, feature_shape)
+        batch |= stack_features(cast("Sequence[np.ndarray]", features), feature_shape)  # all or none are None
     return batch
 
 
@@ -88,7 +89,7 @@ def stack_features(features: Sequence[np.ndarray], feature_shape: tuple[int, int
 
 def _limit(ids: list[int], limit: int) -> tuple[tuple[int, ...], int]:
     cut = max(0, len(ids) - limit)
-    return (tuple(ids[: limit - 1]) + (ids[-1],) if cut else tuple(ids)), cut
+    return ((*ids[: limit - 1], ids[-1]) if cut else tuple(ids)), cut
 
 
 def _stack(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""One multiple-choice question, as every room of the project knows it.
+"""One multiple-choice question, the type that all packages share.
 
-A problem is a row of ScienceQA's ``problems.json`` under its question id, with the
-caption of its picture beside it:
+A problem is a record of ScienceQA's ``problems.json`` with its question id and the caption
+of its picture:
 
     Problem(qid="1", question="Which of these states is farthest north?",
             choices=("West Virginia", "Louisiana", "Arizona", "Oklahoma"), answer=0,
@@ -9,8 +9,8 @@ caption of its picture beside it:
             lecture="Maps have four cardinal directions ...", solution="To find ...",
             split="train", caption="An aerial view of a painting of a forest.", ...)
 
-This module knows nothing of files: ``images`` are names, and whether a named picture
-can be read is the business of whoever opens it.
+This module reads no files: ``images`` are names, and the code that opens a picture checks
+whether it can be read.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TEXT_FIELDS = ("hint", "task", "grade", "subject", "topic", "category", "skill"
 
 
 class ProblemError(ValueError):
-    """A question that cannot be used as it stands; the message names its qid and field."""
+    """A question that is not valid; the message names its qid and field."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ class Problem:
     """A question with its choices, its gold answer and the reasons for it.
 
     ``answer`` is the zero-based index into ``choices``, or None where it is unknown (a
-    question that is only to be answered). ``images`` names the pictures in reading
-    order; it is empty for a question without one.
+    question to predict). ``images`` names the pictures in reading order; it is empty for a
+    question without one.
     """
 
     qid: str
@@ -109,7 +109,7 @@ class Problem:
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Problem:
-        """Read back what ``to_record`` wrote."""
+        """Read a record of ``to_record``."""
         return cls.from_scienceqa(str(record.get("qid", "")), record)
 
     def to_record(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class Problem:
         return record
 
     def with_choices_in_order(self, order: Sequence[int]) -> Problem:
-        """The same question with its choices in another order: choice i is what was choice ``order[i]``."""
+        """Return the same question with its choices in another order: the new choice i is the old ``order[i]``."""
         answer = None if self.answer is None else list(order).index(self.answer)
         return dataclasses.replace(self, choices=tuple(self.choices[index] for index in order), answer=answer)
 

@@ -1,21 +1,21 @@
-"""Prompt pairs: what the model reads and what it should write, for every format.
+"""Prompt pairs: the model's input and its target, for every format.
 
-A format is ``INPUT-OUTPUT``, such as ``QCM-E`` (stage one: question, context and
-options in, the explanation out) or ``QCMG-A`` (stage two: with a rationale in, the
-answer out). The record is one pair of texts, each on one line:
+A format is ``INPUT-OUTPUT``, such as ``QCM-E`` (stage one: input question, context and
+options, output explanation) or ``QCMG-A`` (stage two: input also a rationale, output
+answer). The record is one pair of texts, each on one line:
 
     source  "Question: Which of these states is farthest north? Context: N/A
              Options: (A) West Virginia (B) Louisiana (C) Arizona (D) Oklahoma Solution:"
     target  "Solution: To find the answer, look at the compass rose. ..."
 
-The letters: Q question, C context (hint and caption), M the options, G a rationale
-written earlier, L lecture, E explanation (ScienceQA's ``solution``), A answer. The
-texts are those of the published system to the byte, oddities included, for its
-checkpoints have read nothing else: AL gives the solution and AE the lecture, LE ends
-in one period more, a newline of a lecture or solution becomes a backslash and an n, and
-``BECAUSE:`` stays where the lecture or solution after it is empty.
+The letters: Q question, C context (hint and caption), M the options, G a generated
+rationale, L lecture, E explanation (ScienceQA's ``solution``), A answer. The texts are
+byte for byte those of the published system, because its checkpoints were trained on them.
+This includes its irregularities: AL has the solution and AE the lecture, LE ends with an
+additional period, a newline in a lecture or solution becomes a backslash and an n, and
+``BECAUSE:`` is kept where the lecture or solution after it is empty.
 
-This module knows nothing of tokens, files or pictures.
+This module does not depend on tokens, files or pictures.
 """
 
 from __future__ import annotations
@@ -69,32 +69,32 @@ OUTPUTS: Mapping[str, str] = MappingProxyType(
 PAPER_NAMES: Mapping[str, str] = MappingProxyType(
     {
         "QCM→A": "QCM-A",  # no reasoning
-        "QCM→RA": "QCM-LEA",  # reasons, then answers, in one text
-        "QCM→AR": "QCM-ALE",  # answers, then explains
+        "QCM→RA": "QCM-LEA",  # rationale, then answer, in one text
+        "QCM→AR": "QCM-ALE",  # answer, then explanation, in one text
         "QCM→R": "QCM-E",  # stage one of two (its older form: QCM-LE)
         "QCMR→A": "QCMG-A",  # stage two of two
     }
 )
 
-_GOLD_RATIONALE = "Solution: {lecture} {solution}"  # what QCMG reads where no rationale is given
+_GOLD_RATIONALE = "Solution: {lecture} {solution}"  # the rationale in QCMG where none is given
 
 
 def build_pair(
     problem: Problem, format: str, *, use_caption: bool = False, rationale: str | None = None
 ) -> tuple[str, str]:
-    """Build the text the model reads and the text it should write.
+    """Build the model's input text and its target text.
 
     Args:
-        format: ``INPUT-OUTPUT`` out of ``INPUTS`` and ``OUTPUTS``, or a name of the paper
+        format: ``INPUT-OUTPUT`` of ``INPUTS`` and ``OUTPUTS``, or a name of the paper
             (``PAPER_NAMES``, with ``→`` or ``->``).
         use_caption: append the picture's caption to the hint.
-        rationale: what QCMG and CQMG read, verbatim (a stage-one text begins with
-            ``Solution:``); None gives them the gold lecture and solution. The other
-            inputs do not read it.
+        rationale: the rationale in QCMG and CQMG, verbatim (a stage-one text starts with
+            ``Solution:``); None uses the gold lecture and solution. The other inputs do
+            not contain it.
 
     Returns:
         (source, target). The target is ``""`` where it needs the answer and the problem
-        has none, so that an unanswered question can still be asked.
+        has none, so that a question without an answer still has a source.
 
     Raises:
         ValueError: the format is unknown, or its input needs the answer (QCMA, QCA) and
@@ -105,7 +105,7 @@ def build_pair(
     fields["rationale"] = _GOLD_RATIONALE.format(**fields) if rationale is None else rationale
     if problem.answer is None and "{answer}" in INPUTS[input_part]:
         raise ValueError(
-            f"question {problem.qid} has no answer, and the input of format {format!r} shows it; "
+            f"question {problem.qid} has no answer, and the input of format {format!r} contains it; "
             "give the problem its answer or choose an input without A, such as QCM"
         )
     ending = "Answer:" if output_part == "A" else "Solution:"
@@ -113,7 +113,7 @@ def build_pair(
 
 
 def gold_rationale(problem: Problem, format: str) -> str:
-    """The target that stage one learns under ``format``: the rationale in its own shape.
+    """The target of stage one in ``format``: the gold rationale.
 
     Args:
         format: a whole format such as ``QCM-E``, or its output part alone (``E``).
@@ -123,7 +123,7 @@ def gold_rationale(problem: Problem, format: str) -> str:
 
 
 def split_format(format: str) -> tuple[str, str]:
-    """Split a format into its known input and output parts; the paper's names are understood.
+    """Split a format, or a name of the paper, into its input and output parts.
 
     Raises:
         ValueError: one of the parts is unknown; the message names the nearest format.
@@ -159,5 +159,5 @@ def _target(problem: Problem, output_part: str, fields: dict[str, str]) -> str:
 
 
 def _normalize(text: str) -> str:
-    """One line with single spaces."""
+    """Join the words of a text with single spaces."""
     return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""The tokenizer that is trained on a data set's own texts."""
+"""Training a tokenizer on the texts of a data set."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ PAD_TOKEN, EOS_TOKEN = "<pad>", "</s>"  # ids 0 and 1, as T5 has them
 def train_tokenizer(texts: Iterable[str], output_dir: str | Path, *, vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer on texts and save it as a transformers tokenizer.
 
-    Any text can be written in it and read back exactly; frequent words become one piece.
-    Fewer than ``vocab_size`` pieces result where the texts don't hold so many.
+    It encodes any text without loss; a frequent word becomes one token. The vocabulary is smaller
+    than ``vocab_size`` where the texts do not contain that many different pieces.
 
     Raises:
         ValueError: there is no text.
     """
     texts = list(texts)
     if not texts:
-        raise ValueError("a tokenizer cannot be trained on no text at all; give the training split some questions")
+        raise ValueError("there is no text to train a tokenizer on; give the training split some questions")
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -1,14 +1,15 @@
-"""From pictures to captions, by a captioning model of transformers.
+"""Captions of pictures, by a captioning model of transformers.
 
     Captioner("Salesforce/blip-image-captioning-base").caption(images)   # ["a compass on a map", ...]
 
-Any model that writes text for pixels alone: BLIP, GIT, ViT with GPT-2 and their like; no chat models.
+Any model that generates text from pixels alone, such as BLIP, GIT or ViT with GPT-2; no chat models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -20,18 +21,18 @@ class Captioner:
 
     Args:
         model: Hugging Face id or folder, with its image processor and tokenizer.
-        max_new_tokens: longest caption.
+        max_new_tokens: maximum length of a caption.
     """
 
     def __init__(self, model: str | Path, *, device: str = "cpu", max_new_tokens: int = 40) -> None:
         self._processor = AutoImageProcessor.from_pretrained(model, use_fast=False)
         self._tokenizer = AutoTokenizer.from_pretrained(model)
-        self._model = AutoModelForImageTextToText.from_pretrained(model).to(device).eval()
+        self._model = cast(Any, AutoModelForImageTextToText.from_pretrained(model)).to(device).eval()
         self._max_new_tokens = max_new_tokens
 
     @torch.inference_mode()
     def caption(self, images: Sequence[Image.Image]) -> list[str]:
-        """A caption a picture, on one line, written greedily; the start of the text the model was given is left out."""
+        """Generate a caption for each picture, greedily and on one line."""
         pixels = self._processor(images=[image.convert("RGB") for image in images], return_tensors="pt").pixel_values
         ids = self._model.generate(
             pixel_values=pixels.to(self._model.device),

@@ -1,7 +1,7 @@
 """The kinds of published encoders: DETR, CLIP, ViT and ResNet.
 
-Neither torch nor transformers is imported here, so that settings, messages and commands can list the kinds: classes are
-named, and ``VisionEncoder`` imports them when it opens a model.
+This module imports neither torch nor transformers, so that settings, messages and commands can list the kinds. It names
+the classes, and ``VisionEncoder`` imports them when it opens a model.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ def _vit_features(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
 def _resnet_features(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
     """The pooled last stage as one vector: [B, 3, H, W] to [B, 1, D].
 
-    The published system repeats this vector 512 times. Keys that are identical share their attention
-    evenly and have one value, so attending to one gives what attending to 512 gives.
+    The published system repeats this vector 512 times. Identical keys have equal attention weights and the
+    same value, so attention to one vector equals attention to 512 copies.
     """
     return model(pixel_values=pixels).pooler_output.flatten(1).unsqueeze(1)
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderKind:
-    """What sets one kind of encoder apart; normalisation and filter hold where the model's folder names none."""
+    """The properties of one kind; normalisation and filter apply where the model's folder does not set them."""
 
     default_model: str  # Hugging Face id
-    model_types: tuple[str, ...]  # what `model_type` in a config.json may say
+    model_types: tuple[str, ...]  # allowed values of `model_type` in a config.json
     config_class: str  # of transformers
     model_class: str  # of transformers
     features: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]
@@ -80,7 +80,7 @@ ENCODERS: Mapping[str, EncoderKind] = MappingProxyType(
         "clip": EncoderKind(
             default_model="openai/clip-vit-base-patch32",
             model_types=("clip", "clip_vision_model"),
-            config_class="CLIPVisionConfig",  # finds itself in a whole CLIP's configuration
+            config_class="CLIPVisionConfig",  # also reads its part of a whole CLIP's configuration
             model_class="CLIPVisionModel",
             features=_clip_features,
             mean_and_std=_CLIP,

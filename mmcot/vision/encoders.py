@@ -3,14 +3,15 @@
     encoder = VisionEncoder("clip")
     features = encoder.encode([picture])  # float16 [1, 49, 768]
 
-A model is a Hugging Face id or a local folder, of the encoder alone or with any head on it. A picture
-is always seen whole: it is squeezed into the model's square, never cropped.
+A model is a Hugging Face id or a local folder, of the encoder alone or with any head. A picture is
+never cropped: it is resized to the model's square.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,15 +31,15 @@ class VisionEncoder:
     Args:
         kind: one of ``ENCODERS``: ``detr`` gives its object queries [100, 256], ``clip`` its patches
             without the class token [49, 768], ``vit`` its class token and patches [145, 1024], ``resnet``
-            its pooled vector once, [1, 2048] (shapes of the default models; the published
-            CLIP features are of a ResNet tower, [49, 2048], that transformers lacks). The published system repeats
-            ResNet's vector 512 times; identical keys attend alike, so once is the same.
+            its pooled vector once, [1, 2048] (shapes of the default models; the published CLIP features
+            are of a ResNet tower, [49, 2048], which transformers does not have). The published system
+            repeats ResNet's vector 512 times, which gives the same attention output.
         model: a Hugging Face id or a local folder; None for the kind's default.
         device: where the model runs.
 
     Attributes:
-        shape: [P, D] of one picture, found with one empty picture.
-        image_size: side of the model's square in pixels: its configuration's, 224 where that has none.
+        shape: [P, D] of one picture, measured with one empty picture.
+        image_size: side of the model's square in pixels, from its configuration; 224 where that has none.
 
     Raises:
         ValueError: the kind is unknown, or the model is of another type, is not square or lacks weights.
@@ -51,15 +52,15 @@ class VisionEncoder:
         self.kind, self._kind = kind, ENCODERS[kind]
         self.name = str(model or self._kind.default_model)
         self.device = torch.device(device)
-        self._model = self._load().eval().requires_grad_(False).to(self.device, memory_format=torch.channels_last)
+        frozen = cast(Any, self._load().eval().requires_grad_(False))
+        self._model = frozen.to(self.device, memory_format=torch.channels_last)
         self.image_size = self._read_image_size()
         self._read_processor()
-        self.shape: tuple[int, int] = tuple(
-            self._features(torch.zeros(1, 3, self.image_size, self.image_size)).shape[1:]
-        )
+        _, num_patches, dim = self._features(torch.zeros(1, 3, self.image_size, self.image_size)).shape
+        self.shape: tuple[int, int] = (num_patches, dim)
 
     def preprocess(self, image: Image.Image) -> torch.Tensor:
-        """Bring a picture into the model's form.
+        """Convert a picture to the model's input.
 
         Args:
             image: any size and mode; resized to the model's square as RGB, nothing is cropped.
@@ -89,18 +90,19 @@ class VisionEncoder:
         if bad.any():
             first = int(bad.nonzero()[0])
             raise ValueError(
-                f"{self.kind} features of {self.name!r}: picture {first} of a batch of {len(images)} has values that are NaN, infinite "
-                f"or beyond float16 (the largest is {features[first].abs().max().item()}); expected finite values up to "
-                f"{torch.finfo(torch.float16).max:g}. Check that the checkpoint is whole, or use another model."
+                f"{self.kind} features of {self.name!r}: picture {first} of a batch of {len(images)} has values that "
+                f"are NaN, infinite or beyond float16 (the largest is {features[first].abs().max().item()}); expected "
+                f"finite values up to {torch.finfo(torch.float16).max:g}. Check that the checkpoint is whole, or use "
+                "another model."
             )
         return halved.cpu().numpy()
 
     def _squeeze(self, image: Image.Image) -> np.ndarray:
-        """Any picture as uint8 [H, W, 3] of the model's square."""
+        """Resize a picture to the model's square, uint8 [H, W, 3]."""
         return np.asarray(image.convert("RGB").resize((self.image_size, self.image_size), self._resample))
 
     def _normalise(self, pixels: np.ndarray) -> torch.Tensor:
-        """uint8 [B, H, W, 3] to float32 [B, 3, H, W], in memory still [B, H, W, 3], which convolutions read fastest."""
+        """Normalise uint8 [B, H, W, 3] to float32 [B, 3, H, W] in channels-last memory, fastest for convolutions."""
         return torch.from_numpy(pixels).to(torch.float32).mul_(self._scale).sub_(self._shift).permute(0, 3, 1, 2)
 
     @torch.inference_mode()
@@ -112,29 +114,31 @@ class VisionEncoder:
         found = PreTrainedConfig.get_config_dict(self.name)[0].get("model_type")
         if found not in self._kind.model_types:
             raise ValueError(
-                f"{self.name!r} is a model of type {found!r}, but the encoder {self.kind!r} reads {' or '.join(map(repr, self._kind.model_types))}; "
-                f"name a matching model, such as {self._kind.default_model!r}, or another kind ({', '.join(ENCODERS)})."
+                f"{self.name!r} is a model of type {found!r}, but the encoder {self.kind!r} reads "
+                f"{' or '.join(map(repr, self._kind.model_types))}; name a matching model, such as "
+                f"{self._kind.default_model!r}, or another kind ({', '.join(ENCODERS)})."
             )
         try:
             model, report = getattr(transformers, self._kind.model_class).from_pretrained(
                 self.name,
                 config=getattr(transformers, self._kind.config_class).from_pretrained(self.name),
-                dtype=torch.float32,  # transformers would take the checkpoint's own
+                dtype=torch.float32,  # the default is the checkpoint's dtype
                 output_loading_info=True,
                 **self._kind.model_settings,
             )
         except ImportError as error:
             if "timm" not in str(error):
                 raise
-            message = f"The backbone of {self.name!r} ({self.kind}) is built by timm, which is not installed; run `pip install timm`."
-            raise ImportError(message) from error
-        missing = sorted(
-            name for name in report["missing_keys"] if not name.endswith("num_batches_tracked")
-        )  # plays no part here
+            raise ImportError(
+                f"The backbone of {self.name!r} ({self.kind}) is built by timm, which is not installed; "
+                "run `pip install timm`."
+            ) from error
+        # num_batches_tracked has no effect in inference.
+        missing = sorted(name for name in report["missing_keys"] if not name.endswith("num_batches_tracked"))
         if missing:
             raise ValueError(
-                f"{self.name!r} lacks {len(missing)} weights of a {self.kind} encoder, such as {missing[0]!r}; expected all of them, as "
-                "transformers would draw them at random. Name a whole checkpoint of this kind."
+                f"{self.name!r} lacks {len(missing)} weights of a {self.kind} encoder, such as {missing[0]!r}; "
+                "expected all of them, as transformers would draw them at random. Name a whole checkpoint of this kind."
             )
         return model
 
@@ -143,12 +147,13 @@ class VisionEncoder:
         sizes = {size} if isinstance(size, int) else set(size)
         if len(sizes) != 1:
             raise ValueError(
-                f"{self.name!r} ({self.kind}) takes pictures of {size} pixels; expected a square. Use a model with one `image_size`."
+                f"{self.name!r} ({self.kind}) takes pictures of {size} pixels; expected a square. Use a model with "
+                "one `image_size`."
             )
         return sizes.pop()
 
     def _read_processor(self) -> None:
-        """Take mean, std and filter from preprocessor_config.json, and what it does not say from the kind."""
+        """Read mean, std and filter from preprocessor_config.json; the kind gives what the file does not set."""
         found = get_image_processor_config(self.name)
         mean, std = self._kind.mean_and_std
         if found.get("do_normalize", True) is False:

@@ -1,7 +1,7 @@
-"""From a picture to vision features, an array [P, V].
+"""Vision features of a picture, an array [P, V], without an encoder.
 
-The embedded kind is ``patch``: the picture itself, cut in squares. Real encoders (DETR,
-CLIP, ViT, ResNet) give arrays of the same sort.
+The built-in kind is ``patch``: squares of the picture itself. Encoders (DETR, CLIP, ViT,
+ResNet) give arrays of the same form.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from PIL import Image
 PATCH_IMAGE_SIZE = 64  # pixels, after resizing
 PATCH_SIZE = 8  # pixels
 PATCH_SHAPE = ((PATCH_IMAGE_SIZE // PATCH_SIZE) ** 2, 3 * PATCH_SIZE**2 + 2 * (PATCH_IMAGE_SIZE // PATCH_SIZE))
-PATCH_SCALE = 16.0  # brings the few bright entries to the size of T5's text states
+PATCH_SCALE = 16.0  # scales the few large entries to the size of T5's text states
 
 
 def patch_features(image: Image.Image) -> np.ndarray:
-    """Cut a picture into 8x8-pixel squares that carry their own positions.
+    """Cut a picture into 8x8-pixel squares with their positions.
 
-    The fusion knows no positions, so each patch brings its row and column.
+    The fusion has no position encoding, so each patch contains its row and column.
 
     Args:
         image: any size and mode; resized to 64x64 RGB.
@@ -38,7 +38,7 @@ def patch_features(image: Image.Image) -> np.ndarray:
 
 # Shapes of the published system's features, [P, D] of one picture.
 PUBLISHED_SHAPES = {"detr": (100, 256), "clip": (49, 2048), "resnet": (512, 2048), "vit": (145, 1024)}
-# Features whose patches are squares of the whole picture in reading order, as (rows, columns). No kind that may crop
-# the picture, put a class token before it, pool it, or give objects instead of places (DETR's queries) stands here.
+# Features whose patches are squares of the whole picture in reading order, as (rows, columns). Kinds that may crop the
+# picture, add a class token, pool it, or give objects instead of places (DETR's queries) are not in this table.
 PATCH_GRIDS = {"patch": (PATCH_IMAGE_SIZE // PATCH_SIZE, PATCH_IMAGE_SIZE // PATCH_SIZE)}
 FEATURES = {"patch": (patch_features, PATCH_SHAPE)}

@@ -240,7 +240,7 @@ def test_a_wrong_token_and_none_are_refused(on_a_cluster, folder):
         done = cluster.head.run(
             command(f"run.dir={folder / 'other'}", folder=folder), env=refused, check=False, timeout=60
         )
-        assert done.returncode == 1 and "does not take the job" in done.stderr and "Traceback" not in done.stderr
+        assert done.returncode == 1 and "does not accept the job" in done.stderr and "Traceback" not in done.stderr
     done = cluster.head.run(
         ["ray", "job", "list", "--address", "http://127.0.0.1:8265"], env=cluster.environment, timeout=60
     )

@@ -112,7 +112,7 @@ def test_opening_a_device_turns_cudnn_attention_off():
 def test_a_gpu_that_is_not_there_is_told_in_a_sentence(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(
-        DeviceError, match="GPU 1 was asked for, this process sees 1 .*; start at most one process for each GPU"
+        DeviceError, match="GPU 1 is requested, this process sees 1 .*; start at most one process for each GPU"
     ):
         open_device(use_gpu=True, index=1)
 

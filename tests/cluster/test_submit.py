@@ -88,7 +88,7 @@ def test_a_cluster_that_wants_another_token_and_one_that_is_not_there_are_told_i
             raise error
 
         monkeypatch.setattr(ray.job_submission, "JobSubmissionClient", refuse)
-        with pytest.raises(submit.SubmitError, match="does not take the job"):
+        with pytest.raises(submit.SubmitError, match="does not accept the job"):
             submit_run(load_settings(preset="demo", overrides=SHARED), address="http://127.0.0.1:8265")
 
 
@@ -148,7 +148,7 @@ def test_ctrl_c_ends_the_following_and_not_the_job_also_while_the_connection_is_
     shown = []
     monkeypatch.setattr(submit.time, "sleep", press_ctrl_c)
     assert submit._follow(Away("RUNNING", None), "demo-1", shown.append) == 130
-    assert shown[-1] == "no longer following demo-1; it goes on"
+    assert shown[-1] == "no longer following demo-1; it continues"
 
 
 def test_no_secret_of_the_environment_goes_along(tmp_path, monkeypatch):

@@ -148,7 +148,7 @@ def test_sigterm_stops_the_queue_and_the_same_call_goes_on(cluster, nodes, job):
             timers.append(threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)))
             timers[0].start()
 
-    with pytest.raises(Stopped, match="the same command goes on"), sigterm_stops(), ray_session(job.settings.cluster):
+    with pytest.raises(Stopped, match="the same command resumes"), sigterm_stops(), ray_session(job.settings.cluster):
         run_tasks(job, tasks, report=ask_to_stop)
     assert 1 <= len(computed(job)) < len(tasks)
     with ray_session(job.settings.cluster):

@@ -52,7 +52,7 @@ def run(settings, tmp_path):
             dict.fromkeys(range(4), 1.0),
             gpus_per_worker=1,
             **{"cluster": settings, "max_attempts": 2, "hang_timeout_s": TIMEOUT_S, "report": lines.append} | changes,
-            stands=lambda task: (tmp_path / f"{task}.txt").exists(),
+            is_committed=lambda task: (tmp_path / f"{task}.txt").exists(),
             done=lambda task, result: results.setdefault(task, result),
         )
         return set_aside, results, lines

@@ -145,7 +145,7 @@ def test_status_says_where_an_interrupted_run_stands(place):
     assert (
         "step 700 of 800" in output
         and "last checkpoint step-000700" in output
-        and "goes on at 'train-rationale'" in output
+        and "resumes at 'train-rationale'" in output
     )
 
 

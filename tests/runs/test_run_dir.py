@@ -69,7 +69,7 @@ def test_an_older_attempt_may_not_commit(run_dir):
     run_dir.path.mkdir()
     with owned(run_dir) as attempt:
         run_dir.check_attempt(attempt)
-        with pytest.raises(RunError, match="attempt 0 may not commit"):
+        with pytest.raises(RunError, match="attempt 0 must not commit"):
             run_dir.check_attempt(attempt - 1)
 
 
@@ -92,7 +92,7 @@ def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path):
 
 def test_a_full_disk_is_said_so_and_the_last_file_stands(tmp_path):
     commit_bytes(tmp_path / "a", b"old")
-    with pytest.raises(OSError, match="the disk is full; what was committed before stands"), committing(tmp_path / "a"):
+    with pytest.raises(OSError, match="the disk is full; what was committed is kept"), committing(tmp_path / "a"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert (tmp_path / "a").read_bytes() == b"old"
 

@@ -180,4 +180,4 @@ def test_status_counts_questions_while_texts_are_written_and_promises_no_time_wh
     )
     lines = describe_run(run_dir.path)
     assert lines[2] == "rationales       to do, 1,280 of 5,200 questions"
-    assert "goes on at 'rationales'" in lines[5]
+    assert "resumes at 'rationales'" in lines[5]

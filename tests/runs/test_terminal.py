@@ -134,7 +134,7 @@ def test_ctrl_c_in_a_command_that_only_computes_ends_in_a_sentence(tmp_path):
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_every_signal_that_asks_to_stop_unwinds_a_step_alike(number):
     before = [signal.getsignal(each) for each in STOP_SIGNALS]
-    with pytest.raises(Stopped, match="the same command goes on"), sigterm_stops():
+    with pytest.raises(Stopped, match="the same command resumes"), sigterm_stops():
         os.kill(os.getpid(), number)
         time.sleep(5)
     assert [signal.getsignal(each) for each in STOP_SIGNALS] == before

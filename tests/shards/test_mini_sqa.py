@@ -214,7 +214,7 @@ def test_the_same_arguments_write_the_same_content_and_another_seed_does_not(tmp
 def test_an_exhausted_space_of_texts_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
     for slot, words in (("name", ("Ada", "Ben")), ("place", ("at home",)), ("time", ("at noon",))):
         monkeypatch.setitem(mini_sqa_skills.WORDS, slot, words)
-    with pytest.raises(ValueError, match="no new question text for the skill .* ask for fewer questions"):
+    with pytest.raises(ValueError, match="no new question text for the skill .* generate fewer questions"):
         write_mini_sqa(tmp_path, num_train=800, num_val=0, num_test=0)
 
 

@@ -284,7 +284,7 @@ def test_ready_made_features_in_the_tars_are_used_as_they_are(tmp_path):
 
 
 def test_a_tar_of_the_users_that_cannot_be_used_is_named(tmp_path):
-    with pytest.raises(ShardError, match="no.tar holds no .json member"):
+    with pytest.raises(ShardError, match="no.tar contains no .json member"):
         index_tars({"train": [write_tar(tmp_path / "no.tar", {"a.png": png()})]}, tmp_path / "out")
     with pytest.raises(ShardError, match="more than once"):
         index_tars(

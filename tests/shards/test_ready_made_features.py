@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_shards.picture_features import FeatureError, ready_made_features
 from data_shards.reader import SplitReader
+from data_shards.ready_made_features import FeatureError, ready_made_features
 from launcher.config.loading import load_settings
 from launcher.config.settings import SettingsError
 from launcher.data.build import prepare_data
@@ -106,7 +106,7 @@ def test_a_picture_without_a_row_is_counted_as_absent():
         (
             np.ones((1, 2, 3), np.float32),
             {"a": "5"},
-            "has 1 rows, name_map.json asks for 1 beyond them .question a: row 5",
+            "has 1 rows, name_map.json names 1 beyond them .question a: row 5",
         ),
     ],
 )

@@ -256,7 +256,7 @@ def test_altered_bytes_behind_a_url_are_found_in_both_modes(web, tmp_path):
     readers["ranges"].prefetch(np.arange(8))
     with pytest.raises(ShardError, match="are not those that were indexed"):
         readers["ranges"].problem(0)
-    with pytest.raises(ShardError, match="its manifest says"):
+    with pytest.raises(ShardError, match="its manifest has"):
         readers["cache"].problem(0)
 
 

@@ -135,7 +135,7 @@ def test_archives_put_behind_each_other_give_all_their_questions_and_it_is_said(
     said = []
     manifest = index_tars({"train": [tmp_path / "a.tar"]}, tmp_path / "out", report=said.append)
     assert manifest["num_samples"]["train"] == 3
-    assert said == [f"{tmp_path / 'a.tar'} holds 2 archives, one behind the other; all of them are read"]
+    assert said == [f"{tmp_path / 'a.tar'} contains 2 concatenated archives; all of them are read"]
 
 
 def test_more_or_fewer_zeros_behind_the_end_mark_are_no_damage(tmp_path):
@@ -176,7 +176,7 @@ def test_a_member_larger_than_the_file_is_refused_by_name(tmp_path, size):
     refuse(
         tmp_path / "a.tar",
         with_size(make_tar(2), size),
-        r"q0\.json.* says that it has -?[\d,]+ bytes .* the file ends at byte 10,240",
+        r"q0\.json.* has a size of -?[\d,]+ bytes .* the file ends at byte 10,240",
     )
 
 
@@ -222,7 +222,7 @@ def test_a_hole_that_looks_like_the_gap_between_two_archives_is_told(tmp_path):
     (tmp_path / "a.tar").write_bytes(data[: 10_240 - 4096] + bytes(4096) + data[10_240:])
     said = []
     build_index(tmp_path / "a.tar", report=said.append)
-    assert len(said) == 1 and "holds 2 archives" in said[0]
+    assert len(said) == 1 and "contains 2 concatenated archives" in said[0]
 
 
 @pytest.mark.parametrize("more", [b"x", b"<html>", make_tar(1), bytes(511) + b"x"])
@@ -262,7 +262,7 @@ def test_a_sparse_member_in_paxs_form_is_refused(tmp_path):
 
 
 def test_a_compressed_tar_is_refused_with_what_it_is(tmp_path):
-    refuse(tmp_path / "a.tar", gzip.compress(make_tar()), r"it is compressed \(gzip\); unpack it")
+    refuse(tmp_path / "a.tar", gzip.compress(make_tar()), r"it is compressed \(gzip\); decompress it")
 
 
 def test_a_name_that_is_no_text_is_refused(tmp_path):
@@ -397,5 +397,5 @@ def test_an_id_that_comes_twice_is_named(tmp_path):
         for name in ("x/0001.json", "y/0001.json"):
             add(tar, name, question(0))
     (tmp_path / "a.tar").write_bytes(stream.getvalue())
-    with pytest.raises(ShardError, match="such as '0001'.* without the folders before it"):
+    with pytest.raises(ShardError, match="such as '0001'.* without folders"):
         index_tars({"train": [tmp_path / "a.tar"]}, tmp_path / "out")

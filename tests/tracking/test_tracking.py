@@ -215,7 +215,7 @@ def test_sigterm_leaves_the_runs_as_killed(place):
     settings, run_dir = place
     before = signal.getsignal(signal.SIGTERM)
     with (
-        pytest.raises(Stopped, match="the same command goes on"),
+        pytest.raises(Stopped, match="the same command resumes"),
         sigterm_stops(),
         open_tracker(settings, run_dir) as tracker,
         tracker.step("data"),
