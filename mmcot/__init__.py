@@ -9,17 +9,22 @@ on clusters, shard files, configuration files or experiment tracking.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_PUBLIC = {
+if TYPE_CHECKING:
+    from mmcot.models.opening import open_model
+    from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
+
+__all__ = ["MultimodalT5Config", "T5ForMultimodalGeneration", "open_model"]
+
+_MODULES = {
     "open_model": "mmcot.models.opening",
     "T5ForMultimodalGeneration": "mmcot.models.t5",
     "MultimodalT5Config": "mmcot.models.t5",
 }
-__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
+    if name not in _MODULES:
         raise AttributeError(f"module 'mmcot' has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
