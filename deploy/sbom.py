@@ -3,9 +3,9 @@
     python deploy/sbom.py    # writes deploy/sbom.cdx.json and prints the licences
 
 The file is CycloneDX 1.6, sorted, without a time or a serial number. Roots are the dependencies
-and extras of pyproject.toml, without those of tests and development. From the roots the script follows the
-installed metadata, so the list contains what this platform needs. A required package that is
-not installed is an error.
+and extras of pyproject.toml, without those of tests and development. From the roots the script
+follows the installed metadata, so the list contains what this platform needs. A required package
+that is not installed is an error.
 """
 
 from __future__ import annotations

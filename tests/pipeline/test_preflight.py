@@ -178,7 +178,9 @@ def test_a_full_disk_is_found_before_the_start(tmp_path, monkeypatch):
 
 
 def test_a_model_that_cannot_be_fetched_is_named_with_where_to_put_it(tmp_path):
-    with pytest.raises(SettingsError, match=r"'nobody/no-such-model' is no folder here .* Put its files into a folder"):
+    with pytest.raises(
+        SettingsError, match=r"'nobody/no-such-model' is no local folder .* Put its files into a folder"
+    ):
         fetch_pretrained("nobody/no-such-model")
     with pytest.raises(SettingsError, match="has no config.json"):
         fetch_pretrained(str(tmp_path))
