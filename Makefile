@@ -4,11 +4,11 @@
 PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(if $(shell $(p) -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,12))' 2>/dev/null && echo yes),$(p))))
 VENV := .venv
 INSTALLED := $(VENV)/.installed
-# What `make test` leaves out: long proofs, and what needs a GPU, several hosts or the commands of the pages.
-USUAL := not slow and not gpu and not cluster and not docs
+# What `make test` leaves out: long and slow proofs, and what needs a GPU, several hosts or the commands of the pages.
+USUAL := not long and not slow and not gpu and not cluster and not docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check format test test-cluster test-docs test-slow coverage hooks audit clean
+.PHONY: help demo check format test test-long test-cluster test-docs test-slow coverage hooks audit clean
 
 help:  ## Show these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,14 +20,18 @@ check: $(INSTALLED)  ## Format, lint, types, import law and the quick tests with
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/pyright
-	$(VENV)/bin/python -m pytest -q -m "$(USUAL) and not ray and not processes"
+	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile -m "$(USUAL) and not ray and not processes"
 
 format: $(INSTALLED)  ## Format the code and mend what ruff can mend
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
+# Two processes share the tests, a file at a time.
 test: $(INSTALLED)  ## All usual tests, with the ten slowest
-	$(VENV)/bin/python -m pytest -m "$(USUAL)"
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "$(USUAL)"
+
+test-long: $(INSTALLED)  ## Kills, closed terminals and tunings of real runs: proofs of half a minute or more
+	$(VENV)/bin/python -m pytest -m long
 
 # One host is lost and replaced; the same under Slurm's script. Needs root on Linux, else it skips and gives the reason.
 test-cluster: $(INSTALLED)  ## The demo on two hosts in network namespaces
@@ -36,7 +40,7 @@ test-cluster: $(INSTALLED)  ## The demo on two hosts in network namespaces
 test-docs: $(INSTALLED)  ## Every command of the pages that needs no cluster, GPU, cloud or download
 	$(VENV)/bin/python -m pytest -s -m docs tests/repo/test_docs.py
 
-test-slow: $(INSTALLED)  ## Long proofs
+test-slow: $(INSTALLED)  ## Proofs of minutes
 	$(VENV)/bin/python -m pytest -m "slow"
 
 coverage: $(INSTALLED)  ## Line coverage of the usual tests, with the processes that they start

@@ -61,8 +61,13 @@ def _note_starts_of_ray():
 
 
 def pytest_collection_modifyitems(items):
-    """Order the tests that share a Ray first, so that it starts once; tests that start their own Ray come later."""
-    items.sort(key=lambda item: "ray_up" not in item.fixturenames)
+    """Put tests that share a Ray first, so that it is started once; then those that start processes."""
+    items.sort(key=lambda item: ("ray_up" not in item.fixturenames, not starts_processes(item)))
+
+
+def starts_processes(item):
+    """Whether a test starts a Ray of its own, or other processes."""
+    return any(item.get_closest_marker(name) for name in ("ray", "processes"))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from data_shards.atomic_files import read_json
 from launcher.config.settings import Settings
 from launcher.runs.journal import Journal
 from launcher.runs.run_dir import TUNING, RunDir
@@ -29,7 +30,7 @@ def describe_trials(results: Any, settings: Settings) -> list[dict[str, Any]]:
         trials.append(
             {
                 "trial": Path(result.path).name,
-                "values": result.config,
+                "values": _values_of(result),
                 "state": state,
                 "step": step,
                 tuning.objective: metrics.get(tuning.objective),
@@ -37,6 +38,11 @@ def describe_trials(results: Any, settings: Settings) -> list[dict[str, Any]]:
             }
         )
     return trials
+
+
+def _values_of(result: Any) -> dict[str, Any]:
+    """The values of a trial; after a restart Ray Tune lacks them for a trial that failed before its first report."""
+    return result.config or read_json(Path(result.path) / "params.json")
 
 
 def log_outcome(run_dir: RunDir, trials: list[dict[str, Any]], values: dict[str, float | None]) -> None:

@@ -231,6 +231,7 @@ def test_sync_sends_all_values_of_a_finished_run_to_a_fresh_mlflow(place, tmp_pa
     assert client.get_model_version_by_alias("answer", "champion").run_id == state["runs"]["pipeline"]
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_an_interrupted_training_run_again_resumes_from_its_checkpoint(interrupted, place):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

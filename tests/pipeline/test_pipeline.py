@@ -28,11 +28,11 @@ SIZES = [
     "data.mini_sqa.num_val=16",
     "data.mini_sqa.num_test=16",
     "data.samples_per_shard=24",
-    "rationale.num_steps=40",
+    "rationale.num_steps=20",
     "rationale.max_target_tokens=24",
     "answer.num_steps=6",
     "training.checkpoint_every=5",
-    "training.validate_every=20",
+    "training.validate_every=10",
     "training.log_every=1",
     "training.ledger=true",
     "training.global_batch_size=16",
@@ -123,15 +123,15 @@ def test_after_a_kill_of_the_driver_the_same_command_goes_on_at_the_unfinished_s
     assert attempts == {"data": 1, "train-rationale": 2, "rationales": 2, "train-answer": 2, "evaluate": 2}
     points = JournalReader(folder / "runs" / "demo" / "logs" / "rationale-metrics.jsonl").read()
     steps = [point["step"] for point in points if "loss" in point["metrics"]]
-    assert set(steps) == set(range(1, 41))
-    assert len(steps) < 2 * 40  # the second attempt began at a checkpoint, not at step one
+    assert set(steps) == set(range(1, 21))
+    assert len(steps) < 2 * 20  # the second attempt began at a checkpoint, not at step one
 
 
 def test_the_ledger_of_a_killed_and_resumed_training_adds_up_and_a_forged_one_does_not(folder, finished, tmp_path):
     run_dir = RunDir(folder / "runs" / "demo")
     qids = [str(qid) for qid in SplitReader(folder / shards_dir_of(run_dir), "train").qids]
     lines = verify_ledger(run_dir, "rationale", qids)
-    assert len(lines) == 10 and all(line.endswith("64 questions, each exactly once") for line in lines)
+    assert len(lines) == 5 and all(line.endswith("64 questions, each exactly once") for line in lines)
     forged_dir = RunDir(tmp_path)
     shutil.copytree(run_dir.logs, forged_dir.logs)
     path = forged_dir.ledger("rationale", 1)
@@ -185,7 +185,7 @@ def test_mlflow_holds_one_parent_with_a_child_a_step_and_no_point_twice(folder, 
     assert len(parents) == 1 and set(children) == set(STEPS) and len(runs) == 6
     assert {run.info.status for run in runs} == {"FINISHED"}
     history = client.get_metric_history(children["train-rationale"].info.run_id, "loss")
-    assert sorted(metric.step for metric in history) == list(range(1, 41))
+    assert sorted(metric.step for metric in history) == list(range(1, 21))
     parent = parents[0].data
     assert parent.params["training.zero_stage"] == "1" and all(
         child.data.params.items() >= parent.params.items() for child in children.values()
@@ -194,7 +194,7 @@ def test_mlflow_holds_one_parent_with_a_child_a_step_and_no_point_twice(folder, 
     assert {*losses, "val_accuracy_AVG", "test_accuracy_AVG", "val_rougeL", "test_rougeL"} <= set(parent.metrics)
     assert parent.metrics["rationale_loss"] == children["train-rationale"].data.metrics["loss"]
     history = client.get_metric_history(parents[0].info.run_id, "rationale_loss")
-    assert sorted(metric.step for metric in history) == list(range(1, 41))
+    assert sorted(metric.step for metric in history) == list(range(1, 21))
     training = children["train-rationale"].data.metrics
     assert {
         "mfu",

@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_proof.py"
 WITHOUT = (
     "import runpy, sys; sys.modules.update(ray=None, mlflow=None); sys.argv = sys.argv[1:]; "
     "runpy.run_path(sys.argv[0], run_name='__main__')"
 )
+
+pytestmark = pytest.mark.processes
 
 
 def test_every_part_runs_on_the_cpu_without_ray_and_mlflow_and_writes_its_json(tmp_path):

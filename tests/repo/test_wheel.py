@@ -13,6 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):

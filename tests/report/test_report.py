@@ -25,6 +25,8 @@ HOSTILE = (
 )
 NUM_TEST = 16
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def run(workplace, tiny_settings, tiny_data, model_dir):

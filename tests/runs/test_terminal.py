@@ -91,6 +91,7 @@ def steps(run_dir):
     return [point["step"] for point in JournalReader(run_dir.journal("rationale")).read() if "loss" in point["metrics"]]
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_ctrl_c_writes_a_checkpoint_the_same_command_goes_on_from_it_and_a_second_one_ends_at_once(tmp_path):
     run_dir = RunDir(tmp_path / "runs" / "demo")
@@ -113,6 +114,7 @@ def test_ctrl_c_writes_a_checkpoint_the_same_command_goes_on_from_it_and_a_secon
     assert again.end(10) == -signal.SIGINT and time.time() - pressed < 30 and "Traceback" not in again.text
 
 
+@pytest.mark.long
 @pytest.mark.ray
 def test_a_closed_terminal_writes_a_checkpoint_too(tmp_path):
     run_dir = RunDir(tmp_path / "runs" / "demo")

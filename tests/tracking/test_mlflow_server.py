@@ -37,6 +37,8 @@ ROOT = Path(__file__).parents[2]
 PASSWORD = "correct horse 100%"  # a percent sign: MLflow reads its settings with configparser
 DATABASE_PASSWORD = "elephant%40@:/"
 
+pytestmark = pytest.mark.processes
+
 
 def free_port() -> int:
     with socket.socket() as probe:

@@ -13,6 +13,8 @@ import pytest
 from data_shards.atomic_files import read_json
 from launcher.runs.run_dir import RunDir
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def exchange(tmp_path_factory):

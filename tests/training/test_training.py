@@ -24,6 +24,8 @@ from launcher.runs.journal import Journal, JournalReader
 from launcher.runs.run_dir import RunDir
 from launcher.training.checkpoint_store import checkpoint_store
 
+pytestmark = pytest.mark.processes
+
 
 def written(jobs):
     """The files of jobs."""
@@ -166,6 +168,7 @@ def test_one_rank_under_torchrun_computes_the_losses_and_weights_of_two(make_job
     assert max((weights[name] - expected[name]).abs().max().item() for name in expected) < 1e-5
 
 
+@pytest.mark.long
 def test_checkpoints_of_two_ranks_go_on_with_one_and_say_so_and_one_in_s3_with_none_here(
     make_job, forked, together, undisturbed
 ):
@@ -215,6 +218,7 @@ def test_every_stage_starts_from_the_same_random_weights_with_attention_started_
     assert first[2] == pytest.approx(first[1], rel=1e-6) and first[3] == pytest.approx(first[1], rel=1e-6)
 
 
+@pytest.mark.long
 def test_a_step_that_is_not_finite_stops_every_stage_and_precision_and_names_its_questions(
     make_job, forked, tiny_data, tmp_path
 ):

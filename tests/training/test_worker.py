@@ -38,6 +38,7 @@ def signal_ranks(run_dir: RunDir, faults: list[tuple[int, int]], signalled: list
         signalled.append(pid)
 
 
+@pytest.mark.long
 def test_ranks_killed_with_9_and_hung_are_replaced_and_the_training_ends_at_its_last_step(make_job, ray_up):
     job = dataclasses.replace(make_job("ray-faults", hang_timeout_s=5), num_steps=100)
     run_dir, signalled, lines = RunDir(Path(job.run_dir)), [], []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+import types
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from launcher.runs.journal import Journal
 from launcher.runs.run_dir import RunDir
 from launcher.tracking.run_log import open_tracker
 from launcher.tuning.plots import correlations
-from launcher.tuning.results import rank
+from launcher.tuning.results import describe_trials, rank
 from launcher.tuning.space import check_space, with_values
 from launcher.tuning.trial import TrialJob, copy_checkpoint, has_checkpoint, run_trial
 from launcher.tuning.tune import _finish, count_concurrent, end_trials, in_own_folder
@@ -296,3 +297,10 @@ def test_a_checkpoint_is_handed_over_whole_and_as_the_latest(tmp_path):
     assert (
         has_checkpoint(heir, 10) and not has_checkpoint(heir, 20) and (heir / "LATEST").read_text() == "step-000010\n"
     )
+
+
+def test_a_trial_that_failed_before_its_first_report_keeps_its_values_after_a_restart(tmp_path, tiny_settings):
+    commit_json(tmp_path / "params.json", {"training.learning_rate": 1e30})
+    result = types.SimpleNamespace(config=None, metrics=None, path=str(tmp_path), error=RuntimeError("the loss is nan"))
+    (trial,) = describe_trials([result], tiny_settings)
+    assert (trial["values"], trial["state"]) == ({"training.learning_rate": 1e30}, "failed")

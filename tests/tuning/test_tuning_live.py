@@ -81,6 +81,7 @@ def killed(tmp_path_factory):
     return folder, begun[0].parents[3], finish(start(folder, tuning, rationale={"num_steps": 80}), folder)
 
 
+@pytest.mark.long
 def test_a_trial_that_fails_is_recorded_with_its_reason_and_stops_no_other(killed):
     _folder, _, trials = killed
     by_rate = {trial["values"]["training.learning_rate"]: trial for trial in trials.values()}
@@ -88,6 +89,7 @@ def test_a_trial_that_fails_is_recorded_with_its_reason_and_stops_no_other(kille
     assert by_rate[1e30]["state"] == "failed" and "the loss is nan" in by_rate[1e30]["error"]
 
 
+@pytest.mark.long
 def test_after_a_kill_of_the_driver_the_same_command_goes_on_from_the_trials_checkpoints(killed):
     _folder, interrupted, trials = killed
     assert interrupted.name in trials
@@ -98,6 +100,7 @@ def test_after_a_kill_of_the_driver_the_same_command_goes_on_from_the_trials_che
     )  # the second attempt did not begin at step one
 
 
+@pytest.mark.long
 def test_every_trial_is_a_child_of_the_tuning_in_mlflow(killed):
     folder, _, trials = killed
     parent, runs = children(folder)
@@ -108,6 +111,7 @@ def test_every_trial_is_a_child_of_the_tuning_in_mlflow(killed):
     assert statuses == {name: "FAILED" if trial["state"] == "failed" else "FINISHED" for name, trial in trials.items()}
 
 
+@pytest.mark.long
 def test_values_and_losses_of_trials_stand_on_the_trials_runs_and_the_best_on_the_tunings(killed):
     folder, _, trials = killed
     parent, runs = children(folder)
