@@ -19,7 +19,7 @@ demo: $(INSTALLED)  ## Run the whole method on a small data set, in minutes
 check: $(INSTALLED)  ## Format, lint, types, import law and the quick tests without Ray: under 2 minutes
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/pyright
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile -m "$(USUAL) and not ray and not processes"
 
 format: $(INSTALLED)  ## Format the code and mend what ruff can mend
