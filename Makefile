@@ -26,9 +26,8 @@ format: $(INSTALLED)  ## Format the code and mend what ruff can mend
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-# Two processes share the tests, a file at a time.
 test: $(INSTALLED)  ## All usual tests, with the ten slowest
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "$(USUAL)"
+	$(VENV)/bin/python -m pytest -m "$(USUAL)"
 
 test-long: $(INSTALLED)  ## Kills, closed terminals and tunings of real runs: proofs of half a minute or more
 	$(VENV)/bin/python -m pytest -m long

@@ -72,27 +72,35 @@ def starts_processes(item):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    """End the shared Ray before a test that starts its own."""
-    if "ray_up" not in item.fixturenames and item.get_closest_marker("ray"):
-        import ray
-
-        if ray.is_initialized() and SHARED_RAY:
-            SHARED_RAY.pop().close()
+    """Start the shared Ray before a test that uses it, and end it before a test that starts a Ray of its own."""
+    if "ray_up" in item.fixturenames:
+        start_shared_ray()
+    elif item.get_closest_marker("ray"):
+        end_shared_ray()
 
 
 SHARED_RAY: list[contextlib.ExitStack] = []
 
 
-@pytest.fixture(scope="session")
-def ray_up(tiny_settings):
-    """A local Ray of two processors, shared by the tests that only use it."""
-    from launcher.cluster.ray_session import ray_session
+def start_shared_ray():
+    if not SHARED_RAY:
+        from launcher.cluster.ray_session import ray_session
+        from launcher.config.loading import load_settings
 
-    SHARED_RAY.append(contextlib.ExitStack())
-    SHARED_RAY[0].enter_context(ray_session(tiny_settings.cluster))
-    yield
+        SHARED_RAY.append(contextlib.ExitStack())
+        SHARED_RAY[0].enter_context(ray_session(load_settings(preset="demo").cluster))
+
+
+def end_shared_ray():
     if SHARED_RAY:
         SHARED_RAY.pop().close()
+
+
+@pytest.fixture(scope="session")
+def ray_up():
+    """A local Ray of two processors, shared by the tests that only use it."""
+    yield
+    end_shared_ray()
 
 
 TINY = [
