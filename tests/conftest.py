@@ -74,6 +74,8 @@ def starts_processes(item):
 def pytest_runtest_setup(item):
     """Start the shared Ray before a test that uses it, and end it before a test that starts a Ray of its own."""
     if "ray_up" in item.fixturenames:
+        if not item.get_closest_marker("ray"):
+            pytest.fail(f"{item.nodeid} uses the shared Ray and lacks the marker: add @pytest.mark.ray")
         start_shared_ray()
     elif item.get_closest_marker("ray"):
         end_shared_ray()
