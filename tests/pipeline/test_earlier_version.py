@@ -205,6 +205,7 @@ def test_a_preset_that_has_changed_is_met_with_the_command_that_goes_on(place):
     assert result.exit_code == 1 and f"--config {FINISHED}/run.yaml --set run.dir={FINISHED}" in result.output
 
 
+@pytest.mark.processes
 def test_a_job_for_torchrun_goes_on_from_its_checkpoint_to_its_end(interrupted, place):
     commit_json(
         interrupted / "lock.json", read_json(interrupted / "lock.json") | {"attempt": 2}

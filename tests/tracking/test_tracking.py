@@ -183,6 +183,7 @@ def test_what_mlflow_refuses_does_not_hold_up_what_follows_and_is_told(place):
     assert [line["do"] for line in state["refused"]] == ["tags"] and any("refused 1 value" in line for line in said)
 
 
+@pytest.mark.processes
 def test_a_kill_while_the_store_is_made_leaves_none_or_a_whole_one(tmp_path):
     path = tmp_path / "mlflow.db"
     code = (
@@ -411,6 +412,7 @@ def server(tmp_path_factory):
     server.stop()
 
 
+@pytest.mark.processes
 def test_two_runs_at_once_and_an_outage_in_both_lose_nothing_and_double_nothing(make_place, server):
     places = [make_place(name, f"tracking.uri={server.uri}", "tracking.experiment=outage") for name in ("a", "b")]
     slowest, errors = [], []
