@@ -38,8 +38,8 @@ from data_shards.stream import walk_steps
 from data_shards.writer import write_feature_shards, write_text_shards
 from launcher.stages.samples import StageSamples
 from mmcot.texts.encoding import collate, encode_pair
-from mmcot.texts.problem import Problem
 from mmcot.texts.prompts import build_pair
+from mmcot.texts.sample import Sample
 from mmcot.texts.tokenizer import train_tokenizer
 
 SHAPE, BATCH = (100, 256), 8
@@ -54,7 +54,7 @@ def build(source: str, folder: Path, num_samples: int) -> None:
     )
     random = np.random.default_rng(0)
 
-    def features_of(problem: Problem, counts: dict) -> np.ndarray:
+    def features_of(problem: Sample, counts: dict) -> np.ndarray:
         return random.standard_normal(SHAPE if int(problem.qid[1:]) % 2 else (0, SHAPE[1])).astype(np.float16)
 
     write_feature_shards(folder, name="random", features_of=features_of, shape=SHAPE)
@@ -125,7 +125,7 @@ def theirs(folder: Path, tokenizer) -> float:
         if tokenizer is None:
             stack([array for _, array in rows])
         else:
-            problems = [Problem.from_record(record) for record, _ in rows]
+            problems = [Sample.from_record(record) for record, _ in rows]
             pairs = [
                 encode_pair(tokenizer, *build_pair(p, "QCM-E"), max_source_tokens=512, max_target_tokens=512)
                 for p in problems

@@ -36,7 +36,7 @@ from data_shards.writer import (
     read_problems,
     write_manifest,
 )
-from mmcot.texts.problem import Problem, ProblemError
+from mmcot.texts.sample import Sample, SampleError
 
 PICTURE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 
@@ -57,7 +57,7 @@ def index_tars(
 
     Raises:
         ShardError: a tar is damaged or contains no question, or a feature is missing or has another shape.
-        ProblemError: a question is not valid.
+        SampleError: a question is not valid.
     """
     for path in (path for paths in tars.values() for path in paths if is_remote(path)):
         check_url(str(path))  # before it is written to a file
@@ -87,7 +87,7 @@ def index_tars(
     return manifest
 
 
-def pictures_in_tars(shards_dir: str | Path) -> Callable[[Problem], list[bytes]]:
+def pictures_in_tars(shards_dir: str | Path) -> Callable[[Sample], list[bytes]]:
     """Return a function from a problem to its encoded pictures, read from the indexed tars."""
     folder = Path(shards_dir) / "text"
     where: dict[str, list[tuple[Path | str, int, int, int]]] = {}
@@ -97,7 +97,7 @@ def pictures_in_tars(shards_dir: str | Path) -> Callable[[Problem], list[bytes]]
             for qid, offset, size, crc32 in zip(*rows_of_extension(table, extension).values(), strict=True):
                 where.setdefault(qid, []).append((shard.tar(folder), int(offset), int(size), int(crc32)))
 
-    def pictures(problem: Problem) -> list[bytes]:
+    def pictures(problem: Sample) -> list[bytes]:
         found = []
         for path, offset, size, crc32 in where.get(problem.qid, []):
             name = (path, problem.qid)
@@ -113,9 +113,9 @@ def pictures_in_tars(shards_dir: str | Path) -> Callable[[Problem], list[bytes]]
     return pictures
 
 
-def _answered(problem: Problem, tar: Path | str) -> Problem:
+def _answered(problem: Sample, tar: Path | str) -> Sample:
     if problem.answer is None:
-        raise ProblemError(f"{tar}, member {problem.qid}.json: the answer is missing; training and scoring need it")
+        raise SampleError(f"{tar}, member {problem.qid}.json: the answer is missing; training and scoring need it")
     return problem
 
 

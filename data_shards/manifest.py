@@ -17,7 +17,7 @@ from data_shards.index import read_index, read_member, rows_of_extension
 from data_shards.remote_files import fetch_file, is_remote, local_copy
 from data_shards.sources.question_set import SPLITS
 from data_shards.sources.tables import row_to_record
-from mmcot.texts.problem import Problem, ProblemError
+from mmcot.texts.sample import Sample, SampleError
 
 SCHEMA_VERSION = 1
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
@@ -54,7 +54,7 @@ class Shard:
         return int(self.name.rpartition("-")[2])
 
 
-def read_problems(folder: Path, shard: Shard) -> Iterator[Problem]:
+def read_problems(folder: Path, shard: Shard) -> Iterator[Sample]:
     """Yield the problems of a text shard in tar order."""
     rows = rows_of_extension(open_index(folder, shard), "json")
     with local_copy(shard.tar(folder)) as path, open(path, "rb") as file:
@@ -64,21 +64,21 @@ def read_problems(folder: Path, shard: Shard) -> Iterator[Problem]:
             yield problem_of_member(qid, data, tar=shard.tar(folder))
 
 
-def problem_of_member(qid: str, data: bytes, *, tar: str | Path) -> Problem:
+def problem_of_member(qid: str, data: bytes, *, tar: str | Path) -> Sample:
     """Parse the problem in a ``{qid}.json`` member, in ScienceQA's field names or those of a table.
 
     Raises:
-        ProblemError: it is no JSON object, or its question is not valid; the message names tar and member.
+        SampleError: it is no JSON object, or its question is not valid; the message names tar and member.
     """
     try:
         row = json.loads(data)
         if not isinstance(row, dict):
-            raise ProblemError(f"expected an object with a question's fields, found {str(row)[:80]!r}")
-        return Problem.from_scienceqa(qid, row_to_record(row))
-    except ProblemError as error:
-        raise ProblemError(f"{tar}, member {qid}.json: {error}") from None
+            raise SampleError(f"expected an object with a question's fields, found {str(row)[:80]!r}")
+        return Sample.from_scienceqa(qid, row_to_record(row))
+    except SampleError as error:
+        raise SampleError(f"{tar}, member {qid}.json: {error}") from None
     except (ValueError, RecursionError) as error:
-        raise ProblemError(f"{tar}, member {qid}.json: no valid JSON ({error}); write the shard again") from None
+        raise SampleError(f"{tar}, member {qid}.json: no valid JSON ({error}); write the shard again") from None
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from data_shards.sources.pictures import MAX_PIXELS, PictureError, open_picture
 from data_shards.sources.question_set import Picture
-from mmcot.texts.problem import Problem
+from mmcot.texts.sample import Sample
 
 PICTURE_COUNTS: tuple[str, ...] = (
     "num_with_features",
@@ -24,12 +24,12 @@ PICTURE_COUNTS: tuple[str, ...] = (
     "num_pictures_missing",
     "num_pictures_over_limit",
 )
-OpenPictures = Callable[[Problem, Counter[str]], list[Image.Image]]
+OpenPictures = Callable[[Sample, Counter[str]], list[Image.Image]]
 Encode = Callable[[Sequence[Image.Image]], np.ndarray]
 
 
 def open_pictures_of(
-    pictures: Callable[[Problem], Sequence[Picture]], *, max_pictures: int = 1, count_unreadable: bool = False
+    pictures: Callable[[Sample], Sequence[Picture]], *, max_pictures: int = 1, count_unreadable: bool = False
 ) -> OpenPictures:
     """Return a function that opens a problem's usable pictures as RGB and counts them.
 
@@ -40,7 +40,7 @@ def open_pictures_of(
             it, instead of raising ``PictureError``.
     """
 
-    def open_pictures(problem: Problem, counts: Counter[str]) -> list[Image.Image]:
+    def open_pictures(problem: Sample, counts: Counter[str]) -> list[Image.Image]:
         named = pictures(problem)
         present = [picture for picture in named if isinstance(picture, bytes) or picture.is_file()]
         counts["num_pictures_missing"] += len(named) - len(present) if present else 0
@@ -64,7 +64,7 @@ def open_pictures_of(
 
 
 def features_of_pictures(
-    problems: Iterable[Problem],
+    problems: Iterable[Sample],
     counts: Counter[str],
     *,
     open_pictures: OpenPictures,
@@ -80,7 +80,7 @@ def features_of_pictures(
         batch_size: pictures encoded together, fewer if they are very large; the pictures of one problem are never
             split, so a batch may have a few more.
     """
-    waiting: list[tuple[Problem, int]] = []
+    waiting: list[tuple[Sample, int]] = []
     images: list[Image.Image] = []
 
     def encoded() -> Iterator[np.ndarray]:

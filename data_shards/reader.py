@@ -18,7 +18,7 @@ from data_shards.errors import ShardError
 from data_shards.manifest import problem_of_member, read_manifest
 from data_shards.range_requests import plan_ranges
 from data_shards.shard_files import Members, RemoteAccess
-from mmcot.texts.problem import Problem
+from mmcot.texts.sample import Sample
 
 _REQUESTS = 16  # at a time
 _WINDOWS_HELD = 2  # the one in use and the next
@@ -100,7 +100,7 @@ class SplitReader:
         shard, position = self._text.place(sample)
         return self._text.shards[shard].number, position
 
-    def problem(self, sample: int) -> Problem:
+    def problem(self, sample: int) -> Sample:
         """Read one question."""
         shard, position = self._text.place(sample)
         qid = str(self._text.columns(shard)["qid"][position])

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from mmcot.texts.problem import Problem
+from mmcot.texts.sample import Sample
 
-FeaturesOf = Callable[[Problem, Counter[str]], np.ndarray]
+FeaturesOf = Callable[[Sample, Counter[str]], np.ndarray]
 
 
 class FeatureError(ValueError):
@@ -54,7 +54,7 @@ def ready_made_features(
         )
     pooled = all(_is_pooled(array[row]) for row in list(rows.values())[:16]) and array.shape[1] > 1 and bool(rows)
 
-    def features_of(problem: Problem, counts: Counter[str]) -> np.ndarray:
+    def features_of(problem: Sample, counts: Counter[str]) -> np.ndarray:
         if problem.qid not in rows:
             counts["num_picture_absent" if problem.images else "num_no_image"] += 1
             return np.zeros((0, array.shape[2]), dtype=np.float16)

@@ -42,7 +42,7 @@ from data_shards.manifest import (
 )
 from data_shards.picture_features import PICTURE_COUNTS
 from data_shards.sources.question_set import SPLITS, QuestionSet
-from mmcot.texts.problem import Problem
+from mmcot.texts.sample import Sample
 
 
 def write_text_shards(questions: QuestionSet, shards_dir: str | Path, *, samples_per_shard: int) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def write_text_shards(questions: QuestionSet, shards_dir: str | Path, *, samples
     )
 
 
-def count_questions(problems: Sequence[Problem]) -> dict[str, int]:
+def count_questions(problems: Sequence[Sample]) -> dict[str, int]:
     """The counts of questions in the text manifest."""
     return {
         "num_captions": sum(bool(problem.caption) for problem in problems),
@@ -78,7 +78,7 @@ def write_feature_shards(
     shards_dir: str | Path,
     *,
     name: str,
-    features_of: Callable[[Problem, Counter[str]], np.ndarray],
+    features_of: Callable[[Sample, Counter[str]], np.ndarray],
     shape: tuple[int, int],
 ) -> dict[str, Any]:
     """Write one feature array per problem into ``shards_dir/features/name`` and return its manifest.
@@ -113,7 +113,7 @@ def write_feature_shard(
     *,
     name: str,
     shard: Shard,
-    arrays_of: Callable[[Iterator[Problem], Counter[str]], Iterable[np.ndarray]],
+    arrays_of: Callable[[Iterator[Sample], Counter[str]], Iterable[np.ndarray]],
 ) -> dict[str, int]:
     """Write and commit the features of one text shard.
 

@@ -1,3 +1,3 @@
-"""The old name of ``mmcot/texts/problem.py``, which the code inside registered models imports."""
+"""The old name of ``mmcot/texts/sample.py``, which the code inside registered models imports."""
 
-from mmcot.texts.problem import Problem as Problem
+from mmcot.texts.sample import Sample as Problem  # noqa: F401

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable
 from itertools import combinations
 
-from mmcot.texts.problem import Problem
+from mmcot.texts.sample import Sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Duplicates:
     with_picture: dict[tuple[str, str], list[tuple[str, ...]]]
 
 
-def find_duplicates(problems: Iterable[Problem]) -> Duplicates:
+def find_duplicates(problems: Iterable[Sample]) -> Duplicates:
     """Find questions with the same text; memory is a hash and an id per question."""
     groups: dict[tuple[bytes, bool], list[tuple[str, str]]] = {}
     for problem in problems:

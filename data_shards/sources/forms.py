@@ -18,7 +18,7 @@ def read_questions(path: str | Path) -> QuestionSet:
 
     Raises:
         FileNotFoundError: ``path`` does not exist.
-        ProblemError: a question is not valid; the message names it.
+        SampleError: a question is not valid; the message names it.
         ValueError: the form is unknown.
     """
     path = Path(path)

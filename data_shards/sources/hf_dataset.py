@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from data_shards.sources.question_set import SPLITS, Picture, QuestionSet
 from data_shards.sources.tables import row_to_record
-from mmcot.texts.problem import Problem, ProblemError
+from mmcot.texts.sample import Sample, SampleError
 
 _ROWS = 256  # read at a time, with their pictures
 _SPLIT_NAMES = {"train": "train", "validation": "val", "val": "val", "test": "test"}
@@ -31,17 +31,17 @@ def read(path: Path) -> QuestionSet:
     """Read a saved DatasetDict with train, validation and test, or a single Dataset as train.
 
     Raises:
-        ProblemError: a split is unknown, or a row is not valid.
+        SampleError: a split is unknown, or a row is not valid.
     """
     import datasets
 
     loaded = datasets.load_from_disk(str(path))
     parts = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
-    problems: dict[str, list[Problem]] = {split: [] for split in SPLITS}
+    problems: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     where: dict[str, tuple[Any, int]] = {}  # by qid: the split in Arrow format, and the row's number
     for name, part in parts.items():
         if (split := _SPLIT_NAMES.get(str(name))) is None:
-            raise ProblemError(f"{path}: split {str(name)!r} is unknown; expected {', '.join(_SPLIT_NAMES)}")
+            raise SampleError(f"{path}: split {str(name)!r} is unknown; expected {', '.join(_SPLIT_NAMES)}")
         part = part.with_format("arrow")
         tables = cast("Iterator[pa.Table]", part.iter(_ROWS))
         for index, row in enumerate(row for rows in tables for row in rows.to_pylist()):
@@ -49,7 +49,7 @@ def read(path: Path) -> QuestionSet:
             problems[problem.split].append(problem)
             where[problem.qid] = (part, index)
 
-    def pictures(problem: Problem) -> list[Picture]:
+    def pictures(problem: Sample) -> list[Picture]:
         part, index = where[problem.qid]
         images = _as_list(part[index].to_pylist()[0]["image"]) if problem.images else []
         held = [image.get("bytes") if isinstance(image, dict) else None for image in images]
@@ -58,11 +58,11 @@ def read(path: Path) -> QuestionSet:
     return QuestionSet(problems, pictures)
 
 
-def _problem(row: dict[str, Any], split: str, index: int) -> Problem:
+def _problem(row: dict[str, Any], split: str, index: int) -> Sample:
     qid = str(row.get("qid") or row.get("id") or f"{split}-{index}")
     if row.get("image") is not None:
         row = {**row, "image": [_picture_name(image) for image in _as_list(row["image"])]}
-    return Problem.from_scienceqa(qid, row_to_record(row) | {"split": split})
+    return Sample.from_scienceqa(qid, row_to_record(row) | {"split": split})
 
 
 def _as_list(image: Any) -> list[Any]:

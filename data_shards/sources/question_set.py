@@ -1,6 +1,6 @@
 """The common form of a data set, from which shards are built.
 
-    questions.problems["train"][0]          # a Problem
+    questions.problems["train"][0]          # a Sample
     questions.pictures(problem)             # [Path("images/train/1/image.png")]
 
 Texts are in memory; pictures stay on disk, and ``pictures(problem)`` returns their files.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.atomic_files import read_json
-from mmcot.texts.problem import Problem, ProblemError
+from mmcot.texts.sample import Sample, SampleError
 
 SPLITS = ("train", "val", "test")
 Picture = Path | bytes  # a file, or the encoded picture itself
@@ -30,8 +30,8 @@ class QuestionSet:
     the build reports.
     """
 
-    problems: dict[str, list[Problem]]
-    pictures: Callable[[Problem], Sequence[Picture]]
+    problems: dict[str, list[Sample]]
+    pictures: Callable[[Sample], Sequence[Picture]]
     lists: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     ceilings: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
@@ -41,13 +41,13 @@ class QuestionSet:
         for split in SPLITS:
             for problem in self.problems[split]:
                 if problem.qid in seen:
-                    raise ProblemError(
+                    raise SampleError(
                         f"question {problem.qid!r} is in {seen[problem.qid]!r} and in {split!r}; "
                         "expected unique ids, each in one split"
                     )
                 seen[problem.qid] = split
                 if problem.answer is None:
-                    raise ProblemError(f"question {problem.qid}: the answer is missing; training and scoring need it")
+                    raise SampleError(f"question {problem.qid}: the answer is missing; training and scoring need it")
 
 
 def with_captions(questions: QuestionSet, path: str | Path) -> QuestionSet:
@@ -81,7 +81,7 @@ def with_lists(questions: QuestionSet, lists: Mapping[str, str]) -> QuestionSet:
 
     Raises:
         ValueError: there is no such list, or it names an unknown question.
-        ProblemError: a question would be in two splits.
+        SampleError: a question would be in two splits.
     """
     by_qid = {problem.qid: problem for split in SPLITS for problem in questions.problems[split]}
     known = {split: [problem.qid for problem in questions.problems[split]] for split in SPLITS} | questions.lists

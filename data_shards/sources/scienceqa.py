@@ -14,7 +14,7 @@ from typing import Any
 
 from data_shards.atomic_files import read_json
 from data_shards.sources.question_set import SPLITS, QuestionSet
-from mmcot.texts.problem import Problem, ProblemError
+from mmcot.texts.sample import Sample, SampleError
 
 
 def recognizes(path: Path) -> bool:
@@ -27,19 +27,19 @@ def read(path: Path) -> QuestionSet:
 
     Raises:
         FileNotFoundError: problems.json or pid_splits.json is missing.
-        ProblemError: a problem is not valid, or a split names a qid that has no problem.
+        SampleError: a problem is not valid, or a split names a qid that has no problem.
     """
     records, splits = _required(path, "problems.json"), _required(path, "pid_splits.json")
     captions_path, ceilings_path = path / "captions.json", path / "ceilings.json"
     captions = read_json(captions_path)["captions"] if captions_path.exists() else {}
 
-    def build(split: str, qid: str) -> Problem:
+    def build(split: str, qid: str) -> Sample:
         if qid not in records:
-            raise ProblemError(
+            raise SampleError(
                 f"{path / 'pid_splits.json'}: split {split!r} names question {qid!r}, which is not in "
                 "problems.json; remove it from the split or add the problem"
             )
-        return Problem.from_scienceqa(qid, {**records[qid], "split": split}, captions.get(qid, ""))
+        return Sample.from_scienceqa(qid, {**records[qid], "split": split}, captions.get(qid, ""))
 
     return QuestionSet(
         problems={split: [build(split, qid) for qid in splits.get(split, [])] for split in SPLITS},
@@ -57,5 +57,5 @@ def _required(folder: Path, name: str) -> dict[str, Any]:
         )
     value = read_json(path)
     if not isinstance(value, dict):
-        raise ProblemError(f"{path} contains a {type(value).__name__}; expected an object")
+        raise SampleError(f"{path} contains a {type(value).__name__}; expected an object")
     return value

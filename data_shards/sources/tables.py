@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.sources.question_set import SPLITS, QuestionSet
-from mmcot.texts.problem import Problem, ProblemError, choice_letter
+from mmcot.texts.sample import Sample, SampleError, choice_letter
 
 SUFFIXES = (".jsonl", ".csv")
 _SPLIT_NAMES = {"validation": "val", "valid": "val", "dev": "val"} | {split: split for split in SPLITS}
@@ -39,16 +39,16 @@ def read(path: Path) -> QuestionSet:
     """Read a table, or a folder with one table per split.
 
     Raises:
-        ProblemError: a row is not valid; the message names file, line and field.
+        SampleError: a row is not valid; the message names file, line and field.
     """
-    problems: dict[str, list[Problem]] = {split: [] for split in SPLITS}
+    problems: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     num_divided = 0
     for file, split_of_file in _files(path):
         for line, row in read_rows(file):
             try:
                 problem, divided = _problem(row, split_of_file)
-            except ProblemError as error:
-                raise ProblemError(f"{file}, line {line}: {error}") from None
+            except SampleError as error:
+                raise SampleError(f"{file}, line {line}: {error}") from None
             problems[problem.split].append(problem)
             num_divided += divided
     folder = path if path.is_dir() else path.parent
@@ -60,7 +60,7 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, row) of a .jsonl or .csv file.
 
     Raises:
-        ProblemError: a line is not a JSON object.
+        SampleError: a line is not a JSON object.
     """
     with open(file, encoding="utf-8-sig", newline="") as stream:
         if file.suffix == ".csv":
@@ -76,9 +76,9 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise ProblemError(f"{file}, line {number}: no valid JSON ({error})") from None
+                    raise SampleError(f"{file}, line {number}: no valid JSON ({error})") from None
                 if not isinstance(row, dict):
-                    raise ProblemError(f"{file}, line {number}: expected an object, found {row!r}")
+                    raise SampleError(f"{file}, line {number}: expected an object, found {row!r}")
                 yield number, row
 
 
@@ -86,7 +86,7 @@ def row_to_record(row: dict[str, Any]) -> dict[str, Any]:
     """Return a row with ScienceQA's field names and the answer as an index.
 
     Raises:
-        ProblemError: the answer is no index, letter or text of the choices.
+        SampleError: the answer is no index, letter or text of the choices.
     """
     record = {_OTHER_NAMES.get(name, name): value for name, value in row.items()}
     choices = record.get("choices")
@@ -99,7 +99,7 @@ def parse_answer_column(value: Any, choices: tuple[str, ...]) -> int:
     """Return the index of a choice given as an index, a letter or its text.
 
     Raises:
-        ProblemError: the value is none of these.
+        SampleError: the value is none of these.
     """
     if isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -111,7 +111,7 @@ def parse_answer_column(value: Any, choices: tuple[str, ...]) -> int:
     letters = [choice_letter(index) for index in range(len(choices))]
     if text.strip("()").upper() in letters:
         return letters.index(text.strip("()").upper())
-    raise ProblemError(f"answer {value!r} is no index, letter or text of the choices {list(choices)}")
+    raise SampleError(f"answer {value!r} is no index, letter or text of the choices {list(choices)}")
 
 
 def _files(path: Path) -> list[tuple[Path, str | None]]:
@@ -121,16 +121,16 @@ def _files(path: Path) -> list[tuple[Path, str | None]]:
     return [(file, split) for file, split in found if split]
 
 
-def _problem(row: dict[str, Any], split_of_file: str | None) -> tuple[Problem, bool]:
+def _problem(row: dict[str, Any], split_of_file: str | None) -> tuple[Sample, bool]:
     qid = str(row.get("qid", row.get("id", "")))
     if not qid:
-        raise ProblemError("the field 'qid' is missing; every question needs a unique id")
+        raise SampleError("the field 'qid' is missing; every question needs a unique id")
     record = row_to_record(row)
     given = record.get("split") or split_of_file
     if given is not None and given not in _SPLIT_NAMES:
-        raise ProblemError(f"question {qid}: split {given!r} is unknown; expected train, val or test")
+        raise SampleError(f"question {qid}: split {given!r} is unknown; expected train, val or test")
     record["split"] = _SPLIT_NAMES[given] if given else _divide(qid)
-    return Problem.from_scienceqa(qid, record), given is None
+    return Sample.from_scienceqa(qid, record), given is None
 
 
 def _divide(qid: str) -> str:

@@ -121,9 +121,9 @@ def predict(
             return
         if question is None or input is not None:
             raise ValueError("give either --question with two or more --choice, or --input FILE.jsonl")
-        from mmcot.texts.problem import Problem
+        from mmcot.texts.sample import Sample
 
-        problem = Problem(
+        problem = Sample(
             qid="question", question=question, choices=tuple(choice), hint=context, images=tuple(map(str, image))
         )
         from launcher.generation.predictor import RunPredictor, format_answer

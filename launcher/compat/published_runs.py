@@ -31,8 +31,8 @@ from launcher.runs.run_dir import RunDir
 from mmcot.metrics.metrics import score_report
 from mmcot.models.checkpoint_import import import_checkpoint
 from mmcot.texts.answers import parse_answer
-from mmcot.texts.problem import Problem
 from mmcot.texts.prompts import build_pair
+from mmcot.texts.sample import Sample
 
 Report = Callable[[str], None]
 
@@ -152,7 +152,7 @@ def _model_to_evaluate(folder: Path, features: str | None) -> Path:
 
 
 def _predictions(
-    run: ReferenceRun, problems: Mapping[str, Problem], texts: Mapping[str, str], *, with_scores: bool
+    run: ReferenceRun, problems: Mapping[str, Sample], texts: Mapping[str, str], *, with_scores: bool
 ) -> dict[str, Any]:
     spec = getattr(run.settings, run.stage)
     labels = {

@@ -15,8 +15,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from mmcot.texts.answers import split_reasons
-from mmcot.texts.problem import Problem
 from mmcot.texts.prompts import build_pair, gold_rationale
+from mmcot.texts.sample import Sample
 
 STEPS = ("data", "train-rationale", "rationales", "train-answer", "evaluate")
 
@@ -56,7 +56,7 @@ class Chain:
         """Return the rationale in the answering model's text, or None where the text has none."""
         return None if self.reads_rationales or self.name == "answer" else split_reasons(text)
 
-    def gold_reasons(self, problem: Problem, *, rationale_format: str, answer_format: str) -> str | None:
+    def gold_reasons(self, problem: Sample, *, rationale_format: str, answer_format: str) -> str | None:
         """Return the reference of the rationale: the target of the training, without the answer."""
         if self.reads_rationales:
             return gold_rationale(problem, rationale_format)

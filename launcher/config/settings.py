@@ -15,8 +15,8 @@ import pydantic
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from launcher.config.chains import CHAINS, Chain
-from mmcot.texts.problem import Problem
 from mmcot.texts.prompts import split_format
+from mmcot.texts.sample import Sample
 
 
 class SettingsError(ValueError):
@@ -498,7 +498,7 @@ class Settings(_Section):
         """The chain of trainings."""
         return CHAINS[self.run.chain]
 
-    def gold_reasons(self, problem: Problem) -> str | None:
+    def gold_reasons(self, problem: Sample) -> str | None:
         """Return the reference of this run's rationales; None where the run generates none."""
         return self.chain.gold_reasons(
             problem, rationale_format=self.rationale.format, answer_format=self.answer.format

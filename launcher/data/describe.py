@@ -9,8 +9,8 @@ import numpy as np
 
 from data_shards.sources.forms import read_questions
 from data_shards.sources.question_set import SPLITS, QuestionSet
-from mmcot.texts.problem import Problem
 from mmcot.texts.prompts import build_pair
+from mmcot.texts.sample import Sample
 
 FORMATS = ("QCM-E", "QCM-LE", "QCMG-A")
 
@@ -39,7 +39,7 @@ def describe_questions(path: Path, *, tokenizer: str | None = None) -> list[str]
     return lines
 
 
-_COUNTED: dict[str, Callable[[Problem], bool]] = {
+_COUNTED: dict[str, Callable[[Sample], bool]] = {
     "questions": lambda problem: True,
     "with image": lambda problem: bool(problem.images),
     "with text context (hint)": lambda problem: bool(problem.hint),
@@ -50,7 +50,7 @@ _COUNTED: dict[str, Callable[[Problem], bool]] = {
 }
 
 
-def _num_absent(questions: QuestionSet, problems: Sequence[Problem]) -> int:
+def _num_absent(questions: QuestionSet, problems: Sequence[Sample]) -> int:
     """Count the questions that name pictures of which none exists."""
     return sum(
         bool(problem.images)

@@ -30,7 +30,7 @@ from launcher.cluster.ray_session import ray_session
 from launcher.cluster.worker_pool import Worker, run_on_workers
 from launcher.config.settings import Data, Settings, SettingsError
 from launcher.data.dataset import read_source
-from mmcot.texts.problem import Problem
+from mmcot.texts.sample import Sample
 from mmcot.vision.encoder_kinds import ENCODERS
 from mmcot.vision.patches import FEATURES
 
@@ -80,7 +80,7 @@ class FeaturesWorker(Worker):
             self.pictures, max_pictures=data.max_pictures, count_unreadable=data.unreadable_pictures == "count"
         )
 
-        def arrays_of(problems: Iterable[Problem], counts: Counter[str]) -> Iterator[np.ndarray]:
+        def arrays_of(problems: Iterable[Sample], counts: Counter[str]) -> Iterator[np.ndarray]:
             return features_of_pictures(
                 self._with_progress(problems),
                 counts,
@@ -94,7 +94,7 @@ class FeaturesWorker(Worker):
         counts = write_feature_shard(self.job.shards_dir, name=name, shard=shard, arrays_of=arrays_of)
         return counts["num_with_features"], self.shape
 
-    def _with_progress(self, problems: Iterable[Problem]) -> Iterator[Problem]:
+    def _with_progress(self, problems: Iterable[Sample]) -> Iterator[Sample]:
         for problem in problems:
             self.progress()
             yield problem

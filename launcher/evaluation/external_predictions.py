@@ -21,8 +21,8 @@ from data_shards.sources.forms import read_questions
 from launcher.evaluation.tables import format_table
 from mmcot.metrics.metrics import PUBLISHED, breakdown, score_report
 from mmcot.texts.answers import parse_answer
-from mmcot.texts.problem import Problem
 from mmcot.texts.prompts import gold_rationale
+from mmcot.texts.sample import Sample
 
 
 class PredictionsError(ValueError):
@@ -43,7 +43,7 @@ class Scored:
     """The scores in the form of scores.json, their questions, and the counts of what was left out."""
 
     report: dict[str, Any]
-    problems: dict[str, Problem]
+    problems: dict[str, Sample]
     predictions: dict[str, int | None]
     num_predictions_left_out: int
     num_questions_left_out: int
@@ -104,7 +104,7 @@ def score_file(
     )
 
 
-def read_predictions(path: Path, problems: dict[str, Problem]) -> Predictions:
+def read_predictions(path: Path, problems: dict[str, Sample]) -> Predictions:
     """Read a file of any known form; files without ids take those of ``problems``, the split."""
     if not path.is_file():
         raise FileNotFoundError(f"predictions {path} do not exist; give a predictions.jsonl or a result file")
@@ -177,7 +177,7 @@ def _from_lines(text: str, path: Path) -> Predictions:
     return Predictions(choices, rationales if len(rationales) == len(choices) else None, has_texts=True)
 
 
-def _from_texts(texts: Any, problems: dict[str, Problem], path: Path) -> Predictions:
+def _from_texts(texts: Any, problems: dict[str, Sample], path: Path) -> Predictions:
     if not isinstance(texts, list) or len(texts) != len(problems):
         raise PredictionsError(
             f"{path} holds {len(texts):,} predictions without ids, the split has {len(problems):,} questions; they can "

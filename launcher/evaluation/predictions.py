@@ -19,10 +19,10 @@ from data_shards.manifest import manifest_shards, read_manifest
 from launcher.config.chains import Chain
 from mmcot.metrics.metrics import score_report
 from mmcot.texts.answers import parse_answer
-from mmcot.texts.problem import Problem
+from mmcot.texts.sample import Sample
 
 
-def read_problems(shards_dir: str | Path, split: str) -> dict[str, Problem]:
+def read_problems(shards_dir: str | Path, split: str) -> dict[str, Sample]:
     """Read the questions of a split by qid, in shard order."""
     folder = Path(shards_dir) / "text"
     shards = manifest_shards(read_manifest(folder), split)
@@ -34,7 +34,7 @@ def write_predictions(
     *,
     parts_dir: Path,
     tasks: list[Task],
-    problems: Mapping[str, Problem],
+    problems: Mapping[str, Sample],
     rationales: Mapping[str, str],
     chain: Chain,
 ) -> list[dict[str, Any]]:
@@ -56,10 +56,10 @@ def write_predictions(
 
 def score(
     lines: list[dict[str, Any]],
-    problems: Mapping[str, Problem],
+    problems: Mapping[str, Sample],
     *,
     split: str,
-    gold_reasons: Callable[[Problem], str | None],
+    gold_reasons: Callable[[Sample], str | None],
 ) -> dict[str, Any]:
     """Compare predictions with the gold answers, and rationales, if there are any, with the gold ones."""
     found = {qid: gold_reasons(problem) for qid, problem in problems.items()}

@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmcot.metrics.metrics import COLUMNS, expected_accuracy_table
-from mmcot.texts.problem import Problem
+from mmcot.texts.sample import Sample
 
 
-def ceiling_rows(
-    problems: Mapping[str, Problem], ceilings: dict[str, Any] | None
-) -> dict[str, dict[str, float | None]]:
+def ceiling_rows(problems: Mapping[str, Sample], ceilings: dict[str, Any] | None) -> dict[str, dict[str, float | None]]:
     """Bayes-optimal accuracy from the text alone, by arm and column; empty where it is unknown."""
     if ceilings is None:
         return {}

@@ -29,7 +29,7 @@ from launcher.runs.run_settings import read_run_settings
 from mmcot.decoding.answering import StageModel, answer_questions
 from mmcot.models.device import open_device
 from mmcot.models.t5 import T5ForMultimodalGeneration
-from mmcot.texts.problem import Problem, ProblemError
+from mmcot.texts.sample import Sample, SampleError
 
 BULK_SIZE = 256  # questions in memory at once
 
@@ -68,11 +68,11 @@ class RunPredictor:
         """Open the models now, so that the first question of a server does not wait for them."""
         _ = self.feature_shape
 
-    def answer(self, problems: Sequence[Problem], folder: Path) -> Iterator[dict[str, Any]]:
+    def answer(self, problems: Sequence[Sample], folder: Path) -> Iterator[dict[str, Any]]:
         """Answer questions; their pictures are in ``folder``.
 
         Raises:
-            ProblemError: a picture does not exist, or there are more than the run was trained with; raised before
+            SampleError: a picture does not exist, or there are more than the run was trained with; raised before
                 a model is opened.
         """
         for problem in problems:
@@ -96,21 +96,21 @@ class RunPredictor:
                 "choice": choice,
             }
 
-    def _check_pictures(self, problem: Problem, folder: Path) -> None:
+    def _check_pictures(self, problem: Sample, folder: Path) -> None:
         if self.settings.data.features is None:
             return
         if len(problem.images) > self.settings.data.max_pictures:
-            raise ProblemError(
+            raise SampleError(
                 f"question {problem.qid}: {len(problem.images)} pictures, the run was trained with at most "
                 f"{self.settings.data.max_pictures}; give fewer"
             )
         for path in (folder / image for image in problem.images):
             if not path.is_file():
-                raise ProblemError(
+                raise SampleError(
                     f"question {problem.qid}: picture {path} does not exist; give an existing file, or none"
                 )
 
-    def _features(self, problem: Problem, folder: Path) -> np.ndarray | None:
+    def _features(self, problem: Sample, folder: Path) -> np.ndarray | None:
         if self.settings.data.features is None:
             return None
         paths = [folder / image for image in problem.images]
@@ -133,19 +133,19 @@ class RunPredictor:
         return self._encoder(images)
 
 
-def read_input(path: Path) -> Iterator[list[Problem]]:
+def read_input(path: Path) -> Iterator[list[Sample]]:
     """Read questions in bulks; their answers may be missing.
 
     Raises:
-        ProblemError: a row is not valid; the message names file and line.
+        SampleError: a row is not valid; the message names file and line.
     """
-    bulk: list[Problem] = []
+    bulk: list[Sample] = []
     for line, row in read_rows(path):
         try:
             record = {"answer": None, **row_to_record(row)}
-            bulk.append(Problem.from_scienceqa(str(row.get("qid", line)), record))
-        except ProblemError as error:
-            raise ProblemError(f"{path}, line {line}: {error}") from None
+            bulk.append(Sample.from_scienceqa(str(row.get("qid", line)), record))
+        except SampleError as error:
+            raise SampleError(f"{path}, line {line}: {error}") from None
         if len(bulk) == BULK_SIZE:
             yield bulk
             bulk = []

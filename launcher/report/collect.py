@@ -35,7 +35,7 @@ from launcher.report.run_facts import SPLITS, read_run
 from launcher.runs.run_dir import RunDir
 from launcher.runs.run_settings import read_run_settings
 from mmcot.metrics.metrics import COLUMNS, PUBLISHED
-from mmcot.texts.problem import Problem
+from mmcot.texts.sample import Sample
 
 FREE_PICTURE_BYTES = (
     500_000  # more than ``num_pictures`` are embedded up to this size, so that tiny pictures are all included
@@ -93,7 +93,7 @@ class PageData:
 
     def _add_questions(
         self, facts: dict[str, Any], run_dir: RunDir, settings: Settings, shards_dir: Path
-    ) -> dict[str, dict[str, Problem]]:
+    ) -> dict[str, dict[str, Sample]]:
         problems = {split: read_problems(shards_dir, split) for split in SPLITS}
         key = read_manifest(shards_dir / "text")["fingerprint"]
         if key not in self.sets:
@@ -107,7 +107,7 @@ class PageData:
             facts["groups"][split] = break_down(part, facts["said"][split])
         return problems
 
-    def _add_ceilings(self, facts: dict[str, Any], problems: dict[str, dict[str, Problem]], shards_dir: Path) -> None:
+    def _add_ceilings(self, facts: dict[str, Any], problems: dict[str, dict[str, Sample]], shards_dir: Path) -> None:
         ceilings = read_manifest(shards_dir / "text")["ceilings"]
         facts["ceilings"] = {split: ceiling_rows(part, ceilings) for split, part in problems.items() if part}
         facts["is_mini_sqa"], facts["is_science_qa"] = (
@@ -120,7 +120,7 @@ class PageData:
         facts: dict[str, Any],
         run_dir: RunDir,
         settings: Settings,
-        problems: dict[str, dict[str, Problem]],
+        problems: dict[str, dict[str, Sample]],
         shards_dir: Path,
     ) -> None:
         pictures_of = find_pictures(run_dir, settings, shards_dir)
@@ -160,7 +160,7 @@ def _look(
     facts: dict[str, Any],
     run_dir: RunDir,
     settings: Settings,
-    problems: dict[str, dict[str, Problem]],
+    problems: dict[str, dict[str, Sample]],
     shards_dir: Path,
     limit: int,
 ) -> dict[str, Any]:

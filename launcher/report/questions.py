@@ -36,7 +36,7 @@ from launcher.report.run_facts import wilson
 from launcher.runs.run_dir import RunDir
 from launcher.stages.data_folder import is_indexed
 from mmcot.metrics.metrics import COLUMNS, columns_of
-from mmcot.texts.problem import Problem
+from mmcot.texts.sample import Sample
 
 MAX_TEXT = 20_000  # characters of one text on the page
 LONGEST_SIDE = 256  # pixels
@@ -56,7 +56,7 @@ def find_shards(run_dir: RunDir, settings: Settings) -> Path | None:
 
 def find_pictures(
     run_dir: RunDir, settings: Settings, shards_dir: Path
-) -> Callable[[Problem], Sequence[Picture]] | None:
+) -> Callable[[Sample], Sequence[Picture]] | None:
     """The function from a problem to its pictures, from the data set itself.
 
     None if the data set is missing or is not the one that the shards were built from: a wrong
@@ -83,7 +83,7 @@ def find_pictures(
     return read_source(data, source).pictures if source and _is_source_of(shards_dir, source) else None
 
 
-def describe_question(problem: Problem, gold: str | None) -> dict[str, Any]:
+def describe_question(problem: Sample, gold: str | None) -> dict[str, Any]:
     """A question as the page shows it."""
     return {
         "qid": problem.qid,
@@ -110,8 +110,8 @@ def read_outputs(run_dir: RunDir, split: str) -> dict[str, dict[str, Any]]:
 
 def judge(
     outputs: Mapping[str, dict[str, Any]],
-    problems: Mapping[str, Problem],
-    gold_reasons: Callable[[Problem], str | None],
+    problems: Mapping[str, Sample],
+    gold_reasons: Callable[[Sample], str | None],
 ) -> dict[str, dict[str, Any]]:
     """Compare a run's outputs with the gold rationales and answers."""
     from mmcot.metrics.rationale_metrics import rouge_l_of_each
@@ -141,9 +141,7 @@ def judge(
     return judged
 
 
-def break_down(
-    problems: Mapping[str, Problem], judged: Mapping[str, dict[str, Any]]
-) -> dict[str, list[dict[str, Any]]]:
+def break_down(problems: Mapping[str, Sample], judged: Mapping[str, dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Accuracy with its 95 % interval, by class of the table and by each field."""
     answered = [(problems[qid], line["right"]) for qid, line in judged.items() if line["right"] is not None]
     groups: dict[str, dict[str, list[bool]]] = {"class": {column: [] for column in COLUMNS}} | {

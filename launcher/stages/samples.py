@@ -24,8 +24,8 @@ from data_shards.reader import SplitReader
 from data_shards.shard_files import RemoteAccess
 from launcher.config.settings import Settings
 from mmcot.texts.encoding import EncodedPair, collate, encode_pair
-from mmcot.texts.problem import Problem
 from mmcot.texts.prompts import build_pair, gold_rationale, split_format
+from mmcot.texts.sample import Sample
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class StageSamples:
         use_caption: bool,
         max_source_tokens: int,
         max_target_tokens: int,
-        rationale_of: Callable[[int, Problem], str] | None = None,
+        rationale_of: Callable[[int, Sample], str] | None = None,
         permute_seed: int | None = None,
     ) -> None:
         self.reader, self.tokenizer = reader, tokenizer
@@ -158,7 +158,7 @@ def open_stage(
     )
 
 
-def with_permuted_choices(problem: Problem, *, seed: int, epoch: int) -> Problem:
+def with_permuted_choices(problem: Sample, *, seed: int, epoch: int) -> Sample:
     """Return the question with its choices in a random order that depends on seed, qid and epoch alone."""
     order = list(range(len(problem.choices)))
     random.Random(f"{seed}-{problem.qid}-{epoch}").shuffle(order)
@@ -169,9 +169,9 @@ def _local(settings: Settings, shards_dir: str | Path) -> Path:
     return local_folder(shards_dir, settings.data.cache_dir, features=settings.data.features)
 
 
-def _gold_rationale(format: str, sample: int, problem: Problem) -> str:
+def _gold_rationale(format: str, sample: int, problem: Sample) -> str:
     return gold_rationale(problem, format)
 
 
-def _written_rationale(reader: SplitReader, rationales: RationaleReader, sample: int, problem: Problem) -> str:
+def _written_rationale(reader: SplitReader, rationales: RationaleReader, sample: int, problem: Sample) -> str:
     return rationales.text(*reader.place(sample), problem.qid)

@@ -47,7 +47,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _problem(row: dict[str, Any], number: int, folder: Path) -> Any:
-    from mmcot.texts.problem import Problem
+    from mmcot.texts.sample import Sample
 
     images: tuple[str, ...] = ()
     if data := row.get("image_base64"):
@@ -57,7 +57,7 @@ def _problem(row: dict[str, Any], number: int, folder: Path) -> Any:
         images = (str(Path(path).absolute()),)
     choices = row["choices"]
     choices = json.loads(choices) if isinstance(choices, str) else choices
-    return Problem(
+    return Sample(
         qid=str(row.get("qid") or number),
         question=row["question"],
         choices=tuple(choices),

@@ -16,8 +16,8 @@ from mmcot.decoding.generation import GeneratedText, generate_texts
 from mmcot.models.t5 import T5ForMultimodalGeneration
 from mmcot.texts.answers import parse_answer
 from mmcot.texts.encoding import encode_pair
-from mmcot.texts.problem import Problem
 from mmcot.texts.prompts import build_pair
+from mmcot.texts.sample import Sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class StageModel:
 
     def write(
         self,
-        problems: Sequence[Problem],
+        problems: Sequence[Sample],
         features: Sequence[np.ndarray | None],
         rationales: Sequence[str | None],
         *,
@@ -75,7 +75,7 @@ class Prediction:
 def answer_questions(
     rationale_stage: StageModel | None,
     answer_stage: StageModel | None,
-    problems: Sequence[Problem],
+    problems: Sequence[Sample],
     features: Sequence[np.ndarray | None],
     *,
     feature_shape: tuple[int, int],

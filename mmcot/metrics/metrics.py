@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
 from mmcot.texts.answers import guess_answer
-from mmcot.texts.problem import Problem
+from mmcot.texts.sample import Sample
 
-_CLASSES: Mapping[str, Callable[[Problem], bool]] = MappingProxyType(
+_CLASSES: Mapping[str, Callable[[Sample], bool]] = MappingProxyType(
     {
         "NAT": lambda problem: problem.subject == "natural science",
         "SOC": lambda problem: problem.subject == "social science",
@@ -52,15 +52,15 @@ PUBLISHED: Mapping[str, Mapping[str, float]] = MappingProxyType(
     {name: MappingProxyType(dict(zip(COLUMNS, row, strict=True))) for name, row in _PUBLISHED_ROWS.items()}
 )
 
-Problems = Mapping[str, Problem] | Iterable[Problem]
+Samples = Mapping[str, Sample] | Iterable[Sample]
 
 
-def columns_of(problem: Problem) -> tuple[str, ...]:
+def columns_of(problem: Sample) -> tuple[str, ...]:
     """The columns of the table that include a question."""
     return tuple(name for name, test in _CLASSES.items() if test(problem))
 
 
-def accuracy_table(problems: Problems, predictions: Mapping[str, int | None]) -> dict[str, float | None]:
+def accuracy_table(problems: Samples, predictions: Mapping[str, int | None]) -> dict[str, float | None]:
     """Score predictions in ScienceQA's nine classes.
 
     ``IMG`` is every question that names a picture, whether or not the file exists.
@@ -77,14 +77,14 @@ def accuracy_table(problems: Problems, predictions: Mapping[str, int | None]) ->
     return {name: _percent(right for problem, right in correct if test(problem)) for name, test in _CLASSES.items()}
 
 
-def expected_accuracy_table(problems: Problems, probabilities: Mapping[str, float]) -> dict[str, float | None]:
+def expected_accuracy_table(problems: Samples, probabilities: Mapping[str, float]) -> dict[str, float | None]:
     """The nine columns expected of answers that are right with known probabilities, {qid: p in 0..1}."""
     expected = [(problem, probabilities[problem.qid]) for problem in _as_list(problems)]
     return {name: _percent(p for problem, p in expected if test(problem)) for name, test in _CLASSES.items()}
 
 
 def breakdown(
-    problems: Problems, predictions: Mapping[str, int | None], field: str
+    problems: Samples, predictions: Mapping[str, int | None], field: str
 ) -> dict[str, dict[str, float | int | None]]:
     """Score each value of one field (``BREAKDOWN_FIELDS``) separately.
 
@@ -142,7 +142,7 @@ def rationale_scores(
 
 
 def score_report(
-    problems: Problems,
+    problems: Samples,
     predictions: Mapping[str, int | None],
     *,
     split: str,
@@ -187,11 +187,11 @@ def score_report(
     }
 
 
-def _as_list(problems: Problems) -> list[Problem]:
+def _as_list(problems: Samples) -> list[Sample]:
     return list(problems.values() if isinstance(problems, Mapping) else problems)
 
 
-def _judge(problems: list[Problem], predictions: Mapping[str, int | None]) -> list[tuple[Problem, bool]]:
+def _judge(problems: list[Sample], predictions: Mapping[str, int | None]) -> list[tuple[Sample, bool]]:
     _require(problems, predictions, "prediction")
     unanswered = [problem.qid for problem in problems if problem.answer is None]
     if unanswered:
@@ -202,7 +202,7 @@ def _judge(problems: list[Problem], predictions: Mapping[str, int | None]) -> li
     return [(problem, predictions[problem.qid] == problem.answer) for problem in problems]
 
 
-def _require(problems: list[Problem], values: Mapping, kind: str) -> list:
+def _require(problems: list[Sample], values: Mapping, kind: str) -> list:
     missing = [problem.qid for problem in problems if problem.qid not in values]
     if missing:
         raise ValueError(
@@ -212,9 +212,7 @@ def _require(problems: list[Problem], values: Mapping, kind: str) -> list:
     return [values[problem.qid] for problem in problems]
 
 
-def _with_guesses(
-    problems: list[Problem], predictions: Mapping[str, int | None], *, seed: int
-) -> dict[str, int | None]:
+def _with_guesses(problems: list[Sample], predictions: Mapping[str, int | None], *, seed: int) -> dict[str, int | None]:
     filled = dict(predictions)
     for problem in problems:
         if filled[problem.qid] is None:

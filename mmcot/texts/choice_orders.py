@@ -11,14 +11,14 @@ import dataclasses
 import random
 from collections.abc import Sequence
 
-from mmcot.texts.problem import Problem
+from mmcot.texts.sample import Sample
 
 CHANGES = ("as given", "reversed", "rotated", "one replaced", "one removed", "one added")
 MAX_ADDED_TO = 3  # a choice is added only to a question with at most this many
 MIN_REMOVED_FROM = 3
 
 
-def change_choices(problem: Problem, change: str, *, rng: random.Random, others: Sequence[str]) -> Problem | None:
+def change_choices(problem: Sample, change: str, *, rng: random.Random, others: Sequence[str]) -> Sample | None:
     """Return the question with one change of ``CHANGES``.
 
     Args:
@@ -58,7 +58,7 @@ def change_choices(problem: Problem, change: str, *, rng: random.Random, others:
     return dataclasses.replace(problem, choices=choices, answer=answer)
 
 
-def _without(problem: Problem, place: int) -> Problem:
+def _without(problem: Sample, place: int) -> Sample:
     choices = problem.choices[:place] + problem.choices[place + 1 :]
     answer = None if problem.answer is None else problem.answer - (place < problem.answer)
     return dataclasses.replace(problem, choices=choices, answer=answer)

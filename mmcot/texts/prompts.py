@@ -24,7 +24,7 @@ import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from mmcot.texts.problem import Problem, choice_letter
+from mmcot.texts.sample import Sample, choice_letter
 
 _QUESTION = "Question: {question}\n"
 _CONTEXT = "Context: {context}\n"
@@ -80,7 +80,7 @@ _GOLD_RATIONALE = "Solution: {lecture} {solution}"  # the rationale in QCMG wher
 
 
 def build_pair(
-    problem: Problem, format: str, *, use_caption: bool = False, rationale: str | None = None
+    problem: Sample, format: str, *, use_caption: bool = False, rationale: str | None = None
 ) -> tuple[str, str]:
     """Build the model's input text and its target text.
 
@@ -112,7 +112,7 @@ def build_pair(
     return _normalize(INPUTS[input_part].format(**fields) + ending), _target(problem, output_part, fields)
 
 
-def gold_rationale(problem: Problem, format: str) -> str:
+def gold_rationale(problem: Sample, format: str) -> str:
     """The target of stage one in ``format``: the gold rationale.
 
     Args:
@@ -140,7 +140,7 @@ def split_format(format: str) -> tuple[str, str]:
     )
 
 
-def _fields(problem: Problem, *, use_caption: bool) -> dict[str, str]:
+def _fields(problem: Sample, *, use_caption: bool) -> dict[str, str]:
     context = " ".join([problem.hint, problem.caption if use_caption else ""]).strip()
     return {
         "question": problem.question,
@@ -152,7 +152,7 @@ def _fields(problem: Problem, *, use_caption: bool) -> dict[str, str]:
     }
 
 
-def _target(problem: Problem, output_part: str, fields: dict[str, str]) -> str:
+def _target(problem: Sample, output_part: str, fields: dict[str, str]) -> str:
     if problem.answer is None and "{answer}" in OUTPUTS[output_part]:
         return ""
     return _normalize(OUTPUTS[output_part].format(**fields).replace("Answer:", ""))

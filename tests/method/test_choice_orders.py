@@ -8,13 +8,13 @@ import pytest
 
 from launcher.stages.samples import with_permuted_choices
 from mmcot.texts.choice_orders import CHANGES, change_choices
-from mmcot.texts.problem import Problem
+from mmcot.texts.sample import Sample
 
 OTHERS = ("owl", "fox", "b")
 
 
 def problem_of(*choices, answer=0, qid="7"):
-    return Problem(qid=qid, question="Which?", choices=choices, answer=answer)
+    return Sample(qid=qid, question="Which?", choices=choices, answer=answer)
 
 
 def changed(problem, change, seed=0):

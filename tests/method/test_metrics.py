@@ -17,11 +17,11 @@ from mmcot.metrics.metrics import (
     rationale_scores,
     score_report,
 )
-from mmcot.texts.problem import Problem
+from mmcot.texts.sample import Sample
 
 
 def problem(qid, subject="natural science", grade="grade3", hint="", images=(), answer=0, topic="force"):
-    return Problem(
+    return Sample(
         qid=qid,
         question="Which one?",
         choices=("this", "that"),
@@ -193,6 +193,6 @@ def test_published_predictions_of_gpt_3_score_as_known():
         pytest.skip("MMCOT_SCIENCEQA_DIR is not set")
     records = json.loads(pathlib.Path(folder, "problems.json").read_text())
     results = json.loads(pathlib.Path(folder, "predictions_gpt3_QCM-ALE.json").read_text())["results"]
-    problems = [Problem.from_scienceqa(qid, record) for qid, record in records.items() if record["split"] == "test"]
+    problems = [Sample.from_scienceqa(qid, record) for qid, record in records.items() if record["split"] == "test"]
     table = accuracy_table(problems, results)
     assert (len(problems), table["AVG"], table["IMG"]) == (350, 75.14, 66.27)

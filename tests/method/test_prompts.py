@@ -7,10 +7,10 @@ import pathlib
 
 import pytest
 
-from mmcot.texts.problem import Problem
 from mmcot.texts.prompts import INPUTS, OUTPUTS, PAPER_NAMES, build_pair, gold_rationale
+from mmcot.texts.sample import Sample
 
-PROBLEM = Problem(
+PROBLEM = Sample(
     qid="1",
     question="Which object is  heavier?",
     choices=("the feather", "the anvil"),
@@ -58,8 +58,8 @@ TARGETS = {
 }
 
 
-def replaced(**changes) -> Problem:
-    return Problem.from_record(PROBLEM.to_record() | changes)
+def replaced(**changes) -> Sample:
+    return Sample.from_record(PROBLEM.to_record() | changes)
 
 
 def test_every_format_has_an_expected_text_here():
@@ -238,7 +238,7 @@ def hash_of_pairs(name, *, use_caption, rationale_of):
     captions = json.loads(pathlib.Path(folder, "captions.json").read_text())["captions"]
     digest = hashlib.sha256()
     for qid in sorted(records, key=int):
-        problem = Problem.from_scienceqa(qid, records[qid], captions.get(qid, ""))
+        problem = Sample.from_scienceqa(qid, records[qid], captions.get(qid, ""))
         source, target = build_pair(problem, name, use_caption=use_caption, rationale=rationale_of(records[qid]))
         digest.update(f"{qid}\t{source}\t{target}\n".encode())
     return digest.hexdigest()

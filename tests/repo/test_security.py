@@ -31,7 +31,7 @@ from data_shards.writer import missing_feature_shards
 from launcher.cluster.auth_token import keep_token_private
 from launcher.config.loading import load_settings, read_deepspeed
 from launcher.config.settings import SettingsError
-from mmcot.texts.problem import Problem, ProblemError
+from mmcot.texts.sample import Sample, SampleError
 
 ROOT = Path(__file__).parents[2]
 FILES = [path for room in ("mmcot", "data_shards", "launcher") for path in sorted((ROOT / room).rglob("*.py"))]
@@ -170,18 +170,18 @@ def test_a_compressed_tar_is_refused_before_it_is_unpacked(tmp_path):
 
 @pytest.mark.parametrize("qid", ["../x", "a/b", "..", "a.b", "", "a\x00b", "a\n"])
 def test_a_question_id_that_would_be_another_file_is_refused(qid):
-    with pytest.raises(ProblemError, match="must consist of letters"):
-        Problem.from_scienceqa(qid, ROW)
+    with pytest.raises(SampleError, match="must consist of letters"):
+        Sample.from_scienceqa(qid, ROW)
 
 
 @pytest.mark.parametrize("image", ["../../etc/passwd", "/etc/passwd", "a/../../b", "..\\..\\b", ["ok.png", "../b.png"]])
 def test_a_picture_outside_the_data_is_refused_in_every_form_of_data(tmp_path, image):
     commit_json(tmp_path / "problems.json", {"1": {**ROW, "image": image}})
     commit_json(tmp_path / "pid_splits.json", {"train": ["1"]})
-    with pytest.raises(ProblemError, match="must be a file name inside the data folder"):
+    with pytest.raises(SampleError, match="must be a file name inside the data folder"):
         read(tmp_path)
     if isinstance(image, str):
-        with pytest.raises(ProblemError, match="must be a file name inside the data folder"):
+        with pytest.raises(SampleError, match="must be a file name inside the data folder"):
             _problem({**ROW, "image": {"bytes": None, "path": image}}, "train", 0)
 
 

@@ -12,8 +12,8 @@ from launcher.report.questions import choose_qids, find_pictures, judge, to_data
 from launcher.report.run_facts import curves_of, thin, wilson
 from launcher.runs.journal import Journal, JournalReader
 from launcher.runs.run_dir import RunDir
-from mmcot.texts.problem import Problem
 from mmcot.texts.prompts import gold_rationale
+from mmcot.texts.sample import Sample
 
 
 def test_an_interval_is_wilsons():
@@ -52,7 +52,7 @@ def test_a_large_picture_becomes_a_small_one():
 
 
 def test_a_rationale_is_right_word_for_word_and_an_unread_answer_is_wrong():
-    problem = Problem(qid="1", question="?", choices=("a", "b"), answer=0, solution="The land is red.")
+    problem = Sample(qid="1", question="?", choices=("a", "b"), answer=0, solution="The land is red.")
     said = {
         "1": {"rationale": "Solution:  The land\nis red.", "answer_text": "The answer is (A).", "prediction": 0},
         "2": {"rationale": "Solution: The land is blue.", "answer_text": "what", "prediction": None},

@@ -8,9 +8,9 @@ from launcher.config.chains import CHAINS, STEPS
 from launcher.config.loading import load_settings
 from launcher.config.settings import SettingsError
 from mmcot.texts.answers import split_reasons
-from mmcot.texts.problem import Problem
+from mmcot.texts.sample import Sample
 
-PROBLEM = Problem(
+PROBLEM = Sample(
     qid="1", question="Hot?", choices=("yes", "no"), answer=1, lecture="Fire is hot.", solution="Ice is cold."
 )
 

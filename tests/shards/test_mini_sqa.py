@@ -16,7 +16,7 @@ from data_shards.mini_sqa.generate import (
     write_mini_sqa,
 )
 from mmcot.metrics.metrics import accuracy_table
-from mmcot.texts.problem import Problem
+from mmcot.texts.sample import Sample
 
 SIZES = {"train": 1600, "val": 160, "test": 400}
 FIELDS = {
@@ -79,7 +79,7 @@ def _right(record):
 def test_every_record_has_exactly_the_fields_of_scienceqa_and_is_a_problem(problems):
     for qid, record in problems.items():
         assert set(record) == FIELDS
-        assert Problem.from_scienceqa(qid, record).answer_letter in "ABCDE"
+        assert Sample.from_scienceqa(qid, record).answer_letter in "ABCDE"
 
 
 def test_qids_run_over_all_splits_and_the_splits_list_them(data_dir, problems):
@@ -182,7 +182,7 @@ def test_without_the_picture_a_chain_answers_worse_than_no_chain():
 
 
 def test_every_column_of_the_score_table_is_filled(problems):
-    test_problems = [Problem.from_scienceqa(qid, row) for qid, row in problems.items() if row["split"] == "test"]
+    test_problems = [Sample.from_scienceqa(qid, row) for qid, row in problems.items() if row["split"] == "test"]
     table = accuracy_table(test_problems, {problem.qid: problem.answer for problem in test_problems})
     assert len(table) == 9
     assert set(table.values()) == {100.0}

@@ -23,7 +23,7 @@ from launcher.config.settings import SettingsError
 from launcher.data.build import describe_data, prepare_data, require_all_splits
 from launcher.data.check import check_data
 from launcher.data.describe import describe_questions
-from mmcot.texts.problem import ProblemError
+from mmcot.texts.sample import SampleError
 
 ROW = {"qid": "a1", "question": "Which is bigger?", "choices": ["sun", "moon"], "answer": "sun", "split": "train"}
 
@@ -186,15 +186,15 @@ def test_odd_pictures_become_rgb_upright_and_still(tmp_path):
     ],
 )
 def test_a_row_that_cannot_be_used_is_named_with_its_field(tmp_path, change, message):
-    with pytest.raises(ProblemError, match=message):
+    with pytest.raises(SampleError, match=message):
         read_questions(write_jsonl(tmp_path / "q.jsonl", [{**ROW, **change}]))
 
 
 def test_a_repeated_id_and_a_broken_line_are_named(tmp_path):
-    with pytest.raises(ProblemError, match="question 'a1' is in 'train' and in 'train'"):
+    with pytest.raises(SampleError, match="question 'a1' is in 'train' and in 'train'"):
         read_questions(write_jsonl(tmp_path / "q.jsonl", [ROW, ROW]))
     (tmp_path / "b.jsonl").write_text(json.dumps(ROW) + "\n{oops\n")
-    with pytest.raises(ProblemError, match="b.jsonl, line 2: no valid JSON"):
+    with pytest.raises(SampleError, match="b.jsonl, line 2: no valid JSON"):
         read_questions(tmp_path / "b.jsonl")
 
 

@@ -28,7 +28,7 @@ from data_shards.sources.pictures import (
     PictureError,
     open_picture,
 )
-from mmcot.texts.problem import Problem
+from mmcot.texts.sample import Sample
 
 ROOT = Path(__file__).parents[2]
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
@@ -293,7 +293,7 @@ def test_large_pictures_are_encoded_in_smaller_batches(monkeypatch):
         batches.append(len(images))
         return np.zeros((len(images), 1, 1), dtype=np.float16)
 
-    problems = [Problem(qid=f"q{number}", question="Which?", choices=("a", "b")) for number in range(8)]
+    problems = [Sample(qid=f"q{number}", question="Which?", choices=("a", "b")) for number in range(8)]
     sizes = {
         "q0": (2, 2),
         "q1": (2, 2),

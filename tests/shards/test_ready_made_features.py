@@ -16,7 +16,7 @@ from launcher.config.loading import load_settings
 from launcher.config.settings import SettingsError
 from launcher.data.build import prepare_data
 from launcher.pipeline.preflight import check_settings
-from mmcot.texts.problem import Problem
+from mmcot.texts.sample import Sample
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_pooled_vector_that_was_repeated_is_stored_once():
 
 
 def make_problem(qid):
-    return Problem(qid=qid, question="?", choices=("a", "b"), answer=0, images=("image.png",))
+    return Sample(qid=qid, question="?", choices=("a", "b"), answer=0, images=("image.png",))
 
 
 def test_a_picture_without_a_row_is_counted_as_absent():

@@ -34,7 +34,7 @@ from data_shards.writer import (
     write_text_shards,
 )
 from launcher.data.build import describe_data, prepare_data
-from mmcot.texts.problem import Problem, ProblemError
+from mmcot.texts.sample import Sample, SampleError
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_plain_webdataset_reads_every_sample_joined_in_order(tiny_data):
         features = wds.WebDataset(str(tiny_data.path / "features" / "patch" / f"{name}.tar"), shardshuffle=False)
         for sample, feature in zip(text, features, strict=True):
             assert sample["__key__"] == feature["__key__"]
-            read.append((Problem.from_record(json.loads(sample["json"])), np.load(io.BytesIO(feature["npy"]))))
+            read.append((Sample.from_record(json.loads(sample["json"])), np.load(io.BytesIO(feature["npy"]))))
     assert len(read) == len(reader) == 64
     for number, (problem, array) in enumerate(read):
         assert reader.problem(number) == problem
@@ -127,7 +127,7 @@ def test_a_split_that_lists_an_unknown_question_is_refused(workplace, tmp_path, 
     splits = json.loads((source / "pid_splits.json").read_text())
     splits["val"].append("no-such-qid")
     (source / "pid_splits.json").write_text(json.dumps(splits))
-    with pytest.raises(ProblemError, match="no-such-qid"):
+    with pytest.raises(SampleError, match="no-such-qid"):
         read_questions(source)
 
 

@@ -20,7 +20,7 @@ from data_shards.check import check_shards
 from data_shards.errors import ShardError
 from data_shards.index import build_index, read_index
 from data_shards.indexed_tars import index_tars
-from mmcot.texts.problem import ProblemError
+from mmcot.texts.sample import SampleError
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 LONG = "a-folder-with-a-long-name/" * 6  # beyond the 100 bytes of a header
@@ -370,7 +370,7 @@ def test_a_member_that_is_no_question_is_named_with_its_tar(tmp_path, content, m
         add(tar, "q0.json", question(0))
         add(tar, "q1.json", content)
     (tmp_path / "a.tar").write_bytes(stream.getvalue())
-    with pytest.raises(ProblemError, match=rf"a\.tar, member q1\.json: .*{message}"):
+    with pytest.raises(SampleError, match=rf"a\.tar, member q1\.json: .*{message}"):
         index_tars({"train": [tmp_path / "a.tar"]}, tmp_path / "out")
 
 
