@@ -28,7 +28,7 @@ from launcher.runs.run_dir import RunDir, RunError
 from launcher.runs.run_settings import read_run_settings
 from mmcot.decoding.answering import StageModel, answer_questions
 from mmcot.models.device import open_device
-from mmcot.models.t5 import T5ForMultimodalGeneration
+from mmcot.models.opening import open_model
 from mmcot.texts.sample import Sample, SampleError
 
 BULK_SIZE = 256  # questions in memory at once
@@ -177,7 +177,7 @@ def _trained(run_dir: RunDir, stage: str) -> Path:
 def _open_stage(settings: Settings, folder: Path, stage: str) -> StageModel:
     verify_model(folder)
     spec = getattr(settings, stage)
-    model = T5ForMultimodalGeneration.from_pretrained(folder).eval()
+    model = open_model(folder).eval()
     model.to(open_device(use_gpu=False))  # pyright: ignore[reportArgumentType], transformers' wrapper hides Module.to
     return StageModel(
         model=model,

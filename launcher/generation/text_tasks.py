@@ -81,14 +81,14 @@ class GenerationWorker(Worker):
         from transformers import AutoTokenizer
 
         from mmcot.models.device import open_device
-        from mmcot.models.t5 import T5ForMultimodalGeneration
+        from mmcot.models.opening import open_model
 
         torch.set_num_threads(job.settings.cluster.cpus_per_worker)
         self.job = job
         verify_model(job.model_dir)
         self.tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
         dtype = torch.bfloat16 if job.settings.generation.precision == "bf16" else torch.float32
-        self.model = T5ForMultimodalGeneration.from_pretrained(job.model_dir, dtype=dtype).eval()
+        self.model = open_model(job.model_dir, dtype=dtype).eval()
         device = open_device(use_gpu=bool(job.settings.cluster.use_gpu))
         self.model.to(device)  # pyright: ignore[reportArgumentType], transformers' wrapper hides Module.to
         self.samples: dict[str, Any] = {}

@@ -33,13 +33,13 @@ def look_at_questions(
 
     from launcher.stages.samples import open_stage
     from mmcot.models.device import open_device
-    from mmcot.models.t5 import T5ForMultimodalGeneration
+    from mmcot.models.opening import open_model
 
     folder = run_dir.model(stage)
     verify_model(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     with _no_progress_bar():
-        model = T5ForMultimodalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        model = open_model(folder, dtype=torch.float32).eval()
     model.to(open_device(use_gpu=False))  # pyright: ignore[reportArgumentType], transformers' wrapper hides Module.to
     samples = open_stage(
         settings,

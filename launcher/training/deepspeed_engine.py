@@ -175,10 +175,9 @@ def full_state_dict(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor
 def _parameter_groups(model: T5ForMultimodalGeneration, training: Training) -> list[dict[str, Any]]:
     """Parameter groups: weight decay for matrices only, a learning rate of its own for the fusion layers."""
     fusion_ratio = (training.fusion_learning_rate or training.learning_rate) / training.learning_rate
-    fusion_names = tuple(f"encoder.{name}." for name in model.encoder.fusion_parts)
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        in_fusion = name.startswith(fusion_names)
+        in_fusion = name.startswith(model.new_parts)
         if training.freeze_backbone and not in_fusion:
             parameter.requires_grad_(False)
             continue

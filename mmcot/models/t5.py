@@ -149,6 +149,11 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
         self.encoder = FusedEncoder(cast(MultimodalT5Config, self.encoder.config))
         self.post_init()
 
+    @property
+    def new_parts(self) -> tuple[str, ...]:
+        """Prefixes of the names of parameters that are not the pretrained language model's."""
+        return tuple(f"encoder.{name}." for name in self.encoder.fusion_parts)
+
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,

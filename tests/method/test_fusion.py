@@ -87,3 +87,9 @@ def test_every_weight_of_t5_starts_as_transformers_own_t5_does():
     for name, weight in plain.items():
         if weight.std() > 0:
             assert 0.8 < (fused[name].std() / weight.std()).item() < 1.25, name
+
+
+def test_the_new_parts_are_all_parameters_that_a_plain_t5_does_not_have(model):
+    plain = T5ForConditionalGeneration(model.config).state_dict()  # names each tied copy too
+    new = {name for name, _ in model.named_parameters()} - plain.keys()
+    assert new and new == {name for name, _ in model.named_parameters() if name.startswith(model.new_parts)}
