@@ -34,10 +34,11 @@ class StaticDecoder:
         self._steps: dict[int, Callable[[], torch.Tensor]] = {}
 
     @torch.inference_mode()
-    def admit(self, row: int, states_SD: torch.Tensor) -> None:
-        """Assign ``row`` to the source with these encoder states; its next position is 0."""
-        self._decoder.admit(row, states_SD)
+    def admit(self, row: int, states_SD: torch.Tensor) -> int:
+        """Assign ``row`` to the source with these encoder states; returns the token to read at position 0."""
+        first = self._decoder.admit(row, states_SD)
         self._mask_source(row, len(states_SD))
+        return first
 
     @torch.inference_mode()
     def move(self, row: int, *, to: int, num_positions: int) -> None:

@@ -62,10 +62,11 @@ class GeneratedText:
 
 @dataclasses.dataclass(slots=True)
 class Row:
-    """A row in use: the index of its source, its limit and its generated tokens."""
+    """A row in use: its source's index, its limit, the token before its generated ones, and these."""
 
     index: int
     max_new_tokens: int
+    first: int
     ids: list[int] = dataclasses.field(default_factory=list)
 
 
@@ -174,7 +175,7 @@ def generate_ids(
     num_rows = min(num_rows, len(sources))
     decoder = _open_decoder(model, num_rows, max_source_tokens=max(map(len, sources)), max_new_tokens=max(limits))
     choose = _greedy if sampling.temperature == 0 else _sampler(sampling, keys)
-    start, ends = _start_token(model), frozenset(eos_token_ids)
+    ends = frozenset(eos_token_ids)
 
     def has_ended(row: Row) -> bool:
         if row.ids[-1] in ends or len(row.ids) >= row.max_new_tokens:
@@ -186,11 +187,10 @@ def generate_ids(
     rows: list[Row] = []
     while len(rows) < num_rows:
         index, states = next(waiting)
-        decoder.admit(len(rows), states)
-        rows.append(Row(index, limits[index]))
+        rows.append(Row(index, limits[index], decoder.admit(len(rows), states)))
         on_step()
     while rows:
-        logits = decoder.step([row.ids[-1] if row.ids else start for row in rows], [len(row.ids) for row in rows])
+        logits = decoder.step([row.ids[-1] if row.ids else row.first for row in rows], [len(row.ids) for row in rows])
         for row, token in zip(rows, choose(logits, rows), strict=True):
             row.ids.append(token)
         on_step()
@@ -200,8 +200,7 @@ def generate_ids(
                 continue
             written[row.index] = row.ids
             if (source := next(waiting, None)) is not None:
-                decoder.admit(place, source[1])
-                rows[place] = Row(source[0], limits[source[0]])
+                rows[place] = Row(source[0], limits[source[0]], decoder.admit(place, source[1]))
                 if on_refill:
                     on_refill(source[0])
             elif (last := rows.pop()) is not row:
@@ -215,11 +214,6 @@ def _open_decoder(
 ) -> StepDecoder | StaticDecoder:
     decoder = StepDecoder(model, num_rows=num_rows, max_source_tokens=max_source_tokens, max_new_tokens=max_new_tokens)
     return StaticDecoder(decoder) if model.device.type == "cuda" else decoder
-
-
-def _start_token(model: T5ForConditionalGeneration) -> int:
-    configured = cast(Any, model.generation_config).decoder_start_token_id
-    return model.config.decoder_start_token_id if configured is None else configured
 
 
 def _greedy(logits_BV: torch.Tensor, rows: Sequence[Row]) -> list[int]:

@@ -65,6 +65,8 @@ class StepDecoder:
             raise ValueError("the model is in float16, in which T5 overflows; use float32 or bfloat16")
         self.num_heads, self.head_width, self.max_new_tokens = config.num_heads, config.d_kv, max_new_tokens
         self.device, self.dtype = model.device, model.dtype
+        configured = cast(Any, model.generation_config).decoder_start_token_id
+        self.start_token: int = config.decoder_start_token_id if configured is None else configured
         self.rows_per_attention = ROWS_PER_ATTENTION if self.device.type == "cpu" else num_rows
         self.embeddings = stack.embed_tokens.weight
         self.layers = [_Layer(block) for block in stack.block]
@@ -98,8 +100,8 @@ class StepDecoder:
         return torch.cat([bias_HT, future_HT], dim=1).to(self.dtype)
 
     @torch.inference_mode()
-    def admit(self, row: int, states_SD: torch.Tensor) -> None:
-        """Assign ``row`` to the source with these encoder states; its next position is 0."""
+    def admit(self, row: int, states_SD: torch.Tensor) -> int:
+        """Assign ``row`` to the source with these encoder states; returns the token to read at position 0."""
         length = len(states_SD)
         keys_values = self.cross_keys_values(states_SD).view(
             length, len(self.layers), 2, self.num_heads, self.head_width
@@ -107,6 +109,7 @@ class StepDecoder:
         self.cross_L2BHSK[:, :, row, :, :length] = keys_values.permute(1, 2, 3, 0, 4)
         self.source_lengths[row] = length
         self._cross_groups = None
+        return self.start_token
 
     @torch.inference_mode()
     def move(self, row: int, *, to: int, num_positions: int) -> None:
