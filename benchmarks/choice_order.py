@@ -56,8 +56,7 @@ def measure(folder: Path, *, split: str, seed: int, limit: int | None, batch_siz
             continue
         started = time.perf_counter()
         predictions, _ = answer_questions(
-            predictor.stages.get("rationale"),
-            predictor.stages.get("answer"),
+            list(predictor.stages.values()),
             list(changed_of.values()),
             [features[qid] for qid in changed_of],
             feature_shape=predictor.feature_shape,

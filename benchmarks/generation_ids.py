@@ -39,7 +39,6 @@ def main(run: Path, split: str, num_questions: int) -> None:
         split,
         shards_dir=run.parent.parent / shards_dir_of(run_dir),
         tokenizer=tokenizer,
-        rationales_dir=None,
     )
     numbers = range(min(num_questions, len(samples)))
     sources = [list(samples.encode(number).source_ids) for number in numbers]

@@ -32,7 +32,7 @@ from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 
 from data_shards.atomic_files import read_json
-from launcher.config.chains import STEPS
+from launcher.config.chains import CHAINS
 from launcher.runs.journal import JournalReader
 from launcher.runs.run_dir import RunDir
 
@@ -54,6 +54,7 @@ SETTINGS = [
     "tracking.send_every_s=0.5",
 ]
 KINDS = ("driver -9", "driver SIGTERM", "worker -9", "node -9")
+STEPS = CHAINS["two-stage"].steps
 PLACES = [(step, kind) for step in STEPS for kind in (KINDS[:2] if step == "data" else KINDS)]
 WAIT_S = 240
 
@@ -138,7 +139,7 @@ class Pipeline:
         if step.startswith("train"):
             points = JournalReader(self.run_dir.journal(step.removeprefix("train-"))).read()
             return max((point["step"] for point in points if "loss" in point["metrics"]), default=0)
-        folder = self.run_dir.rationales if step == "rationales" else self.run_dir.predictions / "parts"
+        folder = self.run_dir.texts(step) if step == "rationales" else self.run_dir.predictions / "parts"
         return sum(path.name[0] != "." for path in folder.glob("*/*.jsonl"))
 
     def starts(self, step: str) -> int:

@@ -145,15 +145,15 @@ def _listed_files(output_dir: Path) -> dict[str, dict[str, Any]]:
 
 
 class RationaleReader:
-    """The rationales of a split, by shard number and position; files are read when they are needed.
+    """The rationales, or other texts, of a split, by shard number and position; files are read when they are needed.
 
     Raises:
         ShardError: the output is not complete, a file is missing or changed, or a question has
             no rationale.
     """
 
-    def __init__(self, output_dir: str | Path, split: str) -> None:
-        self.output_dir, self.split = Path(output_dir), split
+    def __init__(self, output_dir: str | Path, split: str, *, field: str = "rationale") -> None:
+        self.output_dir, self.split, self._field = Path(output_dir), split, field
         self._files = {
             name: file for name, file in _listed_files(self.output_dir).items() if name.startswith(f"{split}/")
         }
@@ -196,9 +196,9 @@ class RationaleReader:
         path = self.output_dir / name
         if not path.exists() or sha256_of_file(path) != self._files[name]["sha256"]:
             raise ShardError(f"{path} is missing or not what was written; delete {self.output_dir} and run again")
-        return [(line["qid"], line["rationale"]) for line in read_lines(path)]
+        return [(line["qid"], line[self._field]) for line in read_lines(path)]
 
 
-def read_rationales(output_dir: str | Path, split: str) -> dict[str, str]:
-    """Return all rationales of a split by qid."""
-    return RationaleReader(output_dir, split).by_qid()
+def read_rationales(output_dir: str | Path, split: str, *, field: str = "rationale") -> dict[str, str]:
+    """Return all rationales, or other texts, of a split by qid; ``field`` is their key in a line."""
+    return RationaleReader(output_dir, split, field=field).by_qid()

@@ -251,9 +251,7 @@ def model_dir(tiny_settings, tiny_data, workplace):
     from launcher.stages.samples import load_tokenizer, open_stage
 
     tokenizer = load_tokenizer(tiny_settings, tiny_data.path)
-    samples = open_stage(
-        tiny_settings, "rationale", "train", shards_dir=tiny_data.path, tokenizer=tokenizer, rationales_dir=None
-    )
+    samples = open_stage(tiny_settings, "rationale", "train", shards_dir=tiny_data.path, tokenizer=tokenizer, texts={})
     build_model(tiny_settings, samples).save_pretrained(workplace / "model")
     tokenizer.save_pretrained(workplace / "model")
     return workplace / "model"

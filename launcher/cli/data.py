@@ -121,13 +121,15 @@ def data_ledger(folder: RunFolder) -> None:
         from data_shards.reader import SplitReader
         from launcher.config.settings import Data
         from launcher.runs.run_dir import RunDir, shards_dir_of
+        from launcher.runs.run_settings import read_run_settings
         from launcher.runs.sample_ledger import verify_ledger
 
         run_dir = RunDir(folder)
         folder = local_folder(shards_dir_of(run_dir), Data.model_validate({}).cache_dir, features=None)
         qids = [str(qid) for qid in SplitReader(folder, "train").qids]
-        stages = [stage for stage in ("rationale", "answer") if list(run_dir.logs.glob(f"{stage}-ledger-*"))]
-        for stage in stages or ["rationale"]:
+        names = read_run_settings(run_dir.path).chain.stage_names
+        stages = [stage for stage in names if list(run_dir.logs.glob(f"{stage}-ledger-*"))]
+        for stage in stages or names[:1]:
             for line in verify_ledger(run_dir, stage, qids):
                 typer.echo(line)
 

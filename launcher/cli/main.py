@@ -8,7 +8,7 @@ from launcher.cli.data import data_app
 from launcher.cli.mlflow import mlflow_app, sync_app
 from launcher.cli.models import models_app
 from launcher.cli.options import Config, Preset, Set, errors_as_messages
-from launcher.cli.run import run_app, train_app
+from launcher.cli.run import run_app
 
 app = typer.Typer(
     help="Train small multimodal models that write their reasoning, from a laptop to a cluster.",
@@ -19,7 +19,7 @@ app = typer.Typer(
 config_app = typer.Typer(help="Show settings.", no_args_is_help=True)
 for commands in (run_app, models_app, sync_app):
     app.add_typer(commands)
-for name, group in {"data": data_app, "train": train_app, "config": config_app, "mlflow": mlflow_app}.items():
+for name, group in {"data": data_app, "config": config_app, "mlflow": mlflow_app}.items():
     app.add_typer(group, name=name)
 
 

@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from launcher.cli.options import (
+    AllowExtensions,
     Config,
     Preset,
     Set,
+    allow,
     errors_as_messages,
     run_until,
     say,
@@ -113,9 +115,11 @@ def predict(
     image: Annotated[list[Path], typer.Option(help="A picture; repeat for several.")] = [],
     input: Annotated[Path | None, typer.Option(help="A .jsonl or .csv of questions, instead of one.")] = None,
     output: Annotated[Path | None, typer.Option(help="File for the answers to --input; default: the console.")] = None,
+    allow_extensions: AllowExtensions = False,
 ) -> None:
     """Answer one question, or many, with a finished run: first the rationale, then the answer."""
     with errors_as_messages():
+        allow([model], allow_extensions)
         if input is not None and question is None:
             _predict_many(model, input, output)
             return

@@ -15,6 +15,20 @@ Set = Annotated[list[str], typer.Option("--set", help="One setting: section.key=
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/demo.")]
 
 
+AllowExtensions = Annotated[
+    bool, typer.Option(help="Import the modules that the run names as extensions, if they are those it started with.")
+]
+
+
+def allow(folders: list[Path], allowed: bool) -> None:
+    """Import the extensions of runs, where the user allows it."""
+    if allowed:
+        from launcher.runs.run_settings import allow_extensions
+
+        for folder in folders:
+            allow_extensions(folder)
+
+
 def say(line: str, *, err: bool = False, fg: str | None = None) -> None:
     """Print a line to the console; after the pipe or terminal is closed the work continues without output."""
     try:
@@ -46,9 +60,9 @@ class errors_as_messages:  # noqa: N801, used like a function: `with errors_as_m
 
 
 def run_until(
-    step: str, preset: str | None, config: Path | None, overrides: list[str], write_job: Path | None = None
+    step: str | None, preset: str | None, config: Path | None, overrides: list[str], write_job: Path | None = None
 ) -> None:
-    """Run the pipeline up to a step and print where the run is stored."""
+    """Run the pipeline up to a step, or to its end, and print where the run is stored."""
     with errors_as_messages():
         from launcher.config.loading import load_settings
 

@@ -8,17 +8,18 @@ from typing import Annotated
 import typer
 
 from launcher.cli.options import (
+    AllowExtensions,
     Config,
     Preset,
     RunFolder,
     Set,
+    allow,
     errors_as_messages,
     run_until,
     say,
 )
 
 run_app = typer.Typer()
-train_app = typer.Typer(help="Train one stage.", no_args_is_help=True)
 
 WriteJob = Annotated[
     Path | None, typer.Option(help="Write this training for `torchrun -m launcher.rank FILE` instead of running it.")
@@ -28,7 +29,7 @@ WriteJob = Annotated[
 @run_app.command()
 def run(preset: Preset = None, config: Config = None, set_: Set = []) -> None:
     """Run the whole pipeline: data, stage one, rationales, stage two, scores. Run again to resume."""
-    run_until("evaluate", preset, config, set_)
+    run_until(None, preset, config, set_)
 
 
 @run_app.command()
@@ -117,22 +118,23 @@ def rationales(
         write_rationales(model, shards, split, out, overrides=set_, report=say)
 
 
-@train_app.command("rationale")
-def train_rationale(preset: Preset = None, config: Config = None, set_: Set = [], write_job: WriteJob = None) -> None:
-    """Train stage one, which writes the rationale."""
-    run_until("train-rationale", preset, config, set_, write_job)
-
-
-@train_app.command("answer")
-def train_answer(preset: Preset = None, config: Config = None, set_: Set = [], write_job: WriteJob = None) -> None:
-    """Train stage two, which reads the rationale and answers, after all steps that it needs."""
-    run_until("train-answer", preset, config, set_, write_job)
+@run_app.command()
+def train(
+    stage: Annotated[str, typer.Argument(help="A stage of the chain, such as rationale or answer.")],
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = [],
+    write_job: WriteJob = None,
+) -> None:
+    """Train one stage, after all steps that it needs."""
+    run_until(f"train-{stage}", preset, config, set_, write_job)
 
 
 @run_app.command()
-def status(folder: RunFolder) -> None:
+def status(folder: RunFolder, allow_extensions: AllowExtensions = False) -> None:
     """Show the finished steps of a run, its progress and its page in MLflow."""
     with errors_as_messages():
+        allow([folder], allow_extensions)
         from launcher.runs.status import describe_run
 
         for line in describe_run(folder):
@@ -154,9 +156,11 @@ def report_command(
     looking: Annotated[
         int, typer.Option(min=0, help="Questions whose attention is measured, wrong answers first.")
     ] = 24,
+    allow_extensions: AllowExtensions = False,
 ) -> None:
     """Write an HTML report: scores, curves, questions, attention over pictures. One file, no network."""
     with errors_as_messages():
+        allow(folders, allow_extensions)
         from launcher.report.render import write_report
 
         target = out or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))

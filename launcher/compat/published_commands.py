@@ -22,6 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 from data_shards.sources.question_set import SPLITS
+from launcher.config.chains import ANSWER, RATIONALE
 from launcher.config.loading import merge_override, parse_settings
 from launcher.config.settings import Settings, SettingsError
 from mmcot.texts.prompts import split_format
@@ -79,13 +80,13 @@ def parse_command(arguments: Sequence[str], *, num_gpus: int, overrides: Sequenc
     """
     options = _parser().parse_args([argument for argument in arguments if argument != "main.py"])
     reads, writes = split_format(options.prompt_format)
-    stage = "answer" if "A" in writes else "rationale"
+    stage = ANSWER if "A" in writes else RATIONALE
     if (options.eval_le is None) != (options.test_le is None):
         raise SettingsError("--eval_le and --test_le belong together; give both, or neither")
     given = {"val": Path(options.eval_le), "test": Path(options.test_le)} if options.eval_le and "G" in reads else {}
     chain = (
         "two-stage"
-        if stage == "rationale" or (reads.endswith("G") and not given)
+        if stage == RATIONALE or (reads.endswith("G") and not given)
         else "given-rationales"
         if given
         else _CHAINS.get(writes)
@@ -95,7 +96,7 @@ def parse_command(arguments: Sequence[str], *, num_gpus: int, overrides: Sequenc
             f"--prompt_format {options.prompt_format} is no format that the published system trains; give QCM-E, "
             "QCM-LE, QCMG-A, QCM-A, QCM-LEA or QCM-ALE"
         )
-    if options.evaluate_dir and chain == "two-stage" and stage == "answer":
+    if options.evaluate_dir and chain == "two-stage" and stage == ANSWER:
         raise SettingsError(
             f"--evaluate_dir with --prompt_format {options.prompt_format} reads rationales; "
             "give --eval_le and --test_le"
@@ -119,7 +120,7 @@ def _values(
 ) -> dict[str, Any]:
     """The options as nested settings."""
     spec = {"num_epochs": options.epoch, "max_source_tokens": options.input_len}
-    lengths = {"rationale": 512, "answer": 64} | {stage: options.output_len}
+    lengths = {RATIONALE: 512, ANSWER: 64} | {stage: options.output_len}
     return {
         "run": {
             "name": re.sub(r"[^A-Za-z0-9_.-]", "-", folder.name),
@@ -142,15 +143,15 @@ def _values(
             "global_batch_size": options.bs * max(1, num_gpus),
             "weight_decay": 0.01,
         },
-        "rationale": {
+        RATIONALE: {
             **spec,
-            "format": options.prompt_format if stage == "rationale" else "QCM-E",
-            "max_target_tokens": lengths["rationale"],
+            "format": options.prompt_format if stage == RATIONALE else "QCM-E",
+            "max_target_tokens": lengths[RATIONALE],
         },
-        "answer": {
+        ANSWER: {
             **spec,
-            **({"format": options.prompt_format} if stage == "answer" else {}),
-            "max_target_tokens": lengths["answer"],
+            **({"format": options.prompt_format} if stage == ANSWER else {}),
+            "max_target_tokens": lengths[ANSWER],
             "rationale_source": "gold",
             "rationales": str(folder / "mmcot-rationales") if has_rationales else None,
         },
@@ -223,9 +224,9 @@ def _deviations(options: argparse.Namespace, chain: str, stage: str, num_gpus: i
         "padding": options.evaluate_dir is None,
         "generate": not options.use_generate,
         "join": chain == "given-rationales",
-        "gold": stage == "answer" and chain in ("given-rationales", "two-stage") and options.evaluate_dir is None,
-        "leak": stage == "answer" and chain == "two-stage",
-        "unread": stage == "answer",
+        "gold": stage == ANSWER and chain in ("given-rationales", "two-stage") and options.evaluate_dir is None,
+        "leak": stage == ANSWER and chain == "two-stage",
+        "unread": stage == ANSWER,
         "last": options.evaluate_dir is None,
         "folder": not num_gpus and options.evaluate_dir is None,
         "captions": not options.use_caption,

@@ -20,6 +20,7 @@ from data_shards.generated_texts import (
     write_task,
 )
 from launcher.compat.published_commands import DEVIATIONS, ReferenceRun
+from launcher.config.chains import ANSWER, GIVEN_FIELD, RATIONALE
 from launcher.config.loading import dump_settings, parse_settings
 from launcher.config.settings import Settings, SettingsError
 from launcher.data.build import prepare_data
@@ -46,20 +47,19 @@ def run_reference(run: ReferenceRun, *, report: Report = print) -> Path:
     (run.folder / "mmcot.yaml").write_text(dump_settings(run.settings), encoding="utf-8")
     settings = run.settings
     data = prepare_data(settings, report)
-    rationales_dir = None
+    reads: dict[str, Path] = {}
     if run.rationales:
-        rationales_dir = run.folder / "mmcot-rationales"
-        _import_rationales(run.rationales, data.path, rationales_dir, settings)
+        reads = {"rationales": run.folder / "mmcot-rationales"}
+        _import_rationales(run.rationales, data.path, reads["rationales"], settings)
     run_dir = RunDir(settings.run_dir)
     if run.evaluate_dir is None:
-        until = "train-rationale" if run.stage == "rationale" else "train-answer"
-        run_pipeline(settings, until=until, report=report)
+        stage = settings.chain.stage(run.stage)
+        run_pipeline(settings, until=stage.step, report=report)
         model_dir = run_dir.model(run.stage)
         verify_model(model_dir)
         for path in model_dir.iterdir():
             shutil.copy2(path, run.folder / path.name)
-        if run.stage == "answer" and settings.chain.reads_rationales:
-            rationales_dir = run_dir.rationales
+        reads |= {text: run_dir.texts(text) for text in stage.reads}
     else:
         model_dir = _model_to_evaluate(run.evaluate_dir, settings.data.features)
     texts_dir = run.folder / "mmcot-texts"
@@ -70,7 +70,7 @@ def run_reference(run: ReferenceRun, *, report: Report = print) -> Path:
         data.location,
         ("val", "test"),
         texts_dir,
-        rationales_dir=rationales_dir,
+        texts=reads,
         report=report,
     )
     for split, name in (("val", "eval"), ("test", "test")):
@@ -81,7 +81,7 @@ def run_reference(run: ReferenceRun, *, report: Report = print) -> Path:
             for line in read_lines(texts_dir / task.file_name)
         }
         content = _predictions(run, problems, texts, with_scores=split == "test")
-        if split == "test" or run.stage == "rationale":  # as in the published system
+        if split == "test" or run.stage == RATIONALE:  # as in the published system
             commit_json(run.folder / f"predictions_ans_{name}.json", content)
             report(f"{run.folder / f'predictions_ans_{name}.json'}: {len(texts):,} texts")
         if "scores" in content:
@@ -91,7 +91,7 @@ def run_reference(run: ReferenceRun, *, report: Report = print) -> Path:
 
 def _shown(settings: Settings) -> str:
     """The settings that differ from the defaults."""
-    defaults = parse_settings({"rationale": {"num_epochs": 1}, "answer": {"num_epochs": 1}}).model_dump()
+    defaults = parse_settings({RATIONALE: {"num_epochs": 1}, ANSWER: {"num_epochs": 1}}).model_dump()
     lines = []
     for section, values in settings.model_dump().items():
         changed = {name: value for name, value in values.items() if value != defaults[section][name]}
@@ -117,7 +117,7 @@ def _import_rationales(files: Mapping[str, Path], shards_dir: Path, out: Path, s
         at = 0
         for task in list_tasks(shards_dir, [split], task_samples=settings.generation.task_samples):
             lines = [
-                {"qid": qid, "rationale": written[qid], "num_tokens": 0, "finish": "eos"}
+                {"qid": qid, GIVEN_FIELD: written[qid], "num_tokens": 0, "finish": "eos"}
                 for qid in problems[at : at + task.num_samples]
             ]
             at += task.num_samples
@@ -154,7 +154,7 @@ def _model_to_evaluate(folder: Path, features: str | None) -> Path:
 def _predictions(
     run: ReferenceRun, problems: Mapping[str, Sample], texts: Mapping[str, str], *, with_scores: bool
 ) -> dict[str, Any]:
-    spec = getattr(run.settings, run.stage)
+    spec = run.settings.stage(run.stage)
     labels = {
         qid: build_pair(problem, spec.format, use_caption=run.settings.data.use_caption)[1]
         for qid, problem in problems.items()
@@ -188,6 +188,6 @@ def _predictions(
     num_fail = sum(prediction is None for prediction in predictions.values())
     return {
         "num_fail": num_fail,
-        "scores": {"answer": answer if run.stage == "answer" else None, "rationale": rationale},
+        "scores": {"answer": answer if run.stage == ANSWER else None, "rationale": rationale},
         **content,
     }

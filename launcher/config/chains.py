@@ -1,77 +1,215 @@
 """Chains from a question to its answer, as the paper compares them (arXiv:2302.00923, table 2).
 
-    CHAINS["two-stage"].stages          # ("rationale", "answer"): two trainings
-    CHAINS["reason-then-answer"].stages # ("answer",): one model generates rationale and answer in one text
+    CHAINS["two-stage"].stages                  # (Stage("rationale", ...), Stage("answer", ...)): two trainings
+    CHAINS["reason-then-answer"].stage_names    # ("answer",): one model generates rationale and answer in one text
 
-The training of the answering model is always called ``answer``; that of a model which only
-generates rationales is called ``rationale``. Vision, captions and sizes are settings of the run
-and can be combined with any chain.
+A chain is a tuple of stages. A stage is one training, and what becomes of its model: it may write a text
+for every question, which later stages read. The steps of a run follow from the chain. Vision, captions and
+sizes are settings of the run and can be combined with any chain.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from types import MappingProxyType
 
 from mmcot.texts.answers import split_reasons
-from mmcot.texts.prompts import build_pair, gold_rationale
+from mmcot.texts.prompts import build_pair, split_format
 from mmcot.texts.sample import Sample
 
-STEPS = ("data", "train-rationale", "rationales", "train-answer", "evaluate")
+PRETRAINED = "pretrained"
+EVALUATE = "evaluate"
+ANSWERS = "predictions"  # the text of the last stage, in the folder of the same name
+GIVEN_FIELD = "rationale"  # of the lines of given texts
+TRAINED_PARTS = ("all", "bridge")
+RATIONALE, ANSWER = "rationale", "answer"  # the stages of the published system, with settings sections of their own
+_TAKEN = {"data", "steps", "logs", "lengths", "tune", "trials", "evaluations", EVALUATE, ANSWERS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training of a chain, and the text that its model writes.
+
+    Attributes:
+        name: of its folder in the run and of its settings.
+        format: the default of its prompt format; its gold text is the format's target.
+        objective: the loss, one of ``mmcot.models.loss.OBJECTIVES``.
+        reads: texts of earlier stages, joined with spaces where the format has a G.
+        starts_from: "pretrained", which is ``model.pretrained`` or random weights, or the name of an earlier stage
+            whose trained model it continues.
+        trains: "all" parameters, or those of the "bridge" alone.
+        writes: the text that its model writes for every question, a folder of the run; None: none. The last stage
+            writes ``ANSWERS``.
+    """
+
+    name: str
+    format: str
+    objective: str = "text"
+    reads: tuple[str, ...] = ()
+    starts_from: str = PRETRAINED
+    trains: str = "all"
+    writes: str | None = None
+
+    @property
+    def step(self) -> str:
+        """The step that trains it."""
+        return f"train-{self.name}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-    """The trainings, and the format of the answering model."""
+    """The trainings of a run in their order; ``given`` names texts that are not written but given to the run.
+
+    Raises:
+        ValueError: a stage reads what no earlier stage writes, or starts from no earlier stage; the message names it.
+    """
 
     name: str
     paper_name: str
-    stages: tuple[str, ...]
-    answer_format: str
+    stages: tuple[Stage, ...]
+    given: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        known, names = list(self.given), []
+        for stage in self.stages:
+            place = f"chain {self.name!r}, stage {stage.name!r}"
+            if stage.name in names or stage.name in _TAKEN or not stage.name.replace("-", "").isalnum():
+                raise ValueError(
+                    f"{place}: the name must be letters, digits and '-', used once, and none of "
+                    f"{', '.join(sorted(_TAKEN))}"
+                )
+            if missing := [text for text in stage.reads if text not in known]:
+                raise ValueError(
+                    f"{place} reads {missing[0]!r}, which no earlier stage writes; there is {_listed(known)}"
+                )
+            if stage.starts_from not in (PRETRAINED, *names):
+                raise ValueError(
+                    f"{place} starts from {stage.starts_from!r}; expected {PRETRAINED!r} or an earlier stage, of which "
+                    f"there is {_listed(names)}"
+                )
+            if stage.trains not in TRAINED_PARTS:
+                raise ValueError(f"{place} trains {stage.trains!r}; expected one of {', '.join(TRAINED_PARTS)}")
+            if stage.writes is not None:
+                if stage.writes in known or (stage.writes == ANSWERS) != (stage is self.stages[-1]):
+                    raise ValueError(
+                        f"{place} writes {stage.writes!r}; expected a new name, and {ANSWERS!r} for the last "
+                        "stage alone"
+                    )
+                known.append(stage.writes)
+            split_format(stage.format)
+            names.append(stage.name)
+        if not names:
+            raise ValueError(f"chain {self.name!r} has no stage; give one at least")
 
     @property
-    def has_rationale_stage(self) -> bool:
-        """Whether a model that only reasons is trained first."""
-        return "rationale" in self.stages
+    def stage_names(self) -> tuple[str, ...]:
+        """The names of the stages, in their order."""
+        return tuple(stage.name for stage in self.stages)
+
+    def stage(self, name: str) -> Stage:
+        """Return a stage by its name.
+
+        Raises:
+            ValueError: the chain has no such stage.
+        """
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise ValueError(f"run.chain {self.name!r} has no stage {name!r}; it has {', '.join(self.stage_names)}")
 
     @property
-    def reads_rationales(self) -> bool:
-        """Whether the answering model reads rationales of another model, of this run or given."""
-        return self.has_rationale_stage or self.name == "given-rationales"
+    def answering(self) -> Stage | None:
+        """The stage that answers: the last one, if it writes."""
+        return self.stages[-1] if self.stages[-1].writes else None
+
+    @property
+    def writing(self) -> tuple[Stage, ...]:
+        """The stages whose models are needed to answer a new question."""
+        return tuple(stage for stage in self.stages if stage.writes)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts that stages read or write before the answers, given ones first."""
+        return (*self.given, *(stage.writes for stage in self.stages[:-1] if stage.writes))
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The steps of the chain, in the order of ``STEPS``."""
-        left_out = (
-            set()
-            if self.has_rationale_stage
-            else {"train-rationale"}
-            if self.reads_rationales
-            else {"train-rationale", "rationales"}
-        )
-        return tuple(step for step in STEPS if step not in left_out)
+        """The steps of a run: the data, given texts, then each training and the writing of its texts."""
+        steps = ["data", *self.given]
+        for stage in self.stages:
+            steps.append(stage.step)
+            if stage.writes and stage is not self.stages[-1]:
+                steps.append(stage.writes)
+        return (*steps, EVALUATE) if self.answering else tuple(steps)
+
+    def stage_of_step(self, step: str) -> Stage | None:
+        """Return the stage that a step trains; None if it trains none."""
+        return next((stage for stage in self.stages if stage.step == step), None)
+
+    def writer_of(self, text: str) -> Stage | None:
+        """Return the stage that writes a text; None if it is given."""
+        return next((stage for stage in self.stages if stage.writes == text), None)
+
+    def field_of(self, text: str) -> str:
+        """Return the key of a text in the lines of its files."""
+        writer = self.writer_of(text)
+        return writer.name if writer else GIVEN_FIELD
+
+    @property
+    def reads_rationales(self) -> bool:
+        """Whether the answering model reads texts of another model, of this run or given."""
+        return self.answering is not None and bool(self.answering.reads)
 
     def reasons(self, text: str) -> str | None:
-        """Return the rationale in the answering model's text, or None where the text has none."""
-        return None if self.reads_rationales or self.name == "answer" else split_reasons(text)
+        """Return the rationale in the answering model's own text, or None where its format has none."""
+        return split_reasons(text) if self._answers_with_reasons else None
 
-    def gold_reasons(self, problem: Sample, *, rationale_format: str, answer_format: str) -> str | None:
-        """Return the reference of the rationale: the target of the training, without the answer."""
-        if self.reads_rationales:
-            return gold_rationale(problem, rationale_format)
-        return self.reasons(build_pair(problem, answer_format)[1])
+    def gold_reasons(self, sample: Sample, *, format: str) -> str | None:
+        """Return the rationale in the gold target of ``format``, the answering model's own."""
+        return self.reasons(build_pair(sample, format)[1])
+
+    @property
+    def _answers_with_reasons(self) -> bool:
+        if self.answering is None or self.answering.reads:
+            return False
+        output = split_format(self.answering.format)[1]
+        return "A" in output and output != "A"
 
 
-CHAINS: Mapping[str, Chain] = MappingProxyType(
-    {
-        chain.name: chain
-        for chain in (
-            Chain("two-stage", "QCM→R, QCMR→A", ("rationale", "answer"), "QCMG-A"),
-            Chain("given-rationales", "QCMR→A", ("answer",), "QCMG-A"),
-            Chain("answer", "QCM→A", ("answer",), "QCM-A"),
-            Chain("reason-then-answer", "QCM→RA", ("answer",), "QCM-LEA"),
-            Chain("answer-then-explain", "QCM→AR", ("answer",), "QCM-ALE"),
-        )
-    }
-)
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"
+
+
+# By name; a plain dict, to which extensions add theirs.
+CHAINS: dict[str, Chain] = {
+    chain.name: chain
+    for chain in (
+        Chain(
+            "two-stage",
+            "QCM→R, QCMR→A",
+            (
+                Stage(RATIONALE, "QCM-E", writes="rationales"),
+                Stage(ANSWER, "QCMG-A", reads=("rationales",), writes=ANSWERS),
+            ),
+        ),
+        Chain(
+            "given-rationales",
+            "QCMR→A",
+            (Stage(ANSWER, "QCMG-A", reads=("rationales",), writes=ANSWERS),),
+            given=("rationales",),
+        ),
+        Chain("answer", "QCM→A", (Stage(ANSWER, "QCM-A", writes=ANSWERS),)),
+        Chain("reason-then-answer", "QCM→RA", (Stage(ANSWER, "QCM-LEA", writes=ANSWERS),)),
+        Chain("answer-then-explain", "QCM→AR", (Stage(ANSWER, "QCM-ALE", writes=ANSWERS),)),
+    )
+}
+
+
+def chain_named(name: str) -> Chain:
+    """Return a chain by its name.
+
+    Raises:
+        ValueError: there is none; the message names those that exist.
+    """
+    if name not in CHAINS:
+        raise ValueError(f"chain {name!r} is unknown; expected one of {', '.join(CHAINS)}")
+    return CHAINS[name]

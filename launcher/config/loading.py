@@ -12,13 +12,13 @@ import os
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 import pydantic
 import yaml
 
 from data_shards.credentials import find_credentials, hide_credentials
-from launcher.config.settings import Settings, SettingsError
+from launcher.config.settings import Settings, SettingsError, sections_of_stages
 
 
 def preset_names() -> list[str]:
@@ -44,9 +44,9 @@ def load_settings(
                 f"preset {preset!r} is unknown;{_nearest(preset, preset_names())} there are {preset_names()}"
             )
         text = (resources.files("launcher.config") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
-        values = _merge(values, yaml.safe_load(text))
+        values = _merge(values, sections_of_stages(yaml.safe_load(text)))
     if config is not None:
-        values = _merge(values, _read_yaml(Path(config)))
+        values = _merge(values, sections_of_stages(_read_yaml(Path(config))))
     for override in overrides:
         values = merge_override(values, override)
     return parse_settings(values)
@@ -68,14 +68,14 @@ def check_no_credentials(name: str, value: Any) -> None:
 
 def merge_override(values: dict[str, Any], override: str) -> dict[str, Any]:
     """Merge one ``section.key=value`` into plain values."""
-    return _merge(values, _parse_override(override))
+    return _merge(values, sections_of_stages(_parse_override(override)))
 
 
 def set_value(values: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
     """Merge one value into plain values, by its dotted name."""
     for key in reversed(name.split(".")):
         value = {key: value}
-    return _merge(values, value)
+    return _merge(values, sections_of_stages(value))
 
 
 def parse_settings(values: dict[str, Any]) -> Settings:
@@ -110,7 +110,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _parse_override(override: str) -> dict[str, Any]:
     name, equals, value = override.partition("=")
-    if not equals or "." not in name:
+    if not equals or ("." not in name and name.strip() != "extensions"):
         raise SettingsError(
             f"--set {hide_credentials(override)!r} must look like section.key=value, such as "
             "training.learning_rate=1e-3"
@@ -179,10 +179,10 @@ def tracking_uri(settings: Settings) -> str:
 
 
 def value_of(settings: Settings, name: str) -> Any:
-    """Return a setting by its dotted name."""
+    """Return a setting by its dotted name; None in the section of a stage that has no settings."""
     value: Any = settings
     for part in name.split("."):
-        value = getattr(value, part)
+        value = value.get(part) if isinstance(value, dict) else getattr(value, part, None)
     return value
 
 
@@ -190,9 +190,11 @@ def setting_names(section: type[pydantic.BaseModel] = Settings, prefix: str = ""
     """Return the dotted names of all settings."""
     names = []
     for key, field in section.model_fields.items():
-        annotation = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
-            names += setting_names(annotation, f"{prefix}{key}.")
-        else:
-            names.append(f"{prefix}{key}")
+        optional = () if get_origin(field.annotation) is dict else get_args(field.annotation)
+        kinds: list[Any] = [kind for kind in (field.annotation, *optional) if _is_section(kind)]
+        names += setting_names(kinds[0], f"{prefix}{key}.") if kinds else [f"{prefix}{key}"]
     return names
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)

@@ -14,8 +14,9 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from launcher.config.chains import CHAINS, Chain
-from mmcot.texts.prompts import split_format
+from launcher.config.chains import ANSWER, PRETRAINED, RATIONALE, Chain, Stage, chain_named
+from launcher.config.extensions import load_extensions
+from mmcot.texts.prompts import gold_rationale, split_format
 from mmcot.texts.sample import Sample
 
 
@@ -39,11 +40,17 @@ class Run(_Section):
         "runs/<name>-arms",
     )
     seed: NonNegativeInt = Field(default=0, description="seed of weights, order and dropout")
-    chain: Literal["two-stage", "given-rationales", "answer", "reason-then-answer", "answer-then-explain"] = Field(
+    chain: str = Field(
         default="two-stage",
-        description="what is trained: first the rationale and then the answer, the answer with given rationales "
-        "(answer.rationales), one model for both, or the answer alone",
+        description="what is trained: two-stage (first the rationale and then the answer), given-rationales (the "
+        "answer with those of answer.rationales), reason-then-answer or answer-then-explain (one model for both), or "
+        "answer (the answer alone)",
     )
+
+    @pydantic.field_validator("chain")
+    @classmethod
+    def _known_chain(cls, name: str) -> str:
+        return chain_named(name).name
 
 
 class MiniSQA(_Section):
@@ -284,10 +291,10 @@ class Training(_Section):
         return self
 
 
-class Stage(_Section):
-    """Prompt format, length and limits of one training."""
+class StageSettings(_Section):
+    """Prompt format, length, limits and optimization of one training."""
 
-    format: str = Field(description="prompt format, such as QCM-E")
+    format: str = Field(default="", description="prompt format, such as QCM-E; none given: the chain's own")
     num_steps: PositiveInt | None = Field(default=None, description="optimizer steps; none: num_epochs decides")
     num_epochs: PositiveFloat | None = Field(default=None, description="passes over the training split")
     max_source_tokens: PositiveInt = Field(default=512, description="longest source; truncated ones are counted")
@@ -295,30 +302,42 @@ class Stage(_Section):
     gate_start: float | None = Field(
         default=None, description="initial gate bias of this stage; none: model.gate_start"
     )
+    learning_rate: PositiveFloat | None = Field(
+        default=None, description="peak learning rate of this stage; none: training.learning_rate"
+    )
+    global_batch_size: PositiveInt | None = Field(
+        default=None, description="questions per optimizer step of this stage; none: training.global_batch_size"
+    )
+    micro_batch_size: PositiveInt | None = Field(
+        default=None, description="questions per forward pass of this stage; none: training.micro_batch_size"
+    )
 
     @pydantic.model_validator(mode="after")
-    def _one_length(self) -> Stage:
+    def _one_length(self) -> StageSettings:
         if (self.num_steps is None) == (self.num_epochs is None):
             raise ValueError("give exactly one of num_steps and num_epochs")
         return self
 
 
-class RationaleStage(Stage):
+class RationaleStage(StageSettings):
     """The training of the model that reasons."""
 
     format: str = Field(default="QCM-E", description="prompt format of stage one")
 
 
-class AnswerStage(Stage):
-    """The training of the model that answers."""
+class ReadingStage(StageSettings):
+    """A training whose model may read texts of earlier stages."""
 
-    format: str = Field(description="prompt format of the model that answers; none given: the chain's own")
     rationale_source: Literal["generated", "gold"] = Field(
-        default="generated", description="rationales that stage two trains on"
+        default="generated", description="texts of earlier stages that this one trains on"
     )
     rationales: str | None = Field(
         default=None, description="with run.chain given-rationales: the folder that `mmcot rationales --out` wrote"
     )
+
+
+class AnswerStage(ReadingStage):
+    """The training of the model that answers."""
 
 
 class Generation(_Section):
@@ -387,8 +406,8 @@ class Tuning(_Section):
     arms: dict[str, dict[str, Any]] = Field(
         default={}, description="named settings that belong together; each arm is a trial, for every point of the grids"
     )
-    stage: Literal["rationale", "answer", "pipeline"] = Field(
-        default="rationale", description="what a trial trains: the pipeline up to this stage, or all of it"
+    stage: str = Field(
+        default=RATIONALE, description="what a trial trains: the pipeline up to this stage of the chain, or 'pipeline'"
     )
     objective: Literal["validation_loss", "rougeL", "accuracy"] = Field(
         default="validation_loss",
@@ -432,11 +451,6 @@ class Tuning(_Section):
         return self
 
     @property
-    def watched_stage(self) -> str:
-        """The training whose validation loss is followed."""
-        return "rationale" if self.stage == "rationale" else "answer"
-
-    @property
     def until(self) -> str:
         """The last step of a trial."""
         return "evaluate" if self.stage == "pipeline" or self.objective != "validation_loss" else f"train-{self.stage}"
@@ -446,65 +460,197 @@ class Settings(_Section):
     """All settings of a run, checked as a whole."""
 
     run: Run = Run()
+    extensions: list[str] = Field(
+        default=[], description="modules on the Python path that add chains or bridges (docs/extending.md)"
+    )
     data: Data = Data()
     model: Model = Model()
     training: Training = Training()
-    rationale: RationaleStage
-    answer: AnswerStage
+    rationale: RationaleStage | None = Field(default=None, description="the stage that writes rationales")
+    answer: AnswerStage | None = Field(default=None, description="the stage that answers")
+    stages: dict[str, ReadingStage] = Field(
+        default={}, description="the stages of other chains by name; rationale and answer have sections of their own"
+    )
     generation: Generation = Generation()
     cluster: Cluster = Cluster()
     tracking: Tracking = Tracking()
     tuning: Tuning = Tuning()
 
+    def __setstate__(self, state: Any) -> None:
+        """Load the extensions in a process that the settings are sent to."""
+        super().__setstate__(state)
+        load_extensions(self.extensions)
+
     @pydantic.model_validator(mode="before")
     @classmethod
-    def _answer_format(cls, values: Any) -> Any:
-        """Set the chain's own format where none is given."""
-        if not isinstance(values, dict) or not isinstance(answer := values.get("answer"), dict) or answer.get("format"):
+    def _stages_of_chain(cls, values: Any) -> Any:
+        """Load extensions; put every stage into its place, with the chain's own format where none is given."""
+        if not isinstance(values, dict):
             return values
-        run = values.get("run")
+        if isinstance(names := values.get("extensions"), list):
+            load_extensions(str(name) for name in names)
+        values, run = sections_of_stages(values), values.get("run")
         name = run.get("chain", "two-stage") if isinstance(run, dict) else "two-stage"
-        chain = CHAINS.get(name) if isinstance(name, str) else None
-        return values | {"answer": answer | {"format": chain.answer_format}} if chain else values
+        try:
+            chain = chain_named(name)
+        except (ValueError, TypeError):
+            return values  # the field's own validator reports it
+        for stage in chain.stages:
+            if isinstance(given := _stage_values(values, stage.name), dict) and not given.get("format"):
+                values = _with_stage(values, stage.name, given | {"format": stage.format})
+        return values
 
     @pydantic.model_validator(mode="after")
     def _chain_fits(self) -> Settings:
-        if (self.answer.rationales is not None) != (self.run.chain == "given-rationales"):
+        for stage in self.chain.stages:
+            self.stage(stage.name)
+            self.training_of(stage.name)
+        if unknown := sorted(self.stages.keys() - set(self.chain.stage_names)):
+            raise ValueError(
+                f"stages.{unknown[0]} is no stage of run.chain {self.run.chain}; it has "
+                f"{', '.join(self.chain.stage_names)}"
+            )
+        given = [name for name in self.stage_sections if getattr(self.stage_sections[name], "rationales", None)]
+        if bool(given) != bool(self.chain.given):
             raise ValueError("answer.rationales and run.chain given-rationales belong together; set both, or neither")
-        if self.chain.reads_rationales:
-            return self
-        reads, writes = split_format(self.answer.format)
-        if "G" in reads:
-            raise ValueError(
-                f"answer.format {self.answer.format} does not go with run.chain {self.run.chain}, which has no "
-                f"rationale to read; use {self.chain.answer_format}"
-            )
-        if writes != "A" and self.answer.max_target_tokens < self.rationale.max_target_tokens:
-            raise ValueError(
-                f"answer.max_target_tokens ({self.answer.max_target_tokens}) would cut off the reasons that run.chain "
-                f"{self.run.chain} writes with the answer; give them more room than rationale.max_target_tokens "
-                f"({self.rationale.max_target_tokens})"
-            )
+        for stage in self.chain.stages:
+            reads, _ = split_format(self.stage(stage.name).format)
+            if "G" in reads and not stage.reads:
+                raise ValueError(
+                    f"{stage.name}.format {self.stage(stage.name).format} does not go with run.chain {self.run.chain}, "
+                    f"which has no rationale to read; use {stage.format}"
+                )
+        self._check_room_for_reasons()
         return self
+
+    def _check_room_for_reasons(self) -> None:
+        answering = self.chain.answering
+        if answering is None or answering.reads or self.rationale is None:
+            return
+        answer = self.stage(answering.name)
+        if split_format(answer.format)[1] != "A" and answer.max_target_tokens < self.rationale.max_target_tokens:
+            raise ValueError(
+                f"{answering.name}.max_target_tokens ({answer.max_target_tokens}) would cut off the reasons that "
+                f"run.chain {self.run.chain} writes with the answer; give them more room than "
+                f"rationale.max_target_tokens ({self.rationale.max_target_tokens})"
+            )
 
     @pydantic.model_validator(mode="after")
     def _something_to_train(self) -> Settings:
-        if self.training.freeze_backbone and self.data.features is None:
+        trains_bridge = self.training.freeze_backbone or any(stage.trains == "bridge" for stage in self.chain.stages)
+        if trains_bridge and self.data.features is None:
             raise ValueError("training.freeze_backbone leaves nothing to train without data.features; set one of them")
         return self
 
     @property
     def chain(self) -> Chain:
         """The chain of trainings."""
-        return CHAINS[self.run.chain]
+        return chain_named(self.run.chain)
 
-    def gold_reasons(self, problem: Sample) -> str | None:
+    @property
+    def stage_sections(self) -> dict[str, StageSettings]:
+        """The settings of every stage that has some, also of stages that the chain does not have."""
+        named = {RATIONALE: self.rationale, ANSWER: self.answer}
+        return {name: part for name, part in {**named, **self.stages}.items() if part is not None}
+
+    def stage(self, name: str) -> StageSettings:
+        """Return the settings of a stage.
+
+        Raises:
+            SettingsError: there are none.
+        """
+        if name not in self.stage_sections:
+            raise SettingsError(
+                f"settings of the stage {name!r} are missing (run.chain {self.run.chain}); give "
+                f"stages.{name}.num_steps or .num_epochs, or use a preset"
+            )
+        return self.stage_sections[name]
+
+    def training_of(self, name: str) -> Training:
+        """Return the training settings of a stage: the common ones with its own."""
+        spec, stage = self.stage(name), self.chain.stage(name)
+        own = {
+            key: value
+            for key in ("learning_rate", "global_batch_size", "micro_batch_size")
+            if (value := getattr(spec, key)) is not None
+        }
+        if stage.trains == "bridge":
+            own["freeze_backbone"] = True
+        return Training.model_validate(self.training.model_dump() | own) if own else self.training
+
+    def of_stage(self, name: str, *, start: str | None = None) -> Settings:
+        """Return the settings as the training of a stage uses them.
+
+        Args:
+            start: the folder of the model that it starts from, where that is an earlier stage's.
+        """
+        update: dict[str, Any] = {"training": self.training_of(name)}
+        if self.chain.stage(name).starts_from != PRETRAINED:
+            update["model"] = self.model.model_copy(update={"pretrained": start})
+        return self.model_copy(update=update)
+
+    def trains_on_gold(self, name: str) -> bool:
+        """Whether a stage trains on the gold texts of the stages before it."""
+        return getattr(self.stage(name), "rationale_source", "generated") == "gold"
+
+    @property
+    def watched_stage(self) -> str:
+        """The training whose validation loss a tuning follows."""
+        return self.chain.stages[-1].name if self.tuning.stage == "pipeline" else self.tuning.stage
+
+    @property
+    def given_texts(self) -> str | None:
+        """The folder of given texts, if the chain reads such."""
+        found = [getattr(self.stage(name), "rationales", None) for name in self.chain.stage_names]
+        return next((folder for folder in found if folder), None)
+
+    def gold_text(self, text: str, sample: Sample) -> str:
+        """Return the gold of a text that a stage writes, or of a given one: the target of its format."""
+        writer = self.chain.writer_of(text)
+        return gold_rationale(sample, self.gold_format(writer))
+
+    def gold_format(self, writer: Stage | None) -> str:
+        """Return the format of a written text; given texts have that of the rationale section."""
+        if writer is not None:
+            return self.stage(writer.name).format
+        return self.rationale.format if self.rationale else "QCM-E"
+
+    def gold_reasons(self, sample: Sample) -> str | None:
         """Return the reference of this run's rationales; None where the run generates none."""
-        return self.chain.gold_reasons(
-            problem, rationale_format=self.rationale.format, answer_format=self.answer.format
-        )
+        answering = self.chain.answering
+        if answering is None:
+            return None
+        if answering.reads:
+            return self.gold_text(answering.reads[-1], sample)
+        return self.chain.gold_reasons(sample, format=self.stage(answering.name).format)
 
     @property
     def run_dir(self) -> Path:
         """The folder of the run."""
         return Path(self.run.dir or Path("runs") / self.run.name)
+
+
+def sections_of_stages(values: dict[str, Any]) -> dict[str, Any]:
+    """Return plain values with ``stages.rationale`` and ``stages.answer`` as the sections of these names."""
+    stages = values.get("stages")
+    if not isinstance(stages, dict) or not stages.keys() & {RATIONALE, ANSWER}:
+        return values
+    values = values | {"stages": {name: value for name, value in stages.items() if name not in (RATIONALE, ANSWER)}}
+    for name in (RATIONALE, ANSWER):
+        if name in stages:
+            both = isinstance(values.get(name), dict) and isinstance(stages[name], dict)
+            values[name] = values[name] | stages[name] if both else stages[name]
+    return values
+
+
+def _stage_values(values: dict[str, Any], name: str) -> Any:
+    if name in (RATIONALE, ANSWER):
+        return values.get(name)
+    stages = values.get("stages")
+    return stages.get(name) if isinstance(stages, dict) else None
+
+
+def _with_stage(values: dict[str, Any], name: str, section: dict[str, Any]) -> dict[str, Any]:
+    if name in (RATIONALE, ANSWER):
+        return values | {name: section}
+    return values | {"stages": values["stages"] | {name: section}}

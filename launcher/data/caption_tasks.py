@@ -26,6 +26,7 @@ from data_shards.sources.question_set import SPLITS
 from launcher.cluster.gpus import with_device
 from launcher.cluster.ray_session import ray_session
 from launcher.cluster.worker_pool import Worker, run_on_workers
+from launcher.config.chains import ANSWER, RATIONALE
 from launcher.config.loading import merge_override, parse_settings
 from launcher.config.settings import Settings, SettingsError
 from launcher.runs.signals import sigterm_stops
@@ -107,7 +108,7 @@ def write_captions(
     model = str(Path(model).absolute()) if Path(model).exists() else model  # workers run in other folders
     if out.exists():
         raise SettingsError(f"{out} exists; delete it, or give another --out")
-    values: dict[str, Any] = {"rationale": {"num_steps": 1}, "answer": {"num_steps": 1}}
+    values: dict[str, Any] = {RATIONALE: {"num_steps": 1}, ANSWER: {"num_steps": 1}}
     for override in overrides:
         values = merge_override(values, override)
     settings = with_device(parse_settings(values), None, report)

@@ -10,7 +10,7 @@ from data_shards.manifest import SCHEMA_VERSION
 from data_shards.sources import hf_dataset
 from data_shards.sources.forms import read_questions
 from data_shards.sources.question_set import SPLITS
-from launcher.config.chains import CHAINS
+from launcher.config.chains import ANSWER, CHAINS
 from launcher.config.settings import Data, Settings, SettingsError
 from launcher.data.published_features import makes_features, name_map, ready_made_file
 from mmcot.vision.encoder_kinds import ENCODERS
@@ -109,5 +109,9 @@ def _claim(folder: Path, inputs: dict[str, Any]) -> None:
 
 def tokenizer_formats(settings: Settings) -> list[str]:
     """The prompt formats of the tokenizer's corpus; those of two stages for all chains, which so share a folder."""
-    answer = settings.answer.format if settings.chain.reads_rationales else CHAINS["two-stage"].answer_format
-    return [settings.rationale.format, answer]
+    two_stage = CHAINS["two-stage"]
+    if settings.chain.stage_names not in (two_stage.stage_names, two_stage.stage_names[1:]):
+        return [settings.stage(name).format for name in settings.chain.stage_names]
+    reads = settings.chain.reads_rationales
+    answer = settings.stage(ANSWER).format if reads else two_stage.stage(ANSWER).format
+    return [settings.gold_format(None), answer]

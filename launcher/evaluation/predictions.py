@@ -35,23 +35,32 @@ def write_predictions(
     parts_dir: Path,
     tasks: list[Task],
     problems: Mapping[str, Sample],
-    rationales: Mapping[str, str],
+    texts: Mapping[str, Mapping[str, str]],
     chain: Chain,
 ) -> list[dict[str, Any]]:
     """Join the answers of all tasks into one file, one line per question in shard order.
 
     Args:
-        rationales: those of stage one; in a chain without it they are parsed from the answer.
+        texts: those of earlier stages by name and qid. The last that the answering stage reads is the rationale; in a
+            chain without one it is parsed from the answer.
     """
-    lines = []
+    lines, reads, field = [], chain.stages[-1].reads, chain.stages[-1].name
     for task in tasks:
         for answer in read_lines(parts_dir / task.file_name):
-            qid, text = answer["qid"], answer["answer"]
+            qid, text = answer["qid"], answer[field]
             prediction = parse_answer(text, len(problems[qid].choices))
-            reasons = rationales.get(qid) if chain.reads_rationales else chain.reasons(text)
-            lines.append({"qid": qid, "rationale": reasons, "answer_text": text, "prediction": prediction})
+            reasons = texts[reads[-1]].get(qid) if reads else chain.reasons(text)
+            line = {"qid": qid, "rationale": reasons, "answer_text": text, "prediction": prediction}
+            lines.append(line | other_texts(chain, {name: part.get(qid) for name, part in texts.items()}))
     commit_bytes(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
     return lines
+
+
+def other_texts(chain: Chain, texts: Mapping[str, str | None]) -> dict[str, Any]:
+    """The texts of a question that are not its rationale, as the key "texts" of a line, if there are any."""
+    reads = chain.stages[-1].reads
+    others = {name: text for name, text in texts.items() if name != (reads[-1] if reads else None)}
+    return {"texts": others} if others and len(texts) > 1 else {}
 
 
 def score(

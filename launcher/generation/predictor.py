@@ -23,6 +23,7 @@ from data_shards.sources.pictures import open_picture
 from data_shards.sources.tables import read_rows, row_to_record
 from launcher.config.settings import Settings
 from launcher.data.feature_tasks import open_encoder
+from launcher.evaluation.predictions import other_texts
 from launcher.runs.exported import verify_model
 from launcher.runs.run_dir import RunDir, RunError
 from launcher.runs.run_settings import read_run_settings
@@ -43,13 +44,13 @@ class RunPredictor:
 
     def __init__(self, folder: Path, *, stages: Sequence[str] | None = None) -> None:
         self.settings = read_run_settings(folder)
-        if self.settings.run.chain == "given-rationales":
+        if self.settings.chain.given:
             raise RunError(
                 f"{folder} answers over rationales that were given to it and cannot write its own; "
                 "give a run of another chain"
             )
         self.num_cut = 0
-        stages = self.settings.chain.stages if stages is None else stages
+        stages = [stage.name for stage in self.settings.chain.writing] if stages is None else stages
         self._folders = {stage: _trained(RunDir(folder), stage) for stage in stages}
         self._encoder: Encode | None = None
 
@@ -79,8 +80,7 @@ class RunPredictor:
             self._check_pictures(problem, folder)
         features = [self._features(problem, folder) for problem in problems]
         predictions, num_cut = answer_questions(
-            self.stages.get("rationale"),
-            self.stages.get("answer"),
+            list(self.stages.values()),
             problems,
             features,
             feature_shape=self.feature_shape,
@@ -94,6 +94,7 @@ class RunPredictor:
                 "answer_text": prediction.answer_text,
                 "prediction": prediction.prediction,
                 "choice": choice,
+                **other_texts(self.settings.chain, prediction.texts),
             }
 
     def _check_pictures(self, problem: Sample, folder: Path) -> None:
@@ -176,7 +177,7 @@ def _trained(run_dir: RunDir, stage: str) -> Path:
 
 def _open_stage(settings: Settings, folder: Path, stage: str) -> StageModel:
     verify_model(folder)
-    spec = getattr(settings, stage)
+    spec, own = settings.stage(stage), settings.chain.stage(stage)
     model = open_model(folder).eval()
     model.to(open_device(use_gpu=False))  # pyright: ignore[reportArgumentType], transformers' wrapper hides Module.to
     return StageModel(
@@ -186,4 +187,6 @@ def _open_stage(settings: Settings, folder: Path, stage: str) -> StageModel:
         use_caption=settings.data.use_caption,
         max_source_tokens=spec.max_source_tokens,
         max_target_tokens=spec.max_target_tokens,
+        reads=own.reads,
+        writes=None if own is settings.chain.answering else own.writes,
     )

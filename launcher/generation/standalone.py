@@ -9,7 +9,7 @@ folder); ``--set rationale.format=...`` gives them for a model without that file
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from data_shards.mirror import local_folder
 from data_shards.sources.question_set import SPLITS
 from launcher.cluster.gpus import with_device
 from launcher.cluster.ray_session import ray_session
+from launcher.config.chains import ANSWER, RATIONALE
 from launcher.config.loading import merge_override, parse_settings
 from launcher.config.settings import Settings, SettingsError
 from launcher.generation.inputs import generation_inputs
@@ -55,7 +56,7 @@ def write_rationales(
         splits = [name for name in SPLITS if folder.text["num_samples"][name]]
     else:
         splits = [split]
-    return write_model_texts(settings, "rationale", model_dir, shards, splits, out, report=report)
+    return write_model_texts(settings, RATIONALE, model_dir, shards, splits, out, report=report)
 
 
 def write_model_texts(
@@ -66,14 +67,14 @@ def write_model_texts(
     splits: Sequence[str],
     out: Path,
     *,
-    rationales_dir: Path | None = None,
+    texts: Mapping[str, Path] | None = None,
     report: Callable[[str], None] = print,
 ) -> dict[str, int]:
     """Write a model's missing texts for some splits; returns the counts.
 
     Args:
-        stage: "rationale" or "answer"; its format and limits are in ``settings``.
-        rationales_dir: the rationales that an answer model reads, if any.
+        stage: whose format and limits in ``settings`` the model has.
+        texts: the folders of the texts that the stage reads, by their names.
 
     Raises:
         As ``write_rationales``.
@@ -88,7 +89,7 @@ def write_model_texts(
         "splits": list(splits),
         **model_facts(settings, stage),
         **generation_inputs(settings),
-        **({"rationales": fingerprint(verified_files(rationales_dir))} if rationales_dir else {}),
+        **{name: fingerprint(verified_files(folder)) for name, folder in (texts or {}).items()},
     }
     job = GenerationJob(
         stage=stage,
@@ -96,7 +97,7 @@ def write_model_texts(
         model_dir=str(model_dir.absolute()),
         shards_dir=folder.location,
         output_dir=str(out.absolute()),
-        rationales_dir=str(rationales_dir.absolute()) if rationales_dir else None,
+        texts={name: str(folder.absolute()) for name, folder in (texts or {}).items()},
     )
     with sigterm_stops(), contextlib.ExitStack() as resources:
         _, summary = write_split_texts(
@@ -120,13 +121,13 @@ def _settings(model_dir: Path, overrides: Sequence[str]) -> Settings:
     facts = read_json(path) if path.exists() else {}
     prompts = {name: facts[name] for name in ("format", "max_source_tokens", "max_target_tokens") if name in facts}
     values: dict[str, Any] = {
-        "rationale": {"num_steps": 1, **prompts},
-        "answer": {"num_steps": 1},
+        RATIONALE: {"num_steps": 1, **prompts},
+        ANSWER: {"num_steps": 1},
         "data": {name: facts[name] for name in ("use_caption", "features") if name in facts},
     }
     for override in overrides:
         values = merge_override(values, override)
-    if not facts and "format" not in values["rationale"]:
+    if not facts and "format" not in values[RATIONALE]:
         raise SettingsError(
             f"{model_dir} has no {MODEL_FACTS_FILE}; give --set rationale.format=QCM-E (or what it was trained with)"
         )

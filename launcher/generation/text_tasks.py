@@ -93,10 +93,8 @@ class GenerationWorker(Worker):
         self.model.to(device)  # pyright: ignore[reportArgumentType], transformers' wrapper hides Module.to
         self.samples: dict[str, Any] = {}
         self.free_since: float | None = None
-        if job.run_dir is not None:
-            self.sampling = sampling(
-                RunDir(Path(job.run_dir)).logs, "rationales" if job.stage == "rationale" else "evaluate"
-            )
+        if job.run_dir is not None and job.step is not None:
+            self.sampling = sampling(RunDir(Path(job.run_dir)).logs, job.step)
             self.sampling.__enter__()  # until this process ends
 
     def run(self, task: Task) -> TaskDone:
@@ -112,7 +110,7 @@ class GenerationWorker(Worker):
         from launcher.stages.samples import open_stage
         from mmcot.decoding.generation import generate_texts
 
-        job, spec, generation = self.job, getattr(self.job.settings, self.job.stage), self.job.settings.generation
+        job, spec, generation = self.job, self.job.settings.stage(self.job.stage), self.job.settings.generation
         if task.split not in self.samples:
             self.samples[task.split] = open_stage(
                 job.settings,
@@ -120,7 +118,7 @@ class GenerationWorker(Worker):
                 task.split,
                 shards_dir=job.shards_dir,
                 tokenizer=self.tokenizer,
-                rationales_dir=job.rationales_dir,
+                texts=job.texts,
             )
         samples = self.samples[task.split]
         numbers = samples.reader.samples_of_shard(task.shard)[task.start : task.start + task.num_samples]

@@ -98,8 +98,8 @@ class Attempt:
     def verify_models(self) -> None:
         """Verify the models of finished steps by their markers, before a step that may use or publish them."""
         for stage in self.settings.chain.stages:
-            if self.run_dir.marker(f"train-{stage}") is not None:
-                verify_model(self.run_dir.model(stage))
+            if self.run_dir.marker(stage.step) is not None:
+                verify_model(self.run_dir.model(stage.name))
 
     def write_report(self) -> None:
         """Write the HTML report; an error in it is reported and does not fail the run."""

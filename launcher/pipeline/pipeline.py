@@ -1,4 +1,4 @@
-"""The whole job, step by step: data, train-rationale, rationales, train-answer, evaluate.
+"""The whole job, step by step: the data, the stages of the chain, the evaluation.
 
 A step is done if its marker exists and its inputs are the same; running again resumes at the
 first step that is not done. The first step that needs Ray or MLflow opens it.
@@ -22,19 +22,17 @@ from launcher.runs.signals import sigterm_stops
 from launcher.stages.hub import fetch_pretrained
 from launcher.tracking.sending import is_everything_logged
 
-LAST_STEP = "evaluate"
-
 
 def run_pipeline(
     settings: Settings,
     *,
-    until: str = LAST_STEP,
+    until: str | None = None,
     report: Report = print,
     write_job: Path | None = None,
     parent_key: str | None = None,
     arm: str | None = None,
 ) -> RunDir:
-    """Run all steps up to ``until`` that are not done yet.
+    """Run all steps up to ``until`` that are not done yet; None: all steps.
 
     Args:
         parent_key: key of the parent run in MLflow, where this run is a child.
@@ -47,6 +45,7 @@ def run_pipeline(
         Stopped: a stop was requested (SIGTERM, Ctrl-C, SIGHUP); the same command resumes.
     """
     names = settings.chain.steps
+    until = names[-1] if until is None else until
     if until not in names:
         raise SettingsError(f"run.chain {settings.run.chain!r} has no step {until!r}; it has {', '.join(names)}")
     check_settings(settings)
@@ -64,8 +63,8 @@ def run_pipeline(
         attempt = Attempt(settings, run_dir, number, report, resources, parent_key=parent_key, arm=arm)
         steps = Steps(attempt, WriteJob(until, write_job, requested) if write_job else None)
         for name in names[: names.index(until) + 1]:
-            getattr(steps, name.replace("-", "_"))()
-        if until == LAST_STEP and (attempt.num_run or not is_everything_logged(run_dir)):
+            steps.run(name)
+        if until == names[-1] and (attempt.num_run or not is_everything_logged(run_dir)):
             attempt.write_report()  # also if the last attempt ended after the last marker
         if not attempt.num_run:
             report(f"{run_dir.path} is finished up to step {until!r}; there is nothing to do")

@@ -27,9 +27,9 @@ def check_settings(settings: Settings) -> None:
             f"training.checkpoint_url {settings.training.checkpoint_url!r} is no URL such as s3://bucket/folder; "
             "a folder is run.dir"
         )
-    for stage in ("rationale", "answer"):
+    for stage, section in settings.stage_sections.items():
         try:
-            split_format(getattr(settings, stage).format)
+            split_format(section.format)
         except ValueError as error:
             raise SettingsError(f"setting {stage}.format: {error}") from None
     if settings.data.path is not None and not Path(settings.data.path).exists():

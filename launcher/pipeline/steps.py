@@ -1,6 +1,6 @@
-"""The steps of a run: data, train-rationale, rationales, train-answer, evaluate.
+"""The steps of a run: data, then for each stage of the chain its training and the writing of its texts, and evaluate.
 
-A step reads only what the steps before it committed. ``run_pipeline`` calls them in the order of the chain.
+A step reads only what the steps before it committed. ``run_pipeline`` runs them in the order of the chain.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 from data_shards.atomic_files import commit_folder, commit_json, fingerprint
 from data_shards.generated_texts import list_tasks, read_rationales, verified_files
 from data_shards.sources.scienceqa import SPLITS
+from launcher.config.chains import EVALUATE, PRETRAINED, Stage
 from launcher.config.settings import SettingsError
 from launcher.data.build import (
     describe_data,
@@ -49,7 +50,7 @@ class WriteJob:
 
 
 class Steps:
-    """The steps of one attempt, a method each."""
+    """The steps of one attempt."""
 
     def __init__(self, attempt: Attempt, write_job: WriteJob | None = None) -> None:
         self.attempt, self.settings, self.run_dir, self.report = (
@@ -60,6 +61,20 @@ class Steps:
         )
         self._write_job = write_job
         self.folder: DataFolder
+
+    def run(self, step: str) -> None:
+        """Run a step of the chain, unless it is done."""
+        chain = self.settings.chain
+        if step == "data":
+            self.data()
+        elif step == EVALUATE:
+            self.evaluate()
+        elif stage := chain.stage_of_step(step):
+            self._train(stage)
+        elif stage := chain.writer_of(step):
+            self._write_texts(stage, step)
+        else:
+            self._take_texts(step)
 
     def data(self) -> None:
         """Build or open the data folder and log what it holds."""
@@ -82,62 +97,53 @@ class Steps:
 
         self.attempt.run_step("data", self.folder.fingerprints(), run)
 
-    def train_rationale(self) -> None:
-        """Train stage one."""
-        self._train("rationale", self.folder.fingerprints())
-
-    def rationales(self) -> None:
-        """Write the rationales of all splits, or copy those that were given."""
-        if not self.settings.chain.has_rationale_stage:
-            given = self.settings.answer.rationales
-            if given is None:
-                raise SettingsError(f"run.chain {self.settings.run.chain!r} needs answer.rationales, a folder of them")
-            self._take_rationales(Path(given))
-            return
-        inputs = self._generation_inputs("rationale", self.attempt.outputs["train-rationale"])
+    def _write_texts(self, stage: Stage, text: str) -> None:
+        """Write a stage's text for every question of all splits."""
+        inputs = self._generation_inputs(stage, self.attempt.outputs[stage.step]) | self._fingerprints_of_read(stage)
 
         def run(child: RunLog) -> dict[str, Any]:
-            return {"rationales": self._generate("rationale", SPLITS, self.run_dir.rationales, inputs, child)}
+            return {text: self._generate(stage, SPLITS, self.run_dir.texts(text), inputs, child, step=text)}
 
-        self.attempt.run_step("rationales", inputs, run)
+        self.attempt.run_step(text, inputs, run)
 
-    def _take_rationales(self, source: Path) -> None:
-        """Copy given rationales, after each file is verified by their manifest."""
+    def _take_texts(self, text: str) -> None:
+        """Copy given texts, after each file is verified by their manifest."""
+        given = self.settings.given_texts
+        if given is None:
+            raise SettingsError(f"run.chain {self.settings.run.chain!r} needs answer.rationales, a folder of {text}")
+        source = Path(given)
         files = verified_files(source)
-        needed = ("val", "test") if self.settings.answer.rationale_source == "gold" else SPLITS
-        for split in needed:
-            given = sum(file["num_samples"] for name, file in files.items() if name.startswith(f"{split}/"))
-            if given != (wanted := self.folder.text["num_samples"][split]):
+        readers = [stage for stage in self.settings.chain.stages if text in stage.reads]
+        on_gold = all(self.settings.trains_on_gold(stage.name) for stage in readers)
+        for split in ("val", "test") if on_gold else SPLITS:
+            found = sum(file["num_samples"] for name, file in files.items() if name.startswith(f"{split}/"))
+            if found != (wanted := self.folder.text["num_samples"][split]):
                 raise SettingsError(
-                    f"answer.rationales {source} has {given:,} rationales of {split}, the data has {wanted:,} "
+                    f"answer.rationales {source} has {found:,} rationales of {split}, the data has {wanted:,} "
                     "questions; write them with `mmcot rationales --split all` for this data folder, or train on gold "
                     "ones: answer.rationale_source=gold"
                 )
-        inputs = self.folder.fingerprints() | {"given_rationales": fingerprint(files)}
+        inputs = self.folder.fingerprints() | {f"given_{text}": fingerprint(files)}
 
         def run(child: RunLog) -> dict[str, Any]:
-            staging = self.run_dir.path / ".staging-rationales"
+            staging = self.run_dir.path / f".staging-{text}"
             shutil.rmtree(staging, ignore_errors=True)  # of a process that was killed
             shutil.copytree(source, staging)
-            commit_folder(staging, self.run_dir.rationales)
-            return {"rationales": fingerprint(files)}
+            commit_folder(staging, self.run_dir.texts(text))
+            return {text: fingerprint(files)}
 
-        self.attempt.run_step("rationales", inputs, run)
-
-    def train_answer(self) -> None:
-        """Train stage two, or the one stage of a chain that has one."""
-        self._train("answer", self.folder.fingerprints() | self.attempt.outputs.get("rationales", {}))
+        self.attempt.run_step(text, inputs, run)
 
     def evaluate(self) -> None:
         """Answer the validation and test splits, score both and offer the models to the registry."""
-        answer_inputs = self._generation_inputs(
-            "answer", self.attempt.outputs["train-answer"]
-        ) | self.attempt.outputs.get("rationales", {})
+        stage = self.settings.chain.stages[-1]
+        answer_inputs = self._generation_inputs(stage, self.attempt.outputs[stage.step])
+        answer_inputs |= self._fingerprints_of_read(stage)
         problems = {split: read_problems(self.folder.path, split) for split in ("val", "test")}  # test comes last
 
         def run(child: RunLog) -> dict[str, Any]:
             parts = self.run_dir.predictions / "parts"
-            self._generate("answer", tuple(problems), parts, answer_inputs, child)
+            self._generate(stage, tuple(problems), parts, answer_inputs, child, step=EVALUATE)
             reports = {}
             for split in problems:
                 path = self.run_dir.predictions / f"{split}.jsonl"
@@ -147,9 +153,10 @@ class Steps:
                     tasks=list_tasks(self.folder.path, [split], **self._task_size()),
                     problems=problems[split],
                     chain=self.settings.chain,
-                    rationales=read_rationales(self.run_dir.rationales, split)
-                    if self._rationales_dir("answer")
-                    else {},
+                    texts={
+                        text: read_rationales(folder, split, field=self.settings.chain.field_of(text))
+                        for text, folder in self._written_texts().items()
+                    },
                 )
                 reports[split] = score(lines, problems[split], split=split, gold_reasons=self.settings.gold_reasons)
                 commit_json(self.run_dir.scores(split), reports[split])
@@ -159,8 +166,8 @@ class Steps:
             child.log_scores(flat)
             self.attempt.tracker.parent.log_scores(flat)
             self._log_data(child, {"val": "validation", "test": "test"})
-            # With given rationales the run has no stage-one model: its answer model cannot predict alone.
-            if self.settings.tracking.register_models and self.settings.run.chain != "given-rationales":
+            # With given texts the run lacks the model that writes them: it cannot predict alone.
+            if self.settings.tracking.register_models and not self.settings.chain.given:
                 self._register(reports["val"]["accuracy"]["AVG"])
             return {"scores": reports}
 
@@ -176,9 +183,13 @@ class Steps:
             )
             self.report(f"{rationale}answers that could not be read {scores['parse_failure_rate']:.2f}%")
 
-    def _train(self, stage: str, inputs: dict[str, Any]) -> None:
-        inputs = inputs | {"tokenizer": tokenizer_fingerprint(self.settings, self.folder.path)}
-        if self._write_job and self._write_job.step == f"train-{stage}":
+    def _train(self, stage: Stage) -> None:
+        """Train a stage; its model is registered if it writes a text that later stages read."""
+        inputs = self.folder.fingerprints() | self._fingerprints_of_read(stage)
+        inputs |= {"tokenizer": tokenizer_fingerprint(self.settings, self.folder.path)}
+        lineage = self._start_of(stage)
+        inputs |= lineage
+        if self._write_job and self._write_job.step == stage.step:
             self._write_training(stage, inputs, self._write_job)
             return
 
@@ -186,31 +197,40 @@ class Steps:
             job = self._plan_training(stage, inputs)
             self.attempt.open_ray()
             line = TrainingLine(job.num_steps, self.report)
-            child.follow(self.run_dir.journal(stage).name)
-            child.follow(f"train-{stage}-system-*.jsonl")
+            child.log_params(lineage)
+            child.follow(self.run_dir.journal(stage.name).name)
+            child.follow(f"{stage.step}-system-*.jsonl")
             self._log_data(child, {"train": "training", "val": "validation"})
-            with showing(self.run_dir.journal(stage), line.show):
+            with showing(self.run_dir.journal(stage.name), line.show):
                 launch_training(job, report=self.report)
             self.report(f"  {line.goodput()}")
-            outputs = describe_export(stage, self.run_dir.model(stage))
-            if stage == "rationale" and self.settings.tracking.register_models:
+            outputs = describe_export(stage.name, self.run_dir.model(stage.name))
+            is_last = stage is self.settings.chain.stages[-1]
+            if stage.writes and not is_last and self.settings.tracking.register_models:
                 child.log_model(
-                    name="rationale",
-                    stages=["rationale"],
+                    name=stage.name,
+                    stages=[stage.name],
                     alias="candidate",
                     accuracy=None,
                     data=self._data_fingerprint(),
-                    tags={"mmcot.model_sha256": outputs["rationale_model"]},
-                    exports={"rationale": outputs},
+                    tags={"mmcot.model_sha256": outputs[f"{stage.name}_model"]},
+                    exports={stage.name: outputs},
                 )
             return outputs
 
-        self.attempt.run_step(f"train-{stage}", inputs, run)
+        self.attempt.run_step(stage.step, inputs, run)
 
-    def _plan_training(self, stage: str, inputs: dict[str, Any]) -> TrainJob:
-        return plan_training(self.attempt, self.folder, stage, inputs, rationales_dir=self._rationales_dir(stage))
+    def _start_of(self, stage: Stage) -> dict[str, Any]:
+        """The earlier stage that a training continues, and the sha256 of its model; empty where there is none."""
+        if stage.starts_from == PRETRAINED:
+            return {}
+        trained = self.attempt.outputs[self.settings.chain.stage(stage.starts_from).step]
+        return {"starts_from": stage.starts_from, "starts_from_sha256": trained[f"{stage.starts_from}_model"]}
 
-    def _write_training(self, stage: str, inputs: dict[str, Any], write_job: WriteJob) -> None:
+    def _plan_training(self, stage: Stage, inputs: dict[str, Any]) -> TrainJob:
+        return plan_training(self.attempt, self.folder, stage.name, inputs, texts=self._texts_read(stage))
+
+    def _write_training(self, stage: Stage, inputs: dict[str, Any], write_job: WriteJob) -> None:
         """Write the job for torchrun; the same command without --write-job then uses the trained model."""
         self.attempt.verify_models()
         job = self._plan_training(stage, inputs)
@@ -227,20 +247,27 @@ class Steps:
         )
 
     def _generate(
-        self, stage: str, splits: tuple[str, ...], output_dir: Path, inputs: dict[str, Any], child: RunLog
+        self,
+        stage: Stage,
+        splits: tuple[str, ...],
+        output_dir: Path,
+        inputs: dict[str, Any],
+        child: RunLog,
+        *,
+        step: str,
     ) -> str:
         """Write a stage's texts for some splits; returns the fingerprint of all files."""
         job = GenerationJob(
-            stage=stage,
+            stage=stage.name,
             settings=self.settings,
-            model_dir=str(self.run_dir.model(stage).absolute()),
+            model_dir=str(self.run_dir.model(stage.name).absolute()),
             shards_dir=self.folder.location,
             output_dir=str(output_dir.absolute()),
-            rationales_dir=self._rationales_dir(stage),
+            texts=self._texts_read(stage),
             run_dir=str(self.run_dir.path.absolute()),
             attempt=self.attempt.number,
+            step=step,
         )
-        step = "rationales" if stage == "rationale" else "evaluate"
         child.follow(f"{step}-metrics.jsonl")
         child.follow(f"{step}-system-*.jsonl")
         with GenerationLine(self.report, Journal(self.run_dir.journal_of(step))) as line:
@@ -265,10 +292,11 @@ class Steps:
         return fingerprint(self.folder.fingerprints())
 
     def _register(self, accuracy: float | None) -> None:
-        """Register the models as a version of ``answer``; the alias follows accuracy on the validation split."""
+        """Register the models under the answering stage's name; the alias follows accuracy on the validation split."""
+        chain, writing = self.settings.chain, self.settings.chain.writing
         self.attempt.tracker.parent.log_model(
-            name="answer",
-            stages=list(self.settings.chain.stages),
+            name=chain.stages[-1].name,
+            stages=[stage.name for stage in writing],
             alias="champion",
             accuracy=accuracy,
             data=self._data_fingerprint(),
@@ -276,18 +304,18 @@ class Steps:
                 "mmcot.chain": self.settings.run.chain,
                 **{
                     f"mmcot.{name}": value
-                    for step in ("train-answer", "train-rationale", "rationales")
+                    for step in chain.steps[1:]
                     for name, value in self.attempt.outputs.get(step, {}).items()
                     if name != "files"
                 },
             },
-            exports={stage: self.attempt.outputs[f"train-{stage}"] for stage in self.settings.chain.stages},
+            exports={stage.name: self.attempt.outputs[stage.step] for stage in writing},
         )
 
-    def _generation_inputs(self, stage: str, model: dict[str, Any]) -> dict[str, Any]:
-        spec = getattr(self.settings, stage)
+    def _generation_inputs(self, stage: Stage, model: dict[str, Any]) -> dict[str, Any]:
+        spec = self.settings.stage(stage.name)
         return {
-            f"{stage}_model": model[f"{stage}_model"],
+            f"{stage.name}_model": model[f"{stage.name}_model"],
             **self.folder.fingerprints(),
             "format": spec.format,
             "max_source_tokens": spec.max_source_tokens,
@@ -296,10 +324,18 @@ class Steps:
             **generation_inputs(self.settings),
         }
 
-    def _rationales_dir(self, stage: str) -> str | None:
-        """The folder of the rationales that a stage reads, if it reads any."""
-        reads = stage == "answer" and self.settings.chain.reads_rationales
-        return str(self.run_dir.rationales.absolute()) if reads else None
+    def _fingerprints_of_read(self, stage: Stage) -> dict[str, Any]:
+        """The fingerprints of the texts that a stage reads, by the texts' names."""
+        return {name: value for text in stage.reads for name, value in self.attempt.outputs[text].items()}
+
+    def _texts_read(self, stage: Stage) -> dict[str, str]:
+        """The folders of the texts that a stage reads."""
+        return {text: str(self.run_dir.texts(text).absolute()) for text in stage.reads}
+
+    def _written_texts(self) -> dict[str, Path]:
+        """The folders of all texts before the answers, in the order of the chain."""
+        chain = self.settings.chain
+        return {text: self.run_dir.texts(text) for text in chain.texts}
 
     def _task_size(self) -> dict[str, int]:
         return {"task_samples": self.settings.generation.task_samples}

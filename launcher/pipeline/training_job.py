@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from launcher.config.chains import PRETRAINED
 from launcher.config.loading import read_deepspeed
 from launcher.config.settings import Settings
 from launcher.pipeline.attempt import Attempt
@@ -17,23 +18,24 @@ from launcher.training.identity import claim_store, run_facts, store_root
 
 
 def plan_training(
-    attempt: Attempt, folder: DataFolder, stage: str, inputs: dict[str, Any], *, rationales_dir: str | None
+    attempt: Attempt, folder: DataFolder, stage: str, inputs: dict[str, Any], *, texts: dict[str, str]
 ) -> TrainJob:
     """Count tokens, fix the number of steps and report what was cut off.
 
     Args:
         inputs: what the token counts depend on, in addition to the stage's own settings.
-        rationales_dir: the folder of the rationales that the stage reads, if it reads any.
+        texts: the folders of the texts that the stage reads, by their names.
     """
-    settings, report = attempt.settings, attempt.report
-    spec = getattr(settings, stage)
+    settings, report = _of_stage(attempt, stage), attempt.report
+    spec = settings.stage(stage)
     cache = attempt.run_dir.lengths if folder.is_remote else folder.path / "lengths"
     paths, lengths, shards = {}, {}, {}
     for split in ("train", "val"):
-        key = LengthsOf(settings, stage, split, folder.location, rationales_dir)
+        key = LengthsOf(settings, stage, split, folder.location, texts)
         samples = key.open()
         depends = inputs | spec.model_dump() | {"split": split, "use_caption": settings.data.use_caption}
-        depends |= {"rationale_format": settings.rationale.format}  # gold rationales have this format
+        reads = settings.chain.stage(stage).reads
+        depends |= {"gold_formats": [settings.gold_format(settings.chain.writer_of(text)) for text in reads]}
         paths[split] = str(cached_lengths(key, samples, cache, depends).absolute())
         lengths[split], shards[split] = read_lengths(paths[split]), samples.reader.shard_of_sample
         for side in ("source", "target"):
@@ -41,7 +43,7 @@ def plan_training(
                 limit = getattr(spec, f"max_{side}_tokens")
                 report(f"{cut:,} of {len(samples):,} {side}s of {split} were cut at {limit} tokens ({stage})")
     plan = make_plan(settings, lengths["train"], shards["train"], epoch=0)
-    num_steps = spec.num_steps or math.ceil(spec.num_epochs * plan.num_steps)
+    num_steps = spec.num_steps or math.ceil((spec.num_epochs or 0) * plan.num_steps)
     workers = settings.cluster.num_workers
     report(
         f"{num_steps:,} steps of {settings.training.global_batch_size} questions, {plan.num_steps:,} an epoch, "
@@ -55,18 +57,25 @@ def plan_training(
         lengths=paths,
         num_steps=num_steps,
         attempt=attempt.number,
-        rationales_dir=rationales_dir,
-        run_facts=_run_facts(attempt, folder, rationales_dir),
+        texts=texts,
+        run_facts=_run_facts(attempt, folder, texts),
     )
 
 
-def _run_facts(attempt: Attempt, folder: DataFolder, rationales_dir: str | None) -> dict[str, Any]:
+def _run_facts(attempt: Attempt, folder: DataFolder, texts: dict[str, str]) -> dict[str, Any]:
     """The facts of a training's checkpoints; claims the run's folder in the object store."""
-    facts = run_facts(attempt.settings, folder, attempt.run_dir.identity(), rationales_dir=rationales_dir)
+    facts = run_facts(attempt.settings, folder, attempt.run_dir.identity(), texts=texts)
     root = store_root(attempt.settings, facts)
     if root and (note := claim_store(root, attempt.run_dir, facts["run_id"])):
         attempt.report(f"note: {note}")
     return facts
+
+
+def _of_stage(attempt: Attempt, stage: str) -> Settings:
+    """The settings of a stage's training, and the model that it starts from."""
+    start = attempt.settings.chain.stage(stage).starts_from
+    folder = None if start == PRETRAINED else str(attempt.run_dir.model(start).absolute())
+    return attempt.settings.of_stage(stage, start=folder)
 
 
 def _for_workers(settings: Settings) -> Settings:

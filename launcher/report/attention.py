@@ -47,7 +47,7 @@ def look_at_questions(
         split,
         shards_dir=shards_dir,
         tokenizer=tokenizer,
-        rationales_dir=run_dir.rationales if stage == "answer" and settings.chain.reads_rationales else None,
+        texts={text: run_dir.texts(text) for text in settings.chain.stage(stage).reads},
     )
     numbers = {str(qid): number for number, qid in enumerate(samples.reader.qids)}
     return [{"qid": qid, **_measure(model, tokenizer, samples, numbers[qid])} for qid in qids if qid in numbers]

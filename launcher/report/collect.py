@@ -103,7 +103,7 @@ class PageData:
             }
         facts["set"] = list(self.sets).index(key)
         for split, part in problems.items():
-            facts["said"][split] = judge(read_outputs(run_dir, split), part, settings.gold_reasons)
+            facts["said"][split] = judge(read_outputs(run_dir, split, settings.chain), part, settings.gold_reasons)
             facts["groups"][split] = break_down(part, facts["said"][split])
         return problems
 
@@ -171,10 +171,9 @@ def _look(
     shown = [qid for qid, problem in problems["test"].items() if problem.images]
     qids = choose_qids(shown, lambda qid: outputs.get(qid, {}).get("right") is False, limit)
     ready = {
-        "rationale": bool(facts["models"]["rationale"]),
-        "answer": bool(facts["models"]["answer"]) and _is_done(facts, "rationales"),
+        stage.name: bool(facts["models"][stage.name]) and all(_is_done(facts, text) for text in stage.reads)
+        for stage in settings.chain.stages
     }
-    ready = {stage: ready[stage] for stage in settings.chain.stages}
     stages = {
         stage: look_at_questions(run_dir, settings, stage, "test", qids, shards_dir=shards_dir)
         for stage, is_ready in ready.items()

@@ -30,6 +30,7 @@ from data_shards.mirror import local_folder
 from data_shards.remote_files import is_remote
 from data_shards.sources.pictures import PictureError, open_picture
 from data_shards.sources.question_set import Picture
+from launcher.config.chains import Chain
 from launcher.config.settings import Settings
 from launcher.data.dataset import mini_sqa_folder, read_source
 from launcher.report.run_facts import wilson
@@ -99,13 +100,16 @@ def describe_question(problem: Sample, gold: str | None) -> dict[str, Any]:
     }
 
 
-def read_outputs(run_dir: RunDir, split: str) -> dict[str, dict[str, Any]]:
+def read_outputs(run_dir: RunDir, split: str, chain: Chain) -> dict[str, dict[str, Any]]:
     """What a run has written for the questions of a split: its predictions, or the rationales so far."""
     path = run_dir.predictions / f"{split}.jsonl"
     if path.exists():
         return {line["qid"]: line for line in read_lines(path)}
-    files = sorted((run_dir.rationales / split).glob("[0-9]*.jsonl"))
-    return {line["qid"]: {"rationale": line["rationale"]} for file in files for line in read_lines(file)}
+    if not chain.stages[-1].reads:
+        return {}
+    text = chain.stages[-1].reads[-1]
+    files, field = sorted((run_dir.texts(text) / split).glob("[0-9]*.jsonl")), chain.field_of(text)
+    return {line["qid"]: {"rationale": line[field]} for file in files for line in read_lines(file)}
 
 
 def judge(

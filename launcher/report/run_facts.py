@@ -25,7 +25,6 @@ from launcher.runs.journal import JournalReader
 from launcher.runs.run_dir import RunDir
 from launcher.runs.run_settings import read_run_settings
 
-STAGES = ("rationale", "answer")
 SPLITS = ("val", "test")
 MAX_POINTS = (
     600  # of a curve on the page; a longer one keeps the lowest and the highest of each of half as many stretches
@@ -33,9 +32,6 @@ MAX_POINTS = (
 MAX_NOTES = 50
 _LOST_WITHOUT = {
     "data": "no questions are known",
-    "train-rationale": "there is no stage-one model",
-    "rationales": "rationales are not complete",
-    "train-answer": "there is no stage-two model",
     "evaluate": "there are no answers and no scores",
 }
 
@@ -48,21 +44,25 @@ def read_run(folder: Path) -> dict[str, Any]:
     """
     run_dir, settings = RunDir(folder), read_run_settings(folder)
     steps = read_steps(run_dir, settings.chain.steps)
-    points = {stage: list(JournalReader(run_dir.journal(stage)).read()) for stage in STAGES}
-    notes = {stage: _notes(points[stage]) for stage in STAGES}
+    stages = settings.chain.stage_names
+    points = {stage: list(JournalReader(run_dir.journal(stage)).read()) for stage in stages}
+    notes = {stage: _notes(points[stage]) for stage in stages}
     return {
         "name": settings.run.name,
         "folder": folder.absolute().name,
         "is_mini_sqa": settings.data.path is None and settings.data.shards_dir is None,
         "is_science_qa": False,
+        "stages": list(stages),
         "settings": flatten(settings.model_dump()),
         "steps": steps,
         "missing": [
-            f"Step '{step['name']}' is not done: {_LOST_WITHOUT[step['name']]}." for step in steps if not step["done"]
+            f"Step '{step['name']}' is not done: {_lost_without(step['name'], settings)}."
+            for step in steps
+            if not step["done"]
         ],
-        "models": {stage: describe_model(run_dir.model(stage)) for stage in STAGES},
-        "training": {stage: _training(points[stage], settings, stage) for stage in STAGES},
-        "curves": {stage: curves_of(points[stage]) for stage in STAGES},
+        "models": {stage: describe_model(run_dir.model(stage)) for stage in stages},
+        "training": {stage: _training(points[stage], settings, stage) for stage in stages},
+        "curves": {stage: curves_of(points[stage]) for stage in stages},
         "notes": {stage: lines for stage, lines in notes.items() if lines},
         "scores": {split: read_json(path) for split in SPLITS if (path := run_dir.scores(split)).exists()},
         "choice_orders": read_json(path) if (path := folder / "choice_order.json").exists() else None,
@@ -165,8 +165,14 @@ def wilson(num_right: int, num: int) -> tuple[float, float]:
     return round(100 * max(0.0, middle - half), 2), round(100 * min(1.0, middle + half), 2)
 
 
+def _lost_without(step: str, settings: Settings) -> str:
+    if stage := settings.chain.stage_of_step(step):
+        return f"there is no model of the stage {stage.name}"
+    return _LOST_WITHOUT.get(step, f"{step} are not complete")
+
+
 def _training(points: list[dict[str, Any]], settings: Settings, stage: str) -> dict[str, Any]:
-    spec = getattr(settings, stage)
+    spec = settings.stage(stage)
     return {
         "last_step": max((point["step"] for point in points if point.get("metrics")), default=None),
         "num_steps": spec.num_steps,
@@ -178,7 +184,7 @@ def _training(points: list[dict[str, Any]], settings: Settings, stage: str) -> d
 def _time(run_dir: RunDir, points: dict[str, list[dict[str, Any]]]) -> dict[str, int | None]:
     """The first and the last recorded time in milliseconds since 1970."""
     lock = read_json(run_dir.path / "lock.json") if (run_dir.path / "lock.json").exists() else {}
-    times = [point["time_ms"] for stage in STAGES for point in points[stage] if "time_ms" in point]
+    times = [point["time_ms"] for part in points.values() for point in part if "time_ms" in point]
     times += [int(1000 * lock["heartbeat"])] if "heartbeat" in lock else []
     return {"first_ms": min(times, default=None), "last_ms": max(times, default=None)}
 

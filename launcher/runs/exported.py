@@ -18,7 +18,6 @@ from data_shards.atomic_files import read_json
 from launcher.runs.checked_files import sha256_of_unchanged
 from launcher.runs.run_dir import RunError
 
-STAGES = ("rationale", "answer")
 WEIGHTS = "model.safetensors"
 
 
@@ -84,7 +83,7 @@ def _place_in_run(folder: Path) -> tuple[Path, Path] | None:
     for path in (Path(os.path.abspath(folder)), folder.resolve()):
         stage = path.parent.name
         marker = path.parent.parent / "steps" / f"train-{stage}.json"
-        if path.name == "model" and stage in STAGES and marker.is_file():
+        if path.name == "model" and marker.is_file():
             return path, marker
     return None
 

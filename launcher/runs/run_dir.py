@@ -5,7 +5,7 @@
       lock.json                    owner (pid, host), attempt, heartbeat
       rank-token                   the secret by which the ranks of a training authenticate to each other
       steps/<step>.json            a finished step: fingerprints of its inputs, outputs, attempt
-      rationale/ answer/           checkpoints/ and model/ of each training
+      rationale/ answer/           checkpoints/ and model/ of each training, by the names of the chain's stages
       rationales/ predictions/     generated texts
       scores.json scores.val.json  logs/
 
@@ -130,10 +130,9 @@ class RunDir:
         """The folder of token counts (``launcher/stages/token_lengths.py``)."""
         return self.path / "lengths"
 
-    @property
-    def rationales(self) -> Path:
-        """The folder of generated rationales."""
-        return self.path / "rationales"
+    def texts(self, name: str) -> Path:
+        """The folder of a text that a stage writes for every question, such as the rationales."""
+        return self.path / name
 
     @property
     def predictions(self) -> Path:

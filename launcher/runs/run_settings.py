@@ -7,12 +7,14 @@ from typing import Any
 
 import yaml
 
-from data_shards.atomic_files import commit_bytes
+from data_shards.atomic_files import commit_bytes, commit_json, read_json
+from launcher.config.extensions import is_loaded, load_extensions, sha256_of_module
 from launcher.config.loading import dump_settings, parse_settings
 from launcher.config.settings import Settings, SettingsError
 from launcher.runs.run_dir import RunDir, RunError
 
 RUN_SETTINGS = "run.yaml"
+EXTENSIONS = "extensions.json"  # the sha256 of every extension at the run's first start
 _FREE_SETTINGS = {  # may change between attempts, because no result depends on them
     ("run", "dir"),
     *(("data", name) for name in ("remote", "cache_dir", "cache_gb")),
@@ -50,6 +52,9 @@ def write_or_verify_settings(run_dir: RunDir, settings: Settings) -> None:
     """
     path = run_dir.path / RUN_SETTINGS
     if not path.exists():
+        if settings.extensions:
+            hashes = {name: sha256_of_module(name) for name in settings.extensions}
+            commit_json(run_dir.path / EXTENSIONS, hashes)
         commit_bytes(path, dump_settings(settings).encode())
         return
     stored = without_free(read_run_settings(run_dir.path).model_dump())
@@ -70,10 +75,49 @@ def read_run_settings(folder: Path) -> Settings:
         RunError: the folder contains no run.
         SettingsError: its run.yaml contains no valid settings.
     """
+    values = _read_values(folder)
+    for name, sha256 in _extensions_of(folder, values).items():
+        if not is_loaded(name):
+            raise RunError(
+                f"{folder} uses the extension {name!r}, code that would be imported; if you trust it, give "
+                "--allow-extensions"
+            )
+        _verify_extension(folder, name, sha256)
+    return parse_settings(values)
+
+
+def allow_extensions(folder: Path) -> None:
+    """Import the extensions of a run, each only if its sha256 is the one that the run was started with.
+
+    Raises:
+        RunError: the folder contains no run, or an extension is another one.
+    """
+    for name, sha256 in _extensions_of(folder, _read_values(folder)).items():
+        _verify_extension(folder, name, sha256)
+        load_extensions([name])
+
+
+def _verify_extension(folder: Path, name: str, sha256: str | None) -> None:
+    if (found := sha256_of_module(name)) != sha256:
+        raise RunError(
+            f"{folder} was started with another extension {name!r} (sha256 {(sha256 or 'unknown')[:12]}..., now "
+            f"{found[:12]}...); restore it, or start another run"
+        )
+
+
+def _extensions_of(folder: Path, values: Any) -> dict[str, str | None]:
+    """The extensions of a run with their sha256 at its first start."""
+    names = values.get("extensions") if isinstance(values, dict) else None
+    path = folder / EXTENSIONS
+    stored = read_json(path) if names and path.is_file() else {}
+    return {str(name): stored.get(name) for name in names or []}
+
+
+def _read_values(folder: Path) -> Any:
     path = folder / RUN_SETTINGS
     if not path.is_file():
         raise RunError(f"{folder} holds no run (no {RUN_SETTINGS}); give the folder of one, such as runs/demo")
-    return parse_settings(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def settings_of(run_dir: RunDir) -> Settings:

@@ -19,7 +19,6 @@ from launcher.runs.run_settings import settings_of
 
 LOCAL_SERVER = "http://127.0.0.1:5000"  # where `mmcot mlflow up` listens
 MOST_COMPARED = 16  # trials in one address
-STAGE_OF_STEP = {"train-rationale": "rationale", "train-answer": "answer"}
 
 
 def describe_run(folder: Path) -> list[str]:
@@ -39,7 +38,9 @@ def describe_run(folder: Path) -> list[str]:
             continue
         running = next_step is None and current is not None
         next_step = next_step or step
-        lines.append(f"{step:<16} {'running' if running else 'to do'}{_progress(run_dir, step, running=running)}")
+        lines.append(
+            f"{step:<16} {'running' if running else 'to do'}{_progress(run_dir, step, settings, running=running)}"
+        )
     if current:
         lines.append(
             f"owner: process {current['pid']} on {current['host']}, attempt {current['attempt']}, last heard of "
@@ -56,9 +57,10 @@ def describe_end(settings: Settings, run_dir: RunDir) -> list[str]:
     return ["", f"run: {run_dir.path}", *page, *mlflow_lines(settings, run_dir)]
 
 
-def _progress(run_dir: RunDir, step: str, *, running: bool) -> str:
+def _progress(run_dir: RunDir, step: str, settings: Settings, *, running: bool) -> str:
     """The progress of a step by its journal, and its last checkpoint."""
-    stage = STAGE_OF_STEP.get(step)
+    trained = settings.chain.stage_of_step(step)
+    stage = trained.name if trained else None
     points = list(JournalReader(run_dir.journal_of(stage or step)).read())
     text = ""
     if found := progress_of(points):

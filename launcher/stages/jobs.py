@@ -19,7 +19,8 @@ HANDED_OVER = "handed_over_by"
 class TrainJob:
     """The job of a rank: plain values that can be sent to its process.
 
-    ``lengths`` maps a split to the file with its samples' token counts. ``run_facts`` identify the run in its
+    ``lengths`` maps a split to the file with its samples' token counts, ``texts`` the name of each text that the stage
+    reads to its folder. ``run_facts`` identify the run in its
     checkpoints (``launcher/training/identity.py``); a job of an earlier version has none, and the first rank
     computes them.
     """
@@ -31,7 +32,7 @@ class TrainJob:
     lengths: dict[str, str]
     num_steps: int
     attempt: int
-    rationales_dir: str | None = None
+    texts: dict[str, str] = dataclasses.field(default_factory=dict)
     run_facts: dict[str, str] | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -43,7 +44,8 @@ class TrainJob:
 class GenerationJob:
     """The job of a worker: plain values that can be sent to its process.
 
-    ``stage`` is "rationale" or "answer"; the output's text field has that name.
+    The output's text field has the stage's name. ``texts`` are the folders of the texts that it reads; ``step`` is
+    the run's step that it belongs to.
     """
 
     stage: str
@@ -51,9 +53,10 @@ class GenerationJob:
     model_dir: str
     shards_dir: str
     output_dir: str
-    rationales_dir: str | None = None
+    texts: dict[str, str] = dataclasses.field(default_factory=dict)
     run_dir: str | None = None
     attempt: int | None = None
+    step: str | None = None
 
     def local_shards_dir(self) -> Path:
         """The data folder on this machine."""
@@ -62,7 +65,7 @@ class GenerationJob:
 
 def model_facts(settings: Settings, stage: str) -> dict[str, Any]:
     """The format and limits of a model's prompts; stored with the weights."""
-    spec = getattr(settings, stage)
+    spec = settings.stage(stage)
     return {
         "stage": stage,
         "format": spec.format,

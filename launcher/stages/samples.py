@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import cast
 
 import numpy as np
@@ -24,7 +25,7 @@ from data_shards.reader import SplitReader
 from data_shards.shard_files import RemoteAccess
 from launcher.config.settings import Settings
 from mmcot.texts.encoding import EncodedPair, collate, encode_pair
-from mmcot.texts.prompts import build_pair, gold_rationale, split_format
+from mmcot.texts.prompts import build_pair, split_format
 from mmcot.texts.sample import Sample
 
 
@@ -128,24 +129,20 @@ def open_stage(
     *,
     shards_dir: str | Path,
     tokenizer: PreTrainedTokenizerBase,
-    rationales_dir: str | Path | None,
+    texts: Mapping[str, str | Path] = MappingProxyType({}),
 ) -> StageSamples:
-    """Open one split for the stage "rationale" or "answer".
+    """Open one split for a stage.
 
     Args:
         shards_dir: folder or URL of the data folder.
+        texts: the folders of the texts that the stage reads, by their names.
     """
-    spec, data = getattr(settings, stage), settings.data
+    spec, data = settings.stage(stage), settings.data
     access = RemoteAccess(data.remote, data.cache_dir, int(data.cache_gb * 1e9))
     reader = SplitReader(_local(settings, shards_dir), split, features=data.features, access=access)
     rationale_of = None
     if "G" in split_format(spec.format)[0]:
-        if split == "train" and settings.answer.rationale_source == "gold":
-            rationale_of = partial(_gold_rationale, settings.rationale.format)
-        elif rationales_dir is None:
-            raise ShardError(f"format {spec.format} reads rationales; give the folder that holds them")
-        else:
-            rationale_of = partial(_written_rationale, reader, RationaleReader(rationales_dir, split))
+        rationale_of = _texts_of(settings, stage, split, reader, texts)
     return StageSamples(
         reader,
         tokenizer,
@@ -169,9 +166,23 @@ def _local(settings: Settings, shards_dir: str | Path) -> Path:
     return local_folder(shards_dir, settings.data.cache_dir, features=settings.data.features)
 
 
-def _gold_rationale(format: str, sample: int, problem: Sample) -> str:
-    return gold_rationale(problem, format)
+def _texts_of(
+    settings: Settings, stage: str, split: str, reader: SplitReader, texts: Mapping[str, str | Path]
+) -> Callable[[int, Sample], str]:
+    """The function from a sample to the texts that a stage reads, joined with spaces: gold ones, or written ones."""
+    chain = settings.chain
+    names = chain.stage(stage).reads
+    if split == "train" and settings.trains_on_gold(stage):
+        return partial(_gold_texts, settings, names)
+    if not names or not texts.keys() >= set(names):
+        raise ShardError(f"format {settings.stage(stage).format} reads rationales; give the folder that holds them")
+    readers = [RationaleReader(texts[name], split, field=chain.field_of(name)) for name in names]
+    return partial(_written_texts, reader, readers)
 
 
-def _written_rationale(reader: SplitReader, rationales: RationaleReader, sample: int, problem: Sample) -> str:
-    return rationales.text(*reader.place(sample), problem.qid)
+def _gold_texts(settings: Settings, names: Sequence[str], sample: int, problem: Sample) -> str:
+    return " ".join(settings.gold_text(name, problem) for name in names)
+
+
+def _written_texts(reader: SplitReader, readers: Sequence[RationaleReader], sample: int, problem: Sample) -> str:
+    return " ".join(each.text(*reader.place(sample), problem.qid) for each in readers)

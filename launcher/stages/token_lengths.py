@@ -31,7 +31,7 @@ class LengthsOf:
     stage: str
     split: str
     shards_dir: str
-    rationales_dir: str | None
+    texts: dict[str, str]
 
     def open(self) -> StageSamples:
         """Open the samples."""
@@ -43,7 +43,7 @@ class LengthsOf:
             self.split,
             shards_dir=self.shards_dir,
             tokenizer=load_tokenizer(self.settings, self.shards_dir),
-            rationales_dir=self.rationales_dir,
+            texts=self.texts,
         )
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 from data_shards.atomic_files import commit_json, exclusive, read_json
 from data_shards.credentials import hide_credentials
-from launcher.config.chains import STEPS
+from launcher.config.chains import CHAINS
 from launcher.runs.journal import JournalReader
 from launcher.runs.run_dir import PARENT, RunDir
 from launcher.tracking.mlflow_store import create_store, find_experiment
@@ -140,8 +140,9 @@ class MlflowSync:
         path = self._run_dir.mlflow_state
         state = read_json(path) if path.exists() else {}
         if PARENT in state:  # of an earlier version, which stored only ids
+            steps = CHAINS["two-stage"].steps
             return self._fresh_state() | {
-                "runs": {name: run_id for name, run_id in state.items() if name in (PARENT, *STEPS)}
+                "runs": {name: run_id for name, run_id in state.items() if name in (PARENT, *steps)}
             }
         is_known = state.get("uri") == self._uri and state.get("identity") == self._run_dir.identity()
         return state if is_known else self._fresh_state()

@@ -23,11 +23,11 @@ class RunModel(PythonModel):
     def load_context(self, context: Any) -> None:
         """Open the models of the bundle."""
         from launcher.generation.predictor import RunPredictor
+        from launcher.runs.run_settings import read_run_settings
 
         folder = Path(context.artifacts["run"])
-        self.predictor = RunPredictor(
-            folder, stages=[stage for stage in ("rationale", "answer") if (folder / stage).exists()]
-        )
+        names = read_run_settings(folder).chain.stage_names
+        self.predictor = RunPredictor(folder, stages=[stage for stage in names if (folder / stage).exists()])
         self.predictor.load()
 
     def predict(

@@ -44,7 +44,7 @@ def register_model(
     if version is None:
         _upload(client, run_id, run_dir, {stage: _export_of(run_dir, stage, values) for stage in values["stages"]})
         _create_name(client, name)
-        tags = {"mmcot.data": values["data"], **values["tags"], **_written_by(client, name, run_dir)}
+        tags = {"mmcot.data": values["data"], **values["tags"], **_written_by(client, values, run_dir)}
         if values["accuracy"] is not None:
             tags["mmcot.validation_accuracy"] = f"{values['accuracy']:.4f}"
         source = f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}"
@@ -107,11 +107,15 @@ def _upload(client: Any, run_id: str, run_dir: RunDir, exports: dict[str, dict[s
         client.log_artifacts(run_id, str(folder), FOLDER)
 
 
-def _written_by(client: Any, name: str, run_dir: RunDir) -> dict[str, str]:
-    """The registered model that wrote the rationales of an answer model's training."""
-    run_id = read_json(run_dir.mlflow_state)["runs"].get("train-rationale") if run_dir.mlflow_state.exists() else None
-    version = _version_of_run(client, "rationale", run_id) if run_id and name == "answer" else None
-    return {"mmcot.rationale_version": str(version.version)} if version else {}
+def _written_by(client: Any, values: dict[str, Any], run_dir: RunDir) -> dict[str, str]:
+    """The registered models of the earlier stages, which wrote the texts that this one was trained on."""
+    runs = read_json(run_dir.mlflow_state)["runs"] if run_dir.mlflow_state.exists() else {}
+    versions = {}
+    for stage in values["stages"]:
+        run_id = runs.get(f"train-{stage}") if stage != values["name"] else None
+        if run_id and (version := _version_of_run(client, stage, run_id)):
+            versions[f"mmcot.{stage}_version"] = str(version.version)
+    return versions
 
 
 def _version_of_run(client: Any, name: str, run_id: str) -> Any:

@@ -144,7 +144,7 @@ def open_tracker(
         parent.log_params(params)
         parent.log_tags(describe_environment())
         parent.log_artifact(run_dir.path / RUN_SETTINGS)
-        for stage in settings.chain.stages:
+        for stage in settings.chain.stage_names:
             parent.follow(run_dir.journal(stage).name, names={name: f"{stage}_{name}" for name in _STAGE_METRICS})
         parent.follow(run_dir.journal_of(TUNING).name)
         yield tracker
@@ -153,7 +153,9 @@ def open_tracker(
 def _settings_params(settings: Settings) -> dict[str, Any]:
     """Every setting by its dotted name; those of a tuning only if there is one."""
     is_tuning = bool(settings.tuning.space or settings.tuning.arms)
-    return {name: value_of(settings, name) for name in setting_names() if is_tuning or not name.startswith("tuning.")}
+    names = [name for name in setting_names() if name != "stages" and (is_tuning or not name.startswith("tuning."))]
+    names += [f"stages.{stage}.{key}" for stage, spec in settings.stages.items() for key in type(spec).model_fields]
+    return {name: value_of(settings, name) for name in names}
 
 
 def _text_of(value: Any) -> str:

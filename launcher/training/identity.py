@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +45,20 @@ _TOKENIZER_FILES = (
 )
 
 
-def run_facts(settings: Settings, folder: DataFolder, run_id: str, *, rationales_dir: str | None) -> dict[str, Any]:
+def run_facts(settings: Settings, folder: DataFolder, run_id: str, *, texts: Mapping[str, str]) -> dict[str, Any]:
     """The facts of a stage's checkpoints.
 
     Args:
-        rationales_dir: the rationales that the stage reads, if it reads any.
+        texts: the folders of the texts that the stage reads, by their names.
     """
     facts: dict[str, Any] = {
         "run_id": run_id,
         "settings_fingerprint": settings_content(settings),
         "data_fingerprint": data_content(settings, folder),
     }
-    if rationales_dir is not None:
-        facts["rationales_fingerprint"] = _rationales_content(rationales_dir)
+    contents = [_texts_content(folder) for folder in texts.values()]
+    if contents:
+        facts["rationales_fingerprint"] = contents[0] if len(contents) == 1 else fingerprint(contents)
     return facts
 
 
@@ -67,7 +68,7 @@ def facts_of_job(job: TrainJob) -> dict[str, Any]:
     folder = open_data(
         settings.data, local_folder(job.shards_dir, settings.data.cache_dir, features=settings.data.features)
     )
-    facts = run_facts(settings, folder, settle_identity(run_dir, settings, folder), rationales_dir=job.rationales_dir)
+    facts = run_facts(settings, folder, settle_identity(run_dir, settings, folder), texts=job.texts)
     if root := store_root(settings, facts):
         claim_store(root, run_dir, facts["run_id"])
     return facts
@@ -85,8 +86,8 @@ def settings_content(settings: Settings) -> str:
     }
     values = {name: value for name, value in values.items() if not name.startswith("training.deepspeed")}
     values["training.deepspeed"] = read_deepspeed(settings.training.deepspeed)
-    if settings.answer.rationales is not None:
-        values["answer.rationales"] = _rationales_content(settings.answer.rationales)
+    if settings.given_texts is not None:
+        values["answer.rationales"] = _texts_content(settings.given_texts)
     pretrained = settings.model.pretrained
     if pretrained is not None and Path(pretrained).is_dir():
         weights = sorted(path.name for pattern in ("*.safetensors", "*.bin") for path in Path(pretrained).glob(pattern))
@@ -127,7 +128,7 @@ def settle_identity(run_dir: RunDir, settings: Settings, folder: DataFolder) -> 
     An empty run folder takes the id in the store's folder for the same name, settings and data.
     """
     if not run_dir.has_identity():
-        found = _id_of_checkpoints(run_dir)
+        found = _id_of_checkpoints(run_dir, settings.chain.stage_names)
         if found is None and settings.training.checkpoint_url is not None:
             facts = {
                 "settings_fingerprint": settings_content(settings),
@@ -191,9 +192,9 @@ def _writer(root: str) -> dict[str, Any] | None:
         ) from None
 
 
-def _id_of_checkpoints(run_dir: RunDir) -> str | None:
+def _id_of_checkpoints(run_dir: RunDir, stages: Sequence[str]) -> str | None:
     """The id in the newest local checkpoint: logs/, which holds the id, may have been deleted."""
-    for stage in ("answer", "rationale"):
+    for stage in reversed(stages):
         for path in reversed(checkpoints_by_step(run_dir.checkpoints(stage))):
             try:
                 found = read_json(path / MANIFEST).get("run_id")
@@ -209,8 +210,8 @@ def _shards_content(manifest: Mapping[str, Any]) -> list[list[Any]]:
     return [[shard["split"], shard["num_samples"], shard["sha256"]] for shard in manifest["shards"]]
 
 
-def _rationales_content(folder: str | Path) -> str | None:
-    """A fingerprint of a finished folder of rationales; None where there is none, which its reader reports."""
+def _texts_content(folder: str | Path) -> str | None:
+    """A fingerprint of a finished folder of texts; None where there is none, which its reader reports."""
     path = Path(folder) / "manifest.json"
     return fingerprint(read_json(path).get("files")) if path.is_file() else None
 

@@ -42,7 +42,7 @@ class StageStream:
             self.split,
             shards_dir=job.shards_dir,
             tokenizer=load_tokenizer(job.settings, job.shards_dir),
-            rationales_dir=job.rationales_dir,
+            texts=job.texts,
         )
         # The driver reports how many texts were cut.
         self.lengths = read_lengths(job.lengths[self.split], ("source", "target"))

@@ -202,7 +202,7 @@ def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
     found = find_checkpoint(checkpoints, facts=facts, may_commit=may_commit)
     samples = streams["train"].samples
     engine = build_engine(
-        lambda: build_model(settings, samples, gate_start=getattr(settings, job.stage).gate_start),
+        lambda: build_model(settings, samples, gate_start=settings.stage(job.stage).gate_start),
         training,
         world_size=world_size,
         random_weights=not settings.model.pretrained,

@@ -28,8 +28,11 @@ from mmcot.models.device import DeviceError
 
 
 def read_job(path: str | Path) -> TrainJob:
-    """Read a job that ``mmcot train ... --write-job`` wrote."""
+    """Read a job that ``mmcot train ... --write-job`` wrote, of this or of an earlier version."""
     values = json.loads(Path(path).read_text(encoding="utf-8"))
+    if "rationales_dir" in values:  # of an earlier version, whose stages read no other text
+        folder = values.pop("rationales_dir")
+        values["texts"] = {"rationales": folder} if folder else {}
     return TrainJob(**{**values, "settings": parse_settings(values["settings"])})
 
 

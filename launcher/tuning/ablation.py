@@ -131,7 +131,7 @@ def format_rows(rows: list[dict[str, Any]], ceilings: dict[str, dict[str, float 
 
 
 def _steps(settings: Settings) -> str:
-    stages = [getattr(settings, stage) for stage in settings.chain.stages]
+    stages = [settings.stage(stage) for stage in settings.chain.stage_names]
     return " + ".join(f"{stage.num_steps:,}" if stage.num_steps else f"{stage.num_epochs:g} epochs" for stage in stages)
 
 

@@ -108,7 +108,7 @@ def _scheduler(settings: Settings) -> Any:
 
     tuning, every = settings.tuning, settings.training.validate_every
     if tuning.scheduler == "asha":
-        stage = getattr(settings, tuning.stage)
+        stage = settings.stage(tuning.stage)
         if stage.num_steps is None:
             raise SettingsError(f"scheduler asha counts steps; give {tuning.stage}.num_steps instead of num_epochs")
         return schedulers.ASHAScheduler(  # one step more than there are, so that the last trials can export their model

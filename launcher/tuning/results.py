@@ -16,7 +16,7 @@ from launcher.tuning.trial import OBJECTIVES
 def describe_trials(results: Any, settings: Settings) -> list[dict[str, Any]]:
     """Every trial: its values, steps, objective, and the reason if it failed."""
     tuning, trials = settings.tuning, []
-    planned = getattr(settings, tuning.stage).num_steps if tuning.stage != "pipeline" else None
+    planned = settings.stage(tuning.stage).num_steps if tuning.stage != "pipeline" else None
     for result in results:
         metrics = result.metrics or {}
         step = metrics.get("step", 0)

@@ -17,6 +17,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from launcher.config.chains import RATIONALE
 from launcher.config.loading import parse_settings, set_value
 from launcher.config.settings import Settings, SettingsError
 
@@ -31,6 +32,11 @@ def check_space(settings: Settings) -> None:
         SettingsError: a name is unknown, a range is not valid, or a value is not allowed.
     """
     space = settings.tuning.space
+    if settings.tuning.stage not in (*settings.chain.stage_names, "pipeline"):
+        raise SettingsError(
+            f"tuning.stage {settings.tuning.stage!r} is no stage of run.chain {settings.run.chain}; expected one of "
+            f"{', '.join(settings.chain.stage_names)}, or pipeline"
+        )
     for arm in settings.tuning.arms:
         with_values(settings, {"arm": arm})
     if not space and not settings.tuning.arms:
@@ -53,8 +59,10 @@ def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
         values = settings.tuning.arms[values["arm"]] | {name: value for name, value in values.items() if name != "arm"}
     plain = settings.model_dump()
     plain["tuning"] = {}
-    if "run.chain" in values and "answer.format" not in values:
-        plain["answer"].pop("format")  # the default of the chain is used
+    if "run.chain" in values:
+        for name in settings.stage_sections:
+            if f"{name}.format" not in values and name != RATIONALE:  # whose format also that of gold rationales
+                plain.get(name, plain["stages"].get(name, {})).pop("format", None)  # the default of the chain is used
     for name, value in values.items():
         plain = set_value(plain, name, value)
     return parse_settings(plain)

@@ -58,13 +58,20 @@ def run_trial(values: dict[str, Any], *, job: TrialJob) -> None:
 
     thread = threading.Thread(target=run, name="trial", daemon=True)
     thread.start()
-    reader, last = JournalReader(run_dir.journal(tuning.watched_stage)), 0
+    reader, last = JournalReader(run_dir.journal(job.settings.watched_stage)), 0
     while True:
         alive = thread.is_alive()
         for point in reader.read():
             if "validation_loss" in point["metrics"] and point["step"] > last and tuning.objective == "validation_loss":
                 last = point["step"]
-                _report(tune, run_dir, last, {"validation_loss": point["metrics"]["validation_loss"]}, tuning, reported)
+                _report(
+                    tune,
+                    run_dir,
+                    last,
+                    {"validation_loss": point["metrics"]["validation_loss"]},
+                    job.settings,
+                    reported,
+                )
         if not alive:
             break
         thread.join(LOOK_EVERY_S)
@@ -74,7 +81,7 @@ def run_trial(values: dict[str, Any], *, job: TrialJob) -> None:
         scores = read_json(run_dir.scores("val"))
         reached = {"accuracy": scores["accuracy"]["AVG"], "rougeL": scores["rationale"]["rougeL"]}
         known = {name: value for name, value in reached.items() if value is not None}
-        _report(tune, run_dir, last + 1, known, tuning, reported)
+        _report(tune, run_dir, last + 1, known, job.settings, reported)
 
 
 def trial_settings(settings: Settings, values: dict[str, Any], run_dir: RunDir) -> Settings:
@@ -88,14 +95,16 @@ def trial_settings(settings: Settings, values: dict[str, Any], run_dir: RunDir) 
     )
 
 
-def _report(tune: Any, run_dir: RunDir, step: int, metrics: dict[str, float], tuning: Any, reported: Journal) -> None:
+def _report(
+    tune: Any, run_dir: RunDir, step: int, metrics: dict[str, float], settings: Settings, reported: Journal
+) -> None:
     """Report metrics to Tune; with population based training also the place of the step's checkpoint."""
     reported.log(step, metrics)
     values = {"step": step, **metrics}
-    if tuning.scheduler != "pbt":
+    if settings.tuning.scheduler != "pbt":
         tune.report(values)
         return
-    while not has_checkpoint(run_dir.checkpoints(tuning.watched_stage), step):  # it is written after the loss
+    while not has_checkpoint(run_dir.checkpoints(settings.watched_stage), step):  # it is written after the loss
         time.sleep(LOOK_EVERY_S)
     with tempfile.TemporaryDirectory() as folder:
         commit_json(Path(folder) / "checkpoint.json", {"run_dir": str(run_dir.path), "step": step})
@@ -112,7 +121,7 @@ def _folder_of_trial(job: TrialJob, trial_id: str, checkpoint: Any, values: dict
     source, step = RunDir(Path(note["run_dir"])), note["step"]
     if source.path.name.startswith(trial_id):  # its own checkpoint: the tuning was interrupted
         return source
-    stage = job.settings.tuning.watched_stage
+    stage = job.settings.watched_stage
     target = RunDir(own.with_name(f"{trial_id}-from-{source.path.name}-{step}"))
     if not target.checkpoints(stage).exists() and source.path != target.path:
         copy_checkpoint(source.checkpoints(stage), target.checkpoints(stage), step=step)

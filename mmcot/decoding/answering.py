@@ -1,6 +1,6 @@
-"""Answering questions with a trained pair of models: first the rationale, then the answer.
+"""Answering questions with the trained models of a chain, one after the other, such as rationale and answer.
 
-predictions, num_cut = answer_questions(rationale_stage, answer_stage, problems, features)
+predictions, num_cut = answer_questions([rationale_stage, answer_stage], problems, features)
 predictions[0]   # Prediction(qid="1", rationale="Solution: ...", answer_text="The answer is (B).", prediction=1)
 """
 
@@ -22,7 +22,11 @@ from mmcot.texts.sample import Sample
 
 @dataclasses.dataclass(frozen=True)
 class StageModel:
-    """One stage's model, and the settings of its prompts."""
+    """One stage's model, and the settings of its prompts.
+
+    ``reads`` names the texts of earlier stages that its prompt contains, and ``writes`` its own text; None for the
+    stage that answers.
+    """
 
     model: T5ForMultimodalGeneration
     tokenizer: PreTrainedTokenizerBase
@@ -30,6 +34,8 @@ class StageModel:
     use_caption: bool
     max_source_tokens: int
     max_target_tokens: int
+    reads: tuple[str, ...] = ()
+    writes: str | None = None
 
     def write(
         self,
@@ -64,48 +70,59 @@ class StageModel:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """The output of the two stages; ``prediction`` is None where the answer could not be parsed."""
+    """The output of all stages; ``prediction`` is None where the answer could not be parsed.
+
+    ``texts`` are those of the stages before the answer, by their names; ``rationale`` is the last that the answering
+    stage reads (without that stage: the last that was written).
+    """
 
     qid: str
     rationale: str
     answer_text: str
     prediction: int | None
+    texts: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def answer_questions(
-    rationale_stage: StageModel | None,
-    answer_stage: StageModel | None,
+    stages: Sequence[StageModel],
     problems: Sequence[Sample],
     features: Sequence[np.ndarray | None],
     *,
     feature_shape: tuple[int, int],
     batch_size: int = 32,
 ) -> tuple[list[Prediction], int]:
-    """Generate a rationale and an answer for each question.
+    """Generate the text of each stage for each question, and parse the answer from that of the answering stage.
 
     Args:
-        rationale_stage: None where one model writes both; the rationales are empty.
-        answer_stage: None generates the rationales alone; the answers are empty.
+        stages: in their order; without a stage that answers, the answers are empty.
         features: an array [p, V] for each problem (p = 0 without a picture), or all None.
         feature_shape: [P, V] with p <= P.
 
     Returns:
         predictions in the order of ``problems``, and the number of truncated sources.
     """
-    shape = {"feature_shape": feature_shape, "batch_size": batch_size}
-    texts: list[str | None] = [None] * len(problems)
-    num_cut = 0
-    if rationale_stage is not None:
-        rationales, num_cut = rationale_stage.write(problems, features, texts, **shape)
-        texts = [rationale.text for rationale in rationales]
-    if answer_stage is None:
-        predictions = [
-            Prediction(problem.qid, text or "", "", None) for problem, text in zip(problems, texts, strict=True)
-        ]
-        return predictions, num_cut
-    answers, more_cut = answer_stage.write(problems, features, texts, **shape)
-    predictions = [
-        Prediction(problem.qid, text or "", answer.text, parse_answer(answer.text, len(problem.choices)))
-        for problem, text, answer in zip(problems, texts, answers, strict=True)
-    ]
-    return predictions, num_cut + more_cut
+    written: dict[str, list[str]] = {}
+    answers, shown, num_cut = [""] * len(problems), (), 0
+    for stage in stages:
+        read = [" ".join(texts) for texts in zip(*(written[name] for name in stage.reads), strict=True)]
+        texts, cut = stage.write(
+            problems,
+            features,
+            read if stage.reads else [None] * len(problems),
+            feature_shape=feature_shape,
+            batch_size=batch_size,
+        )
+        num_cut += cut
+        if stage.writes is None:
+            answers, shown = [text.text for text in texts], stage.reads[-1:]
+        else:
+            written[stage.writes], shown = [text.text for text in texts], (stage.writes,)
+    predictions = []
+    for number, problem in enumerate(problems):
+        texts_of = {name: texts[number] for name, texts in written.items()}
+        rationale = "".join(texts_of[name] for name in shown)
+        answer = answers[number]
+        predictions.append(
+            Prediction(problem.qid, rationale, answer, parse_answer(answer, len(problem.choices)), texts_of)
+        )
+    return predictions, num_cut

@@ -21,9 +21,7 @@ def finished_run(tiny_settings, tiny_data, workplace):
 
     run = workplace / "runs" / "predict"
     tokenizer = load_tokenizer(tiny_settings, tiny_data.path)
-    samples = open_stage(
-        tiny_settings, "rationale", "train", shards_dir=tiny_data.path, tokenizer=tokenizer, rationales_dir=None
-    )
+    samples = open_stage(tiny_settings, "rationale", "train", shards_dir=tiny_data.path, tokenizer=tokenizer, texts={})
     for stage in ("rationale", "answer"):
         build_model(tiny_settings, samples).save_pretrained(run / stage / "model")
         tokenizer.save_pretrained(run / stage / "model")

@@ -67,7 +67,7 @@ def write_run(
 
 
 def _write_texts(run_dir, settings, data, wrong, spoil, *, with_answers):
-    open_output(run_dir.rationales, {})
+    open_output(run_dir.texts("rationales"), {})
     files = {}
     for split in ("val", "test"):
         problems = read_problems(data.path, split)
@@ -88,7 +88,7 @@ def _write_texts(run_dir, settings, data, wrong, spoil, *, with_answers):
         texts = {line["qid"]: line["rationale"] for line in lines}
         for task in list_tasks(data.path, [split], task_samples=256):
             part = [{"qid": qid, "rationale": text, "num_tokens": 9, "finish": "eos"} for qid, text in texts.items()]
-            path = write_task(run_dir.rationales, task, part[task.start : task.start + task.num_samples])
+            path = write_task(run_dir.texts("rationales"), task, part[task.start : task.start + task.num_samples])
             files[task.file_name] = {"num_samples": task.num_samples, "sha256": sha256_of_file(path)}
         if with_answers:
             run_dir.predictions.mkdir(exist_ok=True)
@@ -96,4 +96,4 @@ def _write_texts(run_dir, settings, data, wrong, spoil, *, with_answers):
                 "".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8"
             )
             commit_json(run_dir.scores(split), score(lines, problems, split=split, gold_reasons=settings.gold_reasons))
-    close_output(run_dir.rationales, files=files, summary={})
+    close_output(run_dir.texts("rationales"), files=files, summary={})

@@ -18,11 +18,12 @@ import pytest
 
 from data_shards.atomic_files import read_json
 from data_shards.reader import SplitReader
-from launcher.config.chains import STEPS
+from launcher.config.chains import CHAINS
 from launcher.runs.journal import JournalReader
 from launcher.runs.run_dir import RunDir, shards_dir_of
 from launcher.runs.sample_ledger import LedgerError, verify_ledger
 
+STEPS = CHAINS["two-stage"].steps
 SIZES = [
     "data.mini_sqa.num_train=64",
     "data.mini_sqa.num_val=16",

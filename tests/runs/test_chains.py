@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.config.chains import CHAINS, STEPS
+from launcher.config.chains import CHAINS
 from launcher.config.loading import load_settings
 from launcher.config.settings import SettingsError
 from mmcot.texts.answers import split_reasons
@@ -23,7 +23,13 @@ def settings_of(chain, *overrides):
 
 
 def test_each_chain_has_its_steps_and_the_format_of_the_paper():
-    assert settings_of("two-stage").chain.steps == STEPS
+    assert settings_of("two-stage").chain.steps == (
+        "data",
+        "train-rationale",
+        "rationales",
+        "train-answer",
+        "evaluate",
+    )
     assert settings_of("answer").chain.steps == ("data", "train-answer", "evaluate")
     assert settings_of("given-rationales").chain.steps == ("data", "rationales", "train-answer", "evaluate")
     formats = {name: settings_of(name).answer.format for name in CHAINS}

@@ -206,7 +206,6 @@ def test_a_training_that_starts_from_a_runs_model_refuses_it(run_dir, tiny_setti
         "train",
         shards_dir=tiny_data.path,
         tokenizer=load_tokenizer(settings, tiny_data.path),
-        rationales_dir=None,
     )
     build_model(settings, samples)
     exchange(run_dir.model("rationale") / "model.safetensors")

@@ -80,7 +80,12 @@ class Run:
     def begin(self):
         """What the driver and then a rank do before the first step; returns the notes and the checkpoint found."""
         settle_identity(self.run_dir, self.settings, self.folder)
-        self.facts = run_facts(self.settings, self.folder, self.run_dir.identity(), rationales_dir=self.rationales_dir)
+        self.facts = run_facts(
+            self.settings,
+            self.folder,
+            self.run_dir.identity(),
+            texts={"rationales": self.rationales_dir} if self.rationales_dir else {},
+        )
         if root := store_root(self.settings, self.facts):
             self.claim_note = claim_store(root, self.run_dir, self.facts["run_id"])
         notes = (

@@ -1,0 +1,90 @@
+"""Extensions: modules on the Python path that add entries to the tables of bridges, chains and so on.
+
+    # my_parts.py
+    CHAINS = {"draft-first": Chain(...)}
+
+    # settings
+    extensions: [my_parts]
+
+A module offers plain dicts under the names of ``TABLES``. They are merged when settings are loaded, in every process:
+the driver, Ray's workers, the ranks and the loaders. An extension is code of the user's own and is imported as such.
+It is never imported from a run's folder, and a run's folder never decides on its own that one is imported
+(``launcher/runs/run_settings.py``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+
+# The dict that a module may offer: the module and the name of the table it is merged into.
+TABLES = {
+    "CHAINS": ("launcher.config.chains", "CHAINS"),
+    "BRIDGES": ("mmcot.models.fusion", "FUSIONS"),
+}
+_RUN_FILES = ("run.yaml", "lock.json")
+
+_loaded: dict[str, str] = {}  # of this process: module name -> sha256
+
+
+class ExtensionError(ValueError):
+    """An extension that cannot be used; the message names it."""
+
+
+def load_extensions(names: Iterable[str]) -> None:
+    """Import modules and merge what they offer, once a process.
+
+    Raises:
+        ExtensionError: a module does not exist, is in a run's folder, offers nothing, or offers a name that exists.
+    """
+    for name in names:
+        if name in _loaded:
+            continue
+        digest = sha256_of_module(name)
+        module = importlib.import_module(name)
+        offered = {table: entries for table in TABLES if (entries := getattr(module, table, None))}
+        if not offered:
+            raise ExtensionError(f"extension {name!r} offers nothing; it needs a dict named {', '.join(TABLES)}")
+        for table, entries in offered.items():
+            place, variable = TABLES[table]
+            known = getattr(importlib.import_module(place), variable)
+            if not isinstance(entries, dict):
+                raise ExtensionError(f"extension {name!r}: {table} is a {type(entries).__name__}, expected a dict")
+            if taken := sorted(entries.keys() & known.keys()):
+                raise ExtensionError(
+                    f"extension {name!r}: {table} has {taken[0]!r}, which exists already; give it another name"
+                )
+            known.update(entries)
+        _loaded[name] = digest
+
+
+def is_loaded(name: str) -> bool:
+    """Whether this process has merged a module."""
+    return name in _loaded
+
+
+def sha256_of_module(name: str) -> str:
+    """Return the sha256 of a module's file, or of all Python files of a package, without importing it.
+
+    Raises:
+        ExtensionError: it does not exist on the Python path, or is in a run's folder.
+    """
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError) as error:
+        raise ExtensionError(f"extension {name!r} cannot be found: {error}") from None
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+        raise ExtensionError(
+            f"extension {name!r} is no module on the Python path; install it, or set PYTHONPATH to its folder"
+        )
+    path = Path(spec.origin).resolve()
+    if found := next((folder for folder in path.parents if all((folder / file).exists() for file in _RUN_FILES)), None):
+        raise ExtensionError(f"extension {name!r} is in the folder of a run ({found}); move it elsewhere")
+    files = sorted(path.parent.rglob("*.py")) if spec.submodule_search_locations else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(path.parent)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
