@@ -159,13 +159,13 @@ class Chain:
         """Whether the answering model reads texts of another model, of this run or given."""
         return self.answering is not None and bool(self.answering.reads)
 
-    def reasons(self, text: str) -> str | None:
+    def reasons(self, text: str, sample: Sample) -> str | None:
         """Return the rationale in the answering model's own text, or None where its format has none."""
-        return split_reasons(text) if self._answers_with_reasons else None
+        return split_reasons(text, is_free=sample.kind == "free") if self._answers_with_reasons else None
 
     def gold_reasons(self, sample: Sample, *, format: str) -> str | None:
         """Return the rationale in the gold target of ``format``, the answering model's own."""
-        return self.reasons(build_pair(sample, format)[1])
+        return self.reasons(build_pair(sample, format)[1], sample)
 
     @property
     def _answers_with_reasons(self) -> bool:

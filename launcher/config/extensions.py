@@ -23,6 +23,7 @@ from pathlib import Path
 # The dict that a module may offer: the module and the name of the table it is merged into.
 TABLES = {
     "CHAINS": ("launcher.config.chains", "CHAINS"),
+    "METRICS": ("mmcot.metrics.table", "METRICS"),
     "BRIDGES": ("mmcot.models.fusion", "FUSIONS"),
 }
 _RUN_FILES = ("run.yaml", "lock.json")

@@ -461,7 +461,7 @@ class Settings(_Section):
 
     run: Run = Run()
     extensions: list[str] = Field(
-        default=[], description="modules on the Python path that add chains or bridges (docs/extending.md)"
+        default=[], description="modules on the Python path that add chains, bridges or metrics (docs/extending.md)"
     )
     data: Data = Data()
     model: Model = Model()

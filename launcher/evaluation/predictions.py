@@ -18,7 +18,8 @@ from data_shards.generated_texts import Task, read_lines
 from data_shards.manifest import manifest_shards, read_manifest
 from launcher.config.chains import Chain
 from mmcot.metrics.metrics import score_report
-from mmcot.texts.answers import parse_answer
+from mmcot.texts.answers import parse_prediction
+from mmcot.texts.prompts import split_format
 from mmcot.texts.sample import Sample
 
 
@@ -37,19 +38,22 @@ def write_predictions(
     problems: Mapping[str, Sample],
     texts: Mapping[str, Mapping[str, str]],
     chain: Chain,
+    format: str,
 ) -> list[dict[str, Any]]:
     """Join the answers of all tasks into one file, one line per question in shard order.
 
     Args:
         texts: those of earlier stages by name and qid. The last that the answering stage reads is the rationale; in a
             chain without one it is parsed from the answer.
+        format: the prompt format of the answering stage.
     """
+    output = split_format(format)[1]
     lines, reads, field = [], chain.stages[-1].reads, chain.stages[-1].name
     for task in tasks:
         for answer in read_lines(parts_dir / task.file_name):
             qid, text = answer["qid"], answer[field]
-            prediction = parse_answer(text, len(problems[qid].choices))
-            reasons = texts[reads[-1]].get(qid) if reads else chain.reasons(text)
+            prediction = parse_prediction(problems[qid], text, output=output)
+            reasons = texts[reads[-1]].get(qid) if reads else chain.reasons(text, problems[qid])
             line = {"qid": qid, "rationale": reasons, "answer_text": text, "prediction": prediction}
             lines.append(line | other_texts(chain, {name: part.get(qid) for name, part in texts.items()}))
     commit_bytes(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmcot.metrics.metrics import COLUMNS, expected_accuracy_table
+from mmcot.metrics.table import METRICS
 from mmcot.texts.sample import Sample
 
 
@@ -30,3 +31,11 @@ def format_table(rows: dict[str, dict[str, float | None]]) -> str:
         for name, row in rows.items()
     ]
     return "\n".join([head, *body])
+
+
+def score_lines(scores: dict[str, Any]) -> list[str]:
+    """The metrics of a split's texts by their labels, and the share of answers that could not be read."""
+    values = scores["rationale"] | scores.get("answers", {})
+    found = {METRICS[name].label: value for name, value in values.items() if name in METRICS and value is not None}
+    texts = "".join(f"{label} {value:.2f}   " for label, value in found.items())
+    return [f"{texts}answers that could not be read {scores['parse_failure_rate']:.2f}%"]

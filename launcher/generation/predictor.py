@@ -87,10 +87,11 @@ class RunPredictor:
         )
         self.num_cut += num_cut
         for problem, prediction in zip(problems, predictions, strict=True):
-            choice = None if prediction.prediction is None else problem.choices[prediction.prediction]
+            index = prediction.prediction
+            choice = problem.choices[index] if isinstance(index, int) else None
             yield {
                 "qid": prediction.qid,
-                "rationale": prediction.rationale or self.settings.chain.reasons(prediction.answer_text) or "",
+                "rationale": prediction.rationale or self.settings.chain.reasons(prediction.answer_text, problem) or "",
                 "answer_text": prediction.answer_text,
                 "prediction": prediction.prediction,
                 "choice": choice,
@@ -156,7 +157,9 @@ def read_input(path: Path) -> Iterator[list[Sample]]:
 
 def format_answer(prediction: dict[str, Any]) -> str:
     """A prediction as human-readable text."""
-    if prediction["choice"] is None:
+    if isinstance(prediction["prediction"], str):
+        answer = prediction["answer_text"]
+    elif prediction["choice"] is None:
         answer = f"no answer could be read from {prediction['answer_text']!r}"
     else:
         answer = f"{prediction['answer_text']}  {prediction['choice']}"

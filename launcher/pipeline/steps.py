@@ -22,7 +22,7 @@ from launcher.data.build import (
     standing_mini_sqa,
 )
 from launcher.evaluation.predictions import read_problems, score, write_predictions
-from launcher.evaluation.tables import ceiling_rows, format_table
+from launcher.evaluation.tables import ceiling_rows, format_table, score_lines
 from launcher.generation.inputs import generation_inputs
 from launcher.generation.text_tasks import describe_summary, write_split_texts
 from launcher.pipeline.attempt import Attempt
@@ -153,6 +153,7 @@ class Steps:
                     tasks=list_tasks(self.folder.path, [split], **self._task_size()),
                     problems=problems[split],
                     chain=self.settings.chain,
+                    format=self.settings.stage(stage.name).format,
                     texts={
                         text: read_rationales(folder, split, field=self.settings.chain.field_of(text))
                         for text, folder in self._written_texts().items()
@@ -176,12 +177,8 @@ class Steps:
             rows = {f"{split}, {scores['num_questions']:,} questions": scores["accuracy"]}
             rows |= ceiling_rows(problems[split], self.folder.ceilings) if split == "test" else {}
             self.report(f"\n{format_table(rows)}")
-            rationale = "".join(
-                f"{name} {scores['rationale'][key]:.2f}   "
-                for name, key in (("ROUGE-L", "rougeL"), ("BLEU-4", "bleu4"))
-                if scores["rationale"][key] is not None
-            )
-            self.report(f"{rationale}answers that could not be read {scores['parse_failure_rate']:.2f}%")
+            for line in score_lines(scores):
+                self.report(line)
 
     def _train(self, stage: Stage) -> None:
         """Train a stage; its model is registered if it writes a text that later stages read."""
@@ -344,5 +341,7 @@ class Steps:
 def _flatten(scores: dict[str, Any]) -> dict[str, float | None]:
     split = scores["split"]
     flat = {f"{split}_accuracy_{column}": value for column, value in scores["accuracy"].items()}
-    flat |= {f"{split}_{name}": value for name, value in scores["rationale"].items()}
+    flat |= {
+        f"{split}_{name}": value for part in ("rationale", "answers") for name, value in scores.get(part, {}).items()
+    }
     return flat | {f"{split}_parse_failure_rate": scores["parse_failure_rate"]}

@@ -14,9 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from mmcot.decoding.generation import GeneratedText, generate_texts
 from mmcot.models.t5 import T5ForMultimodalGeneration
-from mmcot.texts.answers import parse_answer
+from mmcot.texts.answers import parse_prediction
 from mmcot.texts.encoding import encode_pair
-from mmcot.texts.prompts import build_pair
+from mmcot.texts.prompts import build_pair, split_format
 from mmcot.texts.sample import Sample
 
 
@@ -79,7 +79,7 @@ class Prediction:
     qid: str
     rationale: str
     answer_text: str
-    prediction: int | None
+    prediction: int | str | None
     texts: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -102,7 +102,7 @@ def answer_questions(
         predictions in the order of ``problems``, and the number of truncated sources.
     """
     written: dict[str, list[str]] = {}
-    answers, shown, num_cut = [""] * len(problems), (), 0
+    answers, shown, num_cut, output = [""] * len(problems), (), 0, "A"
     for stage in stages:
         read = [" ".join(texts) for texts in zip(*(written[name] for name in stage.reads), strict=True)]
         texts, cut = stage.write(
@@ -115,6 +115,7 @@ def answer_questions(
         num_cut += cut
         if stage.writes is None:
             answers, shown = [text.text for text in texts], stage.reads[-1:]
+            output = split_format(stage.format)[1]
         else:
             written[stage.writes], shown = [text.text for text in texts], (stage.writes,)
     predictions = []
@@ -123,6 +124,6 @@ def answer_questions(
         rationale = "".join(texts_of[name] for name in shown)
         answer = answers[number]
         predictions.append(
-            Prediction(problem.qid, rationale, answer, parse_answer(answer, len(problem.choices)), texts_of)
+            Prediction(problem.qid, rationale, answer, parse_prediction(problem, answer, output=output), texts_of)
         )
     return predictions, num_cut

@@ -17,7 +17,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
-from mmcot.texts.answers import guess_answer
+from mmcot.metrics.table import mean_scores
+from mmcot.texts.answers import guess_answer, is_right
 from mmcot.texts.sample import Sample
 
 _CLASSES: Mapping[str, Callable[[Sample], bool]] = MappingProxyType(
@@ -60,7 +61,7 @@ def columns_of(problem: Sample) -> tuple[str, ...]:
     return tuple(name for name, test in _CLASSES.items() if test(problem))
 
 
-def accuracy_table(problems: Samples, predictions: Mapping[str, int | None]) -> dict[str, float | None]:
+def accuracy_table(problems: Samples, predictions: Mapping[str, int | str | None]) -> dict[str, float | None]:
     """Score predictions in ScienceQA's nine classes.
 
     ``IMG`` is every question that names a picture, whether or not the file exists.
@@ -84,7 +85,7 @@ def expected_accuracy_table(problems: Samples, probabilities: Mapping[str, float
 
 
 def breakdown(
-    problems: Samples, predictions: Mapping[str, int | None], field: str
+    problems: Samples, predictions: Mapping[str, int | str | None], field: str
 ) -> dict[str, dict[str, float | int | None]]:
     """Score each value of one field (``BREAKDOWN_FIELDS``) separately.
 
@@ -118,32 +119,29 @@ def rationale_scores(
             paper); without it the similarity is None.
 
     Returns:
-        {"bleu1", "bleu4", "rougeL", "similarity"}. As in ScienceQA's evaluation a pair
-        without a reference text is left out of BLEU and ROUGE; None where no pair is left.
+        {"bleu1", "bleu4", "rougeL", "similarity"} and what ``METRICS`` has for rationales.
+        As in ScienceQA's evaluation a pair without a reference text is left out of BLEU and ROUGE;
+        None where no pair is left.
 
     Raises:
         ValueError: the lists differ in length.
     """
-    from mmcot.metrics.rationale_metrics import RougeL, SentenceBleu, SentenceSimilarity
+    from mmcot.metrics.rationale_metrics import SentenceSimilarity
 
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} rationales but {len(references)} references; give one for each")
-    scores: dict[str, float | None] = dict.fromkeys(("bleu1", "bleu4", "rougeL", "similarity"))
-    pairs = [(ours, gold) for ours, gold in zip(predictions, references, strict=True) if gold.strip()]
-    if pairs:
-        columns = {"predictions": [ours for ours, _ in pairs], "references": [gold for _, gold in pairs]}
-        scores |= SentenceBleu().compute(**columns, max_order=1) or {}  # None only in evaluate's helper processes
-        scores |= SentenceBleu().compute(**columns, max_order=4) or {}
-        scores |= RougeL().compute(**columns) or {}
+    pairs = [(ours, [gold]) for ours, gold in zip(predictions, references, strict=True) if gold.strip()]
+    scores: dict[str, float | None] = {**mean_scores(pairs, of="rationale"), "similarity": None}
     if similarity_model is not None and predictions:
         columns = {"predictions": predictions, "references": references}
-        scores |= SentenceSimilarity().compute(**columns, model=similarity_model) or {}
-    return {name: None if value is None else round(100 * value, 2) for name, value in scores.items()}
+        found = SentenceSimilarity().compute(**columns, model=similarity_model) or {}
+        scores |= {name: round(100 * value, 2) for name, value in found.items()}
+    return scores
 
 
 def score_report(
     problems: Samples,
-    predictions: Mapping[str, int | None],
+    predictions: Mapping[str, int | str | None],
     *,
     split: str,
     rationales: Mapping[str, str] | None = None,
@@ -155,7 +153,7 @@ def score_report(
 
     Args:
         problems: the questions to score, or a mapping of them.
-        predictions: {qid: index of a choice, or None}.
+        predictions: {qid: index of a choice, text of another kind's answer, or None}.
         split: the split's name in the report.
         rationales: {qid: generated text}; without them the rationale scores are None.
         references: {qid: gold text}, needed with ``rationales``.
@@ -164,7 +162,8 @@ def score_report(
             with this seed before scoring. They still count as parse failures.
 
     Returns:
-        {"split", "num_questions", "accuracy", "rationale", "parse_failure_rate"}.
+        {"split", "num_questions", "accuracy", "rationale", "parse_failure_rate"}, and "answers" with the metrics of
+        samples without choices, if there are any.
 
     Raises:
         ValueError: a question has no prediction, answer, rationale or reference.
@@ -178,12 +177,14 @@ def score_report(
     if rationales is not None:
         texts = _require(problems, rationales, "rationale")
         golds = _require(problems, references or {}, "reference rationale")
+    texts_of = [(str(predictions[p.qid] or ""), p.accepted) for p in problems if p.kind != "choices"]
     return {
         "split": split,
         "num_questions": len(problems),
         "accuracy": accuracy_table(problems, predictions),
         "rationale": rationale_scores(texts, golds, similarity_model),
         "parse_failure_rate": failure_rate,
+        **({"answers": mean_scores(texts_of, of="answer")} if texts_of else {}),
     }
 
 
@@ -191,15 +192,15 @@ def _as_list(problems: Samples) -> list[Sample]:
     return list(problems.values() if isinstance(problems, Mapping) else problems)
 
 
-def _judge(problems: list[Sample], predictions: Mapping[str, int | None]) -> list[tuple[Sample, bool]]:
+def _judge(problems: list[Sample], predictions: Mapping[str, int | str | None]) -> list[tuple[Sample, bool]]:
     _require(problems, predictions, "prediction")
-    unanswered = [problem.qid for problem in problems if problem.answer is None]
+    unanswered = [problem.qid for problem in problems if not problem.has_answer]
     if unanswered:
         raise ValueError(
             f"{len(unanswered)} of {len(problems)} questions have no gold answer (first: {unanswered[0]}); "
             "only answered questions can be scored, leave the others out"
         )
-    return [(problem, predictions[problem.qid] == problem.answer) for problem in problems]
+    return [(problem, is_right(problem, predictions[problem.qid])) for problem in problems]
 
 
 def _require(problems: list[Sample], values: Mapping, kind: str) -> list:
@@ -212,10 +213,12 @@ def _require(problems: list[Sample], values: Mapping, kind: str) -> list:
     return [values[problem.qid] for problem in problems]
 
 
-def _with_guesses(problems: list[Sample], predictions: Mapping[str, int | None], *, seed: int) -> dict[str, int | None]:
+def _with_guesses(
+    problems: list[Sample], predictions: Mapping[str, int | str | None], *, seed: int
+) -> dict[str, int | str | None]:
     filled = dict(predictions)
     for problem in problems:
-        if filled[problem.qid] is None:
+        if filled[problem.qid] is None and problem.kind == "choices":
             filled[problem.qid] = guess_answer(problem.qid, len(problem.choices), seed)
     return filled
 

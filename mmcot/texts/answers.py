@@ -12,8 +12,13 @@ from __future__ import annotations
 
 import random
 import re
+import string
+
+from mmcot.texts.sample import Sample
 
 ANSWER_PATTERN = re.compile(r"The answer is \(([A-Z])\)")
+FREE_ANSWER = "The answer is "
+FREE_PATTERN = re.compile(r"The answer is .*?(?=BECAUSE:|$)", re.DOTALL)
 NUM_GUESSED_LETTERS = 5  # the published system guesses among A-E for any number of choices
 
 
@@ -35,9 +40,47 @@ def parse_answer(text: str, num_choices: int) -> int | None:
     return index if index < num_choices else None
 
 
-def split_reasons(text: str) -> str:
-    """Return the reasons of a text that also contains an answer; they precede it or follow ``BECAUSE:``."""
-    match = ANSWER_PATTERN.search(text)
+def parse_prediction(sample: Sample, text: str, *, output: str = "A") -> int | str | None:
+    """Parse the answer to a sample of any kind from generated text.
+
+    Args:
+        output: the output part of the prompt format; with T the whole text is the answer.
+
+    Returns:
+        The index of the choice; for the other kinds the answer's text. None where it cannot be read.
+    """
+    if sample.kind == "choices" and output != "T":
+        return parse_answer(text, len(sample.choices))
+    if sample.kind == "choices":
+        same = [index for index, choice in enumerate(sample.choices) if normalize(choice) == normalize(text)]
+        return same[0] if len(same) == 1 else None
+    if sample.kind == "free" and output != "T":
+        _, *after = text.split(FREE_ANSWER)
+        answer = after[0].partition("BECAUSE:")[0].strip().removesuffix(".") if len(after) == 1 else ""
+        return answer.strip() or None
+    return text.strip() or None
+
+
+def is_right(sample: Sample, prediction: int | str | None) -> bool:
+    """Whether a prediction is the gold choice, or equals an accepted text after ``normalize``."""
+    if sample.kind == "choices":
+        return prediction is not None and prediction == sample.answer
+    return isinstance(prediction, str) and normalize(prediction) in {normalize(text) for text in sample.accepted}
+
+
+def normalize(text: str) -> str:
+    """Lower case without punctuation, articles and repeated white space (SQuAD's evaluation, arXiv:1606.05250)."""
+    text = "".join(character for character in text.lower() if character not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+
+
+def split_reasons(text: str, *, is_free: bool = False) -> str:
+    """Return the reasons of a text that also contains an answer; they precede it or follow ``BECAUSE:``.
+
+    Args:
+        is_free: whether the answer is a free text instead of a letter.
+    """
+    match = (FREE_PATTERN if is_free else ANSWER_PATTERN).search(text)
     if match is None:
         return text.strip()
     after = text[match.end() :].lstrip(". ").removeprefix("BECAUSE:")

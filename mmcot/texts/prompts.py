@@ -9,7 +9,8 @@ answer). The record is one pair of texts, each on one line:
     target  "Solution: To find the answer, look at the compass rose. ..."
 
 The letters: Q question, C context (hint and caption), M the options, G a generated
-rationale, L lecture, E explanation (ScienceQA's ``solution``), A answer. The texts are
+rationale, L lecture, E explanation (ScienceQA's ``solution``), A answer; P the whole prompt
+and T the whole text of a sample that is no question. The texts of questions with choices are
 byte for byte those of the published system, because its checkpoints were trained on them.
 This includes its irregularities: AL has the solution and AE the lecture, LE ends with an
 additional period, a newline in a lecture or solution becomes a backslash and an n, and
@@ -24,7 +25,7 @@ import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from mmcot.texts.sample import Sample, choice_letter
+from mmcot.texts.sample import Part, Sample, choice_letter
 
 _QUESTION = "Question: {question}\n"
 _CONTEXT = "Context: {context}\n"
@@ -47,6 +48,7 @@ INPUTS: Mapping[str, str] = MappingProxyType(
         "QCLEM": _QUESTION + _CONTEXT + "BECAUSE: {lecture} {solution}\n" + _OPTIONS,
         "QCMA": _QCM + "Answer: The answer is {answer}.\n",
         "QCA": _QUESTION + _CONTEXT + "Answer: The answer is {answer}. \nBECAUSE:",
+        "P": "{prompt}",
     }
 )
 
@@ -63,6 +65,7 @@ OUTPUTS: Mapping[str, str] = MappingProxyType(
         "EA": "{solution} The answer is {answer}.",
         "LEA": "{lecture} {solution} The answer is {answer}.",
         "ELA": "{solution} {lecture} The answer is {answer}.",
+        "T": "{text}",
     }
 )
 
@@ -76,6 +79,8 @@ PAPER_NAMES: Mapping[str, str] = MappingProxyType(
     }
 )
 
+IMAGE_MARKER = "<image>"  # where a picture is in the prompt of a document
+_KINDS_IN_WORDS = {"pair": "an image-text pair", "document": "a document"}
 _GOLD_RATIONALE = "Solution: {lecture} {solution}"  # the rationale in QCMG where none is given
 
 
@@ -83,6 +88,11 @@ def build_pair(
     problem: Sample, format: str, *, use_caption: bool = False, rationale: str | None = None
 ) -> tuple[str, str]:
     """Build the model's input text and its target text.
+
+    A question with a free answer has no options in its prompt, and its answer is the first accepted text:
+    "The answer is seven." An image-text pair and a document have the format ``P-T``: the prompt is the pair's
+    instruction, or all parts of the document before its last text, with ``<image>`` for a picture and
+    "Role: text" for a text that somebody speaks; the target is the pair's text, or the document's last.
 
     Args:
         format: ``INPUT-OUTPUT`` of ``INPUTS`` and ``OUTPUTS``, or a name of the paper
@@ -98,18 +108,24 @@ def build_pair(
 
     Raises:
         ValueError: the format is unknown, or its input needs the answer (QCMA, QCA) and
-            the problem has none.
+            the problem has none, or the sample is of a kind without the fields of the format.
     """
     input_part, output_part = split_format(format)
+    if problem.kind in ("pair", "document") and (input_part, output_part) != ("P", "T"):
+        raise ValueError(
+            f"sample {problem.qid} is {_KINDS_IN_WORDS[problem.kind]}, and the format {format!r} is of a question; "
+            "use the format P-T"
+        )
     fields = _fields(problem, use_caption=use_caption)
     fields["rationale"] = _GOLD_RATIONALE.format(**fields) if rationale is None else rationale
-    if problem.answer is None and "{answer}" in INPUTS[input_part]:
+    if not problem.has_answer and "{answer}" in INPUTS[input_part]:
         raise ValueError(
             f"question {problem.qid} has no answer, and the input of format {format!r} contains it; "
             "give the problem its answer or choose an input without A, such as QCM"
         )
-    ending = "Answer:" if output_part == "A" else "Solution:"
-    return _normalize(INPUTS[input_part].format(**fields) + ending), _target(problem, output_part, fields)
+    ending = {"A": "Answer:", "T": ""}.get(output_part, "Solution:")
+    template = INPUTS[input_part] if problem.choices else INPUTS[input_part].replace(_OPTIONS, "")
+    return _normalize(template.format(**fields) + ending), _target(problem, output_part, fields)
 
 
 def gold_rationale(problem: Sample, format: str) -> str:
@@ -142,19 +158,45 @@ def split_format(format: str) -> tuple[str, str]:
 
 def _fields(problem: Sample, *, use_caption: bool) -> dict[str, str]:
     context = " ".join([problem.hint, problem.caption if use_caption else ""]).strip()
-    return {
+    options = " ".join(f"({choice_letter(index)}) {choice}" for index, choice in enumerate(problem.choices))
+    fields = {
         "question": problem.question,
         "context": context or "N/A",
-        "options": " ".join(f"({choice_letter(index)}) {choice}" for index, choice in enumerate(problem.choices)),
-        "answer": "" if problem.answer is None else f"({problem.answer_letter})",
+        "options": options,
+        "answer": _answer(problem),
+        "text": problem.choices[problem.answer] if problem.answer is not None else "".join(problem.accepted[:1]),
         "lecture": problem.lecture.replace("\n", "\\n"),
         "solution": problem.solution.replace("\n", "\\n"),
     }
+    return fields | {"prompt": _prompt(problem, fields)}
+
+
+def _answer(problem: Sample) -> str:
+    """The answer as a target names it: the letter of a choice, or the first accepted text; "" where it is unknown."""
+    if problem.kind == "choices":
+        return "" if problem.answer is None else f"({problem.answer_letter})"
+    return "".join(problem.accepted[:1])
+
+
+def _prompt(problem: Sample, fields: Mapping[str, str]) -> str:
+    if problem.kind == "document":
+        return " ".join(_part(part) for part in problem.document[:-1])
+    if problem.kind == "pair":
+        return problem.question
+    return (_QCM if problem.choices else _QUESTION + _CONTEXT).format(**fields)
+
+
+def _part(part: Part) -> str:
+    if part.image:
+        return IMAGE_MARKER
+    return f"{part.role.capitalize()}: {part.text}" if part.role else part.text
 
 
 def _target(problem: Sample, output_part: str, fields: dict[str, str]) -> str:
-    if problem.answer is None and "{answer}" in OUTPUTS[output_part]:
+    if not problem.has_answer and ("{answer}" in OUTPUTS[output_part] or output_part == "T"):
         return ""
+    if output_part == "T":
+        return _normalize(fields["text"])
     return _normalize(OUTPUTS[output_part].format(**fields).replace("Answer:", ""))
 
 

@@ -63,8 +63,8 @@ def replaced(**changes) -> Sample:
 
 
 def test_every_format_has_an_expected_text_here():
-    assert set(SOURCES) | {"QCA"} == set(INPUTS)
-    assert set(TARGETS) == set(OUTPUTS)
+    assert set(SOURCES) | {"QCA", "P"} == set(INPUTS)
+    assert set(TARGETS) | {"T"} == set(OUTPUTS)
 
 
 @pytest.mark.parametrize("name", SOURCES)
