@@ -93,7 +93,7 @@ def _shown(settings: Settings) -> str:
     """The settings that differ from the defaults."""
     defaults = parse_settings({RATIONALE: {"num_epochs": 1}, ANSWER: {"num_epochs": 1}}).model_dump()
     lines = []
-    for section, values in settings.model_dump().items():
+    for section, values in settings.model_dump(exclude={"extensions"}).items():
         changed = {name: value for name, value in values.items() if value != defaults[section][name]}
         lines += [f"  {section}.{name} = {value}" for name, value in changed.items()]
     return "\n".join(lines)

@@ -514,7 +514,10 @@ class Settings(_Section):
         if bool(given) != bool(self.chain.given):
             raise ValueError("answer.rationales and run.chain given-rationales belong together; set both, or neither")
         for stage in self.chain.stages:
-            reads, _ = split_format(self.stage(stage.name).format)
+            try:
+                reads, _ = split_format(self.stage(stage.name).format)
+            except ValueError as error:
+                raise ValueError(f"setting {stage.name}.format: {error}") from None
             if "G" in reads and not stage.reads:
                 raise ValueError(
                     f"{stage.name}.format {self.stage(stage.name).format} does not go with run.chain {self.run.chain}, "

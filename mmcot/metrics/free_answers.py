@@ -21,8 +21,8 @@ _NUMBERS |= {"six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`?!'
 _CONTRACTED = (
     "ain't aren't can't couldn't didn't doesn't don't hadn't hasn't haven't he's isn't it's let's mustn't she'd "
-    "should've shouldn't somebody's that's there's they'd they're they've wasn't we've weren't what's where's who's who've won't "
-    "would've wouldn't y'all you'd you're you've"
+    "should've shouldn't somebody's that's there's they'd they're they've wasn't we've weren't what's where's "
+    "who's who've won't would've wouldn't y'all you'd you're you've"
 )
 _CONTRACTIONS = {word.replace("'", ""): word for word in re.findall(r"\S+", _CONTRACTED)}
 

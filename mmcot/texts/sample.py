@@ -154,13 +154,14 @@ class Sample:
         answer = record["answer"]
         if answer is not None and (isinstance(answer, bool) or not isinstance(answer, int)):
             raise SampleError(f"question {qid}: answer {answer!r} must be the index of the right choice, such as 0")
+        texts: dict[str, Any] = _texts(qid, record) | ({"caption": caption} if caption else {})
         return cls(
             qid=str(qid),
             question=_text(qid, "question", record["question"]),
             choices=_choices(qid, record["choices"]),
             answer=answer,
             images=_image_names(qid, record.get("image")),
-            **(_texts(qid, record) | ({"caption": caption} if caption else {})),
+            **texts,
         )
 
     @classmethod
@@ -176,10 +177,11 @@ class Sample:
         qid = str(record.get("qid", ""))
         if record.get("document") is not None:
             parts = _read_document(qid, record["document"])
-            return cls.of_document(qid, parts, **_texts(qid, record))
+            fields: dict[str, Any] = dict(_texts(qid, record))
+            return cls.of_document(qid, parts, **fields)
         if record.get("answers") is None and not record.get("text"):
             return cls.from_scienceqa(qid, record)
-        fields: dict[str, Any] = {"question": _text(qid, "question", record.get("question") or "")}
+        fields = {"question": _text(qid, "question", record.get("question") or ""), **_texts(qid, record)}
         if record.get("choices"):
             fields["choices"] = _choices(qid, record["choices"])
         if record.get("answers") is not None:
@@ -188,7 +190,7 @@ class Sample:
                 raise SampleError(f"question {qid}: answers {answers!r} must be a list of accepted texts")
             fields["answers"] = tuple(answers)
         fields["text"] = _text(qid, "text", record.get("text") or "")
-        return cls(qid, images=_image_names(qid, record.get("image")), **fields, **_texts(qid, record))
+        return cls(qid, images=_image_names(qid, record.get("image")), **fields)
 
     def to_record(self) -> dict[str, Any]:
         """The sample as JSON types, in ScienceQA's field names, with qid and caption."""
