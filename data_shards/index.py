@@ -25,7 +25,8 @@ from data_shards.atomic_files import committing
 from data_shards.errors import ShardError
 from data_shards.tars import FILE, FOLDER, TarFormatError, TarMember, walk_tar
 
-ALLOWED_EXTENSIONS = ("json", "txt", "npy", "safetensors", "png", "jpg", "jpeg", "webp")
+PICTURE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
+ALLOWED_EXTENSIONS = ("json", "txt", "npy", "safetensors", *PICTURE_EXTENSIONS)
 _SCHEMA = pa.schema(
     [
         ("qid", pa.string()),
@@ -71,7 +72,8 @@ def build_index(
 
 def _row(member: TarMember, tar: str | Path) -> tuple[str, str, int, int, int]:
     qid, _, extension = Path(member.name).name.partition(".")
-    if member.kind != FILE or extension.lower() not in ALLOWED_EXTENSIONS:
+    allowed = extension.lower() in ALLOWED_EXTENSIONS or is_picture(extension.lower())
+    if member.kind != FILE or not allowed:
         raise ShardError(
             f"{tar}: member {member.name!r} is not of an allowed kind ({member.kind}); expected plain files ending in "
             f"{', '.join('.' + e for e in ALLOWED_EXTENSIONS)}: write the shard again without it"
@@ -83,6 +85,12 @@ def _row(member: TarMember, tar: str | Path) -> tuple[str, str, int, int, int]:
             "first dot"
         )
     return qid, extension.lower(), member.offset, member.size, member.crc32
+
+
+def is_picture(extension: str) -> bool:
+    """Whether members with this extension are pictures: ``png``, or ``0.png`` of a question with several."""
+    number, _, kind = extension.rpartition(".")
+    return kind in PICTURE_EXTENSIONS and (not number or (number.isascii() and number.isdigit()))
 
 
 def write_index(

@@ -1,9 +1,10 @@
 """A user's own webdataset tars, indexed in place.
 
 Members with the same key belong to one question: ``{qid}.json`` (the question, in ScienceQA's
-field names or those of ``tables.py``) and optionally pictures ``{qid}.png`` (.jpg, .jpeg, .webp)
-or ready-made features ``{qid}.npy``. Nothing is copied or rewritten: the output folder contains
-indexes and manifests that name the tars.
+field names or those of ``tables.py``) and optionally pictures ``{qid}.png`` (.jpg, .jpeg, .webp), several as
+``{qid}.0.png``, ``{qid}.1.png``, ..., or ready-made features ``{qid}.npy``. A document's pictures are found by the
+names in its parts, or are taken in the order of their numbers. Nothing is copied or rewritten: the output folder
+contains indexes and manifests that name the tars.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import numpy as np
 from data_shards.atomic_files import commit_json, sha256_of_file
 from data_shards.errors import ShardError
 from data_shards.index import (
+    PICTURE_EXTENSIONS,
     check_member,
+    is_picture,
     read_index,
     read_member,
     rows_of_extension,
@@ -37,8 +40,6 @@ from data_shards.writer import (
     write_manifest,
 )
 from mmcot.texts.sample import Sample, SampleError
-
-PICTURE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 
 
 def index_tars(
@@ -90,16 +91,19 @@ def index_tars(
 def pictures_in_tars(shards_dir: str | Path) -> Callable[[Sample], list[bytes]]:
     """Return a function from a problem to its encoded pictures, read from the indexed tars."""
     folder = Path(shards_dir) / "text"
-    where: dict[str, list[tuple[Path | str, int, int, int]]] = {}
+    where: dict[str, dict[str, tuple[Path | str, int, int, int]]] = {}  # by qid and extension
     for shard in manifest_shards(read_manifest(folder)):
         table = read_index(shard.index(folder))
-        for extension in PICTURE_EXTENSIONS:
+        for extension in sorted(set(table["extension"].to_pylist()) - {"json", "npy"}, key=_picture_order):
+            if not is_picture(extension):
+                continue
             for qid, offset, size, crc32 in zip(*rows_of_extension(table, extension).values(), strict=True):
-                where.setdefault(qid, []).append((shard.tar(folder), int(offset), int(size), int(crc32)))
+                place = (shard.tar(folder), int(offset), int(size), int(crc32))
+                where.setdefault(qid, {})[extension] = place
 
     def pictures(problem: Sample) -> list[bytes]:
         found = []
-        for path, offset, size, crc32 in where.get(problem.qid, []):
+        for path, offset, size, crc32 in _in_order(problem, where.get(problem.qid, {})):
             name = (path, problem.qid)
             if is_remote(path):
                 data = read_range(str(path), offset, size)
@@ -113,8 +117,22 @@ def pictures_in_tars(shards_dir: str | Path) -> Callable[[Sample], list[bytes]]:
     return pictures
 
 
+def _picture_order(extension: str) -> tuple[int, int]:
+    """Pictures without a number first, then by number."""
+    number, _, kind = extension.rpartition(".")
+    return (int(number) if number else -1, PICTURE_EXTENSIONS.index(kind) if kind in PICTURE_EXTENSIONS else -1)
+
+
+def _in_order(problem: Sample, places: dict[str, Any]) -> list[Any]:
+    """Order a question's pictures as its fields name them, where these are names of members."""
+    named = [name.removeprefix(f"{problem.qid}.").lower() for name in problem.images]
+    if named and all(name in places for name in named):
+        return [places[name] for name in named]
+    return list(places.values())
+
+
 def _answered(problem: Sample, tar: Path | str) -> Sample:
-    if problem.answer is None:
+    if not problem.has_answer:
         raise SampleError(f"{tar}, member {problem.qid}.json: the answer is missing; training and scoring need it")
     return problem
 

@@ -16,7 +16,7 @@ from data_shards.errors import ShardError
 from data_shards.index import read_index, read_member, rows_of_extension
 from data_shards.remote_files import fetch_file, is_remote, local_copy
 from data_shards.sources.question_set import SPLITS
-from data_shards.sources.tables import row_to_record
+from data_shards.sources.tables import sample_of_row
 from mmcot.texts.sample import Sample, SampleError
 
 SCHEMA_VERSION = 1
@@ -65,7 +65,7 @@ def read_problems(folder: Path, shard: Shard) -> Iterator[Sample]:
 
 
 def problem_of_member(qid: str, data: bytes, *, tar: str | Path) -> Sample:
-    """Parse the problem in a ``{qid}.json`` member, in ScienceQA's field names or those of a table.
+    """Parse the sample in a ``{qid}.json`` member, in ScienceQA's field names or those of a table.
 
     Raises:
         SampleError: it is no JSON object, or its question is not valid; the message names tar and member.
@@ -74,7 +74,7 @@ def problem_of_member(qid: str, data: bytes, *, tar: str | Path) -> Sample:
         row = json.loads(data)
         if not isinstance(row, dict):
             raise SampleError(f"expected an object with a question's fields, found {str(row)[:80]!r}")
-        return Sample.from_scienceqa(qid, row_to_record(row))
+        return sample_of_row(qid, row)
     except SampleError as error:
         raise SampleError(f"{tar}, member {qid}.json: {error}") from None
     except (ValueError, RecursionError) as error:

@@ -35,7 +35,8 @@ def open_pictures_of(
 
     Args:
         pictures: maps a problem to its pictures, in reading order.
-        max_pictures: how many of them are opened.
+        max_pictures: how many of them are opened. A document's pictures are told apart by their order, so all of them
+            or none must exist and be readable.
         count_unreadable: count an existing picture that cannot be read and continue without
             it, instead of raising ``PictureError``.
     """
@@ -43,6 +44,13 @@ def open_pictures_of(
     def open_pictures(problem: Sample, counts: Counter[str]) -> list[Image.Image]:
         named = pictures(problem)
         present = [picture for picture in named if isinstance(picture, bytes) or picture.is_file()]
+        if problem.kind == "document" and present and len(present) != len(problem.images):
+            absent = [str(picture) for picture in named if picture not in present]
+            raise PictureError(
+                f"document {problem.qid}: {len(present)} of its {len(problem.images)} pictures exist"
+                + (f", {absent[0]} does not" if absent else "")
+                + "; its pictures are told apart by their order: add the missing ones, or remove the document"
+            )
         counts["num_pictures_missing"] += len(named) - len(present) if present else 0
         counts["num_pictures_over_limit"] += max(0, len(present) - max_pictures)
         opened = []
@@ -51,7 +59,7 @@ def open_pictures_of(
             try:
                 opened.append(open_picture(picture, name=name))
             except PictureError:
-                if not count_unreadable:
+                if not count_unreadable or problem.kind == "document":
                     raise
                 counts["num_pictures_unreadable"] += 1
         if opened:

@@ -1,6 +1,7 @@
 """Duplicate questions, within a split or across splits.
 
-Two questions are duplicates if question, context and choices are equal. Where both have
+Two questions are duplicates if question, context and choices are equal, two image-text pairs if question and text are,
+and two documents if all their texts are. A free question's accepted answers are not compared. Where both have
 pictures, the pictures may still differ, so these are listed separately.
 """
 
@@ -26,7 +27,7 @@ def find_duplicates(problems: Iterable[Sample]) -> Duplicates:
     """Find questions with the same text; memory is a hash and an id per question."""
     groups: dict[tuple[bytes, bool], list[tuple[str, str]]] = {}
     for problem in problems:
-        text = "\x1f".join((problem.question, problem.hint, *problem.choices))
+        text = "\x1f".join(_texts(problem))
         key = (hashlib.sha256(text.encode()).digest()[:16], bool(problem.images))
         groups.setdefault(key, []).append((problem.split, problem.qid))
     found: tuple[dict, dict] = ({}, {})
@@ -37,3 +38,11 @@ def find_duplicates(problems: Iterable[Sample]) -> Duplicates:
             qids = tuple(qid for split, qid in members if split in pair)
             found[has_picture].setdefault(pair, []).append(qids)
     return Duplicates(*found)
+
+
+def _texts(problem: Sample) -> tuple[str, ...]:
+    """The texts that are equal in duplicates."""
+    if problem.kind == "choices":
+        return (problem.question, problem.hint, *problem.choices)
+    parts = (f"{part.role}\x1e{part.text}" for part in problem.document)
+    return (problem.kind, problem.question, problem.hint, problem.text, *parts)

@@ -1,7 +1,8 @@
 """Reading a data set saved by Hugging Face's ``save_to_disk``.
 
 Columns are those of the tables (``tables.py``), such as in the hub's copies of ScienceQA:
-question, choices, answer, hint, image, lecture, solution, ... A row without a qid gets its
+question, choices, answer, hint, image, lecture, solution, ... Samples of other kinds have those of the tables too; a
+picture in a document is a file name or, as in the column ``image``, the picture itself. A row without a qid gets its
 split and position: ``train-17``. Rows are read in Arrow format: in other formats ``datasets``
 would decode the pictures of every column itself, with any decoder.
 """
@@ -10,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any, cast
 
 from data_shards.sources.question_set import SPLITS, Picture, QuestionSet
-from data_shards.sources.tables import row_to_record
+from data_shards.sources.tables import sample_of_row
 from mmcot.texts.sample import Sample, SampleError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _ROWS = 256  # read at a time, with their pictures
 _SPLIT_NAMES = {"train": "train", "validation": "val", "val": "val", "test": "test"}
@@ -51,7 +53,7 @@ def read(path: Path) -> QuestionSet:
 
     def pictures(problem: Sample) -> list[Picture]:
         part, index = where[problem.qid]
-        images = _as_list(part[index].to_pylist()[0]["image"]) if problem.images else []
+        images = _images(part[index].to_pylist()[0]) if problem.images else []
         held = [image.get("bytes") if isinstance(image, dict) else None for image in images]
         return [data or path / name for data, name in zip(held, problem.images, strict=True)]
 
@@ -60,9 +62,25 @@ def read(path: Path) -> QuestionSet:
 
 def _problem(row: dict[str, Any], split: str, index: int) -> Sample:
     qid = str(row.get("qid") or row.get("id") or f"{split}-{index}")
-    if row.get("image") is not None:
+    if row.get("document") and not row.get("choices"):
+        row = {**row, "document": [_part(part) for part in row["document"]]}
+    elif row.get("image") is not None:
         row = {**row, "image": [_picture_name(image) for image in _as_list(row["image"])]}
-    return Sample.from_scienceqa(qid, row_to_record(row) | {"split": split})
+    return sample_of_row(qid, row | {"split": split})
+
+
+def _part(part: Any) -> Any:
+    """Return a part of a document without the fields that Arrow fills with null, and its picture by name."""
+    if not isinstance(part, dict):
+        return part
+    return {name: _picture_name(value) for name, value in part.items() if value not in (None, "")}
+
+
+def _images(row: dict[str, Any]) -> list[Any]:
+    """Return a row's pictures, those of a document in the order of its parts."""
+    if row.get("document") and not row.get("choices"):
+        return [part["image"] for part in row["document"] if part.get("image") not in (None, "")]
+    return _as_list(row["image"])
 
 
 def _as_list(image: Any) -> list[Any]:

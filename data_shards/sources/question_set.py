@@ -1,4 +1,4 @@
-"""The common form of a data set, from which shards are built.
+"""The common form of a data set of any kinds of samples, from which shards are built.
 
     questions.problems["train"][0]          # a Sample
     questions.pictures(problem)             # [Path("images/train/1/image.png")]
@@ -46,7 +46,7 @@ class QuestionSet:
                         "expected unique ids, each in one split"
                     )
                 seen[problem.qid] = split
-                if problem.answer is None:
+                if not problem.has_answer:
                     raise SampleError(f"question {problem.qid}: the answer is missing; training and scoring need it")
 
 

@@ -5,6 +5,9 @@ pid_splits.json    {"train": [qid, ...], "val": [...], "test": [...], "minitrain
 captions.json      {"captions": {qid: "..."}}                      (may be absent)
 images/<split>/<qid>/<name>                                        (may be absent)
 ceilings.json      accuracy bounds of a generated data set          (may be absent)
+
+A record without ``choices`` is of another kind, with the fields of ``tables.py``: accepted ``answers``, the ``text`` of
+an image-text pair, or a ``document``.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any
 
 from data_shards.atomic_files import read_json
 from data_shards.sources.question_set import SPLITS, QuestionSet
+from data_shards.sources.tables import sample_of_row
 from mmcot.texts.sample import Sample, SampleError
 
 
@@ -39,7 +43,10 @@ def read(path: Path) -> QuestionSet:
                 f"{path / 'pid_splits.json'}: split {split!r} names question {qid!r}, which is not in "
                 "problems.json; remove it from the split or add the problem"
             )
-        return Sample.from_scienceqa(qid, {**records[qid], "split": split}, captions.get(qid, ""))
+        record, caption = {**records[qid], "split": split}, captions.get(qid, "")
+        if "choices" in record:
+            return Sample.from_scienceqa(qid, record, caption)
+        return sample_of_row(qid, record | ({"caption": caption} if caption else {}))
 
     return QuestionSet(
         problems={split: [build(split, qid) for qid in splits.get(split, [])] for split in SPLITS},

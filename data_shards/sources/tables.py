@@ -1,4 +1,4 @@
-"""Reading a user's own questions from JSONL or CSV.
+"""Reading a user's own questions, image-text pairs and documents from JSONL or CSV.
 
 A line of JSONL, or a row of CSV with the same column names:
 
@@ -8,7 +8,16 @@ A line of JSONL, or a row of CSV with the same column names:
 ``answer`` is the choice's text, an index or a letter (a text that equals a choice is read as
 that choice). ``context``, ``image`` (one file or several, in the table's folder),
 ``rationale`` and ``split`` may be left out, and any ScienceQA field may be given. In CSV,
-choices and several images are separated by ``|``. The split
+choices, accepted answers and several images are separated by ``|``.
+
+A row without ``choices`` is a sample of another kind, by the field it has:
+
+    {"qid": "b1", "question": "How many magnets?", "answers": ["2", "two"], "image": "b1.png"}    a free answer
+    {"qid": "b2", "question": "How many magnets?", "answer": "2", "image": "b1.png"}              the same, one text
+    {"qid": "c1", "text": "Two red magnets.", "image": "c1.png"}                                  an image-text pair
+    {"qid": "d1", "document": [{"image": "a.png"}, {"text": "a dax"}]}                            a document, not in CSV
+
+The split
 is the ``split`` column, or the file's name where a folder contains train.jsonl, val.jsonl
 and test.jsonl. Without either, questions are divided 80:10:10 by a hash of their ids.
 """
@@ -28,6 +37,7 @@ from mmcot.texts.sample import Sample, SampleError, choice_letter
 SUFFIXES = (".jsonl", ".csv")
 _SPLIT_NAMES = {"validation": "val", "valid": "val", "dev": "val"} | {split: split for split in SPLITS}
 _OTHER_NAMES = {"context": "hint", "rationale": "solution"}
+OTHER_KINDS = ("document", "answers", "text")  # fields that tell the kind of a row without choices
 
 
 def recognizes(path: Path) -> bool:
@@ -66,7 +76,7 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if file.suffix == ".csv":
             for number, row in enumerate(csv.DictReader(stream), start=2):
                 row = {name: value for name, value in row.items() if name and value not in (None, "")}
-                for name in ("choices", "image"):
+                for name in ("choices", "answers", "image"):
                     if name in row:
                         row[name] = [part.strip() for part in row[name].split("|")]
                 yield number, row
@@ -82,16 +92,62 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, row
 
 
-def row_to_record(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row with ScienceQA's field names and the answer as an index.
+def sample_of_row(qid: str, row: dict[str, Any], *, to_predict: bool = False) -> Sample:
+    """Read a row, or a record of a shard, of any kind.
+
+    Args:
+        to_predict: the answer may be missing, and a question without choices has a free one.
 
     Raises:
-        SampleError: the answer is no index, letter or text of the choices.
+        SampleError: the row is no valid sample; the message names the qid and the field.
+    """
+    record = row_to_record(row, to_predict=to_predict)
+    if record.get("choices") is not None:
+        return Sample.from_scienceqa(qid, record)
+    if not any(record.get(name) is not None for name in OTHER_KINDS):
+        raise SampleError(
+            f"question {qid}: the field 'choices' is missing; give choices and an answer, or a free answer "
+            "('answers', or a text in 'answer'), or an image-text pair ('text' and 'image'), or a 'document'"
+        )
+    return Sample.from_record({**record, "qid": qid})
+
+
+def row_to_record(row: dict[str, Any], *, to_predict: bool = False) -> dict[str, Any]:
+    """Return a row as a record of ``Sample.from_record``: ScienceQA's field names and the answer as an index.
+
+    Where a row has choices, columns of the other kinds are ignored. Without choices, a text in ``answer`` is the
+    accepted answer.
+
+    Raises:
+        SampleError: the answer is no index, letter or text of the choices, or the row mixes kinds.
     """
     record = {_OTHER_NAMES.get(name, name): value for name, value in row.items()}
-    choices = record.get("choices")
-    if isinstance(choices, list) and record.get("answer") is not None:
-        record["answer"] = parse_answer_column(record["answer"], tuple(map(str, choices)))
+    choices, answer = record.get("choices"), record.get("answer")
+    given = [name for name in OTHER_KINDS if record.get(name) not in (None, "", [])]
+    if choices or (choices is not None and not given):
+        if isinstance(choices, list) and answer is not None:
+            record["answer"] = parse_answer_column(answer, tuple(map(str, choices)))
+        if to_predict:
+            record.setdefault("answer", None)
+        return {name: value for name, value in record.items() if name not in OTHER_KINDS}
+    record = {name: value for name, value in record.items() if name not in ("choices", "answer")}
+    if answer is not None and "answers" not in given:
+        given.append("answer")
+    if len(given) > 1:
+        raise SampleError(
+            f"the fields {' and '.join(map(repr, given))} are of different kinds of samples; give one of them"
+        )
+    if isinstance(record.get("document"), str):
+        raise SampleError("the field 'document' is a text; a document is a JSON list of parts: give it in a .jsonl")
+    if given == ["answer"]:
+        if not isinstance(answer, str):
+            raise SampleError(
+                f"the field 'choices' is missing, and the answer {answer!r} is no text; give choices, or a free answer "
+                f'as a text, such as "{answer}"'
+            )
+        record["answers"] = [answer]
+    elif to_predict and not given:
+        record["answers"] = []
     return record
 
 
@@ -125,12 +181,10 @@ def _problem(row: dict[str, Any], split_of_file: str | None) -> tuple[Sample, bo
     qid = str(row.get("qid", row.get("id", "")))
     if not qid:
         raise SampleError("the field 'qid' is missing; every question needs a unique id")
-    record = row_to_record(row)
-    given = record.get("split") or split_of_file
+    given = row.get("split") or split_of_file
     if given is not None and given not in _SPLIT_NAMES:
         raise SampleError(f"question {qid}: split {given!r} is unknown; expected train, val or test")
-    record["split"] = _SPLIT_NAMES[given] if given else _divide(qid)
-    return Sample.from_scienceqa(qid, record), given is None
+    return sample_of_row(qid, row | {"split": _SPLIT_NAMES[given] if given else _divide(qid)}), given is None
 
 
 def _divide(qid: str) -> str:

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 
 from data_shards.picture_features import Encode
 from data_shards.sources.pictures import open_picture
-from data_shards.sources.tables import read_rows, row_to_record
+from data_shards.sources.tables import read_rows, sample_of_row
 from launcher.config.settings import Settings
 from launcher.data.feature_tasks import open_encoder
 from launcher.evaluation.predictions import other_texts
@@ -144,8 +144,7 @@ def read_input(path: Path) -> Iterator[list[Sample]]:
     bulk: list[Sample] = []
     for line, row in read_rows(path):
         try:
-            record = {"answer": None, **row_to_record(row)}
-            bulk.append(Sample.from_scienceqa(str(row.get("qid", line)), record))
+            bulk.append(sample_of_row(str(row.get("qid", line)), row, to_predict=True))
         except SampleError as error:
             raise SampleError(f"{path}, line {line}: {error}") from None
         if len(bulk) == BULK_SIZE:

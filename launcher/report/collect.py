@@ -35,6 +35,7 @@ from launcher.report.run_facts import SPLITS, read_run
 from launcher.runs.run_dir import RunDir
 from launcher.runs.run_settings import read_run_settings
 from mmcot.metrics.metrics import COLUMNS, PUBLISHED
+from mmcot.metrics.table import METRICS
 from mmcot.texts.sample import Sample
 
 FREE_PICTURE_BYTES = (
@@ -197,7 +198,15 @@ def _is_done(facts: dict[str, Any], name: str) -> bool:
 
 
 def _published() -> dict[str, Any]:
-    return {"columns": list(COLUMNS), "published": {name: dict(row) for name, row in PUBLISHED.items()}}
+    labels = {
+        kind: {name: metric.label for name, metric in METRICS.items() if metric.of == kind}
+        for kind in ("rationale", "answer")
+    }
+    return {
+        "metrics": labels,
+        "columns": list(COLUMNS),
+        "published": {name: dict(row) for name, row in PUBLISHED.items()},
+    }
 
 
 def _label_runs(runs: list[dict[str, Any]]) -> None:

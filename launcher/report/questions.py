@@ -37,6 +37,8 @@ from launcher.report.run_facts import wilson
 from launcher.runs.run_dir import RunDir
 from launcher.stages.data_folder import is_indexed
 from mmcot.metrics.metrics import COLUMNS, columns_of
+from mmcot.texts.answers import is_right
+from mmcot.texts.prompts import build_pair
 from mmcot.texts.sample import Sample
 
 MAX_TEXT = 20_000  # characters of one text on the page
@@ -88,9 +90,10 @@ def describe_question(problem: Sample, gold: str | None) -> dict[str, Any]:
     """A question as the page shows it."""
     return {
         "qid": problem.qid,
-        "question": cut(problem.question),
+        "question": cut(build_pair(problem, "P-T")[0] if problem.kind in ("pair", "document") else problem.question),
         "choices": [cut(choice) for choice in problem.choices],
         "answer": problem.answer,
+        "accepted": [cut(text) for text in problem.accepted],
         "context": cut(problem.hint),
         "gold": cut(gold),
         **{field: getattr(problem, field) for field in FIELDS},
@@ -140,7 +143,7 @@ def judge(
             "rouge_l": (1.0 if is_exact[qid] else round(rouge.get(qid, 0.0), 4)) if has_rationale else None,
             "answer_text": cut(line.get("answer_text")),
             "prediction": line.get("prediction"),
-            "right": line["prediction"] == problems[qid].answer if "prediction" in line else None,
+            "right": is_right(problems[qid], line["prediction"]) if "prediction" in line else None,
         }
     return judged
 

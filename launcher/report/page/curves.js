@@ -4,12 +4,12 @@ const METRIC_NAMES = { loss: "Loss", learning_rate: "Learning rate", tokens_per_
 const PLOT = { height: 172, left: 54, right: 12, top: 10, bottom: 24 };
 
 function drawCurves() {
-  const stages = Object.keys(STAGE_NAMES).filter((stage) => runs.some((run) => Object.keys(run.curves[stage]).length));
+  const stages = Object.keys(STAGE_NAMES).filter((stage) => runs.some((run) => Object.keys(run.curves[stage] ?? {}).length));
   if (!stages.length) {
     heading("curves", "Training", el("p", { class: "empty" }, "No training has logged a point yet."));
     return;
   }
-  const names = [...new Set(stages.flatMap((stage) => runs.flatMap((run) => Object.keys(run.curves[stage]))))];
+  const names = [...new Set(stages.flatMap((stage) => runs.flatMap((run) => Object.keys(run.curves[stage] ?? {}))))];
   const main = MAIN_METRICS.filter((name) => names.includes(name));
   const others = names.filter((name) => !main.includes(name) && name !== "validation_loss").sort();
   const extra = el("div", { class: "plots" });
@@ -31,7 +31,7 @@ function plotOf(name, stage) {
   const series = [];
   runs.forEach((run, index) => {
     for (const metric of name === "loss" ? ["loss", "validation_loss"] : [name]) {
-      const curve = run.curves[stage][metric];
+      const curve = run.curves[stage]?.[metric];
       if (!curve) continue;
       const label = name === "loss" ? (metric === "loss" ? "training" : "validation") : "";
       series.push({

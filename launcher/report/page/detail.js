@@ -12,7 +12,7 @@ function drawDetail(question) {
     el("h3", {}, el("span", { class: "qid" }, question.qid), el("span", { class: "soft" }, ` ${SPLIT_NAMES[browser.split]}`), mine.length === 1 ? badge(mine[0][1]) : null),
     el("div", { class: "asked" }, pictureOf(question),
       el("div", { class: "text" }, words(question.question, { class: "question" }, "p"), question.context ? words(question.context, { class: "context" }, "p") : null,
-        el("ol", { class: "choices", type: "A" }, question.choices.map((choice, index) => choiceRow(question, mine, choice, index))))),
+        question.choices.length ? el("ol", { class: "choices", type: "A" }, question.choices.map((choice, index) => choiceRow(question, mine, choice, index))) : el("p", { class: "accepted" }, el("span", { class: "label" }, question.accepted.length > 1 ? "Accepted answers" : "Expected text"), question.accepted.map((text) => el("span", { class: "mark gold" }, words(text)))))),
     mine.map(([index, said]) => saidPart(question, index, said)),
     words(facts.join(" / "), { class: "note" }, "p"));
 }
@@ -38,6 +38,11 @@ function imageOf(question) {
   if (image.complete) sharpen();
   image.addEventListener("load", sharpen);
   return image;
+}
+
+// A choice by its index, or the text of a free answer; without an index the first accepted text.
+function answerOf(question, prediction) {
+  return typeof prediction === "number" ? question.choices[prediction] : prediction ?? question.accepted[0] ?? "";
 }
 
 function choiceRow(question, mine, choice, index) {

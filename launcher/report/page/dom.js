@@ -3,7 +3,8 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const runs = data.runs;
 const several = runs.length > 1;
 const SPLIT_NAMES = { val: "validation", test: "test" };
-const STAGE_NAMES = { rationale: "Stage one: rationale", answer: "Stage two: answer" };
+const KNOWN_STAGES = { rationale: "Stage one: rationale", answer: "Stage two: answer" };
+const STAGE_NAMES = Object.fromEntries([...new Set(runs.flatMap((run) => run.stages))].map((stage) => [stage, KNOWN_STAGES[stage] ?? `Stage ${stage}`]));
 
 // An element; attributes that are null or false are omitted, functions under "on" are listeners.
 function el(tag, attributes, ...children) {

@@ -88,7 +88,7 @@ function textOf(question) {
   const key = `${browser.set} ${browser.split} ${question.qid}`;
   if (!searchTexts.has(key)) {
     const said = runsOfSet(browser.set).map((index) => saidBy(index, browser.split, question.qid)).filter(Boolean);
-    searchTexts.set(key, [question.qid, question.question, ...question.choices, question.context, question.gold, question.skill, ...said.flatMap((line) => [line.rationale, line.answer_text])].join("\n").toLowerCase());
+    searchTexts.set(key, [question.qid, question.question, ...question.choices, ...question.accepted, question.context, question.gold, question.skill, ...said.flatMap((line) => [line.rationale, line.answer_text])].join("\n").toLowerCase());
   }
   return searchTexts.get(key);
 }

@@ -69,7 +69,7 @@ function drawLook(host, state, redraw) {
 function lookHead(question, state, look) {
   const said = saidBy(state.run, "test", look.qid);
   const go = () => showQuestion(look.qid);
-  return el("p", {}, el("button", { type: "button", class: "link", on: { click: go } }, `Question ${look.qid}`), " ", badge(said), question && said?.prediction !== null && said?.prediction !== undefined ? [" answer ", words(question.choices[said.prediction]), said.right ? null : [", gold ", words(question.choices[question.answer])]] : null);
+  return el("p", {}, el("button", { type: "button", class: "link", on: { click: go } }, `Question ${look.qid}`), " ", badge(said), question && said?.prediction !== null && said?.prediction !== undefined ? [" answer ", words(answerOf(question, said.prediction)), said.right ? null : [", gold ", words(answerOf(question, question.answer))]] : null);
 }
 
 function pickers(looks, state, redraw) {

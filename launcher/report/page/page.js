@@ -8,9 +8,9 @@ function drawHeader() {
   const fact = (name, value) => (value ? el("span", {}, `${name} `, el("b", {}, visible(value))) : null);
   const lines = runs.map((run, index) => el("span", { class: "line" }, several ? runLabel(index) : null,
     fact("run", [moment(run.time.first_ms), moment(run.time.last_ms)?.slice(11)].filter(Boolean).join(" to ") + (run.time.first_ms ? " UTC" : "")),
-    fact("parameters", run.models.answer || run.models.rationale ? whole((run.models.answer ?? run.models.rationale).num_parameters) : null),
+    fact("parameters", ((model) => (model ? whole(model.num_parameters) : null))([...run.stages].reverse().map((stage) => run.models[stage]).find((model) => model))),
     fact("features", run.settings["data.features"] ?? "none, text alone"),
-    fact("steps", Object.keys(STAGE_NAMES).map((stage) => stepsText(run.training[stage])).join(" + ")),
+    fact("steps", run.stages.map((stage) => stepsText(run.training[stage])).join(" + ")),
     run.missing.length ? el("span", { class: "badge bad" }, "unfinished") : null));
   replace(byId("facts"), lines);
 }

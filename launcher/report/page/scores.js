@@ -55,11 +55,18 @@ function drawScores() {
     bodies.length ? table("Accuracy by class, in percent", ["", ...data.columns], bodies) : el("p", { class: "empty" }, "There are no scores yet: the step \u2018evaluate\u2019 is not done."),
     el("p", { class: "note" }, "NAT, SOC, LAN: natural, social, language science. TXT, IMG, NO: with text context, with a picture, with neither. G1-6, G7-12: grades. AVG: all questions."),
     rationaleScores(),
+    answerScores(),
     isScienceQA ? paper : el("details", {}, el("summary", {}, "The paper\u2019s rows, of another data set"), paper));
 }
 
+function answerScores() {
+  const rows = runs.flatMap((run, index) => ["val", "test"].filter((split) => run.scores[split]?.answers).map((split) =>
+    [[runLabel(index), ` ${SPLIT_NAMES[split]}`], ...Object.keys(data.metrics.answer).map((name) => percent(run.scores[split].answers[name]))]));
+  return rows.length ? table("Free answers and texts compared with the accepted ones, in percent", ["", ...Object.values(data.metrics.answer)], [rows]) : null;
+}
+
 function rationaleScores() {
-  const names = { bleu1: "BLEU-1", bleu4: "BLEU-4", rougeL: "ROUGE-L", similarity: "Similarity" };
+  const names = { ...data.metrics.rationale, similarity: "Similarity" };
   const rows = runs.flatMap((run, index) => ["val", "test"].filter((split) => run.scores[split]).map((split) => {
     const scores = run.scores[split];
     const judged = Object.values(run.said[split] ?? {}).filter((line) => line.rationale_right !== null);
