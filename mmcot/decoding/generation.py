@@ -62,12 +62,18 @@ class GeneratedText:
 
 @dataclasses.dataclass(slots=True)
 class Row:
-    """A row in use: its source's index, its limit, the token before its generated ones, and these."""
+    """The row of a source: its index, its limit, the token before its generated ones, its prefix, and these.
+
+    ``log_probs`` are the natural logarithms of the tokens' probabilities, without temperature, where they were asked
+    for; else it is empty.
+    """
 
     index: int
     max_new_tokens: int
     first: int
+    prefix: Sequence[int] = ()
     ids: list[int] = dataclasses.field(default_factory=list)
+    log_probs: list[float] = dataclasses.field(default_factory=list)
 
 
 def generate_texts(
@@ -138,7 +144,6 @@ def generate_texts(
     return [_read_row(tokenizer, ids, ends, stop) for ids in written]
 
 
-@torch.inference_mode()
 def generate_ids(
     model: T5ForConditionalGeneration,
     sources: Sequence[Sequence[int]],
@@ -150,6 +155,7 @@ def generate_ids(
     eos_token_ids: Iterable[int],
     sampling: Sampling = GREEDY,
     keys: Sequence[str] | None = None,
+    prefixes: Sequence[Sequence[int]] | None = None,
     is_stopped: Callable[[list[int]], bool] | None = None,
     on_refill: Callable[[int], None] | None = None,
     on_step: Callable[[], None] = lambda: None,
@@ -159,17 +165,64 @@ def generate_ids(
     Args:
         max_new_tokens: one limit for all, or one for each source.
         eos_token_ids: a row ends with any of these.
+        prefixes: ids that each source's row has to begin with; they count as new tokens.
         is_stopped: called after every token with a row's ids; returns whether they end the row.
         on_refill: called with the index of every source that takes a finished row's place.
         on_step: called for every row that starts, and after every step of all rows.
 
     Returns:
-        ids of each source, in their order, with the end token where one was generated.
+        ids of each source, in their order, with its prefix, and with the end token where one was generated.
+
+    Raises:
+        ValueError: arguments contradict each other.
+    """
+    rows = generate_rows(
+        model,
+        sources,
+        features,
+        feature_shape=feature_shape,
+        max_new_tokens=max_new_tokens,
+        num_rows=num_rows,
+        eos_token_ids=eos_token_ids,
+        sampling=sampling,
+        keys=keys,
+        prefixes=prefixes,
+        is_stopped=is_stopped,
+        on_refill=on_refill,
+        on_step=on_step,
+    )
+    return [row.ids for row in rows]
+
+
+@torch.inference_mode()
+def generate_rows(
+    model: T5ForConditionalGeneration,
+    sources: Sequence[Sequence[int]],
+    features: Sequence[np.ndarray | None],
+    *,
+    feature_shape: tuple[int, int],
+    max_new_tokens: int | Sequence[int],
+    num_rows: int,
+    eos_token_ids: Iterable[int],
+    sampling: Sampling = GREEDY,
+    keys: Sequence[str] | None = None,
+    prefixes: Sequence[Sequence[int]] | None = None,
+    with_log_probs: bool = False,
+    is_stopped: Callable[[list[int]], bool] | None = None,
+    on_refill: Callable[[int], None] | None = None,
+    on_step: Callable[[], None] = lambda: None,
+) -> list[Row]:
+    """As ``generate_ids``, with the log-probability of every token on request.
+
+    Returns:
+        a row for each source, in their order.
     """
     if not sources:
         return []
     _check_generation_config(model)
     limits = [max_new_tokens] * len(sources) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    prefixes = [()] * len(sources) if prefixes is None else prefixes
+    _check_prefixes(prefixes, limits)
     if min(limits) < 1 or num_rows < 1:
         raise ValueError(f"max_new_tokens ({min(limits)}) and the number of rows ({num_rows}) must be at least 1")
     num_rows = min(num_rows, len(sources))
@@ -178,35 +231,43 @@ def generate_ids(
     ends = frozenset(eos_token_ids)
 
     def has_ended(row: Row) -> bool:
+        if len(row.ids) < len(row.prefix):
+            return False
         if row.ids[-1] in ends or len(row.ids) >= row.max_new_tokens:
             return True
         return is_stopped is not None and is_stopped(row.ids)
 
     waiting = _encode_sources(model, sources, features, feature_shape)
-    written: list[list[int]] = [[]] * len(sources)
+    written: dict[int, Row] = {}  # by the source's index
     rows: list[Row] = []
     while len(rows) < num_rows:
         index, states = next(waiting)
-        rows.append(Row(index, limits[index], decoder.admit(len(rows), states)))
+        rows.append(Row(index, limits[index], decoder.admit(len(rows), states), prefixes[index]))
         on_step()
     while rows:
         logits = decoder.step([row.ids[-1] if row.ids else row.first for row in rows], [len(row.ids) for row in rows])
         for row, token in zip(rows, choose(logits, rows), strict=True):
-            row.ids.append(token)
+            row.ids.append(row.prefix[len(row.ids)] if len(row.ids) < len(row.prefix) else token)
+        if with_log_probs:
+            last_B1 = torch.tensor([[row.ids[-1]] for row in rows], device=logits.device)
+            for row, value in zip(
+                rows, logits.float().log_softmax(dim=-1).gather(1, last_B1)[:, 0].tolist(), strict=True
+            ):
+                row.log_probs.append(value)
         on_step()
         for place in reversed(range(len(rows))):  # backwards, so that the last row is always one that continues
             row = rows[place]
             if not has_ended(row):
                 continue
-            written[row.index] = row.ids
+            written[row.index] = row
             if (source := next(waiting, None)) is not None:
-                rows[place] = Row(source[0], limits[source[0]], decoder.admit(place, source[1]))
+                rows[place] = Row(source[0], limits[source[0]], decoder.admit(place, source[1]), prefixes[source[0]])
                 if on_refill:
                     on_refill(source[0])
             elif (last := rows.pop()) is not row:
                 rows[place] = last
                 decoder.move(len(rows), to=place, num_positions=len(last.ids))
-    return written
+    return [written[index] for index in range(len(sources))]
 
 
 def _open_decoder(
@@ -309,6 +370,17 @@ def _check_arguments(sources, features, num_beams, sampling, keys, stop) -> None
         raise ValueError(f"num_beams ({num_beams}) above 1 goes with neither temperature nor stop; use num_beams=1")
     if isinstance(stop, str) or "" in stop:
         raise ValueError(f"stop ({stop!r}) must be a list of strings that are not empty")
+
+
+def _check_prefixes(prefixes: Sequence[Sequence[int]], limits: Sequence[int]) -> None:
+    if len(prefixes) != len(limits):
+        raise ValueError(f"prefixes has {len(prefixes)} entries for {len(limits)} sources; give one each, such as ()")
+    for index, (prefix, limit) in enumerate(zip(prefixes, limits, strict=True)):
+        if len(prefix) >= limit:
+            raise ValueError(
+                f"the prefix of source {index} has {len(prefix)} tokens, max_new_tokens is {limit}; a prefix counts as "
+                "new tokens, so the limit must be larger"
+            )
 
 
 def _check_generation_config(model: T5ForConditionalGeneration) -> None:
