@@ -1,4 +1,4 @@
-"""Reading a data set in any of the known forms.
+"""The known forms of data sets, and reading one in any of them.
 
 read_questions("path/to/ScienceQA")     # a folder in ScienceQA's layout
 read_questions("mine.jsonl")             # or .csv, or a folder with train.jsonl, val.jsonl, ...
@@ -7,10 +7,75 @@ read_questions("my-dataset-on-disk")     # saved by Hugging Face's `save_to_disk
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_shards.sources import hf_dataset, scienceqa, tables
 from data_shards.sources.question_set import QuestionSet
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """One form of data sets.
+
+    Attributes:
+        label: its human-readable name.
+        recognizes: whether a path has this form.
+        read: reads a path.
+        content_files: the files of a path whose content determines the texts.
+        holds_pictures: whether these files also contain the pictures.
+    """
+
+    label: str
+    recognizes: Callable[[Path], bool]
+    read: Callable[[Path], QuestionSet]
+    content_files: Callable[[Path], Sequence[Path]]
+    holds_pictures: bool = False
+
+
+# By name, in the order in which they are tried; a plain dict, to which extensions add theirs.
+FORMS: dict[str, Form] = {
+    "scienceqa": Form("ScienceQA's folder", scienceqa.recognizes, scienceqa.read, scienceqa.content_files),
+    "hf_dataset": Form(
+        "a data set saved by Hugging Face's save_to_disk",
+        hf_dataset.recognizes,
+        hf_dataset.read,
+        tables.content_files,
+        holds_pictures=True,
+    ),
+    "tables": Form(
+        ".jsonl or .csv (a file, or a folder with one for each of train, val and test)",
+        tables.recognizes,
+        tables.read,
+        tables.content_files,
+    ),
+}
+
+
+def form_labels() -> str:
+    """The names of all forms, for messages."""
+    return ", ".join(form.label for form in FORMS.values())
+
+
+def form_of(path: str | Path) -> Form:
+    """Return the form of a data set.
+
+    Raises:
+        FileNotFoundError: ``path`` does not exist.
+        ValueError: the form is unknown.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"data.path {path} does not exist; give an existing folder or file")
+    for form in FORMS.values():
+        if form.recognizes(path):
+            return form
+    found = sorted(child.name for child in path.iterdir())[:8] if path.is_dir() else path.suffix
+    raise ValueError(
+        f"{path} is in no known form (found {found}); expected a folder with problems.json and pid_splits.json "
+        f"(ScienceQA), or one of: {form_labels()}"
+    )
 
 
 def read_questions(path: str | Path) -> QuestionSet:
@@ -21,15 +86,4 @@ def read_questions(path: str | Path) -> QuestionSet:
         SampleError: a question is not valid; the message names it.
         ValueError: the form is unknown.
     """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"data.path {path} does not exist; give an existing folder or file")
-    for form in (scienceqa, hf_dataset, tables):
-        if form.recognizes(path):
-            return form.read(path)
-    found = sorted(child.name for child in path.iterdir())[:8] if path.is_dir() else path.suffix
-    raise ValueError(
-        f"{path} is in no known form (found {found}); expected a folder with problems.json and pid_splits.json "
-        "(ScienceQA), a folder saved by datasets' save_to_disk, a .jsonl or .csv file, or a folder with train.jsonl, "
-        "val.jsonl and test.jsonl"
-    )
+    return form_of(path).read(Path(path))

@@ -26,6 +26,12 @@ def recognizes(path: Path) -> bool:
     return (path / "problems.json").exists() or (path / "pid_splits.json").exists()
 
 
+def content_files(path: Path) -> list[Path]:
+    """Return the files whose content determines the texts."""
+    names = ("problems.json", "pid_splits.json", "captions.json", "ceilings.json")
+    return [path / name for name in names if (path / name).exists()]
+
+
 def read(path: Path) -> QuestionSet:
     """Read a folder in ScienceQA's layout.
 

@@ -136,9 +136,7 @@ def data_ledger(folder: RunFolder) -> None:
 
 @data_app.command("describe")
 def data_describe(
-    path: Annotated[
-        Path, typer.Argument(help="A data set: ScienceQA folder, .jsonl, .csv, or a saved Hugging Face data set.")
-    ],
+    path: Annotated[Path, typer.Argument(help="A data set in one of the known forms, as data.path.")],
     tokenizer: Annotated[
         str | None, typer.Option(help="Hugging Face id or folder to count tokens with; else words.")
     ] = None,

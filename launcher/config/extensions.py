@@ -23,6 +23,7 @@ from pathlib import Path
 # The dict that a module may offer: the module and the name of the table it is merged into.
 TABLES = {
     "CHAINS": ("launcher.config.chains", "CHAINS"),
+    "FORMS": ("data_shards.sources.forms", "FORMS"),
     "METRICS": ("mmcot.metrics.table", "METRICS"),
     "BRIDGES": ("mmcot.models.fusion", "FUSIONS"),
 }

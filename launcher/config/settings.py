@@ -14,6 +14,7 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from data_shards.sources.forms import form_labels
 from launcher.config.chains import ANSWER, PRETRAINED, RATIONALE, Chain, Stage, chain_named
 from launcher.config.extensions import load_extensions
 from mmcot.texts.prompts import gold_rationale, split_format
@@ -88,7 +89,7 @@ class Data(_Section):
 
     path: str | None = Field(
         default=None,
-        description="ScienceQA folder, .jsonl, .csv, or datasets' save_to_disk; none: the built-in MiniSQA",
+        description=f"the data set ({form_labels()}); none: the built-in MiniSQA",
     )
     mini_sqa: MiniSQA = MiniSQA()
     shards_dir: str | None = Field(
@@ -461,7 +462,8 @@ class Settings(_Section):
 
     run: Run = Run()
     extensions: list[str] = Field(
-        default=[], description="modules on the Python path that add chains, bridges or metrics (docs/extending.md)"
+        default=[],
+        description="modules on the Python path that add chains, bridges, metrics or forms of data (docs/extending.md)",
     )
     data: Data = Data()
     model: Model = Model()

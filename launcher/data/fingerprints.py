@@ -7,8 +7,7 @@ from typing import Any
 
 from data_shards.atomic_files import commit_json, fingerprint, read_json, sha256_of_file
 from data_shards.manifest import SCHEMA_VERSION
-from data_shards.sources import hf_dataset
-from data_shards.sources.forms import read_questions
+from data_shards.sources.forms import form_of, read_questions
 from data_shards.sources.question_set import SPLITS
 from launcher.config.chains import ANSWER, CHAINS
 from launcher.config.settings import Data, Settings, SettingsError
@@ -16,16 +15,11 @@ from launcher.data.published_features import makes_features, name_map, ready_mad
 from mmcot.vision.encoder_kinds import ENCODERS
 from mmcot.vision.patches import FEATURES
 
-_TEXT_SUFFIXES = (".jsonl", ".csv", ".json", ".arrow")
-
 
 def folder_inputs(settings: Settings, source: Path) -> dict[str, Any]:
     """The inputs that determine the content of the text shards and the tokenizer."""
     data = settings.data
-    names = ("problems.json", "pid_splits.json", "captions.json", "ceilings.json")
-    files = [source / name for name in names if (source / name).exists()]
-    if not files:  # another form: all of its files with text
-        files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix in _TEXT_SUFFIXES)
+    files = form_of(source).content_files(source)
     return {
         "schema_version": SCHEMA_VERSION,
         "files": {
@@ -54,7 +48,7 @@ def _feature_inputs(data: Data, source: Path) -> dict[str, Any]:
 
 def _pictures_fingerprint(source: Path) -> str | None:
     """Hash the pictures' file names and sizes; None for a data set whose own files contain the pictures."""
-    if hf_dataset.recognizes(source):
+    if form_of(source).holds_pictures:
         return None
     questions = read_questions(source)
     facts = [
