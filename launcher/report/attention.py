@@ -65,22 +65,23 @@ def grid_of(settings: Settings) -> dict[str, Any]:
     return {"rows": rows, "columns": columns}
 
 
-def _measure(model: Any, tokenizer: Any, samples: Any, number: int) -> dict[str, Any]:
+def _measure(model: Any, tokenizer: Any, samples: Any, number: int) -> dict[str, Any] | None:
     import torch
 
-    from mmcot.models.attention_maps import look_at
     from mmcot.texts.encoding import stack_features
 
     ids = samples.encode(number).source_ids
     vision = stack_features([samples.reader.features(number)], samples.reader.feature_shape)
     input_ids = torch.tensor([ids])
-    look = look_at(model, input_ids, torch.ones_like(input_ids), vision["vision_features"], vision["vision_mask"])
+    look = model.attention_maps(input_ids, torch.ones_like(input_ids), **vision)
+    if look is None:
+        return None
     attention_SP = look.attention_BSP[0].numpy()
     scale_S = attention_SP.max(axis=1)
     shades_SP = np.round(255 * attention_SP / np.maximum(scale_S, 1e-12)[:, None]).astype(np.uint8)
     return {
         "tokens": _pieces(tokenizer, ids),
-        "gate": _rounded(look.gate_BS[0].numpy()),
+        "gate": None if look.gate_BS is None else _rounded(look.gate_BS[0].numpy()),
         "num_patches": attention_SP.shape[1],
         "attention": base64.b64encode(shades_SP.tobytes()).decode(),
         "scale": _rounded(scale_S),
