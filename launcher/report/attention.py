@@ -27,7 +27,10 @@ from mmcot.vision.patches import PATCH_GRIDS
 def look_at_questions(
     run_dir: RunDir, settings: Settings, stage: str, split: str, qids: Sequence[str], *, shards_dir: Path
 ) -> list[dict[str, Any]]:
-    """Run a stage's encoder over questions, on the CPU, and return its fusion's attention and gate."""
+    """Run a stage's encoder over questions, on the CPU, and return its fusion's attention and gate.
+
+    An empty list: this kind of fusion has no attention maps.
+    """
     import torch
     from transformers import AutoTokenizer
 
@@ -50,7 +53,13 @@ def look_at_questions(
         rationales_dir=run_dir.rationales if stage == "answer" and settings.chain.reads_rationales else None,
     )
     numbers = {str(qid): number for number, qid in enumerate(samples.reader.qids)}
-    return [{"qid": qid, **_measure(model, tokenizer, samples, numbers[qid])} for qid in qids if qid in numbers]
+    looks = []
+    for qid in qids:
+        if qid in numbers:
+            if (look := _measure(model, tokenizer, samples, numbers[qid])) is None:
+                return []
+            looks.append({"qid": qid, **look})
+    return looks
 
 
 def grid_of(settings: Settings) -> dict[str, Any]:

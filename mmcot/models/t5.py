@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -23,8 +23,10 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.t5.modeling_t5 import T5PreTrainedModel, T5Stack
 
+from mmcot.models.attention_start import start_with_lookup
 from mmcot.models.bridge import AttentionMaps, Bridge, init_bridge_part
 from mmcot.models.cuda_graphs import StaticDecoder, open_decoder
+from mmcot.models.distance_bias import init_distance_bias
 from mmcot.models.flops import forward_flops
 from mmcot.models.fusion import BRIDGES, FusionLinear, SingleHeadAttention
 from mmcot.models.step_decoder import StepDecoder
@@ -190,6 +192,34 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
         super().__init__(config)
         self.encoder = FusedEncoder(cast(MultimodalT5Config, self.encoder.config))
         self.post_init()
+
+    @classmethod
+    def start(
+        cls,
+        shape: Mapping[str, Any],
+        vision: Mapping[str, Any],
+        *,
+        pad_token_id: int,
+        eos_token_id: int,
+        distance_bias: float = 0.0,
+        near_bias: float = 0.0,
+        match_score: float = 0.0,
+    ) -> T5ForMultimodalGeneration:
+        """A model with random weights, from torch's current seed.
+
+        Args:
+            shape: sizes, by their names in ``T5Config``.
+            vision: what ``MultimodalT5Config`` adds.
+            distance_bias: see ``mmcot/models/distance_bias.py``; 0 for none.
+            near_bias: see ``mmcot/models/attention_start.py``, with ``match_score``; 0 for none.
+        """
+        tokens = {"pad_token_id": pad_token_id, "eos_token_id": eos_token_id, "decoder_start_token_id": pad_token_id}
+        model = cls._from_config(MultimodalT5Config(**tokens, **shape, **vision))
+        if distance_bias:
+            init_distance_bias(model, distance_bias)
+        if near_bias:
+            start_with_lookup(model, near_bias=near_bias, match_score=match_score)
+        return model
 
     @property
     def new_parts(self) -> tuple[str, ...]:
