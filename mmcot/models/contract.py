@@ -1,7 +1,8 @@
 """What every model must offer to training, generation and the report.
 
-A model is a ``transformers.PreTrainedModel`` (its ``config``, ``generation_config``, ``save_pretrained`` and
-``from_pretrained`` are used) whose class stands in ``mmcot/models/opening.py``. Beyond that:
+A model is a ``transformers.PreTrainedModel`` (its ``config``, ``generation_config``, ``save_pretrained``,
+``from_pretrained`` and, for beam search, ``generate`` are used) whose class stands in ``mmcot/models/opening.py``.
+Beyond that:
 """
 
 from __future__ import annotations
@@ -86,8 +87,4 @@ class Model(Protocol):
 
     def watch(self) -> dict[str, float]:
         """What was measured since the last call, by the name of a metric."""
-        ...
-
-    def generate(self, **options: Any) -> Any:
-        """Beam search, as transformers has it."""
         ...

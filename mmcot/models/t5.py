@@ -112,7 +112,7 @@ class FusedEncoder(_FusionInitializer, T5Stack):
             d_model=config.d_model, vision_dim=config.vision_dim, gate_start=config.gate_start
         )
         for part in fusion.modules():
-            part.in_bridge = True  # for its initialisation
+            object.__setattr__(part, "in_bridge", True)  # for its initialisation
         parts = dict(fusion.named_children()) if fusion.parts_in_encoder else {"bridge": fusion}
         self.fusion_parts = list(parts)
         for name, part in parts.items():
@@ -163,7 +163,7 @@ class FusedEncoder(_FusionInitializer, T5Stack):
     @torch.no_grad()
     def attention_maps(self, input_ids, attention_mask, vision_features, vision_mask=None) -> AttentionMaps | None:
         """The bridge's maps; arguments as for ``forward``."""
-        text_BSD = super().forward(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        text_BSD = super().forward(input_ids=input_ids, attention_mask=attention_mask)[0]
         mask_BP = self._check_vision(vision_features, vision_mask)
         return self.fusion.attention_maps(text_BSD, attention_mask, vision_features, mask_BP)
 
@@ -259,7 +259,7 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
         if isinstance(encoder_outputs, FusedStates):
             attention_mask = encoder_outputs.states_mask
         return super().forward(
-            input_ids=input_ids, attention_mask=attention_mask, encoder_outputs=encoder_outputs, **kwargs
+            input_ids=input_ids, attention_mask=attention_mask, encoder_outputs=cast(Any, encoder_outputs), **kwargs
         )
 
     def read(self, **inputs: torch.Tensor) -> list[torch.Tensor]:
