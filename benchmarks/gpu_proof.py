@@ -459,6 +459,7 @@ def decoding(tiny: bool) -> dict[str, Any]:
 
 def ids_by_route(shape: dict[str, Any]) -> dict[str, list[list[int]]]:
     import mmcot.decoding.generation as generation
+    from mmcot.models import cuda_graphs
 
     model = new_model({**shape, "tie_word_embeddings": False}, patches=(7, 12))
     # With T5's initial weights every text is one token repeated. The output layer then prefers a token other than
@@ -475,14 +476,14 @@ def ids_by_route(shape: dict[str, Any]) -> dict[str, list[list[int]]]:
         )
 
     routes = {"cpu": write()}
-    static = generation.StaticDecoder
-    generation.StaticDecoder = static if ON_GPU else (lambda decoder: decoder)
+    static = cuda_graphs.StaticDecoder
+    cuda_graphs.StaticDecoder = static if ON_GPU else (lambda decoder: decoder)
     model.to(DEVICE)
     routes["captured" if ON_GPU else "again"] = write()
     if ON_GPU:
-        generation.StaticDecoder = lambda decoder: decoder
+        cuda_graphs.StaticDecoder = lambda decoder: decoder
         routes["plain CUDA"] = write()
-    generation.StaticDecoder = static
+    cuda_graphs.StaticDecoder = static
     return routes
 
 

@@ -9,7 +9,7 @@ The packages ``mmcot`` and ``data_shards`` take no ``Settings``: the launcher pa
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
@@ -17,6 +17,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from data_shards.sources.forms import form_labels
 from launcher.config.chains import ANSWER, PRETRAINED, RATIONALE, Chain, Stage, chain_named
 from launcher.config.extensions import load_extensions
+from mmcot.models.bridge_names import check_bridge
 from mmcot.texts.prompts import gold_rationale, split_format
 from mmcot.texts.sample import Sample
 
@@ -203,8 +204,9 @@ class Model(_Section):
 
     pretrained: str | None = Field(default=None, description="Hugging Face id or folder of a T5; none: random weights")
     shape: T5Shape = Field(default=T5Shape(), description="size of a model with random weights")
-    fusion: Literal["gated_cross_attention"] = Field(
-        default="gated_cross_attention", description="how picture features are combined with text states"
+    fusion: Annotated[str, pydantic.AfterValidator(check_bridge)] = Field(
+        default="gated_cross_attention",
+        description="how picture features are combined with text states: a name in BRIDGES of mmcot/models/fusion.py",
     )
     gate_start: float = Field(
         default=0.0,

@@ -11,33 +11,31 @@ from data_shards.stream import Step
 from launcher.runs.hang_guard import HangGuard
 from launcher.stages.samples import Block
 from launcher.training.loader import StageStream
-from launcher.training.throughput import GateOpening, Meter
+from launcher.training.throughput import Meter
 from mmcot.models.loss import count_target_tokens, token_loss_sum
 
 
-def optimizer_step(
-    engine: Any, loaded: Step, *, seed: int, scale: float, meter: Meter, gate: GateOpening | None
-) -> float:
+def optimizer_step(engine: Any, loaded: Step, *, seed: int, scale: float, meter: Meter, observe: bool) -> float:
     """One optimizer step over this rank's blocks; returns the loss summed over the global batch.
 
     Args:
         scale: world size over the target tokens of the global batch; DeepSpeed averages over ranks.
-        gate: measures the fusion's gate in this step.
+        observe: let the model measure in this step what its ``watch`` returns.
     """
     engine.train()
     loss_sum = 0.0
     for index, block in loaded.blocks:
         torch.manual_seed(_dropout_seed(seed, loaded.number, index))
-        if gate:
-            gate.observe(block.tensors if block.qids else None)  # a dummy block has no question
+        if observe:
+            engine.module.observe(block.tensors if block.qids else None)  # a dummy block has no question
         meter.lap("own")
         loss = block_loss(engine, block)
         loss_sum += loss.item()
         meter.lap("forward")
         engine.backward(loss * scale, scale_wrt_gas=False)
         meter.lap("backward")
-    if gate:
-        gate.observe(None)
+    if observe:
+        engine.module.observe(None)
     engine.step()
     meter.lap("update")
     (total,) = global_sum(engine, [loss_sum])

@@ -52,7 +52,7 @@ from launcher.training.identity import facts_of_job
 from launcher.training.loader import StageStream, load_steps
 from launcher.training.schedule import learning_rate
 from launcher.training.step_checks import check_applied, check_finite, gradient_norm
-from launcher.training.throughput import GateOpening, Meter, count_step
+from launcher.training.throughput import Meter, count_step
 from mmcot.models.flops import measure_peak_flops
 from mmcot.models.loss import count_target_tokens
 
@@ -77,7 +77,6 @@ class _Training:
     journal: Journal | None
     last_checkpoint: int
     meter: Meter
-    gate: GateOpening
     hang_guard: HangGuard
 
     @property
@@ -129,7 +128,7 @@ def train(
             this.hang_guard.progress()
             step, done = loaded.number, loaded.number + 1
             *counts, num_stop_requests = global_sum(
-                engine, [*count_step(loaded, engine.module.config), float(stop_request.seen())]
+                engine, [*count_step(loaded, engine.module), float(stop_request.seen())]
             )
             stopping, num_tokens = num_stop_requests > 0, counts[0]
             rate = learning_rate(step, training=training, total_steps=job.num_steps)
@@ -142,7 +141,7 @@ def train(
                     seed=settings.run.seed,
                     scale=world_size / num_tokens,
                     meter=meter,
-                    gate=this.gate if logging_now else None,
+                    observe=logging_now,
                 )
                 / num_tokens
             )
@@ -157,7 +156,7 @@ def train(
                     "epoch": done / this.steps_per_epoch,
                     **gradient_norm(engine),
                 }
-                this.note(done, point | meter.collect() | this.gate.collect())
+                this.note(done, point | meter.collect() | engine.module.watch())
             if _due(done, training.validate_every, job):
                 report({"step": done, "validation_loss": _validate(this, done)})
             if _due(done, training.checkpoint_every, job) or stopping:
@@ -223,7 +222,6 @@ def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
         journal=Journal(run_dir.journal(job.stage)) if rank == 0 else None,
         last_checkpoint=0,
         meter=Meter(peak_flops=_peak_flops(engine, training)),
-        gate=GateOpening(engine.module),
         hang_guard=HangGuard(training.hang_timeout_s),
     )
     this.last_checkpoint = _resume(this, found)
