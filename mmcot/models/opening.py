@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 DEFAULT = "T5ForMultimodalGeneration"
 
@@ -19,7 +19,7 @@ DEFAULT = "T5ForMultimodalGeneration"
 MODULES = {"T5ForMultimodalGeneration": "mmcot.models.t5"}
 
 
-def open_model(folder: str | Path, **options: Any) -> PreTrainedModel:
+def open_model(folder: str | Path, **options: Any) -> Any:
     """Open a model that was exported by a training or written by ``import-checkpoint``.
 
     Args:

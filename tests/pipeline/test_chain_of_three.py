@@ -1,4 +1,4 @@
-"""The module of docs/extending.md, a chain of three stages, a metric and a form, through real Ray and DeepSpeed."""
+"""The module of docs/extending.md (a chain, a bridge, a metric, a form) through real Ray and DeepSpeed."""
 
 from __future__ import annotations
 
@@ -90,6 +90,17 @@ def test_a_prediction_has_the_texts_of_every_stage(folder, run_dir):
     asked = ["predict", "--model", "runs/three", "--input", "ask.jsonl", "--allow-extensions"]
     answer = json.loads(output_of(mmcot(folder, *asked)).strip().split("\n")[-1])
     assert set(answer["texts"]) == {"drafts"} and "rationale" in answer
+
+
+def test_the_bridge_of_the_page_is_trained_and_the_report_says_that_it_has_no_maps(run_dir):
+    from safetensors import safe_open
+
+    with safe_open(run_dir / "answer" / "model" / "model.safetensors", "pt") as weights:
+        assert [name for name in weights.keys() if "bridge" in name] == [  # noqa: SIM118 (no dict)
+            "encoder.bridge.project.bias",
+            "encoder.bridge.project.weight",
+        ]
+    assert "attention" in (run_dir / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_metric_and_a_form_of_the_page_are_used(folder, run_dir):
