@@ -29,7 +29,7 @@ TABLES = {
 }
 _RUN_FILES = ("run.yaml", "lock.json")
 
-_loaded: dict[str, str] = {}  # of this process: module name -> sha256
+_loaded: set[str] = set()  # the modules that this process has merged
 
 
 class ExtensionError(ValueError):
@@ -45,22 +45,22 @@ def load_extensions(names: Iterable[str]) -> None:
     for name in names:
         if name in _loaded:
             continue
-        digest = sha256_of_module(name)
+        _find(name)
         module = importlib.import_module(name)
         offered = {table: entries for table in TABLES if (entries := getattr(module, table, None))}
         if not offered:
             raise ExtensionError(f"extension {name!r} offers nothing; it needs a dict named {', '.join(TABLES)}")
-        for table, entries in offered.items():
-            place, variable = TABLES[table]
-            known = getattr(importlib.import_module(place), variable)
+        known = {table: getattr(importlib.import_module(TABLES[table][0]), TABLES[table][1]) for table in offered}
+        for table, entries in offered.items():  # all are checked before one is merged
             if not isinstance(entries, dict):
                 raise ExtensionError(f"extension {name!r}: {table} is a {type(entries).__name__}, expected a dict")
-            if taken := sorted(entries.keys() & known.keys()):
+            if taken := sorted(entries.keys() & known[table].keys()):
                 raise ExtensionError(
                     f"extension {name!r}: {table} has {taken[0]!r}, which exists already; give it another name"
                 )
-            known.update(entries)
-        _loaded[name] = digest
+        for table, entries in offered.items():
+            known[table].update(entries)
+        _loaded.add(name)
 
 
 def is_loaded(name: str) -> bool:
@@ -72,12 +72,23 @@ def sha256_of_module(name: str) -> str:
     """Return the sha256 of a module's file, or of all Python files of a package, without importing it.
 
     Raises:
-        ExtensionError: it does not exist on the Python path, or is in a run's folder.
+        ExtensionError: as ``load_extensions``, where the module cannot be found.
     """
+    path, is_package = _find(name)
+    digest = hashlib.sha256()
+    for file in sorted(path.parent.rglob("*.py")) if is_package else [path]:
+        digest.update(f"{file.relative_to(path.parent)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _find(name: str) -> tuple[Path, bool]:
+    """Return a module's file and whether it is a package's; the packages above a dotted name are imported."""
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError) as error:
-        raise ExtensionError(f"extension {name!r} cannot be found: {error}") from None
+        raise ExtensionError(
+            f"extension {name!r} cannot be found: {error}; give the name of a module on the Python path"
+        ) from None
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         raise ExtensionError(
             f"extension {name!r} is no module on the Python path; install it, or set PYTHONPATH to its folder"
@@ -85,8 +96,4 @@ def sha256_of_module(name: str) -> str:
     path = Path(spec.origin).resolve()
     if found := next((folder for folder in path.parents if all((folder / file).exists() for file in _RUN_FILES)), None):
         raise ExtensionError(f"extension {name!r} is in the folder of a run ({found}); move it elsewhere")
-    files = sorted(path.parent.rglob("*.py")) if spec.submodule_search_locations else [path]
-    digest = hashlib.sha256()
-    for file in files:
-        digest.update(f"{file.relative_to(path.parent)}\n".encode() + file.read_bytes())
-    return digest.hexdigest()
+    return path, bool(spec.submodule_search_locations)

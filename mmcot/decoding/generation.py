@@ -144,53 +144,14 @@ def generate_texts(
 
 
 def generate_ids(
-    model: Model,
-    sources: Sequence[Sequence[int]],
-    features: Sequence[np.ndarray | None],
-    *,
-    feature_shape: tuple[int, int],
-    max_new_tokens: int | Sequence[int],
-    num_rows: int,
-    eos_token_ids: Iterable[int],
-    sampling: Sampling = GREEDY,
-    keys: Sequence[str] | None = None,
-    prefixes: Sequence[Sequence[int]] | None = None,
-    is_stopped: Callable[[list[int]], bool] | None = None,
-    on_refill: Callable[[int], None] | None = None,
-    on_step: Callable[[], None] = lambda: None,
+    model: Model, sources: Sequence[Sequence[int]], features: Sequence[np.ndarray | None], **options: Any
 ) -> list[list[int]]:
-    """Generate token ids for each source, ``num_rows`` of them at a time.
-
-    Args:
-        max_new_tokens: one limit for all, or one for each source.
-        eos_token_ids: a row ends with any of these.
-        prefixes: ids that each source's row has to begin with; they count as new tokens.
-        is_stopped: called after every token with a row's ids; returns whether they end the row.
-        on_refill: called with the index of every source that takes a finished row's place.
-        on_step: called for every row that starts, and after every step of all rows.
+    """Generate token ids for each source; arguments as for ``generate_rows``.
 
     Returns:
         ids of each source, in their order, with its prefix, and with the end token where one was generated.
-
-    Raises:
-        ValueError: arguments contradict each other.
     """
-    rows = generate_rows(
-        model,
-        sources,
-        features,
-        feature_shape=feature_shape,
-        max_new_tokens=max_new_tokens,
-        num_rows=num_rows,
-        eos_token_ids=eos_token_ids,
-        sampling=sampling,
-        keys=keys,
-        prefixes=prefixes,
-        is_stopped=is_stopped,
-        on_refill=on_refill,
-        on_step=on_step,
-    )
-    return [row.ids for row in rows]
+    return [row.ids for row in generate_rows(model, sources, features, **options)]
 
 
 @torch.inference_mode()
@@ -211,10 +172,22 @@ def generate_rows(
     on_refill: Callable[[int], None] | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> list[Row]:
-    """As ``generate_ids``, with the log-probability of every token on request.
+    """Generate token ids for each source, ``num_rows`` of them at a time.
+
+    Args:
+        max_new_tokens: one limit for all, or one for each source.
+        eos_token_ids: a row ends with any of these.
+        prefixes: ids that each source's row has to begin with; they count as new tokens.
+        with_log_probs: also return the log-probability of every token.
+        is_stopped: called after every token with a row's ids; returns whether they end the row.
+        on_refill: called with the index of every source that takes a finished row's place.
+        on_step: called for every row that starts, and after every step of all rows.
 
     Returns:
         a row for each source, in their order.
+
+    Raises:
+        ValueError: arguments contradict each other.
     """
     if not sources:
         return []

@@ -100,7 +100,7 @@ def test_the_bridge_of_the_page_is_trained_and_the_report_says_that_it_has_no_ma
             "encoder.bridge.project.bias",
             "encoder.bridge.project.weight",
         ]
-    assert "attention" in (run_dir / "report.html").read_text(encoding="utf-8")
+    assert "The fusion 'mean_patch' has no attention maps" in (run_dir / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_metric_and_a_form_of_the_page_are_used(folder, run_dir):
