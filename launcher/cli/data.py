@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from launcher.cli.options import Config, Preset, RunFolder, Set, errors_as_messages, say
+from launcher.cli.options import AllowExtensions, Config, Preset, RunFolder, Set, allow, errors_as_messages, say
 
 data_app = typer.Typer(help="Make, shard and check data.", no_args_is_help=True)
 
@@ -114,9 +114,10 @@ def data_check(
 
 
 @data_app.command("ledger")
-def data_ledger(folder: RunFolder) -> None:
+def data_ledger(folder: RunFolder, allow_extensions: AllowExtensions = False) -> None:
     """Verify that each epoch of a run used each training question exactly once."""
     with errors_as_messages():
+        allow([folder], allow_extensions)
         from data_shards.mirror import local_folder
         from data_shards.reader import SplitReader
         from launcher.config.settings import Data

@@ -9,7 +9,9 @@ from typing import Annotated
 import typer
 
 from launcher.cli.options import (
+    AllowExtensions,
     RunFolder,
+    allow,
     errors_as_messages,
     say,
 )
@@ -64,10 +66,13 @@ def mlflow_up(
 
 @sync_app.command()
 def sync(
-    folder: RunFolder, uri: Annotated[str | None, typer.Option(help="MLflow; default: the run's own.")] = None
+    folder: RunFolder,
+    uri: Annotated[str | None, typer.Option(help="MLflow; default: the run's own.")] = None,
+    allow_extensions: AllowExtensions = False,
 ) -> None:
     """Send everything of a run that MLflow does not have, such as after an outage; nothing is sent twice."""
     with errors_as_messages():
+        allow([folder], allow_extensions)
         from data_shards.atomic_files import read_json
         from launcher.runs.ownership import owner
         from launcher.runs.run_dir import RunDir, RunError

@@ -70,13 +70,9 @@ class Chain:
 
     def __post_init__(self) -> None:
         known, names = list(self.given), []
+        _check_names(self)
         for stage in self.stages:
             place = f"chain {self.name!r}, stage {stage.name!r}"
-            if stage.name in names or stage.name in _TAKEN or not stage.name.replace("-", "").isalnum():
-                raise ValueError(
-                    f"{place}: the name must be letters, digits and '-', used once, and none of "
-                    f"{', '.join(sorted(_TAKEN))}"
-                )
             if missing := [text for text in stage.reads if text not in known]:
                 raise ValueError(
                     f"{place} reads {missing[0]!r}, which no earlier stage writes; there is {_listed(known)}"
@@ -173,6 +169,18 @@ class Chain:
             return False
         output = split_format(self.answering.format)[1]
         return "A" in output and output != "A"
+
+
+def _check_names(chain: Chain) -> None:
+    """Check the names of stages and texts: each is a folder of the run."""
+    names = [*chain.given, *(name for stage in chain.stages for name in (stage.name, stage.writes))]
+    folders = [name for name in names if name is not None and name != ANSWERS]
+    for name in folders:
+        if folders.count(name) > 1 or name in _TAKEN or not name.replace("-", "").isalnum():
+            raise ValueError(
+                f"chain {chain.name!r}: {name!r} is no name for a stage or text, each of which is a folder of the run; "
+                f"give letters, digits and '-', used once in the chain, and none of {', '.join(sorted(_TAKEN))}"
+            )
 
 
 def _listed(names: list[str]) -> str:

@@ -49,6 +49,8 @@ class RunPredictor:
                 f"{folder} answers over rationales that were given to it and cannot write its own; "
                 "give a run of another chain"
             )
+        if self.settings.chain.answering is None:
+            raise RunError(f"the chain of {folder} has no stage that answers; give a run of another chain")
         self.num_cut = 0
         stages = [stage.name for stage in self.settings.chain.writing] if stages is None else stages
         self._folders = {stage: _trained(RunDir(folder), stage) for stage in stages}

@@ -21,7 +21,7 @@ from typing import Any
 from data_shards.atomic_files import read_json
 from launcher.runs.exported import verify_export
 from launcher.runs.run_dir import RunDir
-from launcher.runs.run_settings import RUN_SETTINGS
+from launcher.runs.run_settings import EXTENSIONS, RUN_SETTINGS
 
 FOLDER = "model"  # among the run's artifacts
 
@@ -88,7 +88,9 @@ def _upload(client: Any, run_id: str, run_dir: RunDir, exports: dict[str, dict[s
     with tempfile.TemporaryDirectory(dir=run_dir.path, prefix=".tmp-model-") as temporary:
         bundle = Path(temporary) / "run"
         bundle.mkdir()
-        shutil.copy(run_dir.path / RUN_SETTINGS, bundle)
+        for name in (RUN_SETTINGS, EXTENSIONS):
+            if (run_dir.path / name).exists():
+                shutil.copy(run_dir.path / name, bundle)
         for stage, export in exports.items():
             verify_export(run_dir.model(stage), export, source=str(run_dir.marker_path(f"train-{stage}")))
             shutil.copytree(run_dir.model(stage), bundle / stage / "model", copy_function=os.link)

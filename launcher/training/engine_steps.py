@@ -87,10 +87,13 @@ def validation_loss(
 
 
 def block_loss(engine: Any, block: Block, objective: Objective) -> LossParts:
-    """The parts of a block's loss, each summed over its target tokens or questions."""
+    """The parts of a block's loss, each summed over its target tokens or questions; 0 for a dummy block."""
     inputs = {name: tensor.to(engine.device, non_blocking=True) for name, tensor in block.tensors.items()}
     labels = inputs.pop("labels")
-    return objective(engine, inputs, labels)
+    parts = objective(engine, inputs, labels)
+    if block.qids:
+        return parts
+    return {name: (part * 0.0, unit) for name, (part, unit) in parts.items()}  # its rows are no questions of their own
 
 
 def named_losses(parts: Mapping[str, float], name: str) -> dict[str, float]:

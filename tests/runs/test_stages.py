@@ -24,6 +24,8 @@ ANSWER = Stage("answer", "QCMG-A", reads=("drafts",), writes=ANSWERS)
         ),
         ((DRAFT, Stage("draft", "QCM-A", writes=ANSWERS)), "used once"),
         ((Stage("logs", "QCM-A", writes=ANSWERS),), "none of"),
+        ((Stage("draft", "QCM-E", writes="draft"), Stage("answer", "QCM-A", writes=ANSWERS)), "'draft' is no name"),
+        ((Stage("draft", "QCM-E", writes="../logs"), Stage("answer", "QCM-A", writes=ANSWERS)), "'../logs' is no name"),
         ((DRAFT, Stage("answer", "QCM-A", writes="texts")), "'predictions' for the last stage alone"),
         ((Stage("answer", "QCM-X", writes=ANSWERS),), "QCM-X.*did you mean"),
         ((), "has no stage"),

@@ -43,23 +43,19 @@ class Engine(torch.nn.Module):
         pass
 
 
-def run(blocks, monkeypatch, objective=two_parts):
+def run(blocks, monkeypatch, objective=two_parts, dummies=frozenset()):
     torch.manual_seed(0)
     config = MultimodalT5Config(
         vocab_size=16, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, dropout_rate=0.0, pad_token_id=0
     )
     engine = Engine(T5ForMultimodalGeneration._from_config(config))
     monkeypatch.setattr(engine_steps, "global_sum", lambda engine, values: values)
-    loaded = [
-        (
-            index,
-            Block(
-                collate(pairs, [None] * len(pairs), feature_shape=(1, 1), pad_token_id=0, decoder_start_token_id=0),
-                tuple(str(number) for number in range(len(pairs))),
-            ),
-        )
-        for index, pairs in enumerate(blocks)
-    ]
+    shape = {"feature_shape": (1, 1), "pad_token_id": 0, "decoder_start_token_id": 0}
+    loaded = []
+    for index, pairs in enumerate(blocks):
+        tensors = collate(pairs, [None] * len(pairs), is_dummy=index in dummies, **shape)
+        qids = () if index in dummies else tuple(str(number) for number in range(len(pairs)))
+        loaded.append((index, Block(tensors, qids)))
     parts = optimizer_step(
         engine,
         types.SimpleNamespace(blocks=loaded, number=0),
@@ -82,6 +78,12 @@ def test_parts_and_gradients_do_not_depend_on_the_division_into_blocks(monkeypat
         assert others == pytest.approx(parts, rel=1e-5)
         assert torch.allclose(other_gradients, gradients, atol=1e-6)
     assert set(parts) == {"text", "size"} and parts["size"] > 0
+
+
+def test_a_dummy_block_changes_neither_parts_nor_gradients(monkeypatch):
+    parts, gradients = run([PAIRS], monkeypatch)
+    with_dummy, other_gradients = run([PAIRS, PAIRS[:1]], monkeypatch, dummies={1})
+    assert with_dummy == parts and torch.equal(other_gradients, gradients)
 
 
 def test_labels_are_shifted_as_t5_shifts_them():
