@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from data_shards.sources.forms import known_forms
 from launcher.cli.options import Config, Preset, RunFolder, Set, errors_as_messages, say
 
 data_app = typer.Typer(help="Make, shard and check data.", no_args_is_help=True)
@@ -136,9 +137,7 @@ def data_ledger(folder: RunFolder) -> None:
 
 @data_app.command("describe")
 def data_describe(
-    path: Annotated[
-        Path, typer.Argument(help="A data set: ScienceQA folder, .jsonl, .csv, or a saved Hugging Face data set.")
-    ],
+    path: Annotated[Path, typer.Argument(help=f"A data set: {known_forms()}.")],
     tokenizer: Annotated[
         str | None, typer.Option(help="Hugging Face id or folder to count tokens with; else words.")
     ] = None,

@@ -24,6 +24,7 @@ from pathlib import Path
 TABLES = {
     "CHAINS": ("launcher.config.chains", "CHAINS"),
     "METRICS": ("mmcot.metrics.table", "METRICS"),
+    "FORMS": ("data_shards.sources.forms", "FORMS"),
     "BRIDGES": ("mmcot.models.fusion", "FUSIONS"),
 }
 _RUN_FILES = ("run.yaml", "lock.json")

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import pydantic
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from data_shards.sources.forms import known_forms
 from launcher.config.chains import ANSWER, PRETRAINED, RATIONALE, Chain, Stage, chain_named
 from launcher.config.extensions import load_extensions
 from mmcot.texts.prompts import gold_rationale, split_format
@@ -88,7 +89,7 @@ class Data(_Section):
 
     path: str | None = Field(
         default=None,
-        description="ScienceQA folder, .jsonl, .csv, or datasets' save_to_disk; none: the built-in MiniSQA",
+        description=f"the data set: {known_forms()}; none: the built-in MiniSQA",
     )
     mini_sqa: MiniSQA = MiniSQA()
     shards_dir: str | None = Field(

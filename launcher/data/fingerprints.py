@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 from data_shards.atomic_files import commit_json, fingerprint, read_json, sha256_of_file
 from data_shards.manifest import SCHEMA_VERSION
-from data_shards.sources import hf_dataset
-from data_shards.sources.forms import read_questions
-from data_shards.sources.question_set import SPLITS
+from data_shards.sources.forms import form_of
+from data_shards.sources.question_set import SPLITS, Picture
 from launcher.config.chains import ANSWER, CHAINS
 from launcher.config.settings import Data, Settings, SettingsError
 from launcher.data.published_features import makes_features, name_map, ready_made_file
 from mmcot.vision.encoder_kinds import ENCODERS
 from mmcot.vision.patches import FEATURES
 
-_TEXT_SUFFIXES = (".jsonl", ".csv", ".json", ".arrow")
-
 
 def folder_inputs(settings: Settings, source: Path) -> dict[str, Any]:
-    """The inputs that determine the content of the text shards and the tokenizer."""
-    data = settings.data
-    names = ("problems.json", "pid_splits.json", "captions.json", "ceilings.json")
-    files = [source / name for name in names if (source / name).exists()]
-    if not files:  # another form: all of its files with text
-        files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.suffix in _TEXT_SUFFIXES)
+    """The inputs that determine the content of the text shards and the tokenizer.
+
+    Raises:
+        SettingsError: the form of the data set names no file.
+    """
+    data, form = settings.data, form_of(source)
+    if not (files := form.content_files(source)):
+        raise SettingsError(
+            f"{source}: content_files of its form ({form.label}) names no file; expected those that determine the "
+            "texts, so that a change of them is noticed"
+        )
     return {
         "schema_version": SCHEMA_VERSION,
-        "files": {
-            file.name if file == source else str(file.relative_to(source)): sha256_of_file(file) for file in files
-        },
+        "files": {_name_in(source, file): sha256_of_file(file) for file in files},
         **({"captions": sha256_of_file(Path(data.captions))} if data.captions else {}),
         **({"splits": data.splits} if data.splits else {}),
         "samples_per_shard": data.samples_per_shard,
         "tokenizer_vocab_size": data.tokenizer_vocab_size,
         "tokenizer_formats": None if settings.model.pretrained else tokenizer_formats(settings),
     }
+
+
+def _name_in(source: Path, file: Path) -> str:
+    if file == source:
+        return file.name
+    return str(file.relative_to(source) if file.is_relative_to(source) else file)
 
 
 def _feature_inputs(data: Data, source: Path) -> dict[str, Any]:
@@ -54,17 +61,23 @@ def _feature_inputs(data: Data, source: Path) -> dict[str, Any]:
 
 def _pictures_fingerprint(source: Path) -> str | None:
     """Hash the pictures' file names and sizes; None for a data set whose own files contain the pictures."""
-    if hf_dataset.recognizes(source):
+    form = form_of(source)
+    if form.holds_pictures:
         return None
-    questions = read_questions(source)
+    questions = form.read(source)
     facts = [
-        [problem.qid, path.name, path.stat().st_size if path.is_file() else None]
+        [problem.qid, *_picture_facts(picture)]
         for split in SPLITS
         for problem in questions.problems[split]
-        for path in questions.pictures(problem)
-        if isinstance(path, Path)  # of this form all are
+        for picture in questions.pictures(problem)
     ]
     return fingerprint(facts)
+
+
+def _picture_facts(picture: Picture) -> tuple[str, int | None]:
+    if isinstance(picture, bytes):
+        return hashlib.sha256(picture).hexdigest(), len(picture)
+    return picture.name, picture.stat().st_size if picture.is_file() else None
 
 
 def _published_facts(data: Data) -> list[Any] | None:

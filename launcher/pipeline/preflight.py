@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from data_shards.remote_files import is_remote
+from data_shards.sources.forms import known_forms
 from launcher.cluster.gpus import count_own_gpus, require_gpus
 from launcher.config.settings import Cluster, Settings, SettingsError
 from launcher.data.feature_tasks import MADE_HERE
@@ -35,7 +36,7 @@ def check_settings(settings: Settings) -> None:
     if settings.data.path is not None and not Path(settings.data.path).exists():
         raise SettingsError(
             f"data.path {settings.data.path} does not exist; put the data there, or set data.path "
-            "(known forms: ScienceQA's folder, .jsonl, .csv, a saved Hugging Face data set)"
+            f"(known forms: {known_forms()})"
         )
     _check_features(settings)
 
