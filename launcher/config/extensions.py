@@ -25,6 +25,7 @@ TABLES = {
     "CHAINS": ("launcher.config.chains", "CHAINS"),
     "METRICS": ("mmcot.metrics.table", "METRICS"),
     "FORMS": ("data_shards.sources.forms", "FORMS"),
+    "ENCODERS": ("mmcot.vision.encoder_kinds", "ENCODERS"),
     "BRIDGES": ("mmcot.models.fusion", "FUSIONS"),
 }
 _RUN_FILES = ("run.yaml", "lock.json")

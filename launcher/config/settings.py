@@ -19,6 +19,7 @@ from launcher.config.chains import ANSWER, PRETRAINED, RATIONALE, Chain, Stage, 
 from launcher.config.extensions import load_extensions
 from mmcot.texts.prompts import gold_rationale, split_format
 from mmcot.texts.sample import Sample
+from mmcot.vision.encoder_kinds import ENCODERS
 
 
 class SettingsError(ValueError):
@@ -107,15 +108,20 @@ class Data(_Section):
         description="size of the cache on a machine in gigabytes; the least recently used are removed first",
     )
     samples_per_shard: PositiveInt = Field(default=512, description="questions per shard")
-    features: str | None = Field(default="patch", description="vision features to train on; none: text alone")
+    features: str | None = Field(
+        default="patch",
+        description=f"vision features to train on: {', '.join(ENCODERS)}, or the name of finished ones; none: text "
+        "alone",
+    )
     vision_features: str | None = Field(
         default=None,
         description="folder of published features and their name_map.json; none: data.path/vision_features",
     )
     vision_model: str | None = Field(
         default=None,
-        description="Hugging Face id or folder of the encoder for detr, clip, vit or resnet features of the pictures; "
-        "none: published features if data.path has them, else the kind's default encoder",
+        description="Hugging Face id or folder of the encoder that makes the features of the pictures "
+        f"({', '.join(name for name, encoder in ENCODERS.items() if encoder.default_model)}); none: published features "
+        "if data.path has them, else the kind's default encoder",
     )
     max_pictures: PositiveInt = Field(
         default=1, description="maximum number of pictures per question; further ones are counted"

@@ -14,7 +14,6 @@ from launcher.config.chains import ANSWER, CHAINS
 from launcher.config.settings import Data, Settings, SettingsError
 from launcher.data.published_features import makes_features, name_map, ready_made_file
 from mmcot.vision.encoder_kinds import ENCODERS
-from mmcot.vision.patches import FEATURES
 
 
 def folder_inputs(settings: Settings, source: Path) -> dict[str, Any]:
@@ -50,12 +49,13 @@ def _feature_inputs(data: Data, source: Path) -> dict[str, Any]:
     """The inputs that determine the content of a feature's shards, in addition to the text."""
     if not makes_features(data):
         return {"ready_made": _published_facts(data)}
-    name = data.require_features()
+    encoder = ENCODERS[data.require_features()]
+    model = None if encoder.in_driver else data.vision_model or encoder.default_model
     return {
         "pictures": _pictures_fingerprint(source),
         "max_pictures": data.max_pictures,
         "unreadable_pictures": data.unreadable_pictures,
-        **({} if name in FEATURES else {"encoder": data.vision_model or ENCODERS[name].default_model}),
+        **({"encoder": model} if model else {}),
     }
 
 
