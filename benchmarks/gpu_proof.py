@@ -40,7 +40,7 @@ import transformers
 sys.path.insert(0, str(Path(__file__).parents[1]))  # also without an installation
 from mmcot.models.device import open_device
 from mmcot.models.flops import BACKWARD_AND_FORWARD, forward_flops, measure_peak_flops
-from mmcot.models.loss import token_loss_sum
+from mmcot.models.loss import OBJECTIVES, token_loss_sum
 from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -198,11 +198,12 @@ def random_batch(
     )
     vision = torch.randn(rows, config.vision_num_patches, config.vision_dim, generator=generator)
     vision[2::3] = 0.0
+    labels = torch.where(written, torch.randint(2, config.vocab_size, (rows, target), generator=generator), -100)
     return {
         "input_ids": torch.randint(2, config.vocab_size, (rows, source), generator=generator) * mask,
         "attention_mask": mask.long(),
         "vision_features": vision,
-        "labels": torch.where(written, torch.randint(2, config.vocab_size, (rows, target), generator=generator), -100),
+        "labels": labels,
     }
 
 
@@ -368,6 +369,7 @@ def training_steps(size: str, peak: float) -> Iterator[dict[str, Any]]:
             random_batch(engine.module.config, rows=rows, source=source, target=target, seed=seed) for seed in range(2)
         ]
         tokens = sum(int((batch["labels"] != -100).sum()) for batch in batches)
+        batches = [batch | {"decoder_input_ids": engine.module._shift_right(batch["labels"])} for batch in batches]
         step = Step(
             0,
             [
@@ -387,9 +389,9 @@ def training_steps(size: str, peak: float) -> Iterator[dict[str, Any]]:
         losses = []
 
         def run(step: Step = step, tokens: int = tokens, losses: list[float] = losses) -> None:
-            losses.append(
-                optimizer_step(engine, step, seed=0, scale=1 / tokens, meter=Meter(peak_flops=peak), gate=None) / tokens
-            )
+            counts = {"tokens": tokens, "questions": len(step.blocks)}
+            options = {"seed": 0, "counts": counts, "world_size": 1, "meter": Meter(peak_flops=peak), "observe": False}
+            losses.append(optimizer_step(engine, step, OBJECTIVES["text"], **options)["text"])
 
         run()
         if ON_GPU:
@@ -459,6 +461,7 @@ def decoding(tiny: bool) -> dict[str, Any]:
 
 def ids_by_route(shape: dict[str, Any]) -> dict[str, list[list[int]]]:
     import mmcot.decoding.generation as generation
+    from mmcot.models import cuda_graphs
 
     model = new_model({**shape, "tie_word_embeddings": False}, patches=(7, 12))
     # With T5's initial weights every text is one token repeated. The output layer then prefers a token other than
@@ -475,14 +478,14 @@ def ids_by_route(shape: dict[str, Any]) -> dict[str, list[list[int]]]:
         )
 
     routes = {"cpu": write()}
-    static = generation.StaticDecoder
-    generation.StaticDecoder = static if ON_GPU else (lambda decoder: decoder)
+    static = cuda_graphs.StaticDecoder
+    cuda_graphs.StaticDecoder = static if ON_GPU else (lambda decoder: decoder)
     model.to(DEVICE)
     routes["captured" if ON_GPU else "again"] = write()
     if ON_GPU:
-        generation.StaticDecoder = lambda decoder: decoder
+        cuda_graphs.StaticDecoder = lambda decoder: decoder
         routes["plain CUDA"] = write()
-    generation.StaticDecoder = static
+    cuda_graphs.StaticDecoder = static
     return routes
 
 

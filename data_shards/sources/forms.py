@@ -1,10 +1,8 @@
-"""Reading a data set in any of the known forms.
+"""The known forms of data sets, and reading one in any of them.
 
 read_questions("path/to/ScienceQA")     # a folder in ScienceQA's layout
 read_questions("mine.jsonl")             # or .csv, or a folder with train.jsonl, val.jsonl, ...
 read_questions("my-dataset-on-disk")     # saved by Hugging Face's `save_to_disk`
-
-Everything that depends on the form is in its value of ``FORMS``; this module loads no large library.
 """
 
 from __future__ import annotations
@@ -14,21 +12,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from data_shards.sources import hf_dataset, scienceqa, tables
-from data_shards.sources.question_set import QuestionSet, files_with_text
+from data_shards.sources.question_set import QuestionSet
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Form:
-    """A form of data sets.
+    """One form of data sets.
 
     Attributes:
-        label: what such a data set is, in words that follow "expected".
-        recognizes: whether an existing path is such a data set; the first form that recognizes a path reads it.
-        read: maps the path to samples of any kinds and their pictures.
-        content_files: maps the path to the files whose content determines the texts, at least one. The folder of shards
-            is bound to their names and sha256.
-        holds_pictures: whether these files contain the pictures too. Pictures elsewhere are compared by name and size,
-            encoded ones by their bytes.
+        label: its human-readable name.
+        recognizes: whether a path has this form.
+        read: reads a path; its samples may be of any kinds, and it says where their pictures are.
+        content_files: the files of a path whose content determines the texts, at least one.
+        holds_pictures: whether these files also contain the pictures. Others are compared by name and size, encoded
+            ones by their bytes.
     """
 
     label: str
@@ -38,33 +35,33 @@ class Form:
     holds_pictures: bool = False
 
 
+# By name, in the order in which they are tried; a plain dict, to which extensions add theirs.
 FORMS: dict[str, Form] = {
     "scienceqa": Form(
-        label="a folder with problems.json and pid_splits.json (ScienceQA's)",
-        recognizes=scienceqa.recognizes,
-        read=scienceqa.read,
-        content_files=scienceqa.content_files,
+        "ScienceQA's folder (with problems.json and pid_splits.json)",
+        scienceqa.recognizes,
+        scienceqa.read,
+        scienceqa.content_files,
     ),
-    "saved": Form(
-        label="a data set saved by Hugging Face's save_to_disk",
-        recognizes=hf_dataset.recognizes,
-        read=hf_dataset.read,
-        content_files=files_with_text,
+    "hf_dataset": Form(
+        "a data set saved by Hugging Face's save_to_disk",
+        hf_dataset.recognizes,
+        hf_dataset.read,
+        tables.content_files,
         holds_pictures=True,
     ),
     "tables": Form(
-        label=f"a {' or '.join(tables.SUFFIXES)} file, or a folder with one per split (train.jsonl, val.jsonl, ...)",
-        recognizes=tables.recognizes,
-        read=tables.read,
-        content_files=files_with_text,
+        ".jsonl or .csv (a file, or a folder with one for each of train, val and test)",
+        tables.recognizes,
+        tables.read,
+        tables.content_files,
     ),
 }
 
 
-def known_forms() -> str:
-    """All forms in words, for messages and descriptions."""
-    *labels, last = (form.label for form in FORMS.values())
-    return f"{', '.join(labels)}, or {last}"
+def form_labels() -> str:
+    """The names of all forms, for messages."""
+    return ", ".join(form.label for form in FORMS.values())
 
 
 def form_of(path: str | Path) -> Form:
@@ -72,7 +69,7 @@ def form_of(path: str | Path) -> Form:
 
     Raises:
         FileNotFoundError: ``path`` does not exist.
-        ValueError: no form recognizes it.
+        ValueError: the form is unknown.
     """
     path = Path(path)
     if not path.exists():
@@ -81,7 +78,7 @@ def form_of(path: str | Path) -> Form:
         if form.recognizes(path):
             return form
     found = sorted(child.name for child in path.iterdir())[:8] if path.is_dir() else path.suffix
-    raise ValueError(f"{path} is in no known form (found {found}); expected {known_forms()}")
+    raise ValueError(f"{path} is in no known form (found {found}); expected one of: {form_labels()}")
 
 
 def read_questions(path: str | Path) -> QuestionSet:

@@ -17,7 +17,6 @@ from data_shards.atomic_files import read_json
 from mmcot.texts.sample import Sample, SampleError
 
 SPLITS = ("train", "val", "test")
-_TEXT_SUFFIXES = (".jsonl", ".csv", ".json", ".arrow")
 Picture = Path | bytes  # a file, or the encoded picture itself
 
 
@@ -49,11 +48,6 @@ class QuestionSet:
                 seen[problem.qid] = split
                 if not problem.has_answer:
                     raise SampleError(f"question {problem.qid}: the answer is missing; training and scoring need it")
-
-
-def files_with_text(path: Path) -> list[Path]:
-    """Return the file of a data set, or all files of its folder that may contain texts."""
-    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in _TEXT_SUFFIXES)
 
 
 def with_captions(questions: QuestionSet, path: str | Path) -> QuestionSet:

@@ -20,18 +20,16 @@ from data_shards.sources.question_set import SPLITS, QuestionSet
 from data_shards.sources.tables import sample_of_row
 from mmcot.texts.sample import Sample, SampleError
 
-_REQUIRED = ("problems.json", "pid_splits.json")
-_FILES = (*_REQUIRED, "captions.json", "ceilings.json")
-
 
 def recognizes(path: Path) -> bool:
     """Whether a path looks like this form."""
-    return any((path / name).exists() for name in _REQUIRED)
+    return (path / "problems.json").exists() or (path / "pid_splits.json").exists()
 
 
 def content_files(path: Path) -> list[Path]:
-    """Return the files that determine the texts."""
-    return [path / name for name in _FILES if (path / name).exists()]
+    """Return the files whose content determines the texts."""
+    names = ("problems.json", "pid_splits.json", "captions.json", "ceilings.json")
+    return [path / name for name in names if (path / name).exists()]
 
 
 def read(path: Path) -> QuestionSet:
@@ -41,7 +39,7 @@ def read(path: Path) -> QuestionSet:
         FileNotFoundError: problems.json or pid_splits.json is missing.
         SampleError: a problem is not valid, or a split names a qid that has no problem.
     """
-    records, splits = (_required(path, name) for name in _REQUIRED)
+    records, splits = _required(path, "problems.json"), _required(path, "pid_splits.json")
     captions_path, ceilings_path = path / "captions.json", path / "ceilings.json"
     captions = read_json(captions_path)["captions"] if captions_path.exists() else {}
 
@@ -67,7 +65,9 @@ def read(path: Path) -> QuestionSet:
 def _required(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; a folder in ScienceQA's layout has {' and '.join(_REQUIRED)}")
+        raise FileNotFoundError(
+            f"{path} does not exist; a folder in ScienceQA's layout has problems.json and pid_splits.json"
+        )
     value = read_json(path)
     if not isinstance(value, dict):
         raise SampleError(f"{path} contains a {type(value).__name__}; expected an object")

@@ -35,6 +35,7 @@ from data_shards.sources.question_set import SPLITS, QuestionSet
 from mmcot.texts.sample import Sample, SampleError, choice_letter
 
 SUFFIXES = (".jsonl", ".csv")
+_TEXT_SUFFIXES = (*SUFFIXES, ".json", ".arrow")
 _SPLIT_NAMES = {"validation": "val", "valid": "val", "dev": "val"} | {split: split for split in SPLITS}
 _OTHER_NAMES = {"context": "hint", "rationale": "solution"}
 OTHER_KINDS = ("document", "answers", "text")  # fields that tell the kind of a row without choices
@@ -43,6 +44,11 @@ OTHER_KINDS = ("document", "answers", "text")  # fields that tell the kind of a 
 def recognizes(path: Path) -> bool:
     """Whether a path looks like this form."""
     return bool(_files(path))
+
+
+def content_files(path: Path) -> list[Path]:
+    """Return the files whose content determines the texts: a table, or all files with text in a folder."""
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in _TEXT_SUFFIXES)
 
 
 def read(path: Path) -> QuestionSet:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from data_shards.sources.forms import known_forms
+from data_shards.sources.forms import form_labels
 from launcher.cli.options import Config, Preset, RunFolder, Set, errors_as_messages, say
 
 data_app = typer.Typer(help="Make, shard and check data.", no_args_is_help=True)
@@ -137,7 +137,7 @@ def data_ledger(folder: RunFolder) -> None:
 
 @data_app.command("describe")
 def data_describe(
-    path: Annotated[Path, typer.Argument(help=f"A data set: {known_forms()}.")],
+    path: Annotated[Path, typer.Argument(help=f"A data set: {form_labels()}.")],
     tokenizer: Annotated[
         str | None, typer.Option(help="Hugging Face id or folder to count tokens with; else words.")
     ] = None,

@@ -23,10 +23,10 @@ from pathlib import Path
 # The dict that a module may offer: the module and the name of the table it is merged into.
 TABLES = {
     "CHAINS": ("launcher.config.chains", "CHAINS"),
-    "METRICS": ("mmcot.metrics.table", "METRICS"),
     "FORMS": ("data_shards.sources.forms", "FORMS"),
+    "METRICS": ("mmcot.metrics.table", "METRICS"),
     "ENCODERS": ("mmcot.vision.encoder_kinds", "ENCODERS"),
-    "BRIDGES": ("mmcot.models.fusion", "FUSIONS"),
+    "BRIDGES": ("mmcot.models.fusion", "BRIDGES"),
 }
 _RUN_FILES = ("run.yaml", "lock.json")
 

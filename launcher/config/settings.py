@@ -9,14 +9,15 @@ The packages ``mmcot`` and ``data_shards`` take no ``Settings``: the launcher pa
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from data_shards.sources.forms import known_forms
+from data_shards.sources.forms import form_labels
 from launcher.config.chains import ANSWER, PRETRAINED, RATIONALE, Chain, Stage, chain_named
 from launcher.config.extensions import load_extensions
+from mmcot.models.bridge_names import check_bridge
 from mmcot.texts.prompts import gold_rationale, split_format
 from mmcot.texts.sample import Sample
 from mmcot.vision.encoder_kinds import ENCODERS
@@ -90,7 +91,7 @@ class Data(_Section):
 
     path: str | None = Field(
         default=None,
-        description=f"the data set: {known_forms()}; none: the built-in MiniSQA",
+        description=f"the data set ({form_labels()}); none: the built-in MiniSQA",
     )
     mini_sqa: MiniSQA = MiniSQA()
     shards_dir: str | None = Field(
@@ -209,8 +210,9 @@ class Model(_Section):
 
     pretrained: str | None = Field(default=None, description="Hugging Face id or folder of a T5; none: random weights")
     shape: T5Shape = Field(default=T5Shape(), description="size of a model with random weights")
-    fusion: Literal["gated_cross_attention"] = Field(
-        default="gated_cross_attention", description="how picture features are combined with text states"
+    fusion: Annotated[str, pydantic.AfterValidator(check_bridge)] = Field(
+        default="gated_cross_attention",
+        description="how picture features are combined with text states: a name in BRIDGES of mmcot/models/fusion.py",
     )
     gate_start: float = Field(
         default=0.0,
@@ -468,7 +470,8 @@ class Settings(_Section):
 
     run: Run = Run()
     extensions: list[str] = Field(
-        default=[], description="modules on the Python path that add chains, bridges or metrics (docs/extending.md)"
+        default=[],
+        description="modules on the Python path that add chains, bridges, metrics or forms of data (docs/extending.md)",
     )
     data: Data = Data()
     model: Model = Model()

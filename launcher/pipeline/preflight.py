@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from data_shards.remote_files import is_remote
-from data_shards.sources.forms import known_forms
+from data_shards.sources.forms import form_labels
 from launcher.cluster.gpus import count_own_gpus, require_gpus
 from launcher.config.settings import Cluster, Settings, SettingsError
 from launcher.data.published_features import ready_made_file
@@ -36,7 +36,7 @@ def check_settings(settings: Settings) -> None:
     if settings.data.path is not None and not Path(settings.data.path).exists():
         raise SettingsError(
             f"data.path {settings.data.path} does not exist; put the data there, or set data.path "
-            f"(known forms: {known_forms()})"
+            f"(known forms: {form_labels()})"
         )
     _check_features(settings)
 

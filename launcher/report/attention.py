@@ -27,7 +27,10 @@ from mmcot.vision.encoder_kinds import ENCODERS
 def look_at_questions(
     run_dir: RunDir, settings: Settings, stage: str, split: str, qids: Sequence[str], *, shards_dir: Path
 ) -> list[dict[str, Any]]:
-    """Run a stage's encoder over questions, on the CPU, and return its fusion's attention and gate."""
+    """Run a stage's encoder over questions, on the CPU, and return its fusion's attention and gate.
+
+    An empty list: this kind of fusion has no attention maps.
+    """
     import torch
     from transformers import AutoTokenizer
 
@@ -50,7 +53,13 @@ def look_at_questions(
         texts={text: run_dir.texts(text) for text in settings.chain.stage(stage).reads},
     )
     numbers = {str(qid): number for number, qid in enumerate(samples.reader.qids)}
-    return [{"qid": qid, **_measure(model, tokenizer, samples, numbers[qid])} for qid in qids if qid in numbers]
+    looks = []
+    for qid in qids:
+        if qid in numbers:
+            if (look := _measure(model, tokenizer, samples, numbers[qid])) is None:
+                return []
+            looks.append({"qid": qid, **look})
+    return looks
 
 
 def grid_of(settings: Settings) -> dict[str, Any]:
@@ -65,22 +74,23 @@ def grid_of(settings: Settings) -> dict[str, Any]:
     return {"rows": rows, "columns": columns}
 
 
-def _measure(model: Any, tokenizer: Any, samples: Any, number: int) -> dict[str, Any]:
+def _measure(model: Any, tokenizer: Any, samples: Any, number: int) -> dict[str, Any] | None:
     import torch
 
-    from mmcot.models.attention_maps import look_at
     from mmcot.texts.encoding import stack_features
 
     ids = samples.encode(number).source_ids
     vision = stack_features([samples.reader.features(number)], samples.reader.feature_shape)
     input_ids = torch.tensor([ids])
-    look = look_at(model, input_ids, torch.ones_like(input_ids), vision["vision_features"], vision["vision_mask"])
+    look = model.attention_maps(input_ids, torch.ones_like(input_ids), **vision)
+    if look is None:
+        return None
     attention_SP = look.attention_BSP[0].numpy()
     scale_S = attention_SP.max(axis=1)
     shades_SP = np.round(255 * attention_SP / np.maximum(scale_S, 1e-12)[:, None]).astype(np.uint8)
     return {
         "tokens": _pieces(tokenizer, ids),
-        "gate": _rounded(look.gate_BS[0].numpy()),
+        "gate": None if look.gate_BS is None else _rounded(look.gate_BS[0].numpy()),
         "num_patches": attention_SP.shape[1],
         "attention": base64.b64encode(shades_SP.tobytes()).decode(),
         "scale": _rounded(scale_S),

@@ -180,6 +180,9 @@ def _look(
         for stage, is_ready in ready.items()
         if is_ready and qids
     }
+    if stages and not any(stages.values()):
+        return {"why": f"The fusion '{settings.model.fusion}' has no attention maps, so there is nothing to show."}
+    stages = {stage: looks for stage, looks in stages.items() if looks}
     if not stages:
         why = (
             "No test question has a picture."

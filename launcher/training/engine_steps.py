@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,62 +13,90 @@ from data_shards.stream import Step
 from launcher.runs.hang_guard import HangGuard
 from launcher.stages.samples import Block
 from launcher.training.loader import StageStream
-from launcher.training.throughput import GateOpening, Meter
-from mmcot.models.loss import count_target_tokens, token_loss_sum
+from launcher.training.throughput import Meter
+from mmcot.models.loss import UNITS, LossParts, Objective, count_target_tokens
 
 
 def optimizer_step(
-    engine: Any, loaded: Step, *, seed: int, scale: float, meter: Meter, gate: GateOpening | None
-) -> float:
-    """One optimizer step over this rank's blocks; returns the loss summed over the global batch.
+    engine: Any,
+    loaded: Step,
+    objective: Objective,
+    *,
+    seed: int,
+    counts: Mapping[str, float],
+    world_size: int,
+    meter: Meter,
+    observe: bool,
+) -> dict[str, float]:
+    """One optimizer step over this rank's blocks; returns each part of the loss over the global batch.
 
     Args:
-        scale: world size over the target tokens of the global batch; DeepSpeed averages over ranks.
-        gate: measures the fusion's gate in this step.
+        counts: the target tokens and the questions of the global batch.
+        world_size: DeepSpeed averages gradients over ranks, so each part's sum is scaled by it.
+        observe: let the model measure in this step what its ``watch`` returns.
     """
     engine.train()
-    loss_sum = 0.0
+    sums, units = defaultdict(float), {}
     for index, block in loaded.blocks:
         torch.manual_seed(_dropout_seed(seed, loaded.number, index))
-        if gate:
-            gate.observe(block.tensors if block.qids else None)  # a dummy block has no question
+        if observe:
+            engine.module.observe(block.tensors if block.qids else None)  # a dummy block has no question
         meter.lap("own")
-        loss = block_loss(engine, block)
-        loss_sum += loss.item()
+        parts = block_loss(engine, block, objective)
+        for name, (part, unit) in parts.items():
+            sums[name] += part.item()
+            units[name] = unit
         meter.lap("forward")
-        engine.backward(loss * scale, scale_wrt_gas=False)
+        scaled = [part * (world_size / counts[unit]) for part, unit in parts.values()]
+        engine.backward(sum(scaled[1:], scaled[0]), scale_wrt_gas=False)
         meter.lap("backward")
-    if gate:
-        gate.observe(None)
+    if observe:
+        engine.module.observe(None)
     engine.step()
     meter.lap("update")
-    (total,) = global_sum(engine, [loss_sum])
+    totals = global_sum(engine, list(sums.values()))
     meter.lap("wait")
-    return total
+    return {name: total / counts[units[name]] for name, total in zip(sums, totals, strict=True)}
 
 
 def validation_loss(
-    engine: Any, stream: StageStream, num_steps: int, *, rank: int, world_size: int, hang_guard: HangGuard
-) -> float:
-    """Teacher-forced loss per target token over a whole split."""
+    engine: Any,
+    stream: StageStream,
+    objective: Objective,
+    num_steps: int,
+    *,
+    rank: int,
+    world_size: int,
+    hang_guard: HangGuard,
+) -> dict[str, float]:
+    """Each part of the teacher-forced loss, per unit, over a whole split."""
     engine.eval()
-    total = [0.0, 0.0]
+    sums, units, counts = defaultdict(float), {}, dict.fromkeys(UNITS, 0.0)
     for step in stream.steps(rank=rank, world_size=world_size, steps=range(num_steps)):
         hang_guard.progress()
         for _, block in step.blocks:
             with torch.no_grad():
-                total[0] += block_loss(engine, block).item()
-            total[1] += count_target_tokens(block.labels)
-    loss_sum, num_tokens = global_sum(engine, total)
-    return loss_sum / num_tokens
+                for name, (part, unit) in block_loss(engine, block, objective).items():
+                    sums[name] += part.item()
+                    units[name] = unit
+            counts["tokens"] += count_target_tokens(block.labels)
+            counts["questions"] += len(block.qids)
+    totals = global_sum(engine, [*sums.values(), *counts.values()])
+    counts = dict(zip(counts, totals[len(sums) :], strict=True))
+    return {name: total / counts[units[name]] for name, total in zip(sums, totals, strict=False)}
 
 
-def block_loss(engine: Any, block: Block) -> torch.Tensor:
-    """The loss of a block, summed over its target tokens."""
+def block_loss(engine: Any, block: Block, objective: Objective) -> LossParts:
+    """The parts of a block's loss, each summed over its target tokens or questions."""
     inputs = {name: tensor.to(engine.device, non_blocking=True) for name, tensor in block.tensors.items()}
     labels = inputs.pop("labels")
-    decoder_inputs = engine.module._shift_right(labels)
-    return token_loss_sum(engine(**inputs, decoder_input_ids=decoder_inputs, use_cache=False).logits, labels)
+    return objective(engine, inputs, labels)
+
+
+def named_losses(parts: Mapping[str, float], name: str) -> dict[str, float]:
+    """The loss under ``name``, and where it has several parts each of them under ``<name>_<part>``."""
+    of_parts = {f"{name}_{part}": value for part, value in parts.items()} if len(parts) > 1 else {}
+    return {name: sum(parts.values())} | of_parts
 
 
 def global_sum(engine: Any, values: list[float]) -> list[float]:

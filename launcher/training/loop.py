@@ -46,15 +46,15 @@ from launcher.training.deepspeed_engine import (
     init_distributed,
     set_learning_rate,
 )
-from launcher.training.engine_steps import block_loss, global_sum, optimizer_step, validation_loss
+from launcher.training.engine_steps import block_loss, global_sum, named_losses, optimizer_step, validation_loss
 from launcher.training.export import export_model
 from launcher.training.identity import facts_of_job
 from launcher.training.loader import StageStream, load_steps
 from launcher.training.schedule import learning_rate
 from launcher.training.step_checks import check_applied, check_finite, gradient_norm
-from launcher.training.throughput import GateOpening, Meter, count_step
+from launcher.training.throughput import COUNTS, Meter, count_step
 from mmcot.models.flops import measure_peak_flops
-from mmcot.models.loss import count_target_tokens
+from mmcot.models.loss import Objective, count_target_tokens, objective_named
 
 _LOG = logging.getLogger("mmcot.train")
 
@@ -77,8 +77,8 @@ class _Training:
     journal: Journal | None
     last_checkpoint: int
     meter: Meter
-    gate: GateOpening
     hang_guard: HangGuard
+    objective: Objective
 
     @property
     def run_dir(self) -> RunDir:
@@ -129,35 +129,35 @@ def train(
             this.hang_guard.progress()
             step, done = loaded.number, loaded.number + 1
             *counts, num_stop_requests = global_sum(
-                engine, [*count_step(loaded, engine.module.config), float(stop_request.seen())]
+                engine, [*count_step(loaded, engine.module), float(stop_request.seen())]
             )
-            stopping, num_tokens = num_stop_requests > 0, counts[0]
+            stopping, num_questions = num_stop_requests > 0, counts[COUNTS.index("questions")]
             rate = learning_rate(step, training=training, total_steps=job.num_steps)
             set_learning_rate(engine, rate)
             logging_now = _due(done, training.log_every, job) or stopping
-            loss = (
-                optimizer_step(
-                    engine,
-                    loaded,
-                    seed=settings.run.seed,
-                    scale=world_size / num_tokens,
-                    meter=meter,
-                    gate=this.gate if logging_now else None,
-                )
-                / num_tokens
+            parts = optimizer_step(
+                engine,
+                loaded,
+                this.objective,
+                seed=settings.run.seed,
+                counts={"tokens": counts[0], "questions": num_questions},
+                world_size=world_size,
+                meter=meter,
+                observe=logging_now,
             )
+            loss = sum(parts.values())
             check_applied(engine, loaded, loss, this.last_checkpoint)
             meter.add(counts)
             if ledger:
                 ledger.record(step, [(index, block.qids) for index, block in loaded.blocks if block.qids])
             if logging_now:
                 point = {
-                    "loss": loss,
+                    **named_losses(parts, "loss"),
                     "learning_rate": rate,
                     "epoch": done / this.steps_per_epoch,
                     **gradient_norm(engine),
                 }
-                this.note(done, point | meter.collect() | this.gate.collect())
+                this.note(done, point | meter.collect() | engine.module.watch())
             if _due(done, training.validate_every, job):
                 report({"step": done, "validation_loss": _validate(this, done)})
             if _due(done, training.checkpoint_every, job) or stopping:
@@ -223,8 +223,8 @@ def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
         journal=Journal(run_dir.journal(job.stage)) if rank == 0 else None,
         last_checkpoint=0,
         meter=Meter(peak_flops=_peak_flops(engine, training)),
-        gate=GateOpening(engine.module),
         hang_guard=HangGuard(training.hang_timeout_s),
+        objective=objective_named(settings.chain.stage(job.stage).objective),
     )
     this.last_checkpoint = _resume(this, found)
     for note in [*notes, *(found.notes if found else ())]:
@@ -249,17 +249,18 @@ def _peak_flops(engine: Any, training: Training) -> float:
 
 
 def _validate(this: _Training, done: int) -> float:
-    loss = validation_loss(
+    parts = validation_loss(
         this.engine,
         this.streams["val"],
+        this.objective,
         this.num_val_steps,
         rank=this.rank,
         world_size=this.world_size,
         hang_guard=this.hang_guard,
     )
-    this.note(done, {"validation_loss": loss})
+    this.note(done, losses := named_losses(parts, "validation_loss"))
     this.meter.lap("validation")
-    return loss
+    return losses["validation_loss"]
 
 
 def _checkpoint(this: _Training, done: int) -> None:
@@ -298,4 +299,6 @@ def _probe_loss(this: _Training) -> float:
     this.engine.eval()
     block = this.streams["train"].samples.load_block(this.probe)
     with torch.no_grad():
-        return block_loss(this.engine, block).item() / count_target_tokens(block.labels)
+        parts = block_loss(this.engine, block, this.objective).values()
+    counts = {"tokens": count_target_tokens(block.labels), "questions": len(block.qids)}
+    return sum(part.item() / counts[unit] for part, unit in parts)

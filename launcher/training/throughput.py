@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from typing import Any
 
 import psutil
 import torch
 
 from data_shards.stream import Step
-from mmcot.models.flops import BACKWARD_AND_FORWARD, forward_flops
+from mmcot.models.contract import Model
+from mmcot.models.flops import BACKWARD_AND_FORWARD
 from mmcot.models.loss import IGNORED_LABEL
-from mmcot.models.t5 import MultimodalT5Config
 
 # The counts of a step, summed over ranks, in the order of ``count_step``.
 COUNTS = ("target_tokens", "source_tokens", "padded_tokens", "questions", "flops", "bytes_read", "bytes_needed")
 
 
-def count_step(loaded: Step, config: MultimodalT5Config) -> list[float]:
+def count_step(loaded: Step, model: Model) -> list[float]:
     """The ``COUNTS`` of this rank's blocks; of dummies only the padding is counted."""
     targets = sources = padded = questions = flops = 0.0
     for _, block in loaded.blocks:
@@ -29,7 +28,7 @@ def count_step(loaded: Step, config: MultimodalT5Config) -> list[float]:
             continue
         source_lengths, target_lengths = mask.sum(1).tolist(), (labels != IGNORED_LABEL).sum(1).tolist()
         patches = block.tensors["vision_features"].shape[1] if "vision_features" in block.tensors else 0
-        flops += BACKWARD_AND_FORWARD * forward_flops(config, source_lengths, target_lengths, num_patches=patches)
+        flops += BACKWARD_AND_FORWARD * model.forward_flops(source_lengths, target_lengths, num_patches=patches)
         sources, targets, questions = (
             sources + sum(source_lengths),
             targets + sum(target_lengths),
@@ -107,39 +106,3 @@ class Meter:
         if torch.cuda.is_available():
             values["gpu_memory_peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
         return values
-
-
-class GateOpening:
-    """The opening of the fusion's gate for questions with a picture: 0 keeps the text's states, 1 replaces them.
-
-    The mean over width, real text positions and the questions with a picture, over the observed
-    forward passes of this rank. The gate is ``sigmoid`` of ``gate_dense``'s output
-    (``mmcot/models/fusion.py``).
-    """
-
-    def __init__(self, model: Any) -> None:
-        self._mask_BS: torch.Tensor | None = None
-        self._sum = self._count = 0.0
-        gate = getattr(model.encoder, "gate_dense", None)
-        if gate is not None:
-            gate.register_forward_hook(self._on_gate)
-
-    def observe(self, tensors: dict[str, torch.Tensor] | None) -> None:
-        """Measure in the forward passes of this batch, or in none."""
-        self._mask_BS = None
-        if tensors is not None and "vision_mask" in tensors:
-            self._mask_BS = tensors["attention_mask"].bool() & tensors["vision_mask"].any(dim=1, keepdim=True)
-
-    def collect(self) -> dict[str, float]:
-        """The mean since the last call, if there was a picture."""
-        values = {"gate_opening": self._sum / self._count} if self._count else {}
-        self._sum = self._count = 0.0
-        return values
-
-    @torch.no_grad()
-    def _on_gate(self, module: Any, inputs: Any, logits_BSD: torch.Tensor) -> None:
-        if self._mask_BS is not None and self._mask_BS.any():
-            opening_BS = torch.sigmoid(logits_BSD.float()).mean(dim=-1)
-            mask_BS = self._mask_BS.to(opening_BS.device)
-            self._sum += float(opening_BS[mask_BS].sum())
-            self._count += int(mask_BS.sum())

@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mmcot.decoding.generation import GeneratedText, generate_texts
-from mmcot.models.t5 import T5ForMultimodalGeneration
+from mmcot.models.contract import Model
 from mmcot.texts.answers import parse_prediction
 from mmcot.texts.encoding import encode_pair
 from mmcot.texts.prompts import build_pair, split_format
@@ -28,7 +28,7 @@ class StageModel:
     stage that answers.
     """
 
-    model: T5ForMultimodalGeneration
+    model: Model
     tokenizer: PreTrainedTokenizerBase
     format: str
     use_caption: bool

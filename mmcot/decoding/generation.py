@@ -18,11 +18,10 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase, T5ForConditionalGeneration
+from transformers import PreTrainedTokenizerBase
 
-from mmcot.decoding.cuda_graphs import StaticDecoder
 from mmcot.decoding.sampling import GREEDY, Sampling, draw_uniform, sample_tokens
-from mmcot.decoding.step_decoder import StepDecoder
+from mmcot.models.contract import Model
 from mmcot.texts.encoding import stack_features
 
 SOURCES_PER_ENCODING = 16  # encoded together before they wait for a row
@@ -77,7 +76,7 @@ class Row:
 
 
 def generate_texts(
-    model: T5ForConditionalGeneration,
+    model: Model,
     tokenizer: PreTrainedTokenizerBase,
     sources: Sequence[Sequence[int]],
     features: Sequence[np.ndarray | None],
@@ -145,7 +144,7 @@ def generate_texts(
 
 
 def generate_ids(
-    model: T5ForConditionalGeneration,
+    model: Model,
     sources: Sequence[Sequence[int]],
     features: Sequence[np.ndarray | None],
     *,
@@ -196,7 +195,7 @@ def generate_ids(
 
 @torch.inference_mode()
 def generate_rows(
-    model: T5ForConditionalGeneration,
+    model: Model,
     sources: Sequence[Sequence[int]],
     features: Sequence[np.ndarray | None],
     *,
@@ -226,7 +225,9 @@ def generate_rows(
     if min(limits) < 1 or num_rows < 1:
         raise ValueError(f"max_new_tokens ({min(limits)}) and the number of rows ({num_rows}) must be at least 1")
     num_rows = min(num_rows, len(sources))
-    decoder = _open_decoder(model, num_rows, max_source_tokens=max(map(len, sources)), max_new_tokens=max(limits))
+    decoder = model.open_decoder(
+        num_rows=num_rows, max_source_tokens=max(map(len, sources)), max_new_tokens=max(limits)
+    )
     choose = _greedy if sampling.temperature == 0 else _sampler(sampling, keys)
     ends = frozenset(eos_token_ids)
 
@@ -270,13 +271,6 @@ def generate_rows(
     return [written[index] for index in range(len(sources))]
 
 
-def _open_decoder(
-    model: T5ForConditionalGeneration, num_rows: int, *, max_source_tokens: int, max_new_tokens: int
-) -> StepDecoder | StaticDecoder:
-    decoder = StepDecoder(model, num_rows=num_rows, max_source_tokens=max_source_tokens, max_new_tokens=max_new_tokens)
-    return StaticDecoder(decoder) if model.device.type == "cuda" else decoder
-
-
 def _greedy(logits_BV: torch.Tensor, rows: Sequence[Row]) -> list[int]:
     return logits_BV.argmax(dim=-1).tolist()
 
@@ -293,7 +287,7 @@ def _sampler(sampling: Sampling, keys: Sequence[str] | None) -> Callable[[torch.
 
 
 def _encode_sources(model, sources, features, feature_shape) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (index, encoder states [S, D]), the longest sources first, so that a batch has similar lengths."""
+    """Yield (index, states [N, D]), the longest sources first, so that a batch has similar lengths."""
     by_length = sorted(range(len(sources)), key=lambda index: (-len(sources[index]), index))
     for start in range(0, len(by_length), SOURCES_PER_ENCODING):
         chosen = by_length[start : start + SOURCES_PER_ENCODING]
@@ -301,8 +295,7 @@ def _encode_sources(model, sources, features, feature_shape) -> Iterator[tuple[i
         inputs = _collate_sources(
             model, pad_token_id, [sources[i] for i in chosen], [features[i] for i in chosen], feature_shape
         )
-        states_BSD = model.encoder(**inputs).last_hidden_state
-        yield from ((index, states_BSD[row, : len(sources[index])]) for row, index in enumerate(chosen))
+        yield from zip(chosen, model.read(**inputs), strict=True)
 
 
 def _beam_search(
@@ -338,7 +331,7 @@ def _collate_sources(model, pad_token_id, sources, features, feature_shape) -> d
     return {name: tensor.to(model.device) for name, tensor in inputs.items()}
 
 
-def _end_tokens(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def _end_tokens(model: Model, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     configured = cast(Any, model.generation_config).eos_token_id
     configured = configured if isinstance(configured, (list, tuple)) else [configured]
     tokens = (cast("int | None", tokenizer.eos_token_id), *configured)
@@ -383,7 +376,7 @@ def _check_prefixes(prefixes: Sequence[Sequence[int]], limits: Sequence[int]) ->
             )
 
 
-def _check_generation_config(model: T5ForConditionalGeneration) -> None:
+def _check_generation_config(model: Model) -> None:
     """Raise ValueError if the model's folder sets what this module does not support."""
     for name, neutral in UNSUPPORTED_SETTINGS.items():
         value = getattr(model.generation_config, name, None)

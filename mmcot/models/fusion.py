@@ -1,18 +1,21 @@
-"""Fusion of text and picture: one small module per kind of fusion.
+"""The bridges from picture to text: one small module per kind.
 
-A fusion takes the encoder's text states and the picture's patch features and returns text
-states of the same shape, so that the decoder needs no change. Kinds are chosen by name from
-``FUSIONS``; their parameters are registered in the encoder under the names that they have in
-this module.
+A bridge takes the encoder's text states and the picture's patch features and returns the states
+that the decoder reads, with their mask. ``mmcot/models/bridge.py`` says what a bridge must offer.
+Kinds are chosen by their name in ``BRIDGES`` (``model.fusion`` in the settings).
 
 Shape suffixes: B batch, S text positions, P patches, D model width, V feature width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 (the usual name)
+
+from mmcot.models.bridge import AttentionMaps, Bridge, Lengths
 
 
 class FusionLinear(nn.Linear):
@@ -88,7 +91,7 @@ class SingleHeadAttention(nn.Module):
         return self.out_proj(shares_BSP @ values_BPD)
 
 
-class GatedCrossAttention(nn.Module):
+class GatedCrossAttention(Bridge):
     """Gated fusion of arXiv:2302.00923, section 4.2.
 
         H_img  = W_h x                          (image_dense)
@@ -103,25 +106,78 @@ class GatedCrossAttention(nn.Module):
         gate_start: the bias of the gate before training: with 0 lambda is near 0.5, with -4 near 0.02.
     """
 
+    parts_in_encoder = True
+
     def __init__(self, *, d_model: int, vision_dim: int, gate_start: float = 0.0) -> None:
         super().__init__()
         self.image_dense = FusionLinear(vision_dim, d_model)
         self.mha_layer = SingleHeadAttention(d_model)
         self.gate_dense = FusionLinear(2 * d_model, d_model)
         self.gate_dense.bias_start = gate_start
+        self._observed_BS: torch.Tensor | None = None
+        self._sum = self._count = 0.0
 
     def forward(
-        self, text_BSD: torch.Tensor, vision_BPV: torch.Tensor, mask_BP: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Return the fused states [B, S, D] of ``text_BSD`` [B, S, D] and ``vision_BPV`` [B, P, V]."""
+        self,
+        text_BSD: torch.Tensor,
+        text_mask_BS: torch.Tensor,
+        vision_BPV: torch.Tensor,
+        vision_mask_BP: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Fuse; see ``Bridge.forward``. The mask is that of the text."""
         image_BPD = self.image_dense(vision_BPV.to(text_BSD.dtype))
-        attended_BSD = self.mha_layer(text_BSD, image_BPD, mask_BP)
+        attended_BSD = self.mha_layer(text_BSD, image_BPD, vision_mask_BP)
         gate_BSD = self.gate(text_BSD, attended_BSD)
-        return (1 - gate_BSD) * text_BSD + gate_BSD * attended_BSD
+        return (1 - gate_BSD) * text_BSD + gate_BSD * attended_BSD, text_mask_BS
 
     def gate(self, text_BSD: torch.Tensor, attended_BSD: torch.Tensor) -> torch.Tensor:
         """Lambda, the weight of the attended state in each element of the fused state, [B, S, D] in 0..1."""
-        return torch.sigmoid(self.gate_dense(torch.cat([text_BSD, attended_BSD], dim=-1)))
+        logits_BSD = self.gate_dense(torch.cat([text_BSD, attended_BSD], dim=-1))
+        if self._observed_BS is not None:
+            self._note(logits_BSD)
+        return torch.sigmoid(logits_BSD)
+
+    def forward_flops(self, source_lengths: Lengths, num_patches: int) -> Lengths:
+        """Operations of each question; see ``Bridge.forward_flops``."""
+        width, dim = self.image_dense.out_features, self.image_dense.in_features
+        patches = num_patches * (dim + 2 * width) * width  # image_dense, keys and values
+        text = source_lengths * (2 + 2) * width * width  # query, output and gate
+        return 2 * (patches + text + 2 * source_lengths * num_patches * width)  # and attention
+
+    def attention_maps(
+        self,
+        text_BSD: torch.Tensor,
+        text_mask_BS: torch.Tensor,
+        vision_BPV: torch.Tensor,
+        vision_mask_BP: torch.Tensor | None = None,
+    ) -> AttentionMaps:
+        """The equations of ``forward`` with explicit attention weights."""
+        image_BPD = self.image_dense(vision_BPV.to(text_BSD.dtype))
+        attention_BSP = self.mha_layer.shares(text_BSD, image_BPD, vision_mask_BP)
+        attended_BSD = self.mha_layer.attend(attention_BSP, image_BPD)
+        gate_BSD = self.gate(text_BSD, attended_BSD)
+        return AttentionMaps(attention_BSP, (1 - gate_BSD) * text_BSD + gate_BSD * attended_BSD, gate_BSD.mean(dim=-1))
+
+    def observe(self, inputs: Mapping[str, torch.Tensor] | None) -> None:
+        """Measure the gate's opening at real text positions of the questions with a picture."""
+        self._observed_BS = None
+        if inputs is not None and "vision_mask" in inputs:
+            mask_BS = inputs["attention_mask"].bool() & inputs["vision_mask"].any(dim=1, keepdim=True)
+            self._observed_BS = mask_BS if mask_BS.any() else None
+
+    def watch(self) -> dict[str, float]:
+        """``gate_opening``, a mean over the width too: 0 keeps the text's states, 1 replaces them."""
+        values = {"gate_opening": self._sum / self._count} if self._count else {}
+        self._sum = self._count = 0.0
+        return values
+
+    @torch.no_grad()
+    def _note(self, logits_BSD: torch.Tensor) -> None:
+        assert self._observed_BS is not None
+        opening_BS = torch.sigmoid(logits_BSD.float()).mean(dim=-1)
+        mask_BS = self._observed_BS.to(opening_BS.device)
+        self._sum += float(opening_BS[mask_BS].sum())
+        self._count += int(mask_BS.sum())
 
 
-FUSIONS = {"gated_cross_attention": GatedCrossAttention}
+BRIDGES: dict[str, type[Bridge]] = {"gated_cross_attention": GatedCrossAttention}

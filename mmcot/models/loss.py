@@ -1,7 +1,9 @@
-"""The loss: a mean over the target tokens of the *global* batch.
+"""Objectives: the loss of a block as named sums, each with the unit over whose global number it is a mean.
 
-Each micro-batch contributes a sum; the caller divides by the number of target tokens of all
-ranks. So the loss depends on neither world size nor accumulation.
+    OBJECTIVES["text"](model, inputs, labels)     # {"text": (sum of the cross-entropies, "tokens")}
+
+Each micro-batch contributes a sum; the caller divides by the number of target tokens, or of questions, of all
+ranks. So the loss depends on neither world size nor accumulation. The loss is the sum of an objective's parts.
 
 Differs from the reference: padding has no loss, and every target token has the same weight
 in every batch.
@@ -9,10 +11,17 @@ in every batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.nn import functional as F  # noqa: N812 (the usual name)
 
 from mmcot.texts.encoding import IGNORED_LABEL
+
+UNITS = ("tokens", "questions")
+LossParts = dict[str, tuple[torch.Tensor, str]]  # by name: a sum, and one of UNITS
+Objective = Callable[[Any, dict[str, torch.Tensor], torch.Tensor], LossParts]
 
 
 def token_loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -26,6 +35,26 @@ def token_loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         float32 scalar; 0 with a gradient of 0 where all labels are ignored.
     """
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum")
+
+
+def text_objective(model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> LossParts:
+    """The cross-entropy of the target tokens, by a mean over tokens."""
+    return {"text": (token_loss_sum(model(**inputs, use_cache=False).logits, labels), "tokens")}
+
+
+# By name. An objective takes the model (or its engine), a block's tensors without labels, and the labels.
+OBJECTIVES: dict[str, Objective] = {"text": text_objective}
+
+
+def objective_named(name: str) -> Objective:
+    """Return an objective by its name.
+
+    Raises:
+        ValueError: there is none; the message names those that exist.
+    """
+    if name not in OBJECTIVES:
+        raise ValueError(f"objective {name!r} is unknown; expected one of {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[name]
 
 
 def count_target_tokens(labels: torch.Tensor) -> int:

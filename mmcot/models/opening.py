@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
+
+DEFAULT = "T5ForMultimodalGeneration"
 
 # A class by its name in ``architectures``, and its module.
 MODULES = {"T5ForMultimodalGeneration": "mmcot.models.t5"}
 
 
-def open_model(folder: str | Path, **options: Any) -> PreTrainedModel:
+def open_model(folder: str | Path, **options: Any) -> Any:
     """Open a model that was exported by a training or written by ``import-checkpoint``.
 
     Args:
@@ -26,6 +28,42 @@ def open_model(folder: str | Path, **options: Any) -> PreTrainedModel:
     Raises:
         ValueError: the folder contains no model of a known class.
     """
+    name = _name_in(folder)
+    return model_class(name).from_pretrained(folder, **options)
+
+
+def model_class(name: str) -> Any:
+    """The class of a name in ``MODULES``."""
+    return getattr(import_module(MODULES[name]), name)
+
+
+def check_start(name: str, pretrained: str, **shape: Any) -> None:
+    """Check that a model of class ``name`` can start from the weights of ``pretrained``.
+
+    Args:
+        pretrained: a folder or a Hugging Face id; one of a text-only language model fits every class.
+        **shape: values of the new model's configuration that its weights depend on, such as ``vision_dim``. What the
+            pretrained configuration does not name is not compared.
+
+    Raises:
+        ValueError: it is a model of another class or has another shape.
+    """
+    from transformers import PreTrainedConfig
+
+    config, _ = PreTrainedConfig.get_config_dict(pretrained)
+    names = config.get("architectures") or []
+    others = [other for other in names if other in MODULES and other != name]
+    if others:
+        raise ValueError(f"{pretrained} is a {others[0]}, the new model is a {name}; start from a {name}")
+    for key, value in shape.items():
+        if config.get(key, value) != value:
+            raise ValueError(
+                f"{pretrained} was trained with {key} {config[key]!r}, the new model has {value!r}; use the features "
+                "and the fusion that it was trained with, or a text-only backbone"
+            )
+
+
+def _name_in(folder: str | Path) -> str:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise ValueError(
@@ -38,4 +76,4 @@ def open_model(folder: str | Path, **options: Any) -> PreTrainedModel:
             f"{path} names the architectures {names}, expected one of {sorted(MODULES)}; give the folder of a model "
             "that mmcot saved"
         )
-    return getattr(import_module(MODULES[name]), name).from_pretrained(folder, **options)
+    return name

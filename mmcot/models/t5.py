@@ -6,21 +6,30 @@
     model(input_ids=..., attention_mask=..., vision_features=x_BPV, labels=...).loss
     model.generate(input_ids, attention_mask=..., vision_features=x_BPV)
 
-The fusion is inside the encoder, after its final layer norm and dropout, so that cached and
-uncached decoding agree. Without ``vision_features`` the model is a plain T5.
+The fusion (a bridge of ``mmcot/models/fusion.py``) is inside the encoder, after its final layer norm
+and dropout, so that cached and uncached decoding agree. Without ``vision_features`` the model is a plain T5.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.t5.modeling_t5 import T5PreTrainedModel, T5Stack
 
-from mmcot.models.fusion import FUSIONS, FusionLinear, SingleHeadAttention
+from mmcot.models.attention_start import start_with_lookup
+from mmcot.models.bridge import AttentionMaps, Bridge, init_bridge_part
+from mmcot.models.cuda_graphs import StaticDecoder, open_decoder
+from mmcot.models.distance_bias import init_distance_bias
+from mmcot.models.flops import forward_flops
+from mmcot.models.fusion import BRIDGES, FusionLinear, SingleHeadAttention
+from mmcot.models.step_decoder import StepDecoder
 
 
 class MultimodalT5Config(T5Config):
@@ -43,8 +52,8 @@ class MultimodalT5Config(T5Config):
 
     def __post_init__(self, **kwargs) -> None:
         super().__post_init__(**kwargs)
-        if self.fusion not in FUSIONS:
-            raise ValueError(f"fusion {self.fusion!r} is unknown; expected one of {sorted(FUSIONS)}")
+        if self.fusion not in BRIDGES:
+            raise ValueError(f"fusion {self.fusion!r} is unknown; expected one of {sorted(BRIDGES)}")
 
     @property
     def is_tied(self) -> bool:
@@ -77,31 +86,43 @@ class _FusionInitializer(T5PreTrainedModel if TYPE_CHECKING else object):
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, (FusionLinear, SingleHeadAttention)):
             _init_fusion_weights(module, self.config.initializer_factor)
+        elif getattr(module, "in_bridge", False):
+            init_bridge_part(module, self.config.initializer_factor)
         else:
             super()._init_weights(module)
+
+
+@dataclasses.dataclass
+class FusedStates(BaseModelOutput):
+    """States of a bridge that has a mask of its own, ``states_mask`` [B, N]."""
+
+    states_mask: torch.Tensor | None = None
 
 
 class FusedEncoder(_FusionInitializer, T5Stack):
     """T5's encoder stack with a fusion of vision features at its end.
 
-    The fusion's parts are registered directly in the stack, because published checkpoints name
+    The parts of the published gate are registered directly in the stack, because published checkpoints name
     them ``encoder.image_dense``, ``encoder.mha_layer`` and ``encoder.gate_dense``.
     """
 
     def __init__(self, config: MultimodalT5Config) -> None:
         super().__init__(config)
-        fusion = FUSIONS[config.fusion](
+        fusion = BRIDGES[config.fusion](
             d_model=config.d_model, vision_dim=config.vision_dim, gate_start=config.gate_start
         )
-        self.fusion_parts = [name for name, _ in fusion.named_children()]
-        for name, part in fusion.named_children():
+        for part in fusion.modules():
+            object.__setattr__(part, "in_bridge", True)  # for its initialisation
+        parts = dict(fusion.named_children()) if fusion.parts_in_encoder else {"bridge": fusion}
+        self.fusion_parts = list(parts)
+        for name, part in parts.items():
             self.add_module(name, part)
         self._fusion = (fusion,)  # in a tuple, so that its parts are registered once
         self.post_init()
 
     @property
-    def fusion(self) -> nn.Module:
-        """The fusion, a kind of ``FUSIONS``; its parts are this stack's own."""
+    def fusion(self) -> Bridge:
+        """The fusion, a kind of ``BRIDGES``; its parts are this stack's own."""
         return self._fusion[0]
 
     def forward(self, input_ids=None, attention_mask=None, vision_features=None, vision_mask=None, **kwargs):
@@ -120,6 +141,34 @@ class FusedEncoder(_FusionInitializer, T5Stack):
         outputs = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if vision_features is None:
             return outputs
+        text_BSD = outputs[0]
+        text_mask_BS = text_BSD.new_ones(text_BSD.shape[:2]).long() if attention_mask is None else attention_mask
+        mask_BP = self._check_vision(vision_features, vision_mask)
+        fused, mask_BN = self.fusion(text_BSD, text_mask_BS, vision_features, mask_BP)
+        expected = self.fusion.num_states(text_BSD.shape[1], vision_features.shape[1])
+        if fused.shape[1] != expected or mask_BN.shape != fused.shape[:2]:
+            raise ValueError(
+                f"{type(self.fusion).__name__} returned states {tuple(fused.shape)} with mask {tuple(mask_BN.shape)}, "
+                f"its num_states says {expected} states; let them agree"
+            )
+        if mask_BN is not text_mask_BS:
+            if isinstance(outputs, tuple):
+                raise ValueError(f"{type(self.fusion).__name__} has a mask of its own; call without return_dict=False")
+            return FusedStates(fused, outputs.hidden_states, outputs.attentions, mask_BN)
+        if isinstance(outputs, tuple):
+            return (fused, *outputs[1:])
+        outputs.last_hidden_state = fused
+        return outputs
+
+    @torch.no_grad()
+    def attention_maps(self, input_ids, attention_mask, vision_features, vision_mask=None) -> AttentionMaps | None:
+        """The bridge's maps; arguments as for ``forward``."""
+        text_BSD = super().forward(input_ids=input_ids, attention_mask=attention_mask)[0]
+        mask_BP = self._check_vision(vision_features, vision_mask)
+        return self.fusion.attention_maps(text_BSD, attention_mask, vision_features, mask_BP)
+
+    def _check_vision(self, vision_features: torch.Tensor, vision_mask: torch.Tensor | None) -> torch.Tensor | None:
+        """Check the features' shape; returns the mask that the bridge sees."""
         expected = (self.config.vision_num_patches, self.config.vision_dim)
         # Attention to one pooled vector equals attention to any number of its copies.
         if tuple(vision_features.shape[1:]) not in (expected, (1, expected[1])):
@@ -127,12 +176,7 @@ class FusedEncoder(_FusionInitializer, T5Stack):
                 f"vision_features have shape {tuple(vision_features.shape)}, this model expects [batch, "
                 f"{expected[0]}, {expected[1]}]; use the features it was trained on"
             )
-        mask = vision_mask if self.config.mask_absent_patches else None
-        fused = self._fusion[0](outputs[0], vision_features, mask)
-        if isinstance(outputs, tuple):
-            return (fused, *outputs[1:])
-        outputs.last_hidden_state = fused
-        return outputs
+        return vision_mask if self.config.mask_absent_patches else None
 
 
 class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
@@ -148,6 +192,34 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
         super().__init__(config)
         self.encoder = FusedEncoder(cast(MultimodalT5Config, self.encoder.config))
         self.post_init()
+
+    @classmethod
+    def start(
+        cls,
+        shape: Mapping[str, Any],
+        vision: Mapping[str, Any],
+        *,
+        pad_token_id: int,
+        eos_token_id: int,
+        distance_bias: float = 0.0,
+        near_bias: float = 0.0,
+        match_score: float = 0.0,
+    ) -> T5ForMultimodalGeneration:
+        """A model with random weights, from torch's current seed.
+
+        Args:
+            shape: sizes, by their names in ``T5Config``.
+            vision: what ``MultimodalT5Config`` adds.
+            distance_bias: see ``mmcot/models/distance_bias.py``; 0 for none.
+            near_bias: see ``mmcot/models/attention_start.py``, with ``match_score``; 0 for none.
+        """
+        tokens = {"pad_token_id": pad_token_id, "eos_token_id": eos_token_id, "decoder_start_token_id": pad_token_id}
+        model = cls._from_config(MultimodalT5Config(**tokens, **shape, **vision))
+        if distance_bias:
+            init_distance_bias(model, distance_bias)
+        if near_bias:
+            start_with_lookup(model, near_bias=near_bias, match_score=match_score)
+        return model
 
     @property
     def new_parts(self) -> tuple[str, ...]:
@@ -184,9 +256,49 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
                 vision_features=vision_features,
                 vision_mask=vision_mask,
             )
+        if isinstance(encoder_outputs, FusedStates):
+            attention_mask = encoder_outputs.states_mask
         return super().forward(
-            input_ids=input_ids, attention_mask=attention_mask, encoder_outputs=encoder_outputs, **kwargs
+            input_ids=input_ids, attention_mask=attention_mask, encoder_outputs=cast(Any, encoder_outputs), **kwargs
         )
+
+    def read(self, **inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Encode and fuse; the states of each row that the decoder may read, [N, D]. Arguments as for ``forward``."""
+        outputs = self.encoder(**inputs)
+        mask_BN = getattr(outputs, "states_mask", None)
+        mask_BN = (inputs["attention_mask"] if mask_BN is None else mask_BN).bool()
+        return [states[mask] for states, mask in zip(outputs.last_hidden_state, mask_BN, strict=True)]
+
+    def open_decoder(
+        self, *, num_rows: int, max_source_tokens: int, max_new_tokens: int
+    ) -> StepDecoder | StaticDecoder:
+        """A decoder of ``num_rows`` rows for states that ``read`` returns for sources up to this length."""
+        encoder = cast(FusedEncoder, self.encoder)
+        num_states = encoder.fusion.num_states(max_source_tokens, self.config.vision_num_patches)
+        return open_decoder(self, num_rows=num_rows, max_source_tokens=num_states, max_new_tokens=max_new_tokens)
+
+    def forward_flops(self, source_lengths: Sequence[int], target_lengths: Sequence[int], *, num_patches: int) -> float:
+        """Operations of a forward pass without padding; see ``mmcot/models/flops.py``."""
+        bridge = cast(FusedEncoder, self.encoder).fusion
+        return forward_flops(self.config, source_lengths, target_lengths, num_patches=num_patches, bridge=bridge)
+
+    def attention_maps(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        vision_features: torch.Tensor,
+        vision_mask: torch.Tensor | None = None,
+    ) -> AttentionMaps | None:
+        """Run the encoder and measure its bridge; None if this kind has no maps. Arguments as for ``forward``."""
+        return cast(FusedEncoder, self.encoder).attention_maps(input_ids, attention_mask, vision_features, vision_mask)
+
+    def observe(self, inputs: Mapping[str, torch.Tensor] | None) -> None:
+        """Measure for ``watch`` in the forward passes of these inputs, or in none."""
+        cast(FusedEncoder, self.encoder).fusion.observe(inputs)
+
+    def watch(self) -> dict[str, float]:
+        """What the bridge measured since the last call, by the name of a metric."""
+        return cast(FusedEncoder, self.encoder).fusion.watch()
 
 
 def _init_fusion_weights(module: FusionLinear | SingleHeadAttention, factor: float) -> None:

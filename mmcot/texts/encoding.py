@@ -47,6 +47,7 @@ def collate(
     *,
     feature_shape: tuple[int, int],
     pad_token_id: int,
+    decoder_start_token_id: int | None = None,
     is_dummy: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Pad a block to its own longest row and stack it.
@@ -55,11 +56,14 @@ def collate(
         pairs: B encoded pairs.
         features: B arrays [p, V] with p <= P, or all None for text alone.
         feature_shape: [P, V]; missing patches are zeros.
+        decoder_start_token_id: of a model with a decoder; the block then has ``decoder_input_ids``, the labels
+            shifted by one behind this token, so that logits are aligned with labels.
         is_dummy: all labels are ignored, so that the block has no gradient.
 
     Returns:
         input_ids int64 [B, S], attention_mask int64 [B, S], labels int64 [B, T] padded
-        with -100, and with features vision_features float32 [B, P, V] and vision_mask
+        with -100, decoder_input_ids int64 [B, T] padded with the padding token, and with
+        features vision_features float32 [B, P, V] and vision_mask
         bool [B, P].
     """
     batch = {
@@ -70,6 +74,10 @@ def collate(
     batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
     if is_dummy:
         batch["labels"].fill_(IGNORED_LABEL)
+    if decoder_start_token_id is not None:
+        shifted = batch["labels"].roll(1, dims=1)
+        shifted[:, 0] = decoder_start_token_id
+        batch["decoder_input_ids"] = shifted.masked_fill(shifted == IGNORED_LABEL, pad_token_id)
     if features and features[0] is not None:
         batch |= stack_features(cast("Sequence[np.ndarray]", features), feature_shape)  # all or none are None
     return batch

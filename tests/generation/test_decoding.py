@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from mmcot.decoding import cuda_graphs as static_decoding
-from mmcot.decoding import generation
-from mmcot.decoding import step_decoder as decoding
 from mmcot.decoding.generation import generate_ids, generate_texts
 from mmcot.decoding.sampling import Sampling, draw_uniform, sample_tokens
+from mmcot.models import cuda_graphs as static_decoding
+from mmcot.models import step_decoder as decoding
 from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 from mmcot.texts.encoding import collate, encode_pair
 from mmcot.texts.tokenizer import train_tokenizer
@@ -185,7 +184,7 @@ def test_with_shapes_that_do_not_change_the_ids_are_the_same(trained, monkeypatc
     plain = write(trained, trained.pictures)
     monkeypatch.setattr(static_decoding, "WIDTH_STEP", 16)  # several widths within the limit
     monkeypatch.setattr(
-        generation,
+        static_decoding,
         "StepDecoder",
         lambda *args, **sizes: static_decoding.StaticDecoder(decoding.StepDecoder(*args, **sizes)),
     )

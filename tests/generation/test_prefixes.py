@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmcot.decoding import generation
-from mmcot.decoding.cuda_graphs import StaticDecoder
 from mmcot.decoding.generation import generate_ids, generate_rows
-from mmcot.decoding.step_decoder import StepDecoder
+from mmcot.models.cuda_graphs import StaticDecoder
+from mmcot.models.step_decoder import StepDecoder
 from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 
 LIMIT = 12
@@ -67,10 +66,10 @@ def test_an_end_token_within_a_prefix_does_not_end_the_row(model):
 def test_fixed_shapes_give_the_same_rows(model, monkeypatch):
     expected = [row.ids for row in generate(model, prefixes=PREFIXES)]
 
-    def open_static(model, num_rows, **sizes):
+    def open_static(model, *, num_rows, **sizes):
         return StaticDecoder(StepDecoder(model, num_rows=num_rows, **sizes))
 
-    monkeypatch.setattr(generation, "_open_decoder", open_static)
+    monkeypatch.setattr(T5ForMultimodalGeneration, "open_decoder", open_static)
     assert [row.ids for row in generate(model, prefixes=PREFIXES)] == expected
 
 

@@ -43,9 +43,11 @@ def test_a_masked_patch_changes_nothing_and_a_fully_masked_row_is_finite():
     fusion = GatedCrossAttention(d_model=16, vision_dim=7)
     text, vision = torch.randn(2, 6, 16), torch.randn(2, 4, 7)
     mask = torch.tensor([[True, True, False, True], [False] * 4])
-    fused = fusion(text, vision, mask)
+    words = torch.ones(2, 6)
+    fused, states_mask = fusion(text, words, vision, mask)
+    assert states_mask is words
     vision[0, 2] = 1e3
-    torch.testing.assert_close(fusion(text, vision, mask), fused)
+    torch.testing.assert_close(fusion(text, words, vision, mask)[0], fused)
     assert torch.isfinite(fused).all()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmcot.models.attention_maps import look_at
 from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 
 
@@ -44,7 +43,7 @@ def test_the_measured_states_are_those_of_the_model(mask_absent_patches):
     # processor's instructions: 2.8e-5 with AVX2 alone, 9e-6 with AVX-512, for values up to 26 and inputs of the sigmoid
     # up to 49.
     model, features = model.double(), features.double()
-    look = look_at(model, ids, mask, features, patches)
+    look = model.attention_maps(ids, mask, features, patches)
     fused = model.encoder(
         input_ids=ids, attention_mask=mask, vision_features=features, vision_mask=patches
     ).last_hidden_state
@@ -53,7 +52,7 @@ def test_the_measured_states_are_those_of_the_model(mask_absent_patches):
 
 def test_a_token_shares_its_attention_among_the_patches_it_may_see():
     model, (ids, mask, features, patches) = make_model(mask_absent_patches=True), make_batch()
-    look = look_at(model, ids, mask, features, patches)
+    look = model.attention_maps(ids, mask, features, patches)
     torch.testing.assert_close(look.attention_BSP[0].sum(dim=-1), torch.ones(8))
     assert look.attention_BSP[0, :, 3:].max() == 0 and look.attention_BSP[1].max() == 0
     assert look.gate_BS.shape == (2, 8) and look.gate_BS.min() > 0 and look.gate_BS.max() < 1
@@ -68,4 +67,4 @@ def test_a_patch_that_shouts_is_looked_at():
         fusion.mha_layer.in_proj_bias[:16] = 5.0
         direction = (w_k @ fusion.image_dense.weight).sum(dim=0)
     features[0, 2] = 10 * direction / direction.norm()
-    assert (look_at(model, ids, mask, features).attention_BSP[0].argmax(dim=-1) == 2).all()
+    assert (model.attention_maps(ids, mask, features).attention_BSP[0].argmax(dim=-1) == 2).all()

@@ -34,3 +34,24 @@ def test_a_name_that_the_package_lacks_is_an_attribute_error():
 
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = mmcot.nothing
+
+
+def test_a_start_from_another_class_or_shape_is_refused_with_both(model_dir, tmp_path, monkeypatch):
+    from mmcot.models import opening
+
+    opening.check_start("T5ForMultimodalGeneration", str(model_dir))
+    with pytest.raises(ValueError, match=r"with vision_dim \d+, the new model has 9999"):
+        opening.check_start("T5ForMultimodalGeneration", str(model_dir), vision_dim=9999)
+    with pytest.raises(ValueError, match="with fusion 'gated_cross_attention', the new model has 'another'"):
+        opening.check_start("T5ForMultimodalGeneration", str(model_dir), fusion="another")
+    monkeypatch.setitem(opening.MODULES, "Other", "other")
+    with pytest.raises(ValueError, match="is a T5ForMultimodalGeneration, the new model is a Other"):
+        opening.check_start("Other", str(model_dir))
+
+
+def test_an_unknown_fusion_is_refused_with_what_exists():
+    from launcher.config.loading import load_settings
+    from launcher.config.settings import SettingsError
+
+    with pytest.raises(SettingsError, match=r"'nothing' is unknown; expected one of \['gated_cross_attention'\]"):
+        load_settings(preset="demo", overrides=["model.fusion=nothing"])

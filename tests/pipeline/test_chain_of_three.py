@@ -1,13 +1,15 @@
-"""A chain of three stages, defined by an extension, through real Ray and DeepSpeed, with kills."""
+"""The module of docs/extending.md (a chain, a bridge, a metric, a form) through real Ray and DeepSpeed."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -15,32 +17,16 @@ from data_shards.atomic_files import read_json
 
 pytestmark = [pytest.mark.ray, pytest.mark.processes]
 
-EXTENSION = """
-from launcher.config.chains import ANSWERS, Chain, Stage
-
-CHAINS = {
-    "draft-first": Chain(
-        "draft-first",
-        "QCM→D, QCMD→R, QCMDR→A",
-        (
-            Stage("draft", "QCM-E", writes="drafts"),
-            Stage("rationale", "QCMG-E", reads=("drafts",), starts_from="draft", writes="rationales"),
-            Stage("answer", "QCMG-A", reads=("drafts", "rationales"), writes=ANSWERS),
-        ),
-    )
-}
-"""
-SETTINGS = """
-extensions: [draft_chain]
-run: {name: three, chain: draft-first}
+PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+EXTENSION = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
+SETTINGS = (
+    re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0]
+    + """
 data: {mini_sqa: {num_train: 64, num_val: 8, num_test: 8}, samples_per_shard: 24}
-stages:
-  draft: {num_steps: 4, max_target_tokens: 16}
-  rationale: {num_steps: 3, max_target_tokens: 16, learning_rate: 1.0e-4, global_batch_size: 4, micro_batch_size: 4}
-  answer: {num_steps: 3, max_target_tokens: 16}
 training: {checkpoint_every: 2, validate_every: 2, log_every: 1}
 cluster: {num_workers: 1}
 """
+)
 
 
 def mmcot(folder, *arguments, path=True):
@@ -67,7 +53,7 @@ def output_of(process, *, status=0):
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("three")
     (folder / "parts").mkdir()
-    (folder / "parts" / "draft_chain.py").write_text(EXTENSION, encoding="utf-8")
+    (folder / "parts" / "my_parts.py").write_text(EXTENSION, encoding="utf-8")
     (folder / "settings.yaml").write_text(SETTINGS, encoding="utf-8")
     run = ["run", "--preset", "demo", "--config", "settings.yaml"]
     for step in ("drafts", "rationales"):  # killed as soon as a step has begun, and continued
@@ -106,6 +92,27 @@ def test_a_prediction_has_the_texts_of_every_stage(folder, run_dir):
     assert set(answer["texts"]) == {"drafts"} and "rationale" in answer
 
 
+def test_the_bridge_of_the_page_is_trained_and_the_report_says_that_it_has_no_maps(run_dir):
+    from safetensors import safe_open
+
+    with safe_open(run_dir / "answer" / "model" / "model.safetensors", "pt") as weights:
+        assert [name for name in weights.keys() if "bridge" in name] == [  # noqa: SIM118 (no dict)
+            "encoder.bridge.project.bias",
+            "encoder.bridge.project.weight",
+        ]
+    assert "attention" in (run_dir / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_metric_and_a_form_of_the_page_are_used(folder, run_dir):
+    scores = read_json(run_dir / "scores.json")
+    assert 0 <= scores["rationale"]["length_ratio"] <= 100
+    (folder / "sums.pairs").write_text("\n".join(f"{n} plus one? = {n + 1}" for n in range(20)))
+    sets = ["data.path=sums.pairs", "data.features=null", "data.shards_dir=sums"]
+    arguments = ["--preset", "demo", "--config", "settings.yaml", *(part for each in sets for part in ("--set", each))]
+    output_of(mmcot(folder, "data", "shard", *arguments))
+    assert read_json(folder / "sums" / "text" / "manifest.json")["num_samples"] == {"train": 16, "val": 2, "test": 2}
+
+
 def test_status_and_report_show_all_stages(folder, run_dir):
     lines = output_of(mmcot(folder, "status", "runs/three", "--allow-extensions"))
     assert all(name in lines for name in ("train-draft", "drafts", "train-rationale", "train-answer"))
@@ -116,10 +123,10 @@ def test_status_and_report_show_all_stages(folder, run_dir):
 
 def test_an_extension_is_imported_only_where_it_is_allowed_and_the_same(folder, run_dir):
     refused = output_of(mmcot(folder, "status", "runs/three"), status=1)
-    assert "draft_chain" in refused and "--allow-extensions" in refused
+    assert "my_parts" in refused and "--allow-extensions" in refused
     missing = output_of(mmcot(folder, "status", "runs/three", "--allow-extensions", path=False), status=1)
-    assert "draft_chain" in missing and "Python path" in missing
-    module = folder / "parts" / "draft_chain.py"
+    assert "my_parts" in missing and "Python path" in missing
+    module = folder / "parts" / "my_parts.py"
     module.write_text(EXTENSION + "\nprint('IMPORTED')\n", encoding="utf-8")
     changed = output_of(mmcot(folder, "status", "runs/three", "--allow-extensions"), status=1)
     assert "another extension" in changed and "IMPORTED" not in changed

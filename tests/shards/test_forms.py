@@ -71,7 +71,7 @@ def test_a_data_set_is_fingerprinted_by_the_same_files_as_in_earlier_versions(tm
 
 
 def test_each_form_recognizes_its_own_data_sets_alone(tmp_path):
-    makers = {"scienceqa": scienceqa_folder, "saved": saved_data_set, "tables": table}
+    makers = {"scienceqa": scienceqa_folder, "hf_dataset": saved_data_set, "tables": table}
     for name, make in makers.items():
         path, _ = make(tmp_path / name)
         assert form_of(path) is FORMS[name] and read_questions(path).problems["train"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from launcher.training.throughput import COUNTS, GateOpening, Meter
-from mmcot.models.flops import forward_flops, measure_peak_flops
+from launcher.training.throughput import COUNTS, Meter
+from mmcot.models.flops import measure_peak_flops
 from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 
 
@@ -37,7 +37,7 @@ def test_operations_are_those_that_torch_counts(projection, with_picture):
         inputs["vision_features"] = torch.ones(2, 9, 20)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(**inputs)
-    ours = forward_flops(model.config, [17, 17], [11, 11], num_patches=9 if with_picture else 0)
+    ours = model.forward_flops([17, 17], [11, 11], num_patches=9 if with_picture else 0)
     assert ours == pytest.approx(counter.get_total_flops(), rel=0.02)
 
 
@@ -60,7 +60,6 @@ def test_padding_and_flops_reach_the_metrics():
 
 def test_the_gate_is_the_mean_over_real_positions_of_questions_with_a_picture():
     model = make_model()
-    gate = GateOpening(model)
     features = torch.randn(2, 9, 20)
     tensors = {
         "input_ids": torch.randint(2, 200, (2, 6)),
@@ -71,13 +70,13 @@ def test_the_gate_is_the_mean_over_real_positions_of_questions_with_a_picture():
     model.encoder.gate_dense.weight.data.zero_()
     model.encoder.gate_dense.bias.data.fill_(1.0)
     model.encoder(**tensors)
-    assert gate.collect() == {}  # nobody watched
-    gate.observe(tensors)
+    assert model.watch() == {}  # nobody watched
+    model.observe(tensors)
     model.encoder(**tensors)
-    assert gate.collect()["gate_opening"] == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item(), rel=1e-6)
-    gate.observe({**tensors, "vision_mask": torch.zeros(2, 9, dtype=torch.bool)})
+    assert model.watch()["gate_opening"] == pytest.approx(torch.sigmoid(torch.tensor(1.0)).item(), rel=1e-6)
+    model.observe({**tensors, "vision_mask": torch.zeros(2, 9, dtype=torch.bool)})
     model.encoder(**tensors)
-    assert gate.collect() == {}  # no picture was seen
+    assert model.watch() == {}  # no picture was seen
 
 
 def test_the_peak_is_what_a_matrix_product_reaches():

@@ -34,10 +34,10 @@ function drawLook(host, state, redraw) {
   const map = mapOf(look, question, grid);
   const readout = el("p", { class: "readout", "aria-live": "polite" });
   const tokens = el("p", { class: "tokens", tabindex: "0", role: "group", "aria-label": "Tokens the model read; arrow keys go through them", dir: "auto" });
-  const [low, high] = [Math.min(...look.gate), Math.max(...look.gate)];
+  const [low, high] = look.gate ? [Math.min(...look.gate), Math.max(...look.gate)] : [0, 0];
   look.tokens.forEach((token, index) => {
     const span = el("span", { class: "token", on: { pointerenter: () => show(index), click: () => hold(index) } }, visible(token).replaceAll("\n", "\u21b5"));
-    span.style.setProperty("--gate", `${Math.round((100 * (look.gate[index] - low)) / (high - low || 1))}%`);
+    if (look.gate) span.style.setProperty("--gate", `${Math.round((100 * (look.gate[index] - low)) / (high - low || 1))}%`);
     tokens.append(span);
   });
   const show = (index) => {
@@ -62,7 +62,7 @@ function drawLook(host, state, redraw) {
   replace(host, pickers(looks, state, redraw),
     el("div", { class: "look" }, el("div", { class: "map-side" }, map.element, readout),
       el("div", { class: "text-side" }, lookHead(question, state, look), tokens,
-        el("p", { class: "legend" }, el("span", { class: "ramp", "aria-hidden": "true" }), `gate opening in this text, ${short(low)} to ${short(high)}, mean over the width`))));
+        el("p", { class: "legend" }, look.gate ? [el("span", { class: "ramp", "aria-hidden": "true" }), `gate opening in this text, ${short(low)} to ${short(high)}, mean over the width`] : "This fusion has no gate."))));
   show(null);
 }
 
@@ -130,6 +130,7 @@ function sharesOf(look, shades, index) {
 
 function lookText(look, index, place) {
   const name = index === null ? "Mean of all tokens" : ["Token \u201c", words(look.tokens[index].trim() || look.tokens[index]), "\u201d"];
+  if (!look.gate) return [el("strong", {}, name), place ? `: ${place(index)}` : ""];
   const gate = index === null ? look.gate.reduce((sum, one) => sum + one, 0) / look.gate.length : look.gate[index];
   return [el("strong", {}, name), place ? `: ${place(index)}` : "", `; gate open ${(100 * gate).toFixed(0)} %`];
 }

@@ -13,10 +13,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from transformers import T5ForConditionalGeneration
 
-from mmcot.decoding.step_decoder import Group, StepDecoder
+from mmcot.models.step_decoder import Group, StepDecoder
 
 WIDTH_STEP = 64  # positions; each width is a graph of its own
+
+
+def open_decoder(
+    model: T5ForConditionalGeneration, *, num_rows: int, max_source_tokens: int, max_new_tokens: int
+) -> StepDecoder | StaticDecoder:
+    """The decoder for the model's device: on a GPU with static shapes."""
+    decoder = StepDecoder(model, num_rows=num_rows, max_source_tokens=max_source_tokens, max_new_tokens=max_new_tokens)
+    return StaticDecoder(decoder) if model.device.type == "cuda" else decoder
 
 
 class StaticDecoder:

@@ -1,0 +1,18 @@
+"""The names of the built-in bridges, readable without torch."""
+
+BUILT_IN = ("gated_cross_attention",)
+
+
+def check_bridge(name: str) -> str:
+    """Return ``name`` if ``BRIDGES`` of ``mmcot/models/fusion.py`` has it; other than built-in names import torch.
+
+    Raises:
+        ValueError: there is no such bridge.
+    """
+    if name in BUILT_IN:
+        return name
+    from mmcot.models.fusion import BRIDGES
+
+    if name not in BRIDGES:
+        raise ValueError(f"fusion {name!r} is unknown; expected one of {sorted(BRIDGES)}")
+    return name

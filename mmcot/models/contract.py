@@ -1,0 +1,90 @@
+"""What every model must offer to training, generation and the report.
+
+A model is a ``transformers.PreTrainedModel`` (its ``config``, ``generation_config``, ``save_pretrained``,
+``from_pretrained`` and, for beam search, ``generate`` are used) whose class stands in ``mmcot/models/opening.py``.
+Beyond that:
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from mmcot.models.bridge import AttentionMaps
+
+
+class Decoder(Protocol):
+    """Rows that are decoded together; each has its own source and position. Rows in use are the first ones."""
+
+    def admit(self, row: int, states_SD: torch.Tensor) -> int:
+        """Assign ``row`` to a source's states; returns the token to read at position 0."""
+        ...
+
+    def move(self, row: int, *, to: int, num_positions: int) -> None:
+        """Copy the source and the first ``num_positions`` tokens of ``row`` to the row ``to``."""
+        ...
+
+    def step(self, token_ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
+        """Read a token in each of the first rows; returns logits [rows, vocabulary] of the next."""
+        ...
+
+
+class Model(Protocol):
+    """A model of text and vision features."""
+
+    config: Any
+    generation_config: Any
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights and of the features."""
+        ...
+
+    @property
+    def new_parts(self) -> tuple[str, ...]:
+        """Prefixes of the names of parameters that are not the pretrained language model's.
+
+        Freezing the backbone and the learning rate of the fusion go by it.
+        """
+        ...
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The forward pass of a block; ``.logits`` [B, T, vocabulary] stand at the positions of its labels."""
+        ...
+
+    def read(self, **inputs: torch.Tensor) -> list[torch.Tensor]:
+        """For each row of ``input_ids``, ``attention_mask`` and vision features: what the decoder admits, [N, D]."""
+        ...
+
+    def open_decoder(self, *, num_rows: int, max_source_tokens: int, max_new_tokens: int) -> Decoder:
+        """A decoder for what ``read`` returns for sources of at most ``max_source_tokens`` tokens."""
+        ...
+
+    def forward_flops(self, source_lengths: Sequence[int], target_lengths: Sequence[int], *, num_patches: int) -> float:
+        """Operations of the matrix products of a forward pass, padding left out; 0 patches: text alone."""
+        ...
+
+    def attention_maps(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        vision_features: torch.Tensor,
+        vision_mask: torch.Tensor | None = None,
+    ) -> AttentionMaps | None:
+        """Attention of text to patches, for the report; None where the model has none."""
+        ...
+
+    def observe(self, inputs: Mapping[str, torch.Tensor] | None) -> None:
+        """Measure for ``watch`` in the forward passes of these inputs, or in none."""
+        ...
+
+    def watch(self) -> dict[str, float]:
+        """What was measured since the last call, by the name of a metric."""
+        ...

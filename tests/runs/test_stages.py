@@ -1,0 +1,107 @@
+"""Stages as values: what a chain refuses, and the settings of its stages."""
+
+from __future__ import annotations
+
+import pytest
+
+from launcher.config.chains import ANSWERS, CHAINS, Chain, Stage
+from launcher.config.extensions import ExtensionError, load_extensions
+from launcher.config.loading import dump_settings, load_settings, parse_settings
+from launcher.config.settings import SettingsError
+
+DRAFT = Stage("draft", "QCM-E", writes="drafts")
+ANSWER = Stage("answer", "QCMG-A", reads=("drafts",), writes=ANSWERS)
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ((ANSWER,), "reads 'drafts', which no earlier stage writes; there is none"),
+        ((DRAFT, Stage("answer", "QCM-A", starts_from="later", writes=ANSWERS)), "starts from 'later'.*'draft'"),
+        (
+            (DRAFT, Stage("answer", "QCM-A", trains="half", writes=ANSWERS)),
+            "trains .half.; expected one of all",
+        ),
+        ((DRAFT, Stage("draft", "QCM-A", writes=ANSWERS)), "used once"),
+        ((Stage("logs", "QCM-A", writes=ANSWERS),), "none of"),
+        ((DRAFT, Stage("answer", "QCM-A", writes="texts")), "'predictions' for the last stage alone"),
+        ((Stage("answer", "QCM-X", writes=ANSWERS),), "QCM-X.*did you mean"),
+        ((), "has no stage"),
+    ],
+)
+def test_a_chain_that_cannot_be_is_refused_by_name(stages, message):
+    with pytest.raises(ValueError, match=message):
+        Chain("mine", "", stages)
+
+
+def test_a_last_stage_that_writes_nothing_has_no_evaluation():
+    chain = Chain("match", "", (Stage("match", "QCM-E"),))
+    assert chain.steps == ("data", "train-match") and chain.answering is None and chain.writing == ()
+
+
+@pytest.fixture
+def draft_chain(monkeypatch):
+    last = Stage("answer", "QCMG-A", reads=("drafts",), starts_from="draft", trains="bridge", writes=ANSWERS)
+    monkeypatch.setitem(CHAINS, "draft-first", Chain("draft-first", "", (DRAFT, last)))
+    return ["run.chain=draft-first", "stages.draft.num_steps=4"]
+
+
+def test_a_stage_has_its_own_batch_learning_rate_start_and_trained_parts(draft_chain):
+    own = ["stages.draft.learning_rate=0.5", "stages.draft.global_batch_size=6", "stages.draft.micro_batch_size=3"]
+    settings = load_settings(preset="demo", overrides=[*draft_chain, *own])
+    draft, answer = settings.of_stage("draft"), settings.of_stage("answer", start="runs/demo/draft/model")
+    assert (draft.training.learning_rate, draft.training.global_batch_size, draft.model.pretrained) == (0.5, 6, None)
+    assert answer.training.freeze_backbone and answer.model.pretrained == "runs/demo/draft/model"
+    assert settings.stage("draft").format == "QCM-E" and parse_settings(settings.model_dump()) == settings
+    assert "draft" in dump_settings(settings)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["stages.other.num_steps=1"], r"stages.other is no stage of run.chain draft-first; it has draft, answer"),
+        (["stages.draft.num_epochs=2"], "exactly one of num_steps and num_epochs"),
+        (["stages.draft.global_batch_size=5", "stages.draft.micro_batch_size=2"], "multiple of micro_batch_size"),
+        (["stages.draft.format=QCMG-E"], "draft.format QCMG-E does not go with run.chain draft-first"),
+    ],
+)
+def test_settings_of_stages_that_do_not_fit_are_refused(draft_chain, overrides, message):
+    with pytest.raises(SettingsError, match=message):
+        load_settings(preset="demo", overrides=[*draft_chain, *overrides])
+
+
+def test_a_stage_without_settings_is_named(draft_chain):
+    with pytest.raises(SettingsError, match=r"stage 'draft' are missing .*stages\.draft\.num_steps"):
+        load_settings(preset="demo", overrides=draft_chain[:1])
+
+
+def test_the_old_sections_and_the_new_ones_are_the_same():
+    new = load_settings(preset="demo", overrides=["stages.answer.num_steps=7"])
+    assert new == load_settings(preset="demo", overrides=["answer.num_steps=7"]) and new.stages == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "offers nothing"),
+        ("CHAINS = [1]", "CHAINS is a list, expected a dict"),
+        ("CHAINS = {'answer': 1}", "'answer', which exists already"),
+    ],
+)
+def test_an_extension_that_offers_nothing_new_is_refused(tmp_path, monkeypatch, content, message):
+    name = f"extension_{abs(hash(content))}"
+    (tmp_path / f"{name}.py").write_text(content, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ExtensionError, match=message):
+        load_extensions([name])
+
+
+def test_an_extension_is_never_taken_from_the_folder_of_a_run(tmp_path, monkeypatch):
+    (tmp_path / "in_a_run.py").write_text("CHAINS = {'new': 1}", encoding="utf-8")
+    for name in ("run.yaml", "lock.json"):
+        (tmp_path / name).touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SettingsError, match="in the folder of a run"):
+        load_settings(preset="demo", overrides=["extensions=[in_a_run]"])
+    with pytest.raises(ExtensionError, match="no module on the Python path"):
+        load_extensions(["not_there"])
