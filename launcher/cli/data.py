@@ -29,6 +29,9 @@ def data_make(
         int,
         typer.Option(help="Maximum number of choices from other skills, in addition to the skill's own.", min=0, max=3),
     ] = 1,
+    form: Annotated[str, typer.Option(help="choices, free (answers), captions or episodes.")] = "choices",
+    skill: Annotated[list[str] | None, typer.Option(help="A skill to draw, repeatable; none: all.")] = None,
+    telling_captions: Annotated[bool, typer.Option(help="Every caption states the picture's fact.")] = False,
 ) -> None:
     """Write MiniSQA, the embedded data set."""
     from data_shards.mini_sqa.generate import write_mini_sqa
@@ -42,6 +45,9 @@ def data_make(
             seed=seed,
             shuffle_choices=shuffle_choices,
             extra_choices=extra_choices,
+            form=form,
+            skills=skill,
+            telling_captions=telling_captions,
         )
         typer.echo(f"{output}: {num_train:,} train, {num_val:,} val, {num_test:,} test questions")
 
