@@ -36,8 +36,8 @@ from data_shards.sources.pictures import open_picture
 from launcher.cluster.ray_session import ray_session
 from launcher.config.loading import load_settings
 from launcher.data.build import prepare_data
-from mmcot.vision.encoder_kinds import ENCODERS
 from mmcot.vision.encoders import VisionEncoder
+from mmcot.vision.model_kinds import MODEL_KINDS
 
 SIZE = {
     "hidden_size": 192,
@@ -97,7 +97,7 @@ def loop_rate(kind: str, folder: Path, paths: list[Path]) -> float:
     with torch.inference_mode():
         for path in paths:
             pixels = processor(images=open_picture(path, name=str(path)), return_tensors="pt").pixel_values
-            ENCODERS[kind].features(model, pixels)[0].half().numpy()
+            MODEL_KINDS[kind].features(model, pixels)[0].half().numpy()
     return len(paths) / (time.perf_counter() - started)
 
 
@@ -174,7 +174,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place, ray_session(load_settings(preset="demo").cluster):
         source = Path(place) / "source"
         paths = repeat(source, paths, 4)
-        for kind in ENCODERS:
+        for kind in MODEL_KINDS:
             write_model(kind, folder := Path(place) / kind)
             ratios, rates = [], []
             for number in range(rounds):

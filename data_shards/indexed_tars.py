@@ -91,19 +91,16 @@ def index_tars(
 def pictures_in_tars(shards_dir: str | Path) -> Callable[[Sample], list[bytes]]:
     """Return a function from a problem to its encoded pictures, read from the indexed tars."""
     folder = Path(shards_dir) / "text"
-    where: dict[str, dict[str, tuple[Path | str, int, int, int]]] = {}  # by qid and extension
+    where: dict[str, list[tuple[str, Path | str, int, int, int]]] = {}  # by qid; the extension first
     for shard in manifest_shards(read_manifest(folder)):
         table = read_index(shard.index(folder))
-        for extension in sorted(set(table["extension"].to_pylist()) - {"json", "npy"}, key=_picture_order):
-            if not is_picture(extension):
-                continue
+        for extension in sorted(filter(is_picture, set(table["extension"].to_pylist())), key=_picture_order):
             for qid, offset, size, crc32 in zip(*rows_of_extension(table, extension).values(), strict=True):
-                place = (shard.tar(folder), int(offset), int(size), int(crc32))
-                where.setdefault(qid, {})[extension] = place
+                where.setdefault(qid, []).append((extension, shard.tar(folder), int(offset), int(size), int(crc32)))
 
     def pictures(problem: Sample) -> list[bytes]:
         found = []
-        for path, offset, size, crc32 in _in_order(problem, where.get(problem.qid, {})):
+        for _, path, offset, size, crc32 in _in_order(problem, where.get(problem.qid, [])):
             name = (path, problem.qid)
             if is_remote(path):
                 data = read_range(str(path), offset, size)
@@ -120,15 +117,16 @@ def pictures_in_tars(shards_dir: str | Path) -> Callable[[Sample], list[bytes]]:
 def _picture_order(extension: str) -> tuple[int, int]:
     """Pictures without a number first, then by number."""
     number, _, kind = extension.rpartition(".")
-    return (int(number) if number else -1, PICTURE_EXTENSIONS.index(kind) if kind in PICTURE_EXTENSIONS else -1)
+    return (int(number) if number else -1, PICTURE_EXTENSIONS.index(kind))
 
 
-def _in_order(problem: Sample, places: dict[str, Any]) -> list[Any]:
-    """Order a question's pictures as its fields name them, where these are names of members."""
+def _in_order(problem: Sample, members: list[Any]) -> list[Any]:
+    """Order the pictures of a sample as it names them, where it has several and these are names of members."""
+    by_name = {member[0]: member for member in members}
     named = [name.removeprefix(f"{problem.qid}.").lower() for name in problem.images]
-    if named and all(name in places for name in named):
-        return [places[name] for name in named]
-    return list(places.values())
+    if len(named) > 1 and all(name in by_name for name in named):
+        return [by_name[name] for name in named]
+    return members
 
 
 def _answered(problem: Sample, tar: Path | str) -> Sample:

@@ -9,27 +9,30 @@ A row of ``problems.json``, by question id, has exactly ScienceQA's fields:
            "lecture": "A red tile is ...", "solution": "The inner poles are south and north. ...", "split": "train"}
 
 ``ceilings.json`` contains the best possible accuracy from the text alone, computed from the
-generator's tables. This module does not depend on shards, prompts, tokens or models.
+generator's tables (``ceilings.py``). The same questions may have a free answer instead of choices, their pictures may
+be image-text pairs, and ``episodes.py`` draws documents. This module does not depend on shards, prompts, tokens or
+models.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
 import random
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from data_shards.mini_sqa.skills import SKILLS, Paint, Skill
+from data_shards.mini_sqa.ceilings import compute_ceilings
+from data_shards.mini_sqa.episodes import MAX_SHOTS, draw_episodes
+from data_shards.mini_sqa.skills import SKILLS, VERSION, Paint, Skill, accepted_answers, skills_named
 from data_shards.sources.pictures import open_picture
 
-VERSION: int = 2
 TILE_PIXELS = 8
 MAX_CHOICES = 5  # as in ScienceQA
 FACT_CAPTION_SHARE = 0.1
@@ -45,6 +48,10 @@ def write_mini_sqa(
     seed: int = 0,
     shuffle_choices: bool = True,
     extra_choices: int = 1,
+    form: str = "choices",
+    skills: Sequence[str] | None = None,
+    telling_captions: bool = False,
+    max_shots: int = MAX_SHOTS,
 ) -> None:
     """Write the data set to a folder; files of the same name are overwritten.
 
@@ -54,14 +61,21 @@ def write_mini_sqa(
         extra_choices: a row has 0 to this many choices of other skills in addition to its own, and none twice as
             often as each other number (at most ``MAX_CHOICES`` in all). They carry no information, because all
             choices of the row's own skill are present.
+        form: one of ``FORMS``: questions with choices, the same questions with free answers, the pictures with their
+            captions as image-text pairs, or documents (``episodes.py``).
+        skills: names of the skills, each of which gets an equal share; None for all. Captions are of skills with a
+            picture; episodes have none.
+        telling_captions: every caption states the hidden fact, not one in ten; questions and pictures stay the same.
+        max_shots: the largest number of pictures with a word in an episode.
 
     The same arguments give the same texts and the same pixels. No two rows of all splits
     share question, hint and choices, and no two pictures are equal.
 
     Raises:
-        ValueError: a size is negative, or larger than the number of different rows there are.
+        ValueError: a size is negative, or larger than the number of different rows there are; the form or a skill is
+            unknown, or does not go with the others.
     """
-    root = Path(output_dir)
+    root, chosen = Path(output_dir), chosen_skills(form, skills, telling_captions=telling_captions)
     sizes = {"train": num_train, "val": num_val, "test": num_test}
     for name, size in sizes.items():
         if size < 0:
@@ -69,39 +83,46 @@ def write_mini_sqa(
     problems: dict[str, dict[str, Any]] = {}
     captions: dict[str, str] = {}
     splits: dict[str, list[str]] = {}
-    texts: set[tuple[Any, ...]] = set()
-    pictures: set[bytes] = set()
+    lists: dict[str, list[str]] = {}
+    seen = _Seen()
     for split, size in sizes.items():
-        rows = _draw_split(split, size, seed=seed, texts=texts, pictures=pictures)
-        splits[split] = [str(len(problems) + 1 + index) for index in range(len(rows))]
-        for qid, (record, caption, tiles) in zip(splits[split], rows, strict=True):
-            choices = random.Random(f"choices-{seed}-{qid}")
-            record = _with_extra_choices(record, choices, extra_choices)
-            problems[qid] = _with_shuffled_choices(record, choices) if shuffle_choices else record
-            if tiles is not None:
-                captions[qid] = caption
-                _write_picture(root / "images" / split / qid / "image.png", tiles)
+        splits[split] = [str(len(problems) + 1 + index) for index in range(size)]
+        if form == "episodes":
+            rng = random.Random(f"mini_sqa-episodes-{VERSION}-{seed}-{split}")
+            rows = (Row(*row) for row in draw_episodes(rng, split, size, max_shots=max_shots, pictures=seen.pictures))
+        else:
+            rows = _draw_split(split, size, seed=seed, seen=seen, skills=chosen, telling=telling_captions)
+        for qid, row in zip(splits[split], rows, strict=True):
+            if form == "choices":
+                choices = random.Random(f"choices-{seed}-{qid}")
+                record = _with_extra_choices(row.record, choices, extra_choices)
+                problems[qid] = _with_shuffled_choices(record, choices) if shuffle_choices else record
+            else:
+                problems[qid] = _IN_FORM[form](row)
+            if row.caption and form != "captions":  # there it is the text
+                captions[qid] = row.caption
+            for name in row.lists:
+                lists.setdefault(name, []).append(qid)
+            for name, tiles in row.pictures.items():
+                _write_picture(root / "images" / split / qid / name, tiles)
     _write_json(root / "problems.json", problems)
     _write_json(root / "captions.json", {"captions": captions})
-    _write_json(root / "pid_splits.json", _with_mini_splits(splits))
-    _write_json(root / "ceilings.json", compute_ceilings())
+    _write_json(root / "pid_splits.json", _with_mini_splits(splits) | lists)
+    if form in ("choices", "free") and not telling_captions:
+        _write_json(root / "ceilings.json", compute_ceilings(chosen))
 
 
-def compute_ceilings() -> dict[str, Any]:
-    """The content of ``ceilings.json``: the best possible accuracy from the text alone.
+def chosen_skills(form: str, skills: Sequence[str] | None, *, telling_captions: bool) -> tuple[Skill, ...]:
+    """Return the skills of a data set in the order of ``SKILLS``.
 
-    ``direct_text`` gives the most probable answer given the text; ``chain_text`` generates the
-    most probable next word of the solution until it is complete, and gives its answer.
+    Raises:
+        ValueError: the form or a skill is unknown, or does not go with the others.
     """
-    return {
-        "version": VERSION,
-        "per_skill": {
-            skill.skill: {"direct_text": _direct_ceiling(skill), "chain_text": _chain_ceiling(skill)}
-            for skill in SKILLS
-        },
-        "about": "Bayes-optimal accuracy from the text alone, of answering directly (direct_text) and of a greedy "
-        "chain of thought (chain_text), computed from the probability tables of the generator.",
-    }
+    if form not in FORMS:
+        raise ValueError(f"form {form!r} of MiniSQA is unknown; expected one of {', '.join(FORMS)}")
+    if form == "episodes" and (skills or telling_captions):
+        raise ValueError("episodes of MiniSQA have neither skills nor captions; leave out skills and telling_captions")
+    return skills_named(skills, with_picture=form == "captions")
 
 
 def content_sha256(data_dir: str | Path) -> str:
@@ -111,8 +132,9 @@ def content_sha256(data_dir: str | Path) -> str:
         digest.update((root / name).read_bytes())
     problems = json.loads((root / "problems.json").read_text(encoding="utf-8"))
     for qid in sorted(problems, key=int):
-        if problems[qid]["image"] is not None:
-            path = root / "images" / problems[qid]["split"] / qid / problems[qid]["image"]
+        names = problems[qid]["image"] or []
+        for name in [names] if isinstance(names, str) else names:
+            path = root / "images" / problems[qid]["split"] / qid / name
             digest.update(np.asarray(open_picture(path, name=str(path))).tobytes())
     return digest.hexdigest()
 
@@ -127,22 +149,44 @@ def _quota(shares: Sequence[float], total: int) -> list[int]:
     return counts
 
 
-def _draw_split(split: str, size: int, *, seed: int, texts: set, pictures: set) -> list[tuple[dict, str, Any]]:
-    """Draw all rows of a split as (record, caption, tiles or None), shuffled."""
+@dataclasses.dataclass
+class _Seen:
+    """The texts and pictures of all splits so far, so that no two are equal."""
+
+    texts: set[tuple[Any, ...]] = dataclasses.field(default_factory=set)
+    pictures: set[bytes] = dataclasses.field(default_factory=set)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A drawn row: its record, pictures by name, further lists of its split, and what is known about its question."""
+
+    record: dict[str, Any]
+    pictures: dict[str, np.ndarray]
+    lists: tuple[str, ...] = ()
+    caption: str = ""
+    accepted: tuple[str, ...] = ()
+
+
+def _draw_split(split: str, size: int, *, seed: int, seen: _Seen, skills: Sequence[Skill], telling: bool) -> list[Row]:
+    """Draw all rows of a split, shuffled."""
     rng = random.Random(f"mini_sqa-{VERSION}-{seed}-{split}")
     rows = []
-    for skill, num_rows in zip(SKILLS, _quota([1] * len(SKILLS), size), strict=True):
+    for skill, num_rows in zip(skills, _quota([1] * len(skills), size), strict=True):
         counts = _quota([share for _, share in skill.table], num_rows)
         facts = [fact for (fact, _), count in zip(skill.table, counts, strict=True) for _ in range(count)]
         rng.shuffle(facts)
         num_telling = _quota([FACT_CAPTION_SHARE, 1 - FACT_CAPTION_SHARE], num_rows)[0]
         for index, fact in enumerate(facts):
-            question, hint = _draw_text(rng, skill, fact, texts)
-            caption, tiles = "", None
+            question, hint = _draw_text(rng, skill, fact, seen.texts)
+            caption, pictures = "", {}
             if skill.paint is not None:
-                tiles = _draw_tiles(rng, skill, skill.paint, fact, pictures)
-                caption = skill.key_fact(fact) if index < num_telling else rng.choice(skill.scenes)
-            rows.append((_record(rng, skill, fact, question, hint, split), caption, tiles))
+                pictures = {"image.png": _draw_tiles(rng, skill, skill.paint, fact, seen.pictures)}
+                scene = "" if index < num_telling else rng.choice(skill.scenes)
+                caption = skill.key_fact(fact) if telling or not scene else scene
+            record = _record(rng, skill, fact, question, hint, split)
+            accepted = tuple(accepted_answers(skill, record["answer"]))
+            rows.append(Row(record, pictures, caption=caption, accepted=accepted))
     rng.shuffle(rows)
     return rows
 
@@ -198,37 +242,6 @@ def _with_mini_splits(splits: dict[str, list[str]]) -> dict[str, list[str]]:
     return {**splits, "trainval": splits["train"] + splits["val"], **minis}
 
 
-def _direct_ceiling(skill: Skill) -> float:
-    mass: dict[Any, dict[int, float]] = defaultdict(lambda: defaultdict(float))
-    for fact, share in skill.table:
-        mass[skill.visible(fact)][skill.answer(fact)] += share
-    return round(sum(max(answers.values()) for answers in mass.values()), 6)
-
-
-def _chain_ceiling(skill: Skill) -> float:
-    groups: dict[Any, list[tuple[list[str], int, float]]] = defaultdict(list)
-    for fact, share in skill.table:
-        groups[skill.visible(fact)].append((skill.solve(fact).split(), skill.answer(fact), share))
-    right = 0.0
-    for group in groups.values():
-        chosen = _greedy_answer(group)
-        right += sum(share for _, answer, share in group if answer == chosen)
-    return round(right, 6)
-
-
-def _greedy_answer(group: list[tuple[list[str], int, float]]) -> int:
-    """Return the answer of the solution whose every next word is the most probable one."""
-    place = 0
-    while len({tuple(words) for words, _, _ in group}) > 1:
-        mass: dict[str, float] = defaultdict(float)
-        for words, _, share in group:
-            mass["".join(words[place : place + 1])] += share
-        likeliest = max(mass, key=mass.__getitem__)
-        group = [row for row in group if "".join(row[0][place : place + 1]) == likeliest]
-        place += 1
-    return group[0][1]
-
-
 def _with_extra_choices(record: dict[str, Any], rng: random.Random, most: int) -> dict[str, Any]:
     own = record["choices"]
     others = sorted({choice for skill in SKILLS for choice in skill.choices} - set(own))
@@ -240,6 +253,25 @@ def _with_shuffled_choices(record: dict[str, Any], rng: random.Random) -> dict[s
     order = list(range(len(record["choices"])))
     rng.shuffle(order)
     return record | {"choices": [record["choices"][index] for index in order], "answer": order.index(record["answer"])}
+
+
+def _with_free_answer(row: Row) -> dict[str, Any]:
+    kept = {name: value for name, value in row.record.items() if name not in ("choices", "answer")}
+    return kept | {"answers": list(row.accepted), "task": "free answer"}
+
+
+def _as_pair(row: Row) -> dict[str, Any]:
+    """The picture and its caption, without the question on it."""
+    kept = ("image", "grade", "subject", "topic", "category", "skill", "split")
+    return {"text": row.caption, **{name: row.record[name] for name in kept}, "task": "caption"}
+
+
+_IN_FORM: dict[str, Callable[[Row], dict[str, Any]]] = {
+    "free": _with_free_answer,
+    "captions": _as_pair,
+    "episodes": lambda row: row.record,
+}
+FORMS = ("choices", *_IN_FORM)
 
 
 def _write_picture(path: Path, tiles: np.ndarray) -> None:

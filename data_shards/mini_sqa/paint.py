@@ -117,3 +117,24 @@ def paint_food_web(rng: random.Random, fact: Fact) -> np.ndarray:
     tiles[row, column + 2 : column + 4] = _jitter(rng, animal)
     _distract(rng, tiles, _places(tuple(r for r in range(GRID) if r != row), range(GRID)))
     return tiles
+
+
+# Places of tiles, (row, column), of shapes up to 3 x 3.
+SHAPES = (
+    ((0, 0), (0, 1), (1, 0), (1, 1)),
+    ((0, 0), (0, 1), (0, 2)),
+    ((0, 0), (1, 0), (2, 0)),
+    ((0, 1), (1, 0), (1, 1), (1, 2), (2, 1)),
+    ((0, 0), (1, 0), (2, 0), (2, 1), (2, 2)),
+)
+
+
+def paint_shape(rng: random.Random, fact: Fact) -> np.ndarray:
+    """One shape of a colour ``fact[0]``, (red, green, blue); shape, place and shade are drawn."""
+    tiles, shape, colour = _ground(rng), rng.choice(SHAPES), _jitter(rng, fact[0])
+    top, left = rng.randrange(GRID - 2), rng.randrange(GRID - 2)
+    for row, column in shape:
+        tiles[top + row, left + column] = colour
+    around = {(top + row, left + column) for row in range(3) for column in range(3)}
+    _distract(rng, tiles, [place for place in _places(range(GRID), range(GRID)) if place not in around])
+    return tiles

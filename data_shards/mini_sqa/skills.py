@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from data_shards.mini_sqa.paint import (
     paint_thermometers,
 )
 
+VERSION: int = 2  # of the data set: the same version and arguments give the same content
 Fact = tuple[Any, ...]
 Ask = Callable[[random.Random, Fact], tuple[str, str]]  # question and hint
 Paint = Callable[[random.Random, Fact], np.ndarray]
@@ -155,7 +156,7 @@ WORDS: dict[str, tuple[str, ...]] = {
 class Skill:
     """One kind of question.
 
-    ``table`` contains each hidden fact with its probability, ``ask(rng, fact)`` gives
+    ``name`` is its name in settings. ``table`` contains each hidden fact with its probability, ``ask(rng, fact)`` gives
     question and hint, ``solve(fact)`` the solution, ``answer(fact)`` the index of the
     right choice, ``visible(fact)`` the part of the fact that the text contains,
     ``paint(rng, fact)`` the tiles [8, 8, 3] (None: no picture). ``scenes`` are captions
@@ -163,6 +164,7 @@ class Skill:
     the share of rows with the lecture.
     """
 
+    name: str
     skill: str
     subject: str
     topic: str
@@ -255,6 +257,7 @@ _FIGURE_SIGNS = {
 }
 
 MAGNETS = Skill(
+    name="magnets",
     skill="Predict whether two magnets attract or repel",
     subject="natural science",
     topic="physics",
@@ -288,6 +291,7 @@ MAGNETS = Skill(
 )
 
 BARS = Skill(
+    name="solutions",
     skill="Compare the concentrations of two solutions",
     subject="natural science",
     topic="chemistry",
@@ -316,6 +320,7 @@ BARS = Skill(
 )
 
 MAP = Skill(
+    name="map",
     skill="Read a map with a compass",
     subject="social science",
     topic="geography",
@@ -349,6 +354,7 @@ MAP = Skill(
 )
 
 TRAIT = Skill(
+    name="trait",
     skill="Tell a dominant from a recessive form",
     subject="natural science",
     topic="biology",
@@ -371,6 +377,7 @@ TRAIT = Skill(
 )
 
 FOOD_WEB = Skill(
+    name="food-web",
     skill="Follow a food web",
     subject="natural science",
     topic="ecology",
@@ -396,6 +403,7 @@ FOOD_WEB = Skill(
 )
 
 THERMOMETERS = Skill(
+    name="thermometers",
     skill="Compare two temperatures",
     subject="natural science",
     topic="physics",
@@ -420,6 +428,7 @@ THERMOMETERS = Skill(
 )
 
 TENSE = Skill(
+    name="tense",
     skill="Identify the tense of a sentence",
     subject="language science",
     topic="verbs",
@@ -436,6 +445,7 @@ TENSE = Skill(
 )
 
 FIGURE = Skill(
+    name="figure",
     skill="Identify a figure of speech",
     subject="language science",
     topic="figurative language",
@@ -452,3 +462,32 @@ FIGURE = Skill(
 )
 
 SKILLS = (MAGNETS, BARS, MAP, TRAIT, FOOD_WEB, THERMOMETERS, TENSE, FIGURE)
+
+
+def skills_named(names: Sequence[str] | None, *, with_picture: bool = False) -> tuple[Skill, ...]:
+    """Return the skills of these names in the order of ``SKILLS``; without names all.
+
+    Args:
+        with_picture: leave out skills without a picture, and refuse their names.
+
+    Raises:
+        ValueError: there is no such skill.
+    """
+    offered = [skill for skill in SKILLS if skill.paint is not None or not with_picture]
+    known = [skill.name for skill in offered]
+    if unknown := [name for name in names or () if name not in known]:
+        kind = "skill with a picture" if with_picture else "skill"
+        raise ValueError(f"MiniSQA has no {kind} named {unknown[0]!r}; expected some of {', '.join(known)}")
+    return tuple(skill for skill in offered if not names or skill.name in names)
+
+
+def accepted_answers(skill: Skill, index: int) -> list[str]:
+    """Return the texts that are right as a free answer: a choice, and the same in fewer words.
+
+    "the left jar" is also accepted as "left jar" and "left", because every choice of the skill is a jar.
+    """
+    choice = skill.choices[index]
+    bare = choice.removeprefix("the ")
+    first, _, last = bare.partition(" ")
+    all_alike = bool(last) and all(other.endswith(f" {last}") for other in skill.choices)
+    return list(dict.fromkeys([choice, bare, *([first] if all_alike else [])]))

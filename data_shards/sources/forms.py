@@ -22,9 +22,10 @@ class Form:
     Attributes:
         label: its human-readable name.
         recognizes: whether a path has this form.
-        read: reads a path.
-        content_files: the files of a path whose content determines the texts.
-        holds_pictures: whether these files also contain the pictures.
+        read: reads a path; its samples may be of any kinds, and it says where their pictures are.
+        content_files: the files of a path whose content determines the texts, at least one.
+        holds_pictures: whether these files also contain the pictures. Others are compared by name and size, encoded
+            ones by their bytes.
     """
 
     label: str
@@ -36,7 +37,12 @@ class Form:
 
 # By name, in the order in which they are tried; a plain dict, to which extensions add theirs.
 FORMS: dict[str, Form] = {
-    "scienceqa": Form("ScienceQA's folder", scienceqa.recognizes, scienceqa.read, scienceqa.content_files),
+    "scienceqa": Form(
+        "ScienceQA's folder (with problems.json and pid_splits.json)",
+        scienceqa.recognizes,
+        scienceqa.read,
+        scienceqa.content_files,
+    ),
     "hf_dataset": Form(
         "a data set saved by Hugging Face's save_to_disk",
         hf_dataset.recognizes,
@@ -72,10 +78,7 @@ def form_of(path: str | Path) -> Form:
         if form.recognizes(path):
             return form
     found = sorted(child.name for child in path.iterdir())[:8] if path.is_dir() else path.suffix
-    raise ValueError(
-        f"{path} is in no known form (found {found}); expected a folder with problems.json and pid_splits.json "
-        f"(ScienceQA), or one of: {form_labels()}"
-    )
+    raise ValueError(f"{path} is in no known form (found {found}); expected one of: {form_labels()}")
 
 
 def read_questions(path: str | Path) -> QuestionSet:

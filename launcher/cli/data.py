@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from data_shards.sources.forms import form_labels
 from launcher.cli.options import AllowExtensions, Config, Preset, RunFolder, Set, allow, errors_as_messages, say
 
 data_app = typer.Typer(help="Make, shard and check data.", no_args_is_help=True)
@@ -28,6 +29,9 @@ def data_make(
         int,
         typer.Option(help="Maximum number of choices from other skills, in addition to the skill's own.", min=0, max=3),
     ] = 1,
+    form: Annotated[str, typer.Option(help="choices, free (answers), captions or episodes.")] = "choices",
+    skill: Annotated[list[str] | None, typer.Option(help="A skill to draw, repeatable; none: all.")] = None,
+    telling_captions: Annotated[bool, typer.Option(help="Every caption states the picture's fact.")] = False,
 ) -> None:
     """Write MiniSQA, the embedded data set."""
     from data_shards.mini_sqa.generate import write_mini_sqa
@@ -41,6 +45,9 @@ def data_make(
             seed=seed,
             shuffle_choices=shuffle_choices,
             extra_choices=extra_choices,
+            form=form,
+            skills=skill,
+            telling_captions=telling_captions,
         )
         typer.echo(f"{output}: {num_train:,} train, {num_val:,} val, {num_test:,} test questions")
 
@@ -137,7 +144,7 @@ def data_ledger(folder: RunFolder, allow_extensions: AllowExtensions = False) ->
 
 @data_app.command("describe")
 def data_describe(
-    path: Annotated[Path, typer.Argument(help="A data set in one of the known forms, as data.path.")],
+    path: Annotated[Path, typer.Argument(help=f"A data set: {form_labels()}.")],
     tokenizer: Annotated[
         str | None, typer.Option(help="Hugging Face id or folder to count tokens with; else words.")
     ] = None,

@@ -26,6 +26,7 @@ from launcher.config.chains import ANSWER, RATIONALE
 from launcher.config.loading import merge_override, parse_settings
 from launcher.config.settings import Settings, SettingsError
 from mmcot.texts.prompts import split_format
+from mmcot.vision.encoder_kinds import ENCODERS
 
 DEVIATIONS: Mapping[str, str] = MappingProxyType(
     {
@@ -196,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--train_split", default="train", choices=["train", "trainval", "minitrain"])
     parser.add_argument("--val_split", default="val", choices=["test", "val", "minival"])
     parser.add_argument("--test_split", default="test", choices=["test", "minitest"])
-    parser.add_argument("--img_type", choices=["detr", "clip", "resnet", "vit"])
+    parser.add_argument("--img_type", choices=[name for name, kind in ENCODERS.items() if kind.published_shape])
     for name in ("use_generate", "final_eval", "use_caption"):
         parser.add_argument(f"--{name}", action="store_true")
     return parser

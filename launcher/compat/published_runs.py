@@ -34,6 +34,7 @@ from mmcot.models.checkpoint_import import import_checkpoint
 from mmcot.texts.answers import parse_answer
 from mmcot.texts.prompts import build_pair
 from mmcot.texts.sample import Sample
+from mmcot.vision.encoder_kinds import ENCODERS
 
 Report = Callable[[str], None]
 
@@ -146,8 +147,8 @@ def _model_to_evaluate(folder: Path, features: str | None) -> Path:
     imported = folder / "mmcot-model"
     if not (imported / "config.json").exists():
         shutil.rmtree(imported, ignore_errors=True)
-        shapes = {"detr": 100, "clip": 49, "resnet": 512, "vit": 145}
-        import_checkpoint(folder, imported, vision_num_patches=shapes.get(features or ""))
+        shape = ENCODERS[features].published_shape if features in ENCODERS else None
+        import_checkpoint(folder, imported, vision_num_patches=shape[0] if shape else None)
     return imported
 
 

@@ -25,6 +25,7 @@ TABLES = {
     "CHAINS": ("launcher.config.chains", "CHAINS"),
     "FORMS": ("data_shards.sources.forms", "FORMS"),
     "METRICS": ("mmcot.metrics.table", "METRICS"),
+    "ENCODERS": ("mmcot.vision.encoder_kinds", "ENCODERS"),
     "BRIDGES": ("mmcot.models.fusion", "BRIDGES"),
 }
 _RUN_FILES = ("run.yaml", "lock.json")

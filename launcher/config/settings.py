@@ -20,6 +20,7 @@ from launcher.config.extensions import load_extensions
 from mmcot.models.bridge_names import check_bridge
 from mmcot.texts.prompts import gold_rationale, split_format
 from mmcot.texts.sample import Sample
+from mmcot.vision.encoder_kinds import ENCODERS
 
 
 class SettingsError(ValueError):
@@ -71,16 +72,39 @@ class MiniSQA(_Section):
         description="maximum number of choices from other skills, in addition to the skill's own; none is twice as "
         "likely as each other number",
     )
+    form: Literal["choices", "free", "captions", "episodes"] = Field(
+        default="choices",
+        description="what is drawn: questions with choices, the same questions with free answers, pictures with their "
+        "captions, or documents (episodes) of pictures with new words, whose last word is to be written",
+    )
+    skills: list[str] | None = Field(
+        default=None,
+        description="names of the skills to draw, such as [magnets, map], in equal shares; none: all (with captions: "
+        "all with a picture)",
+    )
+    telling_captions: bool = Field(
+        default=False, description="every caption states the fact that its picture shows, instead of one in ten"
+    )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What determines the data; settings of later versions only where they are set, so that folders keep names."""
+        later = {"form", "skills", "telling_captions"}
+        return self.model_dump(exclude=later) | self.model_dump(include=later, exclude_defaults=True)
+
+    @pydantic.model_validator(mode="after")
+    def _known_skills(self) -> MiniSQA:
+        if self.skills or self.form == "episodes":
+            from data_shards.mini_sqa.generate import chosen_skills
+
+            chosen_skills(self.form, self.skills, telling_captions=self.telling_captions)
+        return self
 
     @pydantic.model_validator(mode="before")
     @classmethod
     def _of_before_extra_choices(cls, values: Any) -> Any:
         """Complete settings of an earlier version without ``extra_choices`` describe data without extra choices."""
-        if (
-            isinstance(values, dict)
-            and "extra_choices" not in values
-            and set(values) == set(cls.model_fields) - {"extra_choices"}
-        ):
+        if isinstance(values, dict) and set(values) == {"num_train", "num_val", "num_test", "seed", "shuffle_choices"}:
             return values | {"extra_choices": 0}
         return values
 
@@ -108,15 +132,20 @@ class Data(_Section):
         description="size of the cache on a machine in gigabytes; the least recently used are removed first",
     )
     samples_per_shard: PositiveInt = Field(default=512, description="questions per shard")
-    features: str | None = Field(default="patch", description="vision features to train on; none: text alone")
+    features: str | None = Field(
+        default="patch",
+        description=f"vision features to train on: {', '.join(ENCODERS)}, or the name of finished ones; none: text "
+        "alone",
+    )
     vision_features: str | None = Field(
         default=None,
         description="folder of published features and their name_map.json; none: data.path/vision_features",
     )
     vision_model: str | None = Field(
         default=None,
-        description="Hugging Face id or folder of the encoder for detr, clip, vit or resnet features of the pictures; "
-        "none: published features if data.path has them, else the kind's default encoder",
+        description="Hugging Face id or folder of the encoder that makes the features of the pictures "
+        f"({', '.join(name for name, encoder in ENCODERS.items() if encoder.default_model)}); none: published features "
+        "if data.path has them, else the kind's default encoder",
     )
     max_pictures: PositiveInt = Field(
         default=1, description="maximum number of pictures per question; further ones are counted"
@@ -137,6 +166,21 @@ class Data(_Section):
     )
     use_caption: bool = Field(default=False, description="put the picture's caption into the context")
     tokenizer_vocab_size: PositiveInt = Field(default=2000, description="pieces of the tokenizer trained on the text")
+
+    @property
+    def mini_sqa_arguments(self) -> dict[str, Any]:
+        """The arguments of ``write_mini_sqa``: episodes have as many pictures as are read."""
+        if self.mini_sqa.form != "episodes":
+            return self.mini_sqa.arguments
+        from data_shards.mini_sqa.episodes import most_shots
+
+        return self.mini_sqa.arguments | {"max_shots": most_shots(self.max_pictures)}
+
+    @pydantic.model_validator(mode="after")
+    def _episodes_fit(self) -> Data:
+        if self.path is None:
+            _ = self.mini_sqa_arguments
+        return self
 
     def require_features(self) -> str:
         """Return ``features`` for code that needs some.

@@ -23,6 +23,7 @@ from data_shards.remote_files import is_remote
 from data_shards.writer import write_feature_shards, write_text_shards
 from launcher.config.settings import Settings, SettingsError
 from launcher.data.dataset import read_source, source_folder
+from launcher.data.describe import is_question
 from launcher.data.feature_tasks import make_features
 from launcher.data.fingerprints import claim_folder, folder_inputs, tokenizer_formats
 from launcher.data.published_features import makes_features, open_ready_made
@@ -180,10 +181,10 @@ def _build_tokenizer(settings: Settings, shards_dir: Path, report: Report) -> No
 
 
 def _corpus(settings: Settings, shards_dir: Path) -> Iterable[str]:
-    """Sources and targets of both stages on the training split; nothing of val and test."""
+    """Sources and targets of all stages on the training split; nothing of val and test."""
     for shard in manifest_shards(read_manifest(shards_dir / "text"), "train"):
         for problem in read_problems(shards_dir / "text", shard):
-            for format in tokenizer_formats(settings):
+            for format in tokenizer_formats(settings) if is_question(problem) else ("P-T",):
                 yield from build_pair(problem, format, use_caption=True)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from data_shards.atomic_files import commit_folder, exclusive, fingerprint
 from data_shards.mini_sqa.generate import VERSION as MINI_SQA_VERSION
 from data_shards.mini_sqa.generate import write_mini_sqa
+from data_shards.sources import scienceqa
 from data_shards.sources.forms import read_questions
 from data_shards.sources.question_set import QuestionSet, with_captions, with_lists
 from launcher.config.settings import Data
@@ -18,23 +19,23 @@ def source_folder(data: Data, report: Callable[[str], None]) -> Path:
     """Return the folder or file of the data set; MiniSQA is generated where no path is given."""
     if data.path is not None:
         return Path(data.path)
-    folder, sizes = mini_sqa_folder(data), data.mini_sqa.model_dump()
-    if (folder / "problems.json").exists():  # no lock, because the folder may be read-only
+    folder = mini_sqa_folder(data)
+    if scienceqa.recognizes(folder):  # no lock, because the folder may be read-only
         return folder
     with exclusive(folder.parent):
-        if not (folder / "problems.json").exists():
+        if not scienceqa.recognizes(folder):
             staging = folder.with_name(f".staging-{folder.name}")
             shutil.rmtree(staging, ignore_errors=True)  # of a killed process
-            write_mini_sqa(staging, **sizes)
+            write_mini_sqa(staging, **data.mini_sqa_arguments)
             commit_folder(staging, folder)
             report(f"MiniSQA: drawn into {folder}")
     return folder
 
 
 def mini_sqa_folder(data: Data) -> Path:
-    """Return the folder of MiniSQA with these sizes, next to the shards, where all workers can read it."""
+    """Return the folder of MiniSQA with these settings, next to the shards, where all workers can read it."""
     parent = Path(data.shards_dir).parent if data.shards_dir else Path("data")
-    return parent / f"mini_sqa-source-{fingerprint({**data.mini_sqa.model_dump(), 'version': MINI_SQA_VERSION})}"
+    return parent / f"mini_sqa-source-{fingerprint({**data.mini_sqa_arguments, 'version': MINI_SQA_VERSION})}"
 
 
 def read_source(data: Data, source: Path) -> QuestionSet:

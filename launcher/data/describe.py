@@ -13,6 +13,17 @@ from mmcot.texts.prompts import build_pair
 from mmcot.texts.sample import Sample
 
 FORMATS = ("QCM-E", "QCM-LE", "QCMG-A")
+_KINDS = {
+    "choices": "with choices",
+    "free": "with a free answer",
+    "pair": "image-text pairs",
+    "document": "documents",
+}
+
+
+def is_question(sample: Sample) -> bool:
+    """Whether the formats of questions fit a sample; pairs and documents have the format P-T alone."""
+    return sample.kind in ("choices", "free")
 
 
 def describe_questions(path: Path, *, tokenizer: str | None = None) -> list[str]:
@@ -28,12 +39,20 @@ def describe_questions(path: Path, *, tokenizer: str | None = None) -> list[str]
     lines.append(f"{'':<24}" + "".join(f"{name:>10}" for name in parts))
     for label, test in _COUNTED.items():
         lines.append(f"{label:<24}" + "".join(f"{sum(map(test, part)):>10,}" for part in parts.values()))
+    kinds = {problem.kind for problem in everything}
+    for kind, label in _KINDS.items():
+        if kind in kinds and kinds != {"choices"}:
+            lines.append(f"{label:<24}" + "".join(f"{_num_of_kind(part, kind):>10,}" for part in parts.values()))
     lines.append(f"{'picture absent':<24}" + "".join(f"{_num_absent(questions, part):>10,}" for part in parts.values()))
     lines += [f"list {name}: {len(qids):,} questions" for name, qids in questions.lists.items()]
     unit, count = _counter(tokenizer)
     lines.append(f"\nlengths in {unit:<15}" + "".join(f"{name:>10}" for name in ("mean", "median", "95%", "longest")))
-    for format in FORMATS:
-        pairs = [build_pair(problem, format) for problem in everything]
+    formats = {format: list(filter(is_question, everything)) for format in FORMATS}
+    formats |= {"P-T": [problem for problem in everything if not is_question(problem)]}
+    for format, problems in formats.items():
+        if not problems:
+            continue
+        pairs = [build_pair(problem, format) for problem in problems]
         for side, texts in (("source", [source for source, _ in pairs]), ("target", [target for _, target in pairs])):
             lines.append(f"{format + ' ' + side:<26}" + _statistics(count(texts)))
     return lines
@@ -48,6 +67,10 @@ _COUNTED: dict[str, Callable[[Sample], bool]] = {
     "with caption": lambda problem: bool(problem.caption),
     "without a solution": lambda problem: not problem.solution,
 }
+
+
+def _num_of_kind(problems: Sequence[Sample], kind: str) -> int:
+    return sum(problem.kind == kind for problem in problems)
 
 
 def _num_absent(questions: QuestionSet, problems: Sequence[Sample]) -> int:

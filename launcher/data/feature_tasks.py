@@ -31,11 +31,10 @@ from launcher.cluster.worker_pool import Worker, run_on_workers
 from launcher.config.settings import Data, Settings, SettingsError
 from launcher.data.dataset import read_source
 from mmcot.texts.sample import Sample
+from mmcot.vision import encoder_kinds
 from mmcot.vision.encoder_kinds import ENCODERS
-from mmcot.vision.patches import FEATURES
 
 BATCH_SIZE = {"cuda": 32, "cpu": 8}  # pictures; 32 do not fit a CPU's cache
-MADE_HERE = (*FEATURES, *ENCODERS)
 
 
 class FeaturesError(RuntimeError):
@@ -64,7 +63,7 @@ class FeaturesWorker(Worker):
 
         torch.set_num_threads(job.settings.cluster.cpus_per_worker)
         self.job = job
-        on_gpu = job.settings.cluster.use_gpu and job.settings.data.features not in FEATURES  # the driver makes those
+        on_gpu = job.settings.cluster.use_gpu and not ENCODERS[job.settings.data.require_features()].in_driver
         self.device = open_device(use_gpu=bool(on_gpu)).type
         self.encode, self.shape = open_encoder(job.settings.data, device=self.device)
         self.pictures = (
@@ -106,17 +105,10 @@ def open_encoder(data: Data, *, device: str = "cpu") -> tuple[Encode, tuple[int,
     Raises:
         SettingsError: features of that name cannot be made from pictures.
     """
-    if data.features in FEATURES:
-        featurize, shape = FEATURES[data.features]
-        return lambda images: np.stack([featurize(image) for image in images]), shape
-    if data.features is not None and data.features in ENCODERS:
-        from mmcot.vision.encoders import VisionEncoder
-
-        encoder = VisionEncoder(data.features, data.vision_model, device=device)
-        return encoder.encode, encoder.shape
-    raise SettingsError(
-        f"features {data.features!r} cannot be made from pictures; expected one of {', '.join(MADE_HERE)}"
-    )
+    name = data.require_features()
+    if name not in ENCODERS:
+        raise SettingsError(f"features {name!r} cannot be made from pictures; expected one of {', '.join(ENCODERS)}")
+    return encoder_kinds.open_encoder(name, data.vision_model, device=device)
 
 
 def make_features(
@@ -133,7 +125,7 @@ def make_features(
     )
     missing = missing_feature_shards(shards_dir, name=name)
     shape: tuple[int, int] | None = None
-    if name in FEATURES:  # little work, so done in this process
+    if ENCODERS[name].in_driver:
         worker = FeaturesWorker(job)
         for shard in missing:
             worker.run(shard)

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 from data_shards.atomic_files import commit_json, fingerprint, read_json, sha256_of_file
 from data_shards.manifest import SCHEMA_VERSION
-from data_shards.sources.forms import form_of, read_questions
-from data_shards.sources.question_set import SPLITS
+from data_shards.sources.forms import form_of
+from data_shards.sources.question_set import SPLITS, Picture
 from launcher.config.chains import ANSWER, CHAINS
 from launcher.config.settings import Data, Settings, SettingsError
 from launcher.data.published_features import makes_features, name_map, ready_made_file
 from mmcot.vision.encoder_kinds import ENCODERS
-from mmcot.vision.patches import FEATURES
 
 
 def folder_inputs(settings: Settings, source: Path) -> dict[str, Any]:
-    """The inputs that determine the content of the text shards and the tokenizer."""
-    data = settings.data
-    files = form_of(source).content_files(source)
+    """The inputs that determine the content of the text shards and the tokenizer.
+
+    Raises:
+        SettingsError: the form of the data set names no file.
+    """
+    data, form = settings.data, form_of(source)
+    if not (files := form.content_files(source)):
+        raise SettingsError(
+            f"{source}: content_files of its form ({form.label}) names no file; expected those that determine the "
+            "texts, so that a change of them is noticed"
+        )
     return {
         "schema_version": SCHEMA_VERSION,
-        "files": {
-            file.name if file == source else str(file.relative_to(source)): sha256_of_file(file) for file in files
-        },
+        "files": {_name_in(source, file): sha256_of_file(file) for file in files},
         **({"captions": sha256_of_file(Path(data.captions))} if data.captions else {}),
         **({"splits": data.splits} if data.splits else {}),
         "samples_per_shard": data.samples_per_shard,
@@ -33,32 +39,45 @@ def folder_inputs(settings: Settings, source: Path) -> dict[str, Any]:
     }
 
 
+def _name_in(source: Path, file: Path) -> str:
+    if file == source:
+        return file.name
+    return str(file.relative_to(source) if file.is_relative_to(source) else file)
+
+
 def _feature_inputs(data: Data, source: Path) -> dict[str, Any]:
     """The inputs that determine the content of a feature's shards, in addition to the text."""
     if not makes_features(data):
         return {"ready_made": _published_facts(data)}
-    name = data.require_features()
+    encoder = ENCODERS[data.require_features()]
+    model = None if encoder.in_driver else data.vision_model or encoder.default_model
     return {
         "pictures": _pictures_fingerprint(source),
         "max_pictures": data.max_pictures,
         "unreadable_pictures": data.unreadable_pictures,
-        **({} if name in FEATURES else {"encoder": data.vision_model or ENCODERS[name].default_model}),
+        **({"encoder": model} if model else {}),
     }
 
 
 def _pictures_fingerprint(source: Path) -> str | None:
     """Hash the pictures' file names and sizes; None for a data set whose own files contain the pictures."""
-    if form_of(source).holds_pictures:
+    form = form_of(source)
+    if form.holds_pictures:
         return None
-    questions = read_questions(source)
+    questions = form.read(source)
     facts = [
-        [problem.qid, path.name, path.stat().st_size if path.is_file() else None]
+        [problem.qid, *_picture_facts(picture)]
         for split in SPLITS
         for problem in questions.problems[split]
-        for path in questions.pictures(problem)
-        if isinstance(path, Path)  # of this form all are
+        for picture in questions.pictures(problem)
     ]
     return fingerprint(facts)
+
+
+def _picture_facts(picture: Picture) -> tuple[str, int | None]:
+    if isinstance(picture, bytes):
+        return hashlib.sha256(picture).hexdigest(), len(picture)
+    return picture.name, picture.stat().st_size if picture.is_file() else None
 
 
 def _published_facts(data: Data) -> list[Any] | None:

@@ -10,14 +10,14 @@ from data_shards.atomic_files import read_json
 from data_shards.ready_made_features import FeatureError, FeaturesOf, ready_made_features
 from launcher.config.settings import Data, SettingsError
 from mmcot.vision.encoder_kinds import ENCODERS
-from mmcot.vision.patches import FEATURES, PUBLISHED_SHAPES
 
 
 def makes_features(data: Data) -> bool:
     """Whether features are made from pictures; if published ones exist, only with data.vision_model."""
-    if data.features in FEATURES:
-        return True
-    return data.features in ENCODERS and (data.vision_model is not None or ready_made_file(data) is None)
+    encoder = ENCODERS.get(data.features or "")
+    if encoder is None:
+        return False
+    return encoder.in_driver or data.vision_model is not None or ready_made_file(data) is None
 
 
 def ready_made_file(data: Data) -> Path | None:
@@ -62,7 +62,8 @@ def open_ready_made(data: Data) -> tuple[FeaturesOf, tuple[int, int]]:
         array = array.float().numpy() if array.dtype == torch.bfloat16 else array.numpy()
     if array.ndim == 2:  # one pooled vector a row
         array = array[:, None]
-    if (published := PUBLISHED_SHAPES.get(name)) and tuple(array.shape[1:]) not in (published, (1, published[1])):
+    published = ENCODERS[name].published_shape if name in ENCODERS else None
+    if published and tuple(array.shape[1:]) not in (published, (1, published[1])):
         raise FeatureError(
             f"{path} has rows of shape {tuple(array.shape[1:])}, published {name} features have {published}"
         )

@@ -9,9 +9,9 @@ from data_shards.remote_files import is_remote
 from data_shards.sources.forms import form_labels
 from launcher.cluster.gpus import count_own_gpus, require_gpus
 from launcher.config.settings import Cluster, Settings, SettingsError
-from launcher.data.feature_tasks import MADE_HERE
 from launcher.data.published_features import ready_made_file
 from mmcot.texts.prompts import split_format
+from mmcot.vision.encoder_kinds import ENCODERS
 
 MIN_FREE_BYTES = 1_000_000_000
 
@@ -54,7 +54,7 @@ def check_machine(settings: Settings) -> None:
 
 def _check_features(settings: Settings) -> None:
     name = settings.data.features
-    if name is None or name in MADE_HERE:
+    if name is None or name in ENCODERS:
         return
     if ready_made_file(settings.data):
         return
@@ -68,7 +68,7 @@ def _check_features(settings: Settings) -> None:
             return
         where = f"{folder} is missing"
     raise SettingsError(
-        f"features {name!r} cannot be made on this machine (known: {', '.join(MADE_HERE)}) and {where}; set "
+        f"features {name!r} cannot be made on this machine (known: {', '.join(ENCODERS)}) and {where}; set "
         f"data.shards_dir to a folder that holds features/{name} (tars of {{qid}}.npy in the order of the text shards, "
         "with manifest.json), "
         f"put the published {name}.npy (or .pth) into data.path/vision_features, with name_map.json, or set "

@@ -21,7 +21,7 @@ import numpy as np
 from launcher.config.settings import Settings
 from launcher.runs.exported import verify_model
 from launcher.runs.run_dir import RunDir
-from mmcot.vision.patches import PATCH_GRIDS
+from mmcot.vision.encoder_kinds import ENCODERS
 
 
 def look_at_questions(
@@ -65,12 +65,12 @@ def look_at_questions(
 def grid_of(settings: Settings) -> dict[str, Any]:
     """The grid of patches over a picture: {"rows", "columns"}, or {"why"} where it is not known."""
     name = settings.data.features
-    if name not in PATCH_GRIDS:
+    if name not in ENCODERS or (grid := ENCODERS[name].grid) is None:
         return {
             "why": f"The features '{name}' are not known to be squares of the whole picture in reading order, "
             "so only the gate is shown."
         }
-    rows, columns = PATCH_GRIDS[name]
+    rows, columns = grid
     return {"rows": rows, "columns": columns}
 
 

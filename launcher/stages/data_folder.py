@@ -10,7 +10,7 @@ from data_shards.atomic_files import fingerprint, read_json
 from data_shards.manifest import read_manifest
 from data_shards.mirror import local_folder, origin_of
 from launcher.config.settings import Data, Settings, SettingsError
-from mmcot.vision.patches import FEATURES
+from mmcot.vision.encoder_kinds import ENCODERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,11 +58,8 @@ def open_data(data: Data, shards_dir: str | Path) -> DataFolder:
             f"{shards_dir}/features/{data.features} was built for other text shards; delete that folder and build it "
             "again"
         )
-    if (
-        features
-        and data.features in FEATURES
-        and features["num_patches"] != (wanted := FEATURES[data.features][1][0] * data.max_pictures)
-    ):
+    shape = ENCODERS[data.features].shape if data.features in ENCODERS else None
+    if features and shape and features["num_patches"] != (wanted := shape[0] * data.max_pictures):
         raise SettingsError(
             f"{shards_dir}/features/{data.features} has {features['num_patches']} patches, data.max_pictures "
             f"({data.max_pictures}) needs {wanted}; delete that folder and build it again, or set data.max_pictures "

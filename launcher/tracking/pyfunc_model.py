@@ -7,6 +7,7 @@ and ``image`` (a path on the machine that predicts) or ``image_base64``.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import tempfile
 from pathlib import Path
@@ -47,7 +48,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _problem(row: dict[str, Any], number: int, folder: Path) -> Any:
-    from mmcot.texts.sample import Sample
+    from data_shards.sources.tables import sample_of_row
 
     images: tuple[str, ...] = ()
     if data := row.get("image_base64"):
@@ -55,15 +56,14 @@ def _problem(row: dict[str, Any], number: int, folder: Path) -> Any:
         images = (f"{number}.image",)
     elif path := row.get("image"):
         images = (str(Path(path).absolute()),)
-    choices = row["choices"]
-    choices = json.loads(choices) if isinstance(choices, str) else choices
-    return Sample(
-        qid=str(row.get("qid") or number),
-        question=row["question"],
-        choices=tuple(choices),
-        hint=row.get("context") or "",
-        images=images,
-    )
+    row = {name: row[name] for name in row if name not in ("image", "image_base64", "answer", "answers")}
+    for name in ("choices", "document"):
+        if isinstance(row.get(name), str):
+            row[name] = json.loads(row[name])
+        elif hasattr(row.get(name), "tolist"):  # an array of a data frame
+            row[name] = row[name].tolist()
+    sample = sample_of_row(str(row.get("qid") or number), row, to_predict=True)
+    return sample if sample.kind == "document" else dataclasses.replace(sample, images=images)
 
 
 set_model(RunModel())

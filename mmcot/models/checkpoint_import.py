@@ -27,6 +27,7 @@ import safetensors.torch
 import torch
 
 from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
+from mmcot.vision.encoder_kinds import ENCODERS
 
 _FUSION_PARTS = ("image_dense.", "mha_layer.", "gate_dense.")
 _EMBEDDING = "shared.weight"
@@ -41,8 +42,6 @@ _COMPANION_FILES = (
     "spiece.model",
     "generation_config.json",
 )
-# Width -> number of patches of the published features; CLIP and ResNet share a width.
-_PUBLISHED_FEATURES = {256: "100 (detr)", 1024: "145 (vit)", 2048: "49 (clip) or 512 (resnet)"}
 
 
 class CheckpointError(ValueError):
@@ -161,7 +160,9 @@ def _vision_shape(
             "use the features this checkpoint was trained on"
         )
     if not num_patches:
-        hint = _PUBLISHED_FEATURES.get(width, "unknown for this width")
+        published = {name: kind.published_shape for name, kind in ENCODERS.items() if kind.published_shape}
+        known = [f"{shape[0]} ({name})" for name, shape in published.items() if shape[1] == width]
+        hint = " or ".join(known) or "unknown for this width"
         raise CheckpointError(
             f"the number of patches is neither in config.json nor given, and the weights in {path} do not contain it; "
             f"pass vision_num_patches (published features of width {width}: {hint})"

@@ -1,109 +1,106 @@
-"""The kinds of published encoders: DETR, CLIP, ViT and ResNet.
+"""All encoders of pictures, by the name of their features: patches of the picture itself, DETR, CLIP, ViT and ResNet.
 
-This module imports neither torch nor transformers, so that settings, messages and commands can list the kinds. It names
-the classes, and ``VisionEncoder`` imports them when it opens a model.
+    encode, shape = open_encoder("clip")      # shape [P, D]
+    features = encode(pictures)               # float16 [B, P, D]
+
+Another encoder is one entry of ``ENCODERS`` and a function from pictures to an array:
+
+    def open_mine(model, device):
+        network = load(model or "mine/base")
+        return lambda images: network(images), (49, 512)      # floats [B, 49, 512] of B pictures
+
+    ENCODERS["mine"] = Encoder(open_mine, default_model="mine/base")
+
+This module imports neither torch nor transformers, so that settings, messages and commands can list the encoders.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from PIL import Image
+from mmcot.vision.model_kinds import MODEL_KINDS, Shape
+from mmcot.vision.patches import PATCH_GRID, PATCH_SHAPE, patch_features
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
+    import numpy as np
+    from PIL import Image
 
-
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-_CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-
-
-_HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
-
-def _detr_features(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
-    """The last decoder layer's states of the object queries: [B, 3, H, W] to [B, queries, D]."""
-    mask = pixels.new_ones(pixels.shape[0], *pixels.shape[2:]).long()
-    return model(pixel_values=pixels, pixel_mask=mask).last_hidden_state
-
-
-def _clip_features(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
-    """The last hidden states of the patches, without the class token: [B, 3, H, W] to [B, patches, D]."""
-    return model(pixel_values=pixels).last_hidden_state[:, 1:]
-
-
-def _vit_features(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
-    """The last hidden states, the class token first: [B, 3, H, W] to [B, 1 + patches, D]."""
-    return model(pixel_values=pixels).last_hidden_state
-
-
-def _resnet_features(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
-    """The pooled last stage as one vector: [B, 3, H, W] to [B, 1, D].
-
-    The published system repeats this vector 512 times. Identical keys have equal attention weights and the
-    same value, so attention to one vector equals attention to 512 copies.
-    """
-    return model(pixel_values=pixels).pooler_output.flatten(1).unsqueeze(1)
+EncodePictures = Callable[["Sequence[Image.Image]"], "np.ndarray"]
 
 
 @dataclass(frozen=True, slots=True)
-class EncoderKind:
-    """The properties of one kind; normalisation and filter apply where the model's folder does not set them."""
+class Encoder:
+    """How features of one name are made from pictures.
 
-    default_model: str  # Hugging Face id
-    model_types: tuple[str, ...]  # allowed values of `model_type` in a config.json
-    config_class: str  # of transformers
-    model_class: str  # of transformers
-    features: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]
-    mean_and_std: tuple[tuple[float, ...], tuple[float, ...]]
-    resample: Image.Resampling
-    model_settings: Mapping[str, object] = field(default_factory=dict)  # for the model's constructor
+    Attributes:
+        open: maps a model (a Hugging Face id or folder, None for the default one) and a device ("cpu", "cuda") to a
+            function from B RGB pictures of any sizes to floats [B, P, D], and [P, D]. It is called once a process.
+        default_model: the model that is used if none is given; None for an encoder without models.
+        shape: [P, D] where it is the same for every model; compared when finished features are opened.
+        grid: (rows, columns) if the patches are squares of the whole picture in reading order. None for encoders that
+            may crop the picture, add a class token, pool it, or give objects instead of places (DETR's queries).
+        published_shape: [P, D] of the published system's feature files of this name.
+        in_driver: the driver makes the features itself, because they need little work and no model.
+    """
+
+    open: Callable[[str | None, str], tuple[EncodePictures, Shape]]
+    default_model: str | None = None
+    shape: Shape | None = None
+    grid: tuple[int, int] | None = None
+    published_shape: Shape | None = None
+    in_driver: bool = False
 
 
-ENCODERS: Mapping[str, EncoderKind] = MappingProxyType(
-    {
-        "detr": EncoderKind(
-            default_model="facebook/detr-resnet-101-dc5",
-            model_types=("detr",),
-            config_class="DetrConfig",
-            model_class="DetrModel",
-            features=_detr_features,
-            mean_and_std=_IMAGENET,
-            resample=Image.Resampling.BILINEAR,
-        ),
-        "clip": EncoderKind(
-            default_model="openai/clip-vit-base-patch32",
-            model_types=("clip", "clip_vision_model"),
-            config_class="CLIPVisionConfig",  # also reads its part of a whole CLIP's configuration
-            model_class="CLIPVisionModel",
-            features=_clip_features,
-            mean_and_std=_CLIP,
-            resample=Image.Resampling.BICUBIC,
-        ),
-        "vit": EncoderKind(
-            default_model="google/vit-large-patch32-384",
-            model_types=("vit",),
-            config_class="ViTConfig",
-            model_class="ViTModel",
-            features=_vit_features,
-            mean_and_std=_HALF,
-            resample=Image.Resampling.BILINEAR,
-            model_settings={"add_pooling_layer": False},
-        ),
-        "resnet": EncoderKind(
-            default_model="microsoft/resnet-101",
-            model_types=("resnet",),
-            config_class="ResNetConfig",
-            model_class="ResNetModel",
-            features=_resnet_features,
-            mean_and_std=_IMAGENET,
-            resample=Image.Resampling.BICUBIC,
-        ),
-    }
-)
+def _open_patches(model: str | None, device: str) -> tuple[EncodePictures, Shape]:
+    import numpy as np
+
+    return lambda images: np.stack([patch_features(image) for image in images]), PATCH_SHAPE
+
+
+def _open_model(kind: str, model: str | None, device: str) -> tuple[EncodePictures, Shape]:
+    from mmcot.vision.encoders import VisionEncoder
+
+    encoder = VisionEncoder(kind, model, device=device)
+    return encoder.encode, encoder.shape
+
+
+ENCODERS: dict[str, Encoder] = {
+    "patch": Encoder(_open_patches, shape=PATCH_SHAPE, grid=PATCH_GRID, in_driver=True),
+    **{
+        name: Encoder(
+            partial(_open_model, name), default_model=kind.default_model, published_shape=kind.published_shape
+        )
+        for name, kind in MODEL_KINDS.items()
+    },
+}
+
+
+def open_encoder(name: str, model: str | None = None, *, device: str = "cpu") -> tuple[EncodePictures, Shape]:
+    """Open an encoder; returns its function from B RGB pictures to float16 [B, P, D], and [P, D].
+
+    Raises:
+        ValueError: there is no encoder of this name. The function raises it for features beyond float16.
+    """
+    if name not in ENCODERS:
+        raise ValueError(f"features {name!r} cannot be made from pictures; expected one of {', '.join(ENCODERS)}")
+    encode, shape = ENCODERS[name].open(model, device)
+    return partial(_encode_in_half, name, encode), shape
+
+
+def _encode_in_half(name: str, encode: EncodePictures, images: Sequence[Image.Image]) -> np.ndarray:
+    import numpy as np
+
+    features = np.asarray(encode(images))
+    if features.dtype == np.float16:
+        return features
+    with np.errstate(over="ignore"):
+        halved = features.astype(np.float16)
+    if not np.isfinite(halved).all():
+        raise ValueError(
+            f"{name} features of {len(images)} pictures have values that are NaN, infinite or beyond float16 (the "
+            f"largest is {np.abs(features).max()}); expected finite values up to {np.finfo(np.float16).max:g}"
+        )
+    return halved

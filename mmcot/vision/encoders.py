@@ -20,7 +20,7 @@ from PIL import Image
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 
-from mmcot.vision.encoder_kinds import ENCODERS
+from mmcot.vision.model_kinds import MODEL_KINDS
 
 _DEFAULT_IMAGE_SIZE = 224  # pixels, for models that take any size
 
@@ -29,7 +29,7 @@ class VisionEncoder:
     """A frozen encoder from pictures to features.
 
     Args:
-        kind: one of ``ENCODERS``: ``detr`` gives its object queries [100, 256], ``clip`` its patches
+        kind: one of ``MODEL_KINDS``: ``detr`` gives its object queries [100, 256], ``clip`` its patches
             without the class token [49, 768], ``vit`` its class token and patches [145, 1024], ``resnet``
             its pooled vector once, [1, 2048] (shapes of the default models; the published CLIP features
             are of a ResNet tower, [49, 2048], which transformers does not have). The published system
@@ -47,9 +47,9 @@ class VisionEncoder:
     """
 
     def __init__(self, kind: str, model: str | Path | None = None, *, device: str = "cpu") -> None:
-        if kind not in ENCODERS:
-            raise ValueError(f"There is no vision encoder {kind!r}; choose one of {', '.join(ENCODERS)}.")
-        self.kind, self._kind = kind, ENCODERS[kind]
+        if kind not in MODEL_KINDS:
+            raise ValueError(f"There is no vision encoder {kind!r}; choose one of {', '.join(MODEL_KINDS)}.")
+        self.kind, self._kind = kind, MODEL_KINDS[kind]
         self.name = str(model or self._kind.default_model)
         self.device = torch.device(device)
         frozen = cast(Any, self._load().eval().requires_grad_(False))
@@ -116,7 +116,7 @@ class VisionEncoder:
             raise ValueError(
                 f"{self.name!r} is a model of type {found!r}, but the encoder {self.kind!r} reads "
                 f"{' or '.join(map(repr, self._kind.model_types))}; name a matching model, such as "
-                f"{self._kind.default_model!r}, or another kind ({', '.join(ENCODERS)})."
+                f"{self._kind.default_model!r}, or another kind ({', '.join(MODEL_KINDS)})."
             )
         try:
             model, report = getattr(transformers, self._kind.model_class).from_pretrained(
@@ -162,4 +162,5 @@ class VisionEncoder:
             mean, std = found.get("image_mean") or mean, found.get("image_std") or std
         mean, std = torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
         self._scale, self._shift = 1 / (255 * std), mean / std
-        self._resample = self._kind.resample if found.get("resample") is None else Image.Resampling(found["resample"])
+        own = Image.Resampling[self._kind.resample]
+        self._resample = own if found.get("resample") is None else Image.Resampling(found["resample"])

@@ -17,8 +17,14 @@ from safetensors.torch import load_file, save_file
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 from transformers.utils import is_timm_available
 
-from mmcot.vision.encoder_kinds import ENCODERS
+from data_shards.reader import SplitReader
+from launcher.config.loading import load_settings
+from launcher.config.settings import Data, SettingsError
+from launcher.data.build import prepare_data
+from launcher.pipeline.preflight import check_settings
+from mmcot.vision.encoder_kinds import ENCODERS, Encoder, open_encoder
 from mmcot.vision.encoders import VisionEncoder
+from mmcot.vision.model_kinds import MODEL_KINDS
 
 KINDS = ("detr", "clip", "vit", "resnet")
 HEADS = {
@@ -122,7 +128,7 @@ def with_weights(source: Path, target: Path, change) -> Path:
 
 
 def test_the_kinds_are_the_published_ones():
-    assert tuple(ENCODERS) == KINDS
+    assert tuple(MODEL_KINDS) == KINDS and tuple(ENCODERS) == ("patch", *KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -257,3 +263,54 @@ def test_real_pictures_are_encoded(kind, encoders):
     features = encoders[kind].encode(pictures)
     assert features.shape == (len(paths), *SHAPES[kind]) and np.isfinite(features).all()
     assert len({row.tobytes() for row in features}) == len(paths)
+
+
+def mean_colours(images):
+    """What somebody else's encoder may be: the mean colour of a picture's upper and lower half, [B, 2, 3]."""
+    pixels = np.stack([np.asarray(image.resize((2, 2))) for image in images])
+    return pixels.mean(axis=2) / 255
+
+
+def test_an_encoder_of_one_s_own_is_an_entry_and_a_function(monkeypatch, tmp_path):
+    monkeypatch.setitem(ENCODERS, "colours", Encoder(lambda model, device: (mean_colours, (2, 3)), in_driver=True))
+    rows = [{"qid": split, "split": split, "image": "a.png"} for split in ("train", "val", "test")]
+    rows = [{"question": "Which?", "choices": ["a", "b"], "answer": 0, **row} for row in rows]
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "a.png")
+    overrides = [f"data.path={tmp_path / 'mine.jsonl'}", f"data.shards_dir={tmp_path / 'out'}", "data.features=colours"]
+    settings = load_settings(preset="demo", overrides=overrides)
+    check_settings(settings)
+    prepare_data(settings, lambda line: None)
+    features = SplitReader(tmp_path / "out", "train", features="colours").features(0)
+    np.testing.assert_array_equal(features, np.array([[1, 0, 0], [1, 0, 0]], np.float16))
+
+
+def test_features_beyond_float16_of_any_encoder_are_refused(monkeypatch):
+    monkeypatch.setitem(
+        ENCODERS, "large", Encoder(lambda model, device: (lambda images: np.full((1, 2, 3), 1e6), (2, 3)))
+    )
+    encode, shape = open_encoder("large")
+    assert shape == (2, 3)
+    with pytest.raises(ValueError, match=r"large features .*largest is"):
+        encode([Image.new("RGB", (4, 4))])
+
+
+def test_every_place_that_lists_encoders_names_them_all(monkeypatch):
+    monkeypatch.setitem(ENCODERS, "mine", Encoder(lambda model, device: (mean_colours, (2, 3))))
+    with pytest.raises(ValueError, match="'dino' cannot be made from pictures") as unknown:
+        open_encoder("dino")
+    with pytest.raises(SettingsError, match="'dino' cannot be made on this machine") as refused:
+        check_settings(load_settings(preset="demo", overrides=["data.features=dino"]))
+    assert all(name in str(error.value) for name in ENCODERS for error in (unknown, refused))
+    fields, readme = Data.model_fields, (Path(__file__).parents[2] / "README.md").read_text()
+    for name in ("patch", *KINDS):
+        assert name in fields["features"].description and f"`{name}`" in readme
+        assert (name in fields["vision_model"].description) == (ENCODERS[name].default_model is not None)
+
+
+def test_patches_are_the_only_built_in_features_on_a_grid_and_have_one_shape():
+    encode, shape = open_encoder("patch")
+    assert encode([Image.new("RGB", (9, 5))] * 2).shape == (2, *shape)
+    assert {name: (kind.shape, kind.grid) for name, kind in ENCODERS.items() if kind.shape or kind.grid} == {
+        "patch": ((64, 208), (8, 8))
+    }

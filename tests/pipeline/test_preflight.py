@@ -13,7 +13,7 @@ from launcher.pipeline.preflight import check_machine, check_settings
 from launcher.stages.hub import fetch_pretrained
 from launcher.training.deepspeed_engine import _parameter_groups, deepspeed_config
 from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
-from mmcot.vision.patches import FEATURES, PUBLISHED_SHAPES
+from mmcot.vision.encoder_kinds import ENCODERS
 
 PUBLISHED_PARAMETERS = {"scienceqa-base": 251_907_840, "scienceqa-large": 790_496_256}
 XL_PARAMETERS = 2_877_032_448  # nobody has published it; num_parameters_by_hand gives it, and the published two
@@ -62,9 +62,8 @@ def num_parameters_by_hand(shape, *, vision_dim):
 @pytest.mark.parametrize("preset", ["demo", "single-gpu", "scienceqa-base", "scienceqa-large", "scienceqa-xl"])
 def test_the_model_of_every_preset_builds_on_the_meta_device(preset):
     settings = load_settings(preset=preset)
-    num_patches, dim = (PUBLISHED_SHAPES | {name: shape for name, (_, shape) in FEATURES.items()})[
-        settings.data.features
-    ]
+    encoder = ENCODERS[settings.data.features]
+    num_patches, dim = encoder.shape or encoder.published_shape
     shape = settings.model.shape.for_config
     shape["vocab_size"] = shape["vocab_size"] or 1000
     with torch.device("meta"):
@@ -81,7 +80,7 @@ def test_flan_t5_xl_with_fusion_builds_from_its_own_configuration_and_the_preset
     settings = load_settings(preset="scienceqa-xl", overrides=[f"model.pretrained={tmp_path}"])
     (tmp_path / "config.json").write_text(json.dumps(FLAN_T5_XL))
     fetch_pretrained(settings.model.pretrained)
-    num_patches, dim = PUBLISHED_SHAPES["vit"]
+    num_patches, dim = ENCODERS["vit"].published_shape
     config = MultimodalT5Config.from_pretrained(tmp_path, vision_num_patches=num_patches, vision_dim=dim)
     with torch.device("meta"):
         model = T5ForMultimodalGeneration(config)

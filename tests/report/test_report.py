@@ -369,7 +369,7 @@ def test_pictures_that_are_gone_are_said_to_be(run, tiny_settings, monkeypatch):
 
 
 def test_features_that_are_no_grid_show_the_gate_alone(browser, run, tmp_path, monkeypatch):
-    monkeypatch.setattr("launcher.report.attention.PATCH_GRIDS", {})
+    monkeypatch.setattr("launcher.report.attention.ENCODERS", {})
     page = browser.open(write_report([run], tmp_path / "report.html", num_looked_at=1))
     assert page.problems == [] and "only the gate is shown" in page.text("#looking")
     assert page.count(".veil") == 0 and page.count(".token") > 5 and "gate open" in page.text(".map-side .readout")

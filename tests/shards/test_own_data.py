@@ -202,7 +202,7 @@ def test_a_path_in_no_known_form_is_told_what_is_expected(tmp_path):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_questions(tmp_path / "none")
     (tmp_path / "odd").mkdir()
-    with pytest.raises(ValueError, match=r"in no known form .* expected a folder with problems.json"):
+    with pytest.raises(ValueError, match=r"in no known form .* expected one of: .*problems.json"):
         read_questions(tmp_path / "odd")
 
 
