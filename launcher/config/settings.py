@@ -579,7 +579,10 @@ class Settings(_Section):
         if answering is None or answering.reads or self.rationale is None:
             return
         answer = self.stage(answering.name)
-        if split_format(answer.format)[1] != "A" and answer.max_target_tokens < self.rationale.max_target_tokens:
+        if (
+            split_format(answer.format)[1] not in ("A", "T")
+            and answer.max_target_tokens < self.rationale.max_target_tokens
+        ):
             raise ValueError(
                 f"{answering.name}.max_target_tokens ({answer.max_target_tokens}) would cut off the reasons that "
                 f"run.chain {self.run.chain} writes with the answer; give them more room than "

@@ -6,6 +6,7 @@ Three forms are known:
     {"num_fail": 3, "scores": {...}, "preds": ["The answer is (B).", ...], "labels": [...]}   the published system's
     {"acc": 75.17, "results": {"10": 1, ...}, ...}                                ScienceQA's own result file
 
+A prediction is the index of a choice; of a sample without choices it is the answer's text.
 The published system's files contain no ids. They are aligned to ``pid_splits[split]``; it is an
 error if the counts differ.
 """
@@ -20,7 +21,8 @@ from typing import Any
 from data_shards.sources.forms import read_questions
 from launcher.evaluation.tables import format_table
 from mmcot.metrics.metrics import PUBLISHED, breakdown, score_report
-from mmcot.texts.answers import parse_answer
+from mmcot.metrics.table import METRICS
+from mmcot.texts.answers import parse_prediction
 from mmcot.texts.prompts import gold_rationale
 from mmcot.texts.sample import Sample
 
@@ -31,9 +33,9 @@ class PredictionsError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """The content of a file: index or None by qid; ``has_texts`` if parse failures can be counted."""
+    """The content of a file: index, text or None by qid; ``has_texts`` if parse failures can be counted."""
 
-    choices: dict[str, int | None]
+    choices: dict[str, int | str | None]
     rationales: dict[str, str] | None
     has_texts: bool
 
@@ -44,7 +46,7 @@ class Scored:
 
     report: dict[str, Any]
     problems: dict[str, Sample]
-    predictions: dict[str, int | None]
+    predictions: dict[str, int | str | None]
     num_predictions_left_out: int
     num_questions_left_out: int
 
@@ -66,8 +68,8 @@ def score_file(
         guess_seed: guess answers that cannot be parsed with this seed, as the published system does.
 
     Raises:
-        PredictionsError: the file is empty, has no known form, contains a qid twice or an
-            index out of range, or has no question of the split.
+        PredictionsError: the file is empty, has no known form, contains a qid twice, an index out of range or a
+            prediction of another kind than its sample, or has no question of the split.
     """
     problems = {problem.qid: problem for problem in read_questions(data).problems[split]}
     predictions = read_predictions(path, problems)
@@ -78,11 +80,7 @@ def score_file(
             f"{len(problems):,} questions); give the data set and split the predictions are of"
         )
     for qid, problem in common.items():
-        index = predictions.choices[qid]
-        if index is not None and not 0 <= index < len(problem.choices):
-            raise PredictionsError(
-                f"{path}: question {qid} has prediction {index}, its choices are 0 to {len(problem.choices) - 1}"
-            )
+        _require_fits(predictions.choices[qid], problem, path)
     rationales = predictions.rationales and {qid: predictions.rationales[qid] for qid in common}
     report = score_report(
         common,
@@ -135,6 +133,8 @@ def format_scores(scored: Scored, *, path: Path, against_paper: bool) -> list[st
     lines = [format_table(rows), ""]
     shown = {name: value for name, value in report["rationale"].items() if value is not None}
     lines += [f"rationales: {'   '.join(f'{name} {value:.2f}' for name, value in shown.items())}"] if shown else []
+    shown = {METRICS[name].label: value for name, value in report.get("answers", {}).items() if value is not None}
+    lines += [f"answers: {'   '.join(f'{label} {value:.2f}' for label, value in shown.items())}"] if shown else []
     failures = report["parse_failure_rate"]
     lines.append(
         "answers that could not be read: "
@@ -155,7 +155,7 @@ def format_scores(scored: Scored, *, path: Path, against_paper: bool) -> list[st
 
 
 def _from_lines(text: str, path: Path) -> Predictions:
-    choices: dict[str, int | None] = {}
+    choices: dict[str, int | str | None] = {}
     rationales: dict[str, str] = {}
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -171,7 +171,7 @@ def _from_lines(text: str, path: Path) -> Predictions:
             raise PredictionsError(
                 f"{path}, line {number}: question {qid} is predicted a second time; keep one line a question"
             )
-        choices[qid] = _index(choice, qid, path)
+        choices[qid] = _prediction(choice, qid, path)
         if isinstance(row.get("rationale"), str):
             rationales[qid] = row["rationale"]
     return Predictions(choices, rationales if len(rationales) == len(choices) else None, has_texts=True)
@@ -184,8 +184,7 @@ def _from_texts(texts: Any, problems: dict[str, Sample], path: Path) -> Predicti
             "only be aligned where the counts agree: give the data set and split they were made on"
         )
     choices = {
-        qid: parse_answer(str(text), len(problem.choices))
-        for (qid, problem), text in zip(problems.items(), texts, strict=True)
+        qid: parse_prediction(problem, str(text)) for (qid, problem), text in zip(problems.items(), texts, strict=True)
     }
     return Predictions(choices, None, has_texts=True)
 
@@ -193,13 +192,29 @@ def _from_texts(texts: Any, problems: dict[str, Sample], path: Path) -> Predicti
 def _from_results(results: Any, path: Path) -> Predictions:
     if not isinstance(results, dict) or not results:
         raise PredictionsError(f"{path}: 'results' is empty or no object; expected {{qid: index}}")
-    return Predictions({str(qid): _index(value, qid, path) for qid, value in results.items()}, None, has_texts=False)
+    choices = {str(qid): _prediction(value, qid, path) for qid, value in results.items()}
+    return Predictions(choices, None, has_texts=False)
 
 
-def _index(value: Any, qid: str, path: Path) -> int | None:
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+def _prediction(value: Any, qid: str, path: Path) -> int | str | None:
+    if value is None or (isinstance(value, (int, str)) and not isinstance(value, bool)):
         return value
-    raise PredictionsError(f"{path}: question {qid} has prediction {value!r}; expected the index of a choice, or null")
+    raise PredictionsError(
+        f"{path}: question {qid} has prediction {value!r}; expected the index of a choice, a text, or null"
+    )
+
+
+def _require_fits(prediction: int | str | None, problem: Sample, path: Path) -> None:
+    place = f"{path}: question {problem.qid} has prediction {prediction!r}"
+    if prediction is None:
+        return
+    if problem.kind != "choices":
+        if isinstance(prediction, int):
+            raise PredictionsError(f"{place}; it has no choices: expected the answer's text, or null")
+    elif isinstance(prediction, str):
+        raise PredictionsError(f"{place}; expected the index of a choice, or null")
+    elif not 0 <= prediction < len(problem.choices):
+        raise PredictionsError(f"{place}, its choices are 0 to {len(problem.choices) - 1}")
 
 
 def _no_repeats(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:

@@ -69,9 +69,17 @@ def is_right(sample: Sample, prediction: int | str | None) -> bool:
 
 
 def normalize(text: str) -> str:
-    """Lower case without punctuation, articles and repeated white space (SQuAD's evaluation, arXiv:1606.05250)."""
-    text = "".join(character for character in text.lower() if character not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
+    """Lower case without punctuation, articles and repeated white space (SQuAD's evaluation, arXiv:1606.05250).
+
+    Differs from the reference: a text of articles or punctuation alone ("A", "?") keeps them, or all such texts would
+    be equal.
+    """
+    text = text.lower()
+    plain = "".join(character for character in text if character not in string.punctuation)
+    for kept in (re.sub(r"\b(a|an|the)\b", " ", plain), plain, text):
+        if words := kept.split():
+            return " ".join(words)
+    return ""
 
 
 def split_reasons(text: str, *, is_free: bool = False) -> str:

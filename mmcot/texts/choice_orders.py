@@ -28,12 +28,14 @@ def change_choices(problem: Sample, change: str, *, rng: random.Random, others: 
 
     Returns:
         The changed question, or None where the change is not possible: a choice can only be removed
-        from three or more, and only be added to fewer than four.
+        from three or more, and only be added to fewer than four; a sample without choices has none to change.
 
     Raises:
         ValueError: the change is unknown.
     """
     number = len(problem.choices)
+    if not number and change in CHANGES:
+        return problem if change == "as given" else None
     distractors = [index for index in range(number) if index != problem.answer]
     strangers = [choice for choice in others if choice not in problem.choices]
     if change == "as given":

@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from launcher.cli.main import app
-from launcher.evaluation.external_predictions import PredictionsError, score_file
+from launcher.evaluation.external_predictions import PredictionsError, format_scores, score_file
+from launcher.evaluation.tables import ceiling_rows, score_lines
+from mmcot.texts.sample import Sample
 
 ROWS = [
     {
@@ -106,6 +108,59 @@ def test_the_command_prints_the_table_the_breakdowns_and_the_published_rows(tmp_
     )
     output = CliRunner().invoke(app, ["evaluate", "--predictions", str(path), "--data", str(data), "--json"]).output
     assert json.loads(output)["accuracy"]["AVG"] == 50.0
+
+
+KINDS = [
+    {"qid": "c", "question": "Hot?", "choices": ["yes", "no"], "answer": 1, "split": "test"},
+    {"qid": "f", "question": "How many?", "answers": ["2", "two"], "split": "test"},
+    {"qid": "d", "document": [{"text": "What?", "role": "user"}, {"text": "A map."}], "split": "test"},
+]
+
+
+@pytest.fixture
+def all_kinds(tmp_path):
+    path = tmp_path / "kinds.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in KINDS))
+    return path
+
+
+def test_texts_are_scored_beside_choices(tmp_path, all_kinds):
+    scored = score_file(write(tmp_path, {"results": {"c": 1, "f": "Two.", "d": "a plan"}}), all_kinds)
+    assert scored.report["accuracy"]["AVG"] == 66.67
+    assert scored.report["answers"]["exact_match"] == 50.0 and scored.report["answers"]["vqa_accuracy"] == 50.0
+    shown = "\n".join(format_scores(scored, path=tmp_path, against_paper=False))
+    assert "answers: exact match 50.00   VQA accuracy 50.00" in shown
+    texts = ["The answer is (B).", "The answer is two.", "A map."]
+    assert score_file(write(tmp_path, {"preds": texts}), all_kinds).report["accuracy"]["AVG"] == 100.0
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ({"f": 1}, "question f has prediction 1; it has no choices: expected the answer's text"),
+        ({"c": "no"}, "question c has prediction 'no'; expected the index of a choice"),
+        ({"f": 1.5}, "expected the index of a choice, a text, or null"),
+    ],
+)
+def test_a_prediction_of_another_kind_is_refused(tmp_path, all_kinds, results, message):
+    with pytest.raises(PredictionsError, match=message):
+        score_file(write(tmp_path, {"results": results}), all_kinds)
+
+
+def test_the_console_line_of_choices_has_rouge_and_bleu_and_answers_follow():
+    scores = {"rationale": {"bleu1": 1.0, "bleu4": 2.0, "rougeL": 3.0, "similarity": None}, "parse_failure_rate": 4.0}
+    assert score_lines(scores) == ["ROUGE-L 3.00   BLEU-4 2.00   answers that could not be read 4.00%"]
+    empty = dict.fromkeys(scores["rationale"])
+    assert score_lines(scores | {"rationale": empty}) == ["answers that could not be read 4.00%"]
+    with_answers = score_lines(scores | {"rationale": empty, "answers": {"exact_match": 5.0, "anls": None}})
+    assert with_answers == ["exact match 5.00   answers that could not be read 4.00%"]
+
+
+def test_a_ceiling_is_given_only_where_it_is_known_for_every_sample():
+    ceilings = {"per_skill": {"maps": {"direct_text": 0.5, "chain_text": 1.0}}}
+    known, other = Sample("a", "Hot?", ("x", "y"), 0, skill="maps"), Sample("b", "How many?", answers=("2",))
+    assert [row["AVG"] for row in ceiling_rows({"a": known}, ceilings).values()] == [50.0, 100.0]
+    assert ceiling_rows({"a": known, "b": other}, ceilings) == {} == ceiling_rows({"a": known}, None)
 
 
 @pytest.mark.skipif("MMCOT_SCIENCEQA_DIR" not in os.environ, reason="MMCOT_SCIENCEQA_DIR is not set")

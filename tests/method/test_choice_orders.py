@@ -64,3 +64,10 @@ def test_training_shows_the_choices_of_a_question_in_an_order_of_seed_qid_and_ep
         with_permuted_choices(problem, seed=0, epoch=3).choices[with_permuted_choices(problem, seed=0, epoch=3).answer]
         == "c"
     )
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_question_without_choices_has_no_change(change):
+    question = Sample("f", "How many?", answers=("2",))
+    changed = change_choices(question, change, rng=random.Random(0), others=["x"])
+    assert changed is (question if change == "as given" else None)

@@ -119,3 +119,25 @@ def test_each_kind_is_built_in_each_format_or_refused_with_the_format_that_fits(
 def test_an_answer_is_read_and_judged(sample, text, output, prediction, right):
     assert parse_prediction(sample, text, output=output) == prediction
     assert is_right(sample, prediction) is right
+
+
+def test_a_text_of_articles_or_marks_alone_is_not_equal_to_every_other():
+    assert not is_right(Sample("f", "Which letter?", answers=("A",)), "the")
+    assert not is_right(Sample("f", "Which mark?", answers=("?",)), "!")
+    assert is_right(Sample("f", "Which letter?", answers=("A",)), "a.")
+
+
+def test_the_target_of_a_random_sample_is_read_as_its_right_answer():
+    draw = random.Random(0)
+    for number in range(300):
+        text = " ".join(draw.choices(["a", "map", "3.5", "U.S.", "no.", "(B)", "\u4e8c", "?"], k=draw.randrange(1, 5)))
+        samples = [
+            (Sample(str(number), "What?", answers=(text, "x"), solution="So it is."), ("QCM-A", "QCM-ALE", "P-T")),
+            (Sample(str(number), text=text, images=("a.png",)), ("P-T",)),
+            (Sample.of_document(str(number), [Part("What?", role="user"), Part(text)]), ("P-T",)),
+            (Sample(str(number), "What?", ("x y", text), 1), ("QCM-A", "QCM-LEA", "P-T")),
+        ]
+        for sample, formats in samples:
+            for name in formats:
+                target = build_pair(sample, name)[1]
+                assert is_right(sample, parse_prediction(sample, target, output=name.rpartition("-")[2])), target

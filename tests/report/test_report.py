@@ -8,16 +8,20 @@ import json
 import re
 
 import pytest
+from PIL import Image
 from report_run import write_run
 
-from data_shards.atomic_files import commit_json
+from data_shards.atomic_files import commit_json, sha256_of_file
+from data_shards.sources.forms import read_questions
+from data_shards.sources.question_set import SPLITS
+from data_shards.writer import write_text_shards
 from launcher.config.loading import dump_settings, load_settings
 from launcher.data.build import prepare_data
-from launcher.evaluation.predictions import read_problems
+from launcher.evaluation.predictions import read_problems, score
 from launcher.report.collect import collect
 from launcher.report.render import render, write_report
 from launcher.runs.journal import Journal
-from launcher.runs.run_dir import RunError
+from launcher.runs.run_dir import RunDir, RunError
 
 HOSTILE = (
     "<script>alert(1)</script><!-- </script><img src=x onerror=alert(2)> \u202eright to left \U0001f600 \x00\x07 "
@@ -260,6 +264,62 @@ def hostile_page(workplace, tmp_path_factory):
     journal.note(21, HOSTILE + "\ud800")  # half a character
     journal.close()
     return write_report([run], folder / "report.html")
+
+
+KINDS = [
+    ({"qid": "c", "question": "Hot?", "choices": ["yes", "no"], "answer": 1}, "no", 1),
+    ({"qid": "f", "question": "How many?", "answers": ["2", "two"]}, "Two.", "Two."),
+    ({"qid": "p", "question": "Describe it.", "text": f"Two magnets {HOSTILE}", "image": "a.png"}, "Three.", "Three."),
+    ({"qid": "n", "text": "A bare caption.", "image": "a.png"}, "", None),
+    (
+        {"qid": "d", "document": [{"image": "a.png"}, {"text": "What?", "role": "user"}, {"text": "A map."}]},
+        "a map",
+        "a map",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def kinds_page(tmp_path_factory):
+    """The report of a run over samples of every kind, its predictions written by hand."""
+    folder = tmp_path_factory.mktemp("kinds")
+    Image.new("RGB", (8, 8), "red").save(folder / "a.png")
+    rows = [row | {"qid": f"{split}-{row['qid']}", "split": split} for split in SPLITS for row, _, _ in KINDS]
+    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    overrides = [f"data.path={folder / 'rows.jsonl'}", f"data.shards_dir={folder / 'shards'}", "data.features=null"]
+    overrides += ["run.chain=answer", "answer.format=P-T"]
+    settings, run_dir = load_settings(preset="demo", overrides=overrides), RunDir(folder / "run")
+    write_text_shards(read_questions(folder / "rows.jsonl"), folder / "shards", samples_per_shard=24)
+    commit_json(folder / "shards" / "inputs.json", {"files": {"rows.jsonl": sha256_of_file(folder / "rows.jsonl")}})
+    run_dir.predictions.mkdir(parents=True)
+    (run_dir.path / "run.yaml").write_text(dump_settings(settings), encoding="utf-8")
+    done = {"outputs": {"shards_dir": str(folder / "shards")}, "inputs": {}, "attempt": 1, "seconds": 1.0}
+    run_dir.mark_done("data", done | {"step": "data", "mlflow_run_id": None})
+    for split in ("val", "test"):
+        lines = [
+            {"qid": f"{split}-{row['qid']}", "rationale": None, "answer_text": text, "prediction": prediction}
+            for row, text, prediction in KINDS
+        ]
+        (run_dir.predictions / f"{split}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        problems = read_problems(folder / "shards", split)
+        commit_json(run_dir.scores(split), score(lines, problems, split=split, gold_reasons=settings.gold_reasons))
+    return write_report([run_dir.path], folder / "report.html", num_looked_at=0)
+
+
+def test_free_answers_pairs_and_documents_are_shown_with_what_is_accepted(browser, kinds_page):
+    shown = {}
+    for row, _, _ in KINDS:
+        page = browser.open(kinds_page, fragment=f"#qid=test-{row['qid']}")
+        assert page.problems == [] and page.text("#detail .qid") == f"test-{row['qid']}"
+        shown[row["qid"]] = page.text("#detail")
+    assert "answered right" in shown["c"] and page.count("#list li") == len(KINDS)
+    assert "Accepted answers" in shown["f"] and "two" in shown["f"] and "answered right" in shown["f"]
+    assert "Describe it." in shown["p"] and "<script>alert(1)</script>" in shown["p"] and "answered wrong" in shown["p"]
+    assert "A bare caption." in shown["n"] and "answer not readable" in shown["n"]
+    assert "<image> User: What?" in shown["d"] and "A map." in shown["d"] and "answered right" in shown["d"]
+    assert "A bare caption." in page.text("#list") and page.count("main script") == 0
+    for label in ("exact match", "VQA accuracy", "ANLS", "ROUGE-L of answers", "60.00"):  # 3 of 5 are right
+        assert label in page.text("#scores")
 
 
 def test_hostile_text_is_shown_as_text(browser, hostile_page):

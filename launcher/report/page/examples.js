@@ -141,7 +141,7 @@ function listRow(question, index) {
   return el("li", { id: `row${index}`, role: "option", "aria-selected": String(index === browser.at), on: { click: () => choose(index) } },
     runsOfSet(browser.set).map((run) => verdict(saidBy(run, browser.split, question.qid), run)),
     question.picture === null ? el("span", { class: question.num_pictures ? "thumb absent" : "thumb", "aria-hidden": "true" }) : el("img", { class: "thumb", src: data.pictures[question.picture], alt: "" }),
-    el("span", { class: "brief" }, el("span", { class: "qid" }, question.qid), words(question.question.slice(0, 140))));
+    el("span", { class: "brief" }, el("span", { class: "qid" }, question.qid), words((question.question || question.accepted[0] || "").slice(0, 140))));
 }
 
 function verdict(said, run) {
