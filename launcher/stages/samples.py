@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import cast
@@ -52,7 +52,8 @@ class StageSamples:
     Args:
         rationale_of: maps (sample number, problem) to its rationale, for a format that reads one; None otherwise.
         permute_seed: seed of the order of a question's choices in an epoch; None keeps the given order.
-        decoder_start_token_id: the token before a decoder's first; None: the padding token.
+        pretrained: the pretrained model of a training, whose configuration has the decoder's start token; it is read
+            when the first block is loaded. None: the padding token is the start token.
     """
 
     def __init__(
@@ -66,14 +67,14 @@ class StageSamples:
         max_target_tokens: int,
         rationale_of: Callable[[int, Sample], str] | None = None,
         permute_seed: int | None = None,
-        decoder_start_token_id: int | None = None,
+        pretrained: str | None = None,
     ) -> None:
         self.reader, self.tokenizer = reader, tokenizer
         self.format, self.use_caption = format, use_caption
         self.max_source_tokens, self.max_target_tokens = max_source_tokens, max_target_tokens
         self.rationale_of = rationale_of
         self.permute_seed = permute_seed
-        self.decoder_start_token_id = decoder_start_token_id
+        self._pretrained = pretrained
         self.is_remote = reader.is_remote
 
     def __len__(self) -> int:
@@ -108,14 +109,19 @@ class StageSamples:
             max_target_tokens=self.max_target_tokens,
         )
 
+    @cached_property
+    def _decoder_start_token_id(self) -> int:
+        config = PretrainedConfig.get_config_dict(self._pretrained)[0] if self._pretrained else {}
+        return config.get("decoder_start_token_id", self.tokenizer.pad_token_id)
+
     def load_block(self, samples: np.ndarray, is_dummy: bool = False, epoch: int | None = None) -> Block:
         """Read and collate a block of samples; without an epoch their choices have the given order."""
         tensors = collate(
             [self.encode(sample, epoch) for sample in samples],
             [self.reader.features(sample) for sample in samples],
             feature_shape=self.reader.feature_shape,
-            pad_token_id=(pad := cast(int, self.tokenizer.pad_token_id)),
-            decoder_start_token_id=pad if self.decoder_start_token_id is None else self.decoder_start_token_id,
+            pad_token_id=cast(int, self.tokenizer.pad_token_id),
+            decoder_start_token_id=self._decoder_start_token_id,
             is_dummy=is_dummy,
         )
         return Block(tensors, () if is_dummy else tuple(self.reader.qid(sample) for sample in samples))
@@ -156,12 +162,8 @@ def open_stage(
         max_source_tokens=spec.max_source_tokens,
         max_target_tokens=spec.max_target_tokens,
         permute_seed=settings.run.seed if data.permute_choices and split == "train" else None,
-        decoder_start_token_id=_start_token(settings.model.pretrained),
+        pretrained=settings.model.pretrained,
     )
-
-
-def _start_token(pretrained: str | None) -> int | None:
-    return PretrainedConfig.get_config_dict(pretrained)[0].get("decoder_start_token_id") if pretrained else None
 
 
 def with_permuted_choices(problem: Sample, *, seed: int, epoch: int) -> Sample:
