@@ -24,6 +24,9 @@ models_app = typer.Typer()
 
 @models_app.command()
 def evaluate(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[RUN]", help="The folder of a finished run, to answer and score --split.")
+    ] = None,
     preset: Preset = None,
     config: Config = None,
     set_: Set = [],
@@ -31,7 +34,7 @@ def evaluate(
         Path | None, typer.Option(help="Score this file instead: ours, the published system's, or ScienceQA's.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="The data set of the file.")] = None,
-    split: Annotated[str, typer.Option(help="The split of the file: train, val or test.")] = "test",
+    split: Annotated[str, typer.Option(help="The split of RUN or of the file: train, val or test.")] = "test",
     against: Annotated[str | None, typer.Option(help="'paper' also prints the published rows.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the content of a scores.json.")] = False,
     rationale_format: Annotated[
@@ -43,8 +46,18 @@ def evaluate(
     guess_seed: Annotated[
         int | None, typer.Option(help="Guess unreadable answers, as the published system does.")
     ] = None,
+    allow_extensions: AllowExtensions = False,
 ) -> None:
-    """Answer and score the validation and test splits; or score a file of predictions."""
+    """Answer and score with a finished RUN; or run the pipeline up to its scores; or score a file of predictions."""
+    if folder is not None:
+        with errors_as_messages():
+            if preset or config or predictions:
+                raise ValueError("give either RUN, or --preset and --config, or --predictions")
+            allow([folder], allow_extensions)
+            from launcher.pipeline.pipeline import evaluate_run
+
+            typer.echo(f"\nevaluation: {evaluate_run(folder, split, overrides=set_, report=say)}")
+        return
     if predictions is None:
         run_until("evaluate", preset, config, set_)
         return

@@ -7,17 +7,19 @@ first step that is not done. The first step that needs Ray or MLflow opens it.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
+from data_shards.sources.question_set import SPLITS
 from launcher.cluster.gpus import with_device
-from launcher.config.loading import tracking_uri
+from launcher.config.loading import merge_override, parse_settings, tracking_uri
 from launcher.config.settings import Settings, SettingsError
 from launcher.pipeline.attempt import Attempt, Report
 from launcher.pipeline.preflight import check_machine, check_settings
 from launcher.pipeline.steps import Steps, WriteJob
 from launcher.runs.ownership import owned
-from launcher.runs.run_dir import RunDir
-from launcher.runs.run_settings import write_or_verify_settings
+from launcher.runs.run_dir import RunDir, RunError
+from launcher.runs.run_settings import settings_of, write_or_verify_settings
 from launcher.runs.signals import sigterm_stops
 from launcher.stages.hub import fetch_pretrained
 from launcher.tracking.sending import is_everything_logged
@@ -69,3 +71,42 @@ def run_pipeline(
         if not attempt.num_run:
             report(f"{run_dir.path} is finished up to step {until!r}; there is nothing to do")
     return run_dir
+
+
+def evaluate_run(folder: Path, split: str, *, overrides: Sequence[str] = (), report: Report = print) -> Path:
+    """Answer and score a split with the models and texts of a finished run; an interrupted one is continued.
+
+    Args:
+        split: train, val or test.
+        overrides: settings that no result depends on, such as ``cluster.num_workers=4``.
+
+    Returns:
+        the folder of the results, ``evaluations/<split>`` in the run's: predictions.jsonl, scores.json and parts/.
+
+    Raises:
+        RunError: the folder holds no finished run, or none whose chain answers.
+        SettingsError: a setting would change the results.
+        Stopped: a stop was requested (SIGTERM, Ctrl-C, SIGHUP); the same command continues.
+    """
+    run_dir = RunDir(folder)
+    values = settings_of(run_dir).model_dump()
+    for override in overrides:
+        values = merge_override(values, override)
+    settings = parse_settings(values)
+    if split not in SPLITS:
+        raise SettingsError(f"--split {split!r} is unknown; expected one of {', '.join(SPLITS)}")
+    if settings.chain.answering is None:
+        raise RunError(f"the chain of {folder} has no stage that answers; give a run of another chain")
+    needed = settings.chain.steps[:-1]
+    if missing := [step for step in needed if run_dir.marker(step) is None]:
+        raise RunError(f"{folder} is not finished: step {missing[0]!r} is to do; run `mmcot run` to its end first")
+    write_or_verify_settings(run_dir, settings)
+    check_machine(settings)
+    with sigterm_stops(), owned(run_dir) as number, contextlib.ExitStack() as resources:
+        settings = with_device(settings, run_dir, report, keep=False)
+        steps = Steps(Attempt(settings, run_dir, number, report, resources))
+        for step in needed:
+            steps.run(step)
+        results = run_dir.evaluation(split)
+        steps.evaluate_split(split, results)
+    return results

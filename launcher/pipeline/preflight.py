@@ -29,6 +29,8 @@ def check_settings(settings: Settings) -> None:
             "a folder is run.dir"
         )
     for stage, section in settings.stage_sections.items():
+        if not section.format:  # of a stage that the chain does not have
+            continue
         try:
             split_format(section.format)
         except ValueError as error:

@@ -30,11 +30,13 @@ from launcher.pipeline.training_job import plan_training
 from launcher.runs.exported import describe_export
 from launcher.runs.journal import Journal
 from launcher.runs.progress import GenerationLine, TrainingLine, showing
+from launcher.runs.run_dir import RunError
 from launcher.stages.data_folder import DataFolder, tokenizer_fingerprint
 from launcher.stages.jobs import GenerationJob, TrainJob
 from launcher.tracking.run_log import RunLog
 from launcher.training.identity import settle_identity
 from launcher.training.launch import launch_training
+from mmcot.texts.sample import Sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,25 +146,17 @@ class Steps:
         def run(child: RunLog) -> dict[str, Any]:
             parts = self.run_dir.predictions / "parts"
             self._generate(stage, tuple(problems), parts, answer_inputs, child, step=EVALUATE)
-            reports = {}
-            for split in problems:
-                path = self.run_dir.predictions / f"{split}.jsonl"
-                lines = write_predictions(
-                    path,
-                    parts_dir=parts,
-                    tasks=list_tasks(self.folder.path, [split], **self._task_size()),
-                    problems=problems[split],
-                    chain=self.settings.chain,
-                    format=self.settings.stage(stage.name).format,
-                    texts={
-                        text: read_rationales(folder, split, field=self.settings.chain.field_of(text))
-                        for text, folder in self._written_texts().items()
-                    },
+            reports = {
+                split: self._score(
+                    split,
+                    problems[split],
+                    parts,
+                    child,
+                    predictions=self.run_dir.predictions / f"{split}.jsonl",
+                    scores=self.run_dir.scores(split),
                 )
-                reports[split] = score(lines, problems[split], split=split, gold_reasons=self.settings.gold_reasons)
-                commit_json(self.run_dir.scores(split), reports[split])
-                child.log_artifact(path, "predictions")
-                child.log_artifact(self.run_dir.scores(split))
+                for split in problems
+            }
             flat = {name: value for split in reports for name, value in _flatten(reports[split]).items()}
             child.log_scores(flat)
             self.attempt.tracker.parent.log_scores(flat)
@@ -174,11 +168,67 @@ class Steps:
 
         outputs = self.attempt.run_step("evaluate", answer_inputs, run)
         for split, scores in outputs["scores"].items():
-            rows = {f"{split}, {scores['num_questions']:,} questions": scores["accuracy"]}
-            rows |= ceiling_rows(problems[split], self.folder.ceilings) if split == "test" else {}
-            self.report(f"\n{format_table(rows)}")
-            for line in score_lines(scores):
-                self.report(line)
+            self._show(scores, problems[split])
+
+    def evaluate_split(self, split: str, folder: Path) -> dict[str, Any]:
+        """Answer and score a split once more, from the run's committed texts, into a folder of its own.
+
+        Raises:
+            RunError: the run has no texts of the split that its answering stage reads.
+        """
+        stage, step = self.settings.chain.stages[-1], f"{EVALUATE}-{split}"
+        for text in stage.reads:
+            if not any(name.startswith(f"{split}/") for name in verified_files(self.run_dir.texts(text))):
+                raise RunError(f"{self.run_dir.texts(text)} has no {text} of {split}; give another --split")
+        inputs = self._generation_inputs(stage, self.attempt.outputs[stage.step]) | self._fingerprints_of_read(stage)
+        problems = read_problems(self.folder.path, split)
+        with self.attempt.tracker.step(step) as child:
+            parts = folder / "parts"
+            self._generate(stage, (split,), parts, inputs, child, step=step)
+            scores = self._score(
+                split,
+                problems,
+                parts,
+                child,
+                predictions=folder / "predictions.jsonl",
+                scores=folder / "scores.json",
+            )
+            child.log_scores(_flatten(scores))
+            self._log_data(child, {split: "evaluation"})
+        self._show(scores, problems)
+        return scores
+
+    def _score(
+        self, split: str, problems: dict[str, Sample], parts: Path, child: RunLog, *, predictions: Path, scores: Path
+    ) -> dict[str, Any]:
+        """Join the answers of a split into a file of predictions, score them, and log both files."""
+        chain = self.settings.chain
+        lines = write_predictions(
+            predictions,
+            parts_dir=parts,
+            tasks=list_tasks(self.folder.path, [split], **self._task_size()),
+            problems=problems,
+            chain=chain,
+            format=self.settings.stage(chain.stages[-1].name).format,
+            texts={
+                text: read_rationales(folder, split, field=chain.field_of(text))
+                for text, folder in self._written_texts().items()
+            },
+        )
+        report = score(lines, problems, split=split, gold_reasons=self.settings.gold_reasons)
+        commit_json(scores, report)
+        child.log_artifact(predictions, "predictions")
+        child.log_artifact(scores)
+        return report
+
+    def _show(self, scores: dict[str, Any], problems: dict[str, Sample]) -> None:
+        """Print the scores of a split; those of test with the ceilings."""
+        split = scores["split"]
+        rows = {f"{split}, {scores['num_questions']:,} questions": scores["accuracy"]}
+        rows |= ceiling_rows(problems, self.folder.ceilings) if split == "test" else {}
+        self.report(f"\n{format_table(rows)}")
+        for line in score_lines(scores):
+            self.report(line)
 
     def _train(self, stage: Stage) -> None:
         """Train a stage; its model is registered if it writes a text that later stages read."""

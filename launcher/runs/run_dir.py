@@ -8,6 +8,7 @@
       rationale/ answer/           checkpoints/ and model/ of each training, by the names of the chain's stages
       rationales/ predictions/     generated texts
       scores.json scores.val.json  logs/
+      evaluations/<split>/         answers and scores of `mmcot evaluate RUN`
 
 The *attempt* grows with every owner. A process of an older attempt must not commit anything.
 """
@@ -138,6 +139,10 @@ class RunDir:
     def predictions(self) -> Path:
         """The folder of generated answers and predictions."""
         return self.path / "predictions"
+
+    def evaluation(self, split: str) -> Path:
+        """The folder of a later evaluation of a split (`mmcot evaluate RUN`)."""
+        return self.path / "evaluations" / split
 
     @property
     def logs(self) -> Path:

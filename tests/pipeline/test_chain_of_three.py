@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
+from extending_page import EXTENSION
+from extending_page import SETTINGS as OF_PAGE
 
 from data_shards.atomic_files import read_json
 
 pytestmark = [pytest.mark.ray, pytest.mark.processes]
 
-PAGE = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
-EXTENSION = "\n".join(re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL))
 SETTINGS = (
-    re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)[0]
+    OF_PAGE
     + """
 data: {mini_sqa: {num_train: 64, num_val: 8, num_test: 8}, samples_per_shard: 24}
 training: {checkpoint_every: 2, validate_every: 2, log_every: 1}
