@@ -22,7 +22,7 @@ from launcher.config.loading import parse_settings
 from launcher.runs.run_dir import RunDir, shards_dir_of
 from launcher.stages.samples import open_stage
 from mmcot.decoding.generation import generate_ids
-from mmcot.models.t5 import T5ForMultimodalGeneration
+from mmcot.models.opening import open_model
 from mmcot.texts.encoding import stack_features
 
 
@@ -32,7 +32,7 @@ def main(run: Path, split: str, num_questions: int) -> None:
     run_dir = RunDir(run)
     settings = parse_settings(yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8")))
     tokenizer = AutoTokenizer.from_pretrained(run_dir.model("rationale"))
-    model = T5ForMultimodalGeneration.from_pretrained(run_dir.model("rationale")).eval()
+    model = open_model(run_dir.model("rationale")).eval()
     samples = open_stage(
         settings,
         "rationale",

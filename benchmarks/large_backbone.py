@@ -109,12 +109,12 @@ def reload_loss(job_path: Path) -> float:
 
     from launcher.training.loader import StageStream
     from mmcot.models.loss import count_target_tokens, token_loss_sum
-    from mmcot.models.t5 import T5ForMultimodalGeneration
+    from mmcot.models.opening import open_model
 
     job = read_job(job_path)
     stream = StageStream(job, "train").open()
     block = stream.samples.load_block(stream.plan(0).batch_blocks(0)[0])
-    model = T5ForMultimodalGeneration.from_pretrained(RunDir(Path(job.run_dir)).model(job.stage)).eval()
+    model = open_model(RunDir(Path(job.run_dir)).model(job.stage)).eval()
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters")
     inputs = dict(block.tensors)
     labels = inputs.pop("labels")

@@ -20,6 +20,7 @@ PRETRAINED = "pretrained"
 EVALUATE = "evaluate"
 ANSWERS = "predictions"  # the text of the last stage, in the folder of the same name
 GIVEN_FIELD = "rationale"  # of the lines of given texts
+TEXT = "text"  # the objective of the published system: the cross-entropy of the target
 TRAINED_PARTS = ("all", "bridge")
 RATIONALE, ANSWER = "rationale", "answer"  # the stages of the published system, with settings sections of their own
 _TAKEN = {"data", "steps", "logs", "lengths", "tune", "trials", "evaluations", EVALUATE, ANSWERS}
@@ -43,7 +44,7 @@ class Stage:
 
     name: str
     format: str
-    objective: str = "text"
+    objective: str = TEXT
     reads: tuple[str, ...] = ()
     starts_from: str = PRETRAINED
     trains: str = "all"

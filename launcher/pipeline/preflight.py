@@ -8,6 +8,7 @@ from pathlib import Path
 from data_shards.remote_files import is_remote
 from data_shards.sources.forms import form_labels
 from launcher.cluster.gpus import count_own_gpus, require_gpus
+from launcher.config.chains import TEXT
 from launcher.config.settings import Cluster, Settings, SettingsError
 from launcher.data.published_features import ready_made_file
 from mmcot.texts.prompts import split_format
@@ -20,7 +21,7 @@ def check_settings(settings: Settings) -> None:
     """Check what can be checked without reading the data.
 
     Raises:
-        SettingsError: a prompt format is unknown, data.path does not exist, or features are
+        SettingsError: a prompt format or an objective is unknown, data.path does not exist, or features are
             neither stored nor can be made.
     """
     if settings.training.checkpoint_url and not is_remote(settings.training.checkpoint_url):
@@ -35,12 +36,24 @@ def check_settings(settings: Settings) -> None:
             split_format(section.format)
         except ValueError as error:
             raise SettingsError(f"setting {stage}.format: {error}") from None
+    _check_objectives(settings)
     if settings.data.path is not None and not Path(settings.data.path).exists():
         raise SettingsError(
             f"data.path {settings.data.path} does not exist; put the data there, or set data.path "
             f"(known forms: {form_labels()})"
         )
     _check_features(settings)
+
+
+def _check_objectives(settings: Settings) -> None:
+    for stage in settings.chain.stages:
+        if stage.objective != TEXT:
+            from mmcot.models.loss import objective_named  # imports torch
+
+            try:
+                objective_named(stage.objective)
+            except ValueError as error:
+                raise SettingsError(f"run.chain {settings.run.chain!r}, stage {stage.name!r}: {error}") from None
 
 
 def check_machine(settings: Settings) -> None:

@@ -20,7 +20,7 @@ from launcher.training.collectives import refuse_pickles
 from mmcot.models.device import open_device
 
 if TYPE_CHECKING:
-    from mmcot.models.t5 import T5ForMultimodalGeneration
+    from transformers import PreTrainedModel
 
 DUMMY_GRADIENT_ACCUMULATION = 1  # DeepSpeed requires a value; our loop accumulates by itself
 _TORCHS_LINEAR = torch.nn.functional.linear
@@ -118,7 +118,7 @@ def _merge(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> di
 
 
 def build_engine(
-    build_model: Callable[[], T5ForMultimodalGeneration],
+    build_model: Callable[[], PreTrainedModel],
     training: Training,
     *,
     world_size: int,
@@ -172,7 +172,7 @@ def full_state_dict(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor
     return module.state_dict() if dist.get_rank() == 0 else None
 
 
-def _parameter_groups(model: T5ForMultimodalGeneration, training: Training) -> list[dict[str, Any]]:
+def _parameter_groups(model: Any, training: Training) -> list[dict[str, Any]]:
     """Parameter groups: weight decay for matrices only, a learning rate of its own for the fusion layers."""
     fusion_ratio = (training.fusion_learning_rate or training.learning_rate) / training.learning_rate
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}

@@ -51,12 +51,14 @@ class GeneratedText:
     """A generated text.
 
     ``finish`` is "eos", "length" where the limit truncated it, or "stop" where a stop string
-    ended it (the text ends before that string; ``num_tokens`` counts all generated tokens).
+    ended it (the text ends before that string; ``num_tokens`` counts all tokens, those of a prefix too).
+    ``log_probs`` has the log-probability of each of these tokens where it was asked for.
     """
 
     text: str
     num_tokens: int
     finish: str
+    log_probs: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(slots=True)
@@ -90,6 +92,8 @@ def generate_texts(
     seed: int = 0,
     keys: Sequence[str] | None = None,
     stop: Sequence[str] = (),
+    prefixes: Sequence[Sequence[int]] | None = None,
+    with_log_probs: bool = False,
     on_step: Callable[[], None] = lambda: None,
 ) -> list[GeneratedText]:
     """Generate one text for each source: greedily, by sampling or by beam search.
@@ -99,12 +103,14 @@ def generate_texts(
         features: an array [p, V] for each source, or all None.
         feature_shape: [P, V] with p <= P.
         batch_size: rows that are decoded together.
-        num_beams: above 1, beam search by transformers, without sampling and stop strings.
+        num_beams: above 1, beam search by transformers, without sampling, stop strings, prefixes and log-probabilities.
         temperature: 0 is greedy; above, tokens are drawn from softmax(logits / temperature).
         top_p: draw from the smallest set of most probable tokens with this much probability.
         seed: seed of sampling, together with ``keys``.
         keys: a name for each source (its qid), needed for sampling.
-        stop: a text ends before the first of these strings that it would contain.
+        stop: a text ends before the first of these strings that it would contain after its prefix.
+        prefixes: token ids that each source's text has to begin with; they count as new tokens.
+        with_log_probs: also return the log-probability of every token.
         on_step: called after every step of all rows, or after every batch of a beam search.
 
     Returns:
@@ -116,6 +122,8 @@ def generate_texts(
     sampling = Sampling(temperature, top_p, seed)
     _check_arguments(sources, features, num_beams, sampling, keys, stop)
     if num_beams > 1:
+        if prefixes is not None or with_log_probs:
+            raise ValueError(f"num_beams ({num_beams}) above 1 goes with neither prefixes nor log-probabilities")
         return _beam_search(
             model, tokenizer, sources, features, feature_shape, max_new_tokens, batch_size, num_beams, on_step
         )
@@ -123,11 +131,11 @@ def generate_texts(
     tail = BYTES_PER_CHARACTER * max(map(len, stop), default=0) + 8  # a token is a byte at least
 
     def is_stopped(ids: list[int]) -> bool:
-        text = tokenizer.decode(ids[-tail:], skip_special_tokens=True)
+        text = _decode(tokenizer, ids[-tail:])
         return any(string in text for string in stop)
 
     ends = _end_tokens(model, tokenizer)
-    written = generate_ids(
+    rows = generate_rows(
         model,
         sources,
         features,
@@ -138,9 +146,11 @@ def generate_texts(
         sampling=sampling,
         keys=keys,
         is_stopped=is_stopped if stop else None,
+        prefixes=prefixes,
+        with_log_probs=with_log_probs,
         on_step=on_step,
     )
-    return [_read_row(tokenizer, ids, ends, stop) for ids in written]
+    return [_read_row(tokenizer, row.ids, ends, stop, prefix=row.prefix, log_probs=row.log_probs) for row in rows]
 
 
 def generate_ids(
@@ -179,7 +189,7 @@ def generate_rows(
         eos_token_ids: a row ends with any of these.
         prefixes: ids that each source's row has to begin with; they count as new tokens.
         with_log_probs: also return the log-probability of every token.
-        is_stopped: called after every token with a row's ids; returns whether they end the row.
+        is_stopped: called after every token with a row's ids after its prefix; returns whether they end the row.
         on_refill: called with the index of every source that takes a finished row's place.
         on_step: called for every row that starts, and after every step of all rows.
 
@@ -209,7 +219,7 @@ def generate_rows(
             return False
         if row.ids[-1] in ends or len(row.ids) >= row.max_new_tokens:
             return True
-        return is_stopped is not None and is_stopped(row.ids)
+        return is_stopped is not None and is_stopped(row.ids[len(row.prefix) :])
 
     waiting = _encode_sources(model, sources, features, feature_shape)
     written: dict[int, Row] = {}  # by the source's index
@@ -312,15 +322,26 @@ def _end_tokens(model: Model, tokenizer: PreTrainedTokenizerBase) -> frozenset[i
 
 
 def _read_row(
-    tokenizer: PreTrainedTokenizerBase, row: list[int], ends: frozenset[int], stop: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase,
+    row: list[int],
+    ends: frozenset[int],
+    stop: Sequence[str],
+    *,
+    prefix: Sequence[int] = (),
+    log_probs: Sequence[float] = (),
 ) -> GeneratedText:
-    length = next((place for place, token in enumerate(row) if token in ends), None)
+    length = next((place for place in range(len(prefix), len(row)) if row[place] in ends), None)
     ended, ids = length is not None, row[:length]
-    text = cast(str, tokenizer.decode(ids, skip_special_tokens=True))  # a list only for a batch
-    found = [place for string in stop if (place := text.find(string)) >= 0]
-    if found:
-        return GeneratedText(text=text[: min(found)], num_tokens=len(ids) + ended, finish="stop")
-    return GeneratedText(text=text, num_tokens=len(ids) + ended, finish="eos" if ended else "length")
+    text = _decode(tokenizer, ids)
+    start = len(_decode(tokenizer, prefix)) if stop and prefix else 0
+    found = [place for string in stop if (place := text.find(string, start)) >= 0]
+    finish = "stop" if found else "eos" if ended else "length"
+    num_tokens = len(ids) + ended
+    return GeneratedText(text[: min(found, default=len(text))], num_tokens, finish, tuple(log_probs[:num_tokens]))
+
+
+def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return cast(str, tokenizer.decode(list(ids), skip_special_tokens=True))  # a list only for a batch
 
 
 def _check_arguments(sources, features, num_beams, sampling, keys, stop) -> None:

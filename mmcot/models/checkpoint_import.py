@@ -1,7 +1,7 @@
 """Reading checkpoints of the published system (amazon-science/mm-cot, arXiv:2302.00923).
 
     import_checkpoint("mm-cot-base-rationale", "imported", vision_num_patches=145)
-    model = T5ForMultimodalGeneration.from_pretrained("imported")
+    model = open_model("imported")
 
 A published folder holds a T5 ``config.json``, the weights and usually a tokenizer. Its
 state dict is T5's with eight tensors more:
@@ -21,12 +21,12 @@ import json
 import pathlib
 import pickle
 import shutil
-from typing import Any, cast
 
 import safetensors.torch
 import torch
+from transformers import PreTrainedConfig
 
-from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
+from mmcot.models.opening import DEFAULT, model_class, open_model
 from mmcot.vision.encoder_kinds import ENCODERS
 
 _FUSION_PARTS = ("image_dense.", "mha_layer.", "gate_dense.")
@@ -67,7 +67,7 @@ def import_checkpoint(
     vision_num_patches: int | None = None,
     vision_dim: int | None = None,
 ) -> ImportedCheckpoint:
-    """Convert a published checkpoint to a folder that ``T5ForMultimodalGeneration`` opens.
+    """Convert a published checkpoint to a folder that ``open_model`` opens.
 
     Args:
         source_dir: folder with ``config.json`` and ``model.safetensors`` or
@@ -170,18 +170,18 @@ def _vision_shape(
     return int(num_patches), int(dim)
 
 
-def _build_config(settings: dict, num_patches: int, dim: int) -> MultimodalT5Config:
+def _build_config(settings: dict, num_patches: int, dim: int) -> PreTrainedConfig:
     # patch_size would collide with the from_pretrained argument of that name; the dtype is that of the weights.
     dropped = ("patch_size", "architectures", "torch_dtype", "dtype", "_name_or_path")
     kept = {name: value for name, value in settings.items() if name not in dropped}
     kept |= {"vision_num_patches": num_patches, "vision_dim": dim}
-    config = MultimodalT5Config.from_dict(kept)
-    config.architectures = [T5ForMultimodalGeneration.__name__]
+    config = model_class(DEFAULT).config_class.from_dict(kept)
+    config.architectures = [DEFAULT]
     return config
 
 
 def _without_copies(
-    state: dict[str, torch.Tensor], config: MultimodalT5Config, path: pathlib.Path
+    state: dict[str, torch.Tensor], config: PreTrainedConfig, path: pathlib.Path
 ) -> dict[str, torch.Tensor]:
     """Check that the copies of the shared embedding are equal to it, and drop them."""
     copies = (*_EMBEDDING_COPIES, _OUTPUT_LAYER) if config.is_tied else _EMBEDDING_COPIES
@@ -195,9 +195,9 @@ def _without_copies(
     return {name: tensor for name, tensor in state.items() if name not in copies}
 
 
-def _check_tensors(state: dict[str, torch.Tensor], config: MultimodalT5Config, path: pathlib.Path) -> None:
+def _check_tensors(state: dict[str, torch.Tensor], config: PreTrainedConfig, path: pathlib.Path) -> None:
     with torch.device("meta"):
-        expected = dict(T5ForMultimodalGeneration(config).named_parameters())  # tied ones appear once
+        expected = dict(model_class(DEFAULT)(config).named_parameters())  # tied ones appear once
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or unexpected:
         raise CheckpointError(
@@ -218,7 +218,7 @@ def _check_tensors(state: dict[str, torch.Tensor], config: MultimodalT5Config, p
 
 
 def _write(
-    state: dict[str, torch.Tensor], config: MultimodalT5Config, source: pathlib.Path, output: pathlib.Path
+    state: dict[str, torch.Tensor], config: PreTrainedConfig, source: pathlib.Path, output: pathlib.Path
 ) -> tuple[str, ...]:
     """Write weights and companion files, then ``config.json``: without it the folder cannot be opened."""
     output.mkdir(parents=True, exist_ok=True)
@@ -235,7 +235,7 @@ def _write(
 
 def _verify(output: pathlib.Path, state: dict[str, torch.Tensor]) -> None:
     """Open the folder as a user will and compare every tensor: tying must not have changed any."""
-    model, info = cast(Any, T5ForMultimodalGeneration.from_pretrained(output, output_loading_info=True))
+    model, info = open_model(output, output_loading_info=True)
     problems = {kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     assert not any(problems.values()), problems
     for name, parameter in model.named_parameters():

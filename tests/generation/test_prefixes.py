@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmcot.decoding.generation import generate_ids, generate_rows
+from mmcot.decoding.generation import generate_ids, generate_rows, generate_texts
+from mmcot.decoding.sampling import Sampling
 from mmcot.models.cuda_graphs import StaticDecoder
 from mmcot.models.step_decoder import StepDecoder
 from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
+from mmcot.texts.tokenizer import train_tokenizer
 
 LIMIT = 12
 SOURCES = [[5, 6, 7, 1], [8, 1], [9, 10, 11, 12, 13, 1], [14, 15, 1], [16, 17, 18, 1]]
@@ -80,3 +82,61 @@ def test_fixed_shapes_give_the_same_rows(model, monkeypatch):
 def test_prefixes_that_do_not_fit_are_refused(model, prefixes, message):
     with pytest.raises(ValueError, match=message):
         generate(model, prefixes=prefixes)
+
+
+def test_rows_of_different_limits_and_prefixes_are_refilled_and_moved_without_a_trace(model):
+    limits = [6, 1, 12, 8, 4]  # they end at different steps, so that places are refilled, then moved
+    together = generate(model, prefixes=PREFIXES, max_new_tokens=limits, num_rows=3, with_log_probs=True)
+    for index, row in enumerate(together):
+        (alone,) = generate_rows(
+            model,
+            [SOURCES[index]],
+            [None],
+            **{**OPTIONS, "max_new_tokens": limits[index], "num_rows": 1},
+            prefixes=[PREFIXES[index]],
+            with_log_probs=True,
+        )
+        assert row.ids == alone.ids and len(row.ids) <= limits[index]
+        assert row.log_probs == pytest.approx(alone.log_probs, abs=1e-4)
+
+
+def test_a_sampled_text_that_is_given_its_own_beginning_continues_in_the_same_way(model):
+    options = {"sampling": Sampling(1.0, 1.0, 3), "keys": [f"q{number}" for number in range(len(SOURCES))]}
+    whole = [row.ids for row in generate(model, **options)]
+    beginnings = [tuple(ids[: len(ids) // 2]) for ids in whole]
+    assert [row.ids for row in generate(model, prefixes=beginnings, num_rows=3, **options)] == whole
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return train_tokenizer(["so the answer is (A). "] * 4, tmp_path_factory.mktemp("tokenizer"), vocab_size=280)
+
+
+def write(model, tokenizer, prefix, **options):
+    config = MultimodalT5Config(**{**model.config.to_dict(), "vocab_size": len(tokenizer)})
+    torch.manual_seed(1)
+    model = T5ForMultimodalGeneration._from_config(config).eval()
+    arguments = {"feature_shape": (1, 1), "max_new_tokens": 16, "batch_size": 1, "prefixes": [prefix]}
+    return generate_texts(model, tokenizer, [[5, 6, 1]], [None], **arguments, **options)[0]
+
+
+def test_a_text_contains_its_prefix_and_the_log_probability_of_every_token(model, tokenizer):
+    prefix = tokenizer.encode("so the", add_special_tokens=False)
+    text = write(model, tokenizer, prefix, with_log_probs=True)
+    assert text.text.startswith("so the") and len(text.log_probs) == text.num_tokens > len(prefix)
+    assert all(value < 0 for value in text.log_probs)
+
+
+def test_a_stop_string_counts_after_the_prefix_alone(model, tokenizer):
+    prefix = tokenizer.encode("so the answer", add_special_tokens=False)
+    free = write(model, tokenizer, prefix)
+    stopped = write(model, tokenizer, prefix, stop=["answer"])
+    assert stopped.text.startswith("so the answer") and free.text.startswith(stopped.text)
+    new = free.text.removeprefix("so the answer")
+    stop = new[3:5]
+    assert write(model, tokenizer, prefix, stop=[stop]).text == free.text[: free.text.index(stop, len("so the answer"))]
+
+
+def test_beam_search_has_neither_prefixes_nor_log_probabilities(model, tokenizer):
+    with pytest.raises(ValueError, match="num_beams \\(2\\) above 1 goes with neither prefixes"):
+        write(model, tokenizer, (), num_beams=2)

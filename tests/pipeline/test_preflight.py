@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from launcher.config.chains import ANSWERS, CHAINS, Chain, Stage
 from launcher.config.loading import load_settings
 from launcher.config.settings import SettingsError
 from launcher.pipeline.preflight import check_machine, check_settings
@@ -159,6 +160,22 @@ def test_features_that_cannot_be_made_stop_the_run_before_any_work_and_say_how_t
 def test_a_setting_that_cannot_be_is_named_before_the_start(override, message):
     with pytest.raises(SettingsError, match=message):
         check_settings(load_settings(preset="demo", overrides=[override]))
+
+
+def test_a_chain_whose_stages_have_other_names_passes_with_every_preset(monkeypatch):
+    chain = Chain("other", "QCM→A", (Stage("solve", "QCM-A", writes=ANSWERS),))
+    monkeypatch.setitem(CHAINS, "other", chain)
+    settings = load_settings(preset="demo", overrides=["run.chain=other", "stages.solve.num_steps=1"])
+    assert settings.stage("solve").format == "QCM-A"
+    check_settings(settings)
+
+
+def test_an_unknown_objective_is_named_with_its_stage_before_the_start(monkeypatch):
+    chain = Chain("other", "QCM→A", (Stage("solve", "QCM-A", objective="contrast", writes=ANSWERS),))
+    monkeypatch.setitem(CHAINS, "other", chain)
+    settings = load_settings(preset="demo", overrides=["run.chain=other", "stages.solve.num_steps=1"])
+    with pytest.raises(SettingsError, match="stage 'solve': objective 'contrast' is unknown; expected one of text"):
+        check_settings(settings)
 
 
 def test_a_gpu_that_is_not_there_is_never_replaced_by_the_processor(monkeypatch):
