@@ -45,4 +45,4 @@ def _texts(problem: Sample) -> tuple[str, ...]:
     if problem.kind == "choices":
         return (problem.question, problem.hint, *problem.choices)
     parts = (f"{part.role}\x1e{part.text}" for part in problem.document)
-    return (problem.kind, problem.question, problem.hint, problem.text, *parts)
+    return (problem.kind, problem.question, problem.hint, problem.text or "", *parts)

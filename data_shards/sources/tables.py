@@ -102,7 +102,8 @@ def sample_of_row(qid: str, row: dict[str, Any], *, to_predict: bool = False) ->
     """Read a row, or a record of a shard, of any kind.
 
     Args:
-        to_predict: the answer may be missing, and a question without choices has a free one.
+        to_predict: the answer may be missing. A question without choices has a free one; pictures without a question
+            are a pair whose text is unknown; a document that ends with a picture is continued by a text.
 
     Raises:
         SampleError: the row is no valid sample; the message names the qid and the field.
@@ -153,8 +154,15 @@ def row_to_record(row: dict[str, Any], *, to_predict: bool = False) -> dict[str,
             )
         record["answers"] = [answer]
     elif to_predict and not given:
-        record["answers"] = []
+        is_pair = record.get("image") and (not record.get("question") or record.get("text") is not None)
+        record |= {"text": ""} if is_pair else {"answers": []}
+    if to_predict and isinstance(document := record.get("document"), list) and _is_picture(document[-1:]):
+        record["document"] = [*document, {"text": ""}]
     return record
+
+
+def _is_picture(parts: list[Any]) -> bool:
+    return any(isinstance(part, dict) and part.get("image") for part in parts)
 
 
 def parse_answer_column(value: Any, choices: tuple[str, ...]) -> int:

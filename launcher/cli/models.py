@@ -123,25 +123,35 @@ def import_checkpoint(
 def predict(
     model: Annotated[Path, typer.Option(help="The folder of a finished run, such as runs/demo.")],
     question: Annotated[str | None, typer.Option(help="A question.")] = None,
-    choice: Annotated[list[str], typer.Option(help="One of its choices; repeat for each.")] = [],
+    choice: Annotated[list[str], typer.Option(help="One of its choices; repeat for each. None: a free answer.")] = [],
     context: Annotated[str, typer.Option(help="Text that belongs to the question.")] = "",
     image: Annotated[list[Path], typer.Option(help="A picture; repeat for several.")] = [],
     input: Annotated[Path | None, typer.Option(help="A .jsonl or .csv of questions, instead of one.")] = None,
     output: Annotated[Path | None, typer.Option(help="File for the answers to --input; default: the console.")] = None,
     allow_extensions: AllowExtensions = False,
 ) -> None:
-    """Answer one question, or many, with a finished run: first the rationale, then the answer."""
+    """Answer one question, or many, with a finished run: the rationale, then the answer. Or describe a picture."""
     with errors_as_messages():
         allow([model], allow_extensions)
         if input is not None and question is None:
             _predict_many(model, input, output)
             return
-        if question is None or input is not None:
-            raise ValueError("give either --question with two or more --choice, or --input FILE.jsonl")
+        if input is not None or (question is None and not image):
+            raise ValueError(
+                "give either --question with two or more --choice (none for a free answer), or --image alone for a "
+                "text about it, or --input FILE.jsonl"
+            )
         from mmcot.texts.sample import Sample
 
+        is_free = question is not None and not choice
         problem = Sample(
-            qid="question", question=question, choices=tuple(choice), hint=context, images=tuple(map(str, image))
+            qid="question",
+            question=question or "",
+            choices=tuple(choice),
+            answers=() if is_free else None,
+            text="" if question is None and not choice else None,
+            hint=context,
+            images=tuple(map(str, image)),
         )
         from launcher.generation.predictor import RunPredictor, format_answer
 

@@ -54,7 +54,8 @@ class Sample:
     ``answer`` is the zero-based index into ``choices``, or None where it is unknown (a
     question to predict). ``images`` names the pictures in reading order; it is empty for a
     sample without one. ``answers`` is None unless the question has a free answer, and empty where
-    that answer is unknown.
+    that answer is unknown; ``text`` is None unless the sample is a pair, and "" where its text is unknown. The last
+    part of a document has the text "" where it is unknown.
     """
 
     qid: str
@@ -74,7 +75,7 @@ class Sample:
     split: str = ""
     caption: str = ""
     answers: tuple[str, ...] | None = None
-    text: str = ""
+    text: str | None = None
     document: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
@@ -83,9 +84,7 @@ class Sample:
                 f"question id {self.qid!r} must consist of letters, digits, '_' and '-' alone "
                 "(it becomes a file name in a shard, and a dot would end it); rename it"
             )
-        given = [
-            name for name in ("choices", "answers", "text", "document") if getattr(self, name) not in ((), "", None)
-        ]
+        given = [name for name in ("choices", "answers", "text", "document") if getattr(self, name) not in ((), None)]
         if len(given) > 1:
             raise SampleError(
                 f"question {self.qid}: the fields {' and '.join(map(repr, given))} are of different kinds of samples; "
@@ -122,16 +121,17 @@ class Sample:
         """One of ``KINDS``; what the fields that are set describe."""
         if self.document:
             return "document"
-        if self.text:
+        if self.text is not None:
             return "pair"
         return "choices" if self.answers is None else "free"
 
     @property
     def accepted(self) -> tuple[str, ...]:
         """The texts that are right as a whole, the first the target; none for a question with choices."""
-        if self.kind == "document":
-            return (self.document[-1].text,)
-        return (self.text,) if self.kind == "pair" else self.answers or ()
+        if self.kind == "free":
+            return self.answers or ()
+        text = self.document[-1].text if self.document else self.text
+        return (text,) if text else ()
 
     @property
     def has_answer(self) -> bool:
@@ -179,7 +179,7 @@ class Sample:
             parts = _read_document(qid, record["document"])
             fields: dict[str, Any] = dict(_texts(qid, record))
             return cls.of_document(qid, parts, **fields)
-        if record.get("answers") is None and not record.get("text"):
+        if record.get("answers") is None and record.get("text") is None:
             return cls.from_scienceqa(qid, record)
         fields = {"question": _text(qid, "question", record.get("question") or ""), **_texts(qid, record)}
         if record.get("choices"):
@@ -189,7 +189,8 @@ class Sample:
             if not isinstance(answers, (list, tuple)) or not all(isinstance(answer, str) for answer in answers):
                 raise SampleError(f"question {qid}: answers {answers!r} must be a list of accepted texts")
             fields["answers"] = tuple(answers)
-        fields["text"] = _text(qid, "text", record.get("text") or "")
+        if record.get("text") or record.get("answers") is None:
+            fields["text"] = _text(qid, "text", record["text"])
         return cls(qid, images=_image_names(qid, record.get("image")), **fields)
 
     def to_record(self) -> dict[str, Any]:
@@ -207,7 +208,8 @@ class Sample:
             record["text"] = self.text
         elif self.kind == "document":
             record["document"] = [
-                {key: value for key, value in part.items() if value} for part in kinds_fields["document"]
+                {key: value for key, value in part.items() if value} or {"text": ""}
+                for part in kinds_fields["document"]
             ]
         return record
 
@@ -272,7 +274,8 @@ def _read_document(qid: str, parts: Any) -> list[Part]:
 
 def _check_document(sample: Sample) -> None:
     for number, part in enumerate(sample.document, start=1):
-        if bool(part.text.strip()) == bool(part.image) or (part.image and part.role):
+        is_unknown = 1 < number == len(sample.document) and not part.text and not part.image
+        if (not is_unknown and bool(part.text.strip()) == bool(part.image)) or (part.image and part.role):
             raise SampleError(
                 f"sample {sample.qid}: part {number} of its document is {part}; expected a text, with a role if there "
                 "is one, or a picture"

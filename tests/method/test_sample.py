@@ -141,3 +141,22 @@ def test_the_target_of_a_random_sample_is_read_as_its_right_answer():
             for name in formats:
                 target = build_pair(sample, name)[1]
                 assert is_right(sample, parse_prediction(sample, target, output=name.rpartition("-")[2])), target
+
+
+@pytest.mark.parametrize(
+    ("sample", "prompt"),
+    [
+        (Sample("f", "How many?", answers=()), ""),
+        (Sample("p", "Describe it.", images=("a.png",), text=""), "Describe it."),
+        (Sample.of_document("d", [Part(image="a.png"), Part("What?", role="user"), Part()]), "<image> User: What?"),
+    ],
+)
+def test_a_sample_whose_text_is_unknown_has_a_prompt_no_target_and_its_kind_in_the_record(sample, prompt):
+    assert not sample.has_answer and sample.accepted == ()
+    assert build_pair(sample, "P-T") == (prompt or build_pair(sample, "P-T")[0], "")
+    assert Sample.from_record(sample.to_record()) == sample
+
+
+def test_only_the_last_part_of_a_document_may_be_unknown():
+    with pytest.raises(SampleError, match="part 1 of its document"):
+        Sample.of_document("d", [Part(), Part("A map.")])

@@ -54,7 +54,7 @@ def start(folder, chain, name):
 def has_begun(run_dir, step):
     """Whether a step has committed a part of its work."""
     if step == "data":
-        return (run_dir.path / "run.yaml").exists()
+        return (run_dir.path / "lock.json").exists()
     if step.startswith("train-"):
         return (run_dir.checkpoints(step.removeprefix("train-")) / "LATEST").exists()
     folder = run_dir.predictions / "parts" if step == EVALUATE else run_dir.texts(step)

@@ -205,3 +205,24 @@ def test_samples_of_every_kind_are_described_and_sharded_with_features_and_a_tok
     features = [reader.features(number) for number in range(5)]
     assert [len(array) for array in features if array is not None] == [0, 64, 0, 128, 64]
     assert check_data(folder.path, lines.append) == 14  # texts and features
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"image": "a.png"}, "pair"),
+        ({"image": "a.png", "question": "Describe it.", "text": ""}, "pair"),
+        ({"image": "a.png", "question": "How many?"}, "free"),
+        ({"document": [{"text": "See"}, {"image": "a.png"}]}, "document"),
+        ({"document": [{"image": "a.png"}, {"text": "What?", "role": "user"}, {"text": ""}]}, "document"),
+    ],
+)
+def test_a_row_to_predict_needs_no_answer_of_any_kind(row, kind):
+    sample = sample_of_row("q", row, to_predict=True)
+    assert sample.kind == kind and sample.images == ("a.png",) and not sample.has_answer
+
+
+def test_a_pair_without_its_text_is_no_training_sample(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"qid": "p", "image": "a.png", "text": "", "split": "train"}))
+    with pytest.raises(SampleError, match="question p: the answer is missing"):
+        read_questions(tmp_path / "a.jsonl")
