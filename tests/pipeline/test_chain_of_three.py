@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from extending_page import EXTENSION
+from extending_page import BLOCKS, COMMAND, EXTENSION
 from extending_page import SETTINGS as OF_PAGE
 
 from data_shards.atomic_files import read_json
@@ -111,12 +111,31 @@ def test_a_metric_and_a_form_of_the_page_are_used(folder, run_dir):
     assert read_json(folder / "sums" / "text" / "manifest.json")["num_samples"] == {"train": 16, "val": 2, "test": 2}
 
 
-def test_status_and_report_show_all_stages(folder, run_dir):
+def test_status_evaluate_and_report_know_all_stages(folder, run_dir):
     lines = output_of(mmcot(folder, "status", "runs/three", "--allow-extensions"))
     assert all(name in lines for name in ("train-draft", "drafts", "train-rationale", "train-answer"))
+    output_of(mmcot(folder, "evaluate", "runs/three", "--allow-extensions", "--split", "val"))
+    evaluation = run_dir / "evaluations" / "val"
+    assert read_json(evaluation / "scores.json") == read_json(run_dir / "scores.val.json")
+    assert (evaluation / "predictions.jsonl").read_bytes() == (run_dir / "predictions" / "val.jsonl").read_bytes()
     output_of(mmcot(folder, "report", "runs/three", "--allow-extensions", "--looking", "1"))
     page = (run_dir / "report.html").read_text(encoding="utf-8")
     assert '"train-draft"' in page and '"stages":["draft","rationale","answer"]' in page
+
+
+def test_the_command_of_the_page_shows_the_seconds_of_every_step(folder):
+    (folder / "with_command.py").write_text(f"{COMMAND}\nfrom launcher.cli.main import app\napp()\n", encoding="utf-8")
+    plain = folder / "runs" / "plain"
+    (plain / "steps").mkdir(parents=True)
+    (plain / "run.yaml").write_text("rationale: {num_steps: 1}\nanswer: {num_steps: 1}\n", encoding="utf-8")
+    (plain / "steps" / "data.json").write_text('{"seconds": 7.2}', encoding="utf-8")
+    command = [sys.executable, "with_command.py", "seconds", "runs/plain"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["data", "7", "s"], done.stderr
+
+
+def test_every_recipe_is_one_addition_of_at_most_60_lines():
+    assert len(BLOCKS) == 6 and all(len(block.splitlines()) <= 60 for block in BLOCKS)
 
 
 def test_an_extension_is_imported_only_where_it_is_allowed_and_the_same(folder, run_dir):
