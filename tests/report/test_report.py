@@ -22,6 +22,7 @@ from launcher.report.collect import collect
 from launcher.report.render import render, write_report
 from launcher.runs.journal import Journal
 from launcher.runs.run_dir import RunDir, RunError
+from mmcot.models.fusion import GatedCrossAttention
 
 HOSTILE = (
     "<script>alert(1)</script><!-- </script><img src=x onerror=alert(2)> \u202eright to left \U0001f600 \x00\x07 "
@@ -433,3 +434,10 @@ def test_features_that_are_no_grid_show_the_gate_alone(browser, run, tmp_path, m
     page = browser.open(write_report([run], tmp_path / "report.html", num_looked_at=1))
     assert page.problems == [] and "only the gate is shown" in page.text("#looking")
     assert page.count(".veil") == 0 and page.count(".token") > 5 and "gate open" in page.text(".map-side .readout")
+
+
+def test_a_fusion_without_attention_maps_says_so_on_its_page(browser, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(GatedCrossAttention, "attention_maps", lambda *arguments: None)
+    page = browser.open(write_report([run], tmp_path / "report.html", num_looked_at=1))
+    assert page.problems == [] and "has no attention maps" in page.text("#looking")
+    assert page.count(".veil") == 0 and page.count(".token") == 0
