@@ -15,9 +15,9 @@ from launcher.cli.options import (
     Set,
     allow,
     errors_as_messages,
-    run_until,
     say,
 )
+from launcher.cli.running import run_until
 
 models_app = typer.Typer()
 
@@ -54,9 +54,13 @@ def evaluate(
             if preset or config or predictions:
                 raise ValueError("give either RUN, or --preset and --config, or --predictions")
             allow([folder], allow_extensions)
-            from launcher.pipeline.pipeline import evaluate_run
+            from launcher.cli.console import open_console
 
-            typer.echo(f"\nevaluation: {evaluate_run(folder, split, overrides=set_, report=say)}")
+            with open_console() as console:
+                from launcher.pipeline.pipeline import evaluate_run
+
+                results = evaluate_run(folder, split, overrides=set_, report=console)
+            typer.echo(f"\nevaluation: {results}")
         return
     if predictions is None:
         run_until("evaluate", preset, config, set_)

@@ -57,19 +57,3 @@ class errors_as_messages:  # noqa: N801, used like a function: `with errors_as_m
         if isinstance(error, (ValueError, RuntimeError, OSError, ImportError)):
             say(f"error: {error}", fg="red", err=True)
             raise typer.Exit(1) from None
-
-
-def run_until(
-    step: str | None, preset: str | None, config: Path | None, overrides: list[str], write_job: Path | None = None
-) -> None:
-    """Run the pipeline up to a step, or to its end, and print where the run is stored."""
-    with errors_as_messages():
-        from launcher.config.loading import load_settings
-
-        settings = load_settings(preset=preset, config=config, overrides=overrides)
-        from launcher.pipeline.pipeline import run_pipeline
-        from launcher.runs.status import describe_end
-
-        run_dir = run_pipeline(settings, until=step, report=say, write_job=write_job)
-        for line in describe_end(settings, run_dir):
-            say(line)

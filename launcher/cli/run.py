@@ -15,9 +15,9 @@ from launcher.cli.options import (
     Set,
     allow,
     errors_as_messages,
-    run_until,
     say,
 )
+from launcher.cli.running import run_until
 
 run_app = typer.Typer()
 
@@ -26,7 +26,16 @@ WriteJob = Annotated[
 ]
 
 
-@run_app.command()
+_WORDS = (
+    "Words of the output. padding factor: tokens computed over tokens needed. imbalance: tokens of the busiest worker "
+    "over those of the mean one. goodput: the share of the time in steps that count. NAT, SOC, LAN: accuracy over "
+    "questions of natural, social and language science. TXT, IMG, NO: over questions with a text context, with a "
+    "picture, with neither. G1-6, G7-12: by grade. AVG: over all. ceiling: the best accuracy without the picture. "
+    "QCM→A: question, context and choices in, the answer out. All words: docs/glossary.md."
+)
+
+
+@run_app.command(epilog=_WORDS)
 def run(preset: Preset = None, config: Config = None, set_: Set = []) -> None:
     """Run the whole pipeline: data, stage one, rationales, stage two, scores. Run again to resume."""
     run_until(None, preset, config, set_)
@@ -69,10 +78,12 @@ def tune(
         given = {"num_samples": num_samples, "max_concurrent": max_concurrent}
         extra = [f"tuning.{name}={value}" for name, value in given.items() if value is not None]
         settings = load_settings(preset=preset, config=config, overrides=[*set_, *extra])
+        from launcher.cli.console import open_console
         from launcher.runs.status import mlflow_lines
         from launcher.tuning.tune import run_tuning
 
-        run_dir = run_tuning(settings, report=say)
+        with open_console() as console:
+            run_dir = run_tuning(settings, report=console)
         for line in (f"\ntuning: {run_dir.path}", *mlflow_lines(settings, run_dir)):
             say(line)
 
@@ -84,10 +95,12 @@ def ablate(preset: Preset = None, config: Config = None, set_: Set = []) -> None
         from launcher.config.loading import load_settings
 
         settings = load_settings(preset=preset or (None if config else "ablation"), config=config, overrides=set_)
+        from launcher.cli.console import open_console
         from launcher.runs.status import mlflow_lines
         from launcher.tuning.ablation import run_ablation
 
-        run_dir = run_ablation(settings, report=say)
+        with open_console() as console:
+            run_dir = run_ablation(settings, report=console)
         for line in (f"\nablation: {run_dir.path / 'ablation.md'}", *mlflow_lines(settings, run_dir)):
             say(line)
 
@@ -113,9 +126,11 @@ def rationales(
             raise ValueError(
                 "--model needs --shards DIR, --out DIR and a --split of train, val, test or all; settings only by --set"
             )
+        from launcher.cli.console import open_console
         from launcher.generation.standalone import write_rationales
 
-        write_rationales(model, shards, split, out, overrides=set_, report=say)
+        with open_console() as console:
+            write_rationales(model, shards, split, out, overrides=set_, report=console)
 
 
 @run_app.command()

@@ -27,6 +27,7 @@ from launcher.data.describe import is_question
 from launcher.data.feature_tasks import make_features
 from launcher.data.fingerprints import claim_folder, folder_inputs, tokenizer_formats
 from launcher.data.published_features import makes_features, open_ready_made
+from launcher.runs.progress import Phase
 from launcher.stages.data_folder import DataFolder, is_indexed, open_data
 from mmcot.texts.prompts import build_pair
 
@@ -91,7 +92,9 @@ def _build_missing(settings: Settings, source: Path, shards_dir: Path, report: R
     for folder in (shards_dir / "text", shards_dir / "features" / str(settings.data.features)):
         clear_unfinished(folder)
     if "text" in missing:
+        report(Phase(f"  reading {source}"))
         questions = read_source(settings.data, source)
+        report(Phase("  writing text shards"))
         text = write_text_shards(questions, shards_dir, samples_per_shard=settings.data.samples_per_shard)
         for note in (*questions.notes, f"text: {_count(text['num_samples'])} in {len(text['shards'])} shards"):
             report(note)
@@ -158,6 +161,7 @@ def describe_data(folder: DataFolder) -> list[str]:
 def _build_features(settings: Settings, source: Path | None, shards_dir: Path, report: Report) -> None:
     """Build features of a data set's pictures, or of those in indexed tars (``source`` None)."""
     data = settings.data
+    report(Phase(f"  writing {data.features} features"))
     if makes_features(data):
         manifest = make_features(settings, source, shards_dir, report)
     else:
@@ -173,6 +177,7 @@ def _build_features(settings: Settings, source: Path | None, shards_dir: Path, r
 def _build_tokenizer(settings: Settings, shards_dir: Path, report: Report) -> None:
     from mmcot.texts.tokenizer import train_tokenizer
 
+    report(Phase("  training a tokenizer"))
     staging = shards_dir / ".staging-tokenizer"
     shutil.rmtree(staging, ignore_errors=True)  # of a killed process
     tokenizer = train_tokenizer(_corpus(settings, shards_dir), staging, vocab_size=settings.data.tokenizer_vocab_size)

@@ -13,6 +13,7 @@ from data_shards.sources import scienceqa
 from data_shards.sources.forms import read_questions
 from data_shards.sources.question_set import QuestionSet, with_captions, with_lists
 from launcher.config.settings import Data
+from launcher.runs.progress import Phase
 
 
 def source_folder(data: Data, report: Callable[[str], None]) -> Path:
@@ -24,6 +25,7 @@ def source_folder(data: Data, report: Callable[[str], None]) -> Path:
         return folder
     with exclusive(folder.parent):
         if not scienceqa.recognizes(folder):
+            report(Phase("  drawing MiniSQA"))
             staging = folder.with_name(f".staging-{folder.name}")
             shutil.rmtree(staging, ignore_errors=True)  # of a killed process
             write_mini_sqa(staging, **data.mini_sqa_arguments)

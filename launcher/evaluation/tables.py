@@ -11,6 +11,8 @@ from mmcot.texts.sample import Sample
 
 _FIRST = ("rougeL", "bleu4")  # of the console's line
 _NOT_PRINTED = ("bleu1",)
+WIDTH = 80  # of a terminal
+_CELL = 7  # a percentage with two decimals, and a space
 
 
 def ceiling_rows(problems: Mapping[str, Sample], ceilings: dict[str, Any] | None) -> dict[str, dict[str, float | None]]:
@@ -26,14 +28,22 @@ def ceiling_rows(problems: Mapping[str, Sample], ceilings: dict[str, Any] | None
 
 
 def format_table(rows: dict[str, dict[str, float | None]]) -> str:
-    """Format a plain-text table: one row per name, with the nine columns."""
-    width = max(len(name) for name in rows)
-    head = " " * width + "".join(f"{column:>8}" for column in COLUMNS)
+    """Format a plain-text table of at most ``WIDTH`` columns: one row per name.
+
+    A column in which no row has a value is left out; a name that is too long is a number, explained below.
+    """
+    columns = [column for column in COLUMNS if any(row[column] is not None for row in rows.values())]
+    room = WIDTH - _CELL * len(columns)
+    long = [name for name in rows if len(name) > room]
+    labels = {name: f"[{long.index(name) + 1}]" if name in long else name for name in rows}
+    width = max(len(label) for label in labels.values())
+    head = " " * width + "".join(f"{column:>{_CELL}}" for column in columns)
     body = [
-        f"{name:<{width}}" + "".join(f"{'-' if row[c] is None else format(row[c], '.2f'):>8}" for c in COLUMNS)
+        f"{labels[name]:<{width}}"
+        + "".join(f"{'-' if row[column] is None else format(row[column], '.2f'):>{_CELL}}" for column in columns)
         for name, row in rows.items()
     ]
-    return "\n".join([head, *body])
+    return "\n".join([head, *body, *(f"{labels[name]} {name}" for name in long)])
 
 
 def score_lines(scores: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from launcher.cluster.ray_session import ray_session
 from launcher.config.settings import Settings
 from launcher.report.render import write_report
 from launcher.runs.exported import verify_model
+from launcher.runs.progress import Phase
 from launcher.runs.run_dir import RunDir, RunError
 from launcher.tracking.run_log import RunLog, Tracker, open_tracker
 
@@ -44,6 +45,7 @@ class Attempt:
         self._resources, self._parent_key, self._arm = resources, parent_key, arm
         self._tracker: Tracker | None = None
         self._ray_open = False
+        self._begun: dict[str, float] = {}  # the time when a step was announced
         self.num_run = 0
         self.outputs: dict[str, dict[str, Any]] = {}
 
@@ -61,8 +63,17 @@ class Attempt:
     def open_ray(self) -> None:
         """Open the Ray session of this attempt, once."""
         if not self._ray_open:
+            address = self.settings.cluster.address
+            self.report(Phase("  starting Ray" if address == "local" else f"  connecting to Ray at {address}"))
             self._resources.enter_context(ray_session(self.settings.cluster))
             self._ray_open = True
+
+    def begin_step(self, name: str) -> None:
+        """Print a step's heading, once; its time counts from here."""
+        if name not in self._begun:
+            steps = self.settings.chain.steps
+            self._begun[name] = time.time()
+            self.report(f"\n[{steps.index(name) + 1}/{len(steps)}] {name}")
 
     def run_step(self, name: str, inputs: dict[str, Any], run: Callable[[RunLog], dict[str, Any]]) -> dict[str, Any]:
         """Run a step unless its marker exists; returns its outputs."""
@@ -77,13 +88,11 @@ class Attempt:
             self.outputs[name] = marker["outputs"]
             return marker["outputs"]
         self.verify_models()
-        steps = self.settings.chain.steps
-        self.report(f"\n[{steps.index(name) + 1}/{len(steps)}] {name}")
-        started = time.time()
+        self.begin_step(name)
         with self.tracker.step(name) as child:
             outputs = run(child)
             self.run_dir.check_attempt(self.number)
-            seconds = round(time.time() - started, 1)
+            seconds = round(time.time() - self._begun[name], 1)
             child.log_scores({"step_seconds": seconds})
         self.run_dir.check_attempt(self.number)
         self.run_dir.mark_done(  # after its end is logged: a marked step is never opened again
@@ -104,6 +113,7 @@ class Attempt:
     def write_report(self) -> None:
         """Write the HTML report; an error in it is reported and does not fail the run."""
         path = self.run_dir.report
+        self.report(Phase("  writing the report"))
         try:
             write_report([self.run_dir.path], path)
         except Exception as error:

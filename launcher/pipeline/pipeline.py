@@ -21,6 +21,7 @@ from launcher.runs.ownership import owned
 from launcher.runs.run_dir import RunDir, RunError
 from launcher.runs.run_settings import settings_of, write_or_verify_settings
 from launcher.runs.signals import sigterm_stops
+from launcher.runs.status import describe_start
 from launcher.stages.hub import fetch_pretrained
 from launcher.tracking.sending import is_everything_logged
 
@@ -62,6 +63,8 @@ def run_pipeline(
         requested = settings.cluster.use_gpu
         if not write_job or requested == "auto":
             settings = with_device(settings, run_dir, report, keep=not write_job)
+        for line in describe_start(settings, run_dir):
+            report(line)
         attempt = Attempt(settings, run_dir, number, report, resources, parent_key=parent_key, arm=arm)
         steps = Steps(attempt, WriteJob(until, write_job, requested) if write_job else None)
         for name in names[: names.index(until) + 1]:

@@ -14,7 +14,7 @@ from data_shards.atomic_files import commit_folder, commit_json, fingerprint
 from data_shards.generated_texts import list_tasks, read_rationales, verified_files
 from data_shards.sources.scienceqa import SPLITS
 from launcher.config.chains import EVALUATE, PRETRAINED, Stage
-from launcher.config.settings import SettingsError
+from launcher.config.settings import Settings, SettingsError
 from launcher.data.build import (
     describe_data,
     prepare_data,
@@ -29,7 +29,7 @@ from launcher.pipeline.attempt import Attempt
 from launcher.pipeline.training_job import plan_training
 from launcher.runs.exported import describe_export
 from launcher.runs.journal import Journal
-from launcher.runs.progress import GenerationLine, TrainingLine, showing
+from launcher.runs.progress import GenerationLine, Phase, TrainingLine, showing
 from launcher.runs.run_dir import RunError
 from launcher.stages.data_folder import DataFolder, tokenizer_fingerprint
 from launcher.stages.jobs import GenerationJob, TrainJob
@@ -80,6 +80,8 @@ class Steps:
 
     def data(self) -> None:
         """Build or open the data folder and log what it holds."""
+        if self.run_dir.marker("data") is None:
+            self.attempt.begin_step("data")
         self.folder = standing_mini_sqa(self.settings, self.run_dir.data_marker()) or prepare_data(
             self.settings, self.report
         )
@@ -224,7 +226,7 @@ class Steps:
     def _show(self, scores: dict[str, Any], problems: dict[str, Sample]) -> None:
         """Print the scores of a split; those of test with the ceilings."""
         split = scores["split"]
-        rows = {f"{split}, {scores['num_questions']:,} questions": scores["accuracy"]}
+        rows = {f"{split}, {scores['num_questions']:,}": scores["accuracy"]}
         rows |= ceiling_rows(problems, self.folder.ceilings) if split == "test" else {}
         self.report(f"\n{format_table(rows)}")
         for line in score_lines(scores):
@@ -243,6 +245,7 @@ class Steps:
         def run(child: RunLog) -> dict[str, Any]:
             job = self._plan_training(stage, inputs)
             self.attempt.open_ray()
+            self.report(Phase(f"  starting {_workers(self.settings)}"))
             line = TrainingLine(job.num_steps, self.report)
             child.log_params(lineage)
             child.follow(self.run_dir.journal(stage.name).name)
@@ -319,11 +322,15 @@ class Steps:
         child.follow(f"{step}-system-*.jsonl")
         with GenerationLine(self.report, Journal(self.run_dir.journal_of(step))) as line:
             files, summary = write_split_texts(
-                job, splits, inputs, open_ray=self.attempt.open_ray, report=line.show, say=self.report
+                job, splits, inputs, open_ray=self._open_workers, report=line.show, say=self.report
             )
         child.log_scores({key: float(value) for key, value in summary.items()})
         self.report(describe_summary(summary))
         return fingerprint(files)
+
+    def _open_workers(self) -> None:
+        self.attempt.open_ray()
+        self.report(Phase(f"  starting {_workers(self.settings)}, each with the model"))
 
     def _log_data(self, child: RunLog, contexts: dict[str, str]) -> None:
         for split, context in contexts.items():
@@ -386,6 +393,11 @@ class Steps:
 
     def _task_size(self) -> dict[str, int]:
         return {"task_samples": self.settings.generation.task_samples}
+
+
+def _workers(settings: Settings) -> str:
+    count = settings.cluster.num_workers
+    return f"{count} worker{'s' * (count > 1)}"
 
 
 def _flatten(scores: dict[str, Any]) -> dict[str, float | None]:

@@ -1,4 +1,8 @@
-"""Console output while a long step runs: a line every few seconds."""
+"""What a long step prints while it runs: a line every few seconds.
+
+Two kinds of lines are classes of their own, so that a live display (``launcher/cli/console.py``) can treat them in
+its own way: ``Phase`` and ``ProgressLine``. Elsewhere they are printed like any other line.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,19 @@ from typing import Any
 from launcher.runs.background import background_thread
 from launcher.runs.journal import Journal, JournalReader, Pace, seconds_left
 
-SHOW_EVERY_S = 5.0
+SHOW_EVERY_S = 3.0
+
+
+class Phase(str):
+    """What is going on from now on, such as "  starting 2 workers", until the next line."""
+
+
+class ProgressLine(str):
+    """How far a step is."""
 
 
 class TrainingLine:
-    """Prints journal points as lines: step, loss, tokens/s, time left."""
+    """Prints journal points as lines: step, losses, tokens/s, time left."""
 
     def __init__(self, num_steps: int, report: Callable[[str], None]) -> None:
         self._num_steps, self._report = num_steps, report
@@ -24,11 +36,14 @@ class TrainingLine:
         self._started_ms = time.time() * 1000
         self._seconds_of: dict[int, float] = {}  # of each step's last computation; earlier ones were lost
         self._pace = Pace()
+        self._validation = ""
 
     def show(self, point: dict[str, Any]) -> None:
         """Show a point, unless one was shown a moment ago."""
         metrics, step = point["metrics"], point["step"]
         self._pace.add(point)
+        if "validation_loss" in metrics:
+            self._validation = f"  validation {metrics['validation_loss']:.4f}"
         if "note" in point and point["time_ms"] >= self._started_ms:
             self._report(f"  {point['note']}")
         if "loss" not in metrics:
@@ -40,14 +55,17 @@ class TrainingLine:
             return
         self._shown_at = time.monotonic()
         self._report(
-            f"  step {step:,}/{self._num_steps:,}   loss {metrics['loss']:.4f}   {metrics['tokens_per_s']:,.0f} "
-            f"tokens/s   {self._time_left()}"
+            ProgressLine(
+                f"  step {step:,}/{self._num_steps:,}  loss {metrics['loss']:.4f}{self._validation}  "
+                f"{metrics['tokens_per_s']:,.0f} tokens/s  {self._time_left()}"
+            )
         )
         if step == self._num_steps:
             self._report(
                 f"  {metrics['gigabytes_read']:.3f} GB of shards read, {metrics['bytes_read_per_needed']:.2f} bytes "
                 "for each byte needed"
             )
+            self._report(Phase("  writing the model"))
 
     def _time_left(self) -> str:
         found = self._pace.progress_of()
@@ -112,8 +130,10 @@ class GenerationLine:
             progress.num_done - progress.num_before, progress.num_total - progress.num_done, progress.seconds
         )
         self._report(
-            f"  {progress.num_done:,}/{progress.num_total:,} questions   {progress.tokens_per_s:,.0f} tokens/s   "
-            f"{format_time_left(left)}"
+            ProgressLine(
+                f"  {progress.num_done:,}/{progress.num_total:,} questions  {progress.tokens_per_s:,.0f} tokens/s  "
+                f"{format_time_left(left)}"
+            )
         )
 
 

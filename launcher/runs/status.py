@@ -51,6 +51,14 @@ def describe_run(folder: Path) -> list[str]:
     return [*lines, *mlflow_lines(settings, run_dir)]
 
 
+def describe_start(settings: Settings, run_dir: RunDir) -> list[str]:
+    """The first lines of a run: its folder, its device and its MLflow page."""
+    cluster = settings.cluster
+    workers = f"{cluster.num_workers} worker{'s' * (cluster.num_workers > 1)}"
+    device = "a GPU each" if cluster.use_gpu else f"CPUs, {cluster.cpus_per_worker} for each"
+    return [f"run: {run_dir.path}   {workers}, {device}", *mlflow_lines(settings, run_dir)[:1]]
+
+
 def describe_end(settings: Settings, run_dir: RunDir) -> list[str]:
     """The last lines of a run: its folder, its report and its MLflow page."""
     page = [f"report: {run_dir.report}   (a web page, works offline)"] if run_dir.report.exists() else []

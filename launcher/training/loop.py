@@ -172,6 +172,13 @@ def train(
     return True
 
 
+def _describe_parameters(module: Any) -> str:
+    """The number of parameters, and how many of them are trained, as a sentence."""
+    counts = [(math.prod(getattr(p, "ds_shape", p.shape)), p.requires_grad) for p in module.parameters()]
+    total, trained = sum(count for count, _ in counts), sum(count for count, learns in counts if learns)
+    return f"{total:,} parameters" + ("" if trained == total else f", {trained:,} of them trained")
+
+
 def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
     """Open the data, build the engine and load the latest checkpoint."""
     settings, training, run_dir = job.settings, job.settings.training, RunDir(Path(job.run_dir))
@@ -234,6 +241,7 @@ def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
     _LOG.info("ready to continue at step %d of %d", this.last_checkpoint, job.num_steps)
     if this.journal:
         this.journal.begin(this.last_checkpoint, job.num_steps)
+        this.journal.note(this.last_checkpoint, _describe_parameters(this.engine.module))
     this.meter.restart()
     return this
 

@@ -10,6 +10,7 @@ from typing import Any
 from launcher.config.settings import Settings, SettingsError
 from launcher.runs.run_dir import RunDir
 from launcher.training.launch import release_workers
+from launcher.tuning.results import describe_values
 from launcher.tuning.trial import OBJECTIVES, TrialJob, run_trial
 
 TRIAL_MEMORY = 500_000_000  # bytes of the driver process of a trial
@@ -61,7 +62,7 @@ def _watch_trials(trials: Path, report: Callable[[str], None]) -> Any:
     class Watch(Callback):
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
             metrics = ", ".join(f"{name} {result[name]:.4f}" for name in OBJECTIVES if name in result)
-            report(f"  {trial.trial_id} step {result.get('step', 0):,}: {metrics}")
+            report(f"  {describe_values(trial.config)}, step {result.get('step', 0):,}: {metrics}")
 
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             free(trial)
@@ -71,7 +72,7 @@ def _watch_trials(trials: Path, report: Callable[[str], None]) -> Any:
 
         def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             free(trial)
-            report(f"  {trial.trial_id} failed; the others continue")
+            report(f"  {describe_values(trial.config)} (trial {trial.trial_id}) failed; the others continue")
 
     return Watch()
 

@@ -35,7 +35,7 @@ from launcher.tracking.run_log import RunLog, Tracker, open_tracker
 from launcher.tracking.sending import sync_run
 from launcher.tuning.plots import plot_trials
 from launcher.tuning.ray_tune import build_tuner
-from launcher.tuning.results import describe_trials, log_outcome, rank
+from launcher.tuning.results import describe_trials, describe_values, log_outcome, rank
 from launcher.tuning.space import check_space, with_values
 from launcher.tuning.trial import OBJECTIVES, TrialJob
 
@@ -153,9 +153,10 @@ def _finish(
     tracker.parent.log_artifact(run_dir.path / "trials.json")
     for trial in trials:
         value = "-" if trial[objective] is None else f"{trial[objective]:.4f}"
+        error = f"  {trial['error']}" if trial["error"] else ""
         report(
-            f"  {trial['trial']}  {objective} {value}  step {trial['step']:,}  {trial['state']}  {trial['error'] or ''}"
-            f"  {trial['values']}"
+            f"  {describe_values(trial['values'])}: {objective} {value}, step {trial['step']:,}, {trial['state']} "
+            f"(trial {trial['trial']}){error}"
         )
     ranked = rank(trials, objective)
     if not ranked:
@@ -180,6 +181,6 @@ def _finish(
     for path in plot_trials(trials, run_dir.path, objective=objective, mode=OBJECTIVES[objective]):
         tracker.parent.log_artifact(path)
     report(
-        f"best: {objective} {best[objective]:.4f} with {best['values']}; "
+        f"best: {describe_values(best['values'])}: {objective} {best[objective]:.4f}; "
         f"`mmcot run --config {run_dir.path / 'best.yaml'}`"
     )
