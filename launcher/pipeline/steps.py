@@ -28,7 +28,7 @@ from launcher.generation.text_tasks import describe_summary, write_split_texts
 from launcher.pipeline.attempt import Attempt
 from launcher.pipeline.training_job import plan_training
 from launcher.runs.exported import describe_export
-from launcher.runs.journal import Journal
+from launcher.runs.journal import Journal, JournalReader
 from launcher.runs.progress import GenerationLine, Phase, TrainingLine, showing
 from launcher.runs.run_dir import RunError
 from launcher.stages.data_folder import DataFolder, tokenizer_fingerprint
@@ -160,7 +160,7 @@ class Steps:
                 for split in problems
             }
             flat = {name: value for split in reports for name, value in _flatten(reports[split]).items()}
-            child.log_scores(flat)
+            child.log_scores(flat, trained_by=stage.step)
             self.attempt.tracker.parent.log_scores(flat)
             self._log_data(child, {"val": "validation", "test": "test"})
             # With given texts the run lacks the model that writes them: it cannot predict alone.
@@ -255,6 +255,7 @@ class Steps:
                 launch_training(job, report=self.report)
             self.report(f"  {line.goodput()}")
             outputs = describe_export(stage.name, self.run_dir.model(stage.name))
+            self._log_trained(stage, outputs, child)
             is_last = stage is self.settings.chain.stages[-1]
             if stage.writes and not is_last and self.settings.tracking.register_models:
                 child.log_model(
@@ -269,6 +270,29 @@ class Steps:
             return outputs
 
         self.attempt.run_step(stage.step, inputs, run)
+
+    def _log_trained(self, stage: Stage, outputs: dict[str, Any], child: RunLog) -> None:
+        """Log the trained model, with its settings and its last losses."""
+        spec, training = self.settings.stage(stage.name), self.settings.training_of(stage.name)
+        child.log_trained(
+            stage.name,
+            params={
+                "chain": self.settings.run.chain,
+                "format": spec.format,
+                "pretrained": self.settings.model.pretrained,
+                "fusion": self.settings.model.fusion,
+                "features": self.settings.data.features,
+                "learning_rate": training.learning_rate,
+                "global_batch_size": training.global_batch_size,
+                "seed": self.settings.run.seed,
+            },
+            tags={"mmcot.model_sha256": outputs[f"{stage.name}_model"], "mmcot.data": self._data_fingerprint()},
+        )
+        last: dict[str, float] = {}
+        for point in JournalReader(self.run_dir.journal(stage.name)).read():
+            last |= point["metrics"]
+        names = ("loss", "validation_loss")
+        child.log_scores({f"final_{name}": last[name] for name in names if name in last}, trained_by=stage.step)
 
     def _start_of(self, stage: Stage) -> dict[str, Any]:
         """The earlier stage that a training continues, and the sha256 of its model; empty where there is none."""

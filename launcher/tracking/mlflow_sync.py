@@ -27,6 +27,7 @@ from data_shards.credentials import hide_credentials
 from launcher.config.chains import CHAINS
 from launcher.runs.journal import JournalReader
 from launcher.runs.run_dir import PARENT, RunDir
+from launcher.tracking.logged_models import find_logged_model, log_trained_model
 from launcher.tracking.mlflow_store import create_store, find_experiment
 from launcher.tracking.registry import register_model
 
@@ -237,7 +238,13 @@ class MlflowSync:
         from mlflow.entities import Metric
 
         existing = self._client.get_run(run_id).data.metrics
-        new = [Metric(key, value, line["time_ms"], 0) for key, value in line["values"].items() if key not in existing]
+        trained = self._state["runs"].get(line.get("trained_by"))
+        model = find_logged_model(self._client, self._experiment_id, trained) if trained else None
+        new = [
+            Metric(key, value, line["time_ms"], 0, model_id=model.model_id if model else None)
+            for key, value in line["values"].items()
+            if key not in existing
+        ]
         if new:
             self._client.log_batch(run_id, metrics=new)
 
@@ -261,8 +268,14 @@ class MlflowSync:
             )
             self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", line["context"])])])
 
+    def _send_trained(self, run_id: str, line: dict[str, Any]) -> None:
+        log_trained_model(self._client, self._experiment_id, run_id, line)
+
     def _send_model(self, run_id: str, line: dict[str, Any]) -> None:
-        register_model(self._client, run_id, self._run_dir, line, log=_LOG.warning)
+        trained = self._state["runs"].get(f"train-{line['name']}")
+        model = find_logged_model(self._client, self._experiment_id, trained) if trained else None
+        model_id = model.model_id if model else None
+        register_model(self._client, run_id, self._run_dir, line, model_id=model_id, log=_LOG.warning)
 
     def _follow(self, line: dict[str, Any]) -> None:
         self._followed[line["run"], line["pattern"]] = line.get("names")

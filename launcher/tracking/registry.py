@@ -27,7 +27,13 @@ FOLDER = "model"  # among the run's artifacts
 
 
 def register_model(
-    client: Any, run_id: str, run_dir: RunDir, values: dict[str, Any], *, log: Callable[..., None]
+    client: Any,
+    run_id: str,
+    run_dir: RunDir,
+    values: dict[str, Any],
+    *,
+    model_id: str | None = None,
+    log: Callable[..., None],
 ) -> None:
     """Register a run's model once, and move the alias if the model is better.
 
@@ -35,6 +41,7 @@ def register_model(
         values: ``name`` of the model, ``stages`` it holds, ``alias``, ``data`` (a fingerprint),
             ``accuracy`` on the validation split or None where the newest is meant, and further ``tags``;
             ``exports``, by stage, the record of each exported model (``launcher/runs/exported.py``).
+        model_id: the LoggedModel of the training that made it.
 
     Raises:
         RunError: a model is not the one that the run exported.
@@ -48,7 +55,7 @@ def register_model(
         if values["accuracy"] is not None:
             tags["mmcot.validation_accuracy"] = f"{values['accuracy']:.4f}"
         source = f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}"
-        version = client.create_model_version(name, source=source, run_id=run_id, tags=tags)
+        version = client.create_model_version(name, source=source, run_id=run_id, tags=tags, model_id=model_id)
     current = _current(client, name, values["alias"])
     is_older = current is not None and int(current.version) > int(version.version)  # the same line again, much later
     if not is_older and may_take_alias(current, values, log=log):

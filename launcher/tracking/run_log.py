@@ -31,6 +31,7 @@ from launcher.runs.journal import LineFile
 from launcher.runs.run_dir import PARENT, TUNING, RunDir
 from launcher.runs.run_settings import RUN_SETTINGS
 from launcher.runs.signals import Stopped
+from launcher.tracking.descriptions import describe_parent, describe_step
 from launcher.tracking.environment_tags import describe_environment
 from launcher.tracking.sending import sending
 
@@ -54,9 +55,18 @@ class RunLog:
         """Log tags; the last value of each is kept."""
         self._append("tags", values=tags)
 
-    def log_scores(self, scores: Mapping[str, float | None]) -> None:
-        """Log final values; the first of each is kept."""
-        self._append("scores", values={key: float(value) for key, value in scores.items() if value is not None})
+    def log_scores(self, scores: Mapping[str, float | None], *, trained_by: str | None = None) -> None:
+        """Log final values; the first of each is kept.
+
+        Args:
+            trained_by: the step whose model they are of; they are then also that model's.
+        """
+        values = {key: float(value) for key, value in scores.items() if value is not None}
+        self._append("scores", values=values, **({"trained_by": trained_by} if trained_by else {}))
+
+    def log_trained(self, name: str, *, params: dict[str, Any], tags: dict[str, str]) -> None:
+        """Log that this run trained a model, a LoggedModel of MLflow."""
+        self._append("trained", name=name, params={key: _text_of(value) for key, value in params.items()}, tags=tags)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Log a file, which is copied into the run's artifacts."""
@@ -106,13 +116,14 @@ class Tracker:
     """The parent run of a pipeline, and its children, each with the same parameters."""
 
     parent: RunLog
+    settings: Settings
     params: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[RunLog]:
         """The child run of a step, continued if it exists."""
         child = RunLog(self.parent.file, name)
-        with child.running(name=name, tags={"mmcot.step": name}):
+        with child.running(name=name, tags={"mmcot.step": name, **describe_step(self.settings, name)}):
             child.log_params(self.params)
             yield child
 
@@ -134,12 +145,16 @@ def open_tracker(
     """
     file = LineFile(run_dir.tracking)
     params = _settings_params(settings) | ({"arm": arm} if arm else {})
-    tracker = Tracker(RunLog(file, PARENT), params)
+    tracker = Tracker(RunLog(file, PARENT), settings, params)
     parent = tracker.parent
     with (
         contextlib.closing(file),
         sending(settings, run_dir, report=report),
-        parent.running(name=settings.run.name, tags={"mmcot.run_dir": str(run_dir.path)}, parent_key=parent_key),
+        parent.running(
+            name=settings.run.name,
+            tags={"mmcot.run_dir": str(run_dir.path), **describe_parent(settings, run_dir)},
+            parent_key=parent_key,
+        ),
     ):
         parent.log_params(params)
         parent.log_tags(describe_environment())

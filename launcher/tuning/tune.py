@@ -31,6 +31,7 @@ from launcher.runs.ownership import owned
 from launcher.runs.run_dir import PARENT, RunDir
 from launcher.runs.run_settings import write_or_verify_settings
 from launcher.runs.signals import sigterm_stops
+from launcher.tracking.descriptions import describe_tuning
 from launcher.tracking.run_log import RunLog, Tracker, open_tracker
 from launcher.tracking.sending import sync_run
 from launcher.tuning.plots import plot_trials
@@ -74,6 +75,7 @@ def run_tuning(
         resources.enter_context(ray_session(settings.cluster))
         concurrent = count_concurrent(settings, report)
         tracker = resources.enter_context(open_tracker(settings, run_dir, report=report))
+        tracker.parent.log_tags(describe_tuning(settings))
         shared = {  # the same paths for all trials, whatever their folder
             "data": settings.data.model_copy(update={"shards_dir": str(Path(folder.location).absolute())}),
             "tracking": settings.tracking.model_copy(update={"uri": tracking_uri(settings)}),

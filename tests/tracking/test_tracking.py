@@ -473,3 +473,34 @@ def test_without_a_server_a_run_goes_on_and_sync_sends_it_afterwards_once(make_p
     settings, _ = make_place("c", f"tracking.uri={server.uri}")
     assert history(settings, runs["train-rationale"]) == [(1, 0.9), (2, 0.8)]
     assert client_of(settings).get_run(runs["pipeline"]).info.status == "FINISHED"
+
+
+def test_a_trained_model_is_one_logged_model_with_its_parameters_and_the_scores_of_both_its_runs(place):
+    settings, run_dir = place
+    for _ in range(2):  # the second time as after a restart
+        with open_tracker(settings, run_dir) as tracker:
+            with tracker.step("train-answer") as child:
+                child.log_trained("answer", params={"format": "QCMG-A"}, tags={"mmcot.data": "d"})
+                child.log_scores({"final_loss": 0.5}, trained_by="train-answer")
+            with tracker.step("evaluate") as child:
+                child.log_scores({"test_accuracy_AVG": 75.0}, trained_by="train-answer")
+    client, runs = client_of(settings), read_json(run_dir.mlflow_state)["runs"]
+    experiment = client.get_experiment_by_name("mmcot").experiment_id
+    (model,) = client.search_logged_models([experiment])
+    assert (model.name, model.status, model.params) == ("answer", "READY", {"format": "QCMG-A"})
+    assert {metric.key: metric.value for metric in model.metrics} == {"final_loss": 0.5, "test_accuracy_AVG": 75.0}
+    outputs = client.get_run(runs["train-answer"]).outputs.model_outputs
+    assert [output.model_id for output in outputs] == [model.model_id]
+
+
+def test_every_run_has_a_description_of_what_it_does(place):
+    settings, run_dir = place
+    steps = {"data": "shards", "train-rationale": "rationale", "rationales": "rationales", "evaluate": "Answers"}
+    with open_tracker(settings, run_dir) as tracker:
+        for step in steps:
+            with tracker.step(step):
+                pass
+    client, runs = client_of(settings), read_json(run_dir.mlflow_state)["runs"]
+    texts = {name: client.get_run(run_id).data.tags["mlflow.note.content"] for name, run_id in runs.items()}
+    assert "two-stage" in texts["pipeline"] and "`train-answer`" in texts["pipeline"]
+    assert all(word in texts[step] for step, word in steps.items())

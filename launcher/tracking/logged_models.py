@@ -1,0 +1,33 @@
+"""The models of trainings as MLflow's LoggedModels: one for each exported stage, with its parameters and metrics.
+
+A LoggedModel describes a model and links the runs that trained and scored it. Its files stay in the run's folder; those
+of registered models are uploaded by ``launcher/tracking/registry.py``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def log_trained_model(client: Any, experiment_id: str, run_id: str, values: dict[str, Any]) -> None:
+    """Create the LoggedModel of a training once, as its run's output.
+
+    Args:
+        values: ``name``, ``params`` and ``tags`` of the model.
+    """
+    from mlflow.entities import LoggedModelOutput
+
+    model = find_logged_model(client, experiment_id, run_id)
+    if model is None:
+        model = client.create_logged_model(
+            experiment_id, name=values["name"], source_run_id=run_id, params=values["params"], tags=values["tags"]
+        )
+    if model.status != "READY":
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
+        client.finalize_logged_model(model.model_id, "READY")
+
+
+def find_logged_model(client: Any, experiment_id: str, run_id: str) -> Any:
+    """Return the LoggedModel of a run, or None."""
+    found = client.search_logged_models([experiment_id], filter_string=f"source_run_id = '{run_id}'", max_results=1)
+    return found[0] if found else None
