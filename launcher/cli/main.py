@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from launcher.cli.data import data_app
@@ -16,7 +18,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-config_app = typer.Typer(help="Show settings.", no_args_is_help=True)
+config_app = typer.Typer(help="Show and explain settings.", no_args_is_help=True)
 for commands in (run_app, models_app, sync_app):
     app.add_typer(commands)
 for name, group in {"data": data_app, "config": config_app, "mlflow": mlflow_app}.items():
@@ -25,7 +27,7 @@ for name, group in {"data": data_app, "config": config_app, "mlflow": mlflow_app
 
 @config_app.command("show")
 def config_show(preset: Preset = None, config: Config = None, set_: Set = []) -> None:
-    """Print the resolved settings, every default included."""
+    """Print the resolved settings as YAML, every default included."""
     with errors_as_messages():
         from launcher.config.loading import dump_settings, load_settings, preset_names
 
@@ -33,3 +35,41 @@ def config_show(preset: Preset = None, config: Config = None, set_: Set = []) ->
             typer.echo(f"presets: {', '.join(preset_names())}  (show one with --preset NAME)")
         else:
             typer.echo(dump_settings(load_settings(preset=preset, config=config, overrides=set_)), nl=False)
+
+
+@config_app.command("explain")
+def config_explain(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Settings or sections, such as training; none: all.")
+    ] = None,
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = [],
+    page: Annotated[bool, typer.Option("--page", help="Print the page docs/settings.md.")] = False,
+) -> None:
+    """Explain settings: type, unit, default, meaning; with a preset or file also the value and where it comes from."""
+    with errors_as_messages():
+        from launcher.config.loading import load_settings, setting_layers, source_of, value_of
+        from launcher.config.reference import all_settings, setting_named, settings_page
+
+        if page:
+            typer.echo(settings_page(), nl=False)
+            return
+        chosen = [each for name in names for each in setting_named(name)] if names else all_settings()
+        has_values = bool(preset or config or set_)
+        layers = setting_layers(preset=preset, config=config, overrides=set_) if has_values else []
+        settings = load_settings(preset=preset, config=config, overrides=set_) if has_values else None
+        for each in chosen:
+            value = f" = {value_of(settings, each.name)!r}, from {source_of(each.name, layers)}" if settings else ""
+            unit = f", in {each.unit}" if each.unit else ""
+            typer.echo(f"{each.name}{value}\n    {each.type}{unit}; default {each.default}\n    {each.meaning}")
+
+
+@config_app.command("schema")
+def config_schema() -> None:
+    """Print the JSON schema of a settings file, for editors and checks."""
+    import json
+
+    from launcher.config.reference import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))

@@ -35,21 +35,49 @@ def load_settings(
     Raises:
         SettingsError: a name is unknown (the message names the nearest), or a value is not valid.
     """
+    values: dict[str, Any] = {}
+    for _, layer in setting_layers(preset=preset, config=config, overrides=overrides):
+        values = _merge(values, layer)
+    return parse_settings(values)
+
+
+def setting_layers(
+    *, preset: str | None = None, config: str | Path | None = None, overrides: Sequence[str] = ()
+) -> list[tuple[str, dict[str, Any]]]:
+    """Return where settings come from, each with its plain values; a later one overrides the earlier.
+
+    Raises:
+        SettingsError: as ``load_settings``, before values are validated.
+    """
     if preset is None and config is None:
         raise SettingsError(f"no settings given: use --preset ({', '.join(preset_names())}) or --config FILE")
-    values: dict[str, Any] = {}
+    layers = []
     if preset is not None:
         if preset not in preset_names():
             raise SettingsError(
                 f"preset {preset!r} is unknown;{_nearest(preset, preset_names())} there are {preset_names()}"
             )
         text = (resources.files("launcher.config") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
-        values = _merge(values, sections_of_stages(yaml.safe_load(text)))
+        layers.append((f"preset {preset}", sections_of_stages(yaml.safe_load(text))))
     if config is not None:
-        values = _merge(values, sections_of_stages(_read_yaml(Path(config))))
-    for override in overrides:
-        values = merge_override(values, override)
-    return parse_settings(values)
+        layers.append((str(config), sections_of_stages(_read_yaml(Path(config)))))
+    return layers + [("--set", sections_of_stages(_parse_override(override))) for override in overrides]
+
+
+def source_of(name: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """Return which of ``setting_layers`` gives a setting, by its dotted name; "default" where none does."""
+    found = "default"
+    for source, values in layers:
+        value: Any = values
+        for part in name.split("."):
+            if not isinstance(value, dict):  # a whole section was set to none
+                break
+            if part not in value:
+                break
+            value = value[part]
+        else:
+            found = source
+    return found
 
 
 def check_no_credentials(name: str, value: Any) -> None:
@@ -113,7 +141,7 @@ def _parse_override(override: str) -> dict[str, Any]:
     if not equals or ("." not in name and name.strip() != "extensions"):
         raise SettingsError(
             f"--set {hide_credentials(override)!r} must look like section.key=value, such as "
-            "training.learning_rate=1e-3"
+            f"training.learning_rate=1e-3;{nearest_setting(name.strip())}".removesuffix(";")
         )
     try:
         parsed: Any = yaml.safe_load(value)
@@ -135,7 +163,7 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 def _explain(problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return f"setting {name} is unknown;{_nearest(name, setting_names())} `mmcot config show` lists all"
+        return f"setting {name} is unknown;{nearest_setting(name)} `mmcot config explain` lists all"
     if problem["type"] == "value_error":
         return f"setting {name}: {problem['ctx']['error']}" if name else str(problem["ctx"]["error"])
     if problem["type"] == "missing":
@@ -146,6 +174,60 @@ def _explain(problem: Any) -> str:
 def _nearest(name: str, names: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f" did you mean {close[0]}?" if close else ""
+
+
+# Names of other libraries, and short forms, for the last part of a setting's name.
+_OTHER_NAMES = {
+    "lr": "learning_rate",
+    "bs": "micro_batch_size",
+    "batch_size": "global_batch_size",
+    "per_device_train_batch_size": "micro_batch_size",
+    "train_batch_size": "global_batch_size",
+    "epochs": "num_epochs",
+    "num_train_epochs": "num_epochs",
+    "steps": "num_steps",
+    "max_steps": "num_steps",
+    "wd": "weight_decay",
+    "warmup": "warmup_steps",
+    "lr_scheduler_type": "schedule",
+    "max_grad_norm": "clip_norm",
+    "grad_clip": "clip_norm",
+    "save_steps": "checkpoint_every",
+    "eval_steps": "validate_every",
+    "logging_steps": "log_every",
+    "save_total_limit": "keep_checkpoints",
+    "gradient_checkpointing": "activation_checkpointing",
+    "bf16": "precision",
+    "fp16": "precision",
+    "dtype": "precision",
+    "gpus": "num_workers",
+    "num_gpus": "num_workers",
+    "workers": "num_workers",
+    "output_dir": "dir",
+    "model_name_or_path": "pretrained",
+    "backbone": "pretrained",
+    "max_new_tokens": "max_target_tokens",
+    "max_length": "max_source_tokens",
+    "image_features": "features",
+    "seed": "seed",
+}
+
+
+def nearest_setting(name: str) -> str:
+    """Return " did you mean X?" with the nearest setting by its whole path, or "" where none is near.
+
+    A name of another library, a short form or a right key in another section counts before a similar spelling.
+    """
+    names = setting_names()
+    section, _, key = name.rpartition(".")
+    key = _OTHER_NAMES.get(key, key)
+    same = [each for each in names if each.rpartition(".")[2] == key]
+    if same:
+        own = [each for each in same if each.startswith(f"{section}.")] if section else []
+        common = [each for each in same if each.startswith("training.")]
+        return f" did you mean {(own or common or same)[0]}?"
+    sections = list(dict.fromkeys(each.rpartition(".")[0] for each in names if "." in each))
+    return _nearest(name, names if section else sections) or _nearest(name, names)
 
 
 def read_deepspeed(value: str | dict[str, Any] | None) -> dict[str, Any]:
