@@ -148,9 +148,15 @@ def data_describe(
     tokenizer: Annotated[
         str | None, typer.Option(help="Hugging Face id or folder to count tokens with; else words.")
     ] = None,
+    extension: Annotated[
+        list[str] | None, typer.Option(help="A module with forms of data (docs/extending.md); repeatable.")
+    ] = None,
 ) -> None:
     """Count questions, pictures and contexts, and how long prompts are, before building anything."""
     with errors_as_messages():
+        from launcher.config.extensions import load_extensions
+
+        load_extensions(extension or [])
         from launcher.data.describe import describe_questions
 
         for line in describe_questions(path, tokenizer=tokenizer):

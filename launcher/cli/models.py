@@ -51,16 +51,21 @@ def evaluate(
     """Answer and score with a finished RUN; or run the pipeline up to its scores; or score a file of predictions."""
     if folder is not None:
         with errors_as_messages():
-            if preset or config or predictions:
-                raise ValueError("give either RUN, or --preset and --config, or --predictions")
+            if preset or config or predictions or against or similarity_model or guess_seed is not None:
+                raise ValueError(
+                    "RUN goes with --split, --set, --json and --allow-extensions alone; for the other options give "
+                    "--preset or --config, or --predictions"
+                )
             allow([folder], allow_extensions)
             from launcher.cli.console import open_console
 
             with open_console() as console:
                 from launcher.pipeline.pipeline import evaluate_run
 
-                results = evaluate_run(folder, split, overrides=set_, report=console)
-            typer.echo(f"\nevaluation: {results}")
+                report = (lambda line: None) if as_json else console
+                results = evaluate_run(folder, split, overrides=set_, report=report)
+            scores = (results / "scores.json").read_text(encoding="utf-8")
+            typer.echo(scores if as_json else f"\nevaluation: {results}")
         return
     if predictions is None:
         run_until("evaluate", preset, config, set_)

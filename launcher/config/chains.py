@@ -70,10 +70,22 @@ class Chain:
     given: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.stages, Stage) or any(isinstance(stage.reads, str) for stage in self.stages):
+            raise ValueError(
+                f"chain {self.name!r}: stages and what a stage reads are tuples; one alone is written with a comma: "
+                '("notes",)'
+            )
         known, names = list(self.given), []
         _check_names(self)
         for stage in self.stages:
             place = f"chain {self.name!r}, stage {stage.name!r}"
+            if ("G" in split_format(stage.format)[0]) != bool(stage.reads):
+                what = f"reads {_listed(list(stage.reads))}" if stage.reads else "reads no text"
+                has = "no" if stage.reads else "a"
+                raise ValueError(
+                    f"{place} {what}, and its format {stage.format!r} has {has} G, the place of the texts that are "
+                    "read; give reads and a format with G, such as QCMG-A, or neither"
+                )
             if missing := [text for text in stage.reads if text not in known]:
                 raise ValueError(
                     f"{place} reads {missing[0]!r}, which no earlier stage writes; there is {_listed(known)}"
@@ -92,7 +104,6 @@ class Chain:
                         "stage alone"
                     )
                 known.append(stage.writes)
-            split_format(stage.format)
             names.append(stage.name)
         if not names:
             raise ValueError(f"chain {self.name!r} has no stage; give one at least")

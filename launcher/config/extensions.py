@@ -20,13 +20,13 @@ import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
-# The dict that a module may offer: the module and the name of the table it is merged into.
+# The dict that a module may offer: the module of the table with the same name, and the class of its entries.
 TABLES = {
-    "CHAINS": ("launcher.config.chains", "CHAINS"),
-    "FORMS": ("data_shards.sources.forms", "FORMS"),
-    "METRICS": ("mmcot.metrics.table", "METRICS"),
-    "ENCODERS": ("mmcot.vision.encoder_kinds", "ENCODERS"),
-    "BRIDGES": ("mmcot.models.fusion", "BRIDGES"),
+    "CHAINS": ("launcher.config.chains", "Chain"),
+    "FORMS": ("data_shards.sources.forms", "Form"),
+    "METRICS": ("mmcot.metrics.table", "Metric"),
+    "ENCODERS": ("mmcot.vision.encoder_kinds", "Encoder"),
+    "BRIDGES": ("mmcot.models.fusion", "Bridge"),
 }
 _RUN_FILES = ("run.yaml", "lock.json")
 
@@ -41,20 +41,28 @@ def load_extensions(names: Iterable[str]) -> None:
     """Import modules and merge what they offer, once a process.
 
     Raises:
-        ExtensionError: a module does not exist, is in a run's folder, offers nothing, or offers a name that exists.
+        ExtensionError: a module does not exist, cannot be imported, is in a run's folder, offers nothing, or offers an
+            entry of another type or a name that exists.
     """
     for name in names:
         if name in _loaded:
             continue
         _find(name)
-        module = importlib.import_module(name)
+        try:
+            module = importlib.import_module(name)
+        except Exception as error:
+            raise ExtensionError(
+                f"extension {name!r} cannot be imported: {type(error).__name__}: {error}; mend the module"
+            ) from error
         offered = {table: entries for table in TABLES if (entries := getattr(module, table, None))}
         if not offered:
             raise ExtensionError(f"extension {name!r} offers nothing; it needs a dict named {', '.join(TABLES)}")
-        known = {table: getattr(importlib.import_module(TABLES[table][0]), TABLES[table][1]) for table in offered}
+        known = {table: getattr(importlib.import_module(TABLES[table][0]), table) for table in offered}
         for table, entries in offered.items():  # all are checked before one is merged
             if not isinstance(entries, dict):
                 raise ExtensionError(f"extension {name!r}: {table} is a {type(entries).__name__}, expected a dict")
+            for key, entry in entries.items():
+                _check_entry(name, table, key, entry)
             if taken := sorted(entries.keys() & known[table].keys()):
                 raise ExtensionError(
                     f"extension {name!r}: {table} has {taken[0]!r}, which exists already; give it another name"
@@ -62,6 +70,21 @@ def load_extensions(names: Iterable[str]) -> None:
         for table, entries in offered.items():
             known[table].update(entries)
         _loaded.add(name)
+
+
+def _check_entry(name: str, table: str, key: object, entry: object) -> None:
+    module, kind = TABLES[table]
+    expected = getattr(importlib.import_module(module), kind)
+    if table == "BRIDGES":
+        is_right, kind = isinstance(entry, type) and issubclass(entry, expected), f"subclass of {kind}"
+    else:
+        is_right = isinstance(entry, expected)
+    if not is_right:
+        raise ExtensionError(f"extension {name!r}: {table}[{key!r}] is {entry!r}, expected a {kind} of {module}")
+    if table == "CHAINS" and getattr(entry, "name", key) != key:
+        raise ExtensionError(
+            f"extension {name!r}: CHAINS[{key!r}] is a chain named {entry.name!r}; give both the same name"  # pyright: ignore[reportAttributeAccessIssue]
+        )
 
 
 def is_loaded(name: str) -> bool:

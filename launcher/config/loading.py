@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -219,6 +220,9 @@ def nearest_setting(name: str) -> str:
     A name of another library, a short form or a right key in another section counts before a similar spelling.
     """
     names = setting_names()
+    if re.match(r"stages\.[^.]+\.", name):  # the settings of a stage are the same for all
+        own = name.rpartition(".")[0]
+        names += [f"{own}.{each.rpartition('.')[2]}" for each in names if each.startswith("answer.")]
     section, _, key = name.rpartition(".")
     key = _OTHER_NAMES.get(key, key)
     same = [each for each in names if each.rpartition(".")[2] == key]

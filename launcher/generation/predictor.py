@@ -160,6 +160,8 @@ def format_answer(prediction: dict[str, Any]) -> str:
     """A prediction as human-readable text."""
     if isinstance(prediction["prediction"], str):
         answer = prediction["answer_text"]
+    elif not prediction["answer_text"].strip():
+        answer = "the model wrote an empty text"
     elif prediction["choice"] is None:
         answer = f"no answer could be read from {prediction['answer_text']!r}"
     else:

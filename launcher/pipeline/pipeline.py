@@ -58,7 +58,8 @@ def run_pipeline(
         fetch_pretrained(settings.model.pretrained)
     run_dir = RunDir(settings.run_dir)
     run_dir.path.mkdir(parents=True, exist_ok=True)
-    write_or_verify_settings(run_dir, settings)
+    for note in write_or_verify_settings(run_dir, settings):
+        report(note)
     with sigterm_stops(), owned(run_dir) as number, contextlib.ExitStack() as resources:
         requested = settings.cluster.use_gpu
         if not write_job or requested == "auto":

@@ -9,7 +9,7 @@ from typing import Any
 from launcher.config.chains import PRETRAINED
 from launcher.config.loading import read_deepspeed
 from launcher.config.settings import Settings
-from launcher.pipeline.attempt import Attempt
+from launcher.pipeline.attempt import Attempt, Report
 from launcher.stages.data_folder import DataFolder
 from launcher.stages.jobs import TrainJob
 from launcher.stages.plan import make_plan
@@ -27,6 +27,7 @@ def plan_training(
         texts: the folders of the texts that the stage reads, by their names.
     """
     settings, report = _of_stage(attempt, stage), attempt.report
+    _check_start(settings, folder, report)
     spec = settings.stage(stage)
     cache = attempt.run_dir.lengths if folder.is_remote else folder.path / "lengths"
     paths, lengths, shards = {}, {}, {}
@@ -60,6 +61,30 @@ def plan_training(
         texts=texts,
         run_facts=_run_facts(attempt, folder, texts),
     )
+
+
+def _check_start(settings: Settings, folder: DataFolder, report: Report) -> None:
+    """Check that the training can start from ``model.pretrained``, as every rank does; says which settings it replaces.
+
+    Raises:
+        ValueError: it is a model of another class, or of another fusion or width of features.
+    """
+    if not settings.model.pretrained:
+        return
+    from transformers import PreTrainedConfig
+
+    from mmcot.models.opening import DEFAULT, check_start
+
+    features = {"vision_dim": folder.features["dim"]} if folder.features else {}
+    check_start(DEFAULT, settings.model.pretrained, fusion=settings.model.fusion, **features)
+    config, _ = PreTrainedConfig.get_config_dict(settings.model.pretrained)
+    replaced = [
+        f"{name} {config[name]}, not {value}"
+        for name, value in settings.model.shape.for_config.items()
+        if value is not None and config.get(name, value) != value
+    ]
+    if replaced:
+        report(f"note: model.shape is not used, {settings.model.pretrained} has its own ({'; '.join(replaced)})")
 
 
 def _run_facts(attempt: Attempt, folder: DataFolder, texts: dict[str, str]) -> dict[str, Any]:

@@ -44,21 +44,26 @@ _FREE_SETTINGS = {  # may change between attempts, because no result depends on 
 }
 
 
-def write_or_verify_settings(run_dir: RunDir, settings: Settings) -> None:
+def write_or_verify_settings(run_dir: RunDir, settings: Settings) -> list[str]:
     """Write run.yaml, or verify that the stored one has the same settings.
+
+    Returns:
+        notes on extensions that have changed since the run last used them.
 
     Raises:
         SettingsError: the folder belongs to a run with other settings.
     """
     path = run_dir.path / RUN_SETTINGS
     if not path.exists():
-        if settings.extensions:
-            hashes = {name: sha256_of_module(name) for name in settings.extensions}
-            commit_json(run_dir.path / EXTENSIONS, hashes)
+        _store_extensions(run_dir, settings, {})
         commit_bytes(path, dump_settings(settings).encode())
-        return
-    stored = without_free(read_run_settings(run_dir.path).model_dump())
-    now = without_free(settings.model_dump())
+        return []
+    values = _read_values(run_dir.path)
+    known = _extensions_of(run_dir.path, values)
+    if known.keys() == set(settings.extensions):
+        stored, now = without_free(parse_settings(values).model_dump()), without_free(settings.model_dump())
+    else:  # the others may not be imported
+        stored, now = {"extensions": list(known)}, {"extensions": settings.extensions}
     differing = [name for name in sorted({*stored, *now}) if stored.get(name) != now.get(name)]
     if differing:
         changes = "; ".join(f"{name} was {stored.get(name)!r} and is now {now.get(name)!r}" for name in differing[:4])
@@ -66,6 +71,22 @@ def write_or_verify_settings(run_dir: RunDir, settings: Settings) -> None:
             f"{run_dir.path} holds a run of other settings ({changes}); continue it with its own by --config {path} "
             f"--set run.dir={run_dir.path}, or give this run a folder of its own with --set run.dir=runs/ANOTHER-NAME"
         )
+    return _store_extensions(run_dir, settings, known)
+
+
+def _store_extensions(run_dir: RunDir, settings: Settings, known: dict[str, str | None]) -> list[str]:
+    """Store the sha256 of the extensions that the user's own settings name; returns a note on each that has changed."""
+    if not settings.extensions:
+        return []
+    hashes = {name: sha256_of_module(name) for name in settings.extensions}
+    changed = [name for name, sha256 in known.items() if sha256 not in (None, hashes[name])]
+    if hashes != known:
+        commit_json(run_dir.path / EXTENSIONS, hashes)
+    return [
+        f"note: the extension {name!r} has changed since this run last used it; finished steps keep what the earlier "
+        "one made"
+        for name in changed
+    ]
 
 
 def read_run_settings(folder: Path) -> Settings:
@@ -80,7 +101,7 @@ def read_run_settings(folder: Path) -> Settings:
         if not is_loaded(name):
             raise RunError(
                 f"{folder} uses the extension {name!r}, code that would be imported; if you trust it, give "
-                "--allow-extensions"
+                "--allow-extensions, or in Python call launcher.config.extensions.load_extensions first"
             )
         _verify_extension(folder, name, sha256)
     return parse_settings(values)
@@ -100,8 +121,8 @@ def allow_extensions(folder: Path) -> None:
 def _verify_extension(folder: Path, name: str, sha256: str | None) -> None:
     if (found := sha256_of_module(name)) != sha256:
         raise RunError(
-            f"{folder} was started with another extension {name!r} (sha256 {(sha256 or 'unknown')[:12]}..., now "
-            f"{found[:12]}...); restore it, or start another run"
+            f"{folder} last used another extension {name!r} (sha256 {(sha256 or 'unknown')[:12]}..., now "
+            f"{found[:12]}...); restore it, or let the run use the new one: `mmcot run` with the run's own settings"
         )
 
 

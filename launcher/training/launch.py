@@ -9,6 +9,7 @@ prints it last.
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,8 @@ from launcher.runs.run_dir import RunDir
 from launcher.runs.signals import Stopped, end_at_next_stop, handling_stop
 from launcher.stages.jobs import TrainJob
 from launcher.training.ray_worker import PLACEMENT_GROUP_FILE, run_worker
+
+_EXTENSION_ERROR = re.compile(r"ExtensionError: (extension [^\n;]*)")
 
 
 class WorkersFailed(RuntimeError):  # noqa: N818, the name is public
@@ -75,6 +78,8 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
                 raise Stopped(f"training of stage {job.stage!r} was ended") from None
             if text := _first_traceback(run_dir.logs, job, since=started):
                 raise WorkersFailed(f"training of stage {job.stage!r} failed\n{text}") from None
+            if found := _EXTENSION_ERROR.search(str(error)):  # the same at every start
+                raise WorkersFailed(f"training of stage {job.stage!r}: {found[1]}, and of each worker's") from None
             if num_losses == max_failures:
                 raise WorkersFailed(
                     f"training of stage {job.stage!r} lost workers {num_losses + 1} times (training.max_failures is "

@@ -1,6 +1,7 @@
 """What a bridge from picture to text must offer, and how a new one starts.
 
-A new bridge is a class in a file of its own and a line in ``BRIDGES`` of ``mmcot/models/fusion.py``:
+A new bridge is a class, and an entry of ``BRIDGES``: a user's in a module of their own (docs/extending.md), one of ours
+in ``mmcot/models/fusion.py``:
 
     class MeanPatch(Bridge):
         def __init__(self, *, d_model, vision_dim, gate_start=0.0):

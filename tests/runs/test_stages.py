@@ -8,9 +8,14 @@ from launcher.config.chains import ANSWERS, CHAINS, Chain, Stage
 from launcher.config.extensions import ExtensionError, load_extensions
 from launcher.config.loading import dump_settings, load_settings, parse_settings
 from launcher.config.settings import SettingsError
+from launcher.runs.run_dir import RunDir, RunError
+from launcher.runs.run_settings import read_run_settings, write_or_verify_settings
 
 DRAFT = Stage("draft", "QCM-E", writes="drafts")
 ANSWER = Stage("answer", "QCMG-A", reads=("drafts",), writes=ANSWERS)
+
+
+IMPORTS = "from launcher.config.chains import ANSWERS, Chain, Stage\nSTAGE = Stage('a', 'QCM-A', writes=ANSWERS)"
 
 
 @pytest.mark.parametrize(
@@ -28,6 +33,10 @@ ANSWER = Stage("answer", "QCMG-A", reads=("drafts",), writes=ANSWERS)
         ((Stage("draft", "QCM-E", writes="../logs"), Stage("answer", "QCM-A", writes=ANSWERS)), "'../logs' is no name"),
         ((DRAFT, Stage("answer", "QCM-A", writes="texts")), "'predictions' for the last stage alone"),
         ((Stage("answer", "QCM-X", writes=ANSWERS),), "QCM-X.*did you mean"),
+        ((DRAFT, Stage("answer", "QCM-A", reads=("drafts",), writes=ANSWERS)), "reads 'drafts', .* has no G"),
+        ((Stage("answer", "QCMG-A", writes=ANSWERS),), "reads no text, .* has a G"),
+        ((DRAFT, Stage("answer", "QCMG-A", reads="drafts", writes=ANSWERS)), "written with a comma"),
+        (DRAFT, "written with a comma"),
         ((), "has no stage"),
     ],
 )
@@ -87,7 +96,14 @@ def test_the_old_sections_and_the_new_ones_are_the_same():
     [
         ("", "offers nothing"),
         ("CHAINS = [1]", "CHAINS is a list, expected a dict"),
-        ("CHAINS = {'answer': 1}", "'answer', which exists already"),
+        (f"{IMPORTS}\nCHAINS = {{'answer': Chain('answer', '', (STAGE,))}}", "'answer', which exists already"),
+        (f"{IMPORTS}\nCHAINS = {{'new': Chain('other', '', (STAGE,))}}", "named 'other'; give both the same name"),
+        ("CHAINS = {'new': 1}", "expected a Chain of launcher.config.chains"),
+        ("METRICS = {'m': lambda text, references: 1.0}", "expected a Metric of mmcot.metrics.table"),
+        ("FORMS = {'f': 3}", "expected a Form"),
+        ("ENCODERS = {'e': 3}", "expected a Encoder"),
+        ("from torch import nn\nBRIDGES = {'b': nn.Linear}", "expected a subclass of Bridge"),
+        ("import no_such_package", "cannot be imported: ModuleNotFoundError: No module named 'no_such_package'"),
     ],
 )
 def test_an_extension_that_offers_nothing_new_is_refused(tmp_path, monkeypatch, content, message):
@@ -107,3 +123,22 @@ def test_an_extension_is_never_taken_from_the_folder_of_a_run(tmp_path, monkeypa
         load_settings(preset="demo", overrides=["extensions=[in_a_run]"])
     with pytest.raises(ExtensionError, match="no module on the Python path"):
         load_extensions(["not_there"])
+
+
+def test_a_run_goes_on_with_a_changed_extension_and_says_so_and_readers_take_that_one(tmp_path, monkeypatch):
+    module = tmp_path / "parts" / "changing_parts.py"
+    module.parent.mkdir()
+    module.write_text(f"{IMPORTS}\nCHAINS = {{'changing': Chain('changing', '', (STAGE,))}}", encoding="utf-8")
+    monkeypatch.syspath_prepend(module.parent)
+    sets = ["extensions=[changing_parts]", "run.chain=changing", "stages.a.num_steps=1"]
+    settings, run_dir = load_settings(preset="demo", overrides=sets), RunDir(tmp_path / "run")
+    run_dir.path.mkdir()
+    assert write_or_verify_settings(run_dir, settings) == [] == write_or_verify_settings(run_dir, settings)
+    module.write_text(module.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    with pytest.raises(RunError, match="last used another extension 'changing_parts'.*mmcot run"):
+        read_run_settings(run_dir.path)
+    (note,) = write_or_verify_settings(run_dir, settings)
+    assert "'changing_parts' has changed" in note and write_or_verify_settings(run_dir, settings) == []
+    assert read_run_settings(run_dir.path) == settings
+    with pytest.raises(SettingsError, match="extensions was .'changing_parts'. and is now"):
+        write_or_verify_settings(run_dir, load_settings(preset="demo"))
