@@ -36,10 +36,27 @@ def load_settings(
     Raises:
         SettingsError: a name is unknown (the message names the nearest), or a value is not valid.
     """
+    layers = setting_layers(preset=preset, config=config, overrides=overrides)
     values: dict[str, Any] = {}
-    for _, layer in setting_layers(preset=preset, config=config, overrides=overrides):
+    for _, layer in layers:
         values = _merge(values, layer)
+    if name := _name_by_folder(layers):
+        values = set_value(values, "run.name", name)
     return parse_settings(values)
+
+
+def _name_by_folder(layers: Sequence[tuple[str, dict[str, Any]]]) -> str | None:
+    """The folder's name for a run whose folder was given, and whose name only a preset gives."""
+    given = [(source, run) for source, layer in layers if isinstance(run := layer.get("run"), dict)]
+    if any("name" in run for source, run in given if not source.startswith("preset ")):
+        return None
+    folders = [run["dir"] for _, run in given if "dir" in run]
+    return name_of_folder(folders[-1]) if folders and isinstance(folders[-1], str) else None
+
+
+def name_of_folder(folder: str) -> str | None:
+    """The name that a run's folder gives it; None where the folder's name has no letter that a name may have."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(folder).name).lstrip(".-") or None
 
 
 def setting_layers(

@@ -147,3 +147,12 @@ def format_seconds(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def describe_values(values: dict[str, Any]) -> str:
+    """The values of a trial as text, each named by the last part of its setting's name."""
+    return ", ".join(f"{name.split('.')[-1]} {_short(value)}" for name, value in values.items()) or "the settings given"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

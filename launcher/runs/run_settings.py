@@ -9,7 +9,7 @@ import yaml
 
 from data_shards.atomic_files import commit_bytes, commit_json, read_json
 from launcher.config.extensions import is_loaded, load_extensions, sha256_of_module
-from launcher.config.loading import dump_settings, parse_settings
+from launcher.config.loading import dump_settings, name_of_folder, parse_settings
 from launcher.config.settings import Settings, SettingsError
 from launcher.runs.run_dir import RunDir, RunError
 
@@ -72,6 +72,16 @@ def write_or_verify_settings(run_dir: RunDir, settings: Settings) -> list[str]:
             f"--set run.dir={run_dir.path}, or give this run a folder of its own with --set run.dir=runs/ANOTHER-NAME"
         )
     return _store_extensions(run_dir, settings, known)
+
+
+def keep_name(run_dir: RunDir, settings: Settings) -> Settings:
+    """Return the settings with the name that the run has, where the given one follows from its folder alone."""
+    path, run = run_dir.path / RUN_SETTINGS, settings.run
+    if run.dir is None or run.name != name_of_folder(run.dir) or not path.exists():
+        return settings
+    values = _read_values(run_dir.path)
+    known = values.get("run", {}).get("name") if isinstance(values, dict) else None
+    return settings.model_copy(update={"run": run.model_copy(update={"name": known or run.name})})
 
 
 def _store_extensions(run_dir: RunDir, settings: Settings, known: dict[str, str | None]) -> list[str]:

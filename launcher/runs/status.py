@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import time
 from pathlib import Path
 
 from data_shards.atomic_files import read_json
-from launcher.config.loading import tracking_uri
+from launcher.config.loading import tracking_uri, value_of
 from launcher.config.settings import Settings
 from launcher.runs.checkpoint_names import latest_checkpoint
 from launcher.runs.journal import JournalReader, progress_of
 from launcher.runs.mlflow_pages import compare_page, mlflow_page
 from launcher.runs.ownership import owner
-from launcher.runs.progress import format_seconds
+from launcher.runs.progress import describe_values, format_seconds
 from launcher.runs.run_dir import PARENT, RunDir
-from launcher.runs.run_settings import settings_of
+from launcher.runs.run_settings import RUN_SETTINGS, read_run_settings, settings_of
 
 LOCAL_SERVER = "http://127.0.0.1:5000"  # where `mmcot mlflow up` listens
 MOST_COMPARED = 16  # trials in one address
@@ -30,6 +31,8 @@ def describe_run(folder: Path) -> list[str]:
     run_dir = RunDir(folder)
     settings = settings_of(run_dir)
     lines, current = [], owner(run_dir)
+    if (run_dir.path / "trials").is_dir():
+        return [*_describe_tuning(run_dir, settings, running=current is not None), *mlflow_lines(settings, run_dir)]
     next_step = None
     for step in settings.chain.steps:
         marker = run_dir.marker(step)
@@ -51,12 +54,40 @@ def describe_run(folder: Path) -> list[str]:
     return [*lines, *mlflow_lines(settings, run_dir)]
 
 
+def _describe_tuning(run_dir: RunDir, settings: Settings, *, running: bool) -> list[str]:
+    """A line on every trial, by its values, and on what to do next."""
+    tuning, finished = settings.tuning, run_dir.path / "trials.json"
+    lines = [f"tuning of {tuning.stage}, {tuning.objective}, {tuning.num_samples} trials for each point of its grids"]
+    if finished.exists():
+        for trial in read_json(finished):
+            value = "-" if trial[tuning.objective] is None else f"{trial[tuning.objective]:.4f}"
+            reached = f"{tuning.objective} {value}, step {trial['step']:,}"
+            lines.append(f"{describe_values(trial['values'])}: {trial['state']}, {reached}")
+        return lines if running else [*lines, f"finished; the best settings are in {run_dir.path / 'best.yaml'}"]
+    for folder in sorted((run_dir.path / "trials").iterdir()):
+        trial = RunDir(folder)
+        if (folder / RUN_SETTINGS).exists():
+            own = read_run_settings(folder)
+            values = {name: value_of(own, name) for name in tuning.space}
+            progress = _progress(trial, f"train-{settings.watched_stage}", own, running=running)
+            lines.append(f"{describe_values(values)}{progress or ', not started'}")
+    what = "running" if running else "no process is running it; the same command continues it"
+    return [*lines, what]
+
+
 def describe_start(settings: Settings, run_dir: RunDir) -> list[str]:
     """The first lines of a run: its folder, its device and its MLflow page."""
     cluster = settings.cluster
     workers = f"{cluster.num_workers} worker{'s' * (cluster.num_workers > 1)}"
     device = "a GPU each" if cluster.use_gpu else f"CPUs, {cluster.cpus_per_worker} for each"
-    return [f"run: {run_dir.path}   {workers}, {device}", *mlflow_lines(settings, run_dir)[:1]]
+    lines = [f"run: {run_dir.path}   {workers}, {device}", *mlflow_lines(settings, run_dir)[:1]]
+    needed, found = cluster.num_workers * cluster.cpus_per_worker, os.cpu_count() or 1
+    if cluster.address == "local" and not cluster.use_gpu and needed > found:
+        lines.append(
+            f"note: {workers} with {cluster.cpus_per_worker} processors each share the {found} of this machine, which "
+            f"is slower than cluster.num_workers={max(1, found // cluster.cpus_per_worker)}"
+        )
+    return lines
 
 
 def describe_end(settings: Settings, run_dir: RunDir) -> list[str]:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.settings import Settings, SettingsError
+from launcher.runs.progress import describe_values
 from launcher.runs.run_dir import RunDir
 from launcher.training.launch import release_workers
-from launcher.tuning.results import describe_values
 from launcher.tuning.trial import OBJECTIVES, TrialJob, run_trial
 
 TRIAL_MEMORY = 500_000_000  # bytes of the driver process of a trial

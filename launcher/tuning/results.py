@@ -40,15 +40,6 @@ def describe_trials(results: Any, settings: Settings) -> list[dict[str, Any]]:
     return trials
 
 
-def describe_values(values: dict[str, Any]) -> str:
-    """The values of a trial as text, each named by the last part of its setting's name."""
-    return ", ".join(f"{name.split('.')[-1]} {_short(value)}" for name, value in values.items()) or "the settings given"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
 def _values_of(result: Any) -> dict[str, Any]:
     """The values of a trial; after a restart Ray Tune lacks them for a trial that failed before its first report."""
     return result.config or read_json(Path(result.path) / "params.json")

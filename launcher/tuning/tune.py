@@ -28,15 +28,16 @@ from launcher.data.build import prepare_data, standing_mini_sqa
 from launcher.pipeline.preflight import check_machine, check_settings
 from launcher.runs.journal import JournalReader, LineFile
 from launcher.runs.ownership import owned
+from launcher.runs.progress import describe_values
 from launcher.runs.run_dir import PARENT, RunDir
-from launcher.runs.run_settings import write_or_verify_settings
+from launcher.runs.run_settings import keep_name, write_or_verify_settings
 from launcher.runs.signals import sigterm_stops
 from launcher.tracking.descriptions import describe_tuning
 from launcher.tracking.run_log import RunLog, Tracker, open_tracker
 from launcher.tracking.sending import sync_run
 from launcher.tuning.plots import plot_trials
 from launcher.tuning.ray_tune import build_tuner
-from launcher.tuning.results import describe_trials, describe_values, log_outcome, rank
+from launcher.tuning.results import describe_trials, log_outcome, rank
 from launcher.tuning.space import check_space, with_values
 from launcher.tuning.trial import OBJECTIVES, TrialJob
 
@@ -67,7 +68,9 @@ def run_tuning(
     check_machine(settings)
     run_dir = RunDir(settings.run_dir.absolute())
     run_dir.path.mkdir(parents=True, exist_ok=True)
-    write_or_verify_settings(run_dir, settings)
+    settings = keep_name(run_dir, settings)
+    for note in write_or_verify_settings(run_dir, settings):
+        report(note)
     with sigterm_stops(), owned(run_dir), contextlib.ExitStack() as resources:
         settings = with_device(settings, run_dir, report)
         # Once for all trials; a trial's data settings may still differ.

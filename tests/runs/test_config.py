@@ -77,3 +77,17 @@ def test_settings_written_whole_by_a_version_without_extra_choices_are_of_data_w
     values = {"rationale": {"num_steps": 1}, "answer": {"num_steps": 1}}
     assert parse_settings({**values, "data": {"mini_sqa": sizes}}).data.mini_sqa.extra_choices == 0
     assert parse_settings({**values, "data": {"mini_sqa": {"num_train": 64}}}).data.mini_sqa.extra_choices == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["run.dir=runs/mine"], "mine"),
+        (["run.dir=runs/my run"], "my-run"),
+        (["run.name=other", "run.dir=runs/mine"], "other"),
+        (["run.dir=runs/mine", "run.name=other"], "other"),
+        ([], "demo"),
+    ],
+)
+def test_a_run_is_named_after_its_folder_unless_a_name_is_given_with_it(overrides, name):
+    assert load_settings(preset="demo", overrides=overrides).run.name == name

@@ -13,9 +13,8 @@ from launcher.cli.console import PlainConsole, RunDisplay, open_console
 from launcher.config.loading import load_settings
 from launcher.evaluation.tables import WIDTH, format_table
 from launcher.runs.journal import Journal
-from launcher.runs.progress import Phase, ProgressLine, TrainingLine
+from launcher.runs.progress import Phase, ProgressLine, TrainingLine, describe_values
 from launcher.runs.run_dir import RunDir
-from launcher.tuning.results import describe_values
 from mmcot.metrics.metrics import COLUMNS
 
 

@@ -16,7 +16,7 @@ from launcher.runs.ownership import owned
 from launcher.runs.progress import GenerationLine, TrainingLine
 from launcher.runs.run_dir import RunDir
 from launcher.runs.run_settings import settings_of, write_or_verify_settings
-from launcher.runs.status import describe_run, mlflow_lines
+from launcher.runs.status import describe_run, describe_start, mlflow_lines
 
 
 def write_points(path, *points):
@@ -181,3 +181,34 @@ def test_status_counts_questions_while_texts_are_written_and_promises_no_time_wh
     lines = describe_run(run_dir.path)
     assert lines[2] == "rationales       to do, 1,280 of 5,200 questions"
     assert "resumes at 'rationales'" in lines[5]
+
+
+def test_the_status_of_a_tuning_has_a_line_for_each_trial_by_its_values(tmp_path):
+    space = "tuning.space={training.learning_rate: {loguniform: [1.0e-5, 1.0e-2]}}"
+    run_dir = RunDir(tmp_path / "tune")
+    settings = load_settings(preset="demo", overrides=[f"run.dir={run_dir.path}", space])
+    trial = RunDir(run_dir.path / "trials" / "abc")
+    for folder, rate in ((run_dir, 0.5), (trial, 0.002)):
+        folder.path.mkdir(parents=True, exist_ok=True)
+        own = settings.model_copy(update={"training": settings.training.model_copy(update={"learning_rate": rate})})
+        write_or_verify_settings(folder, own)
+    journal = Journal(trial.journal("rationale"))
+    journal.begin(0, 950)
+    journal.log(100, {"loss": 0.5})
+    lines = describe_run(run_dir.path)
+    assert "learning_rate 0.002, step 100 of 950, loss 0.5000" in lines
+    assert "no process is running it; the same command continues it" in lines
+    row = {"values": {"training.learning_rate": 0.002}, "state": "finished", "step": 950, "validation_loss": 0.25}
+    commit_json(run_dir.path / "trials.json", [row])
+    lines = describe_run(run_dir.path)
+    assert "learning_rate 0.002: finished, validation_loss 0.2500, step 950" in lines
+    assert any(line.startswith("finished; the best settings are in") for line in lines)
+
+
+def test_more_workers_than_processors_are_said_to_share_them(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    settings = load_settings(preset="demo", overrides=["cluster.num_workers=16", "cluster.use_gpu=false"])
+    lines = describe_start(settings, RunDir(settings.run_dir))
+    assert lines[0].endswith("16 workers, CPUs, 1 for each") and "cluster.num_workers=2" in lines[-1]
+    fewer = load_settings(preset="demo", overrides=["cluster.num_workers=2", "cluster.use_gpu=false"])
+    assert len(describe_start(fewer, RunDir(settings.run_dir))) == 2

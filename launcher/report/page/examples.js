@@ -48,7 +48,7 @@ function drawFilters() {
     select("Answer", [["all", "all"], ["wrong", "wrong"], ["right", "right"], ["unread", "not readable"], ["none", "not there yet"]], browser.answer, change("answer")),
     select("Rationale", [["all", "all"], ["right", "as the gold one"], ["wrong", "another"]], browser.rationale, change("rationale")),
     select("Class", data.columns.map((column) => [column, CLASS_NAMES[column]]), browser.column, change("column")),
-    select("Topic", [["", "all"], ...topics.map((topic) => [topic, topic || "(none)"])], browser.topic, change("topic")),
+    topics.some(Boolean) ? select("Topic", [["", "all"], ...topics.filter(Boolean).map((topic) => [topic, topic])], browser.topic, change("topic")) : null,
     others.length ? select("Answer differs", [["", "or not"], ...others], String(browser.changed), change("changed")) : null,
     browser.other !== "" ? el("span", { class: "field" }, el("span", { class: "tag" }, `${runs[browser.other].label}: ${browser.otherAnswer}`)) : null,
     el("span", { class: "field grow" }, el("label", { for: "search" }, "Search"), parts.search),

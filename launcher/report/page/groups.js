@@ -8,7 +8,10 @@ function drawGroups() {
     heading("groups", "Accuracy by group", el("p", { class: "empty" }, "There are no answers yet."));
     return;
   }
-  const state = { split: splits[0], field: "skill", order: "accuracy", all: false };
+  // A field that no question has, such as the skill of own data, is no choice.
+  const isKnown = (field) => runs.some((run) => splits.some((split) => run.groups[split]?.[field]?.some((group) => group.name !== "")));
+  const fields = Object.entries(GROUP_NAMES).filter(([field]) => isKnown(field));
+  const state = { split: splits[0], field: isKnown("skill") ? "skill" : "class", order: "accuracy", all: false };
   const host = el("div", {});
   const draw = () => replace(host, groupTable(state, draw));
   const pick = (name) => (value) => {
@@ -18,7 +21,7 @@ function drawGroups() {
   };
   heading("groups", "Accuracy by group",
     el("p", { class: "fields" }, select("Split", splits.map((split) => [split, SPLIT_NAMES[split]]), state.split, pick("split")),
-      select("By", Object.entries(GROUP_NAMES), state.field, pick("field")), select("Order", [["accuracy", "lowest first"], ["name", "by name"], ["num", "most questions first"]], state.order, pick("order"))),
+      select("By", fields, state.field, pick("field")), select("Order", [["accuracy", "lowest first"], ["name", "by name"], ["num", "most questions first"]], state.order, pick("order"))),
     several ? el("p", { class: "legend" }, runs.map((_, index) => runLabel(index))) : null, host, el("p", { class: "note" }, "The thin line is the 95 % interval (Wilson) of the accuracy on more questions of this kind."));
   draw();
 }
@@ -32,7 +35,7 @@ function groupTable(state, draw) {
   const groups = [...byName].sort((a, b) => (state.field === "class" && state.order === "name" ? 0 : order[state.order](a, b)));
   const shown = state.all ? groups : groups.slice(0, FEW_GROUPS);
   const rows = shown.flatMap(([name, parts]) => parts.map((part, at) => el("tr", { class: at ? "again" : null },
-    at ? null : el("th", { scope: several ? "rowgroup" : "row", rowspan: parts.length }, words(name || "(none)")),
+    at ? null : el("th", { scope: several ? "rowgroup" : "row", rowspan: parts.length }, words(name || "no name")),
     several ? el("td", { class: "who" }, runLabel(part.index)) : null,
     el("td", { class: "bar-cell" }, bar(part)), el("td", {}, percent(part.accuracy)), el("td", { class: "soft" }, `${whole(part.num_right)} / ${whole(part.num)}`))));
   const more = groups.length - shown.length;

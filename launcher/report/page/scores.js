@@ -40,7 +40,10 @@ function drawMissing() {
 
 function drawScores() {
   const isMini = runs.some((run) => run.is_mini_sqa);
-  const row = (name, values, attributes) => el("tr", attributes, el("th", { scope: "row" }, name), data.columns.map((column) => el("td", {}, percent(values[column]))));
+  // AVG first, where a phone shows it; a class without a question has no column.
+  const known = runs.flatMap((run) => Object.values(run.scores).map((scores) => scores.accuracy));
+  const columns = ["AVG", ...data.columns.filter((column) => column !== "AVG" && known.some((row) => row[column] !== null))];
+  const row = (name, values, attributes) => el("tr", attributes, el("th", { scope: "row" }, name), columns.map((column) => el("td", {}, percent(values[column]))));
   const bodies = ["val", "test"].map((split) => {
     const rows = runs.map((run, index) => run.scores[split] ? row([runLabel(index), ` ${SPLIT_NAMES[split]}, ${whole(run.scores[split].num_questions)} questions`], run.scores[split].accuracy, { class: "ours" }) : null);
     const orders = runs.flatMap((run, index) => run.choice_orders && run.choice_orders.split === split ? Object.entries(run.choice_orders.accuracy).slice(1).map(([change, values]) =>
@@ -48,11 +51,11 @@ function drawScores() {
     const ceilings = new Map(runs.flatMap((run) => Object.entries(run.scores[split] ? run.ceilings[split] ?? {} : {})));
     return [...rows, ...orders, ...[...ceilings].map(([name, values]) => row(name, values, { class: "bound" }))].filter(Boolean);
   }).filter((rows) => rows.length);
-  const paper = table("Test accuracy as published for ScienceQA, in percent", ["", ...data.columns], [Object.entries(data.published).map(([name, values]) => row(name, values))]);
+  const paper = table("Test accuracy as published for ScienceQA, in percent", ["", ...columns], [Object.entries(data.published).map(([name, values]) => row(name, values))]);
   const isScienceQA = runs.some((run) => run.is_science_qa);
   heading("scores", "Scores",
     isMini ? el("p", { class: "warning" }, el("strong", {}, "MiniSQA. "), "These numbers are of a small drawn quiz. They are not comparable with the paper\u2019s, which are of ScienceQA. The ceilings are the best possible scores from the text alone, computed from the quiz\u2019s own probabilities.") : null,
-    bodies.length ? table("Accuracy by class, in percent", ["", ...data.columns], bodies) : el("p", { class: "empty" }, "There are no scores yet: the step \u2018evaluate\u2019 is not done."),
+    bodies.length ? table("Accuracy by class, in percent", ["", ...columns], bodies) : el("p", { class: "empty" }, "There are no scores yet: the step \u2018evaluate\u2019 is not done."),
     el("p", { class: "note" }, "NAT, SOC, LAN: natural, social, language science. TXT, IMG, NO: with text context, with a picture, with neither. G1-6, G7-12: grades. AVG: all questions."),
     rationaleScores(),
     answerScores(),
