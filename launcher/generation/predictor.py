@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -30,6 +30,8 @@ from launcher.runs.run_settings import read_run_settings
 from mmcot.decoding.answering import StageModel, answer_questions
 from mmcot.models.device import open_device
 from mmcot.models.opening import open_model
+from mmcot.texts.encoding import stack_features
+from mmcot.texts.prompts import build_pair
 from mmcot.texts.sample import Sample, SampleError
 
 BULK_SIZE = 256  # questions in memory at once
@@ -99,6 +101,31 @@ class RunPredictor:
                 "choice": choice,
                 **other_texts(self.settings.chain, prediction.texts),
             }
+
+    def attention(self, problem: Sample, folder: Path) -> tuple[list[str], np.ndarray]:
+        """Where the first stage looks while it reads a question: its prompt's tokens, and their attention to patches.
+
+        Returns:
+            the tokens, and float [tokens, patches] that sums to 1 over the patches.
+
+        Raises:
+            RunError: the run reads text alone, or its fusion has no attention maps.
+        """
+        import torch
+
+        stage, features = next(iter(self.stages.values())), self._features(problem, folder)
+        if features is None:
+            raise RunError("this run reads text alone: there is no attention to pictures")
+        source, _ = build_pair(problem, stage.format, use_caption=stage.use_caption)
+        ids = torch.tensor([stage.tokenizer(source).input_ids[: stage.max_source_tokens]])
+        inputs = stack_features([features], self.feature_shape)
+        inputs["vision_features"] = inputs["vision_features"].to(stage.model.dtype)
+        with torch.no_grad():
+            maps = stage.model.attention_maps(ids, torch.ones_like(ids), **inputs)
+        if maps is None:
+            raise RunError(f"the fusion {self.settings.model.fusion!r} has no attention maps")
+        tokens = cast("list[str]", stage.tokenizer.convert_ids_to_tokens(ids[0].tolist()))
+        return tokens, maps.attention_BSP[0].numpy()
 
     def _check_pictures(self, problem: Sample, folder: Path) -> None:
         if self.settings.data.features is None:

@@ -6,6 +6,9 @@ import contextlib
 import io
 import json
 import logging
+import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +23,27 @@ def pictures(folder: Path, names: Sequence[str]) -> Iterator[dict[str, str]]:
     """A picture of each name."""
     for number, name in enumerate(names):
         _picture(number).save(folder / name)
+    yield {}
+
+
+@contextlib.contextmanager
+def demo(folder: Path, arguments: Sequence[str]) -> Iterator[dict[str, str]]:
+    """A finished demo of a tiny size in runs/demo."""
+    sizes = (
+        "cluster.num_workers=1",
+        "rationale.num_steps=20",
+        "answer.num_steps=4",
+        "training.validate_every=10",
+        "rationale.max_target_tokens=24",
+        "data.mini_sqa.num_train=64",
+        "data.mini_sqa.num_val=16",
+        "data.mini_sqa.num_test=16",
+    )
+    command = [sys.executable, "-m", "launcher", "run", "--preset", "demo"]
+    command += [part for size in sizes for part in ("--set", size)]
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": "", "HOME": str(folder / "home")}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
     yield {}
 
 
@@ -75,6 +99,7 @@ def s3(folder: Path, uploads: Sequence[str]) -> Iterator[dict[str, str]]:
 
 
 PREPARATIONS: dict[str, Callable[[Path, Sequence[str]], contextlib.AbstractContextManager[dict[str, str]]]] = {
+    "demo": demo,
     "pictures": pictures,
     "tars": tars,
     "s3": s3,
