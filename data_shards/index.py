@@ -93,6 +93,12 @@ def is_picture(extension: str) -> bool:
     return kind in PICTURE_EXTENSIONS and (not number or (number.isascii() and number.isdigit()))
 
 
+def picture_order(extension: str) -> tuple[int, int]:
+    """A key to sort extensions of pictures by: those without a number first, then by number."""
+    number, _, kind = extension.rpartition(".")
+    return (int(number) if number else -1, PICTURE_EXTENSIONS.index(kind))
+
+
 def write_index(
     tar_path: str | Path,
     index_file: str | Path,

@@ -20,9 +20,9 @@ import numpy as np
 from data_shards.atomic_files import commit_json, sha256_of_file
 from data_shards.errors import ShardError
 from data_shards.index import (
-    PICTURE_EXTENSIONS,
     check_member,
     is_picture,
+    picture_order,
     read_index,
     read_member,
     rows_of_extension,
@@ -94,7 +94,7 @@ def pictures_in_tars(shards_dir: str | Path) -> Callable[[Sample], list[bytes]]:
     where: dict[str, list[tuple[str, Path | str, int, int, int]]] = {}  # by qid; the extension first
     for shard in manifest_shards(read_manifest(folder)):
         table = read_index(shard.index(folder))
-        for extension in sorted(filter(is_picture, set(table["extension"].to_pylist())), key=_picture_order):
+        for extension in sorted(filter(is_picture, set(table["extension"].to_pylist())), key=picture_order):
             for qid, offset, size, crc32 in zip(*rows_of_extension(table, extension).values(), strict=True):
                 where.setdefault(qid, []).append((extension, shard.tar(folder), int(offset), int(size), int(crc32)))
 
@@ -112,12 +112,6 @@ def pictures_in_tars(shards_dir: str | Path) -> Callable[[Sample], list[bytes]]:
         return found
 
     return pictures
-
-
-def _picture_order(extension: str) -> tuple[int, int]:
-    """Pictures without a number first, then by number."""
-    number, _, kind = extension.rpartition(".")
-    return (int(number) if number else -1, PICTURE_EXTENSIONS.index(kind))
 
 
 def _in_order(problem: Sample, members: list[Any]) -> list[Any]:

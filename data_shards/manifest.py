@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from data_shards.atomic_files import read_json
 from data_shards.errors import ShardError
-from data_shards.index import read_index, read_member, rows_of_extension
+from data_shards.index import is_picture, picture_order, read_index, read_member, rows_of_extension
 from data_shards.remote_files import fetch_file, is_remote, local_copy
 from data_shards.sources.question_set import SPLITS
 from data_shards.sources.tables import sample_of_row
@@ -55,13 +55,29 @@ class Shard:
 
 
 def read_problems(folder: Path, shard: Shard) -> Iterator[Sample]:
-    """Yield the problems of a text shard in tar order."""
-    rows = rows_of_extension(open_index(folder, shard), "json")
+    """Yield the problems of a text shard in tar order.
+
+    Pictures among its members are those of a question that names none.
+    """
+    table = open_index(folder, shard)
+    rows, pictures = rows_of_extension(table, "json"), _pictures_of(table)
     with local_copy(shard.tar(folder)) as path, open(path, "rb") as file:
         for qid, offset, size, crc32 in zip(*rows.values(), strict=True):
             name = (shard.tar(folder), qid)
             data = read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=name)
-            yield problem_of_member(qid, data, tar=shard.tar(folder))
+            problem = problem_of_member(qid, data, tar=shard.tar(folder))
+            if not problem.images and qid in pictures:
+                problem = dataclasses.replace(problem, images=tuple(pictures[qid]))
+            yield problem
+
+
+def _pictures_of(table: pa.Table) -> dict[str, list[str]]:
+    """The names of a tar's picture members by their question."""
+    found: dict[str, list[str]] = {}
+    for extension in sorted(filter(is_picture, set(table["extension"].to_pylist())), key=picture_order):
+        for qid in rows_of_extension(table, extension)["qid"]:
+            found.setdefault(qid, []).append(f"{qid}.{extension}")
+    return found
 
 
 def problem_of_member(qid: str, data: bytes, *, tar: str | Path) -> Sample:

@@ -15,6 +15,7 @@ from PIL import Image
 from data_shards.check import check_shards
 from data_shards.errors import ShardError
 from data_shards.indexed_tars import index_tars
+from data_shards.manifest import manifest_shards, read_manifest, read_problems
 from data_shards.reader import SplitReader
 from data_shards.sources.forms import read_questions
 from data_shards.sources.pictures import PictureError, open_picture
@@ -315,3 +316,15 @@ def test_the_real_subset_is_described_and_sharded_with_its_absent_pictures_count
     assert [counts[split]["num_picture_absent"] for split in ("train", "val")] == [22, 189]
     assert folder.ceilings is None
     assert any("no training question has a picture" in line for line in describe_data(folder))
+
+
+def test_pictures_of_tars_without_an_image_field_are_counted_and_scored_as_pictures(tmp_path):
+    row = {"question": "Which is bigger?", "choices": ["sun", "moon"], "answer": "sun"}
+    members = {"a.json": member(row), "a.png": png(), "b.json": member(row), "c.json": member(row)}
+    members |= {"c.1.png": png(), "c.0.png": png("blue")}
+    tars = {split: [write_tar(tmp_path / f"{split}.tar", members)] for split in ("train",)}
+    manifest = index_tars(tars, tmp_path / "data", report=lambda line: None)
+    assert manifest["counts"]["num_with_image"] == 2
+    (shard,) = manifest_shards(read_manifest(tmp_path / "data" / "text"))
+    images = {problem.qid: problem.images for problem in read_problems(tmp_path / "data" / "text", shard)}
+    assert images == {"a": ("a.png",), "b": (), "c": ("c.0.png", "c.1.png")}
