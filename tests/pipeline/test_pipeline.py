@@ -149,7 +149,8 @@ def test_the_ledger_of_a_killed_and_resumed_training_adds_up_and_a_forged_one_do
 def test_the_last_lines_are_the_table_the_run_and_how_to_open_mlflow(finished):
     tail = finished.splitlines()[-17:]
     assert any(line.split() == ["NAT", "SOC", "LAN", "TXT", "IMG", "NO", "G1-6", "G7-12", "AVG"] for line in tail)
-    assert any(line.startswith("ceiling, text alone, greedy chain") for line in tail)
+    assert any(line.endswith("ceiling, text alone, greedy chain") for line in tail)
+    assert max(len(line) for line in finished.splitlines() if line.count(".") > 5) <= 80
     assert (
         "run: runs/demo" in tail
         and tail[-2].startswith("report: runs/demo/report.html")
