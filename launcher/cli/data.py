@@ -56,6 +56,7 @@ def data_make(
 def data_shard(preset: Preset = None, config: Config = None, set_: Set = []) -> None:
     """Build text and feature shards, their indexes and the tokenizer."""
     with errors_as_messages():
+        from launcher.cli.console import open_console
         from launcher.config.loading import load_settings
         from launcher.data.build import describe_data, prepare_data
         from launcher.pipeline.preflight import check_settings
@@ -63,8 +64,8 @@ def data_shard(preset: Preset = None, config: Config = None, set_: Set = []) -> 
 
         settings = load_settings(preset=preset, config=config, overrides=set_)
         check_settings(settings)
-        with sigterm_stops():
-            folder = prepare_data(settings, say)
+        with sigterm_stops(), open_console() as console:
+            folder = prepare_data(settings, console)
         for line in describe_data(folder):
             say(line)
 
@@ -83,9 +84,11 @@ def data_caption(
 ) -> None:
     """Write captions of all pictures with a local model, on Ray workers. Run again to resume."""
     with errors_as_messages():
+        from launcher.cli.console import open_console
         from launcher.data.caption_tasks import write_captions
 
-        write_captions(path, model, out, overrides=set_, report=say)
+        with open_console() as console:
+            write_captions(path, model, out, overrides=set_, report=console)
 
 
 @data_app.command("index")
@@ -100,8 +103,10 @@ def data_index(
     """Index existing webdataset tars in place; then run with --set data.shards_dir=OUT."""
     with errors_as_messages():
         from data_shards.indexed_tars import index_tars
+        from launcher.cli.console import open_console
 
-        manifest = index_tars(_tars_by_split(tars), out, features=features, report=typer.echo)
+        with open_console() as console:
+            manifest = index_tars(_tars_by_split(tars), out, features=features, report=console)
         counts = ", ".join(f"{number:,} {split}" for split, number in manifest["num_samples"].items())
         typer.echo(f"{out}: {counts} questions in {len(manifest['shards'])} tars")
 
@@ -115,9 +120,12 @@ def data_check(
 ) -> None:
     """Verify every shard by its manifest: size, checksum, index, order of keys; find repeated questions."""
     with errors_as_messages():
+        from launcher.cli.console import open_console
         from launcher.data.check import check_data
 
-        typer.echo(f"{check_data(shards, say, features=features):,} samples in order")
+        with open_console() as console:
+            num_samples = check_data(shards, console, features=features)
+        typer.echo(f"{num_samples:,} samples in order")
 
 
 @data_app.command("ledger")

@@ -15,7 +15,6 @@ from launcher.cli.options import (
     Set,
     allow,
     errors_as_messages,
-    say,
 )
 from launcher.cli.running import run_until
 
@@ -96,11 +95,14 @@ def evaluate(
 def reference_command(context: typer.Context, set_: Set = []) -> None:
     """Run a command of the published system as typed: mmcot reference -- <options of its main.py>."""
     with errors_as_messages():
+        from launcher.cli.console import open_console
         from launcher.compat.published_commands import num_gpus, parse_command
         from launcher.compat.published_runs import run_reference
 
         run = parse_command(context.args, num_gpus=num_gpus(), overrides=set_)
-        typer.echo(f"\n{run_reference(run, report=say)}")
+        with open_console() as console:
+            written = run_reference(run, report=console)
+        typer.echo(f"\n{written}")
 
 
 @models_app.command("import-checkpoint")

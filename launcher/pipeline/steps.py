@@ -95,7 +95,8 @@ class Steps:
             for split, pictures in (self.folder.features or {}).get("counts", {}).items():
                 counts |= {f"{split}_{name}": float(value) for name, value in pictures.items()}
             child.log_scores(counts)
-            self._log_data(child, {"train": "training", "val": "validation", "test": "test"})
+            for log in (child, self.attempt.tracker.parent):
+                self._log_data(log, {"train": "training", "val": "validation", "test": "test"})
             child.log_params({"shards_dir": self.folder.location, **self.folder.fingerprints()})
             return self.folder.fingerprints() | {"shards_dir": self.folder.location}
 

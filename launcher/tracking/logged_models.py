@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 
-def log_trained_model(client: Any, experiment_id: str, run_id: str, values: dict[str, Any]) -> None:
-    """Create the LoggedModel of a training once, as its run's output.
+def log_trained_model(
+    client: Any, experiment_id: str, run_id: str, values: dict[str, Any], *, parent_run_id: str
+) -> None:
+    """Create the LoggedModel of a training once, as an output of its run and of the parent run.
 
     Args:
         values: ``name``, ``params`` and ``tags`` of the model.
@@ -22,8 +24,11 @@ def log_trained_model(client: Any, experiment_id: str, run_id: str, values: dict
         model = client.create_logged_model(
             experiment_id, name=values["name"], source_run_id=run_id, params=values["params"], tags=values["tags"]
         )
+    for owner in (run_id, parent_run_id):
+        outputs = client.get_run(owner).outputs
+        if model.model_id not in {output.model_id for output in (outputs.model_outputs if outputs else ())}:
+            client.log_outputs(owner, [LoggedModelOutput(model.model_id, 0)])  # MLflow refuses it a second time
     if model.status != "READY":
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
         client.finalize_logged_model(model.model_id, "READY")
 
 

@@ -269,7 +269,8 @@ class MlflowSync:
             self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", line["context"])])])
 
     def _send_trained(self, run_id: str, line: dict[str, Any]) -> None:
-        log_trained_model(self._client, self._experiment_id, run_id, line)
+        parent = self._state["runs"][PARENT]
+        log_trained_model(self._client, self._experiment_id, run_id, line, parent_run_id=parent)
 
     def _send_model(self, run_id: str, line: dict[str, Any]) -> None:
         trained = self._state["runs"].get(f"train-{line['name']}")

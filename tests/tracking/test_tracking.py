@@ -489,8 +489,9 @@ def test_a_trained_model_is_one_logged_model_with_its_parameters_and_the_scores_
     (model,) = client.search_logged_models([experiment])
     assert (model.name, model.status, model.params) == ("answer", "READY", {"format": "QCMG-A"})
     assert {metric.key: metric.value for metric in model.metrics} == {"final_loss": 0.5, "test_accuracy_AVG": 75.0}
-    outputs = client.get_run(runs["train-answer"]).outputs.model_outputs
-    assert [output.model_id for output in outputs] == [model.model_id]
+    for name in ("train-answer", "pipeline"):
+        outputs = client.get_run(runs[name]).outputs.model_outputs
+        assert [output.model_id for output in outputs] == [model.model_id]
 
 
 def test_every_run_has_a_description_of_what_it_does(place):
