@@ -11,8 +11,11 @@ import dataclasses
 import json
 from typing import Any
 
-from launcher.config.loading import nearest_setting
-from launcher.config.settings import Settings, SettingsError
+from launcher.config.chains import ANSWER, CHAINS, RATIONALE
+from launcher.config.loading import nearest_setting, setting_names
+from launcher.config.settings import SPACE_KINDS, Settings, SettingsError
+from mmcot.models.bridge_names import BUILT_IN
+from mmcot.texts.prompts import INPUTS, OUTPUTS, PAPER_NAMES
 
 # The unit of a setting by the end of its name, where it has one.
 _UNITS = {
@@ -86,15 +89,40 @@ def setting_named(name: str) -> list[Setting]:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON schema of a settings file, in which every section and key may be left out."""
+    """The JSON schema of a settings file, in which every section and key may be left out.
+
+    Without ``extensions`` the names of chains and fusions are the built-in ones.
+    """
     schema = Settings.model_json_schema()
     stages = schema["properties"]["stages"]
-    stages["properties"] = {name: schema["properties"][name] for name in ("rationale", "answer")}
+    stages["properties"] = {name: schema["properties"][name] for name in (RATIONALE, ANSWER)}
+    for section in ("RationaleStage", "AnswerStage", "ReadingStage"):
+        schema["$defs"][section]["properties"]["format"]["enum"] = _formats()
+    schema["$defs"]["Tuning"]["properties"]["space"]["propertyNames"] = {
+        "anyOf": [{"enum": setting_names()}, {"pattern": r"^stages\.[^.]+\.[a-z_]+$"}]
+    }
+    schema["$defs"]["Tuning"]["properties"]["space"]["additionalProperties"] = {
+        "type": "object",
+        "minProperties": 1,
+        "maxProperties": 1,
+        "propertyNames": {"enum": list(SPACE_KINDS)},
+        "additionalProperties": {"type": "array", "minItems": 1},
+    }
+    built_in = {
+        "run": {"properties": {"chain": {"enum": list(CHAINS)}}},
+        "model": {"properties": {"fusion": {"enum": list(BUILT_IN)}}},
+    }
+    schema["if"], schema["then"] = {"not": {"required": ["extensions"]}}, {"properties": built_in}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Settings of mmcot",
         **{key: value for key, value in schema.items() if key != "title"},
     }
+
+
+def _formats() -> list[str]:
+    """Every prompt format, the names of the paper, and "" for the chain's own."""
+    return ["", *(f"{first}-{last}" for first in INPUTS for last in OUTPUTS), *PAPER_NAMES]
 
 
 def settings_page() -> str:

@@ -22,6 +22,8 @@ from mmcot.texts.prompts import gold_rationale, split_format
 from mmcot.texts.sample import Sample
 from mmcot.vision.encoder_kinds import ENCODERS
 
+SPACE_KINDS = ("loguniform", "uniform", "randint", "choice", "grid")  # of values in tuning.space
+
 
 class SettingsError(ValueError):
     """Settings that are not valid; the message lists every wrong one with its remedy."""

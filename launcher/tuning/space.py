@@ -19,9 +19,8 @@ from typing import Any
 
 from launcher.config.chains import RATIONALE
 from launcher.config.loading import parse_settings, set_value
-from launcher.config.settings import Settings, SettingsError
+from launcher.config.settings import SPACE_KINDS, Settings, SettingsError
 
-KINDS = ("loguniform", "uniform", "randint", "choice", "grid")
 _MAX_CORNERS = 256
 
 
@@ -42,7 +41,7 @@ def check_space(settings: Settings) -> None:
     if not space and not settings.tuning.arms:
         raise SettingsError(
             "tuning.space is empty; give settings to search, such as training.learning_rate: {loguniform: [1e-5, 1e-2]}"
-            f" ({', '.join(KINDS)})"
+            f" ({', '.join(SPACE_KINDS)})"
         )
     edges = {name: _edges(name, spec) for name, spec in space.items()}
     corners = itertools.product(*edges.values())
@@ -69,19 +68,20 @@ def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
 
 
 def _edges(name: str, spec: Any) -> Sequence[Any]:
-    if not isinstance(spec, dict) or len(spec) != 1 or next(iter(spec)) not in KINDS:
+    if not isinstance(spec, dict) or len(spec) != 1 or next(iter(spec)) not in SPACE_KINDS:
         raise SettingsError(
-            f"tuning.space {name}: {spec!r} must be one of {', '.join(KINDS)}, such as {{loguniform: [1e-5, 1e-2]}}"
+            f"setting tuning.space {name}: {spec!r} must be one of {', '.join(SPACE_KINDS)}, such as "
+            "{loguniform: [1e-5, 1e-2]}"
         )
     ((kind, values),) = spec.items()
     if not isinstance(values, list) or not values:
-        raise SettingsError(f"tuning.space {name}: {kind} needs a list, got {values!r}")
+        raise SettingsError(f"setting tuning.space {name}: {kind} needs a list, got {values!r}")
     if kind in ("choice", "grid"):
         return values
     if len(values) != 2 or not all(isinstance(value, (int, float)) for value in values) or values[0] >= values[1]:
         raise SettingsError(
-            f"tuning.space {name}: {kind} needs [low, high] as numbers (write 1.0e-5, not 1e-5), got {values!r}"
+            f"setting tuning.space {name}: {kind} needs [low, high] as numbers (write 1.0e-5, not 1e-5), got {values!r}"
         )
     if kind == "loguniform" and values[0] <= 0:
-        raise SettingsError(f"tuning.space {name}: loguniform needs a low above 0, got {values[0]}")
+        raise SettingsError(f"setting tuning.space {name}: loguniform needs a low above 0, got {values[0]}")
     return [values[0], values[1] - 1] if kind == "randint" else values

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from launcher.cli.main import app
 from launcher.config.loading import load_settings, nearest_setting, preset_names, setting_layers, source_of
 from launcher.config.reference import all_settings, json_schema, setting_named, settings_page
+from launcher.tuning.space import check_space
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 CHECK = jsonschema.Draft202012Validator(json_schema())
@@ -32,8 +33,16 @@ WRONG = [
     "answer: {rationale_source: mine}",
     "stages: {draft: {num_steps: many}}",
     "extensions: my_parts",
+    "run: {chain: three-stages}",
+    "model: {fusion: gated}",
+    "rationale: {format: QCM-X}",
+    "data: {mini_sqa: {skills: magnets}}",
+    "cluster: {num_workers: 2.5}",
 ]
+WRONG_SPACES = ["{training.lr: {grid: [1]}}", "{run.seed: [0, 1]}", "{run.seed: {some: [0]}}", "{run.seed: {grid: 3}}"]
 RIGHT = [
+    "{extensions: [my_parts], run: {chain: mine}, model: {fusion: mean_patch}}",
+    "tuning: {space: {stages.draft.learning_rate: {choice: [1.0e-3]}, run.seed: {grid: [0, 1]}}}",
     "training: {learning_rate: 1.0e-3}",
     "stages: {draft: {num_steps: 4}, rationale: {num_steps: 3}}",
     "{run: {name: a}, tuning: {space: {training.learning_rate: {loguniform: [1.0e-5, 1.0e-2]}}}}",
@@ -64,6 +73,13 @@ def test_the_schema_and_the_loader_refuse_the_same_file(text, tmp_path):
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"setting|extension|must hold"):
         load_settings(preset="demo", config=tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize("space", WRONG_SPACES)
+def test_the_schema_and_the_tuning_refuse_the_same_space(space):
+    assert not CHECK.is_valid(yaml.safe_load(f"tuning: {{space: {space}}}"))
+    with pytest.raises(ValueError, match="setting"):
+        check_space(load_settings(preset="demo", overrides=[f"tuning.space={space}", "tuning.scheduler=none"]))
 
 
 @pytest.mark.parametrize("text", RIGHT)
