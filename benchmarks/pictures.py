@@ -2,8 +2,8 @@
 
     python benchmarks/pictures.py runs/demo [--out docs/images]
 
-quiz.png is drawn from the run's predictions; report.png, looking.png and mlflow.png are screenshots of its report and
-of MLflow in Chromium.
+quiz.png is drawn from the run's predictions; the others are screenshots of its report and of MLflow in Chromium.
+mlflow-trials.png needs a tuning too (`mmcot tune --preset demo`, in runs/demo-tune).
 """
 
 from __future__ import annotations
@@ -29,10 +29,15 @@ from data_shards.atomic_files import read_json
 from data_shards.generated_texts import read_lines
 from launcher.evaluation.predictions import read_problems
 from launcher.report.questions import find_pictures
+from launcher.runs.mlflow_pages import compare_page
 from launcher.runs.run_dir import PARENT, RunDir, shards_dir_of
 from launcher.runs.run_settings import settings_of
 
 PORT = 5017
+# MLflow opens a panel beside every page.
+CLOSE_ASSISTANT = (
+    "[...document.querySelectorAll('button')].filter((b) => /close/i.test(b.ariaLabel ?? '')).forEach((b) => b.click())"
+)
 
 
 def draw_quiz(run_dir: RunDir, path: Path) -> None:
@@ -117,7 +122,14 @@ def main() -> None:
             address = (
                 f"http://127.0.0.1:{PORT}/#/experiments/1/runs/{run_id}/model-metrics?workflowType=machine_learning"
             )
-            show(browser, address, options.out / "mlflow.png", wait_s=15.0)
+            show(browser, address, options.out / "mlflow.png", wait_s=15.0, script=CLOSE_ASSISTANT)
+            address = f"http://127.0.0.1:{PORT}/#/experiments/1/models?workflowType=machine_learning"
+            show(browser, address, options.out / "mlflow-models.png", wait_s=10.0, height=500, script=CLOSE_ASSISTANT)
+            trials = sorted(Path(f"{options.run}-tune").glob("trials/*/mlflow.json"))
+            if trials:
+                ids = [read_json(path)["runs"][PARENT] for path in trials]
+                address = compare_page(f"http://127.0.0.1:{PORT}", experiment_id="1", run_ids=ids)
+                show(browser, address, options.out / "mlflow-trials.png", wait_s=15.0, script=CLOSE_ASSISTANT)
     finally:
         server.terminate()
         server.wait()
