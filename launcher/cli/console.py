@@ -53,6 +53,10 @@ class PlainConsole:
         self._printed_at = self._began_at = time.monotonic()
         self._phase = "  at work"
 
+    def __reduce__(self) -> tuple[type[PlainConsole], tuple[()]]:
+        """Ray Tune pickles what its callbacks hold; a copy has a lock of its own."""
+        return PlainConsole, ()
+
     def __call__(self, line: str) -> None:
         """Print a line."""
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import time
 
 import pytest
@@ -48,6 +49,11 @@ def test_a_command_that_prints_often_is_not_interrupted(monkeypatch, capsys):
     console("a")
     console(ProgressLine("b"))
     assert capsys.readouterr().out == "a\nb\n"
+
+
+def test_a_console_can_be_pickled_as_ray_tune_does_with_its_callbacks(capsys):
+    pickle.loads(pickle.dumps(PlainConsole()))("a")
+    assert capsys.readouterr().out == "a\n"
 
 
 def test_the_live_display_marks_steps_and_shows_the_losses_of_the_one_that_runs(settings):
