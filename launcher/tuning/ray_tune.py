@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from launcher.config.settings import Settings, SettingsError
 from launcher.runs.progress import describe_values
-from launcher.runs.run_dir import RunDir
+from launcher.runs.run_dir import RunDir, RunError
 from launcher.training.launch import release_workers
 from launcher.tuning.trial import OBJECTIVES, TrialJob, run_trial
 
@@ -28,7 +29,13 @@ def build_tuner(job: TrialJob, concurrent: int, report: Callable[[str], None]) -
     trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), {"memory": TRIAL_MEMORY})
     path = storage / "trials"
     if tune.Tuner.can_restore(str(path)):
-        return tune.Tuner.restore(str(path), trainable, resume_unfinished=True, resume_errored=False)
+        try:
+            return tune.Tuner.restore(str(path), trainable, resume_unfinished=True, resume_errored=False)
+        except (EOFError, pickle.UnpicklingError):
+            raise RunError(
+                f"Ray Tune's state in {path} is cut off, as after a kill while it was written; delete {path} to start "
+                "this tuning again"
+            ) from None
     return tune.Tuner(
         trainable,
         param_space=_param_space(job.settings),
