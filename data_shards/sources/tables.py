@@ -146,6 +146,8 @@ def row_to_record(row: dict[str, Any], *, to_predict: bool = False) -> dict[str,
         )
     if isinstance(record.get("document"), str):
         raise SampleError("the field 'document' is a text; a document is a JSON list of parts: give it in a .jsonl")
+    has_text = "text" in record  # of a pair to predict; empty fields of other kinds are left out
+    record = {name: value for name, value in record.items() if name not in OTHER_KINDS or name in given}
     if given == ["answer"]:
         if not isinstance(answer, str):
             raise SampleError(
@@ -154,7 +156,7 @@ def row_to_record(row: dict[str, Any], *, to_predict: bool = False) -> dict[str,
             )
         record["answers"] = [answer]
     elif to_predict and not given:
-        is_pair = record.get("image") and (not record.get("question") or record.get("text") is not None)
+        is_pair = record.get("image") and (not record.get("question") or has_text)
         record |= {"text": ""} if is_pair else {"answers": []}
     if to_predict and isinstance(document := record.get("document"), list) and _is_picture(document[-1:]):
         record["document"] = [*document, {"text": ""}]
@@ -196,7 +198,7 @@ def _problem(row: dict[str, Any], split_of_file: str | None) -> tuple[Sample, bo
     if not qid:
         raise SampleError("the field 'qid' is missing; every question needs a unique id")
     given = row.get("split") or split_of_file
-    if given is not None and given not in _SPLIT_NAMES:
+    if given is not None and (not isinstance(given, str) or given not in _SPLIT_NAMES):
         raise SampleError(f"question {qid}: split {given!r} is unknown; expected train, val or test")
     return sample_of_row(qid, row | {"split": _SPLIT_NAMES[given] if given else _divide(qid)}), given is None
 

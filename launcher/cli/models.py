@@ -50,7 +50,7 @@ def evaluate(
     """Answer and score with a finished RUN; or run the pipeline up to its scores; or score a file of predictions."""
     if folder is not None:
         with errors_as_messages():
-            if preset or config or predictions or against or similarity_model or guess_seed is not None:
+            if preset or config or predictions or against or similarity_model or data or guess_seed is not None:
                 raise ValueError(
                     "RUN goes with --split, --set, --json and --allow-extensions alone; for the other options give "
                     "--preset or --config, or --predictions"

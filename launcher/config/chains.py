@@ -23,7 +23,10 @@ GIVEN_FIELD = "rationale"  # of the lines of given texts
 TEXT = "text"  # the objective of the published system: the cross-entropy of the target
 TRAINED_PARTS = ("all", "bridge")
 RATIONALE, ANSWER = "rationale", "answer"  # the stages of the published system, with settings sections of their own
-_TAKEN = {"data", "steps", "logs", "lengths", "tune", "trials", "evaluations", EVALUATE, ANSWERS}
+_TAKEN = {
+    *("data", "steps", "logs", "lengths", "tune", "trials", "evaluations", "rank-token", "pipeline", "tuning"),
+    *(EVALUATE, ANSWERS),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,10 +188,16 @@ class Chain:
 
 def _check_names(chain: Chain) -> None:
     """Check the names of stages and texts: each is a folder of the run."""
-    names = [*chain.given, *(name for stage in chain.stages for name in (stage.name, stage.writes))]
-    folders = [name for name in names if name is not None and name != ANSWERS]
+    if len(chain.given) > 1:
+        raise ValueError(f"chain {chain.name!r} is given {_listed(list(chain.given))}; one text can be given to a run")
+    written = [stage.writes for stage in chain.stages if stage.writes]
+    if written and written[-1] == ANSWERS:
+        written.pop()
+    folders = [*chain.given, *(stage.name for stage in chain.stages), *written]
+    reserved = ("train-", f"{EVALUATE}-")
     for name in folders:
-        if folders.count(name) > 1 or name in _TAKEN or not name.replace("-", "").isalnum():
+        is_taken = folders.count(name) > 1 or name in _TAKEN or name.startswith(reserved)
+        if is_taken or not name.replace("-", "").isalnum():
             raise ValueError(
                 f"chain {chain.name!r}: {name!r} is no name for a stage or text, each of which is a folder of the run; "
                 f"give letters, digits and '-', used once in the chain, and none of {', '.join(sorted(_TAKEN))}"

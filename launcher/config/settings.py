@@ -560,9 +560,14 @@ class Settings(_Section):
                 f"stages.{unknown[0]} is no stage of run.chain {self.run.chain}; it has "
                 f"{', '.join(self.chain.stage_names)}"
             )
-        given = [name for name in self.stage_sections if getattr(self.stage_sections[name], "rationales", None)]
-        if bool(given) != bool(self.chain.given):
-            raise ValueError("answer.rationales and run.chain given-rationales belong together; set both, or neither")
+        given = [name for name, section in self.stage_sections.items() if getattr(section, "rationales", None)]
+        readers = [stage.name for stage in self.chain.stages if set(stage.reads) & set(self.chain.given)]
+        if bool(given) != bool(readers) or not set(given) <= set(readers):
+            where = " or ".join(f"{name}.rationales" for name in readers) or "answer.rationales"
+            raise ValueError(
+                f"{where} and a chain that is given texts, such as run.chain given-rationales, belong together; "
+                "set both, or neither"
+            )
         for stage in self.chain.stages:
             try:
                 reads, _ = split_format(self.stage(stage.name).format)

@@ -98,6 +98,8 @@ def evaluate_run(folder: Path, split: str, *, overrides: Sequence[str] = (), rep
     for override in overrides:
         values = merge_override(values, override)
     settings = parse_settings(values)
+    if settings.run_dir != folder:
+        raise SettingsError(f"run.dir {settings.run_dir} is not {folder}; give the folder as RUN alone")
     if split not in SPLITS:
         raise SettingsError(f"--split {split!r} is unknown; expected one of {', '.join(SPLITS)}")
     if settings.chain.answering is None:

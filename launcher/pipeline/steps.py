@@ -116,7 +116,7 @@ class Steps:
         given = self.settings.given_texts
         if given is None:
             raise SettingsError(f"run.chain {self.settings.run.chain!r} needs answer.rationales, a folder of {text}")
-        source = Path(given)
+        source = Path(given) if self.run_dir.marker(text) is None else self.run_dir.texts(text)
         files = verified_files(source)
         readers = [stage for stage in self.settings.chain.stages if text in stage.reads]
         on_gold = all(self.settings.trains_on_gold(stage.name) for stage in readers)
@@ -258,7 +258,8 @@ class Steps:
             outputs = describe_export(stage.name, self.run_dir.model(stage.name))
             self._log_trained(stage, outputs, child)
             is_last = stage is self.settings.chain.stages[-1]
-            if stage.writes and not is_last and self.settings.tracking.register_models:
+            alone = stage.writes and not stage.reads and not self.settings.chain.given  # it can write by itself
+            if alone and not is_last and self.settings.tracking.register_models:
                 child.log_model(
                     name=stage.name,
                     stages=[stage.name],

@@ -140,10 +140,12 @@ def open_stage(
     shards_dir: str | Path,
     tokenizer: PreTrainedTokenizerBase,
     texts: Mapping[str, str | Path] = MappingProxyType({}),
+    for_training: bool = False,
 ) -> StageSamples:
     """Open one split for a stage.
 
     Args:
+        for_training: the training split of a stage that trains on gold texts has those, instead of written ones.
         shards_dir: folder or URL of the data folder.
         texts: the folders of the texts that the stage reads, by their names.
     """
@@ -152,7 +154,8 @@ def open_stage(
     reader = SplitReader(_local(settings, shards_dir), split, features=data.features, access=access)
     rationale_of = None
     if "G" in split_format(spec.format)[0]:
-        rationale_of = _texts_of(settings, stage, split, reader, texts)
+        gold = for_training and split == "train" and settings.trains_on_gold(stage)
+        rationale_of = _texts_of(settings, stage, split, reader, texts, gold=gold)
     return StageSamples(
         reader,
         tokenizer,
@@ -178,12 +181,12 @@ def _local(settings: Settings, shards_dir: str | Path) -> Path:
 
 
 def _texts_of(
-    settings: Settings, stage: str, split: str, reader: SplitReader, texts: Mapping[str, str | Path]
+    settings: Settings, stage: str, split: str, reader: SplitReader, texts: Mapping[str, str | Path], *, gold: bool
 ) -> Callable[[int, Sample], str]:
     """The function from a sample to the texts that a stage reads, joined with spaces: gold ones, or written ones."""
     chain = settings.chain
     names = chain.stage(stage).reads
-    if split == "train" and settings.trains_on_gold(stage):
+    if gold:
         return partial(_gold_texts, settings, names)
     if not names or not texts.keys() >= set(names):
         raise ShardError(f"format {settings.stage(stage).format} reads rationales; give the folder that holds them")

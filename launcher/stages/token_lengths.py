@@ -44,6 +44,7 @@ class LengthsOf:
             shards_dir=self.shards_dir,
             tokenizer=load_tokenizer(self.settings, self.shards_dir),
             texts=self.texts,
+            for_training=True,
         )
 
 

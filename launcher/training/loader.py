@@ -43,6 +43,7 @@ class StageStream:
             shards_dir=job.shards_dir,
             tokenizer=load_tokenizer(job.settings, job.shards_dir),
             texts=job.texts,
+            for_training=True,
         )
         # The driver reports how many texts were cut.
         self.lengths = read_lengths(job.lengths[self.split], ("source", "target"))

@@ -17,7 +17,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from launcher.config.chains import RATIONALE
+from launcher.config.chains import CHAINS, RATIONALE
 from launcher.config.loading import parse_settings, set_value
 from launcher.config.settings import SPACE_KINDS, Settings, SettingsError
 
@@ -58,10 +58,14 @@ def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
         values = settings.tuning.arms[values["arm"]] | {name: value for name, value in values.items() if name != "arm"}
     plain = settings.model_dump()
     plain["tuning"] = {}
-    if "run.chain" in values:
+    chain = values.get("run.chain", settings.run.chain)
+    if chain != settings.run.chain:
+        known = CHAINS[chain].stage_names if chain in CHAINS else ()  # validation names an unknown one
+        plain["stages"] = {name: section for name, section in plain["stages"].items() if name in known}
         for name in settings.stage_sections:
             if f"{name}.format" not in values and name != RATIONALE:  # whose format also that of gold rationales
-                plain.get(name, plain["stages"].get(name, {})).pop("format", None)  # the default of the chain is used
+                section = plain.get(name) or plain["stages"].get(name, {})
+                section.pop("format", None)  # the default of the chain is used
     for name, value in values.items():
         plain = set_value(plain, name, value)
     return parse_settings(plain)

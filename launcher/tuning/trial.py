@@ -58,7 +58,8 @@ def run_trial(values: dict[str, Any], *, job: TrialJob) -> None:
 
     thread = threading.Thread(target=run, name="trial", daemon=True)
     thread.start()
-    reader, last = JournalReader(run_dir.journal(job.settings.watched_stage)), 0
+    watched = settings.chain.stages[-1].name if tuning.stage == "pipeline" else tuning.stage  # its chain may be its own
+    reader, last = JournalReader(run_dir.journal(watched)), 0
     while True:
         alive = thread.is_alive()
         for point in reader.read():

@@ -215,7 +215,7 @@ def generate_rows(
     ends = frozenset(eos_token_ids)
 
     def has_ended(row: Row) -> bool:
-        if len(row.ids) < len(row.prefix):
+        if row.prefix and len(row.ids) <= len(row.prefix):
             return False
         if row.ids[-1] in ends or len(row.ids) >= row.max_new_tokens:
             return True

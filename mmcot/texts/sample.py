@@ -131,7 +131,7 @@ class Sample:
         if self.kind == "free":
             return self.answers or ()
         text = self.document[-1].text if self.document else self.text
-        return (text,) if text else ()
+        return (text,) if text and text.strip() else ()
 
     @property
     def has_answer(self) -> bool:
@@ -232,6 +232,8 @@ def choice_letter(index: int) -> str:
 
 
 def _image_names(qid: str, image: Any) -> tuple[str, ...]:
+    if image is not None and not isinstance(image, (str, list, tuple)):
+        raise SampleError(f"question {qid}: the field 'image' is {image!r}; expected a file name, or a list of them")
     names = () if image in (None, "") else (image,) if isinstance(image, str) else tuple(image)
     for name in names:
         if not isinstance(name, str) or name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
@@ -242,7 +244,7 @@ def _image_names(qid: str, image: Any) -> tuple[str, ...]:
 def _texts(qid: str, record: dict[str, Any]) -> dict[str, str]:
     """The optional text fields of a record, and its caption."""
     texts = {field: _text(qid, field, record.get(field) or "") for field in _TEXT_FIELDS}
-    return texts | {"caption": record.get("caption") or ""}
+    return texts | {"caption": _text(qid, "caption", record.get("caption") or "")}
 
 
 def _text(qid: str, field: str, value: Any) -> str:

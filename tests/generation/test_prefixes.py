@@ -60,9 +60,10 @@ def test_without_prefixes_the_ids_are_the_same_as_with_empty_ones(model):
     assert all(row.log_probs == [] for row in generate(model))
 
 
-def test_an_end_token_within_a_prefix_does_not_end_the_row(model):
-    rows = generate(model, prefixes=[(1, 20), *PREFIXES[1:]])
-    assert rows[0].ids[:2] == [1, 20] and len(rows[0].ids) > 2
+@pytest.mark.parametrize("prefix", [(1, 20), (20, 1)])
+def test_an_end_token_in_a_prefix_does_not_end_the_row(model, prefix):
+    rows = generate(model, prefixes=[prefix, *PREFIXES[1:]])
+    assert tuple(rows[0].ids[:2]) == prefix and len(rows[0].ids) > 2
 
 
 def test_fixed_shapes_give_the_same_rows(model, monkeypatch):

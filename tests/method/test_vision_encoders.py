@@ -302,9 +302,9 @@ def test_every_place_that_lists_encoders_names_them_all(monkeypatch):
     with pytest.raises(SettingsError, match="'dino' cannot be made on this machine") as refused:
         check_settings(load_settings(preset="demo", overrides=["data.features=dino"]))
     assert all(name in str(error.value) for name in ENCODERS for error in (unknown, refused))
-    fields, readme = Data.model_fields, (Path(__file__).parents[2] / "README.md").read_text()
+    fields, page = Data.model_fields, (Path(__file__).parents[2] / "docs" / "data.md").read_text()
     for name in ("patch", *KINDS):
-        assert name in fields["features"].description and f"`{name}`" in readme
+        assert name in fields["features"].description and f"`{name}`" in page
         assert (name in fields["vision_model"].description) == (ENCODERS[name].default_model is not None)
 
 

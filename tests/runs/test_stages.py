@@ -10,6 +10,7 @@ from launcher.config.loading import dump_settings, load_settings, parse_settings
 from launcher.config.settings import SettingsError
 from launcher.runs.run_dir import RunDir, RunError
 from launcher.runs.run_settings import read_run_settings, write_or_verify_settings
+from launcher.tuning.space import with_values
 
 DRAFT = Stage("draft", "QCM-E", writes="drafts")
 ANSWER = Stage("answer", "QCMG-A", reads=("drafts",), writes=ANSWERS)
@@ -38,6 +39,10 @@ IMPORTS = "from launcher.config.chains import ANSWERS, Chain, Stage\nSTAGE = Sta
         ((DRAFT, Stage("answer", "QCMG-A", reads="drafts", writes=ANSWERS)), "written with a comma"),
         (DRAFT, "written with a comma"),
         ((), "has no stage"),
+        ((Stage("predictions", "QCM-E", writes="drafts"), ANSWER), "'predictions' is no name"),
+        ((Stage("draft", "QCM-E", writes="train-answer"), ANSWER), "'train-answer' is no name"),
+        ((Stage("tuning", "QCM-E", writes="drafts"), ANSWER), "'tuning' is no name"),
+        ((Stage("evaluate-test", "QCM-E", writes="drafts"), ANSWER), "'evaluate-test' is no name"),
     ],
 )
 def test_a_chain_that_cannot_be_is_refused_by_name(stages, message):
@@ -142,3 +147,16 @@ def test_a_run_goes_on_with_a_changed_extension_and_says_so_and_readers_take_tha
     assert read_run_settings(run_dir.path) == settings
     with pytest.raises(SettingsError, match="extensions was .'changing_parts'. and is now"):
         write_or_verify_settings(run_dir, load_settings(preset="demo"))
+
+
+def test_one_text_alone_can_be_given_to_a_run():
+    with pytest.raises(ValueError, match="one text can be given"):
+        Chain("mine", "", (Stage("answer", "QCMG-A", reads=("a", "b"), writes=ANSWERS),), given=("a", "b"))
+
+
+def test_an_arm_may_have_another_chain_than_the_tuning_whose_stages_are_its_own(draft_chain):
+    space = "tuning.space={run.chain: {grid: [two-stage, draft-first]}}"
+    sets = ["run.chain=draft-first", "stages.draft.num_steps=1", "stages.draft.format=QCM-LE", space]
+    settings = load_settings(preset="demo", overrides=sets)
+    assert with_values(settings, {"run.chain": "two-stage"}).stages == {}
+    assert with_values(settings, {"run.chain": "draft-first"}).stage("draft").format == "QCM-LE"

@@ -213,6 +213,8 @@ def test_samples_of_every_kind_are_described_and_sharded_with_features_and_a_tok
         ({"image": "a.png"}, "pair"),
         ({"image": "a.png", "question": "Describe it.", "text": ""}, "pair"),
         ({"image": "a.png", "question": "How many?"}, "free"),
+        ({"image": "a.png", "question": "Describe it.", "text": None}, "pair"),
+        ({"image": "a.png", "question": "How many?", "answers": [], "document": []}, "free"),
         ({"document": [{"text": "See"}, {"image": "a.png"}]}, "document"),
         ({"document": [{"image": "a.png"}, {"text": "What?", "role": "user"}, {"text": ""}]}, "document"),
     ],
@@ -224,5 +226,26 @@ def test_a_row_to_predict_needs_no_answer_of_any_kind(row, kind):
 
 def test_a_pair_without_its_text_is_no_training_sample(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"qid": "p", "image": "a.png", "text": "", "split": "train"}))
-    with pytest.raises(SampleError, match="question p: the answer is missing"):
+    with pytest.raises(SampleError, match="question p: the field .choices. is missing; give .* image-text pair"):
         read_questions(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": " ", "image": "a.png"}, "the answer is missing"),
+        ({"text": "A map.", "image": 5}, "the field 'image' is 5"),
+        ({"text": "A map.", "image": "a.png", "split": ["train"]}, "split .'train'. is unknown"),
+        ({"text": "A map.", "image": "a.png", "caption": 5}, "the field 'caption' is 5"),
+    ],
+)
+def test_a_field_of_a_wrong_type_or_a_blank_text_is_named(tmp_path, row, message):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"qid": "p", "split": "train"} | row))
+    with pytest.raises(SampleError, match=message):
+        read_questions(tmp_path / "a.jsonl")
+
+
+def test_empty_fields_of_other_kinds_are_left_out(tmp_path):
+    row = {"qid": "p", "text": "A map.", "image": "a.png", "document": [], "answers": [], "choices": []}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row | {"split": "train"}))
+    assert read_questions(tmp_path / "a.jsonl").problems["train"][0].kind == "pair"
