@@ -145,6 +145,8 @@ def open_tracker(
     """
     file = LineFile(run_dir.tracking)
     params = _settings_params(settings) | ({"arm": arm} if arm else {})
+    if parent_key:  # trials are compared by their parameters, and these two differ in all of them
+        params = {name: value for name, value in params.items() if name not in ("run.dir", "run.name")}
     tracker = Tracker(RunLog(file, PARENT), settings, params)
     parent = tracker.parent
     with (

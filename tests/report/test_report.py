@@ -436,6 +436,14 @@ def test_features_that_are_no_grid_show_the_gate_alone(browser, run, tmp_path, m
     assert page.count(".veil") == 0 and page.count(".token") > 5 and "gate open" in page.text(".map-side .readout")
 
 
+def test_the_table_of_scores_begins_with_the_average_and_has_no_column_of_dashes(browser, page_file):
+    page = browser.open(page_file)
+    assert page.problems == []
+    lines = page.text("#scores").split("\n")
+    heads = next(line.split() for line in lines if "AVG" in line.split() and "NAT" in line.split())
+    assert heads[0] == "AVG" and "Similarity" not in page.text("#scores")
+
+
 def test_a_fusion_without_attention_maps_says_so_on_its_page(browser, run, tmp_path, monkeypatch):
     monkeypatch.setattr(GatedCrossAttention, "attention_maps", lambda *arguments: None)
     page = browser.open(write_report([run], tmp_path / "report.html", num_looked_at=1))

@@ -69,7 +69,9 @@ function answerScores() {
 }
 
 function rationaleScores() {
-  const names = { ...data.metrics.rationale, similarity: "Similarity" };
+  const everything = runs.flatMap((run) => Object.values(run.scores));
+  const all = { ...data.metrics.rationale, similarity: "Similarity" };
+  const names = Object.fromEntries(Object.entries(all).filter(([name]) => everything.some((scores) => (scores.rationale[name] ?? null) !== null)));
   const rows = runs.flatMap((run, index) => ["val", "test"].filter((split) => run.scores[split]).map((split) => {
     const scores = run.scores[split];
     const judged = Object.values(run.said[split] ?? {}).filter((line) => line.rationale_right !== null);
