@@ -15,6 +15,7 @@ from launcher.cli.options import (
     Set,
     allow,
     errors_as_messages,
+    say,
 )
 from launcher.cli.running import run_until
 
@@ -152,7 +153,8 @@ def predict(
                 "give either --question with two or more --choice (none for a free answer), or --image alone for a "
                 "text about it, or --input FILE.jsonl"
             )
-        from mmcot.texts.sample import Sample
+        from mmcot.texts.answers import parse_answer
+        from mmcot.texts.sample import MAX_CHOICES, Sample
 
         is_free = question is not None and not choice
         problem = Sample(
@@ -167,7 +169,10 @@ def predict(
         from launcher.generation.predictor import RunPredictor, format_answer
 
         predictor = RunPredictor(model)
-        typer.echo(format_answer(next(predictor.answer([problem], Path()))))
+        prediction = next(predictor.answer([problem], Path()))
+        typer.echo(format_answer(prediction))
+        if is_free and parse_answer(prediction["answer_text"], MAX_CHOICES) is not None:
+            say("note: the model answers with the letter of a choice; give the choices with --choice", err=True)
         _report_cut(predictor.num_cut)
 
 

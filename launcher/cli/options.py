@@ -54,6 +54,9 @@ class errors_as_messages:  # noqa: N801, used like a function: `with errors_as_m
         if isinstance(error, KeyboardInterrupt):  # where no checkpoint is written first
             say("stopped by Ctrl-C; what was committed is kept", err=True)
             raise typer.Exit(128 + signal.SIGINT) from None
+        if isinstance(error, BrokenPipeError):  # what reads the output was closed, as by `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise typer.Exit(128 + signal.SIGPIPE) from None
         if isinstance(error, (ValueError, RuntimeError, OSError, ImportError)):
             say(f"error: {error}", fg="red", err=True)
             raise typer.Exit(1) from None

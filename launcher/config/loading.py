@@ -73,7 +73,7 @@ def setting_layers(
     if preset is not None:
         if preset not in preset_names():
             raise SettingsError(
-                f"preset {preset!r} is unknown;{_nearest(preset, preset_names())} there are {preset_names()}"
+                f"preset {preset!r} is unknown;{_nearest(preset, preset_names())} there are {', '.join(preset_names())}"
             )
         text = (resources.files("launcher.config") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
         layers.append((f"preset {preset}", sections_of_stages(yaml.safe_load(text))))

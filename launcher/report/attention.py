@@ -10,9 +10,8 @@ A row of ``attention`` is a token's shares over the patches, divided by the larg
 from __future__ import annotations
 
 import base64
-import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +40,7 @@ def look_at_questions(
     folder = run_dir.model(stage)
     verify_model(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    with _no_progress_bar():
-        model = open_model(folder, dtype=torch.float32).eval()
+    model = open_model(folder, dtype=torch.float32).eval()
     model.to(open_device(use_gpu=False))  # pyright: ignore[reportArgumentType], transformers' wrapper hides Module.to
     samples = open_stage(
         settings,
@@ -96,19 +94,6 @@ def _measure(model: Any, tokenizer: Any, samples: Any, number: int) -> dict[str,
         "scale": _rounded(scale_S),
         "mean": _rounded(attention_SP.mean(axis=0)),
     }
-
-
-@contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    from transformers.utils import logging
-
-    was_shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_shown:
-            logging.enable_progress_bar()
 
 
 def _pieces(tokenizer: Any, ids: Sequence[int]) -> list[str]:

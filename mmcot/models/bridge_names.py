@@ -14,5 +14,5 @@ def check_bridge(name: str) -> str:
     from mmcot.models.fusion import BRIDGES
 
     if name not in BRIDGES:
-        raise ValueError(f"fusion {name!r} is unknown; expected one of {sorted(BRIDGES)}")
+        raise ValueError(f"fusion {name!r} is unknown; expected one of {', '.join(sorted(BRIDGES))}")
     return name

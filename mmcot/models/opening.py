@@ -5,7 +5,9 @@ model = open_model("runs/demo/answer/model")
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,8 @@ def open_model(folder: str | Path, **options: Any) -> Any:
         ValueError: the folder contains no model of a known class.
     """
     name = _name_in(folder)
-    return model_class(name).from_pretrained(folder, **options)
+    with _no_progress_bar():
+        return model_class(name).from_pretrained(folder, **options)
 
 
 def model_class(name: str) -> Any:
@@ -74,3 +77,16 @@ def _name_in(folder: str | Path) -> str:
             "that mmcot saved"
         )
     return name
+
+
+@contextlib.contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    from transformers.utils import logging
+
+    was_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            logging.enable_progress_bar()
