@@ -169,6 +169,10 @@ def test_a_server_is_ended_as_soon_as_it_answers(tmp_path):
     assert status == 0 and output.endswith("after\n") and seconds < 60, output
 
 
+def test_the_readme_is_read_in_a_few_minutes():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
+
+
 def test_the_magnets_of_the_readme_are_a_picture_of_the_demo():
     from data_shards.mini_sqa.paint import paint_magnets
 
