@@ -23,7 +23,7 @@ from launcher.runs.signals import Stopped, end_at_next_stop, handling_stop
 from launcher.stages.jobs import TrainJob
 from launcher.training.ray_worker import PLACEMENT_GROUP_FILE, run_worker
 
-_EXTENSION_ERROR = re.compile(r"ExtensionError: (extension [^\n;]*)")
+_EXTENSION_ERROR = re.compile(r"ExtensionError: (extension [^\n]*)")
 
 
 class WorkersFailed(RuntimeError):  # noqa: N818, the name is public
@@ -79,7 +79,7 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
             if text := _first_traceback(run_dir.logs, job, since=started):
                 raise WorkersFailed(f"training of stage {job.stage!r} failed\n{text}") from None
             if found := _EXTENSION_ERROR.search(str(error)):  # the same at every start
-                raise WorkersFailed(f"training of stage {job.stage!r}: {found[1]}, and of each worker's") from None
+                raise WorkersFailed(f"training of stage {job.stage!r}, in a worker: {found[1]}") from None
             if num_losses == max_failures:
                 raise WorkersFailed(
                     f"training of stage {job.stage!r} lost workers {num_losses + 1} times (training.max_failures is "
