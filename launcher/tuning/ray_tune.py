@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from launcher.config.settings import Settings, SettingsError
+from launcher.config.settings import Settings
 from launcher.runs.progress import describe_values
 from launcher.runs.run_dir import RunDir, RunError
 from launcher.training.launch import release_workers
@@ -116,13 +116,12 @@ def _scheduler(settings: Settings) -> Any:
 
     tuning, every = settings.tuning, settings.training.validate_every
     if tuning.scheduler == "asha":
-        stage = settings.stage(tuning.stage)
-        if stage.num_steps is None:
-            raise SettingsError(f"scheduler asha counts steps; give {tuning.stage}.num_steps instead of num_epochs")
+        num_steps = settings.stage(settings.watched_stage).num_steps
+        assert num_steps is not None  # check_space refuses it
         return schedulers.ASHAScheduler(  # one step more than there are, so that the last trials can export their model
             time_attr="step",
-            max_t=stage.num_steps + 1,
-            grace_period=tuning.grace_steps or every,
+            max_t=num_steps + 1,
+            grace_period=tuning.grace_steps or min(every, num_steps),
             reduction_factor=tuning.reduction_factor,
         )
     if tuning.scheduler == "median":

@@ -36,6 +36,7 @@ def check_space(settings: Settings) -> None:
             f"tuning.stage {settings.tuning.stage!r} is no stage of run.chain {settings.run.chain}; expected one of "
             f"{', '.join(settings.chain.stage_names)}, or pipeline"
         )
+    _check_scheduler(settings)
     for arm in settings.tuning.arms:
         with_values(settings, {"arm": arm})
     if not space and not settings.tuning.arms:
@@ -50,6 +51,23 @@ def check_space(settings: Settings) -> None:
     for name, values in edges.items():  # every value once, if there are more corners than the limit
         for value in values:
             with_values(settings, {name: value})
+
+
+def _check_scheduler(settings: Settings) -> None:
+    """Check that the scheduler fits the number of steps of the stage that it watches."""
+    tuning = settings.tuning
+    if tuning.scheduler != "asha":
+        return
+    num_steps = settings.stage(settings.watched_stage).num_steps
+    if num_steps is None:
+        raise SettingsError(
+            f"tuning.scheduler asha counts steps; give {settings.watched_stage}.num_steps instead of num_epochs"
+        )
+    if tuning.grace_steps and tuning.grace_steps > num_steps:
+        raise SettingsError(
+            f"tuning.grace_steps {tuning.grace_steps:,} is more than {settings.watched_stage}.num_steps {num_steps:,}: "
+            f"no trial could be ended early; give at most {num_steps:,}"
+        )
 
 
 def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:

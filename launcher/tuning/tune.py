@@ -71,10 +71,11 @@ def run_tuning(
     settings = keep_name(run_dir, settings)
     for note in write_or_verify_settings(run_dir, settings):
         report(note)
+    (run_dir.path / "trials").mkdir(exist_ok=True)  # `mmcot status` knows a tuning by it
     with sigterm_stops(), owned(run_dir), contextlib.ExitStack() as resources:
         settings = with_device(settings, run_dir, report)
         # Once for all trials; a trial's data settings may still differ.
-        folder = standing_mini_sqa(settings, run_dir.data_marker()) or prepare_data(settings, report)
+        folder = standing_mini_sqa(settings, run_dir.data_marker()) or prepare_data(settings, report, to_train=True)
         resources.enter_context(ray_session(settings.cluster))
         concurrent = count_concurrent(settings, report)
         tracker = resources.enter_context(open_tracker(settings, run_dir, report=report))

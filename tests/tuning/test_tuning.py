@@ -18,6 +18,7 @@ from launcher.runs.journal import Journal
 from launcher.runs.run_dir import RunDir
 from launcher.tracking.run_log import open_tracker
 from launcher.tuning.plots import correlations
+from launcher.tuning.ray_tune import _scheduler
 from launcher.tuning.results import describe_trials, rank
 from launcher.tuning.space import check_space, with_values
 from launcher.tuning.trial import TrialJob, copy_checkpoint, has_checkpoint, run_trial
@@ -66,6 +67,31 @@ def test_a_scheduler_that_has_nothing_to_watch_is_refused():
     for override in ("tuning.objective=accuracy", "tuning.stage=pipeline"):
         with pytest.raises(SettingsError, match="scheduler asha"):
             load_settings(preset="demo", overrides=[override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["rationale.num_steps=null", "rationale.num_epochs=2"], "give rationale.num_steps instead of num_epochs"),
+        (
+            ["rationale.num_steps=100", "tuning.grace_steps=200"],
+            r"grace_steps 200 is more than rationale.num_steps 100",
+        ),
+    ],
+)
+def test_a_scheduler_that_does_not_fit_the_steps_is_refused_before_anything_starts(overrides, message):
+    with pytest.raises(SettingsError, match=message):
+        check_space(load_settings(preset="demo", overrides=[*overrides, "tuning.space={run.seed: {grid: [0, 1]}}"]))
+
+
+def test_trials_shorter_than_the_time_between_validations_can_be_tuned():
+    settings = load_settings(
+        preset="demo",
+        overrides=["rationale.num_steps=20", "tuning.space={run.seed: {grid: [0, 1]}}"],
+    )
+    assert settings.training.validate_every > 20
+    check_space(settings)
+    assert _scheduler(settings) is not None  # Ray refuses a grace period above the number of steps
 
 
 def test_optuna_and_a_grid_are_refused_together():
