@@ -3,9 +3,10 @@
     mlflow.pyfunc.load_model("models:/answer@champion").predict([{"question": ..., "choices": [...], "image": "a.png"}])
 
 A version of ``answer`` holds both stages, so that it can answer; a version of ``rationale`` only the
-first. A version is tagged with the run, the data and the rationales it comes from. The alias is moved
-automatically: ``rationale@candidate`` to the newest version, ``answer@champion`` to a better one, by
-accuracy on the validation split of the same data.
+first. A version is tagged with the run, the data and the rationales it comes from. Aliases are moved
+automatically: ``rationale@candidate`` to the newest version, ``answer@champion-<data>`` to a better one, by
+accuracy on the validation split of the same data. ``answer@champion`` is that of the data set that came first,
+until somebody moves it by hand.
 """
 
 from __future__ import annotations
@@ -56,10 +57,17 @@ def register_model(
             tags["mmcot.validation_accuracy"] = f"{values['accuracy']:.4f}"
         source = f"{client.get_run(run_id).info.artifact_uri}/{FOLDER}"
         version = client.create_model_version(name, source=source, run_id=run_id, tags=tags, model_id=model_id)
-    current = _current(client, name, values["alias"])
-    is_older = current is not None and int(current.version) > int(version.version)  # the same line again, much later
-    if not is_older and may_take_alias(current, values, log=log):
-        client.set_registered_model_alias(name, values["alias"], version.version)
+    own = alias_of_data(values)  # before the common alias, whose message names it
+    for alias in (own, values["alias"]) if own else (values["alias"],):
+        current = _current(client, name, alias)
+        is_older = current is not None and int(current.version) > int(version.version)  # the same line, much later
+        if not is_older and may_take_alias(current, values, log=log):
+            client.set_registered_model_alias(name, alias, version.version)
+
+
+def alias_of_data(values: dict[str, Any]) -> str | None:
+    """The alias for which models of the same data compete, such as champion-0f3a; None where the newest is meant."""
+    return None if values["accuracy"] is None else f"{values['alias']}-{values['data'][:8]}"
 
 
 def may_take_alias(current: Any, values: dict[str, Any], *, log: Callable[..., None]) -> bool:
@@ -68,13 +76,15 @@ def may_take_alias(current: Any, values: dict[str, Any], *, log: Callable[..., N
         return True
     if current.tags.get("mmcot.data") != values["data"]:
         log(
-            "%s@%s (version %s) was chosen on other data (%s, this model's are %s) and keeps the alias; "
-            "move the alias by hand if you mean to",
+            "%s@%s stays at version %s, which was trained on other data (%s, this model's are %s); the best model of "
+            "this model's data is %s@%s",
             values["name"],
             values["alias"],
             current.version,
             current.tags.get("mmcot.data"),
             values["data"],
+            values["name"],
+            alias_of_data(values),
         )
         return False
     return values["accuracy"] > float(current.tags["mmcot.validation_accuracy"])

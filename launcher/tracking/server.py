@@ -16,6 +16,7 @@ the server in its environment: every user of a machine can read a command line.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import ctypes
 import dataclasses
@@ -29,6 +30,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.parse
 import urllib.request
@@ -46,6 +48,8 @@ from launcher.tracking.server_auth import (
 )
 
 START_TIMEOUT_S = 180.0
+SAY_EVERY_S = 4.0  # while the server starts
+KEPT_LINES = 40  # of its output, for an error at its start
 STOP_TIMEOUT_S = 10.0
 
 
@@ -125,7 +129,8 @@ def serve(server: ServerPlan, report: Callable[[str], None]) -> None:
     """Run the server in the foreground until Ctrl-C, SIGTERM or SIGHUP, then end all its processes.
 
     MLflow creates or checks the schema in one process before it starts workers; the lock keeps
-    a second server of the same folder from doing this at the same time.
+    a second server of the same folder from doing this at the same time. What the server prints while it starts
+    is shown if it does not start, what it prints later at once.
 
     Raises:
         RuntimeError: the server did not start, or ended by itself.
@@ -134,10 +139,13 @@ def serve(server: ServerPlan, report: Callable[[str], None]) -> None:
     with starting, contextlib.ExitStack() as serving:
         starting.enter_context(exclusive(server.runs / ".mlflow"))
         stop_signals = serving.enter_context(noting_stop())
+        report("MLflow: starting")
         leader = serving.enter_context(_process_group(server))
-        if not _wait_until_healthy(server, leader, stop_signals):
+        output = _Output(leader)
+        if not _wait_until_healthy(server, leader, output, stop_signals, report):
             return
         starting.close()
+        output.show()
         report(f"MLflow: {_front_page(server)}   (Ctrl-C ends it)")
         while not stop_signals and leader.poll() is None:
             time.sleep(0.2)
@@ -155,6 +163,10 @@ def _process_group(server: ServerPlan) -> Iterator[subprocess.Popen]:
         server.command,
         env=server.environment,
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
         start_new_session=True,
         preexec_fn=_end_with_parent if sys.platform == "linux" else None,
     )
@@ -168,12 +180,49 @@ def _process_group(server: ServerPlan) -> Iterator[subprocess.Popen]:
                 leader.wait(STOP_TIMEOUT_S)
 
 
-def _wait_until_healthy(server: ServerPlan, leader: subprocess.Popen, stop_signals: list[int]) -> bool:
+class _Output:
+    """What a process prints: its last lines are kept, and from ``show`` on every line is passed on."""
+
+    def __init__(self, process: subprocess.Popen) -> None:
+        self._shown, self._lines = False, collections.deque[str](maxlen=KEPT_LINES)
+        self._process, self._thread = process, threading.Thread(target=self._read, name="mlflow-output", daemon=True)
+        self._thread.start()
+
+    def show(self) -> None:
+        """Pass on every line from now on."""
+        self._shown = True
+
+    def last_lines(self) -> str:
+        """The last lines of a process that has ended."""
+        self._thread.join(STOP_TIMEOUT_S)
+        return "\n".join(self._lines)
+
+    def _read(self) -> None:
+        for line in self._process.stdout or ():
+            self._lines.append(line.rstrip())
+            if self._shown:
+                with contextlib.suppress(OSError):  # the terminal is closed; the server goes on
+                    print(line, end="", file=sys.stderr, flush=True)
+
+
+def _wait_until_healthy(
+    server: ServerPlan,
+    leader: subprocess.Popen,
+    output: _Output,
+    stop_signals: list[int],
+    report: Callable[[str], None],
+) -> bool:
     """Whether /health answered; False if a stop was requested first."""
-    deadline = time.monotonic() + START_TIMEOUT_S
+    began = said = time.monotonic()
+    deadline = began + START_TIMEOUT_S
     while not stop_signals:
         if leader.poll() is not None:
-            raise RuntimeError(f"the MLflow server did not start (status {leader.poll()}); the reason is above")
+            raise RuntimeError(
+                f"the MLflow server did not start (status {leader.poll()}); its last lines:\n{output.last_lines()}"
+            )
+        if time.monotonic() - said > SAY_EVERY_S:
+            said = time.monotonic()
+            report(f"MLflow: starting, {said - began:.0f} s")
         with contextlib.suppress(OSError):
             if _open(f"{server.url}/health").status == 200:
                 return True

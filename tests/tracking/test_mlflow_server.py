@@ -555,13 +555,13 @@ def test_the_line_at_the_end_of_a_run_serves_that_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = "http://127.0.0.1:5000/#/experiments?workflowType=machine_learning"
     settings = load_settings(preset="demo", overrides=["run.dir=elsewhere/demo"])
-    assert (
-        describe_end(settings, RunDir(settings.run_dir))[-1]
-        == f"MLflow: mmcot mlflow up --runs elsewhere   then open {page}"
-    )
+    assert describe_end(settings, RunDir(settings.run_dir))[-2:] == [
+        "MLflow: mmcot mlflow up --runs elsewhere   then open",
+        f"  {page}",
+    ]
     settings = load_settings(preset="demo")
-    assert describe_end(settings, RunDir(settings.run_dir))[-1] == f"MLflow: mmcot mlflow up   then open {page}"
+    assert describe_end(settings, RunDir(settings.run_dir))[-2:] == ["MLflow: mmcot mlflow up   then open", f"  {page}"]
     settings = load_settings(preset="demo", overrides=["tracking.uri=sqlite:////else/where.db"])
-    assert describe_end(settings, RunDir(settings.run_dir))[-1].startswith(
+    assert describe_end(settings, RunDir(settings.run_dir))[-2].startswith(
         "MLflow: mmcot mlflow up --backend-store-uri sqlite:////else/where.db "
     )

@@ -66,7 +66,8 @@ def test_the_champion_changes_only_for_a_better_one_on_the_same_data(register):
         champion.tags["mmcot.rationale_version"] == str(rationale.version) and champion.tags["mmcot.rationales"] == "r1"
     )
     _, worse = register("worse", 50.0)
-    register("elsewhere", 99.0, data="data-2")
+    _, elsewhere = register("elsewhere", 99.0, data="other-data")
+    assert client.get_model_version_by_alias("answer", "champion-other-da").run_id == elsewhere["pipeline"]
     assert client.get_model_version_by_alias("answer", "champion").run_id == first["pipeline"]
     assert client.get_model_version_by_alias("rationale", "candidate").run_id not in (
         first["train-rationale"],
