@@ -78,7 +78,10 @@ def form_of(path: str | Path) -> Form:
         if form.recognizes(path):
             return form
     found = sorted(child.name for child in path.iterdir())[:8] if path.is_dir() else path.suffix
-    raise ValueError(f"{path} is in no known form (found {found}); expected one of: {form_labels()}")
+    raise ValueError(
+        f"{path} is in no known form (found {found}); expected one of: {form_labels()}; webdataset tars are "
+        "first indexed: `mmcot data index --help`"
+    )
 
 
 def read_questions(path: str | Path) -> QuestionSet:

@@ -42,7 +42,7 @@ def load_settings(
         values = _merge(values, layer)
     if name := _name_by_folder(layers):
         values = set_value(values, "run.name", name)
-    return parse_settings(values)
+    return parse_settings(values, layers)
 
 
 def _name_by_folder(layers: Sequence[tuple[str, dict[str, Any]]]) -> str | None:
@@ -124,12 +124,16 @@ def set_value(values: dict[str, Any], name: str, value: Any) -> dict[str, Any]:
     return _merge(values, sections_of_stages(value))
 
 
-def parse_settings(values: dict[str, Any]) -> Settings:
-    """Validate plain values, such as those of a run.yaml."""
+def parse_settings(values: dict[str, Any], layers: Sequence[tuple[str, dict[str, Any]]] = ()) -> Settings:
+    """Validate plain values, such as those of a run.yaml.
+
+    Args:
+        layers: where the values come from, as ``setting_layers``; the messages name it.
+    """
     try:
         settings = Settings.model_validate(values)
     except pydantic.ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
+        lines = [_explain(problem, layers) for problem in error.errors()]
         raise SettingsError("\n".join(lines)) from None
     check_no_credentials("", settings.model_dump())
     return settings
@@ -144,7 +148,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SettingsError(f"settings file {path} does not exist") from None
+        raise SettingsError(f"settings file {path} does not exist;{nearest_file(path)}".removesuffix(";")) from None
     except yaml.YAMLError as error:
         raise SettingsError(f"settings file {path} is no valid YAML: {hide_credentials(str(error))}") from None
     if not isinstance(values, dict):
@@ -156,16 +160,18 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _parse_override(override: str) -> dict[str, Any]:
     name, equals, value = override.partition("=")
-    if not equals or ("." not in name and name.strip() != "extensions"):
+    name = name.strip()
+    if not equals or ("." not in name and name != "extensions"):
+        near = "" if name in setting_names() else _section_note(name) or nearest_setting(name)
         raise SettingsError(
             f"--set {hide_credentials(override)!r} must look like section.key=value, such as "
-            f"training.learning_rate=1e-3;{nearest_setting(name.strip())}".removesuffix(";")
+            f"training.learning_rate=1e-3;{near}".removesuffix(";")
         )
     try:
         parsed: Any = yaml.safe_load(value)
     except yaml.YAMLError:
         parsed = value
-    for key in reversed(name.strip().split(".")):
+    for key in reversed(name.split(".")):
         parsed = {key: parsed}
     return parsed
 
@@ -178,15 +184,34 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, layers: Sequence[tuple[str, dict[str, Any]]]) -> str:
     name = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"setting {name} is unknown;{nearest_setting(name)} `mmcot config explain` lists all"
-    if problem["type"] == "value_error":
-        return f"setting {name}: {problem['ctx']['error']}" if name else str(problem["ctx"]["error"])
+    if problem["type"] == "value_error" and not name:
+        return str(problem["ctx"]["error"])
     if problem["type"] == "missing":
         return f"setting {name} is missing; a preset such as `--preset demo` gives it a value"
-    return f"setting {name} = {hide_credentials(repr(problem['input']))}: {problem['msg'].lower()}"
+    source = source_of(name, layers)
+    setting = f"setting {name}" if source in ("default", "--set") else f"{source}: setting {name}"
+    if problem["type"] == "extra_forbidden":
+        return f"{setting} is unknown;{nearest_setting(name)} `mmcot config explain` lists all"
+    if problem["type"] == "value_error":
+        return f"{setting}: {problem['ctx']['error']}"
+    value = hide_credentials(repr(problem["input"]))
+    if problem["type"] == "model_type":
+        return f"{setting} = {value}: this is a section, which has settings in it;{_section_note(name)}"
+    return f"{setting} = {value}: {problem['msg'].lower().replace('input should be', 'expected')}"
+
+
+def _section_note(name: str) -> str:
+    is_section = any(each.startswith(f"{name}.") for each in setting_names())
+    return f" `mmcot config explain {name}` lists the settings of the section {name}" if is_section else ""
+
+
+def nearest_file(path: Path) -> str:
+    """Return " did you mean X?" with the file of a similar name in the same folder, or "" where there is none."""
+    names = os.listdir(path.parent) if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
+    return f" did you mean {path.parent / close[0]}?" if close else ""
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:
@@ -240,13 +265,15 @@ def nearest_setting(name: str) -> str:
     if re.match(r"stages\.[^.]+\.", name):  # the settings of a stage are the same for all
         own = name.rpartition(".")[0]
         names += [f"{own}.{each.rpartition('.')[2]}" for each in names if each.startswith("answer.")]
-    section, _, key = name.rpartition(".")
-    key = _OTHER_NAMES.get(key, key)
+    section, _, given = name.rpartition(".")
+    key = _OTHER_NAMES.get(given, given)
     same = [each for each in names if each.rpartition(".")[2] == key]
     if same:
         own = [each for each in same if each.startswith(f"{section}.")] if section else []
         common = [each for each in same if each.startswith("training.")]
-        return f" did you mean {(own or common or same)[0]}?"
+        value = f"={given}" if given in ("bf16", "fp16") else ""
+        stages = [each for each in same if each.startswith(("rationale.", "answer."))]  # each has one, as num_epochs
+        return f" did you mean {' and '.join((own or common)[:1] or stages or same[:1])}{value}?"
     sections = list(dict.fromkeys(each.rpartition(".")[0] for each in names if "." in each))
     return _nearest(name, names if section else sections) or _nearest(name, names)
 

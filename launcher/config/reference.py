@@ -184,7 +184,7 @@ def _type_of(value: dict[str, Any]) -> str:
         return _shown(value["const"])
     if value.get("type") == "array":
         return f"list of {_type_of(value.get('items', {}))}s"
-    names = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text", "null": "none"}
+    names = {"integer": "integer", "number": "number", "boolean": "true or false", "string": "text", "null": "null"}
     text = names.get(value.get("type", ""), "mapping" if value.get("type") == "object" else "value")
     bounds = {
         "exclusiveMinimum": "above",

@@ -81,7 +81,7 @@ class MiniSQA(_Section):
     )
     skills: list[str] | None = Field(
         default=None,
-        description="names of the skills to draw, such as [magnets, map], in equal shares; none: all (with captions: "
+        description="names of the skills to draw, such as [magnets, map], in equal shares; null: all (with captions: "
         "all with a picture)",
     )
     telling_captions: bool = Field(
@@ -116,7 +116,7 @@ class Data(_Section):
 
     path: str | None = Field(
         default=None,
-        description=f"the data set ({form_labels()}); none: the built-in MiniSQA",
+        description=f"the data set ({form_labels()}); null: the built-in MiniSQA",
     )
     mini_sqa: MiniSQA = MiniSQA()
     shards_dir: str | None = Field(
@@ -136,17 +136,17 @@ class Data(_Section):
     samples_per_shard: PositiveInt = Field(default=512, description="questions per shard")
     features: str | None = Field(
         default="patch",
-        description=f"vision features to train on: {', '.join(ENCODERS)}, or the name of finished ones; none: text "
+        description=f"vision features to train on: {', '.join(ENCODERS)}, or the name of finished ones; null: text "
         "alone",
     )
     vision_features: str | None = Field(
         default=None,
-        description="folder of published features and their name_map.json; none: data.path/vision_features",
+        description="folder of published features and their name_map.json; null: data.path/vision_features",
     )
     vision_model: str | None = Field(
         default=None,
         description="Hugging Face id or folder of the encoder that makes the features of the pictures "
-        f"({', '.join(name for name, encoder in ENCODERS.items() if encoder.default_model)}); none: published features "
+        f"({', '.join(name for name, encoder in ENCODERS.items() if encoder.default_model)}); null: published features "
         "if data.path has them, else the kind's default encoder",
     )
     max_pictures: PositiveInt = Field(
@@ -191,7 +191,7 @@ class Data(_Section):
             SettingsError: there are none.
         """
         if self.features is None:
-            raise SettingsError("data.features is none, and vision features are needed; set it, such as to patch")
+            raise SettingsError("data.features is null, and vision features are needed; set it, such as to patch")
         return self.features
 
 
@@ -199,7 +199,7 @@ class T5Shape(_Section):
     """Size and attention start of a T5 with random weights."""
 
     vocab_size: PositiveInt | None = Field(
-        default=None, description="rows of the embedding; none: the tokenizer's size"
+        default=None, description="rows of the embedding; null: the tokenizer's size"
     )
     d_model: PositiveInt = Field(default=64, description="width of the states")
     d_kv: PositiveInt = Field(default=16, description="width of an attention head")
@@ -248,7 +248,7 @@ class T5Shape(_Section):
 class Model(_Section):
     """The backbone and its fusion."""
 
-    pretrained: str | None = Field(default=None, description="Hugging Face id or folder of a T5; none: random weights")
+    pretrained: str | None = Field(default=None, description="Hugging Face id or folder of a T5; null: random weights")
     shape: T5Shape = Field(default=T5Shape(), description="size of a model with random weights")
     fusion: Annotated[str, pydantic.AfterValidator(check_bridge)] = Field(
         default="gated_cross_attention",
@@ -269,7 +269,7 @@ class Training(_Section):
 
     learning_rate: PositiveFloat = Field(default=8e-5, description="peak learning rate of AdamW")
     fusion_learning_rate: PositiveFloat | None = Field(
-        default=None, description="peak learning rate of the fusion layers; none: the same"
+        default=None, description="peak learning rate of the fusion layers; null: the same"
     )
     freeze_backbone: bool = Field(default=False, description="train the fusion layers alone")
     warmup_steps: NonNegativeInt = Field(default=0, description="steps of linear warm-up")
@@ -307,7 +307,7 @@ class Training(_Section):
     checkpoint_every: PositiveInt = Field(default=500, description="steps between checkpoints")
     keep_checkpoints: PositiveInt = Field(default=2, description="checkpoints kept of each stage")
     checkpoint_url: str | None = Field(
-        default=None, description="object store for checkpoints (s3://bucket/folder, gs://...); none: the run's folder"
+        default=None, description="object store for checkpoints (s3://bucket/folder, gs://...); null: the run's folder"
     )
     validate_every: PositiveInt = Field(default=500, description="steps between validation losses")
     log_every: PositiveInt = Field(default=10, description="steps between logged points")
@@ -317,7 +317,7 @@ class Training(_Section):
     max_failures: NonNegativeInt = Field(default=3, description="lost workers that a training tolerates")
     peak_tflops: PositiveFloat | None = Field(
         default=None,
-        description="peak of a worker's device in 10^12 operations per second, for MFU; none: measured at the start",
+        description="peak of a worker's device in 10^12 operations per second, for MFU; null: measured at the start",
     )
     hang_timeout_s: PositiveFloat = Field(
         default=600.0, description="seconds without progress after which a rank counts as hung"
@@ -343,22 +343,22 @@ class Training(_Section):
 class StageSettings(_Section):
     """Prompt format, length, limits and optimization of one training."""
 
-    format: str = Field(default="", description="prompt format, such as QCM-E; none given: the chain's own")
-    num_steps: PositiveInt | None = Field(default=None, description="optimizer steps; none: num_epochs decides")
+    format: str = Field(default="", description="prompt format, such as QCM-E; empty: the chain's own")
+    num_steps: PositiveInt | None = Field(default=None, description="optimizer steps; null: num_epochs decides")
     num_epochs: PositiveFloat | None = Field(default=None, description="passes over the training split")
     max_source_tokens: PositiveInt = Field(default=512, description="longest source; truncated ones are counted")
     max_target_tokens: PositiveInt = Field(default=512, description="longest target, in training and in generation")
     gate_start: float | None = Field(
-        default=None, description="initial gate bias of this stage; none: model.gate_start"
+        default=None, description="initial gate bias of this stage; null: model.gate_start"
     )
     learning_rate: PositiveFloat | None = Field(
-        default=None, description="peak learning rate of this stage; none: training.learning_rate"
+        default=None, description="peak learning rate of this stage; null: training.learning_rate"
     )
     global_batch_size: PositiveInt | None = Field(
-        default=None, description="questions per optimizer step of this stage; none: training.global_batch_size"
+        default=None, description="questions per optimizer step of this stage; null: training.global_batch_size"
     )
     micro_batch_size: PositiveInt | None = Field(
-        default=None, description="questions per forward pass of this stage; none: training.micro_batch_size"
+        default=None, description="questions per forward pass of this stage; null: training.micro_batch_size"
     )
 
     @pydantic.model_validator(mode="after")
@@ -419,7 +419,7 @@ class Cluster(_Section):
     num_workers: PositiveInt = Field(default=2, description="training and generation workers")
     min_workers: PositiveInt | None = Field(
         default=None,
-        description="continue with at least this many when workers or nodes are lost, and grow back; none: num_workers",
+        description="continue with at least this many when workers or nodes are lost, and grow back; null: num_workers",
     )
     cpus_per_worker: PositiveInt = Field(default=1, description="processors per worker; also its threads")
     use_gpu: Literal["auto"] | bool = Field(
@@ -470,10 +470,10 @@ class Tuning(_Section):
         default="asha", description="which trials are ended early, by validation loss"
     )
     num_samples: PositiveInt = Field(default=8, description="trials (with grids: times the whole grid)")
-    max_concurrent: PositiveInt | None = Field(default=None, description="trials at a time; none: as many as fit")
+    max_concurrent: PositiveInt | None = Field(default=None, description="trials at a time; null: as many as fit")
     grace_steps: PositiveInt | None = Field(
         default=None,
-        description="steps of every trial before it may end; with pbt: steps between exchanges; none: "
+        description="steps of every trial before it may end; with pbt: steps between exchanges; null: "
         "training.validate_every",
     )
     reduction_factor: float = Field(default=3.0, gt=1, description="asha keeps one of this many trials at each rung")

@@ -7,7 +7,7 @@ everything that determines its content, so that two data sets never share a fold
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from data_shards.atomic_files import (
 from data_shards.manifest import manifest_shards, read_manifest, read_problems
 from data_shards.mirror import mirror_folder
 from data_shards.remote_files import is_remote
+from data_shards.sources.question_set import SPLITS
 from data_shards.writer import write_feature_shards, write_text_shards
 from launcher.config.settings import Settings, SettingsError
 from launcher.data.dataset import read_source, source_folder
@@ -40,12 +41,22 @@ _TROUBLES = {
 Report = Callable[[str], None]
 
 
-def prepare_data(settings: Settings, report: Report = print) -> DataFolder:
+def prepare_data(settings: Settings, report: Report = print, *, to_train: bool = False) -> DataFolder:
     """Build the missing parts of the data folder and return the folder.
 
+    Args:
+        to_train: refuse a data set in which a split is empty, before it is built.
+
     Raises:
-        SettingsError: data.shards_dir contains the shards of another data set.
+        SettingsError: data.shards_dir contains the shards of another data set, or a split is empty.
     """
+    folder = _prepare(settings, report, to_train)
+    if to_train:
+        require_all_splits(folder.text["num_samples"], where=folder.location)
+    return folder
+
+
+def _prepare(settings: Settings, report: Report, to_train: bool) -> DataFolder:
     if settings.data.shards_dir and is_remote(settings.data.shards_dir):
         return _open_remote(settings, settings.data.shards_dir)
     if settings.data.shards_dir and is_indexed(settings.data.shards_dir):
@@ -57,7 +68,7 @@ def prepare_data(settings: Settings, report: Report = print) -> DataFolder:
     if _missing(settings, shards_dir):
         with exclusive(shards_dir):
             claim_folder(settings.data, source, shards_dir, inputs)
-            _build_missing(settings, source, shards_dir, report)
+            _build_missing(settings, source, shards_dir, report, to_train)
     else:  # no lock, because the folder may be read-only
         claim_folder(settings.data, source, shards_dir, inputs)
     return open_data(settings.data, shards_dir)
@@ -87,13 +98,15 @@ def _missing(settings: Settings, shards_dir: Path) -> set[str]:
     return {name for name, path in needed.items() if not path.exists()}
 
 
-def _build_missing(settings: Settings, source: Path, shards_dir: Path, report: Report) -> None:
+def _build_missing(settings: Settings, source: Path, shards_dir: Path, report: Report, to_train: bool) -> None:
     missing = _missing(settings, shards_dir)
     for folder in (shards_dir / "text", shards_dir / "features" / str(settings.data.features)):
         clear_unfinished(folder)
     if "text" in missing:
         report(Phase(f"  reading {source}"))
         questions = read_source(settings.data, source)
+        if to_train:
+            require_all_splits({split: len(found) for split, found in questions.problems.items()}, where=source)
         report(Phase("  writing text shards"))
         text = write_text_shards(questions, shards_dir, samples_per_shard=settings.data.samples_per_shard)
         for note in (*questions.notes, f"text: {_count(text['num_samples'])} in {len(text['shards'])} shards"):
@@ -133,14 +146,14 @@ def _prepare_indexed(settings: Settings, shards_dir: Path, report: Report) -> Da
     return open_data(settings.data, shards_dir)
 
 
-def require_all_splits(folder: DataFolder) -> None:
+def require_all_splits(num_samples: Mapping[str, int], *, where: object) -> None:
     """Raise SettingsError if a split that the pipeline needs has no question."""
-    for split, count in folder.text["num_samples"].items():
-        if not count:
-            raise SettingsError(
-                f"{folder.path}: split {split!r} holds no question; training needs train, every choice val and the "
-                "scores test: give each at least one"
-            )
+    if empty := [split for split in SPLITS if not num_samples.get(split)]:
+        raise SettingsError(
+            f"{where} has no question in {' and none in '.join(empty)} ({_count(num_samples)}); a run trains on train, "
+            "follows the loss on val and takes its scores from test: give each split at least one question, or leave "
+            "`split` out of all rows to divide them 80:10:10"
+        )
 
 
 def describe_data(folder: DataFolder) -> list[str]:
@@ -197,5 +210,5 @@ def _pictures(features: dict[str, Any]) -> int:
     return sum(count["num_with_features"] for count in features["counts"].values())
 
 
-def _count(num_samples: dict[str, int]) -> str:
+def _count(num_samples: Mapping[str, int]) -> str:
     return ", ".join(f"{count:,} {split}" for split, count in num_samples.items())

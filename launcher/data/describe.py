@@ -35,6 +35,8 @@ def describe_questions(path: Path, *, tokenizer: str | None = None) -> list[str]
     questions = read_questions(path)
     everything = [problem for split in SPLITS for problem in questions.problems[split]]
     lines = [f"{path}: {len(everything):,} questions", *questions.notes]
+    if empty := [split for split in SPLITS if not questions.problems[split]]:
+        lines.append(f"note: no question in {', '.join(empty)}; `mmcot run` needs train, val and test")
     parts = {"all": everything, **questions.problems}
     lines.append(f"{'':<24}" + "".join(f"{name:>10}" for name in parts))
     for label, test in _COUNTED.items():

@@ -18,7 +18,6 @@ from launcher.config.settings import Settings, SettingsError
 from launcher.data.build import (
     describe_data,
     prepare_data,
-    require_all_splits,
     standing_mini_sqa,
 )
 from launcher.evaluation.predictions import read_problems, score, write_predictions
@@ -83,9 +82,8 @@ class Steps:
         if self.run_dir.marker("data") is None:
             self.attempt.begin_step("data")
         self.folder = standing_mini_sqa(self.settings, self.run_dir.data_marker()) or prepare_data(
-            self.settings, self.report
+            self.settings, self.report, to_train=True
         )
-        require_all_splits(self.folder)
         settle_identity(self.run_dir, self.settings, self.folder)  # before MLflow's thread reads the id
 
         def run(child: RunLog) -> dict[str, Any]:

@@ -102,7 +102,8 @@ class Sample:
                 raise SampleError(f"question {self.qid}: an accepted answer is empty; give it a text, or leave it out")
         elif self.kind == "choices" and not 2 <= len(self.choices) <= MAX_CHOICES:
             raise SampleError(
-                f"question {self.qid}: {len(self.choices)} choices; expected 2 to {MAX_CHOICES} (one letter each)"
+                f"question {self.qid}: the number of choices is {len(self.choices)}; expected 2 to {MAX_CHOICES} (one "
+                "letter each)"
             )
         if self.answer is not None and not 0 <= self.answer < len(self.choices):
             raise SampleError(

@@ -59,6 +59,18 @@ def test_a_missing_or_broken_file_is_named(tmp_path):
         load_settings(config=tmp_path / "bad.yaml")
 
 
+def test_a_wrong_value_of_a_file_is_told_with_the_file_and_a_missing_file_with_the_nearest(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("training: 5\nrationale: {num_stps: 3}\n")
+    with pytest.raises(SettingsError) as error:
+        load_settings(preset="demo", config=path)
+    section, name = str(error.value).splitlines()
+    assert section.startswith(f"{path}: setting training = 5: this is a section") and "explain training" in section
+    assert name.startswith(f"{path}: setting rationale.num_stps is unknown; did you mean rationale.num_steps?")
+    with pytest.raises(SettingsError, match=r"mne\.yaml does not exist; did you mean .*mine\.yaml\?"):
+        load_settings(preset="demo", config=tmp_path / "mne.yaml")
+
+
 def test_every_setting_has_a_description():
     from launcher.config.settings import Settings
 

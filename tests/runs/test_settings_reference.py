@@ -108,6 +108,9 @@ def test_every_preset_fits_the_schema(preset):
         ("cluster.gpus", "cluster.num_workers"),
         ("run.output_dir", "run.dir"),
         ("trainig", "training"),
+        ("training.epochs", "rationale.num_epochs and answer.num_epochs"),
+        ("training.bf16", "training.precision=bf16"),
+        ("seed", "run.seed"),
     ],
 )
 def test_a_wrong_name_is_answered_with_the_nearest_by_its_whole_path(name, nearest):

@@ -21,7 +21,7 @@ from data_shards.sources.forms import read_questions
 from data_shards.sources.pictures import PictureError, open_picture
 from launcher.config.loading import load_settings
 from launcher.config.settings import SettingsError
-from launcher.data.build import describe_data, prepare_data, require_all_splits
+from launcher.data.build import describe_data, prepare_data
 from launcher.data.check import check_data
 from launcher.data.describe import describe_questions
 from mmcot.texts.sample import SampleError
@@ -176,8 +176,8 @@ def test_odd_pictures_become_rgb_upright_and_still(tmp_path):
         ({"answer": "mars"}, "line 1: answer 'mars' is no index, letter or text of the choices"),
         ({"answer": 7}, "question a1: answer 7 is no index into its 2 choices"),
         ({"answer": None}, "question a1: the answer is missing"),
-        ({"choices": ["one"], "answer": 0}, "1 choices; expected 2 to 26"),
-        ({"choices": [str(n) for n in range(30)], "answer": 0}, "30 choices; expected 2 to 26"),
+        ({"choices": ["one"], "answer": 0}, "the number of choices is 1; expected 2 to 26"),
+        ({"choices": [str(n) for n in range(30)], "answer": 0}, "the number of choices is 30; expected 2 to 26"),
         ({"qid": "a.1"}, "question id 'a.1' must consist of letters"),
         ({"qid": ""}, "the field 'qid' is missing"),
         ({"image": "../../etc/passwd"}, "must be a file name inside the data folder"),
@@ -207,11 +207,15 @@ def test_a_path_in_no_known_form_is_told_what_is_expected(tmp_path):
         read_questions(tmp_path / "odd")
 
 
-def test_a_split_without_questions_is_refused_before_training(tmp_path):
+def test_a_split_without_questions_is_refused_before_anything_is_written(tmp_path):
     path = write_jsonl(tmp_path / "q.jsonl", [ROW])
     settings = load_settings(preset="demo", overrides=[f"data.path={path}", f"data.shards_dir={tmp_path / 'shards'}"])
-    with pytest.raises(SettingsError, match="split 'val' holds no question"):
-        require_all_splits(prepare_data(settings, lambda line: None))
+    with pytest.raises(SettingsError, match=r"q\.jsonl has no question in val and none in test \(1 train"):
+        prepare_data(settings, lambda line: None, to_train=True)
+    assert not (tmp_path / "shards" / "text").exists()
+    prepare_data(settings, lambda line: None)  # `mmcot data shard` alone
+    with pytest.raises(SettingsError, match="shards has no question in val and none in test"):
+        prepare_data(settings, lambda line: None, to_train=True)
 
 
 def test_check_finds_repeated_questions_and_leaks_between_splits(tmp_path):
