@@ -60,7 +60,8 @@ audit:  ## Known vulnerabilities of every package of the bill of materials; fail
 $(INSTALLED): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; found neither python3.12, python3.11 nor a fitting python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable ".[test,dev]"
+	@echo "installing pinned packages into $(VENV): 2.7 GB, some minutes, once"
+	$(VENV)/bin/python -m pip install --editable ".[test,dev]"
 	touch $@
 
 clean:  ## Remove the environment and what was built

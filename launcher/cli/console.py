@@ -21,7 +21,7 @@ from launcher.cli.options import say
 from launcher.config.settings import Settings
 from launcher.runs.background import background_thread
 from launcher.runs.journal import JournalReader, Pace
-from launcher.runs.progress import Phase, ProgressLine, format_seconds
+from launcher.runs.progress import Phase, ProgressLine, StepHeading, format_seconds
 from launcher.runs.run_dir import RunDir
 
 SILENCE_S = 4.2
@@ -51,7 +51,7 @@ class PlainConsole:
     def __init__(self) -> None:
         self._lock = threading.RLock()  # a signal's handler may print while a line is printed
         self._printed_at = self._began_at = time.monotonic()
-        self._phase = "  at work"
+        self._working = self._phase = "  at work"
 
     def __reduce__(self) -> tuple[type[PlainConsole], tuple[()]]:
         """Ray Tune pickles what its callbacks hold; a copy has a lock of its own."""
@@ -61,7 +61,9 @@ class PlainConsole:
         """Print a line."""
         with self._lock:
             self._printed_at = self._began_at = time.monotonic()
-            self._phase = line if isinstance(line, Phase) else "  at work"
+            if isinstance(line, StepHeading):
+                self._working = f"  {line.split()[-1]}: at work"
+            self._phase = line if isinstance(line, Phase) else self._working
             say(line)
 
     def break_silence(self, stopped: threading.Event) -> None:

@@ -158,7 +158,7 @@ def predict(
 
         is_free = question is not None and not choice
         problem = Sample(
-            qid="question",
+            qid="1",
             question=question or "",
             choices=tuple(choice),
             answers=() if is_free else None,
@@ -171,6 +171,11 @@ def predict(
         predictor = RunPredictor(model)
         prediction = next(predictor.answer([problem], Path()))
         typer.echo(format_answer(prediction))
+        if not image and predictor.settings.data.features is not None:
+            say(
+                "note: answered without a picture; this run was trained with pictures (--image)",
+                err=True,
+            )
         if is_free and parse_answer(prediction["answer_text"], MAX_CHOICES) is not None:
             say("note: the model answers with the letter of a choice; give the choices with --choice", err=True)
         _report_cut(predictor.num_cut)

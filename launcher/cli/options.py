@@ -16,7 +16,11 @@ RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as ru
 
 
 AllowExtensions = Annotated[
-    bool, typer.Option(help="Import the modules that the run names as extensions, if they are those it started with.")
+    bool,
+    typer.Option(
+        "--allow-extensions",
+        help="Import the modules that the run names as extensions, if they are those it started with.",
+    ),
 ]
 
 
@@ -58,5 +62,9 @@ class errors_as_messages:  # noqa: N801, used like a function: `with errors_as_m
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise typer.Exit(128 + signal.SIGPIPE) from None
         if isinstance(error, (ValueError, RuntimeError, OSError, ImportError)):
-            say(f"error: {error}", fg="red", err=True)
+            from launcher.config.settings import SettingsError
+
+            several = isinstance(error, SettingsError)  # a line for each setting
+            for line in str(error).splitlines() if several else [str(error)]:
+                say(f"error: {line}", fg="red", err=True)
             raise typer.Exit(1) from None

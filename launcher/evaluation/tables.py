@@ -12,6 +12,7 @@ from mmcot.texts.sample import Sample
 _FIRST = ("rougeL", "bleu4")  # of the console's line
 _NOT_PRINTED = ("bleu1",)
 WIDTH = 80  # of a terminal
+MANY_UNREAD = 50.0  # percent
 _CELL = 7  # a percentage with two decimals, and a space
 
 
@@ -52,4 +53,11 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
     names = dict.fromkeys([*_FIRST, *(name for name in values if name in METRICS and name not in _NOT_PRINTED)])
     found = {METRICS[name].label: values[name] for name in names if values.get(name) is not None}
     texts = "".join(f"{label} {value:.2f}   " for label, value in found.items())
-    return [f"{texts}answers that could not be read {scores['parse_failure_rate']:.2f}%"]
+    unread = scores["parse_failure_rate"]
+    lines = [f"{texts}answers that could not be read {unread:.2f}%"]
+    if unread >= MANY_UNREAD:
+        lines.append(
+            "note: most answers do not end in 'The answer is (A).' or another letter: the model has not learnt the "
+            "form yet; train more steps"
+        )
+    return lines

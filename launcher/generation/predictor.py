@@ -25,6 +25,7 @@ from launcher.config.settings import Settings
 from launcher.data.feature_tasks import open_encoder
 from launcher.evaluation.predictions import other_texts
 from launcher.runs.exported import verify_model
+from launcher.runs.ownership import owner
 from launcher.runs.run_dir import RunDir, RunError
 from launcher.runs.run_settings import read_run_settings
 from mmcot.decoding.answering import StageModel, answer_questions
@@ -204,7 +205,8 @@ def to_json_line(prediction: dict[str, Any]) -> str:
 def _trained(run_dir: RunDir, stage: str) -> Path:
     folder = run_dir.model(stage)
     if not (folder / "config.json").exists():
-        raise RunError(f"{folder} does not exist: stage {stage!r} is not trained yet; run `mmcot run` to its end")
+        what = f"it is running, see `mmcot status {run_dir.path}`" if owner(run_dir) else "run `mmcot run` to its end"
+        raise RunError(f"{folder} does not exist: stage {stage!r} is not trained yet; {what}")
     return folder
 
 

@@ -14,7 +14,7 @@ from launcher.cluster.ray_session import ray_session
 from launcher.config.settings import Settings
 from launcher.report.render import write_report
 from launcher.runs.exported import verify_model
-from launcher.runs.progress import Phase
+from launcher.runs.progress import Phase, StepHeading
 from launcher.runs.run_dir import RunDir, RunError
 from launcher.tracking.run_log import RunLog, Tracker, open_tracker
 
@@ -73,7 +73,7 @@ class Attempt:
         if name not in self._begun:
             steps = self.settings.chain.steps
             self._begun[name] = time.time()
-            self.report(f"\n[{steps.index(name) + 1}/{len(steps)}] {name}")
+            self.report(StepHeading(f"\n[{steps.index(name) + 1}/{len(steps)}] {name}"))
 
     def run_step(self, name: str, inputs: dict[str, Any], run: Callable[[RunLog], dict[str, Any]]) -> dict[str, Any]:
         """Run a step unless its marker exists; returns its outputs."""

@@ -18,6 +18,7 @@ from launcher.pipeline.attempt import Attempt, Report
 from launcher.pipeline.preflight import check_machine, check_settings
 from launcher.pipeline.steps import Steps, WriteJob
 from launcher.runs.ownership import owned
+from launcher.runs.progress import Phase
 from launcher.runs.run_dir import RunDir, RunError
 from launcher.runs.run_settings import keep_name, settings_of, write_or_verify_settings
 from launcher.runs.signals import sigterm_stops
@@ -73,7 +74,9 @@ def run_pipeline(
             steps.run(name)
         if until == names[-1] and (attempt.num_run or not is_everything_logged(run_dir)):
             attempt.write_report()  # also if the last attempt ended after the last marker
-        if not attempt.num_run:
+        if attempt.num_run:
+            report(Phase("  sending the rest to MLflow, ending Ray"))
+        else:
             report(f"{run_dir.path} is finished up to step {until!r}; there is nothing to do")
     return run_dir
 

@@ -9,6 +9,7 @@ from data_shards.remote_files import is_remote
 from data_shards.sources.forms import form_labels
 from launcher.cluster.gpus import count_own_gpus, require_gpus
 from launcher.config.chains import TEXT
+from launcher.config.loading import nearest_file
 from launcher.config.settings import Cluster, Settings, SettingsError
 from launcher.data.published_features import ready_made_file
 from mmcot.texts.prompts import split_format
@@ -39,8 +40,9 @@ def check_settings(settings: Settings) -> None:
     _check_objectives(settings)
     if settings.data.path is not None and not Path(settings.data.path).exists():
         raise SettingsError(
-            f"data.path {settings.data.path} does not exist; put the data there, or set data.path "
-            f"(known forms: {form_labels()})"
+            f"data.path {settings.data.path} does not exist;{nearest_file(Path(settings.data.path))} put the data "
+            f"there, or set data.path (known forms: {form_labels()}); webdataset tars are first indexed by "
+            "`mmcot data index`"
         )
     _check_features(settings)
 
@@ -82,6 +84,8 @@ def _check_features(settings: Settings) -> None:
         if (folder / "manifest.json").exists():
             return
         where = f"{folder} is missing"
+    if name.lower() == "none":
+        raise SettingsError(f"data.features {name!r} is no kind of features; for text alone write data.features=null")
     raise SettingsError(
         f"features {name!r} cannot be made on this machine (known: {', '.join(ENCODERS)}) and {where}; set "
         f"data.shards_dir to a folder that holds features/{name} (tars of {{qid}}.npy in the order of the text shards, "

@@ -46,10 +46,14 @@ def plan_training(
     plan = make_plan(settings, lengths["train"], shards["train"], epoch=0)
     num_steps = spec.num_steps or math.ceil((spec.num_epochs or 0) * plan.num_steps)
     workers = settings.cluster.num_workers
-    report(
-        f"{num_steps:,} steps of {settings.training.global_batch_size} questions, {plan.num_steps:,} an epoch, "
-        f"padding factor {plan.padding_factor():.2f}, imbalance of {workers} workers {plan.imbalance(workers):.2f}"
-    )
+    batch, num_questions = settings.training.global_batch_size, len(lengths["train"])
+    report(f"{num_steps:,} steps of {batch} questions, {plan.num_steps:,} an epoch")
+    report(f"padding factor {plan.padding_factor():.2f}, imbalance of {workers} workers {plan.imbalance(workers):.2f}")
+    if num_questions < batch:
+        report(
+            f"note: training.global_batch_size {batch} is more than the {num_questions:,} training questions, so a "
+            "step reads all of them"
+        )
     return TrainJob(
         stage=stage,
         settings=_for_workers(settings),

@@ -1,7 +1,7 @@
 """What a long step prints while it runs: a line every few seconds.
 
-Two kinds of lines are classes of their own, so that a live display (``launcher/cli/console.py``) can treat them in
-its own way: ``Phase`` and ``ProgressLine``. Elsewhere they are printed like any other line.
+Three kinds of lines are classes of their own, so that ``launcher/cli/console.py`` can treat them in
+its own way: ``StepHeading``, ``Phase`` and ``ProgressLine``. Elsewhere they are printed like any other line.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ SHOW_EVERY_S = 3.0
 
 class Phase(str):
     """What is going on from now on, such as "  starting 2 workers", until the next line."""
+
+
+class StepHeading(str):
+    """The beginning of a step, such as "[2/5] train-rationale"."""
 
 
 class ProgressLine(str):
@@ -54,12 +58,11 @@ class TrainingLine:
         if time.monotonic() - self._shown_at < SHOW_EVERY_S and step < self._num_steps:
             return
         self._shown_at = time.monotonic()
-        self._report(
-            ProgressLine(
-                f"  step {step:,}/{self._num_steps:,}  loss {metrics['loss']:.4f}{self._validation}  "
-                f"{metrics['tokens_per_s']:,.0f} tokens/s  {self._time_left()}"
-            )
+        line = (
+            f"  step {step:,}/{self._num_steps:,}  loss {metrics['loss']:.4f}{self._validation}  "
+            f"{metrics['tokens_per_s']:,.0f} tokens/s  {self._time_left()}"
         )
+        self._report(line if step == self._num_steps else ProgressLine(line))  # a live display keeps the last one
         if step == self._num_steps:
             self._report(
                 f"  {metrics['gigabytes_read']:.3f} GB of shards read, {metrics['bytes_read_per_needed']:.2f} bytes "

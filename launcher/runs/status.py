@@ -6,6 +6,7 @@ import os
 import shlex
 import time
 from pathlib import Path
+from typing import Any
 
 from data_shards.atomic_files import read_json
 from launcher.config.loading import tracking_uri, value_of
@@ -51,7 +52,15 @@ def describe_run(folder: Path) -> list[str]:
         )
     elif next_step:
         lines.append(f"no process is running it; the same `mmcot run` resumes at {next_step!r}")
+    scored = [split for split in ("val", "test") if run_dir.scores(split).exists()]
+    lines += [f"{split}: {_scores(read_json(run_dir.scores(split)))}" for split in scored]
+    lines += [f"report: {run_dir.report}"] if run_dir.report.exists() else []
     return [*lines, *mlflow_lines(settings, run_dir)]
+
+
+def _scores(scores: dict[str, Any]) -> str:
+    average = scores["accuracy"]["AVG"]
+    return f"{scores['num_questions']:,} questions" + (f", accuracy {average:.2f}" if average is not None else "")
 
 
 def _describe_tuning(run_dir: RunDir, settings: Settings, *, running: bool) -> list[str]:
@@ -80,7 +89,7 @@ def describe_start(settings: Settings, run_dir: RunDir) -> list[str]:
     cluster = settings.cluster
     workers = f"{cluster.num_workers} worker{'s' * (cluster.num_workers > 1)}"
     device = "a GPU each" if cluster.use_gpu else f"CPUs, {cluster.cpus_per_worker} for each"
-    lines = [f"run: {run_dir.path}   {workers}, {device}", *mlflow_lines(settings, run_dir)[:1]]
+    lines = [f"run: {run_dir.path}   {workers}, {device}", *mlflow_lines(settings, run_dir)]
     needed, found = cluster.num_workers * cluster.cpus_per_worker, os.cpu_count() or 1
     if cluster.address == "local" and not cluster.use_gpu and needed > found:
         lines.append(
@@ -123,7 +132,7 @@ def mlflow_lines(settings: Settings, run_dir: RunDir) -> list[str]:
     server = uri if is_served else LOCAL_SERVER
     ids = {"experiment_id": state.get("experiment_id"), "run_id": runs.get(PARENT)}
     page = mlflow_page(server, **ids)
-    lines = [f"MLflow: {page}" if is_served else f"MLflow: {_command(uri, settings)}   then open {page}"]
+    lines = [f"MLflow: {page}"] if is_served else [f"MLflow: {_command(uri, settings)}   then open", f"  {page}"]
     trials = [
         run_id
         for path in sorted(run_dir.path.glob("trials/*/mlflow.json"))
@@ -131,10 +140,8 @@ def mlflow_lines(settings: Settings, run_dir: RunDir) -> list[str]:
     ]
     if len(trials) > 1 and ids["experiment_id"]:
         which = "trials" if len(trials) <= MOST_COMPARED else f"the first {MOST_COMPARED} of {len(trials)} trials"
-        lines.append(
-            f"{which} compared: "
-            f"{compare_page(server, experiment_id=ids['experiment_id'], run_ids=trials[:MOST_COMPARED])}"
-        )
+        compared = compare_page(server, experiment_id=ids["experiment_id"], run_ids=trials[:MOST_COMPARED])
+        lines += [f"{which} compared:", f"  {compared}"]
     return lines
 
 

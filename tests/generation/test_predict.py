@@ -69,8 +69,8 @@ def test_many_questions_give_a_line_each_in_their_order(finished_run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--question", "Which?", "--choice", "sun"], "1 choices; expected 2 to 26"),
-        (["--question", "Which?", *["--choice", "x"] * 30], "30 choices; expected 2 to 26"),
+        (["--question", "Which?", "--choice", "sun"], "the number of choices is 1; expected 2 to 26"),
+        (["--question", "Which?", *["--choice", "x"] * 30], "the number of choices is 30; expected 2 to 26"),
         (
             ["--question", "Which?", "--choice", "a", "--choice", "b", "--image", "nowhere.png"],
             "nowhere.png does not exist",

@@ -58,7 +58,7 @@ def test_random_records_are_read_back_equal():
         ({"text": "A map."}, "needs 'image'"),
         ({"question": "Hot?", "answers": (" ",)}, "accepted answer is empty"),
         ({"question": " ", "answers": ("a",)}, "'question' is empty"),
-        ({"question": "Hot?"}, "0 choices; expected 2 to 26"),
+        ({"question": "Hot?"}, "the number of choices is 0; expected 2 to 26"),
         ({"document": (Part("a"), Part(image="b.png")), "images": ("b.png",)}, "ends with a picture"),
         ({"document": (Part(),)}, "part 1 of its document"),
         ({"document": (Part("a", image="b.png"),), "images": ("b.png",)}, "part 1 of its document"),

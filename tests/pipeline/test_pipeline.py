@@ -153,8 +153,8 @@ def test_the_last_lines_are_the_table_the_run_and_how_to_open_mlflow(finished):
     assert max(len(line) for line in finished.splitlines() if line.count(".") > 5) <= 80
     assert (
         "run: runs/demo" in tail
-        and tail[-2].startswith("report: runs/demo/report.html")
-        and tail[-1].startswith("MLflow: mmcot mlflow up")
+        and tail[-3].startswith("report: runs/demo/report.html")
+        and tail[-2] == "MLflow: mmcot mlflow up   then open"
     )
     assert re.search(
         r"http://127\.0\.0\.1:5000/#/experiments/1/runs/[0-9a-f]{32}\?workflowType=machine_learning$", tail[-1]

@@ -14,7 +14,7 @@ from launcher.cli.console import PlainConsole, RunDisplay, open_console
 from launcher.config.loading import load_settings
 from launcher.evaluation.tables import WIDTH, format_table
 from launcher.runs.journal import Journal
-from launcher.runs.progress import Phase, ProgressLine, TrainingLine, describe_values
+from launcher.runs.progress import Phase, ProgressLine, StepHeading, TrainingLine, describe_values
 from launcher.runs.run_dir import RunDir
 from mmcot.metrics.metrics import COLUMNS
 
@@ -36,11 +36,12 @@ def test_after_a_silence_the_phase_and_its_seconds_are_printed(monkeypatch, caps
     with open_console() as console:
         console(Phase("  starting 2 workers"))
         time.sleep(0.5)
+        console(StepHeading("\n[2/5] train-rationale"))
         console("  step 1")
         time.sleep(0.5)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "  starting 2 workers" and lines[1].startswith("  starting 2 workers, 0:0")
-    assert "  step 1" in lines and lines[-1].startswith("  at work, 0:0")
+    assert "  step 1" in lines and lines[-1].startswith("  train-rationale: at work, 0:0")
 
 
 def test_a_command_that_prints_often_is_not_interrupted(monkeypatch, capsys):
@@ -85,7 +86,8 @@ def test_a_training_s_line_has_the_validation_loss_once_there_is_one():
     metrics = {"loss": 0.25, "tokens_per_s": 10.0, "gigabytes_read": 0.0, "bytes_read_per_needed": 1.0}
     line.show({"step": 20, "time_ms": 0, "metrics": metrics})
     assert lines[0] == "  step 20/20  loss 0.2500  validation 0.5000  10 tokens/s  time left unknown"
-    assert isinstance(lines[0], ProgressLine) and isinstance(lines[-1], Phase)
+    assert not isinstance(lines[0], ProgressLine)  # the last one stays on a terminal
+    assert isinstance(lines[-1], Phase)
 
 
 def test_a_table_fits_80_columns_and_has_no_column_of_dashes():
