@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -166,6 +167,7 @@ def predict(
             hint=context,
             images=tuple(map(str, image)),
         )
+        _say_opening()
         from launcher.generation.predictor import RunPredictor, format_answer
 
         predictor = RunPredictor(model)
@@ -183,10 +185,12 @@ def predict(
 
 def _predict_many(model: Path, input: Path, output: Path | None) -> None:
     from data_shards.atomic_files import commit_bytes
-    from launcher.generation.predictor import RunPredictor, read_input, to_json_line
 
     if not input.is_file():
         raise FileNotFoundError(f"--input {input} does not exist; give a .jsonl or .csv file of questions")
+    _say_opening()
+    from launcher.generation.predictor import RunPredictor, read_input, to_json_line
+
     predictor, lines = RunPredictor(model), []
     for problems in read_input(input):
         for prediction in predictor.answer(problems, input.parent):
@@ -197,6 +201,12 @@ def _predict_many(model: Path, input: Path, output: Path | None) -> None:
         commit_bytes(output, "".join(f"{line}\n" for line in lines).encode())
         typer.echo(f"{len(lines):,} answers in {output}")
     _report_cut(predictor.num_cut)
+
+
+def _say_opening() -> None:
+    """Say on a terminal why nothing happens for some seconds; in a pipe errors alone go to stderr."""
+    if sys.stderr.isatty():
+        say("  opening the models", err=True)
 
 
 def _report_cut(num_cut: int) -> None:

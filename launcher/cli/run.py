@@ -178,6 +178,11 @@ def report_command(
         allow(folders, allow_extensions)
         from launcher.report.render import write_report
 
+        from launcher.cli.console import open_console
+        from launcher.runs.progress import Phase
+
         target = out or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
-        path = write_report(folders, target, num_pictures=pictures, num_looked_at=looking)
+        with open_console() as console:
+            console(Phase("  writing the report"))
+            path = write_report(folders, target, num_pictures=pictures, num_looked_at=looking)
         typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB; open it in a browser")

@@ -182,6 +182,8 @@ def test_curves_are_read_with_the_arrow_keys_and_any_metric_can_be_chosen(browse
 def test_nothing_overflows_on_a_phone_and_focus_is_seen(browser, page_file):
     page = browser.open(page_file, width=360, height=740)
     assert page.run("document.documentElement.scrollWidth") <= 360
+    ends = "[...document.querySelectorAll('caption')].map(caption => caption.getBoundingClientRect().right)"
+    assert max(page.run(ends)) <= 360
     page.press("Tab")
     assert (
         page.run("document.activeElement.className") == "skip"
