@@ -176,9 +176,8 @@ def report_command(
     """Write an HTML report: scores, curves, questions, attention over pictures. One file, no network."""
     with errors_as_messages():
         allow(folders, allow_extensions)
-        from launcher.report.render import write_report
-
         from launcher.cli.console import open_console
+        from launcher.report.render import write_report
         from launcher.runs.progress import Phase
 
         target = out or (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
