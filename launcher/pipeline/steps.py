@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.atomic_files import commit_folder, commit_json, fingerprint
-from data_shards.generated_texts import list_tasks, read_rationales, verified_files
+from data_shards.generated_texts import verified_files
 from data_shards.sources.scienceqa import SPLITS
 from launcher.config.chains import EVALUATE, PRETRAINED, Stage
 from launcher.config.settings import Settings, SettingsError
@@ -20,11 +20,11 @@ from launcher.data.build import (
     prepare_data,
     standing_mini_sqa,
 )
-from launcher.evaluation.predictions import read_problems, score, write_predictions
-from launcher.evaluation.tables import ceiling_rows, format_table, score_lines
+from launcher.evaluation.predictions import read_problems
 from launcher.generation.inputs import generation_inputs
 from launcher.generation.text_tasks import describe_summary, write_split_texts
 from launcher.pipeline.attempt import Attempt
+from launcher.pipeline.scoring import flat_scores, score_split, show_scores
 from launcher.pipeline.training_job import plan_training
 from launcher.runs.exported import describe_export
 from launcher.runs.journal import Journal, JournalReader
@@ -35,7 +35,6 @@ from launcher.stages.jobs import GenerationJob, TrainJob
 from launcher.tracking.run_log import RunLog
 from launcher.training.identity import settle_identity
 from launcher.training.launch import launch_training
-from mmcot.texts.sample import Sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +147,9 @@ class Steps:
             parts = self.run_dir.predictions / "parts"
             self._generate(stage, tuple(problems), parts, answer_inputs, child, step=EVALUATE)
             reports = {
-                split: self._score(
+                split: score_split(
+                    self.attempt,
+                    self.folder,
                     split,
                     problems[split],
                     parts,
@@ -158,7 +159,7 @@ class Steps:
                 )
                 for split in problems
             }
-            flat = {name: value for split in reports for name, value in _flatten(reports[split]).items()}
+            flat = {name: value for split in reports for name, value in flat_scores(reports[split]).items()}
             child.log_scores(flat, trained_by=stage.step)
             self.attempt.tracker.parent.log_scores(flat)
             self._log_data(child, {"val": "validation", "test": "test"})
@@ -169,7 +170,7 @@ class Steps:
 
         outputs = self.attempt.run_step("evaluate", answer_inputs, run)
         for split, scores in outputs["scores"].items():
-            self._show(scores, problems[split])
+            show_scores(scores, problems[split], self.folder, self.report)
 
     def evaluate_split(self, split: str, folder: Path) -> dict[str, Any]:
         """Answer and score a split once more, from the run's committed texts, into a folder of its own.
@@ -186,7 +187,9 @@ class Steps:
         with self.attempt.tracker.step(step) as child:
             parts = folder / "parts"
             self._generate(stage, (split,), parts, inputs, child, step=step)
-            scores = self._score(
+            scores = score_split(
+                self.attempt,
+                self.folder,
                 split,
                 problems,
                 parts,
@@ -194,42 +197,10 @@ class Steps:
                 predictions=folder / "predictions.jsonl",
                 scores=folder / "scores.json",
             )
-            child.log_scores(_flatten(scores))
+            child.log_scores(flat_scores(scores))
             self._log_data(child, {split: "evaluation"})
-        self._show(scores, problems)
+        show_scores(scores, problems, self.folder, self.report)
         return scores
-
-    def _score(
-        self, split: str, problems: dict[str, Sample], parts: Path, child: RunLog, *, predictions: Path, scores: Path
-    ) -> dict[str, Any]:
-        """Join the answers of a split into a file of predictions, score them, and log both files."""
-        chain = self.settings.chain
-        lines = write_predictions(
-            predictions,
-            parts_dir=parts,
-            tasks=list_tasks(self.folder.path, [split], **self._task_size()),
-            problems=problems,
-            chain=chain,
-            format=self.settings.stage(chain.stages[-1].name).format,
-            texts={
-                text: read_rationales(folder, split, field=chain.field_of(text))
-                for text, folder in self._written_texts().items()
-            },
-        )
-        report = score(lines, problems, split=split, gold_reasons=self.settings.gold_reasons)
-        commit_json(scores, report)
-        child.log_artifact(predictions, "predictions")
-        child.log_artifact(scores)
-        return report
-
-    def _show(self, scores: dict[str, Any], problems: dict[str, Sample]) -> None:
-        """Print the scores of a split; those of test with the ceilings."""
-        split = scores["split"]
-        rows = {f"{split}, {scores['num_questions']:,}": scores["accuracy"]}
-        rows |= ceiling_rows(problems, self.folder.ceilings) if split == "test" else {}
-        self.report(f"\n{format_table(rows)}")
-        for line in score_lines(scores):
-            self.report(line)
 
     def _train(self, stage: Stage) -> None:
         """Train a stage; its model is registered if it writes a text that later stages read."""
@@ -410,24 +381,7 @@ class Steps:
         """The folders of the texts that a stage reads."""
         return {text: str(self.run_dir.texts(text).absolute()) for text in stage.reads}
 
-    def _written_texts(self) -> dict[str, Path]:
-        """The folders of all texts before the answers, in the order of the chain."""
-        chain = self.settings.chain
-        return {text: self.run_dir.texts(text) for text in chain.texts}
-
-    def _task_size(self) -> dict[str, int]:
-        return {"task_samples": self.settings.generation.task_samples}
-
 
 def _workers(settings: Settings) -> str:
     count = settings.cluster.num_workers
     return f"{count} worker{'s' * (count > 1)}"
-
-
-def _flatten(scores: dict[str, Any]) -> dict[str, float | None]:
-    split = scores["split"]
-    flat = {f"{split}_accuracy_{column}": value for column, value in scores["accuracy"].items()}
-    flat |= {
-        f"{split}_{name}": value for part in ("rationale", "answers") for name, value in scores.get(part, {}).items()
-    }
-    return flat | {f"{split}_parse_failure_rate": scores["parse_failure_rate"]}
