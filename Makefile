@@ -5,10 +5,10 @@ PYTHON ?= $(firstword $(foreach p,python3.12 python3.11 python3,$(if $(shell $(p
 VENV := .venv
 INSTALLED := $(VENV)/.installed
 # What `make test` leaves out: long and slow proofs, and what needs a GPU, several hosts or the commands of the pages.
-USUAL := not long and not slow and not gpu and not cluster and not docs
+USUAL := not long and not slow and not gpu and not fake_gpu and not cluster and not docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check format test test-long test-cluster test-docs test-slow coverage hooks audit clean
+.PHONY: help demo check format test test-long test-cluster test-docs test-fake-gpu test-slow coverage hooks audit clean
 
 help:  ## Show these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test-cluster: $(INSTALLED)  ## The demo on two hosts in network namespaces
 
 test-docs: $(INSTALLED)  ## Every command of the pages that needs no cluster, GPU, cloud or download
 	$(VENV)/bin/python -m pytest -s -m docs tests/repo/test_docs.py
+
+test-fake-gpu: $(INSTALLED)  ## Launches, waits and memory on a stand-in for CUDA, where its build exists
+	$(VENV)/bin/python -m pytest -m fake_gpu
 
 test-slow: $(INSTALLED)  ## Proofs of minutes
 	$(VENV)/bin/python -m pytest -m "slow"

@@ -211,12 +211,7 @@ def _weights(attention: T5Attention, names: str) -> list[torch.Tensor]:
 def _norm(norm: T5LayerNorm) -> Linear:
     """T5's layer norm: scale without shift; the mean square is computed in float32."""
     weight, epsilon = norm.weight.detach(), norm.variance_epsilon
-
-    def apply(states_BD: torch.Tensor) -> torch.Tensor:
-        scale = states_BD.float().square().mean(-1, keepdim=True).add_(epsilon).rsqrt_()
-        return weight * (states_BD * scale).to(weight.dtype)
-
-    return apply
+    return lambda states_BD: F.rms_norm(states_BD, weight.shape, weight, epsilon)
 
 
 def _feed_forward(module: Any) -> Linear:  # a T5DenseActDense or T5DenseGatedActDense

@@ -21,7 +21,7 @@ from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.models.t5.modeling_t5 import T5PreTrainedModel, T5Stack
+from transformers.models.t5.modeling_t5 import T5PreTrainedModel
 
 from mmcot.models.attention_start import start_with_lookup
 from mmcot.models.bridge import AttentionMaps, Bridge, init_bridge_part
@@ -29,6 +29,7 @@ from mmcot.models.cuda_graphs import StaticDecoder, open_decoder
 from mmcot.models.distance_bias import init_distance_bias
 from mmcot.models.flops import forward_flops
 from mmcot.models.fusion import BRIDGES, FusionLinear, SingleHeadAttention
+from mmcot.models.lean_t5 import LeanStack, make_lean
 from mmcot.models.step_decoder import StepDecoder
 
 
@@ -99,7 +100,7 @@ class FusedStates(BaseModelOutput):
     states_mask: torch.Tensor | None = None
 
 
-class FusedEncoder(_FusionInitializer, T5Stack):
+class FusedEncoder(_FusionInitializer, LeanStack):
     """T5's encoder stack with a fusion of vision features at its end.
 
     The parts of the published gate are registered directly in the stack, because published checkpoints name
@@ -191,6 +192,7 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
             self._tied_weights_keys = tied
         super().__init__(config)
         self.encoder = FusedEncoder(cast(MultimodalT5Config, self.encoder.config))
+        make_lean(self)
         self.post_init()
 
     @classmethod

@@ -1,0 +1,18 @@
+"""What a block and a step of a training ask of a GPU."""
+
+from __future__ import annotations
+
+import pytest
+from fake_gpu import run_on_fake_gpu
+
+pytestmark = pytest.mark.fake_gpu
+
+
+def test_a_block_of_the_base_size_launches_at_most_1700_kernels_and_waits_for_none():
+    counts = run_on_fake_gpu("block.py", "96", "64")
+    assert counts["launch"] <= 1700 and counts["sync"] == 0 and counts["d2h"] == 0, counts
+
+
+def test_lengths_that_are_no_multiples_of_8_launch_more_kernels_and_take_more_memory():
+    rounded, odd = run_on_fake_gpu("block.py", "96", "64"), run_on_fake_gpu("block.py", "93", "61")
+    assert odd["launch"] > rounded["launch"] and odd["sync"] == 0, (rounded, odd)
