@@ -290,6 +290,11 @@ class Training(_Section):
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="DeepSpeed ZeRO stage")
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="number format of the forward pass")
+    tf32: bool = Field(
+        default=False,
+        description="on GPUs from Ampere on, let matrix products in fp32 round their factors to 10 bits of mantissa: "
+        "faster, and results differ in the third digit",
+    )
     activation_checkpointing: bool = Field(
         default=False, description="compute activations again in the backward pass instead of keeping them"
     )
@@ -310,6 +315,15 @@ class Training(_Section):
         default=None, description="object store for checkpoints (s3://bucket/folder, gs://...); null: the run's folder"
     )
     validate_every: PositiveInt = Field(default=500, description="steps between validation losses")
+    export: Literal["last", "best"] = Field(
+        default="last",
+        description="which model later steps use: that of the last step, or that with the lowest validation loss, "
+        "which is kept in <stage>/best in any case",
+    )
+    early_stopping_patience: PositiveInt | None = Field(
+        default=None,
+        description="end a training after this many validations in a row without a lower loss; null: never",
+    )
     log_every: PositiveInt = Field(default=10, description="steps between logged points")
     ledger: bool = Field(
         default=False, description="record the question ids of every step, for `mmcot data ledger RUN`"

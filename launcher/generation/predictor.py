@@ -29,7 +29,7 @@ from launcher.runs.ownership import owner
 from launcher.runs.run_dir import RunDir, RunError
 from launcher.runs.run_settings import read_run_settings
 from mmcot.decoding.answering import StageModel, answer_questions
-from mmcot.models.device import open_device
+from mmcot.models.device import DTYPES, open_device
 from mmcot.models.opening import open_model
 from mmcot.texts.encoding import stack_features
 from mmcot.texts.prompts import build_pair
@@ -126,7 +126,7 @@ class RunPredictor:
         if maps is None:
             raise RunError(f"the fusion {self.settings.model.fusion!r} has no attention maps")
         tokens = cast("list[str]", stage.tokenizer.convert_ids_to_tokens(ids[0].tolist()))
-        return tokens, maps.attention_BSP[0].numpy()
+        return tokens, maps.attention_BSP[0].float().numpy()
 
     def _check_pictures(self, problem: Sample, folder: Path) -> None:
         if self.settings.data.features is None:
@@ -213,7 +213,8 @@ def _trained(run_dir: RunDir, stage: str) -> Path:
 def _open_stage(settings: Settings, folder: Path, stage: str) -> StageModel:
     verify_model(folder)
     spec, own = settings.stage(stage), settings.chain.stage(stage)
-    model = open_model(folder).eval()
+    precision = settings.generation.precision  # as in the run's own generation and evaluation
+    model = open_model(folder, dtype=DTYPES[precision]).eval()
     model.to(open_device(use_gpu=False))  # pyright: ignore[reportArgumentType], transformers' wrapper hides Module.to
     return StageModel(
         model=model,

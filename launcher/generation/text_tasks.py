@@ -80,16 +80,16 @@ class GenerationWorker(Worker):
         import torch  # heavy imports in the worker only, not in the driver
         from transformers import AutoTokenizer
 
-        from mmcot.models.device import open_device
+        from mmcot.models.device import DTYPES, open_device
         from mmcot.models.opening import open_model
 
         torch.set_num_threads(job.settings.cluster.cpus_per_worker)
         self.job = job
         verify_model(job.model_dir)
         self.tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
-        dtype = torch.bfloat16 if job.settings.generation.precision == "bf16" else torch.float32
-        self.model = open_model(job.model_dir, dtype=dtype).eval()
-        device = open_device(use_gpu=bool(job.settings.cluster.use_gpu))
+        precision = job.settings.generation.precision
+        device = open_device(use_gpu=bool(job.settings.cluster.use_gpu), precision=precision)
+        self.model = open_model(job.model_dir, dtype=DTYPES[precision]).eval()
         self.model.to(device)  # pyright: ignore[reportArgumentType], transformers' wrapper hides Module.to
         self.samples: dict[str, Any] = {}
         self.free_since: float | None = None

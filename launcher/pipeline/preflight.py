@@ -12,6 +12,7 @@ from launcher.config.chains import TEXT
 from launcher.config.loading import nearest_file
 from launcher.config.settings import Cluster, Settings, SettingsError
 from launcher.data.published_features import ready_made_file
+from launcher.pipeline.training_job import check_patience
 from mmcot.texts.prompts import split_format
 from mmcot.vision.encoder_kinds import ENCODERS
 
@@ -38,6 +39,9 @@ def check_settings(settings: Settings) -> None:
         except ValueError as error:
             raise SettingsError(f"setting {stage}.format: {error}") from None
     _check_objectives(settings)
+    for stage, section in settings.stage_sections.items():
+        if section.num_steps is not None:
+            check_patience(settings.training_of(stage), stage, section.num_steps)
     if settings.data.path is not None and not Path(settings.data.path).exists():
         raise SettingsError(
             f"data.path {settings.data.path} does not exist;{nearest_file(Path(settings.data.path))} put the data "

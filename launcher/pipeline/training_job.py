@@ -8,7 +8,7 @@ from typing import Any
 
 from launcher.config.chains import PRETRAINED
 from launcher.config.loading import read_deepspeed
-from launcher.config.settings import Settings
+from launcher.config.settings import Settings, SettingsError, Training
 from launcher.pipeline.attempt import Attempt, Report
 from launcher.stages.data_folder import DataFolder
 from launcher.stages.jobs import TrainJob
@@ -46,7 +46,8 @@ def plan_training(
     plan = make_plan(settings, lengths["train"], shards["train"], epoch=0)
     num_steps = spec.num_steps or math.ceil((spec.num_epochs or 0) * plan.num_steps)
     workers = settings.cluster.num_workers
-    batch, num_questions = settings.training.global_batch_size, len(lengths["train"])
+    check_patience(settings.training, stage, num_steps)
+    batch, num_questions = settings.training.global_batch_size, len(lengths["train"]["source"])
     report(f"{num_steps:,} steps of {batch} questions, {plan.num_steps:,} an epoch")
     report(f"padding factor {plan.padding_factor():.2f}, imbalance of {workers} workers {plan.imbalance(workers):.2f}")
     if num_questions < batch:
@@ -65,6 +66,22 @@ def plan_training(
         texts=texts,
         run_facts=_run_facts(attempt, folder, texts),
     )
+
+
+def check_patience(training: Training, stage: str, num_steps: int) -> None:
+    """Check that a training with ``early_stopping_patience`` validates often enough to end early.
+
+    Raises:
+        SettingsError: it could never end early.
+    """
+    patience, every = training.early_stopping_patience, training.validate_every
+    if patience is not None and (patience + 1) * every > num_steps:
+        most = max(1, num_steps // (patience + 1))
+        raise SettingsError(
+            f"training.early_stopping_patience {patience} cannot end stage {stage!r} early: it takes {patience + 1} "
+            f"validations, and {num_steps:,} steps with one in {every:,} have {num_steps // every}; lower "
+            f"training.validate_every to at most {most:,}"
+        )
 
 
 def _check_start(settings: Settings, folder: DataFolder, report: Report) -> None:

@@ -47,6 +47,10 @@ class RunDir:
         """The folder of a stage's exported model."""
         return self.path / stage / "model"
 
+    def best_model(self, stage: str) -> Path:
+        """The folder of a stage's model with the lowest validation loss."""
+        return self.path / stage / "best"
+
     def journal(self, stage: str) -> Path:
         """The journal of a stage's training."""
         return self.journal_of(stage)

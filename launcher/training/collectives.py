@@ -13,17 +13,33 @@ import hashlib
 import hmac
 import json
 import secrets
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+_host_group: Any = None  # of values in main memory, where the training's own group is one of GPUs
+
 MAX_BYTES = 256 * 2**20  # of one rank's value; the largest are names and sha256s of a checkpoint's files
 
 
 class CollectiveError(RuntimeError):
     """What a rank sent cannot be used; the message names the rank."""
+
+
+def open_host_group() -> None:
+    """Prepare ``host_sum``; every rank calls it after it has joined the training's group."""
+    global _host_group
+    _host_group = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
+
+
+def host_sum(values: Sequence[float]) -> list[float]:
+    """The sums of values in main memory over all ranks, on every rank; a GPU is neither used nor waited for."""
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor, group=_host_group)
+    return tensor.tolist()
 
 
 def broadcast_json(value: Any, *, source: int = 0) -> Any:

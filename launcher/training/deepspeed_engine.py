@@ -7,21 +7,24 @@ clips and updates.
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.utils import safe_get_full_fp32_param
 
 from launcher.config.loading import read_deepspeed
 from launcher.config.settings import SettingsError, Training
-from launcher.training.collectives import refuse_pickles
+from launcher.training.collectives import open_host_group, refuse_pickles
 from mmcot.models.device import open_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+BUCKET_SIZE = 50_000_000  # values reduced together; DeepSpeed's 500 million take 1 GB, whatever the model's size
 DUMMY_GRADIENT_ACCUMULATION = 1  # DeepSpeed requires a value; our loop accumulates by itself
 _TORCHS_LINEAR = torch.nn.functional.linear
 _DECIDED_BY = {
@@ -43,7 +46,14 @@ _NOT_THEIRS = {
 }
 
 
-def init_distributed(*, use_gpu: bool, gpu_index: int | None = None) -> None:
+def init_distributed(
+    *,
+    use_gpu: bool,
+    gpu_index: int | None = None,
+    precision: str = "fp32",
+    tf32: bool = False,
+    timeout_s: float = 1800.0,
+) -> None:
     """Choose this process's device and join the process group: nccl on GPUs, gloo without.
 
     DeepSpeed's shared-memory collectives are switched off: they would compile C++ at the
@@ -52,14 +62,19 @@ def init_distributed(*, use_gpu: bool, gpu_index: int | None = None) -> None:
     Args:
         gpu_index: which of the GPUs that this process sees is its own; None where the launcher has chosen it already,
             as Ray Train does.
+        precision: in which the training computes.
+        tf32: see ``open_device``.
+        timeout_s: seconds after which a collective without an answer fails.
 
     Raises:
-        DeviceError: there is no such GPU.
+        DeviceError: there is no such GPU, or it does not compute in this precision.
     """
-    open_device(use_gpu=use_gpu, index=gpu_index)
+    open_device(use_gpu=use_gpu, index=gpu_index, precision=precision, tf32=tf32)
     refuse_pickles()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("nccl" if use_gpu else "gloo", verbose=False)
+    timeout = datetime.timedelta(seconds=timeout_s)
+    deepspeed.init_distributed("nccl" if use_gpu else "gloo", timeout=timeout, verbose=False)
+    open_host_group()
 
 
 def deepspeed_config(training: Training, *, world_size: int, load_universal: bool = False) -> dict[str, Any]:
@@ -77,8 +92,18 @@ def deepspeed_config(training: Training, *, world_size: int, load_universal: boo
         "train_batch_size": training.micro_batch_size * world_size,
         "managed_gradient_accumulation": False,
         "gradient_clipping": training.clip_norm,
-        "zero_optimization": {"stage": training.zero_stage, "overlap_comm": False, **_offload(training)},
-        "bf16": {"enabled": training.precision == "bf16"},
+        "zero_optimization": {
+            "stage": training.zero_stage,
+            "overlap_comm": False,
+            "reduce_bucket_size": BUCKET_SIZE,
+            "allgather_bucket_size": BUCKET_SIZE,
+            **_offload(training),
+        },
+        # Its check takes several operations a parameter; a norm that is not finite ends the training all the same.
+        "bf16": {"enabled": training.precision == "bf16", "check_grad_overflow": False},
+        # Added up in bf16, gradients of many blocks lose what is small beside their sum.
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device at every block
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
@@ -152,6 +177,7 @@ def build_engine(
         _parameter_groups(model, training),
         lr=training.learning_rate,
         betas=(training.beta1, training.beta2),
+        fused=True,  # one operation for all parameters, without a copy of them
     )
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine
@@ -165,11 +191,32 @@ def set_learning_rate(engine: deepspeed.DeepSpeedEngine, value: float) -> None:
 
 
 def full_state_dict(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor] | None:
-    """The whole model's weights on rank 0, None elsewhere; every rank must call it."""
+    """The whole model's weights on rank 0, None elsewhere; every rank must call it.
+
+    Of a training in bf16 they are the fp32 weights that the optimizer updates, not their rounded copies.
+    """
+    if engine.bfloat16_enabled():
+        return _full_masters(engine)
     if engine.zero_optimization_partition_weights():
         return engine._zero3_consolidated_16bit_state_dict()
     module: Any = engine.module
     return module.state_dict() if dist.get_rank() == 0 else None
+
+
+def _full_masters(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor] | None:
+    module: Any = engine.module
+    masters: dict[int, Any] = {}
+    for parameter in module.parameters():
+        master = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
+        if master is None:  # a parameter that is not trained has no fp32 copy
+            with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+                master = parameter.detach().float()
+        if dist.get_rank() == 0:
+            masters[id(parameter)] = master.cpu()
+    if dist.get_rank() != 0:
+        return None
+    # By all names of a tensor: tied weights have several.
+    return {name: masters.get(id(value), value) for name, value in module.state_dict(keep_vars=True).items()}
 
 
 def _parameter_groups(model: Any, training: Training) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from data_shards.stream import Step
 from launcher.runs.hang_guard import HangGuard
 from launcher.stages.samples import Block
+from launcher.training.collectives import host_sum
 from launcher.training.loader import StageStream
 from launcher.training.throughput import Meter
 from mmcot.models.loss import UNITS, LossParts, Objective, count_target_tokens
@@ -36,7 +37,8 @@ def optimizer_step(
         observe: let the model measure in this step what its ``watch`` returns.
     """
     engine.train()
-    sums, units = defaultdict(float), {}
+    found: dict[str, list[torch.Tensor]] = defaultdict(list)  # by name, a sum a block; the device is not waited for
+    units: dict[str, str] = {}
     for index, block in loaded.blocks:
         torch.manual_seed(_dropout_seed(seed, loaded.number, index))
         if observe:
@@ -44,7 +46,7 @@ def optimizer_step(
         meter.lap("own")
         parts = block_loss(engine, block, objective)
         for name, (part, unit) in parts.items():
-            sums[name] += part.item()
+            found[name].append(part.detach())
             units[name] = unit
         meter.lap("forward")
         scaled = [part * (world_size / counts[unit]) for part, unit in parts.values()]
@@ -54,9 +56,11 @@ def optimizer_step(
         engine.module.observe(None)
     engine.step()
     meter.lap("update")
-    totals = global_sum(engine, list(sums.values()))
+    totals = torch.stack([torch.stack(sums).double().sum() for sums in found.values()])
+    dist.all_reduce(totals)
+    losses = {name: total / counts[units[name]] for name, total in zip(found, totals.tolist(), strict=True)}
     meter.lap("wait")
-    return {name: total / counts[units[name]] for name, total in zip(sums, totals, strict=True)}
+    return losses
 
 
 def validation_loss(
@@ -81,7 +85,7 @@ def validation_loss(
                     units[name] = unit
             counts["tokens"] += count_target_tokens(block.labels)
             counts["questions"] += len(block.qids)
-    totals = global_sum(engine, [*sums.values(), *counts.values()])
+    totals = host_sum([*sums.values(), *counts.values()])
     counts = dict(zip(counts, totals[len(sums) :], strict=True))
     return {name: total / counts[units[name]] for name, total in zip(sums, totals, strict=False)}
 
@@ -100,13 +104,6 @@ def named_losses(parts: Mapping[str, float], name: str) -> dict[str, float]:
     """The loss under ``name``, and where it has several parts each of them under ``<name>_<part>``."""
     of_parts = {f"{name}_{part}": value for part, value in parts.items()} if len(parts) > 1 else {}
     return {name: sum(parts.values())} | of_parts
-
-
-def global_sum(engine: Any, values: list[float]) -> list[float]:
-    """The sums of values over all ranks, on every rank."""
-    tensor = torch.tensor(values, dtype=torch.float64, device=engine.device)
-    dist.all_reduce(tensor)
-    return tensor.tolist()
 
 
 def _dropout_seed(seed: int, step: int, index: int) -> int:

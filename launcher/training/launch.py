@@ -139,7 +139,9 @@ def _trainer(job: TrainJob, num_losses: int) -> Any:
     return TorchTrainer(
         run_worker,  # pyright: ignore[reportArgumentType], Ray passes on any value, not only a dict
         train_loop_config=job,  # pyright: ignore[reportArgumentType]
-        torch_config=TorchConfig(backend="nccl" if cluster.use_gpu else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if cluster.use_gpu else "gloo", timeout_s=int(job.settings.training.hang_timeout_s)
+        ),
         scaling_config=ScalingConfig(
             num_workers=(cluster.min_workers, cluster.num_workers) if cluster.min_workers else cluster.num_workers,
             use_gpu=bool(cluster.use_gpu),

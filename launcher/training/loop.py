@@ -27,6 +27,7 @@ from launcher.runs.signals import StopRequest
 from launcher.stages.build_model import build_model
 from launcher.stages.jobs import TrainJob, model_facts
 from launcher.stages.samples import load_tokenizer
+from launcher.training.best_model import BestLoss
 from launcher.training.checkpoint import (
     VerifiedCheckpoint,
     agreed,
@@ -40,19 +41,20 @@ from launcher.training.checkpoint_store import (
     fetch_latest,
     upload_checkpoint,
 )
-from launcher.training.collectives import check_members
+from launcher.training.collectives import check_members, host_sum
 from launcher.training.deepspeed_engine import (
     build_engine,
     init_distributed,
     set_learning_rate,
 )
-from launcher.training.engine_steps import block_loss, global_sum, named_losses, optimizer_step, validation_loss
-from launcher.training.export import export_model
+from launcher.training.engine_steps import block_loss, named_losses, optimizer_step, validation_loss
+from launcher.training.export import export_best, export_model
 from launcher.training.identity import facts_of_job
 from launcher.training.loader import StageStream, load_steps
 from launcher.training.schedule import learning_rate
 from launcher.training.step_checks import check_applied, check_finite, gradient_norm
 from launcher.training.throughput import COUNTS, Meter, count_step
+from mmcot.models.device import DTYPES
 from mmcot.models.flops import measure_peak_flops
 from mmcot.models.loss import Objective, count_target_tokens, objective_named
 
@@ -79,6 +81,7 @@ class _Training:
     meter: Meter
     hang_guard: HangGuard
     objective: Objective
+    best: BestLoss
 
     @property
     def run_dir(self) -> RunDir:
@@ -94,6 +97,10 @@ class _Training:
     def note(self, step: int, metrics: dict[str, float]) -> None:
         if self.journal:
             self.journal.log(step, metrics)
+
+    def tell(self, step: int, text: str) -> None:
+        if self.journal:
+            self.journal.note(step, text)
 
 
 def train(
@@ -115,12 +122,22 @@ def train(
     """
     settings, training = job.settings, job.settings.training
     torch.set_num_threads(settings.cluster.cpus_per_worker)
-    init_distributed(use_gpu=bool(settings.cluster.use_gpu), gpu_index=gpu_index)
-    this = _open(job, rank=rank, world_size=world_size)
+    hang_guard = HangGuard(training.hang_timeout_s)
+    hang_guard.progress()  # also a rank that waits for others at the start ends
+    init_distributed(
+        use_gpu=bool(settings.cluster.use_gpu),
+        gpu_index=gpu_index,
+        precision=training.precision,
+        tf32=training.tf32,
+        timeout_s=training.hang_timeout_s,
+    )
+    check_members(RunDir(Path(job.run_dir)).rank_token())
+    hang_guard.close()  # reading a model or a checkpoint may take longer
+    this = _open(job, rank=rank, world_size=world_size, hang_guard=hang_guard)
     engine, meter = this.engine, this.meter
     ledger = Ledger(this.run_dir.ledger(job.stage, rank), this.steps_per_epoch) if training.ledger else None
     stop_request = StopRequest(this.run_dir, job.attempt)
-    steps = range(this.last_checkpoint, job.num_steps)
+    steps = range(this.last_checkpoint, this.last_checkpoint if this.best.has_ended else job.num_steps)
     with stop_request.listening(), contextlib.closing(this.hang_guard):
         for loaded in load_steps(
             job, rank=rank, world_size=world_size, steps=steps, pin_memory=bool(settings.cluster.use_gpu)
@@ -128,9 +145,7 @@ def train(
             meter.lap("data")
             this.hang_guard.progress()
             step, done = loaded.number, loaded.number + 1
-            *counts, num_stop_requests = global_sum(
-                engine, [*count_step(loaded, engine.module), float(stop_request.seen())]
-            )
+            *counts, num_stop_requests = host_sum([*count_step(loaded, engine.module), float(stop_request.seen())])
             stopping, num_questions = num_stop_requests > 0, counts[COUNTS.index("questions")]
             rate = learning_rate(step, training=training, total_steps=job.num_steps)
             set_learning_rate(engine, rate)
@@ -160,15 +175,22 @@ def train(
                 this.note(done, point | meter.collect() | engine.module.watch())
             if _due(done, training.validate_every, job):
                 report({"step": done, "validation_loss": _validate(this, done)})
-            if _due(done, training.checkpoint_every, job) or stopping:
+            if _due(done, training.checkpoint_every, job) or stopping or this.best.has_ended:
                 _checkpoint(this, done)
+            if this.best.has_ended:
+                this.tell(done, f"ended after step {done:,}, {this.best.reason}")
+                break
             if stopping and done < job.num_steps:
-                if this.journal:
-                    this.journal.note(done, f"stopped after step {done:,}, as requested; its checkpoint is committed")
+                this.tell(done, f"stopped after step {done:,}, as requested; its checkpoint is committed")
                 return False
             meter.lap("own")  # else this time would count as waiting for data
-    facts = model_facts(settings, job.stage)
-    export_model(engine, this.tokenizer, this.run_dir.model(job.stage), facts=facts, may_commit=this.may_commit)
+    model = this.run_dir.model(job.stage)
+    if training.export == "best":
+        export_best(this.run_dir.best_model(job.stage), model, may_commit=this.may_commit)
+        this.tell(job.num_steps, f"the model is that of step {this.best.step:,}, validation loss {this.best.loss:.4f}")
+    else:
+        facts = model_facts(settings, job.stage)
+        export_model(engine, this.tokenizer, model, facts=facts, may_commit=this.may_commit)
     return True
 
 
@@ -179,10 +201,9 @@ def _describe_parameters(module: Any) -> str:
     return f"{total:,} parameters" + ("" if trained == total else f", {trained:,} of them trained")
 
 
-def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
+def _open(job: TrainJob, *, rank: int, world_size: int, hang_guard: HangGuard) -> _Training:
     """Open the data, build the engine and load the latest checkpoint."""
     settings, training, run_dir = job.settings, job.settings.training, RunDir(Path(job.run_dir))
-    check_members(run_dir.rank_token())
     _LOG.info(
         "rank %d of %d joined its group with the code of %s, process %d",
         rank,
@@ -230,18 +251,18 @@ def _open(job: TrainJob, *, rank: int, world_size: int) -> _Training:
         journal=Journal(run_dir.journal(job.stage)) if rank == 0 else None,
         last_checkpoint=0,
         meter=Meter(peak_flops=_peak_flops(engine, training)),
-        hang_guard=HangGuard(training.hang_timeout_s),
+        hang_guard=hang_guard,
         objective=objective_named(settings.chain.stage(job.stage).objective),
+        best=BestLoss.of_manifest(found.manifest) if found else BestLoss(),
     )
     this.last_checkpoint = _resume(this, found)
     for note in [*notes, *(found.notes if found else ())]:
         _LOG.warning(note)
-        if this.journal:
-            this.journal.note(this.last_checkpoint, note)
+        this.tell(this.last_checkpoint, note)
     _LOG.info("ready to continue at step %d of %d", this.last_checkpoint, job.num_steps)
     if this.journal:
         this.journal.begin(this.last_checkpoint, job.num_steps)
-        this.journal.note(this.last_checkpoint, _describe_parameters(this.engine.module))
+    this.tell(this.last_checkpoint, _describe_parameters(this.engine.module))
     this.meter.restart()
     return this
 
@@ -250,13 +271,14 @@ def _peak_flops(engine: Any, training: Training) -> float:
     """Operations a second that all ranks together can do, from the setting or measured on each."""
     if training.freeze_backbone:
         return math.inf  # most of the backward pass is skipped: counting three forward passes would be too many
-    dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
+    dtype = DTYPES[training.precision]
     own = training.peak_tflops * 1e12 if training.peak_tflops else measure_peak_flops(engine.device, dtype)
-    (total,) = global_sum(engine, [own])
+    (total,) = host_sum([own])
     return total
 
 
 def _validate(this: _Training, done: int) -> float:
+    """Measure the validation loss, and keep the model if it is the lowest so far."""
     parts = validation_loss(
         this.engine,
         this.streams["val"],
@@ -267,15 +289,20 @@ def _validate(this: _Training, done: int) -> float:
         hang_guard=this.hang_guard,
     )
     this.note(done, losses := named_losses(parts, "validation_loss"))
+    loss = losses["validation_loss"]
+    if this.best.add(done, loss, patience=this.job.settings.training.early_stopping_patience):
+        facts = model_facts(this.job.settings, this.job.stage) | {"step": done, "validation_loss": loss}
+        folder = this.run_dir.best_model(this.job.stage)
+        export_model(this.engine, this.tokenizer, folder, facts=facts, may_commit=this.may_commit)
     this.meter.lap("validation")
-    return losses["validation_loss"]
+    return loss
 
 
 def _checkpoint(this: _Training, done: int) -> None:
     """Commit a checkpoint after its loss on the probe batch is finite, and copy it to the store."""
     this.hang_guard.progress()
     keep = this.job.settings.training.keep_checkpoints
-    this.facts["probe_loss"] = _probe_loss(this)
+    this.facts |= {"probe_loss": _probe_loss(this), "validation": this.best.as_fact()}
     check_finite({"loss of the probe batch after the update": this.facts["probe_loss"]}, done - 1, this.last_checkpoint)
     save_checkpoint(this.engine, this.checkpoints, step=done, facts=this.facts, keep=keep, may_commit=this.may_commit)
     this.hang_guard.close()  # copying to a store has its own retries and may take long

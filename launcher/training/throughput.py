@@ -105,4 +105,5 @@ class Meter:
         values = {"memory_gb": self._process.memory_info().rss / 1e9}
         if torch.cuda.is_available():
             values["gpu_memory_peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+            torch.cuda.reset_peak_memory_stats()  # a point has the peak since the point before
         return values

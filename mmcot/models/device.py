@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import torch
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by the name of a precision
+_FIRST_WITH_BF16 = (8, 0)  # compute capability of Ampere; before it bf16 is slower than fp32, or has no operations
+
 
 class DeviceError(RuntimeError):
-    """A requested GPU does not exist; the message names the GPUs that do."""
+    """A requested GPU does not exist, or cannot compute as requested; the message names those that do."""
 
 
-def open_device(*, use_gpu: bool, index: int | None = None) -> torch.device:
+def open_device(
+    *, use_gpu: bool, index: int | None = None, precision: str = "fp32", tf32: bool = False
+) -> torch.device:
     """Choose the device of this process; every process that computes calls this first.
 
     cuDNN's attention is disabled: torch uses it in bf16 on Hopper, where its gradients are NaN for some
@@ -21,11 +26,14 @@ def open_device(*, use_gpu: bool, index: int | None = None) -> torch.device:
 
     Args:
         index: number among the visible GPUs; None keeps torch's current one.
+        precision: a key of ``DTYPES``, in which this process computes.
+        tf32: let matrix products in fp32 round their factors to 10 bits of mantissa, on GPUs from Ampere on.
 
     Raises:
-        DeviceError: there is no such GPU.
+        DeviceError: there is no such GPU, or it cannot compute in this precision.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
+    torch.backends.cuda.matmul.allow_tf32 = tf32
     if not use_gpu:
         return torch.device("cpu")
     count = torch.cuda.device_count()
@@ -37,4 +45,13 @@ def open_device(*, use_gpu: bool, index: int | None = None) -> torch.device:
         )
     if index is not None:
         torch.cuda.set_device(index)
-    return torch.device("cuda", torch.cuda.current_device())
+    device = torch.device("cuda", torch.cuda.current_device())
+    capability = torch.cuda.get_device_capability(device)
+    if precision == "bf16" and capability < _FIRST_WITH_BF16:
+        raise DeviceError(
+            f"GPU {device.index} ({torch.cuda.get_device_name(device)}, compute capability "
+            f"{'.'.join(map(str, capability))}) does not compute in bf16, which needs 8.0 (Ampere) or newer; use "
+            "training.precision=fp32 and generation.precision=fp32, such as `--preset single-gpu "
+            "--set training.precision=fp32`"
+        )
+    return device

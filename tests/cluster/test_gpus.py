@@ -109,6 +109,19 @@ def test_opening_a_device_turns_cudnn_attention_off():
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
+@pytest.mark.parametrize(("capability", "precision", "refused"), [((7, 5), "bf16", True), ((7, 5), "fp32", False)])
+def test_bf16_is_refused_before_ampere_with_what_to_use(monkeypatch, capability, precision, refused):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    if not refused:
+        assert open_device(use_gpu=True, precision=precision) == torch.device("cuda", 0)
+        return
+    with pytest.raises(DeviceError, match=r"Tesla T4, compute capability 7\.5.*--set training\.precision=fp32"):
+        open_device(use_gpu=True, precision=precision)
+
+
 def test_a_gpu_that_is_not_there_is_told_in_a_sentence(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(

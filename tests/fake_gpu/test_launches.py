@@ -16,3 +16,9 @@ def test_a_block_of_the_base_size_launches_at_most_1700_kernels_and_waits_for_no
 def test_lengths_that_are_no_multiples_of_8_launch_more_kernels_and_take_more_memory():
     rounded, odd = run_on_fake_gpu("block.py", "96", "64"), run_on_fake_gpu("block.py", "93", "61")
     assert odd["launch"] > rounded["launch"] and odd["sync"] == 0, (rounded, odd)
+
+
+@pytest.mark.parametrize(("stage", "precision"), [("1", "bf16"), ("2", "bf16"), ("0", "fp32")])
+def test_a_step_waits_for_no_more_than_its_norm_and_its_loss(stage, precision):
+    counts = run_on_fake_gpu("step.py", stage, precision)
+    assert counts["device_waits"] == 0 and counts["waits_of_our_code"] == 1, counts

@@ -11,6 +11,8 @@ import pytest
 
 from launcher.config.loading import load_settings, read_deepspeed
 from launcher.config.settings import SettingsError
+from launcher.pipeline.preflight import check_settings
+from launcher.pipeline.training_job import check_patience
 from launcher.training.compile_locks import clear_compile_locks
 from launcher.training.deepspeed_engine import deepspeed_config
 from launcher.training.schedule import learning_rate
@@ -74,6 +76,15 @@ def test_a_json_that_is_not_there_or_no_object_is_named(tmp_path):
 def test_an_offload_that_cannot_be_is_refused(overrides, message):
     with pytest.raises(SettingsError, match=message):
         training(*overrides)
+
+
+def test_an_early_end_that_could_never_come_is_refused_before_any_work():
+    settings = load_settings(
+        preset="demo", overrides=["training.early_stopping_patience=3", "training.validate_every=400"]
+    )
+    with pytest.raises(SettingsError, match=r"patience 3 cannot end stage 'rationale' early: it takes 4 validations"):
+        check_settings(settings)
+    check_patience(training("early_stopping_patience=3", "validate_every=100"), "rationale", 400)
 
 
 def test_fewer_workers_than_the_least_are_refused():

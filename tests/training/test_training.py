@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from forked_ranks import ForkedRanks
 from safetensors.torch import load_file
 
@@ -120,6 +121,11 @@ def together(make_job, forked, s3, corrected_data, tmp_path_factory):
         "corrected": dataclasses.replace(
             make_job("corrected", checkpoint_url="s3://bucket/checkpoints"), shards_dir=str(corrected_data.path)
         ),
+        **{f"bf16-{stage}": make_job(f"bf16-{stage}", zero_stage=stage, precision="bf16") for stage in (1, 2, 3)},
+        "early": dataclasses.replace(
+            make_job("early", learning_rate=5.0, schedule="constant", early_stopping_patience=1, export="best"),
+            num_steps=40,
+        ),
         **{f"random{stage}": from_random_weights(make_job(f"random{stage}", zero_stage=stage)) for stage in (1, 2, 3)},
     }
     result = forked(*jobs.values(), world_size=2)
@@ -216,6 +222,43 @@ def test_zero_3_computes_the_losses_of_zero_2_and_exports_the_whole_model(togeth
 def test_every_stage_starts_from_the_same_random_weights_with_attention_started_by_distance(together):
     first = {stage: losses(together[f"random{stage}"])[1] for stage in (1, 2, 3)}
     assert first[2] == pytest.approx(first[1], rel=1e-6) and first[3] == pytest.approx(first[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_training_in_bf16_exports_the_fp32_weights_of_its_optimizer(together, undisturbed, stage):
+    job, weights, expected = together[f"bf16-{stage}"], weights_of(together[f"bf16-{stage}"]), weights_of(undisturbed)
+    assert {name: w.shape for name, w in weights.items()} == {name: w.shape for name, w in expected.items()}
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    assert not all(torch.equal(tensor, tensor.bfloat16().float()) for tensor in weights.values())
+    assert read_json(RunDir(Path(job.run_dir)).model("rationale") / "config.json")["dtype"] == "float32"
+    assert losses(job) == pytest.approx(losses(undisturbed), rel=2e-2)
+
+
+def test_a_training_that_gets_no_better_ends_and_exports_its_best_model_and_does_nothing_when_started_again(
+    together, forked
+):
+    job = together["early"]
+    run_dir, measured = RunDir(Path(job.run_dir)), {}
+    for point in points_of(job):
+        if "validation_loss" in point["metrics"]:
+            measured[point["step"]] = point["metrics"]["validation_loss"]
+    best, last = min(measured, key=lambda step: measured[step]), max(measured)
+    assert last == best + 1 < job.num_steps and measured[last] >= measured[best]
+    facts = read_json(run_dir.best_model("rationale") / "mmcot.json")
+    assert (facts["step"], facts["validation_loss"]) == (best, measured[best])
+    kept = load_file(run_dir.best_model("rationale") / "model.safetensors")
+    assert all(torch.equal(kept[name], tensor) for name, tensor in weights_of(job).items())
+    assert any("because the validation loss was not below" in point.get("note", "") for point in points_of(job))
+    shutil.rmtree(run_dir.model("rationale"))  # killed after its last checkpoint, before its model was exported
+    result = forked(job, world_size=2)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert max(losses(job)) == last and all(torch.equal(kept[name], tensor) for name, tensor in weights_of(job).items())
+
+
+def test_every_training_keeps_its_best_model(undisturbed):
+    run_dir = RunDir(Path(undisturbed.run_dir))
+    measured = [p["metrics"]["validation_loss"] for p in points_of(undisturbed) if "validation_loss" in p["metrics"]]
+    assert read_json(run_dir.best_model("rationale") / "mmcot.json")["validation_loss"] == min(measured)
 
 
 @pytest.mark.long
