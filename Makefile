@@ -63,8 +63,12 @@ audit:  ## Known vulnerabilities of every package of the bill of materials; fail
 $(INSTALLED): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or 3.12 is needed; found neither python3.12, python3.11 nor a fitting python3"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	@echo "installing pinned packages into $(VENV): 2.7 GB, some minutes, once"
-	$(VENV)/bin/python -m pip install --editable ".[test,dev]"
+	@echo "installing pinned packages into $(VENV): some GB and minutes, once"
+	@$(VENV)/bin/python -m pip install --quiet --editable ".[test,dev]" & pid=$$!; seconds=0; \
+	while kill -0 $$pid 2>/dev/null; do \
+	  sleep 1; seconds=$$((seconds + 1)); \
+	  if [ $$((seconds % 4)) = 0 ]; then echo "  installing, $$seconds s"; fi; \
+	done; wait $$pid
 	touch $@
 
 clean:  ## Remove the environment and what was built

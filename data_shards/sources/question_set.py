@@ -41,9 +41,10 @@ class QuestionSet:
         for split in SPLITS:
             for problem in self.problems[split]:
                 if problem.qid in seen:
+                    other = seen[problem.qid]
+                    where = f"twice in {split!r}" if other == split else f"in {other!r} and in {split!r}"
                     raise SampleError(
-                        f"question {problem.qid!r} is in {seen[problem.qid]!r} and in {split!r}; "
-                        "expected unique ids, each in one split"
+                        f"question {problem.qid!r} is {where}; give every question a qid of its own, in one split"
                     )
                 seen[problem.qid] = split
                 if not problem.has_answer:

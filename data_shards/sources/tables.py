@@ -25,19 +25,25 @@ and test.jsonl. Without either, questions are divided 80:10:10 by a hash of thei
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_shards.sources.question_set import SPLITS, QuestionSet
-from mmcot.texts.sample import Sample, SampleError, choice_letter
+from mmcot.texts.sample import TEXT_FIELDS, Sample, SampleError, choice_letter
 
 SUFFIXES = (".jsonl", ".csv")
 _TEXT_SUFFIXES = (*SUFFIXES, ".json", ".arrow")
 _SPLIT_NAMES = {"validation": "val", "valid": "val", "dev": "val"} | {split: split for split in SPLITS}
 _OTHER_NAMES = {"context": "hint", "rationale": "solution"}
+FIELDS = frozenset({"qid", "id", "question", "choices", "answer", "image", "caption", *_OTHER_NAMES, *TEXT_FIELDS})
+FIELDS |= {"document", "answers", "text"}
+_MISTAKEN = {"picture": "image", "images": "image", "img": "image", "options": "choices", "option": "choices"}
+_MISTAKEN |= {"label": "answer", "explanation": "rationale", "reason": "rationale", "cot": "rationale"}
 OTHER_KINDS = ("document", "answers", "text")  # fields that tell the kind of a row without choices
 
 
@@ -58,9 +64,10 @@ def read(path: Path) -> QuestionSet:
         SampleError: a row is not valid; the message names file, line and field.
     """
     problems: dict[str, list[Sample]] = {split: [] for split in SPLITS}
-    num_divided = 0
+    num_divided, unknown = 0, Counter[str]()
     for file, split_of_file in _files(path):
         for line, row in read_rows(file):
+            unknown.update(row.keys() - FIELDS)
             try:
                 problem, divided = _problem(row, split_of_file)
             except SampleError as error:
@@ -68,8 +75,22 @@ def read(path: Path) -> QuestionSet:
             problems[problem.split].append(problem)
             num_divided += divided
     folder = path if path.is_dir() else path.parent
-    notes = (f"{num_divided:,} questions without a split were divided 80:10:10 by their ids",) if num_divided else ()
-    return QuestionSet(problems, pictures=lambda problem: [folder / name for name in problem.images], notes=notes)
+    notes = [f"{num_divided:,} questions without a split were divided 80:10:10 by their ids"] if num_divided else []
+    notes += [f"note: the field {name!r} of {_rows(times)} is not used{_near(name)}" for name, times in unknown.items()]
+    return QuestionSet(
+        problems, pictures=lambda problem: [folder / name for name in problem.images], notes=tuple(notes)
+    )
+
+
+def _rows(number: int) -> str:
+    return f"{number:,} row{'s' * (number > 1)}"
+
+
+def _near(name: str) -> str:
+    """Return "; did you mean X?" with a field of a similar name or meaning, or "" where there is none."""
+    similar = difflib.get_close_matches(name.lower(), sorted(FIELDS), 1)
+    nearest = _MISTAKEN.get(name.lower()) or (similar[0] if similar else None)
+    return f"; did you mean {nearest!r}?" if nearest else ""
 
 
 def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -80,7 +101,9 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     with open(file, encoding="utf-8-sig", newline="") as stream:
         if file.suffix == ".csv":
-            for number, row in enumerate(csv.DictReader(stream), start=2):
+            reader = csv.DictReader(stream)
+            _check_separator(file, reader.fieldnames or ())
+            for number, row in enumerate(reader, start=2):
                 row = {name: value for name, value in row.items() if name and value not in (None, "")}
                 for name in ("choices", "answers", "image"):
                     if name in row:
@@ -92,10 +115,19 @@ def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise SampleError(f"{file}, line {number}: no valid JSON ({error})") from None
+                    hint = "; a JSONL file has one object a line" if number == 1 and line.strip() in "[{" else ""
+                    where = f"{error.msg} at character {error.pos + 1}"
+                    raise SampleError(f"{file}, line {number}: no valid JSON ({where}){hint}") from None
                 if not isinstance(row, dict):
                     raise SampleError(f"{file}, line {number}: expected an object, found {row!r}")
                 yield number, row
+
+
+def _check_separator(file: Path, columns: Sequence[str]) -> None:
+    if len(columns) == 1 and (found := [each for each in ";\t" if each in columns[0]]):
+        raise SampleError(
+            f"{file}: its only column is {columns[0]!r}; it seems to be separated by {found[0]!r}, expected ','"
+        )
 
 
 def sample_of_row(qid: str, row: dict[str, Any], *, to_predict: bool = False) -> Sample:
@@ -131,6 +163,8 @@ def row_to_record(row: dict[str, Any], *, to_predict: bool = False) -> dict[str,
     record = {_OTHER_NAMES.get(name, name): value for name, value in row.items()}
     choices, answer = record.get("choices"), record.get("answer")
     given = [name for name in OTHER_KINDS if record.get(name) not in (None, "", [])]
+    if isinstance(choices, str) and choices:
+        raise SampleError(f'the field \'choices\' is the text {choices!r}; give a list, such as ["sun", "moon"]')
     if choices or (choices is not None and not given):
         if isinstance(choices, list) and answer is not None:
             record["answer"] = parse_answer_column(answer, tuple(map(str, choices)))

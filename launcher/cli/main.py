@@ -25,6 +25,18 @@ for name, group in {"data": data_app, "config": config_app, "mlflow": mlflow_app
     app.add_typer(group, name=name)
 
 
+@app.callback(invoke_without_command=True)
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Train small multimodal models that write their reasoning, from a laptop to a cluster."""
+    if version:
+        from importlib.metadata import version as version_of
+
+        typer.echo(f"mmcot {version_of('mmcot')}")
+        raise typer.Exit
+
+
 @config_app.command("show")
 def config_show(preset: Preset = None, config: Config = None, set_: Set = []) -> None:
     """Print the resolved settings as YAML, every default included."""
@@ -49,6 +61,8 @@ def config_explain(
 ) -> None:
     """Explain settings: type, unit, default, meaning; with a preset or file also the value and where it comes from."""
     with errors_as_messages():
+        import json
+
         from launcher.config.loading import load_settings, setting_layers, source_of, value_of
         from launcher.config.reference import all_settings, setting_named, settings_page
 
@@ -60,7 +74,8 @@ def config_explain(
         layers = setting_layers(preset=preset, config=config, overrides=set_) if has_values else []
         settings = load_settings(preset=preset, config=config, overrides=set_) if has_values else None
         for each in chosen:
-            value = f" = {value_of(settings, each.name)!r}, from {source_of(each.name, layers)}" if settings else ""
+            shown = json.dumps(value_of(settings, each.name), ensure_ascii=False) if settings else ""
+            value = f" = {shown}, from {source_of(each.name, layers)}" if settings else ""
             unit = f", in {each.unit}" if each.unit else ""
             typer.echo(f"{each.name}{value}\n    {each.type}{unit}; default {each.default}\n    {each.meaning}")
 

@@ -171,6 +171,8 @@ def predict(
         from launcher.generation.predictor import RunPredictor, format_answer
 
         predictor = RunPredictor(model)
+        if is_free and predictor.answers_with_letters:
+            raise ValueError(f"{model} was trained on questions with choices; give those of this one with --choice")
         prediction = next(predictor.answer([problem], Path()))
         typer.echo(format_answer(prediction))
         if not image and predictor.settings.data.features is not None:

@@ -79,10 +79,13 @@ def tune(
         extra = [f"tuning.{name}={value}" for name, value in given.items() if value is not None]
         settings = load_settings(preset=preset, config=config, overrides=[*set_, *extra])
         from launcher.cli.console import open_console
-        from launcher.runs.status import mlflow_lines
-        from launcher.tuning.tune import run_tuning
+        from launcher.runs.progress import Phase
 
         with open_console() as console:
+            console(Phase("loading"))
+            from launcher.runs.status import mlflow_lines
+            from launcher.tuning.tune import run_tuning
+
             run_dir = run_tuning(settings, report=console)
         for line in (f"\ntuning: {run_dir.path}", *mlflow_lines(settings, run_dir)):
             say(line)
@@ -96,10 +99,13 @@ def ablate(preset: Preset = None, config: Config = None, set_: Set = []) -> None
 
         settings = load_settings(preset=preset or (None if config else "ablation"), config=config, overrides=set_)
         from launcher.cli.console import open_console
-        from launcher.runs.status import mlflow_lines
-        from launcher.tuning.ablation import run_ablation
+        from launcher.runs.progress import Phase
 
         with open_console() as console:
+            console(Phase("loading"))
+            from launcher.runs.status import mlflow_lines
+            from launcher.tuning.ablation import run_ablation
+
             run_dir = run_ablation(settings, report=console)
         for line in (f"\nablation: {run_dir.path / 'ablation.md'}", *mlflow_lines(settings, run_dir)):
             say(line)

@@ -39,10 +39,24 @@ def load_settings(
     layers = setting_layers(preset=preset, config=config, overrides=overrides)
     values: dict[str, Any] = {}
     for _, layer in layers:
-        values = _merge(values, layer)
+        values = _merge(_without_other_length(values, layer), layer)
     if name := _name_by_folder(layers):
         values = set_value(values, "run.name", name)
     return parse_settings(values, layers)
+
+
+def _without_other_length(values: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
+    """The values without a stage's ``num_steps`` where the layer gives ``num_epochs``, and the other way round."""
+    for section in layer:
+        given = layer[section] if isinstance(layer[section], dict) else {}
+        if section == "stages":
+            inner = values.get("stages", {})
+            values = values | {"stages": _without_other_length(inner, given)} if isinstance(inner, dict) else values
+            continue
+        for name, other in (("num_epochs", "num_steps"), ("num_steps", "num_epochs")):
+            if given.get(name) is not None and other not in given and isinstance(values.get(section), dict):
+                values = values | {section: values[section] | {other: None}}
+    return values
 
 
 def _name_by_folder(layers: Sequence[tuple[str, dict[str, Any]]]) -> str | None:
@@ -147,15 +161,21 @@ def dump_settings(settings: Settings) -> str:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            raise SettingsError(f"settings file {path} cannot be read: {error.strerror}; give a YAML file") from None
         raise SettingsError(f"settings file {path} does not exist;{nearest_file(path)}".removesuffix(";")) from None
     except yaml.YAMLError as error:
         raise SettingsError(f"settings file {path} is no valid YAML: {hide_credentials(str(error))}") from None
     if not isinstance(values, dict):
-        raise SettingsError(
-            f"settings file {path} must hold sections such as 'training:', it holds a {type(values).__name__}"
-        )
-    return values
+        found = "is empty" if values is None else f"holds a {type(values).__name__}"
+        raise SettingsError(f"settings file {path} {found}; it must have sections such as 'training:'")
+    nested: dict[str, Any] = {}
+    for name, value in values.items():  # a setting may also be given by its dotted name
+        for key in reversed(str(name).split(".")):
+            value = {key: value}
+        nested = _merge(nested, value)
+    return nested
 
 
 def _parse_override(override: str) -> dict[str, Any]:
@@ -199,7 +219,21 @@ def _explain(problem: Any, layers: Sequence[tuple[str, dict[str, Any]]]) -> str:
     value = hide_credentials(repr(problem["input"]))
     if problem["type"] == "model_type":
         return f"{setting} = {value}: this is a section, which has settings in it;{_section_note(name)}"
-    return f"{setting} = {value}: {problem['msg'].lower().replace('input should be', 'expected')}"
+    return f"{setting} = {value}: {_EXPECTED.get(problem['type'], problem['msg'].lower())}".replace(
+        "input should be", "expected"
+    )
+
+
+_EXPECTED = {
+    "bool_parsing": "expected true or false",
+    "bool_type": "expected true or false",
+    "int_parsing": "expected an integer",
+    "int_type": "expected an integer",
+    "int_from_float": "expected an integer",
+    "float_parsing": "expected a number",
+    "float_type": "expected a number",
+    "string_type": "expected a text",
+}
 
 
 def _section_note(name: str) -> str:
@@ -214,8 +248,8 @@ def nearest_file(path: Path) -> str:
     return f" did you mean {path.parent / close[0]}?" if close else ""
 
 
-def _nearest(name: str, names: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+def _nearest(name: str, names: Sequence[str], *, cutoff: float = 0.6) -> str:
+    close = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
     return f" did you mean {close[0]}?" if close else ""
 
 
@@ -242,6 +276,13 @@ _OTHER_NAMES = {
     "gradient_checkpointing": "activation_checkpointing",
     "bf16": "precision",
     "fp16": "precision",
+    "gradient_accumulation_steps": "global_batch_size",
+    "max_seq_length": "max_source_tokens",
+    "train_file": "path",
+    "dataset": "path",
+    "tracking_uri": "uri",
+    "mlflow_tracking_uri": "uri",
+    "experiment_name": "experiment",
     "dtype": "precision",
     "gpus": "num_workers",
     "num_gpus": "num_workers",
@@ -254,6 +295,9 @@ _OTHER_NAMES = {
     "image_features": "features",
     "seed": "seed",
 }
+
+
+_OTHER_SECTIONS = {"mlflow": "tracking", "zero_optimization": "training", "optimizer": "training", "ray": "cluster"}
 
 
 def nearest_setting(name: str) -> str:
@@ -271,11 +315,17 @@ def nearest_setting(name: str) -> str:
     if same:
         own = [each for each in same if each.startswith(f"{section}.")] if section else []
         common = [each for each in same if each.startswith("training.")]
-        value = f"={given}" if given in ("bf16", "fp16") else ""
+        value = "=bf16" if given in ("bf16", "fp16") else ""
         stages = [each for each in same if each.startswith(("rationale.", "answer."))]  # each has one, as num_epochs
         return f" did you mean {' and '.join((own or common)[:1] or stages or same[:1])}{value}?"
     sections = list(dict.fromkeys(each.rpartition(".")[0] for each in names if "." in each))
-    return _nearest(name, names if section else sections) or _nearest(name, names)
+    if not section:
+        if name in _OTHER_SECTIONS:
+            return f" did you mean {_OTHER_SECTIONS[name]}?"
+        return _nearest(name, sections) or _nearest(name, [each.rpartition(".")[2] for each in names])
+    own = {each.rpartition(".")[2]: each for each in names if each.startswith(f"{section}.")}
+    close = difflib.get_close_matches(given, own, n=1, cutoff=0.6)
+    return f" did you mean {own[close[0]]}?" if close else _nearest(name, names, cutoff=0.8)
 
 
 def read_deepspeed(value: str | dict[str, Any] | None) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from launcher.data.fingerprints import claim_folder, folder_inputs, tokenizer_fo
 from launcher.data.published_features import makes_features, open_ready_made
 from launcher.runs.progress import Phase
 from launcher.stages.data_folder import DataFolder, is_indexed, open_data
-from mmcot.texts.prompts import build_pair
+from mmcot.texts.prompts import build_pair, split_format
 
 _TROUBLES = {
     "num_picture_absent": "whose picture is absent (used without it)",
@@ -107,6 +107,11 @@ def _build_missing(settings: Settings, source: Path, shards_dir: Path, report: R
         questions = read_source(settings.data, source)
         if to_train:
             require_all_splits({split: len(found) for split, found in questions.problems.items()}, where=source)
+        if not any(problem.solution for problem in questions.problems["train"]) and _trains_on_gold_reasons(settings):
+            report(
+                "note: no training question has a rationale, so a model would learn to write none; for data without "
+                "rationales use --set run.chain=answer"
+            )
         report(Phase("  writing text shards"))
         text = write_text_shards(questions, shards_dir, samples_per_shard=settings.data.samples_per_shard)
         for note in (*questions.notes, f"text: {_count(text['num_samples'])} in {len(text['shards'])} shards"):
@@ -115,6 +120,11 @@ def _build_missing(settings: Settings, source: Path, shards_dir: Path, report: R
         _build_features(settings, source, shards_dir, report)
     if "tokenizer" in missing:
         _build_tokenizer(settings, shards_dir, report)
+
+
+def _trains_on_gold_reasons(settings: Settings) -> bool:
+    """Whether a stage learns to write the data's own rationales."""
+    return any("E" in split_format(section.format)[1] for section in settings.stage_sections.values() if section.format)
 
 
 def _open_remote(settings: Settings, url: str) -> DataFolder:

@@ -12,6 +12,7 @@ from data_shards.sources.question_set import SPLITS, QuestionSet
 from mmcot.texts.prompts import build_pair
 from mmcot.texts.sample import Sample
 
+MOST_NAMED = 3  # of the absent pictures
 FORMATS = ("QCM-E", "QCM-LE", "QCMG-A")
 _KINDS = {
     "choices": "with choices",
@@ -46,6 +47,8 @@ def describe_questions(path: Path, *, tokenizer: str | None = None) -> list[str]
         if kind in kinds and kinds != {"choices"}:
             lines.append(f"{label:<24}" + "".join(f"{_num_of_kind(part, kind):>10,}" for part in parts.values()))
     lines.append(f"{'picture absent':<24}" + "".join(f"{_num_absent(questions, part):>10,}" for part in parts.values()))
+    if named := _absent(questions, everything)[:MOST_NAMED]:
+        lines.append("absent pictures, the first: " + "; ".join(named))
     lines += [f"list {name}: {len(qids):,} questions" for name, qids in questions.lists.items()]
     unit, count = _counter(tokenizer)
     lines.append(f"\nlengths in {unit:<15}" + "".join(f"{name:>10}" for name in ("mean", "median", "95%", "longest")))
@@ -67,7 +70,7 @@ _COUNTED: dict[str, Callable[[Sample], bool]] = {
     "with both": lambda problem: bool(problem.images and problem.hint),
     "with neither": lambda problem: not problem.images and not problem.hint,
     "with caption": lambda problem: bool(problem.caption),
-    "without a solution": lambda problem: not problem.solution,
+    "without a rationale": lambda problem: not problem.solution,
 }
 
 
@@ -76,12 +79,17 @@ def _num_of_kind(problems: Sequence[Sample], kind: str) -> int:
 
 
 def _num_absent(questions: QuestionSet, problems: Sequence[Sample]) -> int:
-    """Count the questions that name pictures of which none exists."""
-    return sum(
-        bool(problem.images)
-        and not any(isinstance(picture, bytes) or picture.is_file() for picture in questions.pictures(problem))
+    return len(_absent(questions, problems))
+
+
+def _absent(questions: QuestionSet, problems: Sequence[Sample]) -> list[str]:
+    """The questions that name pictures of which none exists, each with the first of them."""
+    return [
+        f"{problem.images[0]} of question {problem.qid}"
         for problem in problems
-    )
+        if problem.images
+        and not any(isinstance(picture, bytes) or picture.is_file() for picture in questions.pictures(problem))
+    ]
 
 
 def _counter(tokenizer: str | None) -> tuple[str, Callable[[list[str]], np.ndarray]]:

@@ -58,6 +58,6 @@ def score_lines(scores: dict[str, Any]) -> list[str]:
     if unread >= MANY_UNREAD:
         lines.append(
             "note: most answers do not end in 'The answer is (A).' or another letter: the model has not learnt the "
-            "form yet; train more steps"
+            "form yet; train more steps, or on more questions"
         )
     return lines

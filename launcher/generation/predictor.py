@@ -8,6 +8,7 @@ needed; a line of output:
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -56,7 +57,8 @@ class RunPredictor:
             raise RunError(f"the chain of {folder} has no stage that answers; give a run of another chain")
         self.num_cut = 0
         stages = [stage.name for stage in self.settings.chain.writing] if stages is None else stages
-        self._folders = {stage: _trained(RunDir(folder), stage) for stage in stages}
+        self._run_dir = RunDir(folder)
+        self._folders = {stage: _trained(self._run_dir, stage) for stage in stages}
         self._encoder: Encode | None = None
 
     @cached_property
@@ -69,6 +71,16 @@ class RunPredictor:
         """[P, V] of the features that the models take."""
         config = next(iter(self.stages.values())).model.config
         return config.vision_num_patches, config.vision_dim
+
+    @property
+    def answers_with_letters(self) -> bool:
+        """Whether all of the run's first test answers are choices, so that it cannot answer freely."""
+        path = self._run_dir.predictions / "test.jsonl"
+        if not path.exists():  # of a registered bundle, or before the evaluation
+            return False
+        with open(path, encoding="utf-8") as file:
+            lines = [json.loads(line) for line in itertools.islice(file, BULK_SIZE)]
+        return bool(lines) and not any(isinstance(line["prediction"], str) for line in lines)
 
     def load(self) -> None:
         """Open the models now, so that the first question of a server does not wait for them."""

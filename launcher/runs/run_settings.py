@@ -69,7 +69,8 @@ def write_or_verify_settings(run_dir: RunDir, settings: Settings) -> list[str]:
         changes = "; ".join(f"{name} was {stored.get(name)!r} and is now {now.get(name)!r}" for name in differing[:4])
         raise SettingsError(
             f"{run_dir.path} holds a run of other settings ({changes}); continue it with its own by --config {path} "
-            f"--set run.dir={run_dir.path}, or give this run a folder of its own with --set run.dir=runs/ANOTHER-NAME"
+            f"--set run.dir={run_dir.path}, give this run a folder of its own with --set run.dir=runs/ANOTHER-NAME, or "
+            f"delete {run_dir.path} to start over there"
         )
     return _store_extensions(run_dir, settings, known)
 

@@ -76,13 +76,10 @@ def may_take_alias(current: Any, values: dict[str, Any], *, log: Callable[..., N
         return True
     if current.tags.get("mmcot.data") != values["data"]:
         log(
-            "%s@%s stays at version %s, which was trained on other data (%s, this model's are %s); the best model of "
-            "this model's data is %s@%s",
+            "%s@%s stays with version %s (other data); of this data it is %s@%s",
             values["name"],
             values["alias"],
             current.version,
-            current.tags.get("mmcot.data"),
-            values["data"],
             values["name"],
             alias_of_data(values),
         )

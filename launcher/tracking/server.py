@@ -62,6 +62,7 @@ class ServerPlan:
     runs: Path
     host: str
     port: int
+    had_runs: bool = True  # whether the folder existed before
 
     @property
     def url(self) -> str:
@@ -110,6 +111,7 @@ def plan_server(
     if "://" not in destination:
         destination = str(Path(destination).absolute())
     _check_packages(store, destination, auth)
+    had_runs = runs.exists()
     runs.mkdir(parents=True, exist_ok=True)
     environment |= {"MLFLOW_BACKEND_STORE_URI": store, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     environment.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -122,7 +124,7 @@ def plan_server(
     if auth:
         command += ["--app-name", "basic-auth"]
         environment |= auth_environment(runs, store, environment)
-    return ServerPlan(command, environment, runs, host, port)
+    return ServerPlan(command, environment, runs, host, port, had_runs)
 
 
 def serve(server: ServerPlan, report: Callable[[str], None]) -> None:
@@ -139,7 +141,7 @@ def serve(server: ServerPlan, report: Callable[[str], None]) -> None:
     with starting, contextlib.ExitStack() as serving:
         starting.enter_context(exclusive(server.runs / ".mlflow"))
         stop_signals = serving.enter_context(noting_stop())
-        report("MLflow: starting")
+        report(f"MLflow: starting{'' if server.had_runs else f'; {server.runs} is new and holds no run yet'}")
         leader = serving.enter_context(_process_group(server))
         output = _Output(leader)
         if not _wait_until_healthy(server, leader, output, stop_signals, report):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.settings import Settings
-from launcher.runs.progress import describe_values
+from launcher.runs.progress import Phase, describe_values
 from launcher.runs.run_dir import RunDir, RunError
 from launcher.training.launch import release_workers
 from launcher.tuning.trial import OBJECTIVES, TrialJob, run_trial
@@ -73,6 +73,7 @@ def _watch_trials(trials: Path, report: Callable[[str], None]) -> Any:
 
         def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             free(trial)
+            report(Phase(f"  {describe_values(trial.config)}: running"))
 
         def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
             free(trial)

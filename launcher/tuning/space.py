@@ -41,8 +41,8 @@ def check_space(settings: Settings) -> None:
         with_values(settings, {"arm": arm})
     if not space and not settings.tuning.arms:
         raise SettingsError(
-            "tuning.space is empty; give settings to search, such as training.learning_rate: {loguniform: [1e-5, 1e-2]}"
-            f" ({', '.join(SPACE_KINDS)})"
+            "tuning.space is empty; give settings to search, such as training.learning_rate: "
+            f"{{loguniform: [1.0e-5, 1.0e-2]}} ({', '.join(SPACE_KINDS)})"
         )
     edges = {name: _edges(name, spec) for name, spec in space.items()}
     corners = itertools.product(*edges.values())
@@ -93,7 +93,7 @@ def _edges(name: str, spec: Any) -> Sequence[Any]:
     if not isinstance(spec, dict) or len(spec) != 1 or next(iter(spec)) not in SPACE_KINDS:
         raise SettingsError(
             f"setting tuning.space {name}: {spec!r} must be one of {', '.join(SPACE_KINDS)}, such as "
-            "{loguniform: [1e-5, 1e-2]}"
+            "{loguniform: [1.0e-5, 1.0e-2]}"
         )
     ((kind, values),) = spec.items()
     if not isinstance(values, list) or not values:

@@ -34,7 +34,7 @@ from launcher.runs.run_settings import keep_name, write_or_verify_settings
 from launcher.runs.signals import sigterm_stops
 from launcher.tracking.descriptions import describe_tuning
 from launcher.tracking.run_log import RunLog, Tracker, open_tracker
-from launcher.tracking.sending import sync_run
+from launcher.tracking.sending import is_everything_logged, sync_run
 from launcher.tuning.plots import plot_trials
 from launcher.tuning.ray_tune import build_tuner
 from launcher.tuning.results import describe_trials, log_outcome, rank
@@ -71,6 +71,9 @@ def run_tuning(
     settings = keep_name(run_dir, settings)
     for note in write_or_verify_settings(run_dir, settings):
         report(note)
+    if is_finished(settings, run_dir):
+        report(f"{run_dir.path} is finished; there is nothing to do, `mmcot status {run_dir.path}` shows its trials")
+        return run_dir
     (run_dir.path / "trials").mkdir(exist_ok=True)  # `mmcot status` knows a tuning by it
     with sigterm_stops(), owned(run_dir), contextlib.ExitStack() as resources:
         settings = with_device(settings, run_dir, report)
@@ -107,6 +110,12 @@ def in_own_folder(settings: Settings, kind: str) -> Settings:
     return settings.model_copy(update={"run": settings.run.model_copy(update={"name": f"{settings.run.name}-{kind}"})})
 
 
+def is_finished(settings: Settings, run_dir: RunDir) -> bool:
+    """Whether every trial has ended and nothing more could be logged; a time budget lets the same command go on."""
+    ended = run_dir.path / "trials.json"
+    return settings.tuning.time_budget_s is None and ended.exists() and is_everything_logged(run_dir)
+
+
 def count_concurrent(settings: Settings, report: Report) -> int:
     """The number of trials that fit at the same time.
 
@@ -127,7 +136,8 @@ def count_concurrent(settings: Settings, report: Report) -> int:
             "processors); lower cluster.num_workers or cluster.cpus_per_worker, or join a larger cluster"
         )
     wanted = settings.tuning.max_concurrent or fits
-    report(f"{min(fits, wanted)} trials at a time: one takes {sums}")
+    at_once = min(fits, wanted)
+    report(f"{at_once} trial{'s' * (at_once > 1)} at a time: one takes {sums}")
     return min(fits, wanted)
 
 

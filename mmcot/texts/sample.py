@@ -31,7 +31,7 @@ QID_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 MAX_CHOICES = 26  # the answer letter is one of A-Z
 KINDS = ("choices", "free", "pair", "document")
 
-_TEXT_FIELDS = ("hint", "task", "grade", "subject", "topic", "category", "skill", "lecture", "solution", "split")
+TEXT_FIELDS = ("hint", "task", "grade", "subject", "topic", "category", "skill", "lecture", "solution", "split")
 
 
 class SampleError(ValueError):
@@ -244,7 +244,7 @@ def _image_names(qid: str, image: Any) -> tuple[str, ...]:
 
 def _texts(qid: str, record: dict[str, Any]) -> dict[str, str]:
     """The optional text fields of a record, and its caption."""
-    texts = {field: _text(qid, field, record.get(field) or "") for field in _TEXT_FIELDS}
+    texts = {field: _text(qid, field, record.get(field) or "") for field in TEXT_FIELDS}
     return texts | {"caption": _text(qid, "caption", record.get("caption") or "")}
 
 

@@ -35,7 +35,8 @@ def test_a_file_is_laid_over_the_preset_and_set_over_both(tmp_path):
     [
         ("training.learning_rte=1", r"training.learning_rte is unknown; did you mean training.learning_rate\?"),
         ("training.global_batch_size=30", r"must be a multiple of micro_batch_size \(16\); try 32"),
-        ("rationale.num_epochs=2", "exactly one of num_steps and num_epochs"),
+        ("rationale={num_epochs: 2, num_steps: 3}", "must look like section.key=value"),
+        ("rationale.num_steps=null", "exactly one of num_steps and num_epochs"),
         ("training.learning_rate=fast", "training.learning_rate = 'fast'"),
         ("learning_rate=1", "must look like section.key=value"),
         ("training.zero_stage=4", "training.zero_stage = 4"),
@@ -69,6 +70,23 @@ def test_a_wrong_value_of_a_file_is_told_with_the_file_and_a_missing_file_with_t
     assert name.startswith(f"{path}: setting rationale.num_stps is unknown; did you mean rationale.num_steps?")
     with pytest.raises(SettingsError, match=r"mne\.yaml does not exist; did you mean .*mine\.yaml\?"):
         load_settings(preset="demo", config=tmp_path / "mne.yaml")
+
+
+def test_a_dotted_name_in_a_file_is_the_setting_and_epochs_replace_a_presets_steps(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("training.learning_rate: 2.0e-3\nrationale:\n  num_epochs: 2\n")
+    settings = load_settings(preset="demo", config=path)
+    assert settings.training.learning_rate == 2e-3
+    assert (settings.rationale.num_epochs, settings.rationale.num_steps) == (2, None)
+    assert settings.answer.num_steps == load_settings(preset="demo").answer.num_steps
+    again = load_settings(preset="demo", config=path, overrides=["rationale.num_steps=7"])
+    assert (again.rationale.num_epochs, again.rationale.num_steps) == (None, 7)
+    for text, message in (("", "is empty"), ("- 1", "holds a list")):
+        path.write_text(text)
+        with pytest.raises(SettingsError, match=f"mine.yaml {message}; it must have sections"):
+            load_settings(config=path)
+    with pytest.raises(SettingsError, match="cannot be read: Is a directory"):
+        load_settings(config=tmp_path)
 
 
 def test_every_setting_has_a_description():

@@ -111,10 +111,18 @@ def test_every_preset_fits_the_schema(preset):
         ("training.epochs", "rationale.num_epochs and answer.num_epochs"),
         ("training.bf16", "training.precision=bf16"),
         ("seed", "run.seed"),
+        ("training.fp16", "training.precision=bf16"),
+        ("training.gradient_accumulation_steps", "training.global_batch_size"),
+        ("mlflow", "tracking"),
     ],
 )
 def test_a_wrong_name_is_answered_with_the_nearest_by_its_whole_path(name, nearest):
     assert nearest_setting(name) == f" did you mean {nearest}?"
+
+
+@pytest.mark.parametrize("name", ["training.optimizer", "generation.num_beams", "model.quantization"])
+def test_a_name_that_is_near_to_none_is_answered_with_none(name):
+    assert nearest_setting(name) == ""
 
 
 def test_a_value_is_shown_with_the_place_that_gave_it(tmp_path):

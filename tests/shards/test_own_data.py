@@ -192,7 +192,7 @@ def test_a_row_that_cannot_be_used_is_named_with_its_field(tmp_path, change, mes
 
 
 def test_a_repeated_id_and_a_broken_line_are_named(tmp_path):
-    with pytest.raises(SampleError, match="question 'a1' is in 'train' and in 'train'"):
+    with pytest.raises(SampleError, match="question 'a1' is twice in 'train'"):
         read_questions(write_jsonl(tmp_path / "q.jsonl", [ROW, ROW]))
     (tmp_path / "b.jsonl").write_text(json.dumps(ROW) + "\n{oops\n")
     with pytest.raises(SampleError, match="b.jsonl, line 2: no valid JSON"):
@@ -205,6 +205,38 @@ def test_a_path_in_no_known_form_is_told_what_is_expected(tmp_path):
     (tmp_path / "odd").mkdir()
     with pytest.raises(ValueError, match=r"in no known form .* expected one of: .*problems.json"):
         read_questions(tmp_path / "odd")
+
+
+def test_a_field_that_is_not_used_is_counted_with_the_one_that_was_meant(tmp_path):
+    rows = [ROW | {"qid": "x", "picture": "x.png"}, ROW | {"qid": "y", "picture": "y.png", "source": "web"}]
+    notes = read_questions(write_jsonl(tmp_path / "q.jsonl", rows)).notes
+    assert "note: the field 'picture' of 2 rows is not used; did you mean 'image'?" in notes
+    assert any(note.startswith("note: the field 'source' of 1 row is not used") for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "qid;question;choices;answer\na;b;c|d;c\n", "only column is .* separated by ';', expected ','"),
+        ("a.jsonl", '[\n{"qid": "a"}\n]\n', "line 1: no valid JSON .*; a JSONL file has one object a line"),
+        ("a.jsonl", '{"qid": "a", "question": "b", "choices": "c|d", "answer": "c"}', "is the text 'c|d'; give a list"),
+        ("a.jsonl", f"{json.dumps(ROW)}\n{json.dumps(ROW)}\n", f"question {ROW['qid']!r} is twice in 'train'"),
+    ],
+)
+def test_a_table_of_another_form_is_told_with_what_is_expected(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message.replace("|", r"\|")):
+        read_questions(tmp_path / name)
+
+
+def test_data_without_rationales_is_told_before_a_model_learns_to_write_none(tmp_path):
+    rows = [ROW | {"qid": split, "split": split} for split in ("train", "val", "test")]
+    for row in rows:
+        row.pop("rationale", None)
+    path, said = write_jsonl(tmp_path / "q.jsonl", rows), []
+    overrides = [f"data.path={path}", f"data.shards_dir={tmp_path / 'shards'}", "data.features=null"]
+    prepare_data(load_settings(preset="demo", overrides=overrides), said.append)
+    assert any("no training question has a rationale" in line and "run.chain=answer" in line for line in said)
 
 
 def test_a_split_without_questions_is_refused_before_anything_is_written(tmp_path):
