@@ -5,19 +5,23 @@
     rationale/checkpoints/step-000400/universal/...   the same for any world size, made when one is needed
     rationale/checkpoints/LATEST                      "step-000400", last
 
-Every rank writes into a staging folder and hashes its share; after a barrier rank 0
+Every rank copies its state to main memory, and writes and hashes its files in a thread while the training goes on
+(``launcher/training/checkpoint_writer.py``), into a staging folder. When all are written, rank 0
 writes the manifest, renames the folder and moves LATEST. DeepSpeed's files are pickles:
 they are loaded only from a run's own folder, after every sha256 has matched.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -40,6 +44,7 @@ from launcher.runs.checkpoint_names import (
     name_of,
 )
 from launcher.stages.jobs import HANDED_OVER, IDENTITY_FACTS
+from launcher.training.checkpoint_writer import FileWriter, HostCopies
 from launcher.training.collectives import broadcast_json, gather_json
 
 _STATE, _UNIVERSAL = "state", "universal"
@@ -62,23 +67,36 @@ class VerifiedCheckpoint:
         return self.manifest["step"]
 
 
-def save_checkpoint(
-    engine: Any, folder: Path, *, step: int, facts: dict[str, Any], keep: int, may_commit: Callable[[], None]
-) -> None:
-    """Commit the state after ``step`` optimizer steps; every rank calls it.
+@dataclasses.dataclass
+class PendingCheckpoint:
+    """A checkpoint whose files are being written."""
+
+    folder: Path
+    step: int
+    facts: dict[str, Any]
+    writer: FileWriter
+
+    @property
+    def staging(self) -> Path:
+        """Where the files are until they are committed."""
+        return self.folder / f".staging-{self.step:06d}"
+
+
+def begin_checkpoint(
+    engine: Any, folder: Path, *, step: int, facts: dict[str, Any], may_commit: Callable[[], None]
+) -> PendingCheckpoint:
+    """Copy the state after ``step`` optimizer steps and begin to write it; every rank calls it.
 
     Args:
         facts: what a resume compares, such as plan_fingerprint, world_size, zero_stage, and the run it belongs to
             (``launcher/training/identity.py``).
-        keep: number of newest checkpoints to keep.
         may_commit: raises on rank 0 if this process no longer owns the run.
 
     Raises:
         CheckpointError: the disk is full, or could not be written to; the last checkpoint is kept.
     """
-    rank, world_size = dist.get_rank(), dist.get_world_size()
     staging = folder / f".staging-{step:06d}"
-    if rank == 0:
+    if dist.get_rank() == 0:
         may_commit()
         for stale in folder.glob(".staging-*"):
             shutil.rmtree(stale, ignore_errors=True)
@@ -87,20 +105,53 @@ def save_checkpoint(
     try:
         engine.save_checkpoint(str(staging), tag=_STATE, save_latest=False)
     except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError when a disk is full
-        raise _write_error(error, folder, step) from error
-    dist.barrier()
-    files = _gather(_hash_share(staging / _STATE, rank, world_size))
-    if rank == 0:
+        raise write_error(f"the checkpoint of step {step}", error, folder) from error
+    copies = engine.checkpoint_engine
+    writer = copies.write() if isinstance(copies, HostCopies) else FileWriter([])
+    return PendingCheckpoint(folder, step, dict(facts), writer)
+
+
+def commit_checkpoint(pending: PendingCheckpoint, *, keep: int, may_commit: Callable[[], None]) -> None:
+    """Wait until every rank has written its files, and commit the checkpoint; every rank calls it.
+
+    Args:
+        keep: number of newest checkpoints to keep.
+        may_commit: raises on rank 0 if this process no longer owns the run.
+
+    Raises:
+        CheckpointError: the disk is full, or could not be written to; the last checkpoint is kept.
+    """
+    folder, step, staging = pending.folder, pending.step, pending.staging
+    written, failure = {}, None
+    try:
+        written = pending.writer.result()
+    except (OSError, RuntimeError) as error:
+        failure = f"{error}"
+    failures = gather_json(failure)
+    if found := next((each for each in failures if each is not None), None):
+        raise write_error(f"the checkpoint of step {step}", found, folder)
+    own = {str(path.relative_to(staging / _STATE)): file for path, file in written.items()}
+    files = _gather(_hash_share(staging / _STATE, dist.get_rank(), dist.get_world_size(), known=_gather(own)))
+    if dist.get_rank() == 0:
         may_commit()
+        manifest = {"schema_version": 1, "step": step, **pending.facts, "files": files}
         try:
-            commit_json(staging / MANIFEST, {"schema_version": 1, "step": step, **facts, "files": files})
+            commit_json(staging / MANIFEST, manifest)
             commit_folder(staging, folder / name_of(step))
             commit_bytes(folder / LATEST, as_latest(name_of(step)))
         except OSError as error:
-            raise _write_error(error, folder, step) from error
+            raise write_error(f"the checkpoint of step {step}", error, folder) from error
         for old in checkpoints_by_step(folder)[:-keep]:
             shutil.rmtree(old)
     dist.barrier()
+
+
+def save_checkpoint(
+    engine: Any, folder: Path, *, step: int, facts: dict[str, Any], keep: int, may_commit: Callable[[], None]
+) -> None:
+    """Begin a checkpoint and commit it; arguments and errors as of ``begin_checkpoint`` and ``commit_checkpoint``."""
+    pending = begin_checkpoint(engine, folder, step=step, facts=facts, may_commit=may_commit)
+    commit_checkpoint(pending, keep=keep, may_commit=may_commit)
 
 
 def find_checkpoint(
@@ -280,11 +331,13 @@ def _convert(path: Path, notes: list[str]) -> None:
     dist.barrier()
 
 
-def _write_error(error: Exception, folder: Path, step: int) -> CheckpointError:
-    free = shutil.disk_usage(folder).free / 1e9
+def write_error(what: str, error: Exception | str, folder: Path) -> CheckpointError:
+    """An error that tells what could not be written, the free space, and which checkpoint of the folder is kept."""
+    place = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    free = shutil.disk_usage(place).free / 1e9
     latest = latest_checkpoint(folder)
     return CheckpointError(
-        f"the checkpoint of step {step} could not be written to {folder} ({free:.2f} GB free): {error}; "
+        f"{what} could not be written to {folder} ({free:.2f} GB free): {error}; "
         + (
             f"{latest.name} is kept: free disk space and run again"
             if latest
@@ -293,16 +346,33 @@ def _write_error(error: Exception, folder: Path, step: int) -> CheckpointError:
     )
 
 
+@contextlib.contextmanager
+def full_disk_explained(folder: Path) -> Iterator[None]:
+    """Raise a CheckpointError where the disk gets full in the block, as when a journal is written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise write_error("the journal of the training", error, folder) from error
+
+
 def agreed(compute: Callable[[], Any]) -> Any:
     """Rank 0's result of ``compute``, a JSON value, on every rank."""
     return broadcast_json(compute() if dist.get_rank() == 0 else None)
 
 
-def _hash_share(folder: Path, rank: int, world_size: int) -> dict[str, dict[str, Any]]:
-    """Hash every ``world_size``-th file; all ranks use rank 0's listing."""
+def _hash_share(
+    folder: Path, rank: int, world_size: int, *, known: Mapping[str, dict[str, Any]] = MappingProxyType({})
+) -> dict[str, dict[str, Any]]:
+    """Hash every ``world_size``-th file that is not ``known``; all ranks use rank 0's listing."""
     names = agreed(lambda: sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
-    paths = {name: folder / name for name in names[rank::world_size]}
-    return {name: {"size_bytes": path.stat().st_size, "sha256": sha256_of_file(path)} for name, path in paths.items()}
+    return {
+        name: known[name]
+        if name in known
+        else {"size_bytes": (folder / name).stat().st_size, "sha256": sha256_of_file(folder / name)}
+        for name in names[rank::world_size]
+    }
 
 
 def _gather(share: dict[str, Any]) -> dict[str, Any]:

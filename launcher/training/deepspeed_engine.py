@@ -18,6 +18,7 @@ from deepspeed.utils import safe_get_full_fp32_param
 
 from launcher.config.loading import read_deepspeed
 from launcher.config.settings import SettingsError, Training
+from launcher.training.checkpoint_writer import HostCopies
 from launcher.training.collectives import open_host_group, refuse_pickles
 from mmcot.models.device import open_device
 
@@ -179,7 +180,8 @@ def build_engine(
         betas=(training.beta1, training.beta2),
         fused=True,  # one operation for all parameters, without a copy of them
     )
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
+    engine.checkpoint_engine = HostCopies(engine.checkpoint_engine)
     return engine
 
 

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from data_shards.atomic_files import commit_folder, commit_json, read_json
 from launcher.stages.jobs import MODEL_FACTS_FILE
+from launcher.training.checkpoint import write_error
 from launcher.training.deepspeed_engine import full_state_dict
 
 
@@ -25,12 +27,16 @@ def export_model(
     if dist.get_rank() == 0:
         staging = folder.with_name(".staging-model")
         shutil.rmtree(staging, ignore_errors=True)
-        engine.module.save_pretrained(staging, state_dict=state)
-        _set_dtype(staging, state)
-        tokenizer.save_pretrained(staging)
-        commit_json(staging / MODEL_FACTS_FILE, facts)
-        may_commit()
-        commit_folder(staging, folder)
+        try:
+            engine.module.save_pretrained(staging, state_dict=state)
+            _set_dtype(staging, state)
+            tokenizer.save_pretrained(staging)
+            commit_json(staging / MODEL_FACTS_FILE, facts)
+            may_commit()
+            commit_folder(staging, folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise write_error("the model", error, folder.parent / "checkpoints") from error
     dist.barrier()
 
 

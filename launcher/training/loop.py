@@ -29,12 +29,15 @@ from launcher.stages.jobs import TrainJob, model_facts
 from launcher.stages.samples import load_tokenizer
 from launcher.training.best_model import BestLoss
 from launcher.training.checkpoint import (
+    PendingCheckpoint,
     VerifiedCheckpoint,
     agreed,
+    begin_checkpoint,
     check_probe,
+    commit_checkpoint,
     find_checkpoint,
+    full_disk_explained,
     load_state,
-    save_checkpoint,
 )
 from launcher.training.checkpoint_store import (
     checkpoint_store,
@@ -52,7 +55,7 @@ from launcher.training.export import export_best, export_model
 from launcher.training.identity import facts_of_job
 from launcher.training.loader import StageStream, load_steps
 from launcher.training.schedule import learning_rate
-from launcher.training.step_checks import check_applied, check_finite, gradient_norm
+from launcher.training.step_checks import check_applied, check_finite, gradient_norm, was_applied
 from launcher.training.throughput import COUNTS, Meter, count_step
 from mmcot.models.device import DTYPES
 from mmcot.models.flops import measure_peak_flops
@@ -82,6 +85,7 @@ class _Training:
     hang_guard: HangGuard
     objective: Objective
     best: BestLoss
+    pending: PendingCheckpoint | None = None
 
     @property
     def run_dir(self) -> RunDir:
@@ -93,6 +97,11 @@ class _Training:
 
     def may_commit(self) -> None:
         self.run_dir.check_attempt(self.job.attempt)
+
+    @property
+    def has_written(self) -> bool:
+        """Whether this rank has written its files of the checkpoint that is not committed yet."""
+        return self.pending is not None and self.pending.writer.is_done
 
     def note(self, step: int, metrics: dict[str, float]) -> None:
         if self.journal:
@@ -138,14 +147,18 @@ def train(
     ledger = Ledger(this.run_dir.ledger(job.stage, rank), this.steps_per_epoch) if training.ledger else None
     stop_request = StopRequest(this.run_dir, job.attempt)
     steps = range(this.last_checkpoint, this.last_checkpoint if this.best.has_ended else job.num_steps)
-    with stop_request.listening(), contextlib.closing(this.hang_guard):
+    with stop_request.listening(), contextlib.closing(this.hang_guard), full_disk_explained(this.checkpoints):
         for loaded in load_steps(
             job, rank=rank, world_size=world_size, steps=steps, pin_memory=bool(settings.cluster.use_gpu)
         ):
             meter.lap("data")
             this.hang_guard.progress()
             step, done = loaded.number, loaded.number + 1
-            *counts, num_stop_requests = host_sum([*count_step(loaded, engine.module), float(stop_request.seen())])
+            *counts, num_stop_requests, num_written = host_sum(
+                [*count_step(loaded, engine.module), float(stop_request.seen()), float(this.has_written)]
+            )
+            if num_written == world_size:
+                _commit(this)
             stopping, num_questions = num_stop_requests > 0, counts[COUNTS.index("questions")]
             rate = learning_rate(step, training=training, total_steps=job.num_steps)
             set_learning_rate(engine, rate)
@@ -161,6 +174,8 @@ def train(
                 observe=logging_now,
             )
             loss = sum(parts.values())
+            if not was_applied(engine, loss):
+                _commit(this)  # what was begun is whole
             check_applied(engine, loaded, loss, this.last_checkpoint)
             meter.add(counts)
             if ledger:
@@ -177,6 +192,8 @@ def train(
                 report({"step": done, "validation_loss": _validate(this, done)})
             if _due(done, training.checkpoint_every, job) or stopping or this.best.has_ended:
                 _checkpoint(this, done)
+                if stopping or this.best.has_ended or done == job.num_steps:
+                    _commit(this)
             if this.best.has_ended:
                 this.tell(done, f"ended after step {done:,}, {this.best.reason}")
                 break
@@ -299,17 +316,29 @@ def _validate(this: _Training, done: int) -> float:
 
 
 def _checkpoint(this: _Training, done: int) -> None:
-    """Commit a checkpoint after its loss on the probe batch is finite, and copy it to the store."""
+    """Begin a checkpoint after its loss on the probe batch is finite; the one before is committed first."""
     this.hang_guard.progress()
-    keep = this.job.settings.training.keep_checkpoints
+    _commit(this)
     this.facts |= {"probe_loss": _probe_loss(this), "validation": this.best.as_fact()}
     check_finite({"loss of the probe batch after the update": this.facts["probe_loss"]}, done - 1, this.last_checkpoint)
-    save_checkpoint(this.engine, this.checkpoints, step=done, facts=this.facts, keep=keep, may_commit=this.may_commit)
-    this.hang_guard.close()  # copying to a store has its own retries and may take long
+    this.pending = begin_checkpoint(
+        this.engine, this.checkpoints, step=done, facts=this.facts, may_commit=this.may_commit
+    )
+    this.meter.lap("checkpoint")
+
+
+def _commit(this: _Training) -> None:
+    """Commit the checkpoint that was begun, if there is one, and copy it to the store; every rank calls it."""
+    if this.pending is None:
+        return
+    pending, keep = this.pending, this.job.settings.training.keep_checkpoints
+    this.hang_guard.close()  # writing and copying may take long; the store has its own retries
+    commit_checkpoint(pending, keep=keep, may_commit=this.may_commit)
     if this.store:
-        upload_checkpoint(this.checkpoints, this.store, step=done, keep=keep)
-    this.last_checkpoint = done
-    _LOG.info("checkpoint after step %d", done)
+        upload_checkpoint(this.checkpoints, this.store, step=pending.step, keep=keep)
+    this.pending, this.last_checkpoint = None, pending.step
+    this.hang_guard.progress()
+    _LOG.info("checkpoint after step %d", pending.step)
     this.meter.lap("checkpoint")
 
 

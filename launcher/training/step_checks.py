@@ -29,16 +29,22 @@ def check_finite(values: dict[str, float], step: int, last_checkpoint: int, culp
             )
 
 
+def was_applied(engine: Any, loss: float) -> bool:
+    """Whether a step was finite and DeepSpeed updated the weights; the same on every rank."""
+    values = (loss, *gradient_norm(engine).values())
+    return all(map(math.isfinite, values)) and not engine.skipped_steps
+
+
 def check_applied(engine: Any, loaded: Step, loss: float, last_checkpoint: int) -> None:
     """Raise on every rank if a step was not finite, or if DeepSpeed skipped its update without a message.
 
     Raises:
         TrainingError: its message lists the questions of the global batch.
     """
+    if was_applied(engine, loss):
+        return
     norm = gradient_norm(engine).get("grad_norm")
     values = {"loss": loss} if norm is None else {"loss": loss, "gradient norm": norm}
-    if all(map(math.isfinite, values.values())) and not engine.skipped_steps:
-        return
     qids = gather_json([qid for _, block in loaded.blocks for qid in block.qids])
     culprits = f" The questions of its batch: {', '.join(qid for share in qids for qid in share)}"
     check_finite(values, loaded.number, last_checkpoint, culprits)

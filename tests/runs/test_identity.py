@@ -54,7 +54,7 @@ class Engine:
     """Writes a state as DeepSpeed does: a file in a folder."""
 
     def __init__(self, state):
-        self.state = state
+        self.state, self.checkpoint_engine = state, None
 
     def save_checkpoint(self, folder, *, tag, save_latest):
         (Path(folder) / tag / "weights.pt").write_bytes(self.state)

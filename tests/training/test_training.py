@@ -140,11 +140,13 @@ def undisturbed(together):
 
 def test_a_rank_killed_with_9_resumes_to_bit_equal_weights(make_job, forked, trained, undisturbed):
     job = make_job("killed")
-    assert forked(job, world_size=2, die=(1, 3)).returncode != 0
-    assert (RunDir(Path(job.run_dir)).checkpoints("rationale") / "LATEST").read_text() == "step-000002\n"
+    for step in (2, 3, 5):  # before a checkpoint is begun, while it is written or later, before the last one
+        assert forked(job, world_size=2, die=(1, step)).returncode != 0
+        latest = RunDir(Path(job.run_dir)).checkpoints("rationale") / "LATEST"
+        assert not latest.exists() or latest.read_text() in ("step-000002\n", "step-000004\n")
     trained(job)
     assert_equal_weights(job, undisturbed)
-    assert losses(job) == losses(undisturbed)  # step 3 was computed twice, alike
+    assert losses(job) == losses(undisturbed)  # some steps were computed twice, alike
 
 
 def test_a_training_from_s3_through_two_loader_processes_is_the_one_from_local_shards(together, undisturbed):
@@ -326,9 +328,8 @@ def test_a_full_disk_is_explained_and_the_last_checkpoint_stands(make_job, forke
         commit_json(small / "run" / "lock.json", {"attempt": 1})
         result = forked(job, world_size=2)
         assert result.returncode != 0
-        message = re.search(
-            r"CheckpointError: the checkpoint of step \d could not be written to .* GB free\).*", result.stderr
-        )
+        what = r"(checkpoint of step \d|model|journal of the training)"
+        message = re.search(rf"CheckpointError: the {what} could not be written to .* GB free\).*", result.stderr)
         latest = (RunDir(Path(job.run_dir)).checkpoints("rationale") / "LATEST").read_text().strip()
         assert (
             message

@@ -1,0 +1,131 @@
+"""Writing a rank's part of a checkpoint behind the training.
+
+The training stops only until its state is copied to main memory. A thread writes the copies and hashes the files. The
+memory of the copies is used again for the next checkpoint: to get it from the system takes longer than to copy.
+
+    copies = HostCopies(engine.checkpoint_engine)   # DeepSpeed saves into it
+    engine.checkpoint_engine = copies
+    engine.save_checkpoint(...)
+    writer = copies.write()                         # in a thread
+    writer.is_done, writer.result()
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data_shards.atomic_files import sha256_of_file
+
+
+class HostCopies:
+    """A checkpoint engine of DeepSpeed that copies what it is to save; everything else is the inner one's."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner, self._states = inner, []
+        self._used: list[Any] = []  # tensors of the states
+        self._free: dict[Any, list[Any]] = defaultdict(list)  # by shape and type
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def preserves_storage_sharing(self) -> bool:
+        """False: DeepSpeed need not copy tensors that share memory with larger ones, because the copies are compact."""
+        return False
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Copy the state; the file is written later."""
+        copied: dict[Any, Any] = {}
+        self._states.append((Path(path), copy_to_host(state_dict, copied, self._take)))
+        self._used += copied.values()
+
+    def write(self) -> FileWriter:
+        """Begin to write what was copied since the last call."""
+        states, used = self._states, self._used
+        self._states, self._used = [], []
+        return FileWriter(states, at_end=lambda: self._give_back(used))
+
+    def _take(self, tensor: Any) -> Any:
+        """Memory for a copy of a tensor, of an earlier checkpoint where there is any."""
+        import torch
+
+        free = self._free[tensor.shape, tensor.dtype]
+        return free.pop() if free else torch.empty(tensor.shape, dtype=tensor.dtype)
+
+    def _give_back(self, used: list[Any]) -> None:
+        for tensor in used:
+            self._free[tensor.shape, tensor.dtype].append(tensor)
+
+
+class FileWriter:
+    """Writes and hashes files in a thread.
+
+    Args:
+        states: what to write, each with its path.
+        at_end: called when the states are not used any more.
+    """
+
+    def __init__(self, states: list[tuple[Path, Any]], *, at_end: Callable[[], None] = lambda: None) -> None:
+        self._states, self._at_end, self._error = states, at_end, None
+        self._files: dict[Path, dict[str, Any]] = {}
+        # Not a daemon: a process that ends by itself first writes what it has begun.
+        self._thread = threading.Thread(target=self._write, name="checkpoint-writer")
+        self._thread.start()
+
+    @property
+    def is_done(self) -> bool:
+        """Whether ``result`` returns at once."""
+        return not self._thread.is_alive()
+
+    def result(self) -> dict[Path, dict[str, Any]]:
+        """Wait for the end; returns size and sha256 of every file.
+
+        Raises:
+            OSError: a file could not be written.
+            RuntimeError: the same, as torch's writer raises it.
+        """
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._files
+
+    def _write(self) -> None:
+        import torch
+
+        try:
+            for path, state in self._states:
+                with open(path, "wb") as file:
+                    torch.save(state, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                self._files[path] = {"size_bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+        except (OSError, RuntimeError) as error:
+            self._error = error
+        finally:
+            self._states = []
+            self._at_end()
+
+
+def copy_to_host(value: Any, copied: dict[Any, Any], take: Callable[[Any], Any]) -> Any:
+    """A copy of a state of nested dicts, lists and tuples, its tensors in main memory; a tensor is copied once.
+
+    Args:
+        copied: the copies so far; further ones are added.
+        take: returns memory for the copy of a tensor.
+    """
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        key = (value.data_ptr(), value.shape, value.stride(), value.dtype, value.device)
+        if value.numel() == 0 or key not in copied:
+            copied[key] = take(value).copy_(value.detach())
+        return copied[key]
+    if type(value) in (dict, OrderedDict):
+        return type(value)((name, copy_to_host(each, copied, take)) for name, each in value.items())
+    if type(value) in (list, tuple):
+        return type(value)(copy_to_host(each, copied, take) for each in value)
+    return value

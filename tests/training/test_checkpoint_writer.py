@@ -1,0 +1,69 @@
+"""A checkpoint's files are written behind the training, from copies."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import threading
+from collections import OrderedDict
+
+import pytest
+import torch
+
+from launcher.training import checkpoint_writer
+from launcher.training.checkpoint_writer import FileWriter, HostCopies, copy_to_host
+
+
+class Inner:
+    """A checkpoint engine that only answers."""
+
+    def load(self, path, map_location=None):
+        return f"loaded {path}"
+
+
+def test_what_is_written_is_the_state_when_it_was_saved(tmp_path):
+    copies, weights = HostCopies(Inner()), torch.arange(6.0)
+    copies.save(OrderedDict(weights=weights, groups=[{"lr": 0.1, "shape": weights.shape}]), str(tmp_path / "a.pt"))
+    weights.zero_()
+    writer = copies.write()
+    files = writer.result()
+    state = torch.load(tmp_path / "a.pt", weights_only=True)
+    assert state["weights"].tolist() == [0, 1, 2, 3, 4, 5] and state["groups"] == [{"lr": 0.1, "shape": (6,)}]
+    content = (tmp_path / "a.pt").read_bytes()
+    assert files == {tmp_path / "a.pt": {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}}
+    assert copies.write().result() == {} and copies.load("b") == "loaded b" and writer.is_done
+
+
+def test_the_memory_of_a_written_checkpoint_is_used_for_the_next_one(tmp_path):
+    copies, weights, places = HostCopies(Inner()), torch.arange(6.0), []
+    for number in range(3):
+        copies.save({"weights": weights + number}, str(tmp_path / f"{number}.pt"))
+        places.append(copies._used[0].data_ptr())
+        copies.write().result()
+    assert len(set(places)) == 1
+    values = [torch.load(tmp_path / f"{number}.pt", weights_only=True)["weights"][0].item() for number in range(3)]
+    assert values == [0, 1, 2]
+
+
+def test_a_shared_tensor_is_copied_once_and_a_part_of_a_large_one_alone():
+    large = torch.zeros(1000)
+    copy = copy_to_host({"a": large[:3], "b": large[:3], "c": large[3:6]}, {}, torch.empty_like)
+    assert copy["a"] is copy["b"] and copy["a"] is not copy["c"]
+    assert copy["a"].untyped_storage().nbytes() == 12
+
+
+def test_the_training_goes_on_while_a_file_is_written(tmp_path, monkeypatch):
+    may_write = threading.Event()
+    hash_file = checkpoint_writer.sha256_of_file
+    monkeypatch.setattr(checkpoint_writer, "sha256_of_file", lambda path: may_write.wait(10) and hash_file(path))
+    writer = FileWriter([(tmp_path / "a.pt", {"a": 1})])
+    assert not writer.is_done
+    may_write.set()
+    assert len(writer.result()) == 1
+
+
+def test_a_file_that_cannot_be_written_is_told_when_the_checkpoint_is_committed(tmp_path):
+    writer = FileWriter([(tmp_path / "none" / "a.pt", {})])
+    with pytest.raises(OSError) as error:
+        writer.result()
+    assert error.value.errno == errno.ENOENT
