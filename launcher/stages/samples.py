@@ -28,6 +28,8 @@ from mmcot.texts.encoding import EncodedPair, collate, encode_pair
 from mmcot.texts.prompts import build_pair, split_format
 from mmcot.texts.sample import Sample
 
+GPU_LENGTH_MULTIPLE = 8
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Block:
@@ -54,6 +56,7 @@ class StageSamples:
         permute_seed: seed of the order of a question's choices in an epoch; None keeps the given order.
         pretrained: the pretrained model of a training, whose configuration has the decoder's start token; it is read
             when the first block is loaded. None: the padding token is the start token.
+        length_multiple: lengths of a block are multiples of it.
     """
 
     def __init__(
@@ -68,13 +71,14 @@ class StageSamples:
         rationale_of: Callable[[int, Sample], str] | None = None,
         permute_seed: int | None = None,
         pretrained: str | None = None,
+        length_multiple: int = 1,
     ) -> None:
         self.reader, self.tokenizer = reader, tokenizer
         self.format, self.use_caption = format, use_caption
         self.max_source_tokens, self.max_target_tokens = max_source_tokens, max_target_tokens
         self.rationale_of = rationale_of
         self.permute_seed = permute_seed
-        self._pretrained = pretrained
+        self._pretrained, self._length_multiple = pretrained, length_multiple
         self.is_remote = reader.is_remote
 
     def __len__(self) -> int:
@@ -123,6 +127,7 @@ class StageSamples:
             pad_token_id=cast(int, self.tokenizer.pad_token_id),
             decoder_start_token_id=self._decoder_start_token_id,
             is_dummy=is_dummy,
+            length_multiple=self._length_multiple,
         )
         return Block(tensors, () if is_dummy else tuple(self.reader.qid(sample) for sample in samples))
 
@@ -166,6 +171,7 @@ def open_stage(
         max_target_tokens=spec.max_target_tokens,
         permute_seed=settings.run.seed if data.permute_choices and split == "train" else None,
         pretrained=settings.model.pretrained,
+        length_multiple=GPU_LENGTH_MULTIPLE if settings.cluster.use_gpu is True else 1,
     )
 
 

@@ -49,6 +49,7 @@ def collate(
     pad_token_id: int,
     decoder_start_token_id: int | None = None,
     is_dummy: bool = False,
+    length_multiple: int = 1,
 ) -> dict[str, torch.Tensor]:
     """Pad a block to its own longest row and stack it.
 
@@ -59,6 +60,8 @@ def collate(
         decoder_start_token_id: of a model with a decoder; the block then has ``decoder_input_ids``, the labels
             shifted by one behind this token, so that logits are aligned with labels.
         is_dummy: all labels are ignored, so that the block has no gradient.
+        length_multiple: S and T are rounded up to multiples of it; a GPU's attention is fast and small at multiples
+            of 8.
 
     Returns:
         input_ids int64 [B, S], attention_mask int64 [B, S], labels int64 [B, T] padded
@@ -67,8 +70,8 @@ def collate(
         bool [B, P].
     """
     batch = {
-        "input_ids": _stack([pair.source_ids for pair in pairs], pad_token_id),
-        "labels": _stack([pair.target_ids for pair in pairs], IGNORED_LABEL),
+        "input_ids": _stack([pair.source_ids for pair in pairs], pad_token_id, length_multiple),
+        "labels": _stack([pair.target_ids for pair in pairs], IGNORED_LABEL, length_multiple),
     }
     lengths = torch.tensor([len(pair.source_ids) for pair in pairs])
     batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
@@ -100,8 +103,9 @@ def _limit(ids: list[int], limit: int) -> tuple[tuple[int, ...], int]:
     return ((*ids[: limit - 1], ids[-1]) if cut else tuple(ids)), cut
 
 
-def _stack(rows: Sequence[Sequence[int]], filler: int) -> torch.Tensor:
-    stacked = np.full((len(rows), max(len(row) for row in rows)), filler, dtype=np.int64)
+def _stack(rows: Sequence[Sequence[int]], filler: int, multiple: int) -> torch.Tensor:
+    longest = max(len(row) for row in rows)
+    stacked = np.full((len(rows), -(-longest // multiple) * multiple), filler, dtype=np.int64)
     for line, row in zip(stacked, rows, strict=True):
         line[: len(row)] = row
     return torch.from_numpy(stacked)

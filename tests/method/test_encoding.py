@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from mmcot.models.loss import count_target_tokens, token_loss_sum
-from mmcot.texts.encoding import IGNORED_LABEL, collate, encode_pair
+from mmcot.models.t5 import T5ForMultimodalGeneration
+from mmcot.texts.encoding import IGNORED_LABEL, EncodedPair, collate, encode_pair
 from mmcot.texts.tokenizer import train_tokenizer
 from mmcot.vision.patches import PATCH_SHAPE, patch_features
 
@@ -60,3 +61,26 @@ def test_patches_carry_their_ink_and_their_place():
     assert features.shape == PATCH_SHAPE and features.dtype == np.float16
     assert features[0, :192].sum() == 0 and features[1, :192].tolist() == [16.0] * 3 + [0.0] * 189
     assert features[9, 192:].tolist() == ([0, 16] + [0] * 6) * 2
+
+
+def test_lengths_rounded_up_change_neither_loss_nor_gradient():
+    torch.manual_seed(0)
+    shape = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    model = T5ForMultimodalGeneration.start(
+        shape | {"dropout_rate": 0.0}, {"vision_num_patches": 2, "vision_dim": 3}, pad_token_id=0, eos_token_id=1
+    )
+    pairs = [EncodedPair((5, 6, 7, 1), (9, 1), 0, 0), EncodedPair((8, 1), (4, 5, 6, 7, 8, 9, 3, 2, 1), 0, 0)]
+    features = [np.ones((2, 3), np.float32), np.zeros((0, 3), np.float32)]
+    found = []
+    for multiple in (1, 8):
+        batch = collate(
+            pairs, features, feature_shape=(2, 3), pad_token_id=0, decoder_start_token_id=0, length_multiple=multiple
+        )
+        labels = batch.pop("labels")
+        loss = token_loss_sum(model(**batch, use_cache=False).logits, labels)
+        model.zero_grad()
+        loss.backward()
+        found.append((loss.item(), model.get_parameter("shared.weight").grad.clone()))
+    assert (batch["input_ids"].shape, labels.shape) == ((2, 8), (2, 16))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
+    assert torch.allclose(found[1][1], found[0][1], atol=1e-5)
