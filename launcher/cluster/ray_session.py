@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 from launcher.cluster.auth_token import keep_token_private
 from launcher.config.settings import Cluster
@@ -16,6 +17,13 @@ from launcher.runs.signals import sparing_children
 
 class ClusterError(RuntimeError):
     """Ray does not have the resources that the settings request."""
+
+
+def worker_variables(cluster: Cluster) -> dict[str, str]:
+    """The environment variables that workers get: those of ``cluster.env``, and on GPUs how torch gets memory."""
+    # Blocks of many sizes: memory in segments that grow leaves less of it unusable.
+    memory = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if cluster.use_gpu is True else {}
+    return memory | cluster.env
 
 
 @contextlib.contextmanager
@@ -39,6 +47,9 @@ def ray_session(cluster: Cluster) -> Iterator[None]:
         return
     handler = signal.getsignal(signal.SIGTERM)
     needed = cluster.num_workers * cluster.cpus_per_worker
+    # Only where there is any: with variables of its own no worker can be started in advance.
+    variables = worker_variables(cluster)
+    environment: dict[str, Any] = {"runtime_env": {"env_vars": variables}} if variables else {}
     if cluster.address == "local":
         keep_token_private()
         with sparing_children():  # Ray itself protects its processes from Ctrl-C
@@ -48,9 +59,10 @@ def ray_session(cluster: Cluster) -> Iterator[None]:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                **environment,
             )
     else:
-        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR, **environment)
     if callable(handler) and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray has set its own, which exits with another status
     try:

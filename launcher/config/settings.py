@@ -426,6 +426,9 @@ class Generation(_Section):
     )
 
 
+ENV_PREFIXES = ("NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "CUDA_", "UCX_", "FI_", "OMP_", "MKL_")
+
+
 class Cluster(_Section):
     """Ray, its workers and their devices."""
 
@@ -436,11 +439,32 @@ class Cluster(_Section):
         description="continue with at least this many when workers or nodes are lost, and grow back; null: num_workers",
     )
     cpus_per_worker: PositiveInt = Field(default=1, description="processors per worker; also its threads")
+    env: dict[str, str] = Field(
+        default={},
+        description="environment variables of all workers, such as {NCCL_SOCKET_IFNAME: eth0}; their names begin with "
+        + ", ".join(ENV_PREFIXES),
+    )
     use_gpu: Literal["auto"] | bool = Field(
         default="auto",
         description="one GPU per worker (nccl), or none (gloo); auto: GPUs if the Ray cluster (for torchrun the "
         "machine) has them at the run's first start",
     )
+
+    @pydantic.field_validator("env", mode="before")
+    @classmethod
+    def _numbers_as_texts(cls, env: Any) -> Any:
+        is_number = {name: type(value) in (int, float) for name, value in env.items()} if isinstance(env, dict) else {}
+        return {name: str(env[name]) if is_number[name] else env[name] for name in is_number} if is_number else env
+
+    @pydantic.field_validator("env")
+    @classmethod
+    def _known_names(cls, env: dict[str, str]) -> dict[str, str]:
+        if unknown := [name for name in env if not name.startswith(ENV_PREFIXES)]:
+            raise ValueError(
+                f"{unknown[0]} is no variable of communication, memory or threads; expected names that begin with "
+                f"{', '.join(ENV_PREFIXES)}"
+            )
+        return env
 
     @pydantic.model_validator(mode="after")
     def _range(self) -> Cluster:

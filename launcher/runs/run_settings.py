@@ -18,7 +18,7 @@ EXTENSIONS = "extensions.json"  # the sha256 of every extension at the run's fir
 _FREE_SETTINGS = {  # may change between attempts, because no result depends on them
     ("run", "dir"),
     *(("data", name) for name in ("remote", "cache_dir", "cache_gb")),
-    *(("cluster", name) for name in ("address", "num_workers", "min_workers", "use_gpu")),  # see cluster/gpus.py
+    *(("cluster", name) for name in ("address", "num_workers", "min_workers", "use_gpu", "env")),  # see cluster/gpus.py
     *(("tracking", name) for name in ("uri", "send_every_s", "register_models")),
     ("generation", "max_attempts"),
     ("generation", "hang_timeout_s"),
@@ -163,13 +163,22 @@ def settings_of(run_dir: RunDir) -> Settings:
     return settings.model_copy(update={"run": settings.run.model_copy(update={"dir": str(run_dir.path)})})
 
 
-def without_free(values: dict[str, Any], prefix: tuple[str, ...] = ()) -> dict[str, Any]:
+def without_free(values: dict[str, Any]) -> dict[str, Any]:
     """Flatten to dotted names, without the settings that may change between attempts."""
+    training = values.get("training", {})
+    chooses = training.get("export") == "best" or training.get("early_stopping_patience") is not None
+    free = _FREE_SETTINGS - {("training", "validate_every")} if chooses else _FREE_SETTINGS
+    return _flatten(values, free)
+
+
+def _flatten(values: dict[str, Any], free: set[tuple[str, ...]], prefix: tuple[str, ...] = ()) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = (*prefix, key)
+        if name in free:
+            continue
         if isinstance(value, dict):
-            flat |= without_free(value, name)
-        elif name not in _FREE_SETTINGS:
+            flat |= _flatten(value, free, name)
+        else:
             flat[".".join(name)] = value
     return flat

@@ -90,6 +90,9 @@ def describe_start(settings: Settings, run_dir: RunDir) -> list[str]:
     workers = f"{cluster.num_workers} worker{'s' * (cluster.num_workers > 1)}"
     device = "a GPU each" if cluster.use_gpu else f"CPUs, {cluster.cpus_per_worker} for each"
     lines = [f"run: {run_dir.path}   {workers}, {device}", *mlflow_lines(settings, run_dir)]
+    if cluster.env:
+        shown = ", ".join(f"{name}={value}" for name, value in cluster.env.items())
+        lines.append(f"environment of the workers: {shown}")
     needed, found = cluster.num_workers * cluster.cpus_per_worker, os.cpu_count() or 1
     if cluster.address == "local" and not cluster.use_gpu and needed > found:
         lines.append(

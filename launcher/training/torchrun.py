@@ -18,6 +18,7 @@ import sys
 from pathlib import Path
 
 from launcher.cluster.gpus import count_own_gpus, with_device
+from launcher.cluster.ray_session import worker_variables
 from launcher.config.loading import parse_settings
 from launcher.config.settings import SettingsError
 from launcher.runs.run_dir import RunDir
@@ -53,6 +54,7 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     clear_compile_locks()
     job, rank = read_job(arguments[0]), int(os.environ["RANK"])
+    os.environ.update(worker_variables(job.settings.cluster))
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(asctime)s %(message)s")
     try:
         job = _on_this_machine(job, rank)
