@@ -39,9 +39,9 @@ def check_settings(settings: Settings) -> None:
         except ValueError as error:
             raise SettingsError(f"setting {stage}.format: {error}") from None
     _check_objectives(settings)
-    for stage, section in settings.stage_sections.items():
-        if section.num_steps is not None:
-            check_patience(settings.training_of(stage), stage, section.num_steps)
+    for stage in settings.chain.stage_names:
+        if (num_steps := settings.stage(stage).num_steps) is not None:
+            check_patience(settings.training, stage, num_steps)
     if settings.data.path is not None and not Path(settings.data.path).exists():
         raise SettingsError(
             f"data.path {settings.data.path} does not exist;{nearest_file(Path(settings.data.path))} put the data "

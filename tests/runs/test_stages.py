@@ -76,7 +76,7 @@ def test_a_stage_has_its_own_batch_learning_rate_start_and_trained_parts(draft_c
     ("overrides", "message"),
     [
         (["stages.other.num_steps=1"], r"stages.other is no stage of run.chain draft-first; it has draft, answer"),
-        (["stages.draft.num_epochs=2"], "exactly one of num_steps and num_epochs"),
+        (["stages.draft.num_steps=null"], "exactly one of num_steps and num_epochs"),
         (["stages.draft.global_batch_size=5", "stages.draft.micro_batch_size=2"], "multiple of micro_batch_size"),
         (["stages.draft.format=QCMG-E"], "draft.format QCMG-E does not go with run.chain draft-first"),
     ],
