@@ -124,7 +124,8 @@ def _build_missing(settings: Settings, source: Path, shards_dir: Path, report: R
 
 def _trains_on_gold_reasons(settings: Settings) -> bool:
     """Whether a stage learns to write the data's own rationales."""
-    return any("E" in split_format(section.format)[1] for section in settings.stage_sections.values() if section.format)
+    formats = [settings.stage(name).format for name in settings.chain.stage_names]
+    return any("E" in split_format(format)[1] for format in formats)
 
 
 def _open_remote(settings: Settings, url: str) -> DataFolder:

@@ -237,6 +237,10 @@ def test_data_without_rationales_is_told_before_a_model_learns_to_write_none(tmp
     overrides = [f"data.path={path}", f"data.shards_dir={tmp_path / 'shards'}", "data.features=null"]
     prepare_data(load_settings(preset="demo", overrides=overrides), said.append)
     assert any("no training question has a rationale" in line and "run.chain=answer" in line for line in said)
+    said.clear()
+    overrides = [f"data.path={path}", f"data.shards_dir={tmp_path / 'other'}", "data.features=null", "run.chain=answer"]
+    prepare_data(load_settings(preset="demo", overrides=overrides), said.append)
+    assert not any("rationale" in line for line in said)
 
 
 def test_a_split_without_questions_is_refused_before_anything_is_written(tmp_path):
