@@ -325,6 +325,10 @@ class Training(_Section):
         description="end a training after this many validations in a row without a lower loss; null: never",
     )
     log_every: PositiveInt = Field(default=10, description="steps between logged points")
+    profile_steps: tuple[NonNegativeInt, PositiveInt] | None = Field(
+        default=None,
+        description="first and last step, such as [100, 110], of which every rank writes a trace into logs/ (Perfetto)",
+    )
     ledger: bool = Field(
         default=False, description="record the question ids of every step, for `mmcot data ledger RUN`"
     )
@@ -345,6 +349,9 @@ class Training(_Section):
                 f"global_batch_size ({self.global_batch_size}) must be a multiple of micro_batch_size "
                 f"({self.micro_batch_size}); try {nearest}"
             )
+        if self.profile_steps and self.profile_steps[0] >= self.profile_steps[1]:
+            first, last = self.profile_steps
+            raise ValueError(f"profile_steps [{first}, {last}] has no step; give a first one below the last one")
         if self.offload != "none" and self.zero_stage == 0:
             raise ValueError("offload needs a zero_stage of 1, 2 or 3; zero_stage 0 shards nothing that could move")
         if self.offload == "nvme" and (self.nvme_dir is None or self.zero_stage != 3):

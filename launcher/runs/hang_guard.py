@@ -5,6 +5,9 @@ from __future__ import annotations
 import faulthandler
 import sys
 
+# Of a collective, over the guard's own time: a rank that hangs first writes where it is.
+COLLECTIVE_TIMEOUT = 2
+
 
 class HangGuard:
     """Writes every thread's stack to this process's log, and ends it, after ``timeout_s`` without progress.

@@ -32,6 +32,7 @@ _FREE_SETTINGS = {  # may change between attempts, because no result depends on 
             "checkpoint_url",
             "validate_every",
             "log_every",
+            "profile_steps",
             "max_failures",
             "hang_timeout_s",
             "peak_tflops",

@@ -81,6 +81,10 @@ class FileWriter:
         """Whether ``result`` returns at once."""
         return not self._thread.is_alive()
 
+    def wait(self) -> None:
+        """Wait for the end."""
+        self._thread.join()
+
     def result(self) -> dict[Path, dict[str, Any]]:
         """Wait for the end; returns size and sha256 of every file.
 
@@ -88,7 +92,7 @@ class FileWriter:
             OSError: a file could not be written.
             RuntimeError: the same, as torch's writer raises it.
         """
-        self._thread.join()
+        self.wait()
         if self._error is not None:
             raise self._error
         return self._files

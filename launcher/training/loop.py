@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from launcher.config.settings import Training
-from launcher.runs.hang_guard import HangGuard
+from launcher.runs.hang_guard import COLLECTIVE_TIMEOUT, HangGuard
 from launcher.runs.journal import Journal
 from launcher.runs.run_dir import RunDir
 from launcher.runs.sample_ledger import Ledger
@@ -54,6 +54,7 @@ from launcher.training.engine_steps import block_loss, named_losses, optimizer_s
 from launcher.training.export import export_best, export_model
 from launcher.training.identity import facts_of_job
 from launcher.training.loader import StageStream, load_steps
+from launcher.training.profiling import StepProfile
 from launcher.training.schedule import learning_rate
 from launcher.training.step_checks import check_applied, check_finite, gradient_norm, was_applied
 from launcher.training.throughput import COUNTS, Meter, count_step
@@ -138,22 +139,30 @@ def train(
         gpu_index=gpu_index,
         precision=training.precision,
         tf32=training.tf32,
-        timeout_s=training.hang_timeout_s,
+        timeout_s=COLLECTIVE_TIMEOUT * training.hang_timeout_s,
     )
     check_members(RunDir(Path(job.run_dir)).rank_token())
     hang_guard.close()  # reading a model or a checkpoint may take longer
     this = _open(job, rank=rank, world_size=world_size, hang_guard=hang_guard)
     engine, meter = this.engine, this.meter
     ledger = Ledger(this.run_dir.ledger(job.stage, rank), this.steps_per_epoch) if training.ledger else None
+    trace = this.run_dir.logs / f"{job.stage}-rank{rank}-trace.json.gz"
+    profile = StepProfile(trace, training.profile_steps)
     stop_request = StopRequest(this.run_dir, job.attempt)
     steps = range(this.last_checkpoint, this.last_checkpoint if this.best.has_ended else job.num_steps)
-    with stop_request.listening(), contextlib.closing(this.hang_guard), full_disk_explained(this.checkpoints):
+    with (
+        stop_request.listening(),
+        contextlib.closing(profile),
+        contextlib.closing(this.hang_guard),
+        full_disk_explained(this.checkpoints),
+    ):
         for loaded in load_steps(
             job, rank=rank, world_size=world_size, steps=steps, pin_memory=bool(settings.cluster.use_gpu)
         ):
             meter.lap("data")
             this.hang_guard.progress()
             step, done = loaded.number, loaded.number + 1
+            profile.before(step)
             *counts, num_stop_requests, num_written = host_sum(
                 [*count_step(loaded, engine.module), float(stop_request.seen()), float(this.has_written)]
             )
@@ -177,6 +186,7 @@ def train(
             if not was_applied(engine, loss):
                 _commit(this)  # what was begun is whole
             check_applied(engine, loaded, loss, this.last_checkpoint)
+            profile.after(done)
             meter.add(counts)
             if ledger:
                 ledger.record(step, [(index, block.qids) for index, block in loaded.blocks if block.qids])
@@ -332,12 +342,15 @@ def _commit(this: _Training) -> None:
     if this.pending is None:
         return
     pending, keep = this.pending, this.job.settings.training.keep_checkpoints
-    this.hang_guard.close()  # writing and copying may take long; the store has its own retries
+    this.hang_guard.close()  # a slow disk is no hang
+    pending.writer.wait()
+    this.hang_guard.progress()
     commit_checkpoint(pending, keep=keep, may_commit=this.may_commit)
     if this.store:
+        this.hang_guard.close()  # copying to a store has its own retries and may take long
         upload_checkpoint(this.checkpoints, this.store, step=pending.step, keep=keep)
+        this.hang_guard.progress()
     this.pending, this.last_checkpoint = None, pending.step
-    this.hang_guard.progress()
     _LOG.info("checkpoint after step %d", pending.step)
     this.meter.lap("checkpoint")
 

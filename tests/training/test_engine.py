@@ -70,6 +70,7 @@ def test_a_json_that_is_not_there_or_no_object_is_named(tmp_path):
     ("overrides", "message"),
     [
         (["offload=cpu", "zero_stage=0"], "offload needs a zero_stage of 1, 2 or 3"),
+        (["profile_steps=[10, 10]"], r"profile_steps \[10, 10\] has no step"),
         (["offload=nvme", "zero_stage=3"], "offload=nvme needs zero_stage 3 and a folder in nvme_dir"),
     ],
 )

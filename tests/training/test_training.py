@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import json
 import os
 import re
@@ -111,7 +112,7 @@ def together(make_job, forked, s3, corrected_data, tmp_path_factory):
     jobs = {
         "undisturbed": make_job("undisturbed"),
         "zero3": make_job("zero3", zero_stage=3),
-        "activations": make_job("activations", activation_checkpointing=True, offload="cpu"),
+        "activations": make_job("activations", activation_checkpointing=True, offload="cpu", profile_steps=(1, 3)),
         "s3": from_s3(
             make_job("s3", loader_processes=2, checkpoint_url="s3://bucket/checkpoints"),
             s3,
@@ -159,6 +160,13 @@ def test_a_run_with_corrected_texts_trains_though_the_store_holds_a_whole_traini
     assert losses(together["corrected"]).keys() == {1, 2, 3, 4, 5}
     weights, before = weights_of(together["corrected"]), weights_of(together["s3"])
     assert any((weights[name] != before[name]).any() for name in before)
+
+
+def test_the_trace_of_the_profiled_steps_opens_in_perfetto(together):
+    for rank in (0, 1):
+        path = RunDir(Path(together["activations"].run_dir)).logs / f"rationale-rank{rank}-trace.json.gz"
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+        assert any("aten::" in event.get("name", "") for event in events)
 
 
 def test_computing_activations_again_and_offloading_change_nothing(together, undisturbed):
