@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -23,7 +24,10 @@ def worker_variables(cluster: Cluster) -> dict[str, str]:
     """The environment variables that workers get: those of ``cluster.env``, and on GPUs how torch gets memory."""
     # Blocks of many sizes: memory in segments that grow leaves less of it unusable.
     memory = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if cluster.use_gpu is True else {}
-    return memory | cluster.env
+    # Counts are summed in main memory, over the same network.
+    network = cluster.env.get("NCCL_SOCKET_IFNAME", "")
+    same = {"GLOO_SOCKET_IFNAME": network} if re.fullmatch(r"[\w.,-]+", network) else {}
+    return memory | same | cluster.env
 
 
 @contextlib.contextmanager

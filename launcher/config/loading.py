@@ -93,7 +93,10 @@ def setting_layers(
         layers.append((f"preset {preset}", sections_of_stages(yaml.safe_load(text))))
     if config is not None:
         layers.append((str(config), sections_of_stages(_read_yaml(Path(config)))))
-    return layers + [("--set", sections_of_stages(_parse_override(override))) for override in overrides]
+    given: dict[str, Any] = {}
+    for override in overrides:
+        given = _merge(given, sections_of_stages(_parse_override(override)))
+    return [*layers, ("--set", given)] if given else layers
 
 
 def source_of(name: str, layers: Sequence[tuple[str, dict[str, Any]]]) -> str:

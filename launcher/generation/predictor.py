@@ -74,13 +74,14 @@ class RunPredictor:
 
     @property
     def answers_with_letters(self) -> bool:
-        """Whether all of the run's first test answers are choices, so that it cannot answer freely."""
+        """Whether the run's first test answers are choices and no texts, so that it cannot answer freely."""
         path = self._run_dir.predictions / "test.jsonl"
         if not path.exists():  # of a registered bundle, or before the evaluation
             return False
         with open(path, encoding="utf-8") as file:
             lines = [json.loads(line) for line in itertools.islice(file, BULK_SIZE)]
-        return bool(lines) and not any(isinstance(line["prediction"], str) for line in lines)
+        kinds = {type(line["prediction"]) for line in lines}  # an answer that could not be read has none
+        return int in kinds and str not in kinds
 
     def load(self) -> None:
         """Open the models now, so that the first question of a server does not wait for them."""

@@ -5,8 +5,13 @@ from __future__ import annotations
 import faulthandler
 import sys
 
-# Of a collective, over the guard's own time: a rank that hangs first writes where it is.
-COLLECTIVE_TIMEOUT = 2
+
+def collective_timeout(hang_timeout_s: float) -> float:
+    """Seconds after which a collective fails: later than the guard, which says where a rank hangs.
+
+    It is also that of phases which the guard leaves out, in which ranks wait for one that reads, converts or copies.
+    """
+    return max(1800.0, 2 * hang_timeout_s)
 
 
 class HangGuard:

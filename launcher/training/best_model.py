@@ -32,11 +32,12 @@ class BestLoss:
     @classmethod
     def of_manifest(cls, manifest: dict[str, Any]) -> BestLoss:
         """The state when a checkpoint was saved; a new one for checkpoints of earlier versions."""
-        return cls(**manifest.get("validation", {}))
+        facts = manifest.get("validation", {})
+        return cls(**facts | {"loss": math.inf}) if facts.get("loss") is None else cls(**facts)
 
     def as_fact(self) -> dict[str, Any]:
-        """The state for a checkpoint's manifest; empty before the first validation, as JSON has no infinity."""
-        return dataclasses.asdict(self) if self.step else {}
+        """The state for a checkpoint's manifest; JSON has no infinity."""
+        return dataclasses.asdict(self) | {"loss": self.loss if math.isfinite(self.loss) else None}
 
     @property
     def reason(self) -> str:

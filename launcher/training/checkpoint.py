@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import secrets
 import shutil
 import subprocess
 import sys
@@ -74,12 +75,8 @@ class PendingCheckpoint:
     folder: Path
     step: int
     facts: dict[str, Any]
+    staging: Path
     writer: FileWriter
-
-    @property
-    def staging(self) -> Path:
-        """Where the files are until they are committed."""
-        return self.folder / f".staging-{self.step:06d}"
 
 
 def begin_checkpoint(
@@ -95,7 +92,8 @@ def begin_checkpoint(
     Raises:
         CheckpointError: the disk is full, or could not be written to; the last checkpoint is kept.
     """
-    staging = folder / f".staging-{step:06d}"
+    # A name of its own: a process of an earlier attempt may still be writing its files.
+    staging = folder / agreed(lambda: f".staging-{step:06d}-{secrets.token_hex(4)}")
     if dist.get_rank() == 0:
         may_commit()
         for stale in folder.glob(".staging-*"):
@@ -108,7 +106,7 @@ def begin_checkpoint(
         raise write_error(f"the checkpoint of step {step}", error, folder) from error
     copies = engine.checkpoint_engine
     writer = copies.write() if isinstance(copies, HostCopies) else FileWriter([])
-    return PendingCheckpoint(folder, step, dict(facts), writer)
+    return PendingCheckpoint(folder, step, dict(facts), staging, writer)
 
 
 def commit_checkpoint(pending: PendingCheckpoint, *, keep: int, may_commit: Callable[[], None]) -> None:
@@ -125,8 +123,8 @@ def commit_checkpoint(pending: PendingCheckpoint, *, keep: int, may_commit: Call
     written, failure = {}, None
     try:
         written = pending.writer.result()
-    except (OSError, RuntimeError) as error:
-        failure = f"{error}"
+    except Exception as error:
+        failure = f"{type(error).__name__}: {error}"
     failures = gather_json(failure)
     if found := next((each for each in failures if each is not None), None):
         raise write_error(f"the checkpoint of step {step}", found, folder)

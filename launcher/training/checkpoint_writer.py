@@ -21,6 +21,8 @@ from typing import Any
 
 from data_shards.atomic_files import sha256_of_file
 
+KEPT_FREE_BYTES = 1_000_000_000  # of main memory, when a state is copied
+
 
 class HostCopies:
     """A checkpoint engine of DeepSpeed that copies what it is to save; everything else is the inner one's."""
@@ -38,10 +40,19 @@ class HostCopies:
         return False
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Copy the state; the file is written later."""
+        """Copy the state; the file is written later, or at once where there is no memory for the copy."""
+        if not self._has_room_for(state_dict):
+            self._inner.save(state_dict, path)
+            return
         copied: dict[Any, Any] = {}
         self._states.append((Path(path), copy_to_host(state_dict, copied, self._take)))
         self._used += copied.values()
+
+    def _has_room_for(self, state: Any) -> bool:
+        import psutil
+
+        free = sum(tensor.nbytes for tensors in self._free.values() for tensor in tensors)
+        return num_bytes(state) <= free + psutil.virtual_memory().available - KEPT_FREE_BYTES
 
     def write(self) -> FileWriter:
         """Begin to write what was copied since the last call."""
@@ -70,7 +81,8 @@ class FileWriter:
     """
 
     def __init__(self, states: list[tuple[Path, Any]], *, at_end: Callable[[], None] = lambda: None) -> None:
-        self._states, self._at_end, self._error = states, at_end, None
+        self._states, self._at_end = states, at_end
+        self._error: BaseException | None = None
         self._files: dict[Path, dict[str, Any]] = {}
         # Not a daemon: a process that ends by itself first writes what it has begun.
         self._thread = threading.Thread(target=self._write, name="checkpoint-writer")
@@ -89,8 +101,7 @@ class FileWriter:
         """Wait for the end; returns size and sha256 of every file.
 
         Raises:
-            OSError: a file could not be written.
-            RuntimeError: the same, as torch's writer raises it.
+            BaseException: what kept a file from being written.
         """
         self.wait()
         if self._error is not None:
@@ -107,11 +118,22 @@ class FileWriter:
                     file.flush()
                     os.fsync(file.fileno())
                 self._files[path] = {"size_bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
-        except (OSError, RuntimeError) as error:
+        except BaseException as error:  # whatever it is, the checkpoint is not whole
             self._error = error
         finally:
             self._states = []
             self._at_end()
+
+
+def num_bytes(state: Any) -> int:
+    """Bytes of the tensors of a state, at most: one that occurs twice counts twice."""
+    import torch
+
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    if isinstance(state, dict):
+        return sum(map(num_bytes, state.values()))
+    return sum(map(num_bytes, state)) if type(state) in (list, tuple) else 0
 
 
 def copy_to_host(value: Any, copied: dict[Any, Any], take: Callable[[Any], Any]) -> Any:

@@ -9,6 +9,7 @@ Only JSON values: a tuple arrives as a list, the keys of an object as strings, a
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import hmac
 import json
@@ -29,10 +30,10 @@ class CollectiveError(RuntimeError):
     """What a rank sent cannot be used; the message names the rank."""
 
 
-def open_host_group() -> None:
+def open_host_group(timeout: datetime.timedelta) -> None:
     """Prepare ``host_sum``; every rank calls it after it has joined the training's group."""
     global _host_group
-    _host_group = dist.new_group(backend="gloo") if dist.get_backend() == "nccl" else None
+    _host_group = dist.new_group(backend="gloo", timeout=timeout) if dist.get_backend() == "nccl" else None
 
 
 def host_sum(values: Sequence[float]) -> list[float]:

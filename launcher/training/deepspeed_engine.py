@@ -75,7 +75,7 @@ def init_distributed(
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     timeout = datetime.timedelta(seconds=timeout_s)
     deepspeed.init_distributed("nccl" if use_gpu else "gloo", timeout=timeout, verbose=False)
-    open_host_group()
+    open_host_group(timeout)
 
 
 def deepspeed_config(training: Training, *, world_size: int, load_universal: bool = False) -> dict[str, Any]:

@@ -15,15 +15,19 @@ from safetensors import SafetensorError
 
 from data_shards.atomic_files import commit_folder, commit_json, read_json
 from launcher.stages.jobs import MODEL_FACTS_FILE
-from launcher.training.checkpoint import write_error
+from launcher.training.checkpoint import agreed, write_error
 from launcher.training.deepspeed_engine import full_state_dict
 
 
 def export_model(
     engine: Any, tokenizer: Any, folder: Path, *, facts: dict[str, Any], may_commit: Callable[[], None]
 ) -> None:
-    """Commit the model and tokenizer as a folder that ``from_pretrained`` opens; ``facts`` describe its prompts."""
-    state = full_state_dict(engine)
+    """Commit the model and tokenizer as a folder that ``from_pretrained`` opens; ``facts`` describe its prompts.
+
+    Raises:
+        CheckpointError: it could not be written; raised on every rank.
+    """
+    state, failure = full_state_dict(engine), None
     if dist.get_rank() == 0:
         staging = folder.with_name(".staging-model")
         shutil.rmtree(staging, ignore_errors=True)
@@ -36,19 +40,42 @@ def export_model(
             commit_folder(staging, folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(staging, ignore_errors=True)
-            raise write_error("the model", error, folder.parent / "checkpoints") from error
-    dist.barrier()
+            failure = f"{error}"
+    _raise_together(failure, folder)
 
 
 def export_best(best: Path, folder: Path, *, may_commit: Callable[[], None]) -> None:
-    """Commit the best model as the exported one; every rank calls it."""
+    """Commit the best model as the exported one; every rank calls it.
+
+    Raises:
+        CheckpointError: it could not be written.
+    """
+    failure = None
     if dist.get_rank() == 0:
         staging = folder.with_name(".staging-model")
         shutil.rmtree(staging, ignore_errors=True)
-        shutil.copytree(best, staging, copy_function=os.link)  # no second copy of the weights
-        may_commit()
-        commit_folder(staging, folder)
-    dist.barrier()
+        try:
+            shutil.copytree(best, staging, copy_function=_link)
+            may_commit()
+            commit_folder(staging, folder)
+        except OSError as error:
+            failure = f"{error}"
+    _raise_together(failure, folder)
+
+
+def _link(source: str, target: str) -> None:
+    """Link a file, without a second copy of the weights; copy it where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)
+
+
+def _raise_together(failure: str | None, folder: Path) -> None:
+    """Wait for rank 0, and raise its failure on every rank."""
+    found = agreed(lambda: failure)
+    if found is not None:
+        raise write_error("the model", found, folder.parent / "checkpoints")
 
 
 def _set_dtype(folder: Path, state: dict[str, torch.Tensor] | None) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from data_shards.atomic_files import read_json
 from launcher.cluster.gpu_faults import GpuFault, hold_gpus, read_faults
-from launcher.runs.hang_guard import COLLECTIVE_TIMEOUT
+from launcher.runs.hang_guard import collective_timeout
 from launcher.runs.run_dir import RunDir
 from launcher.runs.signals import Stopped, end_at_next_stop, handling_stop
 from launcher.stages.jobs import TrainJob
@@ -142,7 +142,7 @@ def _trainer(job: TrainJob, num_losses: int) -> Any:
         train_loop_config=job,  # pyright: ignore[reportArgumentType]
         torch_config=TorchConfig(
             backend="nccl" if cluster.use_gpu else "gloo",
-            timeout_s=int(COLLECTIVE_TIMEOUT * job.settings.training.hang_timeout_s),
+            timeout_s=int(collective_timeout(job.settings.training.hang_timeout_s)),
         ),
         scaling_config=ScalingConfig(
             num_workers=(cluster.min_workers, cluster.num_workers) if cluster.min_workers else cluster.num_workers,

@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_shards.atomic_files import read_json
 from launcher.config.settings import Training
-from launcher.runs.hang_guard import COLLECTIVE_TIMEOUT, HangGuard
+from launcher.runs.checkpoint_names import CheckpointError
+from launcher.runs.hang_guard import HangGuard, collective_timeout
 from launcher.runs.journal import Journal
 from launcher.runs.run_dir import RunDir
 from launcher.runs.sample_ledger import Ledger
 from launcher.runs.signals import StopRequest
 from launcher.stages.build_model import build_model
-from launcher.stages.jobs import TrainJob, model_facts
+from launcher.stages.jobs import MODEL_FACTS_FILE, TrainJob, model_facts
 from launcher.stages.samples import load_tokenizer
 from launcher.training.best_model import BestLoss
 from launcher.training.checkpoint import (
@@ -139,7 +141,7 @@ def train(
         gpu_index=gpu_index,
         precision=training.precision,
         tf32=training.tf32,
-        timeout_s=COLLECTIVE_TIMEOUT * training.hang_timeout_s,
+        timeout_s=collective_timeout(training.hang_timeout_s),
     )
     check_members(RunDir(Path(job.run_dir)).rank_token())
     hang_guard.close()  # reading a model or a checkpoint may take longer
@@ -282,6 +284,12 @@ def _open(job: TrainJob, *, rank: int, world_size: int, hang_guard: HangGuard) -
         objective=objective_named(settings.chain.stage(job.stage).objective),
         best=BestLoss.of_manifest(found.manifest) if found else BestLoss(),
     )
+    if (best := this.best).step and not agreed(lambda: _is_kept(this, found)):
+        this.best = BestLoss()
+        notes.append(
+            f"{run_dir.best_model(job.stage)} does not hold the model of step {best.step:,}, whose validation loss "
+            f"{best.loss:.4f} was the lowest; the lowest from here on counts"
+        )
     this.last_checkpoint = _resume(this, found)
     for note in [*notes, *(found.notes if found else ())]:
         _LOG.warning(note)
@@ -318,11 +326,30 @@ def _validate(this: _Training, done: int) -> float:
     this.note(done, losses := named_losses(parts, "validation_loss"))
     loss = losses["validation_loss"]
     if this.best.add(done, loss, patience=this.job.settings.training.early_stopping_patience):
-        facts = model_facts(this.job.settings, this.job.stage) | {"step": done, "validation_loss": loss}
-        folder = this.run_dir.best_model(this.job.stage)
-        export_model(this.engine, this.tokenizer, folder, facts=facts, may_commit=this.may_commit)
+        _keep_best(this, done, loss)
     this.meter.lap("validation")
     return loss
+
+
+def _keep_best(this: _Training, done: int, loss: float) -> None:
+    """Keep the present model as the best; where it cannot be written, only ``training.export=best`` needs it."""
+    facts = model_facts(this.job.settings, this.job.stage) | {"step": done, "validation_loss": loss}
+    folder = this.run_dir.best_model(this.job.stage)
+    this.hang_guard.close()  # a slow disk is no hang
+    try:
+        export_model(this.engine, this.tokenizer, folder, facts=facts, may_commit=this.may_commit)
+    except CheckpointError as error:
+        if this.job.settings.training.export == "best":
+            raise
+        this.tell(done, f"the best model so far was not kept: {error}")
+    this.hang_guard.progress()
+
+
+def _is_kept(this: _Training, found: VerifiedCheckpoint | None) -> bool:
+    """Whether the best model is kept, or that of a later step, which comes again after this checkpoint."""
+    path = this.run_dir.best_model(this.job.stage) / MODEL_FACTS_FILE
+    facts = read_json(path) if path.exists() else {}
+    return facts.get("validation_loss") == this.best.loss or facts.get("step", 0) > (found.step if found else 0)
 
 
 def _checkpoint(this: _Training, done: int) -> None:

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_shards.atomic_files import commit_bytes, commit_json
+from data_shards.atomic_files import commit_bytes, commit_json, read_json
 from launcher.cluster.gpus import with_device
 from launcher.cluster.ray_session import ray_session
 from launcher.config.loading import dump_settings, tracking_uri
@@ -111,9 +112,13 @@ def in_own_folder(settings: Settings, kind: str) -> Settings:
 
 
 def is_finished(settings: Settings, run_dir: RunDir) -> bool:
-    """Whether every trial has ended and nothing more could be logged; a time budget lets the same command go on."""
-    ended = run_dir.path / "trials.json"
-    return settings.tuning.time_budget_s is None and ended.exists() and is_everything_logged(run_dir)
+    """Whether every trial has ended and nothing more is to be logged; a time budget may have left some out."""
+    tuning, ended = settings.tuning, run_dir.path / "trials.json"
+    if tuning.time_budget_s is not None or not ended.exists():
+        return False
+    grids = [len(values["grid"]) for values in tuning.space.values() if "grid" in values]
+    planned = tuning.num_samples * math.prod(grids) * max(1, len(tuning.arms))
+    return len(read_json(ended)) >= planned and is_everything_logged(run_dir)
 
 
 def count_concurrent(settings: Settings, report: Report) -> int:

@@ -36,6 +36,8 @@ def test_on_gpus_memory_is_taken_in_segments_that_grow_unless_it_is_set_otherwis
     assert worker_variables(settings_of().cluster) == {}
     on_gpus = settings_of("cluster.use_gpu=true").cluster
     assert worker_variables(on_gpus) == {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    network = settings_of("cluster.env.NCCL_SOCKET_IFNAME=eth0").cluster
+    assert worker_variables(network) == {"GLOO_SOCKET_IFNAME": "eth0", "NCCL_SOCKET_IFNAME": "eth0"}
     other = settings_of("cluster.use_gpu=true", "cluster.env.PYTORCH_ALLOC_CONF=backend:native").cluster
     assert worker_variables(other) == {"PYTORCH_ALLOC_CONF": "backend:native"}
 

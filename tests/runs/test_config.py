@@ -81,6 +81,8 @@ def test_a_dotted_name_in_a_file_is_the_setting_and_epochs_replace_a_presets_ste
     assert settings.answer.num_steps == load_settings(preset="demo").answer.num_steps
     again = load_settings(preset="demo", config=path, overrides=["rationale.num_steps=7"])
     assert (again.rationale.num_epochs, again.rationale.num_steps) == (None, 7)
+    with pytest.raises(SettingsError, match="exactly one of num_steps and num_epochs"):
+        load_settings(preset="demo", overrides=["rationale.num_steps=7", "rationale.num_epochs=3"])
     for text, message in (("", "is empty"), ("- 1", "holds a list")):
         path.write_text(text)
         with pytest.raises(SettingsError, match=f"mine.yaml {message}; it must have sections"):

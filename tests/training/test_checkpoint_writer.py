@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import threading
 from collections import OrderedDict
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from launcher.training import checkpoint_writer
+from launcher.training.best_model import BestLoss
 from launcher.training.checkpoint_writer import FileWriter, HostCopies, copy_to_host
 
 
@@ -67,3 +69,36 @@ def test_a_file_that_cannot_be_written_is_told_when_the_checkpoint_is_committed(
     with pytest.raises(OSError) as error:
         writer.result()
     assert error.value.errno == errno.ENOENT
+
+
+class Unwritable:
+    """A part of a state that no pickle takes."""
+
+    def __reduce__(self):
+        raise MemoryError("no memory for the pickle")
+
+
+def test_whatever_stops_the_writer_the_checkpoint_does_not_count_as_written(tmp_path):
+    writer = FileWriter([(tmp_path / "a.pt", {"a": Unwritable()}), (tmp_path / "b.pt", {})])
+    with pytest.raises(MemoryError, match="no memory for the pickle"):
+        writer.result()
+
+
+def test_without_memory_for_a_copy_the_state_is_written_at_once(tmp_path, monkeypatch):
+    written = {}
+    inner = Inner()
+    inner.save = lambda state, path: written.update({path: state})
+    copies = HostCopies(inner)
+    monkeypatch.setattr(checkpoint_writer, "KEPT_FREE_BYTES", 10**15)
+    copies.save({"a": torch.zeros(3)}, "a.pt")
+    assert list(written) == ["a.pt"] and copies.write().result() == {}
+
+
+def test_the_state_of_early_stopping_survives_a_checkpoint_also_where_no_loss_was_finite():
+    best = BestLoss()
+    assert not best.add(10, float("nan"), patience=3)
+    assert best.add(20, 0.5, patience=3) and not best.add(30, 0.6, patience=3)
+    for state in (BestLoss(num_worse=2), best):
+        manifest = json.loads(json.dumps({"validation": state.as_fact()}))
+        assert BestLoss.of_manifest(manifest) == state
+    assert BestLoss.of_manifest({}) == BestLoss()

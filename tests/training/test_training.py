@@ -263,6 +263,13 @@ def test_a_training_that_gets_no_better_ends_and_exports_its_best_model_and_does
     result = forked(job, world_size=2)
     assert result.returncode == 0, result.stderr[-3000:]
     assert max(losses(job)) == last and all(torch.equal(kept[name], tensor) for name, tensor in weights_of(job).items())
+    shutil.rmtree(run_dir.best_model("rationale"))  # as on a machine that has only the store's checkpoints
+    shutil.rmtree(run_dir.model("rationale"))
+    result = forked(job, world_size=2)
+    assert result.returncode == 0, result.stderr[-3000:]
+    notes = [point["note"] for point in points_of(job) if "note" in point]
+    assert any(f"does not hold the model of step {best}" in note for note in notes)
+    assert read_json(run_dir.best_model("rationale") / "mmcot.json")["step"] > last
 
 
 def test_every_training_keeps_its_best_model(undisturbed):
