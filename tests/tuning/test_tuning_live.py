@@ -125,7 +125,7 @@ def test_values_and_losses_of_trials_stand_on_the_trials_runs_and_the_best_on_th
         == parent.data.metrics["best_validation_loss"]
     )
     assert parent.data.params["best.training.learning_rate"] == "0.001" and parent.data.metrics["num_failed"] == 1
-    assert "trials compared: http://127.0.0.1:5000/#/compare-runs?runs=[%22" in (folder / "output.log").read_text()
+    assert "trials compared:\n  http://127.0.0.1:5000/#/compare-runs?runs=[%22" in (folder / "output.log").read_text()
 
 
 @pytest.mark.slow
