@@ -40,11 +40,10 @@ SUFFIXES = (".jsonl", ".csv")
 _TEXT_SUFFIXES = (*SUFFIXES, ".json", ".arrow")
 _SPLIT_NAMES = {"validation": "val", "valid": "val", "dev": "val"} | {split: split for split in SPLITS}
 _OTHER_NAMES = {"context": "hint", "rationale": "solution"}
-FIELDS = frozenset({"qid", "id", "question", "choices", "answer", "image", "caption", *_OTHER_NAMES, *TEXT_FIELDS})
-FIELDS |= {"document", "answers", "text"}
 _MISTAKEN = {"picture": "image", "images": "image", "img": "image", "options": "choices", "option": "choices"}
 _MISTAKEN |= {"label": "answer", "explanation": "rationale", "reason": "rationale", "cot": "rationale"}
 OTHER_KINDS = ("document", "answers", "text")  # fields that tell the kind of a row without choices
+FIELDS = {"qid", "id", "question", "choices", "answer", "image", "caption", *_OTHER_NAMES, *TEXT_FIELDS, *OTHER_KINDS}
 
 
 def recognizes(path: Path) -> bool:

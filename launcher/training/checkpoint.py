@@ -144,14 +144,6 @@ def commit_checkpoint(pending: PendingCheckpoint, *, keep: int, may_commit: Call
     dist.barrier()
 
 
-def save_checkpoint(
-    engine: Any, folder: Path, *, step: int, facts: dict[str, Any], keep: int, may_commit: Callable[[], None]
-) -> None:
-    """Begin a checkpoint and commit it; arguments and errors as of ``begin_checkpoint`` and ``commit_checkpoint``."""
-    pending = begin_checkpoint(engine, folder, step=step, facts=facts, may_commit=may_commit)
-    commit_checkpoint(pending, keep=keep, may_commit=may_commit)
-
-
 def find_checkpoint(
     folder: Path, *, facts: dict[str, Any], may_commit: Callable[[], None]
 ) -> VerifiedCheckpoint | None:

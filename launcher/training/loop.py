@@ -58,7 +58,7 @@ from launcher.training.identity import facts_of_job
 from launcher.training.loader import StageStream, load_steps
 from launcher.training.profiling import StepProfile
 from launcher.training.schedule import learning_rate
-from launcher.training.step_checks import check_applied, check_finite, gradient_norm, was_applied
+from launcher.training.step_checks import check_finite, gradient_norm, raise_not_applied, was_applied
 from launcher.training.throughput import COUNTS, Meter, count_step
 from mmcot.models.device import DTYPES
 from mmcot.models.flops import measure_peak_flops
@@ -187,7 +187,7 @@ def train(
             loss = sum(parts.values())
             if not was_applied(engine, loss):
                 _commit(this)  # what was begun is whole
-            check_applied(engine, loaded, loss, this.last_checkpoint)
+                raise_not_applied(engine, loaded, loss, this.last_checkpoint)
             profile.after(done)
             meter.add(counts)
             if ledger:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 from data_shards.stream import Step
 from launcher.training.collectives import gather_json
@@ -35,14 +35,12 @@ def was_applied(engine: Any, loss: float) -> bool:
     return all(map(math.isfinite, values)) and not engine.skipped_steps
 
 
-def check_applied(engine: Any, loaded: Step, loss: float, last_checkpoint: int) -> None:
-    """Raise on every rank if a step was not finite, or if DeepSpeed skipped its update without a message.
+def raise_not_applied(engine: Any, loaded: Step, loss: float, last_checkpoint: int) -> NoReturn:
+    """Raise on every rank for a step that was not finite, or whose update DeepSpeed skipped without a message.
 
     Raises:
         TrainingError: its message lists the questions of the global batch.
     """
-    if was_applied(engine, loss):
-        return
     norm = gradient_norm(engine).get("grad_norm")
     values = {"loss": loss} if norm is None else {"loss": loss, "gradient norm": norm}
     qids = gather_json([qid for _, block in loaded.blocks for qid in block.qids])

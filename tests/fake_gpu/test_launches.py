@@ -13,7 +13,7 @@ def test_a_block_of_the_base_size_launches_at_most_1700_kernels_and_waits_for_no
     assert counts["launch"] <= 1700 and counts["sync"] == 0 and counts["d2h"] == 0, counts
 
 
-def test_lengths_that_are_no_multiples_of_8_launch_more_kernels_and_take_more_memory():
+def test_lengths_that_are_no_multiples_of_8_launch_more_kernels():
     rounded, odd = run_on_fake_gpu("block.py", "96", "64"), run_on_fake_gpu("block.py", "93", "61")
     assert odd["launch"] > rounded["launch"] and odd["sync"] == 0, (rounded, odd)
 

@@ -75,7 +75,7 @@ def test_a_cache_attention_weights_and_hidden_states_are_those_of_transformers()
         torch.testing.assert_close(our_state, their_state, rtol=1e-5, atol=1e-5)
 
 
-def test_in_bf16_the_layer_norm_is_as_close_to_float64_as_transformers():
+def test_in_bf16_the_logits_are_as_close_to_float64_as_those_of_transformers():
     theirs, ours = pair_of_models(feed_forward_proj="gated-gelu")
     inputs, _ = block_of_rows()
     exact = theirs.double()(**inputs, use_cache=False).logits

@@ -19,8 +19,9 @@ from launcher.runs.run_dir import RunDir, RunError
 from launcher.stages.data_folder import DataFolder
 from launcher.training.checkpoint import (
     CheckpointError,
+    begin_checkpoint,
+    commit_checkpoint,
     find_checkpoint,
-    save_checkpoint,
 )
 from launcher.training.checkpoint_store import (
     checkpoint_store,
@@ -48,6 +49,11 @@ def one_rank(tmp_path_factory):
     )
     yield
     dist.destroy_process_group()
+
+
+def save_checkpoint(engine, folder, *, step, facts, keep, may_commit):
+    pending = begin_checkpoint(engine, folder, step=step, facts=facts, may_commit=may_commit)
+    commit_checkpoint(pending, keep=keep, may_commit=may_commit)
 
 
 class Engine:
