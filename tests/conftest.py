@@ -195,6 +195,7 @@ def make_job(tiny_settings, tiny_data, workplace):
             "validate_every": 1,
             "micro_batch_size": 4,
             "global_batch_size": 12,
+            "zero_stage": 1,
         } | training
         sections = {
             "training": tiny_settings.training.model_copy(update=changes),

@@ -283,12 +283,21 @@ class Training(_Section):
     clip_norm: float = Field(default=1.0, ge=0, description="largest gradient norm; 0 clips nothing")
     global_batch_size: PositiveInt = Field(default=8, description="questions per optimizer step, over all workers")
     micro_batch_size: PositiveInt = Field(default=4, description="questions per forward pass of one worker")
+    max_tokens_per_block: PositiveInt | None = Field(
+        default=None,
+        description="tokens per forward pass of one worker, source and target with padding: as many similar questions "
+        "as fit, instead of micro_batch_size; global_batch_size is then their mean number per step; null: by questions",
+    )
     window_shards: PositiveInt = Field(default=4, description="shards shuffled together")
     group_by_length: bool = Field(default=True, description="make micro-batches of questions with similar lengths")
     loader_processes: NonNegativeInt = Field(
         default=0, description="processes per worker that read and tokenize in advance; 0: a thread"
     )
-    zero_stage: Literal[0, 1, 2, 3] = Field(default=2, description="DeepSpeed ZeRO stage")
+    zero_stage: Literal["auto", 0, 1, 2, 3] = Field(
+        default="auto",
+        description="DeepSpeed ZeRO stage; auto: the lowest one whose weights, gradients and optimizer state take at "
+        "most half of a device's memory, chosen at the run's first start",
+    )
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="number format of the forward pass")
     tf32: bool = Field(
         default=False,
@@ -354,7 +363,7 @@ class Training(_Section):
             raise ValueError(f"profile_steps [{first}, {last}] has no step; give a first one below the last one")
         if self.offload != "none" and self.zero_stage == 0:
             raise ValueError("offload needs a zero_stage of 1, 2 or 3; zero_stage 0 shards nothing that could move")
-        if self.offload == "nvme" and (self.nvme_dir is None or self.zero_stage != 3):
+        if self.offload == "nvme" and (self.nvme_dir is None or self.zero_stage not in ("auto", 3)):
             raise ValueError("offload=nvme needs zero_stage 3 and a folder in nvme_dir")
         if self.zero_stage == 0 and self.precision == "bf16":
             raise ValueError("zero_stage 0 keeps no fp32 copy of bf16 weights and trains differently; use zero_stage 1")

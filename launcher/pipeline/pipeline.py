@@ -20,7 +20,7 @@ from launcher.pipeline.steps import Steps, WriteJob
 from launcher.runs.ownership import owned
 from launcher.runs.progress import Phase
 from launcher.runs.run_dir import RunDir, RunError
-from launcher.runs.run_settings import keep_name, settings_of, write_or_verify_settings
+from launcher.runs.run_settings import keep_name, keep_zero_stage, settings_of, write_or_verify_settings
 from launcher.runs.signals import sigterm_stops
 from launcher.runs.status import describe_start
 from launcher.stages.hub import fetch_pretrained
@@ -59,7 +59,7 @@ def run_pipeline(
         fetch_pretrained(settings.model.pretrained)
     run_dir = RunDir(settings.run_dir)
     run_dir.path.mkdir(parents=True, exist_ok=True)
-    settings = keep_name(run_dir, settings)
+    settings = keep_zero_stage(run_dir, keep_name(run_dir, settings))
     for note in write_or_verify_settings(run_dir, settings):
         report(note)
     with sigterm_stops(), owned(run_dir) as number, contextlib.ExitStack() as resources:

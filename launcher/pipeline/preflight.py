@@ -12,7 +12,7 @@ from launcher.config.chains import TEXT
 from launcher.config.loading import nearest_file
 from launcher.config.settings import Cluster, Settings, SettingsError
 from launcher.data.published_features import ready_made_file
-from launcher.pipeline.training_job import check_patience
+from launcher.pipeline.training_job import check_budget_of_stages, check_patience
 from mmcot.texts.prompts import split_format
 from mmcot.vision.encoder_kinds import ENCODERS
 
@@ -42,6 +42,7 @@ def check_settings(settings: Settings) -> None:
     for stage in settings.chain.stage_names:
         if (num_steps := settings.stage(stage).num_steps) is not None:
             check_patience(settings.training, stage, num_steps)
+    check_budget_of_stages(settings)
     if settings.data.path is not None and not Path(settings.data.path).exists():
         raise SettingsError(
             f"data.path {settings.data.path} does not exist;{nearest_file(Path(settings.data.path))} put the data "

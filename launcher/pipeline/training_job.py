@@ -6,6 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from data_shards.token_blocks import rounded_up
 from launcher.config.chains import PRETRAINED
 from launcher.config.loading import read_deepspeed
 from launcher.config.settings import Settings, SettingsError, Training
@@ -43,12 +46,17 @@ def plan_training(
             if cut := int((lengths[split][f"{side}_cut"] > 0).sum()):
                 limit = getattr(spec, f"max_{side}_tokens")
                 report(f"{cut:,} of {len(samples):,} {side}s of {split} were cut at {limit} tokens ({stage})")
-    plan = make_plan(settings, lengths["train"], shards["train"], epoch=0)
+    try:
+        plan, _ = (make_plan(settings, lengths[split], shards[split], epoch=0) for split in ("train", "val"))
+    except ValueError as error:
+        raise SettingsError(f"stage {stage!r}: training.{error}") from None
     num_steps = spec.num_steps or math.ceil((spec.num_epochs or 0) * plan.num_steps)
     workers = settings.cluster.num_workers
     check_patience(settings.training, stage, num_steps)
     batch, num_questions = settings.training.global_batch_size, len(lengths["train"]["source"])
     report(f"{num_steps:,} steps of {batch} questions, {plan.num_steps:,} an epoch")
+    if budget := settings.training.max_tokens_per_block:
+        report(f"a step is {plan.blocks_per_batch} blocks of at most {budget:,} tokens, {batch} questions on average")
     report(f"padding factor {plan.padding_factor():.2f}, imbalance of {workers} workers {plan.imbalance(workers):.2f}")
     if num_questions < batch:
         report(
@@ -82,6 +90,24 @@ def check_patience(training: Training, stage: str, num_steps: int) -> None:
             f"validations, and {num_steps:,} steps with one in {every:,} have {num_steps // every}; lower "
             f"training.validate_every to at most {most:,}"
         )
+
+
+def check_budget_of_stages(settings: Settings) -> None:
+    """Check that a stage whose texts are not written yet fits into ``training.max_tokens_per_block`` in any case.
+
+    Raises:
+        SettingsError: its limits allow longer questions.
+    """
+    for stage in settings.chain.stages:
+        spec, budget = settings.stage(stage.name), settings.training.max_tokens_per_block
+        longest = sum(rounded_up(np.array([spec.max_source_tokens, spec.max_target_tokens])))
+        if budget is not None and stage.reads and budget < longest:
+            raise SettingsError(
+                f"training.max_tokens_per_block ({budget:,}) is below the longest question that stage {stage.name!r} "
+                f"may read with texts that are not written yet, {longest:,} tokens ({stage.name}.max_source_tokens "
+                f"{spec.max_source_tokens:,}, max_target_tokens {spec.max_target_tokens:,}); give at least "
+                f"{longest:,}, or lower these limits"
+            )
 
 
 def _check_start(settings: Settings, folder: DataFolder, report: Report) -> None:

@@ -43,6 +43,11 @@ class RunDir:
         """The folder of a stage's checkpoints."""
         return self.path / stage / "checkpoints"
 
+    @property
+    def zero_stage(self) -> Path:
+        """The ZeRO stage of the run's trainings, where the settings leave it open."""
+        return self.path / "zero_stage.json"
+
     def model(self, stage: str) -> Path:
         """The folder of a stage's exported model."""
         return self.path / stage / "model"

@@ -86,6 +86,16 @@ def keep_name(run_dir: RunDir, settings: Settings) -> Settings:
     return settings.model_copy(update={"run": run.model_copy(update={"name": known or run.name})})
 
 
+def keep_zero_stage(run_dir: RunDir, settings: Settings) -> Settings:
+    """Return the settings with the ZeRO stage that the run's own name, where the given ones leave it open."""
+    path, training = run_dir.path / RUN_SETTINGS, settings.training
+    if training.zero_stage != "auto" or not path.exists():
+        return settings
+    values = _read_values(run_dir.path)
+    known = values.get("training", {}).get("zero_stage", "auto") if isinstance(values, dict) else "auto"
+    return settings.model_copy(update={"training": training.model_copy(update={"zero_stage": known})})
+
+
 def _store_extensions(run_dir: RunDir, settings: Settings, known: dict[str, str | None]) -> list[str]:
     """Store the sha256 of the extensions that the user's own settings name; returns a note on each that has changed."""
     if not settings.extensions:

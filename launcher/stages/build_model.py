@@ -22,21 +22,14 @@ def build_model(settings: Settings, samples: StageSamples, *, gate_start: float 
         a model as ``mmcot/models/contract.py`` describes it.
     """
     torch.manual_seed(settings.run.seed)
-    num_patches, dim = samples.reader.feature_shape if settings.data.features else (1, 1)
-    vision = {
-        "vision_num_patches": num_patches,
-        "vision_dim": dim,
-        "fusion": settings.model.fusion,
-        "gate_start": settings.model.gate_start if gate_start is None else gate_start,
-        "mask_absent_patches": settings.model.mask_absent_patches,
-    }
+    vision = _vision(settings, samples) | ({} if gate_start is None else {"gate_start": gate_start})
     if settings.model.pretrained:
         verify_model(settings.model.pretrained)  # it may be another run's
-        check_start(DEFAULT, settings.model.pretrained, vision_dim=dim, fusion=settings.model.fusion)
+        check_start(DEFAULT, settings.model.pretrained, vision_dim=vision["vision_dim"], fusion=settings.model.fusion)
         return model_class(DEFAULT).from_pretrained(settings.model.pretrained, dtype=torch.float32, **vision)
     tokenizer, shape = samples.tokenizer, settings.model.shape
     return model_class(DEFAULT).start(
-        shape.for_config | {"vocab_size": shape.vocab_size or len(tokenizer)},
+        _shape(settings, samples),
         vision,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -44,3 +37,31 @@ def build_model(settings: Settings, samples: StageSamples, *, gate_start: float 
         near_bias=shape.near_bias,
         match_score=shape.match_score,
     )
+
+
+def count_parameters(settings: Settings, samples: StageSamples) -> int:
+    """The number of parameters of that model, without its weights."""
+    kind, vision = model_class(DEFAULT), _vision(settings, samples)
+    if settings.model.pretrained:
+        config = kind.config_class.from_pretrained(settings.model.pretrained, **vision)
+    else:
+        config = kind.config_class(**_shape(settings, samples), **vision)
+    with torch.device("meta"):
+        model = kind(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _shape(settings: Settings, samples: StageSamples) -> dict[str, Any]:
+    shape = settings.model.shape
+    return shape.for_config | {"vocab_size": shape.vocab_size or len(samples.tokenizer)}
+
+
+def _vision(settings: Settings, samples: StageSamples) -> dict[str, Any]:
+    num_patches, dim = samples.reader.feature_shape if settings.data.features else (1, 1)
+    return {
+        "vision_num_patches": num_patches,
+        "vision_dim": dim,
+        "fusion": settings.model.fusion,
+        "gate_start": settings.model.gate_start,
+        "mask_absent_patches": settings.model.mask_absent_patches,
+    }

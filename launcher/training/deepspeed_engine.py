@@ -20,6 +20,7 @@ from launcher.config.loading import read_deepspeed
 from launcher.config.settings import SettingsError, Training
 from launcher.training.checkpoint_writer import HostCopies
 from launcher.training.collectives import open_host_group, refuse_pickles
+from launcher.training.plain_gradients import use_plain_gradients
 from mmcot.models.device import open_device
 
 if TYPE_CHECKING:
@@ -78,11 +79,14 @@ def init_distributed(
     open_host_group(timeout)
 
 
-def deepspeed_config(training: Training, *, world_size: int, load_universal: bool = False) -> dict[str, Any]:
-    """The DeepSpeed settings of a training, merged with the user's own.
+def deepspeed_config(
+    training: Training, *, world_size: int, load_universal: bool = False, use_gpu: bool = False
+) -> dict[str, Any]:
+    """The DeepSpeed settings of a training, merged with the user's own; to be used, its ZeRO stage must be a number.
 
     Args:
         load_universal: whether the checkpoint to load was converted from another world size.
+        use_gpu: whether the process group is of GPUs.
 
     Raises:
         SettingsError: the user's settings contradict ours.
@@ -92,10 +96,11 @@ def deepspeed_config(training: Training, *, world_size: int, load_universal: boo
         "gradient_accumulation_steps": DUMMY_GRADIENT_ACCUMULATION,
         "train_batch_size": training.micro_batch_size * world_size,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": training.clip_norm,
+        "gradient_clipping": training.clip_norm if training.zero_stage else 0.0,  # without sharding ours
         "zero_optimization": {
             "stage": training.zero_stage,
-            "overlap_comm": False,
+            # Beside the backward pass, on a stream of its own; DeepSpeed has that for sharded gradients alone.
+            "overlap_comm": use_gpu and training.zero_stage in (2, 3),
             "reduce_bucket_size": BUCKET_SIZE,
             "allgather_bucket_size": BUCKET_SIZE,
             **_offload(training),
@@ -132,7 +137,7 @@ def _merge(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> di
             raise SettingsError(f"training.deepspeed sets {name}; {_NOT_THEIRS[name]}")
         if isinstance(value, dict) and isinstance(ours.get(key, {}), dict):
             merged[key] = _merge(ours.get(key, {}), value, f"{name}.")
-        elif name in _DECIDED_BY:
+        elif name in _DECIDED_BY and ours.get(key) != "auto":
             if value not in ("auto", ours.get(key)):
                 raise SettingsError(
                     f"training.deepspeed sets {name} = {value!r}, {_DECIDED_BY[name]} makes it {ours.get(key)!r}; "
@@ -163,7 +168,12 @@ def build_engine(
     """
     # ZeRO-3 replaces this function for the rest of the process, and its own rounds differently on some processors.
     torch.nn.functional.linear = _TORCHS_LINEAR
-    config = deepspeed_config(training, world_size=world_size, load_universal=load_universal)
+    config = deepspeed_config(
+        training,
+        world_size=world_size,
+        load_universal=load_universal,
+        use_gpu=dist.get_backend() == "nccl",
+    )
     if training.zero_stage == 3 and not random_weights:
         from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
@@ -182,6 +192,8 @@ def build_engine(
     )
     engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
     engine.checkpoint_engine = HostCopies(engine.checkpoint_engine)
+    if training.zero_stage == 0:
+        use_plain_gradients(engine, clip_norm=training.clip_norm)
     return engine
 
 

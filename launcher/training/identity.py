@@ -32,6 +32,7 @@ from launcher.stages.jobs import TrainJob
 
 # Paths of content; the content itself is in the data's fingerprint.
 _PLACES = {"data.path", "data.shards_dir", "data.captions", "data.vision_features", "data.vision_model"}
+_EARLIER_ZERO_STAGE = 2  # the default of version 0.1, whose fingerprints do not contain it
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -85,6 +86,8 @@ def settings_content(settings: Settings) -> str:
         if name not in _PLACES
     }
     values = {name: value for name, value in values.items() if not name.startswith("training.deepspeed")}
+    if values.get("training.zero_stage") == _EARLIER_ZERO_STAGE:
+        del values["training.zero_stage"]
     values["training.deepspeed"] = read_deepspeed(settings.training.deepspeed)
     if settings.given_texts is not None:
         values["answer.rationales"] = _texts_content(settings.given_texts)

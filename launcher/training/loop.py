@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from data_shards.atomic_files import read_json
+from data_shards.stream import Step
 from launcher.config.settings import Training
 from launcher.runs.checkpoint_names import CheckpointError
 from launcher.runs.hang_guard import HangGuard, collective_timeout
@@ -26,7 +27,7 @@ from launcher.runs.journal import Journal
 from launcher.runs.run_dir import RunDir
 from launcher.runs.sample_ledger import Ledger
 from launcher.runs.signals import StopRequest
-from launcher.stages.build_model import build_model
+from launcher.stages.build_model import build_model, count_parameters
 from launcher.stages.jobs import MODEL_FACTS_FILE, TrainJob, model_facts
 from launcher.stages.samples import load_tokenizer
 from launcher.training.best_model import BestLoss
@@ -58,8 +59,15 @@ from launcher.training.identity import facts_of_job
 from launcher.training.loader import StageStream, load_steps
 from launcher.training.profiling import StepProfile
 from launcher.training.schedule import learning_rate
-from launcher.training.step_checks import check_finite, gradient_norm, raise_not_applied, was_applied
+from launcher.training.step_checks import (
+    check_finite,
+    full_memory_explained,
+    gradient_norm,
+    raise_not_applied,
+    was_applied,
+)
 from launcher.training.throughput import COUNTS, Meter, count_step
+from launcher.training.zero_stage import with_zero_stage
 from mmcot.models.device import DTYPES
 from mmcot.models.flops import measure_peak_flops
 from mmcot.models.loss import Objective, count_target_tokens, objective_named
@@ -174,16 +182,17 @@ def train(
             rate = learning_rate(step, training=training, total_steps=job.num_steps)
             set_learning_rate(engine, rate)
             logging_now = _due(done, training.log_every, job) or stopping
-            parts = optimizer_step(
-                engine,
-                loaded,
-                this.objective,
-                seed=settings.run.seed,
-                counts={"tokens": counts[0], "questions": num_questions},
-                world_size=world_size,
-                meter=meter,
-                observe=logging_now,
-            )
+            with full_memory_explained(loaded := _with_longest(this, loaded) if step == steps.start else loaded):
+                parts = optimizer_step(
+                    engine,
+                    loaded,
+                    this.objective,
+                    seed=settings.run.seed,
+                    counts={"tokens": counts[0], "questions": num_questions},
+                    world_size=world_size,
+                    meter=meter,
+                    observe=logging_now,
+                )
             loss = sum(parts.values())
             if not was_applied(engine, loss):
                 _commit(this)  # what was begun is whole
@@ -223,6 +232,18 @@ def train(
     return True
 
 
+def _with_longest(this: _Training, loaded: Step) -> Step:
+    """The first step, on a GPU with the epoch's longest block before its own, so that a lack of memory shows at once.
+
+    It is a dummy block, whose gradient is zero.
+    """
+    if not this.job.settings.cluster.use_gpu:
+        return loaded
+    train = this.streams["train"]
+    longest = train.samples.load_block(train.plan(0).longest_block(), is_dummy=True)
+    return dataclasses.replace(loaded, blocks=[(len(loaded.blocks), longest), *loaded.blocks])
+
+
 def _describe_parameters(module: Any) -> str:
     """The number of parameters, and how many of them are trained, as a sentence."""
     counts = [(math.prod(getattr(p, "ds_shape", p.shape)), p.requires_grad) for p in module.parameters()]
@@ -242,22 +263,31 @@ def _open(job: TrainJob, *, rank: int, world_size: int, hang_guard: HangGuard) -
     )
     streams = {split: StageStream(job, split).open() for split in ("train", "val")}
     plan, checkpoints = streams["train"].plan(0), run_dir.checkpoints(job.stage)
-    facts = {
-        "plan_fingerprint": plan.fingerprint,
-        "world_size": world_size,
-        "zero_stage": training.zero_stage,
-        "precision": training.precision,
-        "nvme": training.offload == "nvme",
-        **(identity := job.run_facts or agreed(lambda: facts_of_job(job))),
-    }
+    identity = job.run_facts or agreed(lambda: facts_of_job(job))
 
     def may_commit() -> None:
         run_dir.check_attempt(job.attempt)
 
     store = checkpoint_store(settings, job.stage, identity)
     notes = fetch_latest(settings, job.stage, checkpoints, facts=identity, may_commit=may_commit) if store else []
-    found = find_checkpoint(checkpoints, facts=facts, may_commit=may_commit)
     samples = streams["train"].samples
+    training, note = with_zero_stage(
+        training,
+        run_dir,
+        job.stage,
+        world_size=world_size,
+        count_parameters=lambda: count_parameters(settings, samples),
+    )
+    notes += [note] if note else []
+    facts = {
+        "plan_fingerprint": plan.fingerprint,
+        "world_size": world_size,
+        "zero_stage": training.zero_stage,
+        "precision": training.precision,
+        "nvme": training.offload == "nvme",
+        **identity,
+    }
+    found = find_checkpoint(checkpoints, facts=facts, may_commit=may_commit)
     engine = build_engine(
         lambda: build_model(settings, samples, gate_start=settings.stage(job.stage).gate_start),
         training,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from typing import Any, NoReturn
+
+import torch
 
 from data_shards.stream import Step
 from launcher.training.collectives import gather_json
@@ -13,8 +17,24 @@ class TrainingError(RuntimeError):
     """The training cannot continue; the message names the step and the reason."""
 
 
+@contextlib.contextmanager
+def full_memory_explained(loaded: Step) -> Iterator[None]:
+    """Raise a TrainingError where a GPU's memory gets full in a step, with what needs less."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        shapes = [(*block.tensors["input_ids"].shape, block.labels.shape[1]) for _, block in loaded.blocks]
+        rows, source, target = max(shapes, key=lambda shape: shape[0] * (shape[1] + shape[2]))
+        raise TrainingError(
+            f"step {loaded.number}: the GPU's memory is full; the largest block of the step has {rows} questions of "
+            f"{source} + {target} tokens. Lower training.micro_batch_size (or set training.max_tokens_per_block below "
+            f"{rows * (source + target):,}), set training.activation_checkpointing=true, raise training.zero_stage, or "
+            f"set training.offload=cpu. torch says: {str(error).splitlines()[0]}"
+        ) from error
+
+
 def gradient_norm(engine: Any) -> dict[str, float]:
-    """The gradient norm before clipping; empty under ZeRO-0, where DeepSpeed has none."""
+    """The gradient norm before clipping; empty before the first step."""
     norm = engine.get_global_grad_norm()
     return {} if norm is None else {"grad_norm": float(norm)}
 

@@ -31,7 +31,7 @@ from launcher.runs.journal import JournalReader, LineFile
 from launcher.runs.ownership import owned
 from launcher.runs.progress import describe_values
 from launcher.runs.run_dir import PARENT, RunDir
-from launcher.runs.run_settings import keep_name, write_or_verify_settings
+from launcher.runs.run_settings import keep_name, keep_zero_stage, write_or_verify_settings
 from launcher.runs.signals import sigterm_stops
 from launcher.tracking.descriptions import describe_tuning
 from launcher.tracking.run_log import RunLog, Tracker, open_tracker
@@ -69,7 +69,7 @@ def run_tuning(
     check_machine(settings)
     run_dir = RunDir(settings.run_dir.absolute())
     run_dir.path.mkdir(parents=True, exist_ok=True)
-    settings = keep_name(run_dir, settings)
+    settings = keep_zero_stage(run_dir, keep_name(run_dir, settings))
     for note in write_or_verify_settings(run_dir, settings):
         report(note)
     if is_finished(settings, run_dir):

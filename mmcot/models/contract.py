@@ -56,7 +56,10 @@ class Model(Protocol):
         ...
 
     def __call__(self, **inputs: Any) -> Any:
-        """The forward pass of a block; ``.logits`` [B, T, vocabulary] stand at the positions of its labels."""
+        """The forward pass of a block; ``.logits`` [B, T, vocabulary] stand at the positions of its labels.
+
+        With ``summed_labels`` [B, T], -100 where there is no target, ``.loss`` is the sum of their cross-entropies.
+        """
         ...
 
     def read(self, **inputs: torch.Tensor) -> list[torch.Tensor]:

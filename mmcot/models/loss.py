@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F  # noqa: N812 (the usual name)
+from torch.utils.checkpoint import checkpoint
 
 from mmcot.texts.encoding import IGNORED_LABEL
 
 UNITS = ("tokens", "questions")
+LOGITS_AT_ONCE = 2**26  # of a long block: 268 MB in float32
 LossParts = dict[str, tuple[torch.Tensor, str]]  # by name: a sum, and one of UNITS
 Objective = Callable[[Any, dict[str, torch.Tensor], torch.Tensor], LossParts]
 
@@ -37,9 +39,34 @@ def token_loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum")
 
 
+def is_long(num_labels: int, vocab_size: int) -> bool:
+    """Whether the logits of this many labels are better never in memory together."""
+    return num_labels * vocab_size > 2 * LOGITS_AT_ONCE
+
+
+def chunked_loss_sum(
+    states: torch.Tensor, labels: torch.Tensor, head: Callable[[Any], Any], vocab_size: int
+) -> torch.Tensor:
+    """``token_loss_sum`` of ``head(states)``, a chunk of tokens at a time; the backward pass computes logits again.
+
+    Args:
+        states: [B, T, D].
+        labels: int64 [B, T], -100 where there is no target.
+        head: from states [n, D] to logits [n, vocabulary].
+    """
+
+    def loss_of(chunk: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return token_loss_sum(head(chunk)[None], targets[None])
+
+    num_tokens = max(1, LOGITS_AT_ONCE // vocab_size)
+    chunks = zip(states.flatten(0, 1).split(num_tokens), labels.flatten().split(num_tokens), strict=True)
+    losses = [checkpoint(loss_of, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    return torch.stack(losses).sum()
+
+
 def text_objective(model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> LossParts:
     """The cross-entropy of the target tokens, by a mean over tokens."""
-    return {"text": (token_loss_sum(model(**inputs, use_cache=False).logits, labels), "tokens")}
+    return {"text": (model(**inputs, use_cache=False, summed_labels=labels).loss, "tokens")}
 
 
 # By name. An objective takes the model (or its engine), a block's tensors without labels, and the labels.

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers import initialization as init
-from transformers.modeling_outputs import BaseModelOutput
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.t5.modeling_t5 import T5PreTrainedModel
 
 from mmcot.models.attention_start import start_with_lookup
@@ -30,6 +30,7 @@ from mmcot.models.distance_bias import init_distance_bias
 from mmcot.models.flops import forward_flops
 from mmcot.models.fusion import BRIDGES, FusionLinear, SingleHeadAttention
 from mmcot.models.lean_t5 import LeanStack, make_lean
+from mmcot.models.loss import chunked_loss_sum, is_long, token_loss_sum
 from mmcot.models.step_decoder import StepDecoder
 
 
@@ -235,6 +236,7 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
         encoder_outputs=None,
         vision_features: torch.Tensor | None = None,
         vision_mask: torch.Tensor | None = None,
+        summed_labels: torch.Tensor | None = None,
         **kwargs,
     ):
         """Run encoder, fusion and decoder.
@@ -246,6 +248,8 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
             vision_features: [B, P, V] of the configured shape; zeros where there is no picture.
             vision_mask: bool [B, P], False where a patch is absent; used only if the
                 configuration sets ``mask_absent_patches``.
+            summed_labels: [B, T], -100 where there is no target; the output's ``loss`` is then the sum of their
+                cross-entropies, and of many labels there are no ``logits`` (``mmcot/models/loss.py``).
             **kwargs: as ``T5ForConditionalGeneration.forward`` (labels, decoder_input_ids, ...).
 
         Raises:
@@ -260,9 +264,26 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
             )
         if isinstance(encoder_outputs, FusedStates):
             attention_mask = encoder_outputs.states_mask
-        return super().forward(
+        if summed_labels is not None and is_long(summed_labels.numel(), self.config.vocab_size):
+            return self._long_loss(encoder_outputs[0], attention_mask, kwargs["decoder_input_ids"], summed_labels)
+        outputs = super().forward(
             input_ids=input_ids, attention_mask=attention_mask, encoder_outputs=cast(Any, encoder_outputs), **kwargs
         )
+        if summed_labels is not None:
+            outputs.loss = token_loss_sum(outputs.logits, summed_labels)
+        return outputs
+
+    def _long_loss(
+        self, states_BND: torch.Tensor, mask_BN: torch.Tensor | None, ids_BT: torch.Tensor, labels_BT: torch.Tensor
+    ) -> Seq2SeqLMOutput:
+        """The summed loss without all logits in memory."""
+        states_BTD = self.decoder(
+            input_ids=ids_BT, encoder_hidden_states=states_BND, encoder_attention_mask=mask_BN, use_cache=False
+        )[0]
+        if self.config.scale_decoder_outputs:
+            states_BTD = states_BTD * self.config.d_model**-0.5
+        loss = chunked_loss_sum(states_BTD, labels_BT, self.lm_head, self.config.vocab_size)
+        return Seq2SeqLMOutput(loss=cast(Any, loss))
 
     def read(self, **inputs: torch.Tensor) -> list[torch.Tensor]:
         """Encode and fuse; the states of each row that the decoder may read, [N, D]. Arguments as for ``forward``."""

@@ -25,6 +25,7 @@ def plans(draw):
         global_batch_size=micro * draw(st.integers(1, 7)),
         window_shards=draw(st.integers(1, 4)),
         group_by_length=draw(st.booleans()),
+        max_tokens_per_block=draw(st.none() | st.integers(264, 3000)),
     )
 
 
@@ -64,10 +65,22 @@ def test_all_ranks_have_equally_many_micro_steps_and_own_block_indexes(plan, wor
 def test_only_the_last_batch_and_the_last_block_may_be_short(plan):
     for step in range(plan.num_steps):
         sizes = [len(block) for block in plan.batch_blocks(step)]
-        if step < plan.num_steps - 1:
+        if plan.max_tokens_per_block:
+            assert len(sizes) == plan.blocks_per_batch or step == plan.num_steps - 1
+        elif step < plan.num_steps - 1:
             assert sizes == [plan.micro_batch_size] * plan.blocks_per_batch
         else:
             assert all(size == plan.micro_batch_size for size in sizes[:-1]) and sizes[-1] > 0
+
+
+@settings(deadline=None)
+@given(plan=plans())
+def test_no_block_has_more_tokens_than_the_budget_and_an_epoch_as_many_steps_as_without_one(plan):
+    for step in range(plan.num_steps if plan.max_tokens_per_block else 0):
+        for block in plan.batch_blocks(step):
+            source, target = plan.source_lengths[block].max(), plan.target_lengths[block].max()
+            assert len(block) * (-(-source // 8) * 8 + -(-target // 8) * 8) <= plan.max_tokens_per_block
+    assert plan.num_steps == -(-plan.num_samples // plan.global_batch_size)
 
 
 def make_plan(**changes):
@@ -91,7 +104,14 @@ def test_epochs_differ_and_share_a_fingerprint():
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"global_batch_size": 64}, {"window_shards": 2}, {"group_by_length": False}]
+    "change",
+    [
+        {"seed": 1},
+        {"global_batch_size": 64},
+        {"window_shards": 2},
+        {"group_by_length": False},
+        {"max_tokens_per_block": 2000},
+    ],
 )
 def test_any_other_argument_changes_the_fingerprint(change):
     assert make_plan(**change).fingerprint != make_plan().fingerprint
@@ -102,8 +122,46 @@ def test_grouping_by_both_lengths_nearly_removes_padding():
     assert make_plan().padding_factor() < 1.05 < 1.4 < make_plan(group_by_length=False).padding_factor()
 
 
-def test_reads_stay_within_a_window_of_shards():
-    plan = make_plan(window_shards=2)
+def test_blocks_of_tokens_are_full_and_have_little_padding():
+    # 4,096 tokens are 14 questions of the mean length: 6 times the blocks of a batch of 128 would have 2.7.
+    plan = make_plan(global_batch_size=128, max_tokens_per_block=4096)
+    costs = np.concatenate([plan._costs(plan.batch_blocks(step)) for step in range(plan.num_steps)])
+    assert plan.padding_factor() < 1.12 and costs.mean() > 0.85 * 4096
+    longest = [plan.source_lengths[b].max() for step in range(plan.num_steps) for b in plan.batch_blocks(step)]
+    of_batch = np.array(longest[: len(longest) // plan.blocks_per_batch * plan.blocks_per_batch])
+    means = of_batch.reshape(-1, plan.blocks_per_batch).mean(axis=1)
+    shuffled = np.random.default_rng(0).permutation(of_batch).reshape(-1, plan.blocks_per_batch).mean(axis=1)
+    assert means.std() < 0.5 * shuffled.std()  # short and long ones in every batch
+
+
+def test_every_epoch_has_equally_many_steps_of_equally_many_blocks_of_tokens():
+    for epoch in range(3):
+        plan = make_plan(epoch=epoch, max_tokens_per_block=2000)
+        assert plan.num_steps == 125
+        assert {len(plan.batch_blocks(step)) for step in range(124)} == {plan.blocks_per_batch}
+
+
+def test_a_budget_below_the_longest_question_is_refused_with_the_least_that_fits():
+    lengths = np.full(4000, 30), np.full(4000, 9)
+    lengths[0][7] = 377
+    with pytest.raises(
+        ValueError,
+        match=r"max_tokens_per_block \(399\) is below the longest question, 400 tokens \(source 377, target 9, each "
+        r"rounded up to a multiple of 8\); give at least 400",
+    ):
+        make_plan(source_lengths=lengths[0], target_lengths=lengths[1], max_tokens_per_block=399)
+    assert make_plan(source_lengths=lengths[0], target_lengths=lengths[1], max_tokens_per_block=400).num_steps == 125
+
+
+def test_a_plan_without_a_budget_is_that_of_the_earlier_version():
+    plan = make_plan()
+    assert plan.fingerprint == "7ba6f34a8aec0d11"
+    assert [int(block.sum()) for block in plan.batch_blocks(17)] == [7920, 8940, 9507, 8505, 10696, 8543, 7555, 8661]
+
+
+@pytest.mark.parametrize("budget", [None, 2000])
+def test_reads_stay_within_a_window_of_shards(budget):
+    plan = make_plan(window_shards=2, max_tokens_per_block=budget)
     steps_per_window = 1000 // 32
     shards = {
         int(plan.shard_of_sample[s]) for step in range(steps_per_window) for b in plan.batch_blocks(step) for s in b
@@ -141,3 +199,10 @@ def test_a_step_outside_the_epoch_is_refused():
     plan = make_plan()
     with pytest.raises(IndexError, match="outside this epoch"):
         plan.batch_blocks(plan.num_steps)
+
+
+@pytest.mark.parametrize("budget", [None, 2000])
+def test_the_longest_block_is_the_one_with_the_most_tokens(budget):
+    plan = make_plan(max_tokens_per_block=budget)
+    costs = [plan._costs([b])[0] for step in range(plan.num_steps) for b in plan.batch_blocks(step)]
+    assert plan._costs([plan.longest_block()])[0] == max(costs)

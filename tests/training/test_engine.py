@@ -33,7 +33,7 @@ def test_a_users_json_is_laid_over_ours_and_auto_means_ours(tmp_path):
             }
         )
     )
-    config = deepspeed_config(training(f"deepspeed={path}"), world_size=3)
+    config = deepspeed_config(training(f"deepspeed={path}", "zero_stage=1"), world_size=3)
     assert config["zero_optimization"]["allgather_bucket_size"] == 1e6 and config["zero_optimization"]["stage"] == 1
     assert config["train_batch_size"] == 48 and config["comms_logger"] == {"enabled": True}
 
@@ -53,7 +53,7 @@ def test_a_users_json_is_laid_over_ours_and_auto_means_ours(tmp_path):
     ],
 )
 def test_what_contradicts_our_arithmetic_is_refused(theirs, message):
-    settings = training().model_copy(update={"deepspeed": theirs})
+    settings = training("zero_stage=1").model_copy(update={"deepspeed": theirs})
     with pytest.raises(SettingsError, match=message):
         deepspeed_config(settings, world_size=2)
 

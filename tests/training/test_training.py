@@ -88,6 +88,10 @@ def losses(job):
     return {point["step"]: point["metrics"]["loss"] for point in points_of(job) if "loss" in point["metrics"]}
 
 
+def norms(job):
+    return {point["step"]: point["metrics"]["grad_norm"] for point in points_of(job) if "loss" in point["metrics"]}
+
+
 def assert_equal_weights(job, expected_job):
     weights, expected = weights_of(job), weights_of(expected_job)
     assert weights.keys() == expected.keys()
@@ -111,7 +115,7 @@ def together(make_job, forked, s3, corrected_data, tmp_path_factory):
     """Trainings of two ranks that differ in what must not matter, one after the other in the same processes."""
     jobs = {
         "undisturbed": make_job("undisturbed"),
-        "zero3": make_job("zero3", zero_stage=3),
+        **{f"zero{stage}": make_job(f"zero{stage}", zero_stage=stage) for stage in ("auto", 0, 2, 3)},
         "activations": make_job("activations", activation_checkpointing=True, offload="cpu", profile_steps=(1, 3)),
         "s3": from_s3(
             make_job("s3", loader_processes=2, checkpoint_url="s3://bucket/checkpoints"),
@@ -223,10 +227,22 @@ def test_checkpoints_of_two_ranks_go_on_with_one_and_say_so_and_one_in_s3_with_n
     assert_equal_weights(restored, undisturbed)
 
 
-def test_zero_3_computes_the_losses_of_zero_2_and_exports_the_whole_model(together, undisturbed):
-    weights, expected = weights_of(together["zero3"]), weights_of(undisturbed)
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_every_zero_stage_computes_the_same_losses_and_norms_and_exports_the_whole_model(together, undisturbed, stage):
+    weights, expected = weights_of(together[f"zero{stage}"]), weights_of(undisturbed)
     assert {name: w.shape for name, w in weights.items()} == {name: w.shape for name, w in expected.items()}
-    assert losses(together["zero3"]) == pytest.approx(losses(undisturbed), rel=1e-6)
+    assert losses(together[f"zero{stage}"]) == pytest.approx(losses(undisturbed), rel=1e-6)
+    assert norms(together[f"zero{stage}"]) == pytest.approx(norms(undisturbed), rel=1e-4)
+
+
+def test_an_open_zero_stage_is_decided_once_and_told(together):
+    job = together["zeroauto"]
+    decided = read_json(RunDir(Path(job.run_dir)).zero_stage)
+    assert decided["zero_stage"] == 0 and re.match(r"[\d,]+ parameters in fp32 take 0\.\d GB", decided["reason"])
+    assert [point["note"] for point in points_of(job) if "ZeRO" in point.get("note", "")] == [
+        f"ZeRO stage 0: {decided['reason']}"
+    ]
+    assert_equal_weights(job, together["zero0"])
 
 
 def test_every_stage_starts_from_the_same_random_weights_with_attention_started_by_distance(together):

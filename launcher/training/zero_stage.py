@@ -1,0 +1,112 @@
+"""The ZeRO stage of a run whose ``training.zero_stage`` is auto: the one that shards least and fits.
+
+Sharding costs communication, and stages 2 and 3 reduce gradients in hooks that every block pays for. So the stage
+is the lowest one whose weights, gradients and optimizer state take at most half of a device's memory; the other half
+is for activations. Stage 0 keeps no fp32 copy of bf16 weights and is never chosen for them.
+
+The first rank decides at the first start of a run and stores it. It stays the same at every later number of workers,
+because another stage stores other files in a checkpoint:
+
+    runs/demo/zero_stage.json    {"zero_stage": 0, "reason": "..."}
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+import torch
+
+from data_shards.atomic_files import commit_json, read_json
+from launcher.config.loading import read_deepspeed
+from launcher.config.settings import Training
+from launcher.runs.checkpoint_names import MANIFEST, latest_checkpoint
+from launcher.runs.run_dir import RunDir
+from launcher.training.checkpoint import agreed
+from launcher.training.collectives import gather_json
+
+STATES_SHARE = 0.5  # of a device's memory, for weights, gradients and optimizer state
+# Bytes a parameter by stage: on every rank, and divided by the number of ranks. AdamW's two moments are fp32.
+_BYTES = {
+    # Weights and gradients; while gradients are reduced, a second copy of them.
+    "fp32": {0: (20.0, 0.0), 1: (8.0, 16.0), 2: (4.0, 16.0), 3: (0.0, 20.0)},
+    # Weights in bf16, gradients of a block in bf16, added up in fp32; the optimizer's fp32 weights.
+    "bf16": {1: (8.0, 12.0), 2: (4.0, 16.0), 3: (0.0, 20.0)},
+}
+
+
+def with_zero_stage(
+    training: Training, run_dir: RunDir, stage: str, *, world_size: int, count_parameters: Callable[[], int]
+) -> tuple[Training, str | None]:
+    """Return the settings with their ZeRO stage decided, and a note where it was decided now; every rank calls it.
+
+    Args:
+        stage: the training, whose latest checkpoint decides where the run's folder does not.
+        count_parameters: called only where nothing was decided before.
+    """
+    if training.zero_stage != "auto":
+        return training, None
+    memory = min(gather_json(_memory_of_rank()))
+
+    def decide() -> dict[str, Any]:
+        found = _decided(run_dir, stage)
+        if found is None:
+            number, reason = choose_stage(
+                training, num_parameters=count_parameters(), world_size=world_size, memory=memory
+            )
+            found = {"zero_stage": number, "reason": reason}
+            commit_json(run_dir.zero_stage, found)
+            return {**found, "is_new": True}
+        return {**found, "is_new": False}
+
+    found = agreed(decide)
+    note = f"ZeRO stage {found['zero_stage']}: {found['reason']}" if found["is_new"] else None
+    return training.model_copy(update={"zero_stage": found["zero_stage"]}), note
+
+
+def choose_stage(training: Training, *, num_parameters: int, world_size: int, memory: float) -> tuple[int, str]:
+    """Return the stage, and the reason for it.
+
+    Args:
+        memory: bytes of the rank with the least memory.
+    """
+    theirs = read_deepspeed(training.deepspeed).get("zero_optimization", {}).get("stage", "auto")
+    if theirs != "auto":
+        return int(theirs), "as training.deepspeed says"
+    if training.offload == "nvme":
+        return 3, "training.offload=nvme needs it"
+    lowest = 1 if training.offload == "cpu" else 0
+    stages = [number for number in _BYTES[training.precision] if number >= lowest]
+    needed = {number: state_bytes(number, training.precision, world_size) * num_parameters for number in stages}
+    fitting = [number for number in stages if needed[number] <= STATES_SHARE * memory]
+    number = fitting[0] if fitting else stages[-1]
+    return number, (
+        f"{num_parameters:,} parameters in {training.precision} take {needed[number] / 1e9:.1f} GB on each of "
+        f"{world_size} ranks, of {memory / 1e9:.1f} GB"
+        + (f"; stage {number - 1} would take {needed[number - 1] / 1e9:.1f} GB" if number - 1 in needed else "")
+    )
+
+
+def state_bytes(stage: int, precision: str, world_size: int) -> float:
+    """Bytes a parameter of weights, gradients and optimizer state on one of ``world_size`` ranks."""
+    whole, sharded = _BYTES[precision][stage]
+    return whole + sharded / world_size
+
+
+def _decided(run_dir: RunDir, stage: str) -> dict[str, Any] | None:
+    """What was decided before: the run's folder has it, or a checkpoint that was fetched from a store."""
+    if run_dir.zero_stage.exists():
+        return read_json(run_dir.zero_stage)
+    latest = latest_checkpoint(run_dir.checkpoints(stage))
+    if latest is None or not (latest / MANIFEST).exists():
+        return None
+    return {"zero_stage": read_json(latest / MANIFEST)["zero_stage"], "reason": "that of its latest checkpoint"}
+
+
+def _memory_of_rank() -> int:
+    """Bytes of this rank's GPU, or its share of this machine's main memory."""
+    if torch.distributed.get_backend() == "nccl":
+        return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
