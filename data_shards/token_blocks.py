@@ -1,7 +1,7 @@
 """Blocks of a plan by a budget of tokens: as many questions of similar lengths as fit.
 
 A block of n questions is computed as n rows of its longest source and its longest target, so its tokens are
-n * (longest source + longest target). Lengths count rounded up to multiples of 8, as a GPU computes them.
+n * (longest source + longest target). Lengths count rounded up to multiples of 16, as a GPU computes them at most.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-LENGTH_MULTIPLE = 8
+LENGTH_MULTIPLE = 16
 
 
 def rounded_up(lengths: np.ndarray) -> np.ndarray:
-    """Lengths rounded up to multiples of 8, int64."""
+    """Lengths rounded up to multiples of 16, int64."""
     return -(-lengths.astype(np.int64) // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
 
 

@@ -304,6 +304,11 @@ class Training(_Section):
         description="on GPUs from Ampere on, let matrix products in fp32 round their factors to 10 bits of mantissa: "
         "faster, and results differ in the third digit",
     )
+    cuda_graphs: bool = Field(
+        default=True,
+        description="on GPUs, launch a block's forward and backward pass by one call where that is possible: ZeRO "
+        "stages 0 and 1 without offload and activation checkpointing",
+    )
     activation_checkpointing: bool = Field(
         default=False, description="compute activations again in the backward pass instead of keeping them"
     )

@@ -38,6 +38,7 @@ _FREE_SETTINGS = {  # may change between attempts, because no result depends on 
             "peak_tflops",
             "loader_processes",
             "activation_checkpointing",
+            "cuda_graphs",
             "offload",
             "nvme_dir",
         )

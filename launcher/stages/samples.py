@@ -29,6 +29,7 @@ from mmcot.texts.prompts import build_pair, split_format
 from mmcot.texts.sample import Sample
 
 GPU_LENGTH_MULTIPLE = 8
+GRAPH_LENGTH_MULTIPLE = 16  # of a training with CUDA graphs, so that there are fewer shapes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -171,8 +172,14 @@ def open_stage(
         max_target_tokens=spec.max_target_tokens,
         permute_seed=settings.run.seed if data.permute_choices and split == "train" else None,
         pretrained=settings.model.pretrained,
-        length_multiple=GPU_LENGTH_MULTIPLE if settings.cluster.use_gpu is True else 1,
+        length_multiple=_length_multiple(settings, for_training),
     )
+
+
+def _length_multiple(settings: Settings, for_training: bool) -> int:
+    if settings.cluster.use_gpu is not True:
+        return 1
+    return GRAPH_LENGTH_MULTIPLE if for_training and settings.training.cuda_graphs else GPU_LENGTH_MULTIPLE
 
 
 def with_permuted_choices(problem: Sample, *, seed: int, epoch: int) -> Sample:

@@ -20,7 +20,7 @@ from launcher.config.loading import read_deepspeed
 from launcher.config.settings import SettingsError, Training
 from launcher.training.checkpoint_writer import HostCopies
 from launcher.training.collectives import open_host_group, refuse_pickles
-from launcher.training.plain_gradients import use_plain_gradients
+from launcher.training.whole_gradients import use_whole_gradients
 from mmcot.models.device import open_device
 
 if TYPE_CHECKING:
@@ -99,8 +99,8 @@ def deepspeed_config(
         "gradient_clipping": training.clip_norm if training.zero_stage else 0.0,  # without sharding ours
         "zero_optimization": {
             "stage": training.zero_stage,
-            # Beside the backward pass, on a stream of its own; DeepSpeed has that for sharded gradients alone.
-            "overlap_comm": use_gpu and training.zero_stage in (2, 3),
+            # Beside the backward pass, on a stream of its own; it waits for the device at the end of every block.
+            "overlap_comm": use_gpu and world_size > 1 and training.zero_stage in (2, 3),
             "reduce_bucket_size": BUCKET_SIZE,
             "allgather_bucket_size": BUCKET_SIZE,
             **_offload(training),
@@ -109,6 +109,7 @@ def deepspeed_config(
         "bf16": {"enabled": training.precision == "bf16", "check_grad_overflow": False},
         # Added up in bf16, gradients of many blocks lose what is small beside their sum.
         "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",  # DeepSpeed would send them in bf16
         "timers": {"throughput": {"enabled": False}},  # it waits for the device at every block
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -192,8 +193,8 @@ def build_engine(
     )
     engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
     engine.checkpoint_engine = HostCopies(engine.checkpoint_engine)
-    if training.zero_stage == 0:
-        use_plain_gradients(engine, clip_norm=training.clip_norm)
+    if training.zero_stage == 0 or (training.zero_stage == 1 and engine.bfloat16_enabled() and not _offload(training)):
+        use_whole_gradients(engine, clip_norm=training.clip_norm, in_place=engine.device.type == "cuda")
     return engine
 
 

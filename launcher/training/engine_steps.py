@@ -12,6 +12,7 @@ import torch.distributed as dist
 from data_shards.stream import Step
 from launcher.runs.hang_guard import HangGuard
 from launcher.stages.samples import Block
+from launcher.training.block_graphs import BlockGraphs
 from launcher.training.collectives import host_sum
 from launcher.training.loader import StageStream
 from launcher.training.throughput import Meter
@@ -28,6 +29,7 @@ def optimizer_step(
     world_size: int,
     meter: Meter,
     observe: bool,
+    graphs: BlockGraphs | None = None,
 ) -> dict[str, float]:
     """One optimizer step over this rank's blocks; returns each part of the loss over the global batch.
 
@@ -35,25 +37,27 @@ def optimizer_step(
         counts: the target tokens and the questions of the global batch.
         world_size: DeepSpeed averages gradients over ranks, so each part's sum is scaled by it.
         observe: let the model measure in this step what its ``watch`` returns.
+        graphs: run blocks by them where they can; of an observed step all blocks but the first that has questions.
     """
     engine.train()
     found: dict[str, list[torch.Tensor]] = defaultdict(list)  # by name, a sum a block; the device is not waited for
     units: dict[str, str] = {}
+    scales = {unit: world_size / count for unit, count in counts.items()}
     for index, block in loaded.blocks:
-        torch.manual_seed(_dropout_seed(seed, loaded.number, index))
-        if observe:
-            engine.module.observe(block.tensors if block.qids else None)  # a dummy block has no question
-        meter.lap("own")
-        parts = block_loss(engine, block, objective)
+        block_seed = _dropout_seed(seed, loaded.number, index)
+        observed = observe and bool(block.qids)  # a dummy block has no question
+        parts = graphs.run(block, seed=block_seed, scales=scales) if graphs and not observed else None
+        if parts is not None:
+            meter.lap("forward_and_backward")
+        else:
+            torch.manual_seed(block_seed)
+            engine.module.observe(block.tensors if observed else None)
+            parts = _forward_and_backward(engine, block, objective, scales, meter)
+            engine.module.observe(None)
+            observe = observe and not (graphs and observed)
         for name, (part, unit) in parts.items():
-            found[name].append(part.detach())
+            found[name].append(part)
             units[name] = unit
-        meter.lap("forward")
-        scaled = [part * (world_size / counts[unit]) for part, unit in parts.values()]
-        engine.backward(sum(scaled[1:], scaled[0]), scale_wrt_gas=False)
-        meter.lap("backward")
-    if observe:
-        engine.module.observe(None)
     engine.step()
     meter.lap("update")
     totals = torch.stack([torch.stack(sums).double().sum() for sums in found.values()])
@@ -61,6 +65,19 @@ def optimizer_step(
     losses = {name: total / counts[units[name]] for name, total in zip(found, totals.tolist(), strict=True)}
     meter.lap("wait")
     return losses
+
+
+def _forward_and_backward(
+    engine: Any, block: Block, objective: Objective, scales: Mapping[str, float], meter: Meter
+) -> LossParts:
+    """Add a block's gradients; the parts of its loss keep nothing of the forward pass alive, which a graph forbids."""
+    meter.lap("own")
+    parts = block_loss(engine, block, objective)
+    meter.lap("forward")
+    scaled = [part * scales[unit] for part, unit in parts.values()]
+    engine.backward(sum(scaled[1:], scaled[0]), scale_wrt_gas=False)
+    meter.lap("backward")
+    return {name: (part.detach(), unit) for name, (part, unit) in parts.items()}
 
 
 def validation_loss(

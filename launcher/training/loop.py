@@ -31,6 +31,7 @@ from launcher.stages.build_model import build_model, count_parameters
 from launcher.stages.jobs import MODEL_FACTS_FILE, TrainJob, model_facts
 from launcher.stages.samples import load_tokenizer
 from launcher.training.best_model import BestLoss
+from launcher.training.block_graphs import BlockGraphs, reason_without_graphs
 from launcher.training.checkpoint import (
     PendingCheckpoint,
     VerifiedCheckpoint,
@@ -96,6 +97,7 @@ class _Training:
     hang_guard: HangGuard
     objective: Objective
     best: BestLoss
+    graphs: BlockGraphs | None
     pending: PendingCheckpoint | None = None
 
     @property
@@ -192,7 +194,9 @@ def train(
                     world_size=world_size,
                     meter=meter,
                     observe=logging_now,
+                    graphs=this.graphs,
                 )
+            _check_graphs(this, done)
             loss = sum(parts.values())
             if not was_applied(engine, loss):
                 _commit(this)  # what was begun is whole
@@ -242,6 +246,14 @@ def _with_longest(this: _Training, loaded: Step) -> Step:
     train = this.streams["train"]
     longest = train.samples.load_block(train.plan(0).longest_block(), is_dummy=True)
     return dataclasses.replace(loaded, blocks=[(len(loaded.blocks), longest), *loaded.blocks])
+
+
+def _check_graphs(this: _Training, done: int) -> None:
+    """Go on without graphs after one failed, and say so."""
+    if this.graphs and this.graphs.failure:
+        _LOG.warning("without CUDA graphs: %s", this.graphs.failure)
+        this.tell(done, f"without CUDA graphs from here on: {this.graphs.failure}")
+        this.graphs = None
 
 
 def _describe_parameters(module: Any) -> str:
@@ -313,7 +325,13 @@ def _open(job: TrainJob, *, rank: int, world_size: int, hang_guard: HangGuard) -
         hang_guard=hang_guard,
         objective=objective_named(settings.chain.stage(job.stage).objective),
         best=BestLoss.of_manifest(found.manifest) if found else BestLoss(),
+        graphs=None,
     )
+    if training.cuda_graphs and settings.cluster.use_gpu:
+        if reason := reason_without_graphs(training):
+            notes.append(f"without CUDA graphs: {reason}")
+        else:
+            this.graphs = BlockGraphs(engine, this.objective)
     if (best := this.best).step and not agreed(lambda: _is_kept(this, found)):
         this.best = BestLoss()
         notes.append(

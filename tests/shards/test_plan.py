@@ -25,7 +25,7 @@ def plans(draw):
         global_batch_size=micro * draw(st.integers(1, 7)),
         window_shards=draw(st.integers(1, 4)),
         group_by_length=draw(st.booleans()),
-        max_tokens_per_block=draw(st.none() | st.integers(264, 3000)),
+        max_tokens_per_block=draw(st.none() | st.integers(272, 3000)),
     )
 
 
@@ -79,7 +79,7 @@ def test_no_block_has_more_tokens_than_the_budget_and_an_epoch_as_many_steps_as_
     for step in range(plan.num_steps if plan.max_tokens_per_block else 0):
         for block in plan.batch_blocks(step):
             source, target = plan.source_lengths[block].max(), plan.target_lengths[block].max()
-            assert len(block) * (-(-source // 8) * 8 + -(-target // 8) * 8) <= plan.max_tokens_per_block
+            assert len(block) * (-(-source // 16) * 16 + -(-target // 16) * 16) <= plan.max_tokens_per_block
     assert plan.num_steps == -(-plan.num_samples // plan.global_batch_size)
 
 
@@ -147,7 +147,7 @@ def test_a_budget_below_the_longest_question_is_refused_with_the_least_that_fits
     with pytest.raises(
         ValueError,
         match=r"max_tokens_per_block \(399\) is below the longest question, 400 tokens \(source 377, target 9, each "
-        r"rounded up to a multiple of 8\); give at least 400",
+        r"rounded up to a multiple of 16\); give at least 400",
     ):
         make_plan(source_lengths=lengths[0], target_lengths=lengths[1], max_tokens_per_block=399)
     assert make_plan(source_lengths=lengths[0], target_lengths=lengths[1], max_tokens_per_block=400).num_steps == 125
