@@ -29,11 +29,11 @@ from launcher.training.collectives import gather_json
 
 STATES_SHARE = 0.5  # of a device's memory, for weights, gradients and optimizer state
 # Bytes a parameter by stage: on every rank, and divided by the number of ranks. AdamW's two moments are fp32.
+# Those of bf16 are the allocator's peaks (docs/scale.md): weights and a block's gradients in bf16, the sum in fp32, the
+# optimizer's fp32 weights and moments. In fp32 gradients have a second copy while they are averaged.
 _BYTES = {
-    # Weights and gradients; while gradients are reduced, a second copy of them.
     "fp32": {0: (20.0, 0.0), 1: (8.0, 16.0), 2: (4.0, 16.0), 3: (0.0, 20.0)},
-    # Weights in bf16, gradients of a block in bf16, added up in fp32; the optimizer's fp32 weights.
-    "bf16": {1: (8.0, 12.0), 2: (4.0, 16.0), 3: (0.0, 20.0)},
+    "bf16": {1: (8.0, 12.0), 2: (2.0, 16.0), 3: (0.0, 18.0)},
 }
 
 
