@@ -5,7 +5,7 @@
 Prints, for QCM-E with a global batch of 32 in blocks of 4: padding (FLOPs computed over
 FLOPs needed, tokens weighted by their cost in T5), the largest topic's share of a batch
 compared with batches of random questions, and the imbalance of ranks (the busiest rank's tokens
-in a step over the mean rank's); then the time and memory of a plan of ten million samples.
+in a step over the mean rank's); blocks by tokens; then the time and memory of a plan of ten million samples.
 """
 
 from __future__ import annotations
@@ -85,6 +85,23 @@ def main(path: str) -> None:
             f"{np.mean([padding(p) for p in plans]):.2f}   "
             f"largest topic's share {np.mean([largest_topic_share(p, topics) for p in plans]):.3f}   "
             + "   ".join(f"imbalance of {w} ranks {np.mean([p.imbalance(w) for p in plans]):.2f}" for w in (2, 4, 8))
+        )
+    for budget in (1024, 4096, 16384):
+        plan = Plan(
+            source,
+            target,
+            np.arange(len(source)) // 128,
+            seed=0,
+            epoch=0,
+            global_batch_size=128,
+            micro_batch_size=4,
+            window_shards=16,
+            max_tokens_per_block=budget,
+        )
+        blocks = [block for step in range(plan.num_steps) for block in plan.batch_blocks(step)]
+        print(
+            f"blocks of {budget:6,} tokens    padding {padding(plan):.2f}   {len(source) / len(blocks):5.1f} questions a "
+            f"block, {plan.blocks_per_batch} blocks a step, {plan._costs(blocks).mean() / budget:.0%} full"
         )
     random = np.random.default_rng(0)
     lengths = [random.integers(low, high, 10_000_000, dtype=np.int32) for low, high in ((20, 500), (4, 200))]
