@@ -100,8 +100,8 @@ def main(path: str) -> None:
         )
         blocks = [block for step in range(plan.num_steps) for block in plan.batch_blocks(step)]
         print(
-            f"blocks of {budget:6,} tokens    padding {padding(plan):.2f}   {len(source) / len(blocks):5.1f} questions a "
-            f"block, {plan.blocks_per_batch} blocks a step, {plan._costs(blocks).mean() / budget:.0%} full"
+            f"blocks of {budget:6,} tokens    padding {padding(plan):.2f}   {len(source) / len(blocks):5.1f} "
+            f"questions a block, {plan.blocks_per_batch} blocks a step, {plan._costs(blocks).mean() / budget:.0%} full"
         )
     random = np.random.default_rng(0)
     lengths = [random.integers(low, high, 10_000_000, dtype=np.int32) for low, high in ((20, 500), (4, 200))]

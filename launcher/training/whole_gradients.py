@@ -68,16 +68,15 @@ def _keep_in_place(engine: Any) -> None:
 def _average_and_clip(engine: Any, clip_norm: float, **_: Any) -> None:
     """Average fp32 gradients, afterwards parts of one tensor if there are several ranks, and clip them."""
     parameters = _trained(engine)
-    for parameter in parameters:
-        if parameter.grad is None:  # all ranks must average equally many values
-            parameter.grad = torch.zeros_like(parameter)
+    # All ranks must average equally many values.
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     if dist.get_world_size() > 1:
         flat = getattr(engine, "flat_gradients", None)
         if flat is None:
-            flat = torch.cat([parameter.grad.reshape(-1) for parameter in parameters])
-            _set_gradients(parameters, flat)
+            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            gradients = _set_gradients(parameters, flat)
         _average([flat])
-    norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    norm = torch.nn.utils.get_total_norm(gradients)
     if clip_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
     engine._global_grad_norm = norm
@@ -87,10 +86,12 @@ def _trained(engine: Any) -> list[torch.nn.Parameter]:
     return [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
 
 
-def _set_gradients(parameters: list[torch.nn.Parameter], flat: torch.Tensor) -> None:
-    sizes = [parameter.numel() for parameter in parameters]
-    for parameter, part in zip(parameters, flat.split(sizes), strict=True):
-        parameter.grad = part.view_as(parameter)
+def _set_gradients(parameters: list[torch.nn.Parameter], flat: torch.Tensor) -> list[torch.Tensor]:
+    parts = flat.split([parameter.numel() for parameter in parameters])
+    gradients = [part.view_as(parameter) for parameter, part in zip(parameters, parts, strict=True)]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    return gradients
 
 
 @torch.no_grad()

@@ -270,7 +270,7 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
             input_ids=input_ids, attention_mask=attention_mask, encoder_outputs=cast(Any, encoder_outputs), **kwargs
         )
         if summed_labels is not None:
-            outputs.loss = token_loss_sum(outputs.logits, summed_labels)
+            outputs.loss = cast(Any, token_loss_sum(cast(torch.Tensor, outputs.logits), summed_labels))
         return outputs
 
     def _long_loss(
