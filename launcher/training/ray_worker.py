@@ -41,7 +41,7 @@ def run_worker(job: TrainJob) -> None:
         if job.settings.model.pretrained:
             fetch_pretrained(job.settings.model.pretrained)  # the hub's own lock lets it happen once per node
         # Progress goes through the journal: ray.train.report would block every rank until the controller polls.
-        with sampling(RunDir(Path(job.run_dir)).logs, f"train-{job.stage}"):
+        with sampling(RunDir(Path(job.run_dir)).logs, f"train-{job.stage}", gpus=bool(job.settings.cluster.use_gpu)):
             train(job, rank=rank, world_size=world_size)
 
 

@@ -23,6 +23,7 @@ from launcher.config.loading import parse_settings
 from launcher.config.settings import SettingsError
 from launcher.runs.run_dir import RunDir
 from launcher.runs.signals import STOPPED
+from launcher.runs.system_metrics import sampling
 from launcher.stages.jobs import TrainJob
 from launcher.training.compile_locks import clear_compile_locks
 from mmcot.models.device import DeviceError
@@ -61,12 +62,13 @@ def main(arguments: list[str]) -> int:
         os.environ.setdefault("DS_ACCELERATOR", "cuda" if job.settings.cluster.use_gpu else "cpu")
         from launcher.training.loop import train
 
-        finished = train(
-            job,
-            rank=rank,
-            world_size=int(os.environ["WORLD_SIZE"]),
-            gpu_index=gpu_index() if job.settings.cluster.use_gpu else None,
-        )
+        with sampling(RunDir(Path(job.run_dir)).logs, f"train-{job.stage}", gpus=bool(job.settings.cluster.use_gpu)):
+            finished = train(
+                job,
+                rank=rank,
+                world_size=int(os.environ["WORLD_SIZE"]),
+                gpu_index=gpu_index() if job.settings.cluster.use_gpu else None,
+            )
     except (DeviceError, SettingsError) as error:
         print(f"rank {rank}: {error}", file=sys.stderr)
         return 2
