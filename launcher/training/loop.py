@@ -279,7 +279,7 @@ def _open(job: TrainJob, *, rank: int, world_size: int, hang_guard: HangGuard) -
         store=store,
         journal=Journal(run_dir.journal(job.stage)) if rank == 0 else None,
         last_checkpoint=0,
-        meter=Meter(peak_flops=_peak_flops(engine, training)),
+        meter=_meter(engine, training),
         hang_guard=hang_guard,
         objective=objective_named(settings.chain.stage(job.stage).objective),
         best=BestLoss.of_manifest(found.manifest) if found else BestLoss(),
@@ -300,6 +300,10 @@ def _open(job: TrainJob, *, rank: int, world_size: int, hang_guard: HangGuard) -
     this.tell(this.last_checkpoint, _describe_parameters(this.engine.module))
     this.meter.restart()
     return this
+
+
+def _meter(engine: Any, training: Training) -> Meter:
+    return Meter(peak_flops=_peak_flops(engine, training), device=engine.device)
 
 
 def _peak_flops(engine: Any, training: Training) -> float:

@@ -22,3 +22,10 @@ def test_lengths_that_are_no_multiples_of_8_launch_more_kernels():
 def test_a_step_waits_for_no_more_than_its_norm_and_its_loss(stage, precision):
     counts = run_on_fake_gpu("step.py", stage, precision)
     assert counts["device_waits"] == 0 and counts["waits_of_our_code"] == 1, counts
+
+
+def test_a_point_has_rates_mfu_and_the_gpus_shares_of_time_and_waits_once():
+    counts = run_on_fake_gpu("step.py", "1", "bf16")
+    rates = {"tokens_per_s", "questions_per_s", "mfu", "tflops_per_s", "gpu_memory_peak_gb"}
+    shares = {f"time_share_{name}" for name in ("forward", "backward", "update", "wait", "own", "device_idle")}
+    assert rates | shares <= counts["point"].keys() and counts["waits_of_a_point"] <= 1, counts
