@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -54,6 +55,7 @@ from launcher.training.deepspeed_engine import (
 )
 from launcher.training.engine_steps import block_loss, named_losses, optimizer_step, validation_loss
 from launcher.training.export import export_best, export_model
+from launcher.training.flight_recorder import choose_place, write_collectives
 from launcher.training.identity import facts_of_job
 from launcher.training.loader import StageStream, load_steps
 from launcher.training.profiling import StepProfile
@@ -134,10 +136,15 @@ def train(
     """
     settings, training = job.settings, job.settings.training
     torch.set_num_threads(settings.cluster.cpus_per_worker)
-    hang_guard = HangGuard(training.hang_timeout_s)
+    logs = RunDir(Path(job.run_dir)).logs
+    choose_place(logs, job.stage)
+    hang_guard = HangGuard(
+        training.hang_timeout_s, before_end=functools.partial(write_collectives, logs, job.stage, rank)
+    )
     hang_guard.progress()  # also a rank that waits for others at the start ends
+    use_gpu = bool(settings.cluster.use_gpu)
     init_distributed(
-        use_gpu=bool(settings.cluster.use_gpu),
+        use_gpu=use_gpu,
         gpu_index=gpu_index,
         precision=training.precision,
         tf32=training.tf32,
@@ -158,9 +165,7 @@ def train(
         contextlib.closing(this.hang_guard),
         full_disk_explained(this.checkpoints),
     ):
-        for loaded in load_steps(
-            job, rank=rank, world_size=world_size, steps=steps, pin_memory=bool(settings.cluster.use_gpu)
-        ):
+        for loaded in load_steps(job, rank=rank, world_size=world_size, steps=steps, pin_memory=use_gpu):
             meter.lap("data")
             this.hang_guard.progress()
             step, done = loaded.number, loaded.number + 1

@@ -63,3 +63,12 @@ def test_the_numbers_of_gpus_are_those_of_the_driver_unless_it_is_set_otherwise(
     assert worker_variables(settings_of("cluster.use_gpu=true").cluster)["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     other = settings_of("cluster.use_gpu=true", "cluster.env.CUDA_DEVICE_ORDER=FASTEST_FIRST").cluster
     assert worker_variables(other)["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
+
+
+def test_nccl_writes_its_last_collectives_down_unless_it_is_set_otherwise():
+    variables = worker_variables(settings_of("cluster.use_gpu=true").cluster)
+    assert variables["TORCH_FR_BUFFER_SIZE"] == "2000" and variables["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
+    older = settings_of("cluster.use_gpu=true", "cluster.env.TORCH_NCCL_TRACE_BUFFER_SIZE=20").cluster
+    assert "TORCH_FR_BUFFER_SIZE" not in worker_variables(older)  # which torch would read instead
+    none = settings_of("cluster.use_gpu=true", "cluster.env.TORCH_NCCL_DUMP_ON_TIMEOUT=0").cluster
+    assert worker_variables(none)["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "0"
