@@ -47,7 +47,7 @@ from launcher.training.checkpoint_store import (
     fetch_latest,
     upload_checkpoint,
 )
-from launcher.training.collectives import check_members, host_sum
+from launcher.training.collectives import check_members, gather_json, host_sum
 from launcher.training.deepspeed_engine import (
     build_engine,
     init_distributed,
@@ -57,7 +57,9 @@ from launcher.training.engine_steps import block_loss, named_losses, optimizer_s
 from launcher.training.export import export_best, export_model
 from launcher.training.flight_recorder import choose_place, write_collectives
 from launcher.training.identity import facts_of_job
+from launcher.training.like_gpus import check_alike, describe_gpu
 from launcher.training.loader import StageStream, load_steps
+from launcher.training.offload_needs import check_offload
 from launcher.training.profiling import StepProfile
 from launcher.training.schedule import learning_rate
 from launcher.training.step_checks import check_finite, gradient_norm, raise_not_applied, was_applied
@@ -143,6 +145,7 @@ def train(
     )
     hang_guard.progress()  # also a rank that waits for others at the start ends
     use_gpu = bool(settings.cluster.use_gpu)
+    check_offload(training, use_gpu=use_gpu)
     init_distributed(
         use_gpu=use_gpu,
         gpu_index=gpu_index,
@@ -151,8 +154,11 @@ def train(
         timeout_s=collective_timeout(training.hang_timeout_s),
     )
     check_members(RunDir(Path(job.run_dir)).rank_token())
+    notes = check_alike(gather_json(describe_gpu())) if use_gpu else []
     hang_guard.close()  # reading a model or a checkpoint may take longer
     this = _open(job, rank=rank, world_size=world_size, hang_guard=hang_guard)
+    for note in notes:
+        this.tell(this.last_checkpoint, note)
     engine, meter = this.engine, this.meter
     ledger = Ledger(this.run_dir.ledger(job.stage, rank), this.steps_per_epoch) if training.ledger else None
     trace = this.run_dir.logs / f"{job.stage}-rank{rank}-trace.json.gz"
