@@ -10,13 +10,19 @@ the first start is stored in the run's folder, so that a run never changes its d
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 
 from data_shards.atomic_files import commit_json, read_json
+from launcher.cluster.gpu_checks import check_free, num_installed, why_fewer
 from launcher.cluster.ray_session import ray_session
 from launcher.config.settings import Cluster, Settings, SettingsError
+from launcher.runs.nvml import NvmlError, visible_gpus
 from launcher.runs.run_dir import RunDir
 from launcher.runs.run_settings import RUN_SETTINGS, read_run_settings
+
+THIS_MACHINE = "this machine"
 
 
 def with_device(
@@ -64,10 +70,8 @@ def with_device(
     if decided and cluster.address == "local":
         require_gpus(cluster, found, where)
     if is_new:
-        report(
-            f"device: {f'{found} GPUs of {where}' if decided else f'CPU ({where} has no GPU)'}; cluster.use_gpu "
-            "chooses another"
-        )
+        none = f"CPU ({where} has no GPU{_unusable(where)})"
+        report(f"device: {f'{found} GPUs of {where}' if decided else none}; cluster.use_gpu chooses another")
         if run_dir and keep:
             commit_json(run_dir.device, {"use_gpu": decided, "found": found, "where": where})
     return _decided(settings, decided)
@@ -76,8 +80,10 @@ def with_device(
 def require_gpus(cluster: Cluster, found: int, where: str) -> None:
     """Raise SettingsError where there are fewer GPUs than workers."""
     if found < cluster.num_workers:
+        why = _why_fewer(found) if where == THIS_MACHINE else ""
         raise SettingsError(
-            f"cluster.num_workers ({cluster.num_workers}) needs a GPU each, {where} has {found}; lower "
+            f"cluster.num_workers ({cluster.num_workers}) needs a GPU each, {where} has {found}"
+            f"{f' ({why})' if why else ''}; lower "
             "cluster.num_workers, join a cluster with cluster.address, or set cluster.use_gpu=false (and "
             "training.precision=fp32)"
         )
@@ -88,7 +94,7 @@ def count_gpus(cluster: Cluster) -> tuple[int, str]:
     import ray
 
     if not ray.is_initialized() and cluster.address == "local":
-        return count_own_gpus(), "this machine"
+        return count_own_gpus(), THIS_MACHINE
     with ray_session(cluster):
         return int(ray.cluster_resources().get("GPU", 0)), f"the Ray cluster {cluster.address}"
 
@@ -98,6 +104,41 @@ def count_own_gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def check_gpus_free(cluster: Cluster, report: Callable[[str], None], *, index: int | None = None) -> None:
+    """Check that other processes have left this machine's GPUs to the run, where it starts its own workers.
+
+    A trial of a tuning is not checked: the other trials may use the machine's other GPUs.
+
+    Args:
+        cluster: its device is decided.
+        report: gets a sentence for a GPU that is partly in use.
+        index: the one GPU that this process will use, among those that it sees; None: one for each worker.
+
+    Raises:
+        SettingsError: a GPU is full.
+    """
+    ray = sys.modules.get("ray")
+    if not cluster.use_gpu or (index is None and (cluster.address != "local" or (ray and ray.is_initialized()))):
+        return
+    try:
+        gpus = visible_gpus(os.environ)
+    except NvmlError:
+        return  # said where the GPUs are sampled
+    used = slice(0, cluster.num_workers) if index is None else slice(index, index + 1)
+    check_free(gpus[used], others=[gpu for gpu in gpus if gpu not in gpus[used]], report=report)
+
+
+def _why_fewer(found: int) -> str:
+    import torch
+
+    return why_fewer(found, torch_version=torch.__version__, torch_cuda=torch.version.cuda)
+
+
+def _unusable(where: str) -> str:
+    """Why the GPUs that this machine has are not used."""
+    return f" that torch can use: {_why_fewer(0)}" if where == THIS_MACHINE and num_installed() else ""
 
 
 def _kept(run_dir: RunDir) -> bool | None:

@@ -15,19 +15,30 @@ from launcher.cluster.auth_token import keep_token_private
 from launcher.config.settings import Cluster
 from launcher.runs.signals import sparing_children
 
+_ON_GPUS = {
+    # Blocks of many sizes: memory in segments that grow leaves less of it unusable.
+    "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    # CUDA's numbers of GPUs are those of nvidia-smi and of NVML, on machines of unlike GPUs too.
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    # NCCL's watchdog writes the last collectives down (launcher/training/flight_recorder.py).
+    "TORCH_FR_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+}
+_OLDER_NAMES = {"TORCH_FR_BUFFER_SIZE": "TORCH_NCCL_TRACE_BUFFER_SIZE"}  # torch prefers the newer one
+
 
 class ClusterError(RuntimeError):
     """Ray does not have the resources that the settings request."""
 
 
 def worker_variables(cluster: Cluster) -> dict[str, str]:
-    """The environment variables that workers get: those of ``cluster.env``, and on GPUs how torch gets memory."""
-    # Blocks of many sizes: memory in segments that grow leaves less of it unusable.
-    memory = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"} if cluster.use_gpu is True else {}
+    """The environment variables that workers get: those of ``cluster.env``, and on GPUs what torch and CUDA need."""
+    given = cluster.env
+    on_gpus = {name: value for name, value in _ON_GPUS.items() if _OLDER_NAMES.get(name) not in given}
     # Counts are summed in main memory, over the same network.
-    network = cluster.env.get("NCCL_SOCKET_IFNAME", "")
+    network = given.get("NCCL_SOCKET_IFNAME", "")
     same = {"GLOO_SOCKET_IFNAME": network} if re.fullmatch(r"[\w.,-]+", network) else {}
-    return memory | same | cluster.env
+    return (on_gpus if cluster.use_gpu is True else {}) | same | given
 
 
 @contextlib.contextmanager

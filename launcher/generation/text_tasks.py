@@ -94,7 +94,7 @@ class GenerationWorker(Worker):
         self.samples: dict[str, Any] = {}
         self.free_since: float | None = None
         if job.run_dir is not None and job.step is not None:
-            self.sampling = sampling(RunDir(Path(job.run_dir)).logs, job.step)
+            self.sampling = sampling(RunDir(Path(job.run_dir)).logs, job.step, gpus=device.type == "cuda")
             self.sampling.__enter__()  # until this process ends
 
     def run(self, task: Task) -> TaskDone:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_shards.sources.question_set import SPLITS
-from launcher.cluster.gpus import with_device
+from launcher.cluster.gpus import check_gpus_free, with_device
 from launcher.config.loading import merge_override, parse_settings, tracking_uri
 from launcher.config.settings import Settings, SettingsError
 from launcher.pipeline.attempt import Attempt, Report
@@ -66,6 +66,8 @@ def run_pipeline(
         requested = settings.cluster.use_gpu
         if not write_job or requested == "auto":
             settings = with_device(settings, run_dir, report, keep=not write_job)
+        if not write_job:
+            check_gpus_free(settings.cluster, report)
         for line in describe_start(settings, run_dir):
             report(line)
         attempt = Attempt(settings, run_dir, number, report, resources, parent_key=parent_key, arm=arm)
@@ -114,6 +116,7 @@ def evaluate_run(folder: Path, split: str, *, overrides: Sequence[str] = (), rep
     check_machine(settings)
     with sigterm_stops(), owned(run_dir) as number, contextlib.ExitStack() as resources:
         settings = with_device(settings, run_dir, report, keep=False)
+        check_gpus_free(settings.cluster, report)
         steps = Steps(Attempt(settings, run_dir, number, report, resources))
         for step in needed:
             steps.run(step)

@@ -13,6 +13,7 @@ from launcher.config.loading import nearest_file
 from launcher.config.settings import Cluster, Settings, SettingsError
 from launcher.data.published_features import ready_made_file
 from launcher.pipeline.training_job import check_budget_of_stages, check_patience
+from launcher.training.offload_needs import check_offload
 from mmcot.texts.prompts import split_format
 from mmcot.vision.encoder_kinds import ENCODERS
 
@@ -67,7 +68,7 @@ def check_machine(settings: Settings) -> None:
     """Check that this machine can run the settings.
 
     Raises:
-        SettingsError: GPUs are requested where there are none, or the disk is full.
+        SettingsError: GPUs are requested where there are none, what offload=nvme needs is missing, or the disk is full.
     """
     _check_deepspeed(settings)
     _check_gpus(settings.cluster)
@@ -106,10 +107,15 @@ def _check_deepspeed(settings: Settings) -> None:
         from launcher.training.deepspeed_engine import deepspeed_config
 
         deepspeed_config(training, world_size=settings.cluster.num_workers)
-    if training.offload == "nvme" and not Path(training.nvme_dir or "").is_dir():
+    if training.offload != "nvme":
+        return
+    if not Path(training.nvme_dir or "").is_dir():
         raise SettingsError(
             f"training.nvme_dir {training.nvme_dir} is no folder on this machine; make one on a local NVMe disk"
         )
+    if settings.cluster.address == "local":  # elsewhere every rank checks its own machine
+        use_gpu = settings.cluster.use_gpu
+        check_offload(training, use_gpu=count_own_gpus() > 0 if use_gpu == "auto" else use_gpu)
 
 
 def _check_gpus(cluster: Cluster) -> None:

@@ -22,6 +22,7 @@ from launcher.runs.hang_guard import collective_timeout
 from launcher.runs.run_dir import RunDir
 from launcher.runs.signals import Stopped, end_at_next_stop, handling_stop
 from launcher.stages.jobs import TrainJob
+from launcher.training.flight_recorder import how_to_read, written_since
 from launcher.training.ray_worker import PLACEMENT_GROUP_FILE, run_worker
 
 _EXTENSION_ERROR = re.compile(r"ExtensionError: (extension [^\n]*)")
@@ -85,8 +86,11 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
                 raise WorkersFailed(
                     f"training of stage {job.stage!r} lost workers {num_losses + 1} times (training.max_failures is "
                     f"{max_failures}); the checkpoints are kept, run again to resume. The last loss:\n{error}"
+                    + _recorded(run_dir.logs, job, since=started)
                 ) from None
             report(f"  a worker was lost; starting again from the last checkpoint ({num_losses + 1} of {max_failures})")
+            if line := _recorded(run_dir.logs, job, since=started):
+                report(f"  {line.strip()}")
             found = read_faults(
                 path
                 for path in run_dir.logs.glob(f"{job.stage}-rank*.{job.attempt}.gpu-fault")
@@ -97,6 +101,12 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
             faults += found
             held += hold_gpus(found)
             _check_gpus_left(job, faults, num_held=len(held))
+
+
+def _recorded(logs: Path, job: TrainJob, *, since: float) -> str:
+    """A line on the collectives that ranks which hung have written, or nothing."""
+    folders = written_since(logs, job.stage, since)
+    return f"\n{how_to_read(folders)}" if folders else ""
 
 
 def _check_gpus_left(job: TrainJob, faults: list[GpuFault], *, num_held: int) -> None:

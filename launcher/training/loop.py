@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import os
@@ -48,7 +49,7 @@ from launcher.training.checkpoint_store import (
     fetch_latest,
     upload_checkpoint,
 )
-from launcher.training.collectives import check_members, host_sum
+from launcher.training.collectives import check_members, gather_json, host_sum
 from launcher.training.deepspeed_engine import (
     build_engine,
     init_distributed,
@@ -56,8 +57,11 @@ from launcher.training.deepspeed_engine import (
 )
 from launcher.training.engine_steps import block_loss, named_losses, optimizer_step, validation_loss
 from launcher.training.export import export_best, export_model
+from launcher.training.flight_recorder import choose_place, write_collectives
 from launcher.training.identity import facts_of_job
+from launcher.training.like_gpus import check_alike, describe_gpu
 from launcher.training.loader import StageStream, load_steps
+from launcher.training.offload_needs import check_offload
 from launcher.training.profiling import StepProfile
 from launcher.training.schedule import learning_rate
 from launcher.training.step_checks import (
@@ -144,18 +148,27 @@ def train(
     """
     settings, training = job.settings, job.settings.training
     torch.set_num_threads(settings.cluster.cpus_per_worker)
-    hang_guard = HangGuard(training.hang_timeout_s)
+    logs = RunDir(Path(job.run_dir)).logs
+    choose_place(logs, job.stage)
+    hang_guard = HangGuard(
+        training.hang_timeout_s, before_end=functools.partial(write_collectives, logs, job.stage, rank)
+    )
     hang_guard.progress()  # also a rank that waits for others at the start ends
+    use_gpu = bool(settings.cluster.use_gpu)
+    check_offload(training, use_gpu=use_gpu)
     init_distributed(
-        use_gpu=bool(settings.cluster.use_gpu),
+        use_gpu=use_gpu,
         gpu_index=gpu_index,
         precision=training.precision,
         tf32=training.tf32,
         timeout_s=collective_timeout(training.hang_timeout_s),
     )
     check_members(RunDir(Path(job.run_dir)).rank_token())
+    notes = check_alike(gather_json(describe_gpu())) if use_gpu else []
     hang_guard.close()  # reading a model or a checkpoint may take longer
     this = _open(job, rank=rank, world_size=world_size, hang_guard=hang_guard)
+    for note in notes:
+        this.tell(this.last_checkpoint, note)
     engine, meter = this.engine, this.meter
     ledger = Ledger(this.run_dir.ledger(job.stage, rank), this.steps_per_epoch) if training.ledger else None
     trace = this.run_dir.logs / f"{job.stage}-rank{rank}-trace.json.gz"
@@ -168,9 +181,7 @@ def train(
         contextlib.closing(this.hang_guard),
         full_disk_explained(this.checkpoints),
     ):
-        for loaded in load_steps(
-            job, rank=rank, world_size=world_size, steps=steps, pin_memory=bool(settings.cluster.use_gpu)
-        ):
+        for loaded in load_steps(job, rank=rank, world_size=world_size, steps=steps, pin_memory=use_gpu):
             meter.lap("data")
             this.hang_guard.progress()
             step, done = loaded.number, loaded.number + 1
@@ -321,7 +332,7 @@ def _open(job: TrainJob, *, rank: int, world_size: int, hang_guard: HangGuard) -
         store=store,
         journal=Journal(run_dir.journal(job.stage)) if rank == 0 else None,
         last_checkpoint=0,
-        meter=Meter(peak_flops=_peak_flops(engine, training)),
+        meter=_meter(engine, training),
         hang_guard=hang_guard,
         objective=objective_named(settings.chain.stage(job.stage).objective),
         best=BestLoss.of_manifest(found.manifest) if found else BestLoss(),
@@ -348,6 +359,10 @@ def _open(job: TrainJob, *, rank: int, world_size: int, hang_guard: HangGuard) -
     this.tell(this.last_checkpoint, _describe_parameters(this.engine.module))
     this.meter.restart()
     return this
+
+
+def _meter(engine: Any, training: Training) -> Meter:
+    return Meter(peak_flops=_peak_flops(engine, training), device=engine.device)
 
 
 def _peak_flops(engine: Any, training: Training) -> float:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data_shards.atomic_files import commit_bytes
 from launcher.cluster.gpu_faults import is_gpu_fault, note_fault
+from launcher.config.settings import SettingsError
 from launcher.runs.run_dir import RunDir
 from launcher.runs.system_metrics import sampling
 from launcher.stages.hub import fetch_pretrained
@@ -41,7 +42,7 @@ def run_worker(job: TrainJob) -> None:
         if job.settings.model.pretrained:
             fetch_pretrained(job.settings.model.pretrained)  # the hub's own lock lets it happen once per node
         # Progress goes through the journal: ray.train.report would block every rank until the controller polls.
-        with sampling(RunDir(Path(job.run_dir)).logs, f"train-{job.stage}"):
+        with sampling(RunDir(Path(job.run_dir)).logs, f"train-{job.stage}", gpus=bool(job.settings.cluster.use_gpu)):
             train(job, rank=rank, world_size=world_size)
 
 
@@ -64,13 +65,19 @@ def _log_to(path: Path, attempt: int) -> Iterator[None]:
                 if is_gpu_fault(error):
                     note_fault(path.with_suffix(f".{attempt}.gpu-fault"), error)
                 elif not _is_lost_peer(error):
+                    text = str(error) if _is_refusal(error) else traceback.format_exc()
                     failure = path.with_suffix(f".{attempt}.failure")
-                    failure.write_text(
-                        f"{path.stem} (process {os.getpid()}):\n{traceback.format_exc()}", encoding="utf-8"
-                    )
+                    failure.write_text(f"{path.stem} (process {os.getpid()}):\n{text}", encoding="utf-8")
                 raise
             finally:
                 faulthandler.disable()
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether an error says that this machine or the settings cannot do it; its sentence is enough."""
+    from mmcot.models.device import DeviceError
+
+    return isinstance(error, DeviceError | SettingsError)
 
 
 def _is_lost_peer(error: Exception) -> bool:

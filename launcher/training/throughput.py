@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
 
 import psutil
 import torch
 
 from data_shards.stream import Step
+from launcher.training.laps import open_laps
 from mmcot.models.contract import Model
 from mmcot.models.flops import BACKWARD_AND_FORWARD
 from mmcot.models.loss import IGNORED_LABEL
@@ -37,46 +37,52 @@ def count_step(loaded: Step, model: Model) -> list[float]:
     return [targets, sources, padded, questions, flops, loaded.bytes_read, loaded.bytes_needed]
 
 
+_CPU = torch.device("cpu")
+
+
 class Meter:
     """Sums the counts of all ranks and measures the shares of this rank's time.
 
-    ``lap("forward")`` adds the time since the last lap to "forward"; all other time is "own".
+    ``lap("forward")`` adds the time since the last lap to "forward"; all other time is "own". On a GPU it is the
+    GPU's time (``laps.py``).
 
     Args:
         peak_flops: operations a second that all ranks together can do; infinite where the count would be wrong.
+        device: what this rank computes on.
     """
 
-    def __init__(self, *, peak_flops: float) -> None:
-        self._peak_flops = peak_flops
+    def __init__(self, *, peak_flops: float, device: torch.device = _CPU) -> None:
+        self._peak_flops, self._laps, self._on_gpu = peak_flops, open_laps(device), device.type == "cuda"
         self._bytes_read = self._bytes_needed = 0.0
         self._process = psutil.Process()
         self.restart()
 
     def restart(self) -> None:
-        """Count from now on: the time before belongs to no step."""
-        self._last = time.perf_counter()
+        """Count from now on: the time and the memory before belong to no step."""
+        if self._on_gpu:
+            torch.cuda.reset_peak_memory_stats()
+        self._laps.restart()
         self._start_interval()
 
     def _start_interval(self) -> None:
         self._started = time.perf_counter()
-        self._seconds: dict[str, float] = defaultdict(float)
         self._steps, self._sums = 0, dict.fromkeys(COUNTS, 0.0)
 
     def lap(self, name: str) -> None:
         """Add the time since the last lap to ``name``."""
-        now = time.perf_counter()
-        self._seconds[name] += now - self._last
-        self._last = now
+        self._laps.lap(name)
 
     def add(self, counts: list[float]) -> None:
         """Add a step's ``COUNTS``, summed over all ranks."""
         self._steps += 1
+        self._laps.fold()
         for name, value in zip(COUNTS, counts, strict=True):
             self._sums[name] += value
 
     def collect(self) -> dict[str, float]:
         """The metrics since the last call: rates and shares of time; bytes since the start."""
         self.lap("own")
+        spent = self._laps.read()
         seconds, sums = time.perf_counter() - self._started, self._sums
         real = sums["target_tokens"] + sums["source_tokens"]
         self._bytes_read += sums["bytes_read"]
@@ -91,7 +97,7 @@ class Meter:
             "bytes_read_per_needed": self._bytes_read / max(1.0, self._bytes_needed),
             **self._utilization(sums["flops"] / seconds),
             **self._memory(),
-            **{f"time_share_{name}": spent / seconds for name, spent in self._seconds.items()},
+            **{f"time_share_{name}": part / seconds for name, part in spent.items()},
         }
         self._start_interval()
         return metrics
@@ -103,7 +109,7 @@ class Meter:
 
     def _memory(self) -> dict[str, float]:
         values = {"memory_gb": self._process.memory_info().rss / 1e9}
-        if torch.cuda.is_available():
+        if self._on_gpu:
             values["gpu_memory_peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
             torch.cuda.reset_peak_memory_stats()  # a point has the peak since the point before
         return values

@@ -17,12 +17,13 @@ import os
 import sys
 from pathlib import Path
 
-from launcher.cluster.gpus import count_own_gpus, with_device
+from launcher.cluster.gpus import check_gpus_free, count_own_gpus, with_device
 from launcher.cluster.ray_session import worker_variables
 from launcher.config.loading import parse_settings
 from launcher.config.settings import SettingsError
 from launcher.runs.run_dir import RunDir
 from launcher.runs.signals import STOPPED
+from launcher.runs.system_metrics import sampling
 from launcher.stages.jobs import TrainJob
 from launcher.training.compile_locks import clear_compile_locks
 from mmcot.models.device import DeviceError
@@ -58,15 +59,14 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(asctime)s %(message)s")
     try:
         job = _on_this_machine(job, rank)
-        os.environ.setdefault("DS_ACCELERATOR", "cuda" if job.settings.cluster.use_gpu else "cpu")
+        use_gpu = bool(job.settings.cluster.use_gpu)
+        index = gpu_index() if use_gpu else None
+        check_gpus_free(job.settings.cluster, logging.getLogger("mmcot.rank").warning, index=index)
+        os.environ.setdefault("DS_ACCELERATOR", "cuda" if use_gpu else "cpu")
         from launcher.training.loop import train
 
-        finished = train(
-            job,
-            rank=rank,
-            world_size=int(os.environ["WORLD_SIZE"]),
-            gpu_index=gpu_index() if job.settings.cluster.use_gpu else None,
-        )
+        with sampling(RunDir(Path(job.run_dir)).logs, f"train-{job.stage}", gpus=use_gpu):
+            finished = train(job, rank=rank, world_size=int(os.environ["WORLD_SIZE"]), gpu_index=index)
     except (DeviceError, SettingsError) as error:
         print(f"rank {rank}: {error}", file=sys.stderr)
         return 2

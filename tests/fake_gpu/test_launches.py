@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 from fake_gpu import run_on_fake_gpu
 
@@ -22,3 +26,20 @@ def test_lengths_that_are_no_multiples_of_8_launch_more_kernels():
 def test_a_step_waits_for_no_more_than_its_norm_and_its_loss(stage, precision):
     counts = run_on_fake_gpu("step.py", stage, precision)
     assert counts["device_waits"] == 0 and counts["waits_of_our_code"] == 1, counts
+
+
+def test_a_point_has_rates_mfu_and_the_gpus_shares_of_time_and_waits_once():
+    counts = run_on_fake_gpu("step.py", "1", "bf16")
+    rates = {"tokens_per_s", "questions_per_s", "mfu", "tflops_per_s", "gpu_memory_peak_gb"}
+    shares = {f"time_share_{name}" for name in ("forward", "backward", "update", "wait", "own", "device_idle")}
+    assert rates | shares <= counts["point"].keys() and counts["waits_of_a_point"] <= 1, counts
+
+
+def test_a_rank_of_nccl_writes_its_last_collectives_in_the_form_of_torchs_tool(tmp_path):
+    told = run_on_fake_gpu("collectives.py", str(tmp_path))
+    folder = tmp_path / "answer-collectives-nccl"
+    assert f"`torchfrtrace {folder}` compares the ranks" in told
+    entries = json.loads((folder / "0.json").read_text())["entries"]
+    assert [entry["input_sizes"] for entry in entries] == [[[7]], [[9]]]
+    tool = [sys.executable, "-m", "torch.distributed.flight_recorder.fr_trace", str(folder)]
+    assert subprocess.run(tool, capture_output=True, check=False).returncode == 0

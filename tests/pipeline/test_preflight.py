@@ -247,7 +247,8 @@ def test_a_token_budget_that_texts_not_written_yet_may_exceed_is_refused_before_
     with pytest.raises(
         SettingsError,
         match=r"max_tokens_per_block \(271\) is below the longest question that stage 'answer' may read with texts "
-        r"that are not written yet, 272 tokens \(answer\.max_source_tokens 256, max_target_tokens 16\); give at least 272",
+        r"that are not written yet, 272 tokens \(answer\.max_source_tokens 256, max_target_tokens 16\); give at "
+        r"least 272",
     ):
         check_settings(settings)
     check_settings(load_settings(preset="demo", overrides=["training.max_tokens_per_block=272"]))

@@ -163,7 +163,7 @@ def test_a_password_in_an_address_is_refused(make_place, monkeypatch):
 
 
 def test_one_process_of_a_machine_samples_it(tmp_path):
-    with sampling(tmp_path, "train", every_s=0.05), sampling(tmp_path, "train", every_s=0.05):
+    with sampling(tmp_path, "train", gpus=False, every_s=0.05), sampling(tmp_path, "train", gpus=False, every_s=0.05):
         time.sleep(0.4)
     (path,) = tmp_path.glob("train-system-*.jsonl")
     points = [json.loads(line) for line in path.read_text().splitlines()]

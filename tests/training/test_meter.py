@@ -7,6 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from launcher.training.throughput import COUNTS, Meter
+from mmcot.models.device import DTYPES, open_device
 from mmcot.models.flops import measure_peak_flops
 from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 
@@ -81,3 +82,21 @@ def test_the_gate_is_the_mean_over_real_positions_of_questions_with_a_picture():
 
 def test_the_peak_is_what_a_matrix_product_reaches():
     assert 1e8 < measure_peak_flops(torch.device("cpu"), torch.float32) < 1e15
+
+
+@pytest.mark.parametrize(("precision", "tf32"), [("bf16", False), ("fp32", True), ("fp32", False)])
+def test_the_peak_is_measured_in_the_numbers_that_the_training_computes_in(monkeypatch, precision, tf32):
+    seen, multiply = [], torch.matmul
+
+    def matmul(a, b):
+        seen.append((a.dtype, torch.backends.cuda.matmul.allow_tf32))
+        return multiply(a, b)
+
+    monkeypatch.setattr(torch, "matmul", matmul)
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        open_device(use_gpu=False, precision=precision, tf32=tf32)
+        measure_peak_flops(torch.device("cpu"), DTYPES[precision])
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert set(seen) == {(DTYPES[precision], tf32)}

@@ -48,9 +48,11 @@ def test_ranks_killed_with_9_and_hung_are_replaced_and_the_training_ends_at_its_
     launch_training(job, report=lines.append)
     thread.join()
     assert len(set(signalled)) == 2
-    assert lines == [
-        f"  a worker was lost; starting again from the last checkpoint ({number} of 3)" for number in (1, 2)
-    ]
+    again = [f"  a worker was lost; starting again from the last checkpoint ({number} of 3)" for number in (1, 2)]
+    assert lines[:2] == again and len(lines) == 3
+    gloo = run_dir.logs / "rationale-collectives-gloo"
+    assert lines[2] == f"  the last collectives of each rank are in {gloo}, in <rank>.json"
+    assert (gloo / "0.json").exists() and not (gloo / "1.json").exists()  # the stopped rank wrote none
     points = JournalReader(run_dir.journal("rationale")).read()
     assert {point["step"] for point in points if "loss" in point["metrics"]} == set(range(1, 101))
     assert (run_dir.model("rationale") / "model.safetensors").exists()

@@ -14,7 +14,7 @@ from launcher.config.settings import Training
 from launcher.stages.samples import Block
 from launcher.training.deepspeed_engine import build_engine, init_distributed
 from launcher.training.engine_steps import optimizer_step
-from launcher.training.throughput import Meter
+from launcher.training.throughput import COUNTS, Meter
 from mmcot.models.loss import OBJECTIVES
 from mmcot.models.t5 import T5ForMultimodalGeneration
 
@@ -49,7 +49,7 @@ def make_block(number: int) -> Block:
 
 
 step = Step(0, [(index, make_block(index)) for index in range(2)])
-meter = Meter(peak_flops=1e12)
+meter = Meter(peak_flops=1e12, device=engine.device)
 options = {"seed": 0, "counts": {"tokens": 128, "questions": 8}, "world_size": 1, "meter": meter, "observe": False}
 for _ in range(3):
     fakegpu.reset()
@@ -65,5 +65,9 @@ counts["device_waits"] = sum(times for (what, _), times in waits.items() if "Dev
 counts["waits_of_our_code"] = sum(times for (_, where), times in waits.items() if "launcher/" in where.split(" <- ")[0])
 parameters = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in engine.module.parameters())
 counts["peak_bytes_per_parameter"] = torch.cuda.max_memory_allocated() / parameters
+fakegpu.reset()
+meter.add([1.0] * len(COUNTS))
+counts["point"] = meter.collect()
+counts["waits_of_a_point"] = fakegpu.counts()["sync"]
 print(json.dumps(counts), flush=True)
 os._exit(0)  # the stand-in's NCCL has no orderly end
