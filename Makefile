@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 USUAL := not long and not slow and not gpu and not fake_gpu and not cluster and not docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check format test test-long test-cluster test-docs test-fake-gpu test-slow coverage hooks audit clean
+.PHONY: help demo check format test test-long test-cluster test-docs test-fake-gpu test-gpu test-slow coverage hooks audit clean
 
 help:  ## Show these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,9 @@ test-docs: $(INSTALLED)  ## Every command of the pages that needs no cluster, GP
 
 test-fake-gpu: $(INSTALLED)  ## Launches, waits and memory on a stand-in for CUDA, where its build exists
 	$(VENV)/bin/python -m pytest -m fake_gpu
+
+test-gpu: $(INSTALLED)  ## The parts of the proof on this machine's GPU, at a tiny size
+	$(VENV)/bin/python -m pytest -m gpu tests/gpu
 
 test-slow: $(INSTALLED)  ## Proofs of minutes
 	$(VENV)/bin/python -m pytest -m "slow"

@@ -27,13 +27,15 @@ def open_device(
     Args:
         index: number among the visible GPUs; None keeps torch's current one.
         precision: a key of ``DTYPES``, in which this process computes.
-        tf32: let matrix products in fp32 round their factors to 10 bits of mantissa, on GPUs from Ampere on.
+        tf32: let matrix products and convolutions in fp32 round their factors to 10 bits of mantissa, on GPUs from
+            Ampere on; torch's own default does so in convolutions.
 
     Raises:
         DeviceError: there is no such GPU, or it cannot compute in this precision.
     """
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = tf32
     if not use_gpu:
         return torch.device("cpu")
     count = torch.cuda.device_count()

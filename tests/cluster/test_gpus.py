@@ -109,6 +109,15 @@ def test_opening_a_device_turns_cudnn_attention_off():
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
+@pytest.mark.parametrize("tf32", [False, True])
+def test_products_and_convolutions_use_tf32_only_where_it_is_asked_for(tf32):
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not tf32
+    open_device(use_gpu=False, tf32=tf32)
+    found = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
+    open_device(use_gpu=False)
+    assert found == (tf32, tf32)
+
+
 @pytest.mark.parametrize(("capability", "precision", "refused"), [((7, 5), "bf16", True), ((7, 5), "fp32", False)])
 def test_bf16_is_refused_before_ampere_with_what_to_use(monkeypatch, capability, precision, refused):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)

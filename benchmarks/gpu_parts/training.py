@@ -1,0 +1,128 @@
+"""An optimizer step of base and large: seconds, MFU, busy share, launches, waits; and what settings change in it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from benchmarks.gpu_parts.machine import DEVICE, Proof, free_memory, profile_of, seconds_of, unexpected, waits_of
+from benchmarks.gpu_parts.models import shape_of
+from benchmarks.gpu_parts.steps import INTENDED_WAITS, PRECISION, SHAPES, Trainer, one_rank
+from launcher.config.settings import Training
+from mmcot.models.device import DTYPES
+from mmcot.models.flops import measure_peak_flops
+
+# Settings of ``training`` that are measured one by one on the first shape of the first size, the others as in the
+# proof (ZeRO-1, bf16). A new setting is a line here: its name, and its fields of ``Training``.
+SWITCHES: dict[str, dict[str, Any]] = {
+    "zero_stage=2": {"zero_stage": 2},
+    "zero_stage=3": {"zero_stage": 3},
+    "zero_stage=2, overlap_comm": {"zero_stage": 2, "deepspeed": {"zero_optimization": {"overlap_comm": True}}},
+    "activation_checkpointing": {"activation_checkpointing": True},
+    "clip_norm=0": {"clip_norm": 0.0},
+    "fp32": {"precision": "fp32"},
+    "fp32, tf32": {"precision": "fp32", "tf32": True},
+    "offload=cpu": {"offload": "cpu"},
+}
+CHANGE_NUMBERS = {"precision", "tf32"}
+LAYERS_OF_TRANSFORMERS = "transformers' own T5 layers"
+
+
+def training(proof: Proof) -> dict[str, Any]:
+    """Base and large at three shapes, then every switch on the first shape."""
+    sizes = ("tiny",) if proof.tiny else ("base", "large")
+    peak = measure_peak_flops(DEVICE, DTYPES[PRECISION]) / 1e12
+    result: dict[str, Any] = {"peak_tflops": peak, "steps": [], "switches": {}}
+    with one_rank():
+        for size in sizes:
+            result["steps"] += steps_of_size(size, peak)
+            proof.keep(result)
+        for name, settings in SWITCHES.items():
+            result["switches"][name] = switched(sizes[0], settings, result["steps"][0])
+            proof.keep(result)
+        result["switches"][LAYERS_OF_TRANSFORMERS] = with_layers_of_transformers(sizes[0], result["steps"][0])
+    first = result["steps"][0]
+    return {
+        **result,
+        "headline": f"{first['model']} {first['block']}: {first['seconds'] * 1e3:.0f} ms, MFU {first['mfu']:.1%}"
+        + (f", busy {first['busy_share']:.0%}, {first['launches']:,} launches" if "launches" in first else ""),
+        "checks": {
+            "every loss is finite": all(math.isfinite(row["loss"]) for row in rows_of(result)),
+            "a step waits nowhere but where it must": not any(
+                unexpected(row["waits"], INTENDED_WAITS) for row in result["steps"]
+            ),
+            "switches that change no number change no loss": all(
+                is_same_loss(result["switches"][name]["loss"], first["loss"])
+                for name, settings in SWITCHES.items()
+                if "loss" in result["switches"][name] and not settings.keys() & CHANGE_NUMBERS
+            ),
+        },
+    }
+
+
+def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*result["steps"], *(row for row in result["switches"].values() if "loss" in row)]
+
+
+def is_same_loss(found: float, expected: float) -> bool:
+    """Within bf16's rounding; the steps before are the same too."""
+    return abs(found - expected) <= 2e-2 * abs(expected)
+
+
+def steps_of_size(size: str, peak_tflops: float) -> list[dict[str, Any]]:
+    """A row for each shape."""
+    trainer, rows = Trainer(size), []
+    for shape in SHAPES[size]:
+        row = measured(trainer, shape, times=5)
+        step, counts = trainer.step_of(*shape)
+        row["mfu"] = counts["flops"] / row["seconds"] / (peak_tflops * 1e12)
+        row["waits"] = waits_of(lambda step=step, counts=counts: trainer.run(step, counts))
+        rows.append({"model": size, **row})
+    trainer.close()
+    return rows
+
+
+def measured(trainer: Trainer, shape: tuple[int, int, int], *, times: int) -> dict[str, Any]:
+    """Seconds, loss, launches, busy share and peak memory of steps of two blocks."""
+    step, counts = trainer.step_of(*shape)
+    losses: list[float] = []
+
+    def run() -> None:
+        losses.append(trainer.run(step, counts))
+
+    run()
+    free_memory()
+    seconds = seconds_of(run, times)
+    found = {
+        "block": f"{shape[0]} x ({shape[1]} + {shape[2]})",
+        "seconds": seconds,
+        "loss": losses[0],
+        "tokens_per_s": counts["real_tokens"] / seconds,
+        "peak_gib": trainer.peak_gib(),
+    }
+    profile = profile_of(run)
+    if profile:
+        found |= profile | {"busy_share": profile["kernel_s"] / seconds}
+    return found
+
+
+def switched(size: str, settings: dict[str, Any], compared: dict[str, Any]) -> dict[str, Any]:
+    """A step of the first shape with other settings; ``ratio`` is its time relative to the step without them."""
+    if unknown := sorted(settings.keys() - Training.model_fields.keys()):
+        return {"not run": f"this version has no setting {', '.join(unknown)}"}
+    trainer = Trainer(size, **settings)
+    row = measured(trainer, SHAPES[size][0], times=3)
+    trainer.close()
+    return row | {"ratio": row["seconds"] / compared["seconds"]}
+
+
+def with_layers_of_transformers(size: str, compared: dict[str, Any]) -> dict[str, Any]:
+    """The same with T5's layers as transformers has them, in place of those of ``mmcot/models/lean_t5.py``."""
+    from mmcot.models import t5
+
+    lean, t5.make_lean = t5.make_lean, lambda model: None
+    try:
+        row = switched(size, {}, compared)
+    finally:
+        t5.make_lean = lean
+    return row | {"size": size, "num_layers": shape_of(size)["num_layers"]}
