@@ -15,6 +15,7 @@ from benchmarks.gpu_parts.models import new_model, patches_of, random_batch, sha
 from data_shards.stream import Step
 from launcher.config.settings import Training
 from launcher.stages.samples import Block
+from launcher.training.block_graphs import BlockGraphs, reason_without_graphs
 from launcher.training.throughput import Meter
 from mmcot.models.flops import BACKWARD_AND_FORWARD
 from mmcot.models.loss import OBJECTIVES, count_target_tokens
@@ -59,7 +60,8 @@ class Trainer:
 
         self.before_gib = free_memory()  # DeepSpeed keeps some buffers of an engine that was closed
         self.patches = patches_of(size)
-        self.training = Training(**{"zero_stage": 1, "precision": PRECISION, "learning_rate": 1e-5, **settings})
+        ours = {"zero_stage": 1, "precision": PRECISION, "learning_rate": 1e-5, "cuda_graphs": False}
+        self.training = Training(**{**ours, **settings})
         torch.backends.cuda.matmul.allow_tf32 = self.training.tf32
         self.engine: Any = build_engine(
             lambda: new_model(shape_of(size), patches=self.patches, device=DEVICE.type, dropout=dropout),
@@ -67,9 +69,13 @@ class Trainer:
             world_size=1,
             random_weights=True,
         )
+        self.graphs: BlockGraphs | None = None
+        if self.training.cuda_graphs and reason_without_graphs(self.training) is None:
+            self.graphs = BlockGraphs(self.engine, OBJECTIVES["text"])
 
     def close(self) -> None:
         """Give the engine's memory back."""
+        self.graphs = None
         self.engine.destroy()
         del self.engine
         free_memory()
@@ -104,6 +110,7 @@ class Trainer:
             world_size=1,
             meter=Meter(peak_flops=1.0),
             observe=False,
+            graphs=self.graphs,
         )
         return sum(parts.values())
 

@@ -15,6 +15,7 @@ from mmcot.models.flops import measure_peak_flops
 # Settings of ``training`` that are measured one by one on the first shape of the first size, the others as in the
 # proof (ZeRO-1, bf16). A new setting is a line here: its name, and its fields of ``Training``.
 SWITCHES: dict[str, dict[str, Any]] = {
+    "cuda_graphs": {"cuda_graphs": True},
     "zero_stage=2": {"zero_stage": 2},
     "zero_stage=3": {"zero_stage": 3},
     "zero_stage=2, overlap_comm": {"zero_stage": 2, "deepspeed": {"zero_optimization": {"overlap_comm": True}}},
@@ -37,6 +38,7 @@ def training(proof: Proof) -> dict[str, Any]:
         for size in sizes:
             result["steps"] += steps_of_size(size, peak)
             proof.keep(result)
+        result["graphs"] = [graphs_beside_none(sizes[0], precision) for precision in ("fp32", PRECISION)]
         for name, settings in SWITCHES.items():
             result["switches"][name] = switched(sizes[0], settings, result["steps"][0])
             proof.keep(result)
@@ -51,6 +53,10 @@ def training(proof: Proof) -> dict[str, Any]:
             "a step waits nowhere but where it must": not any(
                 unexpected(row["waits"], INTENDED_WAITS) for row in result["steps"]
             ),
+            **{
+                f"graphs compute the losses and norms of a training without them, {row['precision']}": row["agrees"]
+                for row in result["graphs"]
+            },
             "switches that change no number change no loss": all(
                 is_same_loss(result["switches"][name]["loss"], first["loss"])
                 for name, settings in SWITCHES.items()
@@ -90,7 +96,8 @@ def measured(trainer: Trainer, shape: tuple[int, int, int], *, times: int) -> di
     def run() -> None:
         losses.append(trainer.run(step, counts))
 
-    run()
+    for _ in range(3 if trainer.graphs else 1):  # a graph is captured at the second block of a shape
+        run()
     free_memory()
     seconds = seconds_of(run, times)
     found = {
@@ -114,6 +121,31 @@ def switched(size: str, settings: dict[str, Any], compared: dict[str, Any]) -> d
     row = measured(trainer, SHAPES[size][0], times=3)
     trainer.close()
     return row | {"ratio": row["seconds"] / compared["seconds"]}
+
+
+def graphs_beside_none(size: str, precision: str) -> dict[str, Any]:
+    """Losses and gradient norms of four steps with dropout, by graphs and without."""
+    found = {}
+    for cuda_graphs in (False, True):
+        stage = 0 if precision == "fp32" else 1
+        trainer = Trainer(size, dropout=0.1, zero_stage=stage, precision=precision, cuda_graphs=cuda_graphs)
+        step, counts = trainer.step_of(*SHAPES[size][0])
+        found[cuda_graphs] = []
+        for _ in range(4):
+            loss = trainer.run(step, counts)
+            found[cuda_graphs] += [loss, float(trainer.engine.get_global_grad_norm())]
+        failure = trainer.graphs.failure if trainer.graphs else None
+        trainer.close()
+    tolerance = 1e-4 if precision == "fp32" else 2e-2
+    pairs = zip(found[False], found[True], strict=True)
+    agrees = failure is None and all(abs(a - b) <= tolerance * max(1.0, abs(a)) for a, b in pairs)
+    return {
+        "precision": precision,
+        "without": found[False],
+        "graphs": found[True],
+        "failure": failure,
+        "agrees": agrees,
+    }
 
 
 def with_layers_of_transformers(size: str, compared: dict[str, Any]) -> dict[str, Any]:

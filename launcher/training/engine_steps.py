@@ -42,7 +42,7 @@ def optimizer_step(
     engine.train()
     found: dict[str, list[torch.Tensor]] = defaultdict(list)  # by name, a sum a block; the device is not waited for
     units: dict[str, str] = {}
-    scales = {unit: world_size / count for unit, count in counts.items()}
+    scales = {unit: world_size / counts[unit] for unit in UNITS}
     for index, block in loaded.blocks:
         block_seed = _dropout_seed(seed, loaded.number, index)
         observed = observe and bool(block.qids)  # a dummy block has no question

@@ -15,6 +15,10 @@ def test_every_switch_that_changes_no_number_gives_the_same_loss(part, asserted)
     asserted(part("training"), "switches that change no number")
 
 
+def test_steps_by_graphs_have_the_losses_and_gradient_norms_of_steps_without(part, asserted):
+    asserted(part("training"), "graphs compute the losses", at_least=2)
+
+
 def test_zero_1_2_and_3_have_the_same_losses_in_fp32_and_in_bf16(part, asserted):
     asserted(part("zero"), "as with ZeRO-1", "the loss falls", at_least=12)
 
