@@ -97,7 +97,9 @@ class BlockGraphs:
         """Capture a graph and compare its loss with that of the same operations without it; False after a failure."""
         while len(self._graphs) >= self._max_graphs:
             self._graphs.popitem(last=False)
-        tensors = {name: tensor.to(self._engine.device, non_blocking=True) for name, tensor in block.tensors.items()}
+        tensors = {
+            name: tensor.to(self._engine.device, non_blocking=True, copy=True) for name, tensor in block.tensors.items()
+        }
         self._set_scales(dict.fromkeys(UNITS, 0.0))  # these runs add zeros to the gradients
         losses = []
         try:
