@@ -1,7 +1,5 @@
 """What all benchmarks share: the data set they measure on, summaries of rounds, and their numbers as one JSON file.
 
-    python benchmarks/results.py FILE.json    # adds versions, commit and machine to the numbers of another program
-
 A file has the program's own numbers and ``conditions``: commit, versions, cores, threads. It names no host and no path.
 """
 
@@ -14,8 +12,8 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +86,7 @@ def conditions() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9),
         "load_average": round(os.getloadavg()[0], 1),
+        "program_took_s": round(time.time() - psutil.Process().create_time()),
     }
 
 
@@ -99,14 +98,3 @@ def _git(*arguments: str) -> str:
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def main(path: Path) -> None:
-    """Add the conditions to a file that has none."""
-    numbers = json.loads(path.read_text())
-    if "conditions" not in numbers:
-        path.write_text(json.dumps({"conditions": conditions(), **numbers}, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

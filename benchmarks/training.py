@@ -138,16 +138,12 @@ def check_trainer(theirs: TransformersLoop, orders: dict[str, list[Order]], ques
     for name, epoch in orders.items():
         numbers = sorted(int(number) for batch in epoch for block in batch for number in block)
         if numbers != list(range(len(questions.pairs))):
-            raise SystemExit(
-                f"{name}: an epoch has {len(numbers)} questions, expected each of {len(questions.pairs)} once"
-            )
+            raise SystemExit(f"{name}: an epoch has not each of the {len(questions.pairs)} questions once")
     trainer_loss, our_loss = theirs.losses_of_one_block(orders["Trainer, dynamic padding"][0])
     difference = abs(trainer_loss - our_loss) / our_loss
     say(f"Trainer: every question once an epoch; loss of a block {trainer_loss:.6f}, ours differs by {difference:.1e}")
     if difference > CHECKED_LOSS:
-        raise SystemExit(
-            f"the Trainer's loss of a block is {trainer_loss}, ours {our_loss}: they do not compute the same"
-        )
+        raise SystemExit(f"the Trainer's loss of a block is {trainer_loss}, ours {our_loss}: not the same computation")
     return {"questions_once": True, "loss_of_a_block": trainer_loss, "relative_difference": difference}
 
 
@@ -159,9 +155,7 @@ def check_losses(losses: dict[str, list[float]], what: str) -> dict[str, Any]:
         found[name] = {"first_step": differences[0], "all_steps": max(differences), "steps": len(values)}
         say(f"{what}: {name:<26} losses differ by {differences[0]:.1e} (step 1), {max(differences):.1e} ({len(base)})")
         if differences[0] > FIRST_STEP or max(differences) > ALL_STEPS:
-            raise SystemExit(
-                f"{name} differs from the {BARE} by more than {FIRST_STEP}, {ALL_STEPS}; it is not compared"
-            )
+            raise SystemExit(f"{name}: expected at most {FIRST_STEP} (step 1), {ALL_STEPS} (all); it is not compared")
     return found
 
 
@@ -225,9 +219,10 @@ def compare_ranks(questions: Questions, options: argparse.Namespace, shape: dict
             "of_bare_loop": ratios(processor[BARE], processor[name]),
             "of_bare_loop_by_time": ratios(wall[BARE], wall[name]),
         }
+        by_processor, by_time = (spread(found[name][key]) for key in ("of_bare_loop", "of_bare_loop_by_time"))
         say(
-            f"{name:<26}{statistics.median(wall[name]):.2f} s a step, of the bare loop {spread(found[name]['of_bare_loop'])}"
-            f" by processor time, {spread(found[name]['of_bare_loop_by_time'])} by time"
+            f"{name:<26}{statistics.median(wall[name]):.2f} s a step, of the bare loop {by_processor} by processor "
+            f"time, {by_time} by time"
         )
     return {"checks": checks, "steps": options.steps, "ranks": world_size, "loops": found}
 

@@ -96,7 +96,7 @@ def planned_order(questions: Questions) -> list[Order]:
     sources, targets = (
         np.array([len(getattr(pair, side)) for pair in questions.pairs]) for side in ("source_ids", "target_ids")
     )
-    # A token budget (training.max_tokens_per_block) belongs here: another plan of the same questions, as a row of its own.
+    # A token budget (training.max_tokens_per_block) belongs here: another plan of the same questions, and a row.
     plan = Plan(
         sources,
         targets,
@@ -171,7 +171,7 @@ def loss_of(model: Any, block: Block) -> torch.Tensor:
 
 
 def bare_loop(shape: dict[str, Any], world_size: int = 1) -> Loop:
-    """What one writes without a library; with several ranks one all-reduce of all gradients, which lie in one tensor."""
+    """What one writes without a library; several ranks sum their gradients, which are one tensor, by one all-reduce."""
     model = new_model(shape).train()
     optimizer = new_optimizer(model)
     flat = flat_gradients(model) if world_size > 1 else None
@@ -328,7 +328,7 @@ class TransformersLoop:
             report_to=[],
             disable_tqdm=True,
         )
-        schedule = torch.optim.lr_scheduler.ConstantLR(self.optimizer, factor=1.0)
+        schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 1.0)
         trainer = Trainer(
             model=self.model,
             args=arguments,
@@ -352,6 +352,6 @@ class TransformersLoop:
         trainer, tensors = self.trainer([batch], 0), self.questions.load(batch[0])
         self.model.eval()
         with torch.no_grad():
-            theirs = trainer.compute_loss(self.model, dict(tensors)).item()
+            loss: Any = trainer.compute_loss(self.model, dict(tensors))
             ours = loss_of(self.model, Block(tensors, ())).item() / count_target_tokens(tensors["labels"])
-        return theirs, ours
+        return loss.item(), ours
