@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +170,7 @@ def interleaved(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, 
 
 
 def rates(
-    seconds: dict[str, list[float]], sizes: dict[str, tuple[int, int, list[Order]]], questions: Questions
+    seconds: dict[str, list[float]], sizes: Mapping[str, tuple[int, int, list[Order]]], questions: Questions
 ) -> dict[str, Any]:
     """Real tokens a processor-second of each loop, and ratios to the bare loop, round by round.
 
