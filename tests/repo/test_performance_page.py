@@ -19,6 +19,8 @@ CONDITIONS = {
 }
 RATIO = {"median": 0.96, "low": 0.9, "high": 1.0, "each": [0.9, 1.0]}
 
+LOW = {"low": 0.0, "high": 1.0}
+
 
 def loop(seconds, of_bare_loop=RATIO):
     return {
@@ -46,8 +48,8 @@ TRAINING = {
     "loops": {
         "bare loop, fused AdamW": loop(1.0),
         "ours, ZeRO-2": loop(2.0),
-        "Trainer, padded to 512": loop(9.0),
-        "Trainer, dynamic padding": loop(2.4),
+        "Trainer, padded to 512": loop(9.0, {"median": 0.1, "each": [0.1, 0.1]} | LOW),
+        "Trainer, dynamic padding": loop(2.4, {"median": 0.8, "each": [0.75, 0.8]} | LOW),
     },
 }
 
@@ -74,14 +76,14 @@ def test_the_committed_results_name_no_path_and_no_home(page):
 
 def test_what_reaches_an_aim_and_what_misses_it_is_said(page):
     missed = copy.deepcopy(TRAINING)
-    missed["loops"]["ours, ZeRO-2"] = loop(2.2, RATIO | {"median": 0.94})
+    missed["loops"]["ours, ZeRO-2"] = loop(2.2, RATIO | {"median": 0.94, "each": [0.8, 0.8]})
     for report, word in ((TRAINING, "reached"), (missed, "**missed**")):
         rows = [line for line in page.render({"training": report}).splitlines() if ">= " in line]
         assert len(rows) == 2 and all(row.endswith(f"| {word} |") for row in rows), rows
 
 
 def test_ours_is_compared_with_the_fastest_padding_of_the_trainer(page):
-    assert "at its best (dynamic padding) | >= 1.15 | 1.20 (1.20 to 1.20)" in page.render({"training": TRAINING})
+    assert "at its best (dynamic padding) | >= 1.15 | 1.23 (1.20 to 1.25)" in page.render({"training": TRAINING})
 
 
 def test_a_pause_of_a_checkpoint_is_compared_with_its_aim(page):
