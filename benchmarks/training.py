@@ -7,8 +7,8 @@ A T5 of the small size with fusion, ViT-shaped features, batches of 8 questions 
 one thread, one process. Each loop is alone with the bare loop in a process of its own, so that memory is that of two
 models (some 4 GB), and takes turns with it. First their losses over the same blocks: 50 steps of a tiny model, then
 the first and all steps of this one. The Trainer is given the same questions in its own orders. Batches stand for an
-epoch of each order (every n-th by padded tokens). With ``--ranks 2`` two processes over gloo. ``training.json``
-(``training-2.json`` with two ranks) has all numbers. DATA_SET: see ``results.data_set``.
+epoch of each order (every n-th by padded tokens, of the epoch's mean size). With ``--ranks 2`` two processes over
+gloo. ``training.json`` (``training-2.json`` with two ranks) has all numbers. DATA_SET: see ``results.data_set``.
 """
 
 from __future__ import annotations

@@ -125,9 +125,13 @@ def trainer_order(questions: Questions, grouped_by: str | None) -> list[Order]:
 
 
 def typical(questions: Questions, epoch: list[Order], number: int) -> list[Order]:
-    """``number`` batches that stand for an epoch: every n-th of them by padded tokens."""
+    """``number`` batches that stand for an epoch: every n-th by padded tokens, with the mean nearest to the epoch's."""
     by_size = sorted(epoch, key=questions.padded_tokens)
-    return [by_size[int((index + 0.5) * len(by_size) / number)] for index in range(number)]
+    sizes = np.array([questions.padded_tokens(batch) for batch in by_size])
+    distance = len(by_size) / number
+    chosen = [((np.arange(number) + part) * distance).astype(int) for part in np.linspace(0, 0.99, 100)]
+    nearest = min(chosen, key=lambda places: abs(sizes[places].mean() - sizes.mean()))
+    return [by_size[place] for place in nearest]
 
 
 def steps_of(questions: Questions, batches: list[Order]) -> list[Step]:
