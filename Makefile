@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 USUAL := not long and not slow and not gpu and not fake_gpu and not cluster and not docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check format test test-long test-cluster test-docs test-fake-gpu test-gpu test-slow coverage hooks audit clean
+.PHONY: help demo check format test test-long test-cluster test-docs test-fake-gpu test-gpu test-slow coverage bench hooks audit clean
 
 help:  ## Show these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,16 @@ coverage: $(INSTALLED)  ## Line coverage of the usual tests, with the processes 
 	$(VENV)/bin/python -m coverage run -m pytest -q -m "$(USUAL)"
 	$(VENV)/bin/python -m coverage combine -q
 	$(VENV)/bin/python -m coverage report --skip-covered --sort=cover
+
+# On ScienceQA where MMCOT_SCIENCEQA_DIR names it, else on generated texts; a commit of the results makes the page true.
+bench: $(INSTALLED)  ## Speed beside other programs, in half an hour, into benchmarks/results and docs/performance.md
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/training.py --steps 2 --out benchmarks/results
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/training.py --ranks 2 --stages 1 2 --steps 2 --out benchmarks/results
+	OMP_NUM_THREADS=2 $(VENV)/bin/python benchmarks/checkpoints.py --out benchmarks/results
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/generation.py --train-s 180 --questions 128 --ids 32 --dtypes float32 --out benchmarks/results
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/stream.py --rounds 5 --many 16384 --out benchmarks/results
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/features.py --rounds 2 --pictures 96 --out benchmarks/results
+	$(VENV)/bin/python benchmarks/performance_page.py
 
 hooks: $(INSTALLED)  ## Install the hooks that check a commit
 	$(VENV)/bin/pre-commit install

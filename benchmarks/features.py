@@ -1,23 +1,24 @@
 """Features of real pictures: two Ray workers with batches compared with a loop over single pictures.
 
-    python benchmarks/features.py SCIENCEQA [ROUNDS]
+    python benchmarks/features.py [SCIENCEQA] [--rounds 3] [--pictures 0] [--out DIR]
 
 For each kind of encoder, at a small size and with random weights, over the pictures of SCIENCEQA's test split,
 interleaved: a loop that opens a picture, prepares it with transformers' own image processor and calls the model;
 and the product's task over Ray workers, from the first finished shard to the last, so that starts do not count.
+``--pictures`` limits their number. ``features.json`` has all numbers. SCIENCEQA: see ``results.data_set``.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from results import data_set, ratios, spread, summary, write_results
 from transformers import (
     CLIPConfig,
     CLIPImageProcessorPil,
@@ -163,33 +164,43 @@ def sum_pictures(shards_dir: Path, kind: str) -> tuple[int, int]:
 
 
 def main() -> None:
-    source, rounds = Path(sys.argv[1]).absolute(), int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", nargs="?")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pictures", type=int, default=0, help="at most so many different pictures; 0: all")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with data_set(options.data) as (source, name):
+        write_results(options.out, "features", {"data": name, **measure(source, options.rounds, options.pictures)})
+
+
+def measure(source: Path, rounds: int, num_pictures: int) -> dict:
+    """Pictures a second of the loop and of ours by kind of encoder, and their ratios."""
     questions = read_questions(source)
     paths = [path for problem in questions.problems["test"] for path in questions.pictures(problem)]
-    print(
-        f"{len(paths)} pictures, {np.mean([path.stat().st_size for path in paths]) / 1e3:.0f} kB on average; "
-        f"{torch.get_num_threads()} threads in the loop"
-    )
+    paths = paths[: num_pictures or None]
+    kilobytes = float(np.mean([path.stat().st_size for path in paths])) / 1e3
+    print(f"{len(paths)} pictures, {kilobytes:.0f} kB on average; {torch.get_num_threads()} threads in the loop")
     print("each used four times", flush=True)
+    report: dict = {"pictures": len(paths), "kilobytes": kilobytes, "threads_of_loop": torch.get_num_threads()}
+    report["kinds"] = {}
     with tempfile.TemporaryDirectory() as place, ray_session(load_settings(preset="demo").cluster):
         source = Path(place) / "source"
         paths = repeat(source, paths, 4)
         for kind in MODEL_KINDS:
             write_model(kind, folder := Path(place) / kind)
-            ratios, rates = [], []
+            loop, ours = [], []
             for number in range(rounds):
-                loop, ours = (
-                    loop_rate(kind, folder, paths),
-                    our_rate(kind, folder, source, Path(place) / f"shards-{kind}-{number}"),
-                )
-                ratios.append(ours / loop)
-                rates.append((loop, ours))
-            loop, ours = (statistics.median(column) for column in zip(*rates, strict=True))
+                loop.append(loop_rate(kind, folder, paths))
+                ours.append(our_rate(kind, folder, source, Path(place) / f"shards-{kind}-{number}"))
+            found = {"loop": summary(loop), "ours": summary(ours), "ratio": ratios(ours, loop)}
+            report["kinds"][kind] = found
             print(
-                f"{kind}: loop {loop:.1f}, two workers {ours:.1f} pictures/s, ratio {statistics.median(ratios):.2f} "
-                f"({min(ratios):.2f} to {max(ratios):.2f})",
+                f"{kind}: loop {found['loop']['median']:.1f}, two workers {found['ours']['median']:.1f} pictures/s, "
+                f"ratio {spread(found['ratio'])}",
                 flush=True,
             )
+    return report
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Speed of text generation, compared with transformers' own generate.
 
-    PYTHONPATH=. python benchmarks/generation.py DATA_SET [--model DIR] [--questions 256] [--rounds 3]
+    python benchmarks/generation.py [DATA_SET] [--model DIR] [--questions 256] [--rounds 3] [--out DIR]
 
 The model has T5-small's size and is trained for some minutes on 48 short pairs of the data
 set, so that it writes words and ends its texts (stored in DIR for the next time). Then every
@@ -11,7 +11,8 @@ ratios round by round and their range. Both engines stop a row at its length; tr
 continues until the longest row of a batch has ended, in data order, as it is usually called.
 
 Then, free-running: ids equal to generate's, with the margin between the two best logits
-where they differ; and the peak memory for few and for many questions.
+where they differ; and the peak memory for few and for many questions. ``generation.json`` has
+all numbers. DATA_SET: see ``results.data_set``.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from results import data_set, ratios, summary, write_results
 from transformers import AutoTokenizer, StoppingCriteria, StoppingCriteriaList
 
 from data_shards.sources.forms import read_questions
@@ -61,10 +63,10 @@ def train_model(texts: list[tuple[str, str]], folder: Path, seconds: float) -> N
         eos_token_id=1,
         tie_word_embeddings=True,
     )
-    model, chance, started = T5ForMultimodalGeneration(config).train(), random.Random(0), time.perf_counter()
+    model, chance, started = T5ForMultimodalGeneration(config).train(), random.Random(0), time.process_time()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     for step in range(100_000):
-        if time.perf_counter() - started > seconds:
+        if time.process_time() - started > seconds:
             break
         chosen = sorted(chance.sample(pairs, 16), key=lambda pair: len(pair.target_ids))[8 * (step % 2) :][:8]
         optimizer.param_groups[0]["lr"] = 1e-3 * min(1, (step + 1) / 50)
@@ -134,6 +136,7 @@ def make_ctranslate2(model, tokenizer, folder: Path):
         import ctranslate2
         from ctranslate2.converters import TransformersConverter
     except ImportError:
+        print("CTranslate2 is not installed: it is left out", flush=True)
         return None
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -180,26 +183,27 @@ def with_ctranslate2(translator, tokenizer, pairs: list[EncodedPair], *, batch_s
         assert all(abs(a - b) <= 1 for a, b in zip(got, lengths, strict=True)), (got, lengths)
 
 
-def compare(name: str, engines: dict, num_tokens: int, rounds: int) -> float:
-    """Alternate between the engines; print tokens per CPU-second and ratios to the first; return our last rate."""
+def compare(name: str, engines: dict, num_tokens: int, rounds: int) -> dict:
+    """Alternate between the engines; print and return tokens a CPU-second of each and the ratios to the first."""
     rates = {engine: [] for engine in engines}
     for _ in range(rounds):
         for engine, write in engines.items():
             started = time.process_time()
             write()
             rates[engine].append(num_tokens / (time.process_time() - started))
-    first = next(iter(engines))
+    first, found = next(iter(engines)), {}
     for engine, values in rates.items():
-        ratios = [value / base for value, base in zip(values, rates[first], strict=True)]
+        found[engine] = {"tokens_per_processor_second": summary(values), "ratio": ratios(values, rates[first])}
+        ratio = found[engine]["ratio"]
         print(
-            f"{name} {engine:<28} {statistics.median(values):7.0f} tokens/s   x{statistics.median(ratios):5.2f} "
-            f"({min(ratios):.2f} to {max(ratios):.2f})",
+            f"{name} {engine:<28} {statistics.median(values):7.0f} tokens/s   x{ratio['median']:5.2f} "
+            f"({ratio['low']:.2f} to {ratio['high']:.2f})",
             flush=True,
         )
-    return statistics.median([values for engine, values in rates.items() if engine.startswith("ours")][-1])
+    return found
 
 
-def compare_ids(model, pairs: list[EncodedPair]) -> None:
+def compare_ids(model, pairs: list[EncodedPair]) -> dict:
     """Compare free-running greedy ids: generate's for one prompt at a time, ours for all prompts."""
     ours = generate_ids(
         model,
@@ -230,14 +234,21 @@ def compare_ids(model, pairs: list[EncodedPair]) -> None:
                 .values
             )
             parted.append(f"token {place}: margin {best[0] - best[1]:.1e}")
-    distinct = np.mean([len(set(ids)) / len(ids) for ids in ours])
+    found = {
+        "texts": len(pairs),
+        "equal": num_equal,
+        "ended": sum(ids[-1] == 1 for ids in ours),
+        "distinct_tokens": float(np.mean([len(set(ids)) / len(ids) for ids in ours])),
+        "different_texts": len({tuple(ids) for ids in ours}),
+        "differ_at": parted,
+    }
     print(
         f"{model.dtype} free-running: {num_equal} of {len(pairs)} equal to generate, "
-        f"{sum(ids[-1] == 1 for ids in ours)} ended with the end token, "
-        f"distinct tokens {distinct:.0%}, {len({tuple(ids) for ids in ours})} different texts; they differ at: "
-        f"{parted or 'none'}",
+        f"{found['ended']} ended with the end token, distinct tokens {found['distinct_tokens']:.0%}, "
+        f"{found['different_texts']} different texts; they differ at: {parted or 'none'}",
         flush=True,
     )
+    return found
 
 
 def peak_memory(arguments: argparse.Namespace, num_questions: int) -> float:
@@ -245,7 +256,7 @@ def peak_memory(arguments: argparse.Namespace, num_questions: int) -> float:
     command = [
         sys.executable,
         __file__,
-        arguments.data,
+        str(arguments.data),
         "--model",
         str(arguments.model),
         "--questions",
@@ -255,9 +266,14 @@ def peak_memory(arguments: argparse.Namespace, num_questions: int) -> float:
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 
-@torch.inference_mode()
 def main(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
+    with data_set(arguments.data) as (arguments.data, name), torch.inference_mode():
+        arguments.model = arguments.model or Path(tempfile.gettempdir()) / f"benchmark_generation_{name.split()[0]}"
+        measure(arguments, name)
+
+
+def measure(arguments: argparse.Namespace, data_name: str) -> None:
     texts = [build_pair(problem, "QCM-E") for problem in read_questions(arguments.data).problems["train"]]
     if not (arguments.model / "config.json").exists():
         with torch.inference_mode(False):
@@ -276,6 +292,7 @@ def main(arguments: argparse.Namespace) -> None:
         f"{len(pairs)} questions, source {np.mean([len(pair.source_ids) for pair in pairs]):.0f} tokens, "
         f"target {np.mean(lengths):.0f} (longest {max(lengths)})"
     )
+    report: dict = {"data": data_name, "questions": len(pairs), "target_tokens": sum(lengths), "dtypes": {}}
     for dtype in (getattr(torch, name) for name in arguments.dtypes):
         model, name = model.to(dtype), str(dtype).removeprefix("torch.")
         engines = {"transformers": lambda model=model: with_transformers(model, pairs, batch_size=32)}
@@ -291,32 +308,43 @@ def main(arguments: argparse.Namespace) -> None:
             )
         written = with_ours(model, pairs, num_rows=arguments.batch_size)
         distinct = np.mean([len(set(ids)) / len(ids) for ids in written])
-        assert [len(ids) for ids in written] == lengths and distinct > 0.25, f"distinct tokens {distinct:.0%}"
-        ours = compare(name, engines, sum(lengths), arguments.rounds)
+        assert [len(ids) for ids in written] == lengths, "a text has another length than asked for"
+        if distinct <= 0.25:
+            raise SystemExit(
+                f"{distinct:.0%} of a text's tokens are distinct, expected more than 25%: the model only repeats; "
+                f"remove {arguments.model} and train longer (--train-s, now {arguments.train_s:.0f})"
+            )
+        report["dtypes"][name] = found = {"engines": compare(name, engines, sum(lengths), arguments.rounds)}
         if dtype == torch.float32:
             few = pairs[:4]
             started = time.process_time()
             with_transformers(model, few, batch_size=4, use_cache=False, pad_to=512)
             rate = sum(len(pair.target_ids) for pair in few) / (time.process_time() - started)
+            ours = [rates for engine, rates in found["engines"].items() if engine.startswith("ours")][-1]
+            ours = ours["tokens_per_processor_second"]["median"]
+            found["no_cache_padded_to_512"] = {"tokens_per_processor_second": rate, "prompts": len(few)}
             print(
                 f"{name} {'no cache, padded to 512':<28} {rate:7.1f} tokens/s; "
                 f"ours is x{ours / rate:.0f} ({len(few)} prompts, once)",
                 flush=True,
             )
-        compare_ids(model, pairs[: arguments.ids])
+        found["free_running"] = compare_ids(model, pairs[: arguments.ids])
     few, many = (peak_memory(arguments, number) for number in (32, len(texts)))
     print(f"peak memory of a process: {few:.2f} GB for 32 questions, {many:.2f} GB for {len(texts)}")
+    report["peak_memory_gb"] = {"32": few, str(len(texts)): many}
+    write_results(arguments.out, "generation", report)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("data")
-    parser.add_argument("--model", type=Path, default=Path(tempfile.gettempdir()) / "benchmark_generation_model")
-    parser.add_argument("--train-s", type=float, default=480.0)
+    parser.add_argument("data", nargs="?")
+    parser.add_argument("--model", type=Path, help="folder of the trained model; made where it does not exist")
+    parser.add_argument("--train-s", type=float, default=480.0, help="processor-seconds")
     parser.add_argument("--questions", type=int, default=256)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--ids", type=int, default=64, help="questions whose ids are compared")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--memory", action="store_true", help="only print the peak memory of writing the texts")
     main(parser.parse_args())

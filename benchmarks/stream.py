@@ -1,25 +1,26 @@
 """Our stream compared with plain webdataset on the same tars, and the cost of remote reading.
 
-    python benchmarks/stream.py DATA_SET          # ScienceQA's folder, or any supported data set
+    python benchmarks/stream.py [DATA_SET] [--rounds 7] [--samples 4096] [--many 32768] [--out DIR]
 
-1. Samples a second of one process that reads, decodes and stacks text and features [100, 256] in batches
+1. Samples a processor-second of one process that reads, decodes and stacks text and features [100, 256] in batches
    of 8: ours in the shuffled order of the plan, webdataset in the order of the tars (its fastest); then with
    the prompts tokenized as well. Interleaved; median and spread of the ratios.
 2. Bytes read over bytes needed at world sizes 1, 2 and 8, each rank simulated in turn with an S3 server on
    this machine.
 3. Peak memory of a walk over a few and over many shards.
+
+``stream.json`` has all numbers. DATA_SET: see ``results.data_set``.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import io
 import json
 import logging
 import multiprocessing
 import os
-import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -27,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import webdataset as wds
+from results import data_set, ratios, spread, summary, write_results
 
 from data_shards.mirror import mirror_folder
 from data_shards.plan import Plan
@@ -45,7 +47,7 @@ from mmcot.texts.tokenizer import train_tokenizer
 SHAPE, BATCH = (100, 256), 8
 
 
-def build(source: str, folder: Path, num_samples: int) -> None:
+def build(source: Path, folder: Path, num_samples: int) -> None:
     """Write a data folder of ``num_samples`` training questions: ``source`` repeated, every second with features."""
     problems = read_questions(source).problems["train"]
     repeated = [dataclasses.replace(problems[n % len(problems)], qid=f"q{n}") for n in range(num_samples)]
@@ -109,17 +111,17 @@ def ours(folder: Path, tokenizer) -> float:
         )
     )
     plan = plan_of(reader)
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in walk_steps(lambda epoch: plan, samples, rank=0, world_size=1, steps=range(plan.num_steps)):
         pass
-    return len(reader) / (time.perf_counter() - started)
+    return len(reader) / (time.process_time() - started)
 
 
 def theirs(folder: Path, tokenizer) -> float:
     tars = sorted((folder / "text").glob("*.tar"))
     text = wds.WebDataset([str(tar) for tar in tars], shardshuffle=False)
     features = wds.WebDataset([str(folder / "features" / "random" / tar.name) for tar in tars], shardshuffle=False)
-    started, number, rows = time.perf_counter(), 0, []
+    started, number, rows = time.process_time(), 0, []
 
     def finish() -> None:
         if tokenizer is None:
@@ -138,20 +140,29 @@ def theirs(folder: Path, tokenizer) -> float:
         number += 1
         if len(rows) == BATCH:
             finish()
-    return number / (time.perf_counter() - started)
+    return number / (time.process_time() - started)
 
 
-def throughput(folder: Path, tokenizer, name: str, rounds: int = 7) -> None:
-    pairs = [(ours(folder, tokenizer), theirs(folder, tokenizer)) for _ in range(rounds)]
-    ratios = sorted(a / b for a, b in pairs)
+def throughput(folder: Path, tokenizer, name: str, rounds: int) -> dict:
+    """Alternate between ours and webdataset; print and return samples a second and their ratios."""
+    rates: dict[str, list[float]] = {"ours": [], "webdataset": []}
+    for _ in range(rounds):
+        rates["ours"].append(ours(folder, tokenizer))
+        rates["webdataset"].append(theirs(folder, tokenizer))
+    found = {reader: {"samples_per_processor_second": summary(values)} for reader, values in rates.items()}
+    found["ours"]["ratio"] = ratios(rates["ours"], rates["webdataset"])
     print(
-        f"{name:<28} ours {statistics.median(a for a, _ in pairs):8,.0f}/s   webdataset "
-        f"{statistics.median(b for _, b in pairs):8,.0f}/s   "
-        f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f} over {rounds})"
+        f"{name:<28} ours {found['ours']['samples_per_processor_second']['median']:8,.0f} webdataset "
+        f"{found['webdataset']['samples_per_processor_second']['median']:8,.0f} a processor-second, "
+        f"ratio {spread(found['ours']['ratio'])} over {rounds}",
+        flush=True,
     )
+    return found
 
 
-def remote_bytes(folder: Path) -> None:
+def remote_bytes(folder: Path) -> list[dict]:
+    """Bytes read by ranges from an S3 server and bytes needed, by the number of ranks."""
+    found = []
     import s3fs
     from moto.server import ThreadedMotoServer
 
@@ -192,9 +203,12 @@ def remote_bytes(folder: Path) -> None:
                 reader.close()
             print(
                 f"ranges, {world_size} ranks: {read / 1e6:,.0f} MB read, {needed / 1e6:,.0f} MB needed, "
-                f"ratio {read / needed:.3f}, {requests:,} requests"
+                f"ratio {read / needed:.3f}, {requests:,} requests",
+                flush=True,
             )
+            found.append({"ranks": world_size, "bytes_read": read, "bytes_needed": needed, "requests": requests})
     server.stop()
+    return found
 
 
 def _peak(folder: Path, queue) -> None:
@@ -214,21 +228,33 @@ def peak_memory(folder: Path) -> float:
     return peak
 
 
-def main(source: str) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", nargs="?")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--samples", type=int, default=4_096)
+    parser.add_argument("--many", type=int, default=32_768, help="samples of the walk whose memory is compared")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as name:
+    with data_set(options.data) as (source, data_name), tempfile.TemporaryDirectory() as name:
         small, large = Path(name) / "small", Path(name) / "large"
-        build(source, small, 4_096)
-        build(source, large, 32_768)
+        build(source, small, options.samples)
+        build(source, large, options.many)
         pairs = (text for problem in read_questions(source).problems["train"] for text in build_pair(problem, "QCM-E"))
         tokenizer = train_tokenizer(pairs, Path(name) / "tokenizer", vocab_size=8000)
-        throughput(small, None, "read, decode and stack")
-        throughput(small, tokenizer, "with prompts, tokenized")
-        remote_bytes(small)
+        report: dict = {"data": data_name, "samples": options.samples, "many": options.many, "features": SHAPE}
+        report["throughput"] = {
+            "read, decode and stack": throughput(small, None, "read, decode and stack", options.rounds),
+            "with prompts, tokenized": throughput(small, tokenizer, "with prompts, tokenized", options.rounds),
+        }
+        report["ranges"] = remote_bytes(small)
+        report["peak_memory_mb"] = {str(options.samples): peak_memory(small), str(options.many): peak_memory(large)}
         print(
-            f"peak memory of a walk: {peak_memory(small):,.0f} MB over 8 shards, {peak_memory(large):,.0f} MB over 64"
+            "peak memory of a walk: " + ", ".join(f"{v:,.0f} MB over {k}" for k, v in report["peak_memory_mb"].items())
         )
+    write_results(options.out, "stream", report)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -1,183 +1,303 @@
-"""Our training step beside a bare PyTorch loop: the same blocks, real tokens a processor-second, losses compared first.
+"""Our training step beside other loops over the same texts: real tokens a processor-second, losses compared first.
 
-OMP_NUM_THREADS=1 python benchmarks/training.py [SCIENCEQA] [--steps 8] [--rounds 4] [--stages 0 1 2] [--out DIR]
+    OMP_NUM_THREADS=1 python benchmarks/training.py [DATA_SET] [--steps 4] [--rounds 3] [--stages 0 1 2] [--out DIR]
+    OMP_NUM_THREADS=1 python benchmarks/training.py --ranks 2 [...]
 
-A T5 of the small size with fusion, batches of 8 questions in blocks of 4, fused AdamW, gradient norms clipped. Without
-a data set the blocks have random tokens of about ScienceQA's lengths. One process, one thread, interleaved in one run.
+A T5 of the small size with fusion, ViT-shaped features, batches of 8 questions in blocks of 4, fused AdamW, clipping;
+one thread, one process. Each loop is alone with the bare loop in a process of its own, so that memory is that of two
+models (some 4 GB), and takes turns with it. First their losses over the same blocks: 50 steps of a tiny model, then
+the first and all steps of this one. The Trainer is given the same questions in its own orders. Batches stand for an
+epoch of each order (every n-th by padded tokens, of the epoch's mean size). With ``--ranks 2`` two processes over
+gloo. ``training.json`` (``training-2.json`` with two ranks) has all numbers. DATA_SET: see ``results.data_set``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
+import socket
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+import torch.distributed as dist
+import transformers
+from results import data_set, ratios, spread, summary, write_results
+from training_loops import (
+    BATCH,
+    BLOCK,
+    LONGEST,
+    SMALL,
+    TINY,
+    Loop,
+    Order,
+    Questions,
+    TransformersLoop,
+    bare_loop,
+    deepspeed_loop,
+    our_loop,
+    planned_order,
+    read_pairs,
+    share,
+    steps_of,
+    trainer_order,
+    typical,
+)
 
-from data_shards.sources.forms import read_questions
 from data_shards.stream import Step
-from launcher.config.settings import Training
-from launcher.stages.samples import Block
-from launcher.training.deepspeed_engine import build_engine, init_distributed
-from launcher.training.engine_steps import optimizer_step
-from launcher.training.step_checks import was_applied
-from launcher.training.throughput import Meter, count_step
-from mmcot.models.loss import count_target_tokens, objective_named, text_objective
-from mmcot.models.t5 import T5ForMultimodalGeneration
-from mmcot.texts.encoding import EncodedPair, collate
-from mmcot.texts.prompts import build_pair
+from launcher.training.deepspeed_engine import init_distributed
 
-SMALL = {"vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 1024, "num_layers": 8, "num_heads": 6}
-SHAPE = SMALL | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, "dropout_rate": 0.1}
-PATCHES = (145, 1024)
-VISION = {"vision_num_patches": PATCHES[0], "vision_dim": PATCHES[1]}
-BATCH, BLOCK = 8, 4
-MOST_SOURCE, MOST_TARGET = 512, 256
+BARE, DEEPSPEED, OURS = "bare loop, fused AdamW", "bare DeepSpeed, ZeRO-2", "ours, ZeRO-"
+FIRST_STEP, ALL_STEPS = 1e-6, 1e-5  # relative differences of losses
+CHECKED_STEPS, CHECKED_LOSS = 50, 1e-5
+PADDINGS = {  # of the Trainer: grouped by, padded to
+    "Trainer, padded to 512": (None, LONGEST),
+    "Trainer, dynamic padding": (None, 0),
+    "Trainer, grouped by source length": ("source", 0),
+    "Trainer, grouped by source + target": ("source and target", 0),
+}
 
 
 def main() -> None:
-    """Print the ratio of each ZeRO stage to the bare loop, and write them as JSON."""
+    """Check that the loops compute the same, then time them; two ranks are two processes of this program."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", nargs="?", type=Path)
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("data", nargs="?")
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--ranks", type=int, choices=[1, 2], default=1)
+    parser.add_argument("--tiny", action="store_true", help="a tiny model, to try the program")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--of-rank", type=Path, help=argparse.SUPPRESS)  # the file of a rank's numbers
     options = parser.parse_args()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-    steps = make_steps(options.data, options.steps)
+    transformers.logging.set_verbosity_error()
+    torch.set_num_threads(threads := int(os.environ.get("OMP_NUM_THREADS", 1)))
+    with data_set(options.data) as (path, name), tempfile.TemporaryDirectory() as folder:
+        questions = read_pairs(path, Path(folder))
+        say(f"{name}, {len(questions.pairs)} questions, {questions.real_tokens:,} real tokens")
+        shape = TINY if options.tiny else SMALL
+        if options.of_rank:
+            return compare_ranks(questions, options, shape)
+        measured = {"data": name, "questions": len(questions.pairs), "real_tokens": questions.real_tokens}
+        measured |= {"batch": BATCH, "block": BLOCK, "threads": threads, "steps": options.steps, "shape": shape}
+        if options.ranks > 1:
+            measured |= start_ranks(options, path, Path(folder) / "rank.json")
+        else:
+            measured |= compare_loops(questions, options, shape)
+    write_results(options.out, "training" if options.ranks == 1 else f"training-{options.ranks}", measured)
+
+
+def say(text: str) -> None:
+    """Print a line, on rank 0."""
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(text, flush=True)
+
+
+def compare_loops(questions: Questions, options: argparse.Namespace, shape: dict) -> dict[str, Any]:
+    """Checks and rates of all loops, each beside the bare loop."""
+    checks: dict[str, Any] = {"tiny_model": {}, "this_model": {}}
+    loops: dict[str, Any] = {}
+    names = [DEEPSPEED, *(f"{OURS}{stage}" for stage in options.stages)]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn, max_tasks_per_child=1) as pool:
+        for name in names:
+            found, seconds = pool.submit(beside_bare, name, questions, options.steps, options.rounds, shape).result()
+            for size, differences in found.items():
+                checks[size][name] = differences
+            loops |= rates(seconds, {}, questions)
+        checks["trainer"], seconds, sizes = pool.submit(
+            trainer_beside_bare, questions, options.steps, options.rounds, shape
+        ).result()
+        loops |= rates(seconds, sizes, questions)
+    return {"checks": checks, "loops": loops}
+
+
+def beside_bare(
+    name: str, questions: Questions, number: int, rounds: int, shape: dict
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Differences of the losses of a loop to the bare loop's, and processor-seconds a step of both."""
+    torch.set_num_threads(1)
     join_group()
-    loops = {"bare loop": bare_loop(steps)}
-    loops |= {f"ours, ZeRO-{stage}": our_loop(steps, stage) for stage in options.stages}
-    losses = {name: run()[1] for name, run in loops.items()}
-    for name, found in losses.items():
-        difference = max(abs(a - b) / b for a, b in zip(found, losses["bare loop"], strict=True))
-        print(f"{name:<16}losses differ from the bare loop's by at most {difference:.1e} (relative)")
-    tokens = sum(
-        int(block.tensors["attention_mask"].sum()) + count_target_tokens(block.labels) for block in blocks_of(steps)
-    )
-    seconds: dict[str, list[float]] = {name: [] for name in loops}
-    for _ in range(options.rounds):
-        for name, run in loops.items():
-            seconds[name].append(run()[0])
+    epoch = planned_order(questions)
+    some = steps_of(questions, epoch[:CHECKED_STEPS])
+    checks = {"tiny_model": check_losses(name, bare_loop(TINY)(some)[1], loop_named(name, TINY)(some)[1])}
+    steps = steps_of(questions, typical(questions, epoch, number))
+    bare, loop = bare_loop(shape), loop_named(name, shape)
+    checks["this_model"] = check_losses(name, bare(steps)[1], loop(steps)[1])
+    runs = {BARE: lambda: bare(steps)[0] / number, name: lambda: loop(steps)[0] / number}
+    return checks, interleaved(runs, rounds)
+
+
+def trainer_beside_bare(
+    questions: Questions, number: int, rounds: int, shape: dict
+) -> tuple[dict[str, Any], dict[str, list[float]], dict[str, tuple[int, list[Order]]]]:
+    """The check of the Trainer, processor-seconds a step of its paddings and of the bare loop, and its epochs."""
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    sizes = {name: (pad_to, trainer_order(questions, grouped)) for name, (grouped, pad_to) in PADDINGS.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        theirs, bare = TransformersLoop(shape, questions, Path(folder)), bare_loop(shape)
+        checks = check_trainer(theirs, {name: epoch for name, (_, epoch) in sizes.items()}, questions)
+        steps = steps_of(questions, typical(questions, planned_order(questions), number))
+        runs: dict[str, Callable[[], float]] = {BARE: lambda: bare(steps)[0] / number}
+        for name, (pad_to, epoch) in sizes.items():
+            chosen = typical(questions, epoch, 1 if pad_to else number)  # padded to 512 all take the same time
+            runs[name] = lambda chosen=chosen, pad_to=pad_to: theirs.seconds(chosen, pad_to) / len(chosen)
+        bare(steps[:1])  # the first steps make Adam's state
+        theirs.seconds(typical(questions, sizes["Trainer, dynamic padding"][1], 1), 0)
+        return checks, interleaved(runs, rounds), sizes
+
+
+def loop_named(name: str, shape: dict, world_size: int = 1) -> Loop:
+    """Bare DeepSpeed, or ours at the ZeRO stage that the name ends with."""
+    return deepspeed_loop(shape) if name == DEEPSPEED else our_loop(shape, int(name[-1]), world_size)
+
+
+def check_trainer(theirs: TransformersLoop, orders: dict[str, list[Order]], questions: Questions) -> dict[str, Any]:
+    """The Trainer's epochs have every question once, and its loss of a block is ours."""
+    for name, epoch in orders.items():
+        numbers = sorted(int(number) for batch in epoch for block in batch for number in block)
+        if numbers != list(range(len(questions.pairs))):
+            raise SystemExit(f"{name}: an epoch has not each of the {len(questions.pairs)} questions once")
+    trainer_loss, our_loss = theirs.losses_of_one_block(orders["Trainer, dynamic padding"][0])
+    difference = abs(trainer_loss - our_loss) / our_loss
+    say(f"Trainer: every question once an epoch; loss of a block {trainer_loss:.6f}, ours differs by {difference:.1e}")
+    if difference > CHECKED_LOSS:
+        raise SystemExit(f"the Trainer's loss of a block is {trainer_loss}, ours {our_loss}: not the same computation")
+    return {"questions_once": True, "loss_of_a_block": trainer_loss, "relative_difference": difference}
+
+
+def check_losses(name: str, base: list[float], losses: list[float]) -> dict[str, Any]:
+    """Relative differences to the bare loop's losses; a loop that computes something else ends the program."""
+    differences = [abs(a - b) / b for a, b in zip(losses, base, strict=True)]
+    say(f"{name}: losses differ by {differences[0]:.1e} at the first step, {max(differences):.1e} over {len(base)}")
+    if differences[0] > FIRST_STEP or max(differences) > ALL_STEPS:
+        raise SystemExit(f"{name}: expected at most {FIRST_STEP} (first step), {ALL_STEPS} (all); it is not compared")
+    return {"first_step": differences[0], "all_steps": max(differences), "steps": len(base)}
+
+
+def interleaved(runs: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+    """Processor-seconds of each, round by round."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds):
+        for name, run in runs.items():
+            seconds[name].append(run())
+        say(f"round {number + 1} of {rounds}")
+    return seconds
+
+
+def rates(
+    seconds: dict[str, list[float]], sizes: dict[str, tuple[int, list[Order]]], questions: Questions
+) -> dict[str, Any]:
+    """Real tokens a processor-second of loops by their seconds a step, and ratios to the bare loop, round by round.
+
+    An epoch's real tokens are the same for all; its mean batch has 1 / (number of batches) of them.
+    """
+    tokens, found = questions.real_tokens / (len(questions.pairs) / BATCH), {}
     for name, values in seconds.items():
-        ratios = [bare / own for bare, own in zip(seconds["bare loop"], values, strict=True)]
-        print(
-            f"{name:<16}{tokens / statistics.median(values):7.0f} tokens a processor-second, of the bare loop "
-            f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+        pad_to, epoch = sizes.get(name) or (0, planned_order(questions))
+        padded = sum(questions.padded_tokens(batch, pad_to=pad_to) for batch in epoch)
+        found[name] = {
+            "seconds_per_step": summary(values),
+            "tokens_per_processor_second": tokens / statistics.median(values),
+            "of_bare_loop": ratios(seconds[BARE], values),
+            "padded_over_real": padded / questions.real_tokens,
+        }
+        say(
+            f"{name:<36}{tokens / statistics.median(values):7.0f} tokens a processor-second, of the bare loop "
+            f"{spread(found[name]['of_bare_loop'], '.3f')}, {statistics.median(values):.2f} s a step"
         )
-    if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        report = {"torch": torch.__version__, "tokens": tokens, "seconds": seconds, "losses": losses}
-        (options.out / "training.json").write_text(json.dumps(report, indent=2) + "\n")
+    return found
 
 
-def make_steps(data: Path | None, number: int) -> list[Step]:
-    """Steps of two blocks each, as the loader yields them; random picture features."""
-    random = np.random.Generator(np.random.PCG64(0))
-    if data is None:
-        lengths = [(int(random.integers(40, 180)), int(random.integers(20, 120))) for _ in range(number * BATCH)]
-    else:
-        problems = read_questions(data).problems["train"][: number * BATCH]
-        texts = [build_pair(problem, "QCM-E") for problem in problems]
-        lengths = [
-            (min(MOST_SOURCE, len(source) // 4 + 2), min(MOST_TARGET, len(target) // 4 + 2)) for source, target in texts
-        ]
-    lengths.sort()
-    pairs = [
-        EncodedPair(tuple(random.integers(2, 32000, source)), tuple(random.integers(2, 32000, target)), 0, 0)
-        for source, target in lengths
-    ]
-    steps = []
-    for first in range(0, len(pairs), BATCH):
-        blocks = []
-        for index, start in enumerate(range(first, first + BATCH, BLOCK)):
-            features: list[np.ndarray | None] = [
-                random.standard_normal(PATCHES, dtype=np.float32) for _ in range(BLOCK)
-            ]
-            tensors = collate(
-                pairs[start : start + BLOCK], features, feature_shape=PATCHES, pad_token_id=0, decoder_start_token_id=0
-            )
-            blocks.append((index, Block(tensors, ("q",) * BLOCK)))
-        steps.append(Step(len(steps), blocks))
-    return steps
+def compare_ranks(questions: Questions, options: argparse.Namespace, shape: dict) -> None:
+    """The bare loop with one all-reduce beside ours, on the ranks of this group; rank 0 writes the numbers."""
+    join_group()
+    rank, world_size, number = dist.get_rank(), dist.get_world_size(), options.steps
+    steps = steps_of(questions, typical(questions, planned_order(questions), number))
+    steps = share(steps, rank=rank, world_size=world_size)
+    (stage,) = options.stages
+    name = f"{OURS}{stage}"
+    loops = {BARE: bare_loop(shape, world_size), name: our_loop(shape, stage, world_size)}
+    losses = {each: loop(steps)[1] for each, loop in loops.items()}
+    checks = {"this_model": {name: check_losses(name, losses[BARE], losses[name])}}
+    processor: dict[str, list[float]] = {each: [] for each in loops}
+    wall: dict[str, list[float]] = {each: [] for each in loops}
+    for _ in range(options.rounds):
+        for each, loop in loops.items():
+            own, elapsed = timed_together(loop, steps)
+            processor[each].append(own / number)
+            wall[each].append(elapsed / number)
+    found = {
+        each: {
+            "processor_seconds_per_step": summary(processor[each]),
+            "seconds_per_step": summary(wall[each]),
+            "of_bare_loop": ratios(processor[BARE], processor[each]),
+            "of_bare_loop_by_time": ratios(wall[BARE], wall[each]),
+        }
+        for each in loops
+    }
+    by_processor, by_time = (spread(found[name][key]) for key in ("of_bare_loop", "of_bare_loop_by_time"))
+    say(f"{name}: of the bare loop {by_processor} by processor time, {by_time} by time")
+    if rank == 0:
+        options.of_rank.write_text(json.dumps({"checks": checks, "loops": found}))
 
 
-def blocks_of(steps: list[Step]) -> list[Block]:
-    """All blocks of the steps."""
-    return [block for step in steps for _, block in step.blocks]
-
-
-def new_model() -> T5ForMultimodalGeneration:
-    """The same random weights at every call."""
-    torch.manual_seed(0)
-    return T5ForMultimodalGeneration.start(SHAPE, VISION, pad_token_id=0, eos_token_id=1)
-
-
-def bare_loop(steps: list[Step]) -> Callable[[], tuple[float, list[float]]]:
-    """What one writes without a library; returns its processor-seconds and losses."""
-    model = new_model().train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-
-    def run() -> tuple[float, list[float]]:
-        losses, started = [], time.process_time()
-        for step in steps:
-            tokens = sum(count_target_tokens(block.labels) for _, block in step.blocks)
-            total = 0.0
-            for index, block in step.blocks:
-                torch.manual_seed(step.number * 4_099 + index)
-                inputs = {name: tensor for name, tensor in block.tensors.items() if name != "labels"}
-                loss = text_objective(model, inputs, block.labels)["text"][0] / tokens
-                loss.backward()
-                total += loss.item()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(total)
-        return time.process_time() - started, losses
-
-    return run
-
-
-def our_loop(steps: list[Step], stage: int) -> Callable[[], tuple[float, list[float]]]:
-    """The step of the training loop with its counts and checks; returns its processor-seconds and losses."""
-    training = Training(zero_stage=stage, learning_rate=1e-4, weight_decay=0.01, clip_norm=1.0)  # pyright: ignore[reportArgumentType]
-    engine: Any = build_engine(new_model, training, world_size=1, random_weights=True)
-    meter, objective = Meter(peak_flops=1e12), objective_named("text")
-
-    def run() -> tuple[float, list[float]]:
-        losses, started = [], time.process_time()
-        for step in steps:
-            counts = count_step(step, engine.module)
-            parts = optimizer_step(
-                engine,
-                step,
-                objective,
-                seed=0,
-                counts={"tokens": counts[0], "questions": counts[3]},
-                world_size=1,
-                meter=meter,
-                observe=False,
-            )
-            losses.append(sum(parts.values()))
-            assert was_applied(engine, losses[-1])
-        return time.process_time() - started, losses
-
-    return run
+def timed_together(loop: Loop, steps: Sequence[Step]) -> tuple[float, float]:
+    """Processor-seconds of all ranks together, and seconds until the last has ended."""
+    dist.barrier()
+    started = time.perf_counter()
+    own, _ = loop(steps)
+    total = torch.tensor([own], dtype=torch.float64)
+    dist.all_reduce(total)
+    return total.item(), time.perf_counter() - started
 
 
 def join_group() -> None:
-    """A group of one rank."""
+    """The group of this process's rank; one rank where no launcher has set any."""
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("MASTER_PORT", "29579")
+    os.environ.setdefault("MASTER_PORT", str(free_port()))
     init_distributed(use_gpu=False)
+
+
+def free_port() -> int:
+    """A port that no program listens to."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def start_ranks(options: argparse.Namespace, data: Path, file: Path) -> dict[str, Any]:
+    """Run this program once for each rank, stage by stage; the numbers of all stages."""
+    checks, loops = {}, {}
+    for stage in options.stages:
+        command = [sys.executable, __file__, str(data), "--stages", str(stage), "--of-rank", str(file)]
+        command += ["--steps", str(options.steps), "--rounds", str(options.rounds), *["--tiny"] * options.tiny]
+        group = {"WORLD_SIZE": str(options.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        processes = [
+            subprocess.Popen(command, env={**os.environ, **group, "RANK": str(rank), "LOCAL_RANK": "0"})
+            for rank in range(options.ranks)
+        ]
+        while any(process.poll() is None for process in processes) and not any(p.returncode for p in processes):
+            time.sleep(0.2)
+        if any(process.returncode for process in processes):
+            for process in processes:
+                process.kill()  # else it would wait for the one that failed
+            raise SystemExit(f"{OURS}{stage}: a rank failed, its message is above")
+        found = json.loads(file.read_text())
+        checks |= found["checks"]["this_model"]
+        loops |= found["loops"]
+    return {"checks": {"this_model": checks}, "ranks": options.ranks, "loops": loops}
 
 
 if __name__ == "__main__":
