@@ -100,6 +100,11 @@ def count_own_gpus() -> int:
     return torch.cuda.device_count()
 
 
+def computes_on_gpu(run_dir: RunDir) -> bool:
+    """Whether a run was started on GPUs and this process sees one, so that its models are used there."""
+    return bool(_kept(run_dir)) and count_own_gpus() > 0
+
+
 def _kept(run_dir: RunDir) -> bool | None:
     if run_dir.device.exists():
         return bool(read_json(run_dir.device)["use_gpu"])
