@@ -1,10 +1,14 @@
 """Features of real pictures: two Ray workers with batches compared with a loop over single pictures.
 
     python benchmarks/features.py SCIENCEQA [ROUNDS]
+    python benchmarks/features.py SCIENCEQA [ROUNDS] --opening      # in this process, without Ray
 
 For each kind of encoder, at a small size and with random weights, over the pictures of SCIENCEQA's test split,
 interleaved: a loop that opens a picture, prepares it with transformers' own image processor and calls the model;
 and the product's task over Ray workers, from the first finished shard to the last, so that starts do not count.
+
+With --opening, in turns: pictures opened and resized one by one or by two threads, alone and with a ViT that computes
+on one thread. Printed are pictures a second of wall time and of processor time.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter, deque
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +36,15 @@ from transformers import (
     ViTModel,
 )
 
+from data_shards.open_ahead import open_ahead
+from data_shards.picture_features import features_of_pictures, open_pictures_of
 from data_shards.sources.forms import read_questions
 from data_shards.sources.pictures import open_picture
 from launcher.cluster.ray_session import ray_session
 from launcher.config.loading import load_settings
 from launcher.data.build import prepare_data
+from mmcot.texts.sample import Sample
+from mmcot.vision.encoder_kinds import open_encoder
 from mmcot.vision.encoders import VisionEncoder
 from mmcot.vision.model_kinds import MODEL_KINDS
 
@@ -162,14 +171,64 @@ def sum_pictures(shards_dir: Path, kind: str) -> tuple[int, int]:
     return sum(note["counts"]["num_with_features"] for note in notes), len(notes)
 
 
+def compare_opening(paths: list[Path], rounds: int) -> None:
+    """Opening alone, and opening with encoding in batches of 8, one by one and by two threads."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as place:
+        write_model("vit", Path(place))
+        encode, shape = open_encoder("vit", place)
+        problems = [Sample(qid=str(number), question="?", choices=("a", "b"), answer=0) for number in range(len(paths))]
+        named = open_pictures_of(lambda problem: [paths[int(problem.qid)]])
+
+        def alone(num_threads: int) -> None:
+            if num_threads == 0:
+                for problem in problems:
+                    encode.prepare(named(problem, Counter())[0])
+            else:
+                options = {"open_pictures": named, "prepare": encode.prepare, "num_threads": num_threads}
+                deque(open_ahead(problems, Counter(), num_ahead=16, **options), maxlen=0)
+
+        def whole(num_threads: int) -> None:
+            if num_threads == 0:
+                for start in range(0, len(problems), 8):
+                    encode([named(problem, Counter())[0] for problem in problems[start : start + 8]])
+            else:
+                options = {"shape": shape, "batch_size": 8, "prepare": encode.prepare, "num_threads": num_threads}
+                arrays = features_of_pictures(problems, Counter(), open_pictures=named, encode=encode, **options)
+                deque(arrays, maxlen=0)
+
+        for name, work in (("opening", alone), ("opening and encoding", whole)):
+            rates: dict[int, list[tuple[float, float]]] = {0: [], 1: [], 2: []}
+            for _ in range(rounds):
+                for num_threads, measured in rates.items():
+                    wall, cpu = time.perf_counter(), time.process_time()
+                    work(num_threads)
+                    measured.append(
+                        (len(paths) / (time.perf_counter() - wall), len(paths) / (time.process_time() - cpu))
+                    )
+            for num_threads, measured in rates.items():
+                wall, cpu = (statistics.median(column) for column in zip(*measured, strict=True))
+                ratios = [ours[0] / one[0] for ours, one in zip(measured, rates[0], strict=True)]
+                print(
+                    f"{name}, {f'{num_threads} threads ahead' if num_threads else 'one by one'}: {wall:.1f} pictures/s "
+                    f"({cpu:.1f} a processor second), ratio {statistics.median(ratios):.2f} "
+                    f"({min(ratios):.2f} to {max(ratios):.2f})",
+                    flush=True,
+                )
+
+
 def main() -> None:
-    source, rounds = Path(sys.argv[1]).absolute(), int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    arguments = [argument for argument in sys.argv[1:] if argument != "--opening"]
+    source, rounds = Path(arguments[0]).absolute(), int(arguments[1]) if len(arguments) > 1 else 3
     questions = read_questions(source)
     paths = [path for problem in questions.problems["test"] for path in questions.pictures(problem)]
     print(
         f"{len(paths)} pictures, {np.mean([path.stat().st_size for path in paths]) / 1e3:.0f} kB on average; "
         f"{torch.get_num_threads()} threads in the loop"
     )
+    if "--opening" in sys.argv:
+        compare_opening(paths, rounds)
+        return
     print("each used four times", flush=True)
     with tempfile.TemporaryDirectory() as place, ray_session(load_settings(preset="demo").cluster):
         source = Path(place) / "source"

@@ -510,14 +510,24 @@ def decoding_speed(model: T5ForMultimodalGeneration, num_rows: int, bandwidth: f
     The floor is the rate at which each step only reads the decoder's weights once and each row's own and cross keys
     and values at their mean length.
     """
+    from mmcot.decoding.engine import open_engine
     from mmcot.decoding.generation import generate_ids
 
     config = model.config
     sources, features, limits = random_sources(config, num_rows * (2 if tiny else 4))
+    longest = max(map(len, sources))
+    engine = open_engine(model, num_rows=num_rows, max_source_tokens=longest, max_new_tokens=max(limits))
 
     def write() -> list[list[int]]:
         return generate_ids(
-            model, sources, features, feature_shape=(7, 12), max_new_tokens=limits, num_rows=num_rows, eos_token_ids=()
+            model,
+            sources,
+            features,
+            feature_shape=(7, 12),
+            max_new_tokens=limits,
+            num_rows=num_rows,
+            eos_token_ids=(),
+            engine=engine,
         )
 
     taken = seconds_of(write, 1 if tiny else 3)
