@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
+from data_shards.open_ahead import OpenPictures, Prepare, open_ahead
 from data_shards.sources.pictures import MAX_PIXELS, PictureError, open_picture
 from data_shards.sources.question_set import Picture
 from mmcot.texts.sample import Sample
@@ -24,7 +25,6 @@ PICTURE_COUNTS: tuple[str, ...] = (
     "num_pictures_missing",
     "num_pictures_over_limit",
 )
-OpenPictures = Callable[[Sample, Counter[str]], list[Image.Image]]
 Encode = Callable[[Sequence[Image.Image]], np.ndarray]
 
 
@@ -79,14 +79,20 @@ def features_of_pictures(
     encode: Encode,
     shape: tuple[int, int],
     batch_size: int = 32,
+    prepare: Prepare = lambda image: image,
+    num_threads: int = 1,
 ) -> Iterator[np.ndarray]:
     """Yield the features of every problem in order, float16 [p, D]: the concatenated patches of its pictures.
+
+    The pictures of the next batches are opened in threads while one is encoded.
 
     Args:
         encode: maps RGB pictures to their features, float16 [B, P, D].
         shape: [P, D] of one picture.
         batch_size: pictures encoded together, fewer if they are very large; the pictures of one problem are never
             split, so a batch may have a few more.
+        prepare: what ``encode`` would do to each picture first; done where it is opened.
+        num_threads: threads that open pictures.
     """
     waiting: list[tuple[Sample, int]] = []
     images: list[Image.Image] = []
@@ -106,8 +112,15 @@ def features_of_pictures(
         waiting.clear()
         images.clear()
 
-    for problem in problems:
-        opened = open_pictures(problem, counts)
+    ahead = open_ahead(
+        problems,
+        counts,
+        open_pictures=open_pictures,
+        prepare=prepare,
+        num_threads=num_threads,
+        num_ahead=2 * batch_size,
+    )
+    for problem, opened in ahead:
         waiting.append((problem, len(opened)))
         images += opened
         if is_batch(images, batch_size):

@@ -18,19 +18,14 @@ from benchmarks.gpu_parts.machine import (
     waits_of,
 )
 from benchmarks.gpu_parts.models import SMALL_SHAPE, TINY_PATCHES, TINY_SHAPE, new_model, random_sources, shape_of
+from mmcot.decoding.engine import open_engine
 from mmcot.decoding.generation import generate_ids
 from mmcot.models import cuda_graphs
 from mmcot.models.device import open_device
 
 ROWS = (64, 256, 512)
-# Where decoding may wait for the device: the chosen tokens are read, and a new batch of sources loses its padding and
-# is copied. All other waits are mistakes.
-INTENDED_WAITS = (
-    "mmcot/decoding/generation.py: return logits_BV.argmax(dim=-1).tolist()",
-    "mmcot/decoding/generation.py: return {name: tensor.to(model.device) for name, tensor in inputs.items()}",
-    "mmcot/models/t5.py: return [states[mask] for states, mask in zip(",
-    "mmcot/models/cuda_graphs.py: self._ids_positions_2B.copy_(torch.tensor(",
-)
+# Where decoding may wait for the device: the chosen tokens of several steps are read. All other waits are mistakes.
+INTENDED_WAITS = ("mmcot/models/cuda_graphs.py: return self._chosen_NB[",)
 
 
 def decoding(proof: Proof) -> dict[str, Any]:
@@ -51,7 +46,7 @@ def decoding(proof: Proof) -> dict[str, Any]:
         result |= {"waits": waits, "waits_of_steps": num_steps}
         result["checks"] |= {
             "the host waits nowhere but where it must": not unexpected(waits, INTENDED_WAITS),
-            "the host waits at most three times a step": sum(waits.values()) <= 3 * num_steps,
+            "the host waits at most once in eight tokens": sum(waits.values()) <= num_steps,
         }
         proof.keep(result)
     bandwidth = copy_bytes_per_s(proof.tiny)
@@ -137,6 +132,8 @@ def decoding_speed(model: Any, num_rows: int, bandwidth: float, tiny: bool) -> d
     """
     config = model.config
     sources, features, limits = random_sources(config, num_rows * (2 if tiny else 4))
+    longest = max(map(len, sources))
+    engine = open_engine(model, num_rows=num_rows, max_source_tokens=longest, max_new_tokens=max(limits))
 
     def write() -> list[list[int]]:
         return generate_ids(
@@ -147,6 +144,7 @@ def decoding_speed(model: Any, num_rows: int, bandwidth: float, tiny: bool) -> d
             max_new_tokens=limits,
             num_rows=num_rows,
             eos_token_ids=(),
+            engine=engine,
         )
 
     taken = seconds_of(write, 1 if tiny else 2)

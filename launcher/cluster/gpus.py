@@ -141,6 +141,11 @@ def _unusable(where: str) -> str:
     return f" that torch can use: {_why_fewer(0)}" if where == THIS_MACHINE and num_installed() else ""
 
 
+def computes_on_gpu(run_dir: RunDir) -> bool:
+    """Whether a run was started on GPUs and this process sees one, so that its models are used there."""
+    return bool(_kept(run_dir)) and count_own_gpus() > 0
+
+
 def _kept(run_dir: RunDir) -> bool | None:
     if run_dir.device.exists():
         return bool(read_json(run_dir.device)["use_gpu"])

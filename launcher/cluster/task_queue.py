@@ -2,6 +2,7 @@
 
 queue = TaskQueue({task: expected_cost, ...}, max_attempts=3)
 task = queue.take()                  # the most expensive one; None when there is none
+later = queue.following()            # what a worker may prepare for meanwhile; it stays in the queue
 queue.failed(task, "out of memory")  # True: it is the next task again
 queue.set_aside                      # {task: error} of the quarantined tasks
 """
@@ -9,7 +10,7 @@ queue.set_aside                      # {task: error} of the quarantined tasks
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from typing import Generic, TypeVar
 
 T = TypeVar("T", bound=Hashable)
@@ -27,13 +28,24 @@ class TaskQueue(Generic[T]):
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def take(self) -> T | None:
-        """Take the next task; None where the queue is empty."""
+    def take(self, *, expected: T | None = None, others: Collection[T] = ()) -> T | None:
+        """Take a task; None where the queue is empty.
+
+        Args:
+            expected: the task that this worker has prepared for; it is preferred while it waits.
+            others: what other workers have prepared for, taken only where nothing else waits.
+        """
         if not self._waiting:
             return None
-        task = self._waiting.popleft()
+        task = expected if expected in self._waiting else self.following(others=others)
+        task = self._waiting[0] if task is None else task
+        self._waiting.remove(task)
         self._attempts[task] += 1
         return task
+
+    def following(self, *, others: Collection[T] = ()) -> T | None:
+        """The first task that waits and is not one of ``others``; None where there is none."""
+        return next((task for task in self._waiting if task not in others), None)
 
     def failed(self, task: T, error: str) -> bool:
         """Put a task back to the front, or quarantine it after its last attempt; returns whether it is retried."""

@@ -37,6 +37,9 @@ class NoProgress(RuntimeError):  # noqa: N818 (a public name)
 class Worker:
     """The base of workers; a worker is made from a job, and its process sets its ``progress``."""
 
+    # The task that probably comes after the one that runs, set before each; a worker may prepare for it meanwhile.
+    following: Any = None
+
     @staticmethod
     def progress() -> None:
         """Report progress; called whenever a part of a task is done, such as a token or a picture."""
@@ -53,6 +56,7 @@ class _Watched:
     actor: Any
     task: Any = None
     name: str = ""
+    following: Any = None  # the task that it may prepare for
     progress_of: int | None = None  # None until its process has answered
     request: Any = None  # of its progress, not answered yet
     silent_s: float = 0.0
@@ -189,9 +193,12 @@ class _Pool(Generic[T]):
         actor = self._make_actor()
         self._waiting[actor.start.remote()] = _Watched(actor)
 
-    def _start_next_task(self, actor: Any, name: str) -> None:
-        if (task := self._queue.take()) is not None:
-            self._waiting[actor.run.remote(task)] = _Watched(actor, task, name, progress_of=-1)
+    def _start_next_task(self, actor: Any, name: str, expected: T | None = None) -> None:
+        others = {worker.following for worker in self._waiting.values()} - {None}
+        if (task := self._queue.take(expected=expected, others=others)) is not None:
+            following = self._queue.following(others=others)
+            answer = actor.run.remote(task, following)
+            self._waiting[answer] = _Watched(actor, task, name, following, progress_of=-1)
 
     def _settle(self, answer: Any, error: Exception | None = None) -> None:
         """Handle a worker's answer, or the error with which it is replaced."""
@@ -236,7 +243,7 @@ class _Pool(Generic[T]):
             ray.kill(worker.actor)  # it may only be unreachable, and must not write at the same time as its successor
             self._start_worker()
         else:
-            self._start_next_task(worker.actor, worker.name)
+            self._start_next_task(worker.actor, worker.name, worker.following)
 
 
 def _actor_class(worker_class: type, cluster: Cluster, gpus_per_worker: float) -> Any:

@@ -38,9 +38,10 @@ class WorkerProcess:
         self._guard.close()
         return self._name
 
-    def run(self, task: Any) -> Any:
-        """Run a task; returns what its worker returns."""
+    def run(self, task: Any, following: Any = None) -> Any:
+        """Run a task; returns what its worker returns. ``following`` is the task that probably comes next."""
         self._guard.progress()
+        self._worker.following = following
         try:
             return self._worker.run(task)
         finally:

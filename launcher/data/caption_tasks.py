@@ -13,13 +13,14 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from data_shards.atomic_files import commit_json, read_json
+from data_shards.open_ahead import open_ahead
 from data_shards.picture_features import is_batch, open_pictures_of
 from data_shards.sources.forms import read_questions
 from data_shards.sources.question_set import SPLITS
@@ -30,6 +31,7 @@ from launcher.config.chains import ANSWER, RATIONALE
 from launcher.config.loading import merge_override, parse_settings
 from launcher.config.settings import Settings, SettingsError
 from launcher.runs.signals import sigterm_stops
+from mmcot.texts.sample import Sample
 
 TASK_PICTURES = 64
 BATCH_SIZE = 16
@@ -82,15 +84,27 @@ class CaptionsWorker(Worker):
         """Write the captions of a task; returns their number."""
         captions: dict[str, str] = {}
         seen: dict[str, Image.Image] = {}
-        for qid in task.qids:
-            self.progress()
-            if pictures := self.open_pictures(self.problems[qid], Counter()):  # empty for missing files
+        opened = open_ahead(
+            self._with_progress(task.qids),
+            Counter(),
+            open_pictures=self.open_pictures,
+            num_threads=self.job.settings.cluster.cpus_per_worker,
+            num_ahead=2 * BATCH_SIZE,
+        )
+        for problem, pictures in opened:
+            qid = problem.qid
+            if pictures:  # empty for missing files
                 seen[qid] = pictures[0]
             if seen and (qid == task.qids[-1] or is_batch(list(seen.values()), BATCH_SIZE)):
                 captions |= dict(zip(seen, self.captioner.caption(list(seen.values())), strict=True))
                 seen.clear()
         commit_json(Path(self.job.parts_dir) / task.file_name, captions)
         return len(captions)
+
+    def _with_progress(self, qids: Sequence[str]) -> Iterator[Sample]:
+        for qid in qids:
+            self.progress()
+            yield self.problems[qid]
 
 
 def write_captions(

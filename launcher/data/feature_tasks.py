@@ -19,7 +19,7 @@ import numpy as np
 
 from data_shards.indexed_tars import pictures_in_tars
 from data_shards.manifest import Shard, manifest_shards, read_manifest
-from data_shards.picture_features import Encode, features_of_pictures, open_pictures_of
+from data_shards.picture_features import features_of_pictures, open_pictures_of
 from data_shards.writer import (
     close_feature,
     missing_feature_shards,
@@ -32,9 +32,9 @@ from launcher.config.settings import Data, Settings, SettingsError
 from launcher.data.dataset import read_source
 from mmcot.texts.sample import Sample
 from mmcot.vision import encoder_kinds
-from mmcot.vision.encoder_kinds import ENCODERS
+from mmcot.vision.encoder_kinds import ENCODERS, HalfEncoder
 
-BATCH_SIZE = {"cuda": 32, "cpu": 8}  # pictures; 32 do not fit a CPU's cache
+BATCH_SIZE = {"cuda": 64, "cpu": 8}  # pictures; 32 do not fit a CPU's cache
 
 
 class FeaturesError(RuntimeError):
@@ -87,6 +87,8 @@ class FeaturesWorker(Worker):
                 encode=self.encode,
                 shape=self.shape,
                 batch_size=BATCH_SIZE[self.device],
+                prepare=self.encode.prepare,
+                num_threads=self.job.settings.cluster.cpus_per_worker,
             )
 
         name = data.require_features()
@@ -99,7 +101,7 @@ class FeaturesWorker(Worker):
             yield problem
 
 
-def open_encoder(data: Data, *, device: str = "cpu") -> tuple[Encode, tuple[int, int]]:
+def open_encoder(data: Data, *, device: str = "cpu") -> tuple[HalfEncoder, tuple[int, int]]:
     """Return the function that makes ``data.features`` of pictures, and the shape [P, D] of one picture.
 
     Raises:

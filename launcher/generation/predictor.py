@@ -1,7 +1,8 @@
 """Answering questions with a finished run, in this process, without Ray and MLflow.
 
 A line of ``--input`` is a row as for own data (``data_shards/sources/tables.py``), its answer not
-needed; a line of output:
+needed. The models compute in ``generation.precision``, as in the run's own generation and evaluation: on a GPU if the
+run was started on GPUs and this process sees one, else on the CPU. A line of output:
 
     {"qid": "a1", "rationale": "Solution: ...", "answer_text": "The answer is (B).", "prediction": 1, "choice": "moon"}
 """
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
 from data_shards.picture_features import Encode
 from data_shards.sources.pictures import open_picture
 from data_shards.sources.tables import read_rows, sample_of_row
+from launcher.cluster.gpus import computes_on_gpu
 from launcher.config.settings import Settings
 from launcher.data.feature_tasks import open_encoder
 from launcher.evaluation.predictions import other_texts
@@ -64,7 +67,14 @@ class RunPredictor:
     @cached_property
     def stages(self) -> dict[str, StageModel]:
         """The models by stage."""
-        return {stage: _open_stage(self.settings, folder, stage) for stage, folder in self._folders.items()}
+        return {
+            stage: _open_stage(self.settings, folder, stage, self.device) for stage, folder in self._folders.items()
+        }
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the models and the encoder of pictures compute."""
+        return open_device(use_gpu=computes_on_gpu(self._run_dir), precision=self.settings.generation.precision)
 
     @cached_property
     def feature_shape(self) -> tuple[int, int]:
@@ -125,8 +135,6 @@ class RunPredictor:
         Raises:
             RunError: the run reads text alone, or its fusion has no attention maps.
         """
-        import torch
-
         stage, features = next(iter(self.stages.values())), self._features(problem, folder)
         if features is None:
             raise RunError("this run reads text alone: there is no attention to pictures")
@@ -134,12 +142,13 @@ class RunPredictor:
         ids = torch.tensor([stage.tokenizer(source).input_ids[: stage.max_source_tokens]])
         inputs = stack_features([features], self.feature_shape)
         inputs["vision_features"] = inputs["vision_features"].to(stage.model.dtype)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **inputs}
         with torch.no_grad():
-            maps = stage.model.attention_maps(ids, torch.ones_like(ids), **inputs)
+            maps = stage.model.attention_maps(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
         if maps is None:
             raise RunError(f"the fusion {self.settings.model.fusion!r} has no attention maps")
         tokens = cast("list[str]", stage.tokenizer.convert_ids_to_tokens(ids[0].tolist()))
-        return tokens, maps.attention_BSP[0].float().numpy()
+        return tokens, maps.attention_BSP[0].float().cpu().numpy()
 
     def _check_pictures(self, problem: Sample, folder: Path) -> None:
         if self.settings.data.features is None:
@@ -167,7 +176,7 @@ class RunPredictor:
     def _encode(self, images: list[Image.Image]) -> np.ndarray:
         """Features of pictures, [B, P, D], of the kind the run was trained with; the encoder is opened once."""
         if self._encoder is None:
-            encode, shape = open_encoder(self.settings.data)
+            encode, shape = open_encoder(self.settings.data, device=self.device.type)
             if (shape[0] * self.settings.data.max_pictures, shape[1]) != tuple(self.feature_shape):
                 raise RunError(
                     f"this run was trained on {self.settings.data.features} features {list(self.feature_shape)} per "
@@ -223,12 +232,11 @@ def _trained(run_dir: RunDir, stage: str) -> Path:
     return folder
 
 
-def _open_stage(settings: Settings, folder: Path, stage: str) -> StageModel:
+def _open_stage(settings: Settings, folder: Path, stage: str, device: torch.device) -> StageModel:
     verify_model(folder)
     spec, own = settings.stage(stage), settings.chain.stage(stage)
-    precision = settings.generation.precision  # as in the run's own generation and evaluation
-    model = open_model(folder, dtype=DTYPES[precision]).eval()
-    model.to(open_device(use_gpu=False))  # pyright: ignore[reportArgumentType], transformers' wrapper hides Module.to
+    model = open_model(folder, dtype=DTYPES[settings.generation.precision]).eval()
+    model.to(device)  # pyright: ignore[reportArgumentType], transformers' wrapper hides Module.to
     return StageModel(
         model=model,
         tokenizer=AutoTokenizer.from_pretrained(folder),

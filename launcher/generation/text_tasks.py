@@ -4,7 +4,8 @@ The driver hands tasks to workers; a worker reads its samples, writes their text
 commits one file. A worker that dies is replaced and its task is run again. A task whose
 file exists is never computed again. A task that always fails is quarantined and the others
 continue. What a file holds depends on the model, the data and the task alone: batches never
-cross a task.
+cross a task. While a worker writes a task's texts, a thread loads the samples of the task that
+probably comes next (``launcher/generation/task_loading.py``).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from data_shards.generated_texts import (
 from data_shards.index import rows_of_extension
 from data_shards.manifest import manifest_shards, open_index, read_manifest, shard_qids
 from launcher.cluster.worker_pool import Worker, WorkersError, run_on_workers
+from launcher.generation.task_loading import LoadedTask, TaskLoader
 from launcher.runs.exported import verify_model
 from launcher.runs.run_dir import RunDir
 from launcher.runs.system_metrics import sampling
@@ -80,6 +82,7 @@ class GenerationWorker(Worker):
         import torch  # heavy imports in the worker only, not in the driver
         from transformers import AutoTokenizer
 
+        from mmcot.decoding.engine import open_engine
         from mmcot.models.device import DTYPES, open_device
         from mmcot.models.opening import open_model
 
@@ -91,7 +94,14 @@ class GenerationWorker(Worker):
         device = open_device(use_gpu=bool(job.settings.cluster.use_gpu), precision=precision)
         self.model = open_model(job.model_dir, dtype=DTYPES[precision]).eval()
         self.model.to(device)  # pyright: ignore[reportArgumentType], transformers' wrapper hides Module.to
-        self.samples: dict[str, Any] = {}
+        spec = job.settings.stage(job.stage)
+        self.engine = open_engine(
+            self.model,
+            num_rows=job.settings.generation.batch_size,
+            max_source_tokens=spec.max_source_tokens,
+            max_new_tokens=spec.max_target_tokens,
+        )
+        self.loader = TaskLoader(job, self.tokenizer, pad_token_id=self.model.config.pad_token_id, device=device)
         self.free_since: float | None = None
         if job.run_dir is not None and job.step is not None:
             self.sampling = sampling(RunDir(Path(job.run_dir)).logs, job.step, gpus=device.type == "cuda")
@@ -101,56 +111,37 @@ class GenerationWorker(Worker):
         """Run and commit a task."""
         started = time.perf_counter()
         waited = started - (self.free_since or started)
-        self._write(task)
+        loaded = self.loader.take(task, self.progress)
+        if self.following is not None:
+            self.loader.start(self.following)
+        self._write(task, loaded)
         file = _describe(Path(self.job.output_dir) / task.file_name, task, self.job.stage)
         self.free_since = time.perf_counter()
         return TaskDone(file, self.free_since - started, waited)
 
-    def _write(self, task: Task) -> None:
-        from launcher.stages.samples import open_stage
+    def _write(self, task: Task, loaded: LoadedTask) -> None:
         from mmcot.decoding.generation import generate_texts
 
-        job, spec, generation = self.job, self.job.settings.stage(self.job.stage), self.job.settings.generation
-        if task.split not in self.samples:
-            self.samples[task.split] = open_stage(
-                job.settings,
-                job.stage,
-                task.split,
-                shards_dir=job.shards_dir,
-                tokenizer=self.tokenizer,
-                texts=job.texts,
-            )
-        samples = self.samples[task.split]
-        numbers = samples.reader.samples_of_shard(task.shard)[task.start : task.start + task.num_samples]
-        if samples.is_remote:
-            samples.prefetch(numbers)
-        sources, features = [], []
-        for number in numbers:
-            self.progress()
-            sources.append(samples.encode(number).source_ids)
-            features.append(samples.reader.features(number))
+        job, generation = self.job, self.job.settings.generation
         texts = generate_texts(
             self.model,
             self.tokenizer,
-            sources,
-            features,
-            feature_shape=samples.reader.feature_shape,
-            max_new_tokens=spec.max_target_tokens,
+            loaded.sources,
+            [None] * len(loaded.sources),  # they are in the batches
+            feature_shape=loaded.feature_shape,
+            max_new_tokens=job.settings.stage(job.stage).max_target_tokens,
             batch_size=generation.batch_size,
             temperature=generation.temperature,
             top_p=generation.top_p,
             seed=job.settings.run.seed,
-            keys=[samples.reader.qid(number) for number in numbers],
+            keys=loaded.qids,
+            engine=self.engine,
+            batches=loaded.batches,
             on_step=self.progress,
         )
         lines = [
-            {
-                "qid": samples.reader.qid(number),
-                job.stage: text.text,
-                "num_tokens": text.num_tokens,
-                "finish": text.finish,
-            }
-            for number, text in zip(numbers, texts, strict=True)
+            {"qid": qid, job.stage: text.text, "num_tokens": text.num_tokens, "finish": text.finish}
+            for qid, text in zip(loaded.qids, texts, strict=True)
         ]
         if job.run_dir is not None and job.attempt is not None:
             RunDir(Path(job.run_dir)).check_attempt(job.attempt)

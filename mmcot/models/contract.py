@@ -8,7 +8,7 @@ Beyond that:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -16,7 +16,20 @@ from mmcot.models.bridge import AttentionMaps
 
 
 class Decoder(Protocol):
-    """Rows that are decoded together; each has its own source and position. Rows in use are the first ones."""
+    """Rows that are decoded together; each has its own source and position. Rows in use are the first ones.
+
+    It is used for one set of sources after the other; a row that is not in use may hold anything.
+    """
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are."""
+        ...
+
+    @property
+    def max_new_tokens(self) -> int:
+        """How many tokens a row can read."""
+        ...
 
     def admit(self, row: int, states_SD: torch.Tensor) -> int:
         """Assign ``row`` to a source's states; returns the token to read at position 0."""
@@ -28,6 +41,25 @@ class Decoder(Protocol):
 
     def step(self, token_ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Read a token in each of the first rows; returns logits [rows, vocabulary] of the next."""
+        ...
+
+
+@runtime_checkable
+class GreedyDecoder(Decoder, Protocol):
+    """A decoder that chooses the next token itself, so that the host need not wait for every token."""
+
+    def write_greedily(self, num_tokens: int, *, num_rows: int, num_positions: int) -> list[list[int]]:
+        """Choose the next ``num_tokens`` tokens of each of the first rows and read all but the last.
+
+        A row begins with the token that ``admit`` returned. It does not end: what follows its end is the caller's to
+        drop. ``step`` and this method are not mixed within a row.
+
+        Args:
+            num_positions: tokens that the row with most of them will have read.
+
+        Returns:
+            the tokens of each row.
+        """
         ...
 
 
@@ -63,7 +95,10 @@ class Model(Protocol):
         ...
 
     def read(self, **inputs: torch.Tensor) -> list[torch.Tensor]:
-        """For each row of ``input_ids``, ``attention_mask`` and vision features: what the decoder admits, [N, D]."""
+        """For each row of ``input_ids``, ``attention_mask`` and vision features: what the decoder admits, [N, D].
+
+        The inputs are on the host, in page-locked memory for a GPU, or on the model's device.
+        """
         ...
 
     def open_decoder(self, *, num_rows: int, max_source_tokens: int, max_new_tokens: int) -> Decoder:

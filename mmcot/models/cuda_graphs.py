@@ -2,10 +2,13 @@
 
 A graph is a list of kernels with fixed shapes and addresses. Launching a graph is one call;
 launching its kernels is hundreds of calls, which take most of a small model's step. Every step
-computes all rows, also the unused ones. The number of attended positions is rounded up to a
-multiple of ``WIDTH_STEP``, and a graph is captured for each such width at its first use.
+computes all rows, also the unused ones. The numbers of attended positions, of the text and of the
+sources, are rounded up to multiples of ``WIDTH_STEP``; a graph is captured for each such pair at its
+first use and kept as long as the decoder.
 
-Usage and results are those of ``StepDecoder``. Without CUDA the same operations run without a graph.
+Usage and results are those of ``StepDecoder``. ``write_greedily`` also chooses the tokens on the device: the graph
+ends with the choice, which is the next step's input, so several steps are launched before their tokens are copied
+to the host. Without CUDA the same operations run without a graph.
 """
 
 from __future__ import annotations
@@ -15,38 +18,57 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import T5ForConditionalGeneration
 
-from mmcot.models.step_decoder import Group, StepDecoder
+from mmcot.models.step_decoder import SOURCE_STEP, Group, StepDecoder
 
-WIDTH_STEP = 64  # positions; each width is a graph of its own
+WIDTH_STEP = 64  # positions; each pair of widths is a graph of its own
+MAX_TOKENS_AHEAD = 8  # steps of ``write_greedily`` between two looks of the host
 
 
 def open_decoder(
     model: T5ForConditionalGeneration, *, num_rows: int, max_source_tokens: int, max_new_tokens: int
 ) -> StepDecoder | StaticDecoder:
-    """The decoder for the model's device: on a GPU with static shapes."""
-    decoder = StepDecoder(model, num_rows=num_rows, max_source_tokens=max_source_tokens, max_new_tokens=max_new_tokens)
-    return StaticDecoder(decoder) if model.device.type == "cuda" else decoder
+    """The decoder for the model's device: on a GPU with static shapes.
+
+    On a CPU sources get memory when they are admitted, so that ``max_source_tokens`` may be far above what occurs.
+    """
+    sizes = {"num_rows": num_rows, "max_new_tokens": max_new_tokens}
+    if model.device.type == "cuda":
+        return StaticDecoder(StepDecoder(model, max_source_tokens=max_source_tokens, **sizes))
+    return StepDecoder(model, max_source_tokens=0, **sizes)
 
 
 class StaticDecoder:
-    """A ``StepDecoder`` with one shape of the step for each width."""
+    """A ``StepDecoder`` with one shape of the step for each pair of widths."""
 
     @torch.inference_mode()
     def __init__(self, decoder: StepDecoder) -> None:
         self._decoder = decoder
-        _, _, num_rows, _, max_source_tokens, _ = decoder.cross_L2BHSK.shape
-        self._num_rows, self._max_source_tokens = num_rows, max_source_tokens
-        self._ids_positions_2B = torch.zeros(2, num_rows, dtype=torch.long, device=decoder.device)
-        self._cross_mask_B11S = torch.zeros(
-            num_rows, 1, 1, max_source_tokens, dtype=decoder.dtype, device=decoder.device
-        )
-        self._steps: dict[int, Callable[[], torch.Tensor]] = {}
+        self.num_rows, self.max_new_tokens = decoder.num_rows, decoder.max_new_tokens
+        self._max_source_tokens = decoder.cross_L2BHSK.shape[4]
+        self._ids_positions_2B = torch.zeros(2, self.num_rows, dtype=torch.long, device=decoder.device)
+        self._chosen_NB = torch.zeros(MAX_TOKENS_AHEAD, self.num_rows, dtype=torch.long, device=decoder.device)
+        # Rows of a mask begin at addresses that a GPU's attention takes.
+        columns = -(-self._max_source_tokens // SOURCE_STEP) * SOURCE_STEP
+        self._cross_mask_B11S = torch.zeros(self.num_rows, 1, 1, columns, dtype=decoder.dtype, device=decoder.device)
+        self._steps: dict[tuple[int, int, bool], Callable[[], torch.Tensor]] = {}
+        self._pool = torch.cuda.graph_pool_handle() if decoder.device.type == "cuda" else None
 
     @torch.inference_mode()
     def admit(self, row: int, states_SD: torch.Tensor) -> int:
-        """Assign ``row`` to the source with these encoder states; returns the token to read at position 0."""
+        """Assign ``row`` to the source with these encoder states; returns the token to read at position 0.
+
+        Raises:
+            ValueError: the source has more states than this decoder was opened for.
+        """
+        if len(states_SD) > self._max_source_tokens:
+            raise ValueError(
+                f"a source has {len(states_SD)} states, this decoder was opened for at most "
+                f"{self._max_source_tokens}; open it with a larger max_source_tokens"
+            )
         first = self._decoder.admit(row, states_SD)
         self._mask_source(row, len(states_SD))
+        self._ids_positions_2B[0, row].fill_(first)  # an assignment would copy from the host, and wait
+        self._ids_positions_2B[1, row].fill_(0)
         return first
 
     @torch.inference_mode()
@@ -54,45 +76,85 @@ class StaticDecoder:
         """Copy the source and the first ``num_positions`` tokens of ``row`` to the row ``to``."""
         self._decoder.move(row, to=to, num_positions=num_positions)
         self._mask_source(to, self._decoder.source_lengths[to])
+        self._ids_positions_2B[:, to] = self._ids_positions_2B[:, row]
 
     @torch.inference_mode()
     def step(self, token_ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
         """Read one more token in each of the first ``len(token_ids)`` rows; returns logits [B, V]."""
-        unused = [0] * (self._num_rows - len(token_ids))  # these rows write to their own first position
+        unused = [0] * (self.num_rows - len(token_ids))  # these rows write to their own first position
         self._ids_positions_2B.copy_(torch.tensor([[*token_ids, *unused], [*positions, *unused]]))
-        width = min(-(-(max(positions) + 1) // WIDTH_STEP) * WIDTH_STEP, self._decoder.max_new_tokens)
-        if width not in self._steps:
-            self._steps[width] = self._capture(width)
-        return self._steps[width]()[: len(token_ids)]
+        return self._step(len(token_ids), max(positions) + 1, is_greedy=False)()[: len(token_ids)]
+
+    @torch.inference_mode()
+    def write_greedily(self, num_tokens: int, *, num_rows: int, num_positions: int) -> list[list[int]]:
+        """Choose the next ``num_tokens`` tokens of each of the first ``num_rows`` rows and read all but the last.
+
+        Rows do not end by themselves: those that have ended, or are not in use, write what the caller drops.
+
+        Args:
+            num_tokens: at most ``MAX_TOKENS_AHEAD``.
+            num_positions: tokens that the row with most of them will have read.
+
+        Returns:
+            the tokens of each row, copied to the host at once.
+        """
+        step = self._step(num_rows, num_positions, is_greedy=True)
+        for _ in range(num_tokens):
+            step()
+        return self._chosen_NB[-num_tokens:, :num_rows].T.tolist()
+
+    def _step(self, num_rows: int, num_positions: int, *, is_greedy: bool) -> Callable[[], torch.Tensor]:
+        """The step at the widths for so many positions and for the sources of the first rows."""
+        source_width = _round_up(max(self._decoder.source_lengths[:num_rows]), self._max_source_tokens)
+        key = (_round_up(num_positions, self.max_new_tokens), source_width, is_greedy)
+        if key not in self._steps:
+            self._steps[key] = self._capture(*key)
+        return self._steps[key]
 
     def _mask_source(self, row: int, length: int) -> None:
         self._cross_mask_B11S[row, ..., :length] = 0.0
         self._cross_mask_B11S[row, ..., length:] = float("-inf")
 
-    def _compute(self, width: int) -> torch.Tensor:
+    def _compute(self, width: int, source_width: int, is_greedy: bool) -> torch.Tensor:
         ids_B, positions_B = self._ids_positions_2B
-        own = Group(0, self._num_rows, width, self._decoder.bias_to_past(positions_B, width))
-        cross = Group(0, self._num_rows, self._max_source_tokens, self._cross_mask_B11S)
-        return self._decoder.run(ids_B, positions_B, [own], [cross])
+        own = Group(0, self.num_rows, width, self._decoder.bias_to_past(positions_B, width))
+        cross = Group(0, self.num_rows, source_width, self._cross_mask_B11S[..., :source_width])
+        logits_BV = self._decoder.run(ids_B, positions_B, [own], [cross])
+        if is_greedy:
+            torch.argmax(logits_BV, dim=-1, out=ids_B)
+            # A row that has ended stays at its last position, where it does no harm, until the host looks.
+            positions_B.add_(1).clamp_(max=self.max_new_tokens - 1)
+            self._chosen_NB.copy_(torch.cat([self._chosen_NB[1:], ids_B[None]]))
+        return logits_BV
 
-    def _capture(self, width: int) -> Callable[[], torch.Tensor]:
-        """Capture a graph of the step at this width; every replay reads and writes the same memory."""
+    def _capture(self, width: int, source_width: int, is_greedy: bool) -> Callable[[], torch.Tensor]:
+        """Capture a graph of the step at these widths; every replay reads and writes the same memory."""
         if self._decoder.device.type != "cuda":
-            return lambda: self._compute(width)
+            return lambda: self._compute(width, source_width, is_greedy)
         # A capture must not contain the choice of kernels or allocations, so these happen in warm-up runs on a
-        # side stream. The runs write the current step's keys and values, which the replay writes again.
+        # side stream. They write the keys and values of the current step, which the replay writes again; what they
+        # chose is put back.
+        before = self._ids_positions_2B.clone(), self._chosen_NB.clone()
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(2):
-                self._compute(width)
+                self._compute(width, source_width, is_greedy)
+                self._ids_positions_2B.copy_(before[0])
+                self._chosen_NB.copy_(before[1])
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads of the process may use the GPU
-            logits_BV = self._compute(width)
+        # Other threads of the process may use the GPU. The graphs are never replayed at the same time, so that they
+        # share memory; each one's logits are used before the next is replayed.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            logits_BV = self._compute(width, source_width, is_greedy)
 
         def replay() -> torch.Tensor:
             graph.replay()
             return logits_BV
 
         return replay
+
+
+def _round_up(number: int, largest: int) -> int:
+    return min(-(-number // WIDTH_STEP) * WIDTH_STEP, largest)

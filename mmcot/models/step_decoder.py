@@ -8,7 +8,8 @@
 Every row has its own position: T5's bias depends only on the distance between query and
 key, so one row may start a new text while others are in the middle of theirs. Rows in use
 are always the first ones. A row that ends is replaced by a new source (``admit``), or the last
-row moves to its place (``move``). This module handles neither texts nor the end of a row.
+row moves to its place (``move``). One decoder serves any number of texts, one set of sources after
+the other: its weights are packed once. This module handles neither texts nor the end of a row.
 
 Shape suffixes: B rows in use, H heads, K head width, D model width, S source positions,
 T target positions, V vocabulary, L layers.
@@ -29,6 +30,9 @@ Linear = Callable[[torch.Tensor], torch.Tensor]
 # Rows that share an attention call on a CPU, padded to the longest of them. A call costs about
 # as much as the padding of 4 rows: with fewer rows calls cost more, with more rows padding does.
 ROWS_PER_ATTENTION = 4
+
+# Columns of sources are allocated in multiples of this.
+SOURCE_STEP = 64
 
 # The number of rows for which oneDNN packs weights. Other numbers are correct too, and about as fast.
 PACKED_FOR_ROWS = 32
@@ -54,7 +58,12 @@ def pack_linear(weight: torch.Tensor) -> Linear:
 
 
 class StepDecoder:
-    """The decoder of ``model`` with the keys and values of ``num_rows`` rows."""
+    """The decoder of ``model`` with the keys and values of ``num_rows`` rows.
+
+    Args:
+        max_source_tokens: columns that are allocated for a source; a longer one allocates more.
+        max_new_tokens: tokens that a row can read.
+    """
 
     @torch.inference_mode()
     def __init__(
@@ -63,7 +72,8 @@ class StepDecoder:
         config, stack = model.config, cast(Any, model.decoder)  # torch types no parts of a module
         if model.dtype == torch.float16:
             raise ValueError("the model is in float16, in which T5 overflows; use float32 or bfloat16")
-        self.num_heads, self.head_width, self.max_new_tokens = config.num_heads, config.d_kv, max_new_tokens
+        self.num_rows, self.max_new_tokens = num_rows, max_new_tokens
+        self.num_heads, self.head_width = config.num_heads, config.d_kv
         self.device, self.dtype = model.device, model.dtype
         configured = cast(Any, model.generation_config).decoder_start_token_id
         self.start_token: int = config.decoder_start_token_id if configured is None else configured
@@ -103,6 +113,8 @@ class StepDecoder:
     def admit(self, row: int, states_SD: torch.Tensor) -> int:
         """Assign ``row`` to the source with these encoder states; returns the token to read at position 0."""
         length = len(states_SD)
+        if length > self.cross_L2BHSK.shape[4]:
+            self._widen(length)
         keys_values = self.cross_keys_values(states_SD).view(
             length, len(self.layers), 2, self.num_heads, self.head_width
         )
@@ -110,6 +122,13 @@ class StepDecoder:
         self.source_lengths[row] = length
         self._cross_groups = None
         return self.start_token
+
+    def _widen(self, length: int) -> None:
+        """Allocate columns for a source of ``length`` tokens; the rows in use keep theirs."""
+        before = self.cross_L2BHSK
+        num_columns = -(-length // SOURCE_STEP) * SOURCE_STEP
+        self.cross_L2BHSK = before.new_zeros(*before.shape[:4], num_columns, self.head_width)
+        self.cross_L2BHSK[..., : before.shape[4], :] = before
 
     @torch.inference_mode()
     def move(self, row: int, *, to: int, num_positions: int) -> None:

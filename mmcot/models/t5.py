@@ -13,7 +13,7 @@ and dropout, so that cached and uncached decoding agree. Without ``vision_featur
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -286,11 +286,11 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
         return Seq2SeqLMOutput(loss=cast(Any, loss))
 
     def read(self, **inputs: torch.Tensor) -> list[torch.Tensor]:
-        """Encode and fuse; the states of each row that the decoder may read, [N, D]. Arguments as for ``forward``."""
-        outputs = self.encoder(**inputs)
-        mask_BN = getattr(outputs, "states_mask", None)
-        mask_BN = (inputs["attention_mask"] if mask_BN is None else mask_BN).bool()
-        return [states[mask] for states, mask in zip(outputs.last_hidden_state, mask_BN, strict=True)]
+        """Encode and fuse; the states of each row that the decoder may read, [N, D].
+
+        Arguments as for ``forward``, on the host or on the model's device.
+        """
+        return _states_to_read(self.encoder, inputs, self.device)
 
     def open_decoder(
         self, *, num_rows: int, max_source_tokens: int, max_new_tokens: int
@@ -322,6 +322,24 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
     def watch(self) -> dict[str, float]:
         """What the bridge measured since the last call, by the name of a metric."""
         return cast(FusedEncoder, self.encoder).fusion.watch()
+
+
+def _states_to_read(
+    encoder: Callable[..., Any], inputs: Mapping[str, torch.Tensor], device: torch.device
+) -> list[torch.Tensor]:
+    """The states of each row at the positions of its mask, [N, D].
+
+    Inputs may be on the host: then the lengths of sources are known without waiting for the device.
+    """
+    on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
+    outputs = encoder(**on_device)
+    states_BND, own_mask_BN = outputs.last_hidden_state, getattr(outputs, "states_mask", None)
+    mask_BN = (inputs["attention_mask"] if own_mask_BN is None else own_mask_BN).bool()
+    lengths = mask_BN.sum(dim=1).tolist()
+    if bool((mask_BN[:, 1:] & ~mask_BN[:, :-1]).any()):  # padding is not at the end alone
+        first_BN = mask_BN.to(device, torch.uint8).argsort(dim=1, descending=True, stable=True)
+        states_BND = states_BND.gather(1, first_BN[..., None].expand_as(states_BND))
+    return [states_ND[:length] for states_ND, length in zip(states_BND, lengths, strict=True)]
 
 
 def _init_fusion_weights(module: FusionLinear | SingleHeadAttention, factor: float) -> None:

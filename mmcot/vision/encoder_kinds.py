@@ -11,6 +11,8 @@ Another encoder is one entry of ``ENCODERS`` and a function from pictures to an 
 
     ENCODERS["mine"] = Encoder(open_mine, default_model="mine/base")
 
+A function with a method ``prepare`` (``PreparesPictures``) has its pictures resized in the threads that open them.
+
 This module imports neither torch nor transformers, so that settings, messages and commands can list the encoders.
 """
 
@@ -19,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from mmcot.vision.model_kinds import MODEL_KINDS, Shape
 from mmcot.vision.patches import PATCH_GRID, PATCH_SHAPE, patch_features
@@ -29,6 +31,39 @@ if TYPE_CHECKING:
     from PIL import Image
 
 EncodePictures = Callable[["Sequence[Image.Image]"], "np.ndarray"]
+
+
+@runtime_checkable
+class PreparesPictures(Protocol):
+    """A function from pictures to features whose first step may be done to each picture alone, in any thread."""
+
+    def __call__(self, images: Sequence[Image.Image], /) -> np.ndarray:
+        """Floats [B, P, D] of B pictures, prepared or not."""
+        ...
+
+    def prepare(self, image: Image.Image, /) -> Image.Image:
+        """The picture that gives the same features, such as one of the model's size."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class HalfEncoder:
+    """An opened encoder: a function from B RGB pictures to float16 [B, P, D]."""
+
+    name: str
+    encode: EncodePictures
+
+    def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """Float16 [B, P, D] of B pictures.
+
+        Raises:
+            ValueError: a value is NaN, infinite or beyond float16.
+        """
+        return _encode_in_half(self.name, self.encode, images)
+
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """The picture as the encoder prepares it, or as it is; its features are the same."""
+        return self.encode.prepare(image) if isinstance(self.encode, PreparesPictures) else image
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +99,7 @@ def _open_model(kind: str, model: str | None, device: str) -> tuple[EncodePictur
     from mmcot.vision.encoders import VisionEncoder
 
     encoder = VisionEncoder(kind, model, device=device)
-    return encoder.encode, encoder.shape
+    return encoder, encoder.shape
 
 
 ENCODERS: dict[str, Encoder] = {
@@ -78,7 +113,7 @@ ENCODERS: dict[str, Encoder] = {
 }
 
 
-def open_encoder(name: str, model: str | None = None, *, device: str = "cpu") -> tuple[EncodePictures, Shape]:
+def open_encoder(name: str, model: str | None = None, *, device: str = "cpu") -> tuple[HalfEncoder, Shape]:
     """Open an encoder; returns its function from B RGB pictures to float16 [B, P, D], and [P, D].
 
     Raises:
@@ -87,7 +122,7 @@ def open_encoder(name: str, model: str | None = None, *, device: str = "cpu") ->
     if name not in ENCODERS:
         raise ValueError(f"features {name!r} cannot be made from pictures; expected one of {', '.join(ENCODERS)}")
     encode, shape = ENCODERS[name].open(model, device)
-    return partial(_encode_in_half, name, encode), shape
+    return HalfEncoder(name, encode), shape
 
 
 def _encode_in_half(name: str, encode: EncodePictures, images: Sequence[Image.Image]) -> np.ndarray:

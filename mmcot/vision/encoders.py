@@ -70,6 +70,14 @@ class VisionEncoder:
         """
         return self._normalise(np.stack([self._squeeze(image)]))[0]
 
+    def prepare(self, image: Image.Image) -> Image.Image:
+        """Resize a picture to the model's square as RGB; its features are the same. Safe in any thread."""
+        return image.convert("RGB").resize((self.image_size, self.image_size), self._resample)
+
+    def __call__(self, images: Sequence[Image.Image]) -> np.ndarray:
+        """As ``encode``."""
+        return self.encode(images)
+
     def encode(self, images: Sequence[Image.Image]) -> np.ndarray:
         """Encode pictures in one batch.
 
@@ -99,7 +107,7 @@ class VisionEncoder:
 
     def _squeeze(self, image: Image.Image) -> np.ndarray:
         """Resize a picture to the model's square, uint8 [H, W, 3]."""
-        return np.asarray(image.convert("RGB").resize((self.image_size, self.image_size), self._resample))
+        return np.asarray(self.prepare(image))
 
     def _normalise(self, pixels: np.ndarray) -> torch.Tensor:
         """Normalise uint8 [B, H, W, 3] to float32 [B, 3, H, W] in channels-last memory, fastest for convolutions."""

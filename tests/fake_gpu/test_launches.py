@@ -43,3 +43,21 @@ def test_a_rank_of_nccl_writes_its_last_collectives_in_the_form_of_torchs_tool(t
     assert [entry["input_sizes"] for entry in entries] == [[[7]], [[9]]]
     tool = [sys.executable, "-m", "torch.distributed.flight_recorder.fr_trace", str(folder)]
     assert subprocess.run(tool, capture_output=True, check=False).returncode == 0
+
+
+def test_a_step_of_decoding_is_a_graph_that_a_worker_captures_once_for_each_pair_of_widths():
+    first, third = run_on_fake_gpu("decoding.py", "64", "1", "bf16"), run_on_fake_gpu("decoding.py", "64", "3", "bf16")
+    assert first["nodes"] <= 230 and first["captures"] == 2, first
+    assert third["captures"] == 0 and third["all_captures"] == 2, third
+
+
+def test_decoding_waits_for_a_gpu_once_in_eight_tokens_and_for_nothing_else():
+    counts = run_on_fake_gpu("decoding.py", "64", "3", "bf16")
+    assert counts["sync"] == counts["d2h"] == counts["looks"] <= counts["steps"] / 8 + 1, counts
+    assert counts["h2d_pageable"] == 0 and counts["malloc"] == 0, counts
+
+
+def test_a_task_of_256_texts_takes_as_many_steps_as_its_longest_one_where_all_are_decoded_together():
+    all_rows, some_rows = (run_on_fake_gpu("decoding.py", rows, "3", "bf16") for rows in ("256", "64"))
+    assert all_rows["steps"] == 64 and all_rows["tokens"] == some_rows["tokens"], all_rows
+    assert some_rows["steps"] <= 1.3 * some_rows["tokens"] / 64, some_rows

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from mmcot.decoding import sampling
+from mmcot.decoding.engine import open_engine
 from mmcot.decoding.generation import generate_ids, generate_texts
 from mmcot.decoding.sampling import Sampling, draw_uniform, sample_tokens
-from mmcot.models import cuda_graphs as static_decoding
+from mmcot.decoding.source_batches import batch_sources
+from mmcot.models import cuda_graphs
 from mmcot.models import step_decoder as decoding
 from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 from mmcot.texts.encoding import collate, encode_pair
@@ -180,15 +183,117 @@ def test_rows_in_all_and_one_row_at_a_time_write_the_same(trained):
     assert write(trained, num_rows=1) == write(trained, num_rows=100) == write(trained, num_rows=7)
 
 
-def test_with_shapes_that_do_not_change_the_ids_are_the_same(trained, monkeypatch):
-    plain = write(trained, trained.pictures)
-    monkeypatch.setattr(static_decoding, "WIDTH_STEP", 16)  # several widths within the limit
-    monkeypatch.setattr(
-        static_decoding,
-        "StepDecoder",
-        lambda *args, **sizes: static_decoding.StaticDecoder(decoding.StepDecoder(*args, **sizes)),
+@pytest.fixture
+def static(monkeypatch):
+    """The decoder of a GPU, without graphs; several widths within the limit. Returns the decoders that were opened."""
+    opened = []
+
+    def open_static(model, *, num_rows, max_source_tokens, max_new_tokens):
+        sizes = {"max_source_tokens": max_source_tokens + 5, "max_new_tokens": max_new_tokens}
+        opened.append(cuda_graphs.StaticDecoder(decoding.StepDecoder(model, num_rows=num_rows, **sizes)))
+        return opened[-1]
+
+    monkeypatch.setattr(cuda_graphs, "WIDTH_STEP", 16)
+    monkeypatch.setattr(T5ForMultimodalGeneration, "open_decoder", open_static)
+    return opened
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("with_pictures", [True, False], ids=["pictures", "text"])
+def test_tokens_that_the_decoder_chooses_itself_are_those_that_the_host_chooses(
+    trained, monkeypatch, request, with_pictures, dtype
+):
+    features = trained.pictures if with_pictures else None
+    try:
+        trained.model.to(dtype)
+        plain = write(trained, features)
+        static = request.getfixturevalue("static")
+        monkeypatch.setattr(cuda_graphs.StaticDecoder, "step", lambda *arguments: pytest.fail("the host chose"))
+        ours = write(trained, features)
+        num_equal = sum(a == b for a, b in zip(ours, plain, strict=True))
+        # In bfloat16 other widths of the attention round otherwise, as another number of rows does.
+        assert num_equal == len(plain) if dtype == torch.float32 else num_equal >= 0.7 * len(plain)
+        assert {width for width, _, _ in static[0]._steps} == {16, 32, 40}
+    finally:
+        trained.model.to(torch.float32)
+
+
+def test_rows_that_end_between_two_looks_are_cut_there_by_end_limit_and_stop_string(trained, request):
+    limits = [1 + number % 13 for number in range(len(trained.sources))]
+    plain = write(trained, limit=limits), texts_of(trained, stop=["agnet", " so"])
+    request.getfixturevalue("static")
+    assert (write(trained, limit=limits), texts_of(trained, stop=["agnet", " so"])) == plain
+
+
+def test_the_host_looks_at_a_gpus_tokens_every_eighth(trained, static, monkeypatch):
+    looks, steps = [], []
+    write_greedily = cuda_graphs.StaticDecoder.write_greedily
+    compute = cuda_graphs.StaticDecoder._compute
+
+    def count_look(self, num_tokens, **sizes):
+        looks.append(num_tokens)
+        return write_greedily(self, num_tokens, **sizes)
+
+    def count_step(*arguments):
+        steps.append(1)
+        return compute(*arguments)
+
+    monkeypatch.setattr(cuda_graphs.StaticDecoder, "write_greedily", count_look)
+    monkeypatch.setattr(cuda_graphs.StaticDecoder, "_compute", count_step)
+    write(trained)
+    assert max(looks) == 8 and len(steps) == sum(looks) and len(looks) < 0.2 * len(steps)
+
+
+def test_an_engine_writes_the_same_whatever_it_wrote_before(trained, static):
+    engine = open_engine(trained.model, num_rows=9, max_source_tokens=200, max_new_tokens=LIMIT)
+    first = write(trained, trained.pictures, num_rows=9, engine=engine)
+    num_graphs = len(static[0]._steps)
+    few = write(trained, order=[3, 30], num_rows=9, engine=engine, limit=7)
+    again = write(trained, trained.pictures, num_rows=9, engine=engine)
+    assert first == again == write(trained, trained.pictures, num_rows=9)
+    assert few == write(trained, order=[3, 30], limit=7)
+    assert len(static[0]._steps) <= num_graphs + 2 and len(static) == 3
+
+
+def test_an_engine_on_a_cpu_packs_its_weights_once_and_takes_memory_for_what_occurs(trained, monkeypatch):
+    engine = open_engine(trained.model, num_rows=ROWS, max_source_tokens=100_000_000, max_new_tokens=LIMIT)
+    monkeypatch.setattr(decoding, "pack_linear", lambda *arguments: pytest.fail("weights were packed again"))
+    texts = [write(trained, order=order, engine=engine) for order in ([30], range(9), range(len(trained.sources)))]
+    monkeypatch.undo()
+    assert texts == [write(trained, order=order) for order in ([30], range(9), range(len(trained.sources)))]
+
+
+def test_sources_and_texts_that_do_not_fit_an_engine_are_refused(trained, static):
+    engine = open_engine(trained.model, num_rows=2, max_source_tokens=20, max_new_tokens=10)
+    with pytest.raises(ValueError, match=r"3 rows of 10 tokens are requested, the engine was opened for 2 rows of 10"):
+        write(trained, order=[0, 1, 2], num_rows=3, limit=10, engine=engine)
+    with pytest.raises(ValueError, match=r"150 states, this decoder was opened for at most 25"):
+        write(trained, order=[len(trained.sources) - 1], num_rows=2, limit=10, engine=engine)
+
+
+@pytest.mark.parametrize("for_gpu", [False, True])
+def test_batches_hold_every_source_once_the_longest_first_and_are_bounded(for_gpu, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    chance = random.Random(0)
+    lengths = [chance.randint(1, 512) for _ in range(200)] + [40_000]
+    batches = list(
+        batch_sources(
+            [[2] * length for length in lengths],
+            [None] * len(lengths),
+            feature_shape=SHAPE,
+            pad_token_id=0,
+            dtype=torch.float32,
+            for_gpu=for_gpu,
+        )
     )
-    assert write(trained, trained.pictures) == plain
+    indices = [index for batch in batches for index in batch.indices]
+    assert indices == sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    shapes = [tuple(batch.inputs["input_ids"].shape) for batch in batches]
+    assert not for_gpu or all(rows == 1 or rows * width <= 32_768 for rows, width in shapes)
+    assert (max(rows for rows, _ in shapes) > 64) == for_gpu
+    for batch in batches:
+        counts = batch.inputs["attention_mask"].sum(dim=1).tolist()
+        assert counts == [lengths[index] for index in batch.indices]
 
 
 def test_without_onednns_private_operators_the_ids_are_the_same(trained, monkeypatch):
@@ -239,6 +344,18 @@ def test_top_p_keeps_the_smallest_set_that_holds_so_much():
     for top_p, shares in ((0.6, {1: 5 / 8, 3: 3 / 8}), (0.3, {1: 1.0}), (0.9, {1: 50 / 95, 3: 30 / 95, 0: 15 / 95})):
         tokens = sample_tokens(logits, uniform, temperature=1.0, top_p=top_p)
         assert {token: tokens.count(token) / 999 for token in set(tokens)} == pytest.approx(shares, abs=0.002)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.001, 3.0, 30.0])
+def test_sorting_the_most_probable_tokens_alone_draws_what_sorting_all_draws(scale, monkeypatch):
+    torch.manual_seed(0)
+    logits = (torch.randn(50, 2000) * scale).round(decimals=1)  # rounded, so that many are equal
+    uniform = [draw_uniform(0, "q", number) for number in range(50)]
+    for top_p in (1e-9, 0.1, 0.5, 0.95, 1.0):
+        drawn = sample_tokens(logits, uniform, temperature=0.8, top_p=top_p)
+        with monkeypatch.context() as patch:
+            patch.setattr(sampling, "MOST_PROBABLE", 2000)
+            assert drawn == sample_tokens(logits, uniform, temperature=0.8, top_p=top_p)
 
 
 def test_uniform_draws_are_of_seed_key_and_position_alone():

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from data_shards.atomic_files import commit_bytes
+from data_shards.atomic_files import commit_bytes, commit_json
 from launcher.cli.main import app
 from launcher.config.loading import dump_settings
 
@@ -127,3 +129,31 @@ def test_a_folder_that_is_no_finished_run_is_refused(tmp_path, finished_run):
     commit_bytes(tmp_path / "run.yaml", (finished_run / "run.yaml").read_bytes())
     status, output = mmcot("predict", "--model", tmp_path, "--question", "a", "--choice", "a", "--choice", "b")
     assert status == 1 and "stage 'rationale' is not trained yet" in output
+
+
+@pytest.mark.parametrize(
+    ("started_on_gpus", "num_gpus", "device"),
+    [(True, 1, "cuda"), (True, 0, "cpu"), (False, 1, "cpu"), (None, 1, "cpu")],
+)
+def test_a_run_that_was_started_on_gpus_answers_on_one_where_there_is_one(
+    finished_run, tmp_path, monkeypatch, started_on_gpus, num_gpus, device
+):
+    from launcher.generation import predictor
+
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    text = (run / "run.yaml").read_text().replace("use_gpu: false", "use_gpu: auto").replace("fp32", "bf16")
+    (run / "run.yaml").write_text(text)
+    if started_on_gpus is not None:
+        commit_json(run / "device.json", {"use_gpu": started_on_gpus, "found": 1, "where": "another machine"})
+    opened = []
+
+    def open_device(*, use_gpu, precision):
+        opened.append(("cuda" if use_gpu else "cpu", precision))
+        return torch.device("cpu")
+
+    monkeypatch.setattr("launcher.cluster.gpus.count_own_gpus", lambda: num_gpus)
+    monkeypatch.setattr(predictor, "open_device", open_device)
+    stages = predictor.RunPredictor(run).stages
+    assert opened == [(device, "bf16")]
+    assert {stage.model.dtype for stage in stages.values()} == {torch.bfloat16}

@@ -179,6 +179,14 @@ def test_the_folder_of_the_model_decides_normalisation_and_filter(resample, fold
     )
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_picture_that_was_prepared_gives_the_same_features(kind, encoders):
+    pictures = [picture(1), picture(2, (30, 90)), picture(3, (400, 300))]
+    prepared = [encoders[kind].prepare(each) for each in pictures]
+    assert {each.size for each in prepared} == {(encoders[kind].image_size,) * 2}
+    assert np.array_equal(encoders[kind].encode(prepared), encoders[kind].encode(pictures))
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK"])
 def test_pictures_of_other_modes_become_rgb(mode, encoders):
     other = picture(6).convert(mode)
