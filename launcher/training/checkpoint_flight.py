@@ -80,8 +80,10 @@ class CheckpointFlight:
     def upload(self, best: BestLoss) -> None:
         """Begin to copy a committed checkpoint to the store, which a kill kept from it; every rank calls it."""
         self.is_committed = True
-        shutil.rmtree(staging := self._folder / ".staging-upload", ignore_errors=True)
-        self._link_best(staging, best)
+        if dist.get_rank() == 0:
+            for stale in self._folder.glob(".staging-*"):  # as after the kill
+                shutil.rmtree(stale, ignore_errors=True)
+        self._link_best(self._folder / ".staging-upload", best)
         self._begin_upload()
 
     @property
@@ -166,7 +168,6 @@ class CheckpointFlight:
         if self._store is None or dist.get_rank() != 0 or not best.step:
             return False
         self._best = staging.with_name(f"{staging.name}-best")
-        shutil.rmtree(self._best, ignore_errors=True)
         if not link_best(self._best_folder, self._best, best):
             self._best = None
         return self._best is not None
