@@ -72,6 +72,14 @@ def commit_folder(staging: str | Path, target: str | Path) -> None:
     _fsync(target.parent)
 
 
+def link_file(source: str | Path, target: str | Path) -> None:
+    """Link a file, without a second copy of its content; copy it where the file system has no links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy(source, target)
+
+
 def clear_unfinished(folder: str | Path, name: str = "*") -> None:
     """Remove the temporary files of killed writers from a folder; the caller must hold its lock (``exclusive``)."""
     for path in Path(folder).glob(f".tmp-*-{name}"):

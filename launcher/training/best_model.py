@@ -3,14 +3,23 @@
     rationale/best/            a Hugging Face folder, as rationale/model; its mmcot.json names step and loss
 
 The state is in every checkpoint's manifest (``validation``), so that a resumed training goes on as if it had not been
-interrupted.
+interrupted. Where checkpoints are copied to an object store, the model is copied with them, and the manifest names its
+files (``best``; ``launcher/training/checkpoint_store.py``):
+
+    {"folder": "best-000120-0f5c...", "step": 120, "validation_loss": 0.41, "files": {name: {size_bytes, sha256}}}
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+from data_shards.atomic_files import fingerprint, link_file, read_json, sha256_of_file
+from launcher.stages.jobs import MODEL_FACTS_FILE
 
 
 @dataclasses.dataclass
@@ -55,3 +64,35 @@ class BestLoss:
         self.num_worse += 1
         self.has_ended = patience is not None and self.num_worse >= patience
         return False
+
+
+def kept_facts(folder: Path) -> dict[str, Any]:
+    """Step and validation loss of the kept model, and more; nothing where there is none."""
+    path = folder / MODEL_FACTS_FILE
+    return read_json(path) if path.exists() else {}
+
+
+def link_best(folder: Path, copy: Path, best: BestLoss) -> bool:
+    """Link the files of the kept model, which a later one replaces; returns whether it is that of ``best``."""
+    facts = kept_facts(folder)
+    if (facts.get("step"), facts.get("validation_loss")) != (best.step, best.loss):
+        return False
+    shutil.copytree(folder, copy, copy_function=link_file)
+    return True
+
+
+def describe_best(copy: Path, known: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a manifest tells of a kept model.
+
+    Args:
+        known: what the manifest before tells; where it is of the same model, no file is read.
+    """
+    facts = {name: kept_facts(copy)[name] for name in ("step", "validation_loss")}
+    if known is not None and facts.items() <= known.items():
+        return dict(known)
+    files = {
+        str(path.relative_to(copy)): {"size_bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+        for path in sorted(copy.rglob("*"))
+        if path.is_file()
+    }
+    return {"folder": f"best-{facts['step']:06d}-{fingerprint(files)}", **facts, "files": files}

@@ -8,7 +8,8 @@
 Every rank copies its state to main memory, and writes and hashes its files in a thread while the training goes on
 (``launcher/training/checkpoint_writer.py``), into a staging folder. When all are written, rank 0
 writes the manifest, renames the folder and moves LATEST. DeepSpeed's files are pickles:
-they are loaded only from a run's own folder, after every sha256 has matched.
+they are loaded only from a run's own folder, after every sha256 has matched on every rank. A rank reads the files that
+it loads once, into memory (``launcher/training/held_files.py``), and its share of the others.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import re
 import secrets
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -45,22 +49,32 @@ from launcher.runs.checkpoint_names import (
     name_of,
 )
 from launcher.stages.jobs import HANDED_OVER, IDENTITY_FACTS
+from launcher.training.background import Background
 from launcher.training.checkpoint_writer import FileWriter, HostCopies
 from launcher.training.collectives import broadcast_json, gather_json
+from launcher.training.held_files import HeldFiles
+from launcher.training.host_memory import may_hold
 
 _STATE, _UNIVERSAL = "state", "universal"
 # Relative. Reduction order alone moves a loss by about 1e-6 in fp32; bf16 rounds at 4e-3.
 PROBE_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+# DeepSpeed's files: without a rank in its name, every rank loads one, else that rank alone.
+_STATES_FILE = re.compile(r"(?:bf16_)?(?:zero_pp_rank_(\d+)_)?mp_rank_\d+_(?:model|optim)_states\.pt")
 
 
 @dataclasses.dataclass(frozen=True)
 class VerifiedCheckpoint:
-    """A verified checkpoint, and why newer ones were renamed and not used."""
+    """A verified checkpoint, and why newer ones were renamed and not used.
+
+    Attributes:
+        held: the files that this rank loads; ``load_state`` frees their memory.
+    """
 
     path: Path
     manifest: dict[str, Any]
     is_universal: bool
     notes: list[str]
+    held: HeldFiles
 
     @property
     def step(self) -> int:
@@ -70,13 +84,38 @@ class VerifiedCheckpoint:
 
 @dataclasses.dataclass
 class PendingCheckpoint:
-    """A checkpoint whose files are being written."""
+    """A checkpoint whose files are being written.
+
+    Attributes:
+        more_facts: facts that are computed meanwhile, on rank 0.
+    """
 
     folder: Path
     step: int
     facts: dict[str, Any]
     staging: Path
     writer: FileWriter
+    more_facts: Background[dict[str, Any]] | None = None
+
+    @property
+    def is_written(self) -> bool:
+        """Whether this rank's part is done, so that ``commit_checkpoint`` need not wait for it."""
+        return self.writer.is_done and (self.more_facts is None or self.more_facts.is_done)
+
+    def wait(self) -> None:
+        """Wait until this rank's part is done."""
+        self.writer.wait()
+        if self.more_facts is not None:
+            self.more_facts.wait()
+
+
+def reserve_memory(engine: Any) -> None:
+    """Get the memory for the copies of a first checkpoint in a thread; every rank calls it after an optimizer step."""
+    copies = engine.checkpoint_engine
+    if not isinstance(copies, HostCopies) or engine.zero_nvme_offload_optimizer():  # it would copy files at once
+        return
+    with tempfile.TemporaryDirectory(prefix="mmcot-") as folder:
+        copies.reserve(lambda: engine.save_checkpoint(folder, tag=_STATE, save_latest=False))
 
 
 def begin_checkpoint(
@@ -120,19 +159,23 @@ def commit_checkpoint(pending: PendingCheckpoint, *, keep: int, may_commit: Call
         CheckpointError: the disk is full, or could not be written to; the last checkpoint is kept.
     """
     folder, step, staging = pending.folder, pending.step, pending.staging
-    written, failure = {}, None
+    written, facts, failure = {}, dict(pending.facts), None
     try:
         written = pending.writer.result()
+        if pending.more_facts is not None:
+            facts |= pending.more_facts.result()
     except Exception as error:
         failure = f"{type(error).__name__}: {error}"
     failures = gather_json(failure)
     if found := next((each for each in failures if each is not None), None):
+        if dist.get_rank() == 0:
+            shutil.rmtree(staging, ignore_errors=True)  # a full disk has some room again
         raise write_error(f"the checkpoint of step {step}", found, folder)
     own = {str(path.relative_to(staging / _STATE)): file for path, file in written.items()}
     files = _gather(_hash_share(staging / _STATE, dist.get_rank(), dist.get_world_size(), known=_gather(own)))
     if dist.get_rank() == 0:
         may_commit()
-        manifest = {"schema_version": 1, "step": step, **pending.facts, "files": files}
+        manifest = {"schema_version": 1, "step": step, **facts, "files": files}
         try:
             commit_json(staging / MANIFEST, manifest)
             commit_folder(staging, folder / name_of(step))
@@ -159,8 +202,10 @@ def find_checkpoint(
     while (name := agreed(lambda: _latest(folder))) is not None:
         path = folder / name
         manifest, damage = agreed(lambda path=path: _read_manifest(path))
+        held = HeldFiles()
         if damage is None:
-            damage = _damage(path / _STATE, manifest["files"])
+            same_world = manifest.get("world_size") == facts["world_size"]
+            damage = _damage(path / _STATE, manifest["files"], held=held if same_world else None)
         if damage is None:
             _check_facts(path, manifest, facts)
             notes += _unknown_facts(path, manifest, facts)
@@ -172,7 +217,8 @@ def find_checkpoint(
                 )
             if is_universal:
                 _convert(path, notes)
-            return VerifiedCheckpoint(path, manifest, is_universal, notes)
+            return VerifiedCheckpoint(path, manifest, is_universal, notes, held)
+        held.clear()
         notes.append(
             f"{path} is damaged ({damage}); it is kept as {path.with_name('damaged-' + path.name).name}, "
             "the one before is used"
@@ -194,9 +240,14 @@ def load_state(engine: Any, found: VerifiedCheckpoint) -> None:
     tag = _UNIVERSAL if found.is_universal else _STATE
     adam = getattr(engine.optimizer, "optimizer", engine.optimizer)
     settings = [{name: group[name] for name in ("weight_decay", "lr_ratio")} for group in adam.param_groups]
-    loaded, _ = engine.load_checkpoint(str(found.path), tag=tag)
+    copies = engine.checkpoint_engine
+    with copies.holding(found.held) if isinstance(copies, HostCopies) else contextlib.nullcontext():
+        loaded, _ = engine.load_checkpoint(str(found.path), tag=tag)
     if loaded is None:
         raise CheckpointError(f"{found.path}: DeepSpeed found nothing to load in {found.path / tag}")
+    for state in adam.state.values():  # torch's optimizers keep what they are given, here views of the held files
+        state.update({name: value.clone() for name, value in state.items() if isinstance(value, torch.Tensor)})
+    found.held.clear()
     if found.is_universal:
         # ZeRO-3 takes every group's settings from the first group, and lets all groups share one step counter, which
         # each group then advances.
@@ -265,13 +316,32 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], str | None]:
         return {}, f"{error}"
 
 
-def _damage(folder: Path, expected: dict[str, Any]) -> str | None:
-    """What is wrong with the files of a folder, or None; each rank hashes a share."""
-    found = _gather(_hash_share(folder, dist.get_rank(), dist.get_world_size()))
-    for name in sorted({*expected, *found}):
-        if found.get(name) != expected.get(name):
-            return f"{name} is missing or altered or was added"
+def _damage(folder: Path, expected: dict[str, Any], *, held: HeldFiles | None = None) -> str | None:
+    """What is wrong with the files of a folder, or None, the same on every rank.
+
+    Each rank reads a share of the files. With ``held`` it reads those that it loads as well, and keeps them in
+    memory; where there is no room for them, DeepSpeed reads them again.
+    """
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    names = _names(folder)
+    kept = [[name for name in names if held is not None and _is_loaded_by(name, each)] for each in range(world_size)]
+    rest = [name for name in names if not any(name in each for each in kept)]
+    contents, mine = held or HeldFiles(), kept[rank] + rest[rank::world_size]
+    hold = may_hold(sum((folder / name).stat().st_size for name in kept[rank]))
+    num_threads = max(1, min(len(mine), torch.get_num_threads()))
+    with ThreadPoolExecutor(num_threads) as pool:
+        read = list(pool.map(lambda name: contents.read(folder / name, hold=hold and name in kept[rank]), mine))
+    parts = gather_json(dict(zip(mine, read, strict=True)))
+    altered = {name for part in parts for name, file in part.items() if file != expected.get(name)}
+    if wrong := min(altered | (expected.keys() ^ set(names)), default=None):
+        return f"{wrong} is missing or altered or was added"
     return None
+
+
+def _is_loaded_by(name: str, rank: int) -> bool:
+    """Whether DeepSpeed loads this file in a rank of a group of the size that wrote it."""
+    match = _STATES_FILE.fullmatch(name)
+    return match is not None and match[1] in (None, str(rank))
 
 
 def _rename_damaged(folder: Path, path: Path) -> None:
@@ -356,13 +426,18 @@ def _hash_share(
     folder: Path, rank: int, world_size: int, *, known: Mapping[str, dict[str, Any]] = MappingProxyType({})
 ) -> dict[str, dict[str, Any]]:
     """Hash every ``world_size``-th file that is not ``known``; all ranks use rank 0's listing."""
-    names = agreed(lambda: sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
+    names = _names(folder)
     return {
         name: known[name]
         if name in known
         else {"size_bytes": (folder / name).stat().st_size, "sha256": sha256_of_file(folder / name)}
         for name in names[rank::world_size]
     }
+
+
+def _names(folder: Path) -> list[str]:
+    """Rank 0's listing of the files in a folder."""
+    return agreed(lambda: sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
 
 
 def _gather(share: dict[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
     s3://bucket/folder/<run>-<settings>-<data>/run.json                              which run writes here
     s3://bucket/folder/<run>-<settings>-<data>/rationale/step-000400/manifest.json, state/...
+    s3://bucket/folder/<run>-<settings>-<data>/rationale/best-000320-<content>/...   the best model of a manifest
     s3://bucket/folder/<run>-<settings>-<data>/rationale/LATEST
     s3://bucket/folder/<run>-<settings>-<data>/answer-<rationales>/...               trained on these rationales
 
 ``<settings>``, ``<data>`` and ``<rationales>`` are fingerprints (``launcher/training/identity.py``). Every
-rank copies a share of the files; after a barrier rank 0 puts the manifest, then LATEST, so that a
-half-copied checkpoint is never used. A fetched checkpoint is verified by the manifest's sha256 when it
-is loaded, like any other.
+rank copies a share of the files behind the training (``launcher/training/checkpoint_flight.py``); when all have,
+rank 0 puts the manifest, then LATEST, so that a half-copied checkpoint is never used. A fetched checkpoint is
+verified by the manifest's sha256 when it is loaded, like any other, and the best model when it is fetched.
 
 Earlier versions wrote into ``<run>-<settings>/<stage>`` and did not record the data. Such a checkpoint is
 fetched only by the run folder that wrote it: a folder that still holds one of these checkpoints.
@@ -20,7 +21,7 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,6 @@ from launcher.runs.checkpoint_names import (
     as_latest,
     checkpoints_by_step,
     latest_checkpoint,
-    name_of,
     names_by_step,
     read_latest,
     step_of,
@@ -51,6 +51,8 @@ from launcher.runs.checkpoint_names import (
 from launcher.stages.jobs import IDENTITY_FACTS
 from launcher.training.checkpoint import agreed
 from launcher.training.identity import another_run, check_writer, store_root
+
+_BEST = re.compile(r"best-\d+-[0-9a-f]{16}")
 
 
 def checkpoint_store(settings: Settings, stage: str, facts: Mapping[str, Any]) -> str | None:
@@ -62,27 +64,80 @@ def checkpoint_store(settings: Settings, stage: str, facts: Mapping[str, Any]) -
     return f"{root}/{stage}-{rationales}" if rationales else f"{root}/{stage}"
 
 
-def upload_checkpoint(folder: Path, url: str, *, step: int, keep: int) -> None:
-    """Copy the committed checkpoint of ``step`` to ``url``; every rank calls it.
+def upload_share(path: Path, url: str, *, rank: int, world_size: int, best: Path | None = None) -> None:
+    """Copy a rank's share of a committed checkpoint's files to ``url``; rank 0 also copies a new best model.
+
+    Args:
+        best: the files of the best model that the checkpoint's manifest names.
 
     Raises:
         ShardError: the store refused it; the local checkpoint is kept.
         RunError: another run writes there.
     """
-    name = name_of(step)
-    path, rank = folder / name, dist.get_rank()
-    if rank == 0:
-        check_writer(url.rpartition("/")[0], read_json(path / MANIFEST).get("run_id"))
-    files = agreed(lambda: sorted(read_json(path / MANIFEST)["files"]))
-    for file in files[rank :: dist.get_world_size()]:
-        put_file(path / "state" / file, f"{url}/{name}/state/{file}")
-    dist.barrier()
-    if rank == 0:
-        put_file(path / MANIFEST, f"{url}/{name}/{MANIFEST}")
-        put_bytes(as_latest(name), f"{url}/{LATEST}")
-        for old in names_by_step(list_names(url))[:-keep]:
-            remove_folder(f"{url}/{old}")
-    dist.barrier()
+    manifest = read_json(path / MANIFEST)
+    check_writer(url.rpartition("/")[0], manifest.get("run_id"))
+    for file in sorted(manifest["files"])[rank::world_size]:
+        put_file(path / "state" / file, f"{url}/{path.name}/state/{file}")
+    described = manifest.get("best")
+    if rank == 0 and best is not None and described is not None and _best_of_latest(url) != described["folder"]:
+        for file in described["files"]:
+            put_file(best / file, f"{url}/{described['folder']}/{file}")
+
+
+def publish_checkpoint(path: Path, url: str, *, keep: int, may_commit: Callable[[], None]) -> None:
+    """Let the store's LATEST name a checkpoint that all ranks have copied, and remove old ones; rank 0 calls it.
+
+    Args:
+        keep: number of newest checkpoints to keep.
+        may_commit: raises if this process no longer owns the run.
+
+    Raises:
+        ShardError: the store refused it; the local checkpoint is kept.
+        RunError: another run writes there.
+    """
+    check_writer(url.rpartition("/")[0], read_json(path / MANIFEST).get("run_id"))
+    may_commit()
+    put_file(path / MANIFEST, f"{url}/{path.name}/{MANIFEST}")
+    put_bytes(as_latest(path.name), f"{url}/{LATEST}")
+    names = list_names(url)
+    checkpoints = names_by_step(names)
+    needed = {_best_in(url, name) for name in checkpoints[-keep:]}
+    for old in checkpoints[:-keep] + [name for name in names if _BEST.fullmatch(name) and name not in needed]:
+        remove_folder(f"{url}/{old}")
+
+
+def is_behind(url: str, step: int) -> bool:
+    """Whether the store has no checkpoint of this step or a later one, as after a kill before its end."""
+    name = _latest(url)
+    return name is None or step_of(name) < step
+
+
+def fetch_best(url: str, best: Mapping[str, Any], folder: Path, *, may_commit: Callable[[], None]) -> None:
+    """Fetch the best model that a checkpoint's manifest names, and verify it; rank 0 calls it.
+
+    Args:
+        best: the manifest's ``best``.
+
+    Raises:
+        CheckpointError: a file is not the one that was copied, or lies elsewhere.
+        FileNotFoundError: the store does not have it.
+        ShardError: the store cannot be read.
+    """
+    if not _BEST.fullmatch(str(best["folder"])):
+        raise CheckpointError(
+            f"a manifest names {best['folder']!r} as the best model, expected such as best-000120-..."
+        )
+    place, staging = f"{url}/{best['folder']}", folder.with_name(".staging-best")
+    _check_inside(place, best["files"])
+    shutil.rmtree(staging, ignore_errors=True)
+    for file, expected in best["files"].items():
+        if (found := fetch_file(f"{place}/{file}", staging / file)) != expected["sha256"]:
+            raise CheckpointError(
+                f"{place}/{file} is not the file that was copied: its sha256 is {found[:12]}..., expected "
+                f"{expected['sha256'][:12]}..."
+            )
+    may_commit()
+    commit_folder(staging, folder)
 
 
 def fetch_checkpoint(
@@ -109,8 +164,7 @@ def fetch_checkpoint(
     manifest = agreed(lambda: read_json(staging / MANIFEST))
     _check_owner(url, name, manifest, facts or {})
     files = sorted(manifest["files"])
-    if strange := [file for file in files if ".." in Path(file).parts or Path(file).is_absolute()]:
-        raise CheckpointError(f"{url}/{name} names files outside its folder, such as {strange[0]!r}; it is not used")
+    _check_inside(f"{url}/{name}", files)
     for file in files[rank :: dist.get_world_size()]:
         fetch_file(f"{url}/{name}/state/{file}", staging / "state" / file)
     dist.barrier()
@@ -180,10 +234,34 @@ def _check_owner(url: str, name: str, manifest: Mapping[str, Any], facts: Mappin
         )
 
 
+def _check_inside(place: str, files: Iterable[str]) -> None:
+    """Refuse a manifest that names files outside its folder."""
+    if strange := [file for file in files if ".." in Path(file).parts or Path(file).is_absolute()]:
+        raise CheckpointError(f"{place} names files outside its folder, such as {strange[0]!r}; it is not used")
+
+
 def _newer(url: str, folder: Path) -> str | None:
+    name, local = _latest(url), latest_checkpoint(folder)
+    return name if name is not None and (local is None or step_of(name) > step_of(local.name)) else None
+
+
+def _latest(url: str) -> str | None:
+    """The checkpoint that a store's LATEST names; None where there is none."""
     try:
-        name = read_latest(read_file(f"{url}/{LATEST}").decode(), source=f"{url}/{LATEST}")
+        return read_latest(read_file(f"{url}/{LATEST}").decode(), source=f"{url}/{LATEST}")
     except FileNotFoundError:
         return None
-    local = latest_checkpoint(folder)
-    return name if local is None or step_of(name) > step_of(local.name) else None
+
+
+def _best_of_latest(url: str) -> str | None:
+    """The folder of the best model of the store's latest checkpoint: it is whole, because the manifest came later."""
+    name = _latest(url)
+    return None if name is None else _best_in(url, name)
+
+
+def _best_in(url: str, name: str) -> str | None:
+    """The folder of the best model that a checkpoint's manifest names."""
+    try:
+        return (json.loads(read_file(f"{url}/{name}/{MANIFEST}")).get("best") or {}).get("folder")
+    except FileNotFoundError:  # a copy that was interrupted
+        return None

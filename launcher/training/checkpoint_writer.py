@@ -1,10 +1,12 @@
 """Writing a rank's part of a checkpoint behind the training.
 
 The training stops only until its state is copied to main memory. A thread writes the copies and hashes the files. The
-memory of the copies is used again for the next checkpoint: to get it from the system takes longer than to copy.
+memory of the copies is used again for the next checkpoint: to get it from the system takes longer than to copy. For the
+first one a thread gets it ahead (``reserve``).
 
     copies = HostCopies(engine.checkpoint_engine)   # DeepSpeed saves into it
     engine.checkpoint_engine = copies
+    copies.reserve(lambda: engine.save_checkpoint(...))   # nothing is copied or written
     engine.save_checkpoint(...)
     writer = copies.write()                         # in a thread
     writer.is_done, writer.result()
@@ -12,25 +14,32 @@ memory of the copies is used again for the next checkpoint: to get it from the s
 
 from __future__ import annotations
 
+import contextlib
 import os
-import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from data_shards.atomic_files import sha256_of_file
-
-KEPT_FREE_BYTES = 1_000_000_000  # of main memory, when a state is copied
+from launcher.training.background import Background
+from launcher.training.held_files import HeldFiles
+from launcher.training.host_memory import free_bytes
 
 
 class HostCopies:
-    """A checkpoint engine of DeepSpeed that copies what it is to save; everything else is the inner one's."""
+    """A checkpoint engine of DeepSpeed that copies what it is to save, and loads files that are held in memory.
+
+    Everything else is the inner engine's.
+    """
 
     def __init__(self, inner: Any) -> None:
         self._inner, self._states = inner, []
         self._used: list[Any] = []  # tensors of the states
         self._free: dict[Any, list[Any]] = defaultdict(list)  # by shape and type
+        self._wanted: list[Any] | None = None  # shapes and types, while ``reserve`` collects them
+        self._reserving: Background[None] | None = None
+        self._held: HeldFiles | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -39,8 +48,25 @@ class HostCopies:
         """False: DeepSpeed need not copy tensors that share memory with larger ones, because the copies are compact."""
         return False
 
+    def reserve(self, save: Callable[[], Any]) -> None:
+        """Get memory for the copies of a first checkpoint in a thread, where main memory has room for them.
+
+        Args:
+            save: saves a state by this engine as a checkpoint does; nothing is copied or written.
+        """
+        self._wanted = []
+        try:
+            save()
+        finally:
+            wanted, self._wanted = self._wanted, None
+        self._reserving = Background(lambda: self._get_memory(wanted), name="checkpoint-memory", daemon=True)
+
     def save(self, state_dict: Any, path: str) -> None:
         """Copy the state; the file is written later, or at once where there is no memory for the copy."""
+        if self._wanted is not None:
+            copy_to_host(state_dict, {}, self._want)
+            return
+        self.wait_for_memory()
         if not self._has_room_for(state_dict):
             self._inner.save(state_dict, path)
             return
@@ -48,17 +74,60 @@ class HostCopies:
         self._states.append((Path(path), copy_to_host(state_dict, copied, self._take)))
         self._used += copied.values()
 
-    def _has_room_for(self, state: Any) -> bool:
-        import psutil
+    def wait_for_memory(self) -> None:
+        """Wait until the memory that ``reserve`` asked for is there.
 
-        free = sum(tensor.nbytes for tensors in self._free.values() for tensor in tensors)
-        return num_bytes(state) <= free + psutil.virtual_memory().available - KEPT_FREE_BYTES
+        Raises:
+            BaseException: what kept the thread from getting it.
+        """
+        if self._reserving is not None:
+            reserving, self._reserving = self._reserving, None
+            reserving.result()
+
+    @contextlib.contextmanager
+    def holding(self, files: HeldFiles) -> Iterator[None]:
+        """Load these files from memory in the block, which needs less than reading them again."""
+        self._held = files
+        try:
+            yield
+        finally:
+            self._held = None
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        """Load a file; one that was verified while it was read into memory is loaded from there."""
+        if self._held is not None and path in self._held:
+            return self._held.load(path, lambda place: self._inner.load(place, map_location))
+        return self._inner.load(path, map_location)
 
     def write(self) -> FileWriter:
         """Begin to write what was copied since the last call."""
         states, used = self._states, self._used
         self._states, self._used = [], []
         return FileWriter(states, at_end=lambda: self._give_back(used))
+
+    def _has_room_for(self, state: Any) -> bool:
+        free = sum(tensor.nbytes for tensors in self._free.values() for tensor in tensors)
+        return num_bytes(state) <= free + free_bytes()
+
+    def _want(self, tensor: Any) -> Any:
+        import torch
+
+        assert self._wanted is not None
+        self._wanted.append((tensor.shape, tensor.dtype))
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+    def _get_memory(self, wanted: list[Any]) -> None:
+        """Allocate tensors and touch their pages, all or none."""
+        import torch
+
+        if sum(shape.numel() * dtype.itemsize for shape, dtype in wanted) > free_bytes():
+            return
+        tensors = []
+        for shape, dtype in wanted:
+            if shape.numel() * dtype.itemsize > free_bytes():  # others take memory at the same time
+                return
+            tensors.append(torch.empty(shape, dtype=dtype).zero_())
+        self._give_back(tensors)
 
     def _take(self, tensor: Any) -> Any:
         """Memory for a copy of a tensor, of an earlier checkpoint where there is any."""
@@ -72,8 +141,8 @@ class HostCopies:
             self._free[tensor.shape, tensor.dtype].append(tensor)
 
 
-class FileWriter:
-    """Writes and hashes files in a thread.
+class FileWriter(Background[dict[Path, dict[str, Any]]]):
+    """Writes and hashes files in a thread; its result is the size and sha256 of every file.
 
     Args:
         states: what to write, each with its path.
@@ -81,48 +150,25 @@ class FileWriter:
     """
 
     def __init__(self, states: list[tuple[Path, Any]], *, at_end: Callable[[], None] = lambda: None) -> None:
-        self._states, self._at_end = states, at_end
-        self._error: BaseException | None = None
-        self._files: dict[Path, dict[str, Any]] = {}
         # Not a daemon: a process that ends by itself first writes what it has begun.
-        self._thread = threading.Thread(target=self._write, name="checkpoint-writer")
-        self._thread.start()
+        super().__init__(lambda: _write(states, at_end), name="checkpoint-writer")
 
-    @property
-    def is_done(self) -> bool:
-        """Whether ``result`` returns at once."""
-        return not self._thread.is_alive()
 
-    def wait(self) -> None:
-        """Wait for the end."""
-        self._thread.join()
+def _write(states: list[tuple[Path, Any]], at_end: Callable[[], None]) -> dict[Path, dict[str, Any]]:
+    import torch
 
-    def result(self) -> dict[Path, dict[str, Any]]:
-        """Wait for the end; returns size and sha256 of every file.
-
-        Raises:
-            BaseException: what kept a file from being written.
-        """
-        self.wait()
-        if self._error is not None:
-            raise self._error
-        return self._files
-
-    def _write(self) -> None:
-        import torch
-
-        try:
-            for path, state in self._states:
-                with open(path, "wb") as file:
-                    torch.save(state, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                self._files[path] = {"size_bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
-        except BaseException as error:  # whatever it is, the checkpoint is not whole
-            self._error = error
-        finally:
-            self._states = []
-            self._at_end()
+    files = {}
+    try:
+        for path, state in states:
+            with open(path, "wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            files[path] = {"size_bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+    finally:
+        states.clear()
+        at_end()
+    return files
 
 
 def num_bytes(state: Any) -> int:

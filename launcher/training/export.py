@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from data_shards.atomic_files import commit_folder, commit_json, read_json
+from data_shards.atomic_files import commit_folder, commit_json, link_file, read_json
 from launcher.stages.jobs import MODEL_FACTS_FILE
 from launcher.training.checkpoint import agreed, write_error
 from launcher.training.deepspeed_engine import full_state_dict
@@ -55,20 +54,12 @@ def export_best(best: Path, folder: Path, *, may_commit: Callable[[], None]) -> 
         staging = folder.with_name(".staging-model")
         shutil.rmtree(staging, ignore_errors=True)
         try:
-            shutil.copytree(best, staging, copy_function=_link)
+            shutil.copytree(best, staging, copy_function=link_file)
             may_commit()
             commit_folder(staging, folder)
         except OSError as error:
             failure = f"{error}"
     _raise_together(failure, folder)
-
-
-def _link(source: str, target: str) -> None:
-    """Link a file, without a second copy of the weights; copy it where the file system has no links."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy(source, target)
 
 
 def _raise_together(failure: str | None, folder: Path) -> None:

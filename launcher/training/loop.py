@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_shards.atomic_files import read_json
+from data_shards.errors import ShardError
 from data_shards.stream import Step
 from launcher.config.settings import Training
 from launcher.runs.checkpoint_names import CheckpointError
@@ -29,26 +29,21 @@ from launcher.runs.run_dir import RunDir
 from launcher.runs.sample_ledger import Ledger
 from launcher.runs.signals import StopRequest
 from launcher.stages.build_model import build_model, count_parameters
-from launcher.stages.jobs import MODEL_FACTS_FILE, TrainJob, model_facts
+from launcher.stages.jobs import TrainJob, model_facts
 from launcher.stages.samples import load_tokenizer
-from launcher.training.best_model import BestLoss
+from launcher.training.best_model import BestLoss, kept_facts
 from launcher.training.block_graphs import BlockGraphs, reason_without_graphs
 from launcher.training.checkpoint import (
-    PendingCheckpoint,
     VerifiedCheckpoint,
     agreed,
-    begin_checkpoint,
     check_probe,
-    commit_checkpoint,
     find_checkpoint,
     full_disk_explained,
     load_state,
+    reserve_memory,
 )
-from launcher.training.checkpoint_store import (
-    checkpoint_store,
-    fetch_latest,
-    upload_checkpoint,
-)
+from launcher.training.checkpoint_flight import CheckpointFlight
+from launcher.training.checkpoint_store import checkpoint_store, fetch_best, fetch_latest, is_behind
 from launcher.training.collectives import check_members, gather_json, host_sum
 from launcher.training.deepspeed_engine import (
     build_engine,
@@ -102,7 +97,7 @@ class _Training:
     objective: Objective
     best: BestLoss
     graphs: BlockGraphs | None
-    pending: PendingCheckpoint | None = None
+    flight: CheckpointFlight | None = None
 
     @property
     def run_dir(self) -> RunDir:
@@ -116,9 +111,19 @@ class _Training:
         self.run_dir.check_attempt(self.job.attempt)
 
     @property
-    def has_written(self) -> bool:
-        """Whether this rank has written its files of the checkpoint that is not committed yet."""
-        return self.pending is not None and self.pending.writer.is_done
+    def is_ready(self) -> bool:
+        """Whether this rank has done its part of the present phase of the checkpoint in flight."""
+        return self.flight is not None and self.flight.is_ready
+
+    def new_flight(self, step: int) -> CheckpointFlight:
+        return CheckpointFlight(
+            self.checkpoints,
+            step=step,
+            store=self.store,
+            keep=self.job.settings.training.keep_checkpoints,
+            may_commit=self.may_commit,
+            best_folder=self.run_dir.best_model(self.job.stage),
+        )
 
     def note(self, step: int, metrics: dict[str, float]) -> None:
         if self.journal:
@@ -186,11 +191,11 @@ def train(
             this.hang_guard.progress()
             step, done = loaded.number, loaded.number + 1
             profile.before(step)
-            *counts, num_stop_requests, num_written = host_sum(
-                [*count_step(loaded, engine.module), float(stop_request.seen()), float(this.has_written)]
+            *counts, num_stop_requests, num_ready = host_sum(
+                [*count_step(loaded, engine.module), float(stop_request.seen()), float(this.is_ready)]
             )
-            if num_written == world_size:
-                _commit(this)
+            if num_ready == world_size:
+                _advance(this)
             stopping, num_questions = num_stop_requests > 0, counts[COUNTS.index("questions")]
             rate = learning_rate(step, training=training, total_steps=job.num_steps)
             set_learning_rate(engine, rate)
@@ -212,6 +217,8 @@ def train(
             if not was_applied(engine, loss):
                 _commit(this)  # what was begun is whole
                 raise_not_applied(engine, loaded, loss, this.last_checkpoint)
+            if step == steps.start:
+                reserve_memory(engine)  # the optimizer has its state now
             profile.after(done)
             meter.add(counts)
             if ledger:
@@ -237,6 +244,7 @@ def train(
                 this.tell(done, f"stopped after step {done:,}, as requested; its checkpoint is committed")
                 return False
             meter.lap("own")  # else this time would count as waiting for data
+        _commit(this)
     model = this.run_dir.model(job.stage)
     if training.export == "best":
         export_best(this.run_dir.best_model(job.stage), model, may_commit=this.may_commit)
@@ -343,13 +351,17 @@ def _open(job: TrainJob, *, rank: int, world_size: int, hang_guard: HangGuard) -
             notes.append(f"without CUDA graphs: {reason}")
         else:
             this.graphs = BlockGraphs(engine, this.objective)
-    if (best := this.best).step and not agreed(lambda: _is_kept(this, found)):
+    if (best := this.best).step and (lost := agreed(lambda: _restore_best(this, found))) is not None:
         this.best = BestLoss()
         notes.append(
             f"{run_dir.best_model(job.stage)} does not hold the model of step {best.step:,}, whose validation loss "
-            f"{best.loss:.4f} was the lowest; the lowest from here on counts"
+            f"{best.loss:.4f} was the lowest{lost}; the lowest from here on counts"
         )
     this.last_checkpoint = _resume(this, found)
+    is_ours = found is not None and found.manifest.get("run_id") == identity["run_id"]
+    if store and found and is_ours and agreed(lambda: is_behind(store, found.step)):
+        this.flight = this.new_flight(found.step)
+        this.flight.upload(this.best)
     for note in [*notes, *(found.notes if found else ())]:
         _LOG.warning(note)
         this.tell(this.last_checkpoint, note)
@@ -408,11 +420,22 @@ def _keep_best(this: _Training, done: int, loss: float) -> None:
     this.hang_guard.progress()
 
 
-def _is_kept(this: _Training, found: VerifiedCheckpoint | None) -> bool:
-    """Whether the best model is kept, or that of a later step, which comes again after this checkpoint."""
-    path = this.run_dir.best_model(this.job.stage) / MODEL_FACTS_FILE
-    facts = read_json(path) if path.exists() else {}
-    return facts.get("validation_loss") == this.best.loss or facts.get("step", 0) > (found.step if found else 0)
+def _restore_best(this: _Training, found: VerifiedCheckpoint | None) -> str | None:
+    """Fetch the best model from the store if it is not kept here; returns None, or why it is lost for a sentence.
+
+    A kept model of a later step is as good: that step comes again after this checkpoint.
+    """
+    folder, described = this.run_dir.best_model(this.job.stage), (found.manifest if found else {}).get("best")
+    facts = kept_facts(folder)
+    if facts.get("validation_loss") == this.best.loss or facts.get("step", 0) > (found.step if found else 0):
+        return None
+    if this.store is None or described is None:
+        return ""
+    try:
+        fetch_best(this.store, described, folder, may_commit=this.may_commit)
+    except (CheckpointError, FileNotFoundError, ShardError) as error:
+        return f", and it could not be fetched ({error})"
+    return None
 
 
 def _checkpoint(this: _Training, done: int) -> None:
@@ -421,27 +444,31 @@ def _checkpoint(this: _Training, done: int) -> None:
     _commit(this)
     this.facts |= {"probe_loss": _probe_loss(this), "validation": this.best.as_fact()}
     check_finite({"loss of the probe batch after the update": this.facts["probe_loss"]}, done - 1, this.last_checkpoint)
-    this.pending = begin_checkpoint(
-        this.engine, this.checkpoints, step=done, facts=this.facts, may_commit=this.may_commit
-    )
+    this.flight = this.new_flight(done)
+    this.flight.begin(this.engine, facts=this.facts, best=this.best)
     this.meter.lap("checkpoint")
 
 
 def _commit(this: _Training) -> None:
-    """Commit the checkpoint that was begun, if there is one, and copy it to the store; every rank calls it."""
-    if this.pending is None:
-        return
-    pending, keep = this.pending, this.job.settings.training.keep_checkpoints
-    this.hang_guard.close()  # a slow disk is no hang
-    pending.writer.wait()
+    """Wait until the checkpoint in flight, if there is one, is on disk and in the store; every rank calls it."""
+    while this.flight is not None:
+        _advance(this)
+
+
+def _advance(this: _Training) -> None:
+    """Bring the checkpoint in flight to its next phase (``checkpoint_flight.py``); every rank calls it."""
+    flight = this.flight
+    assert flight is not None
+    this.hang_guard.close()  # a slow disk or store is no hang
+    flight.wait()
     this.hang_guard.progress()
-    commit_checkpoint(pending, keep=keep, may_commit=this.may_commit)
-    if this.store:
-        this.hang_guard.close()  # copying to a store has its own retries and may take long
-        upload_checkpoint(this.checkpoints, this.store, step=pending.step, keep=keep)
-        this.hang_guard.progress()
-    this.pending, this.last_checkpoint = None, pending.step
-    _LOG.info("checkpoint after step %d", pending.step)
+    was_committed = flight.is_committed
+    flight.advance()
+    if not was_committed:
+        this.last_checkpoint = flight.step
+        _LOG.info("checkpoint after step %d", flight.step)
+    if flight.is_done:
+        this.flight = None
     this.meter.lap("checkpoint")
 
 

@@ -1,6 +1,7 @@
-"""Ranks under torchrun, for tests: ``rank.py [--die RANK STEP] JOB.json [JOB.json ...]``.
+"""Ranks under torchrun, for tests: ``rank.py [--die RANK STEP|PHASE] JOB.json [JOB.json ...]``.
 
-Rank ``RANK`` kills itself with -9 when step ``STEP`` is reported (a negative one: sends its process group SIGTERM).
+Rank ``RANK`` kills itself with -9 when step ``STEP`` is reported (a negative one: sends its process group SIGTERM), or
+in a phase of a checkpoint (``PHASES``).
 Several jobs run one after the other in the same processes; an error that is expected is written next to its job.
 """
 
@@ -9,21 +10,50 @@ import signal
 import sys
 from pathlib import Path
 
+from launcher.training import checkpoint, checkpoint_store, checkpoint_writer
 from launcher.training.loop import train
 from launcher.training.step_checks import TrainingError
 from launcher.training.torchrun import STOPPED, read_job
+
+# Where a kill comes: before the call of a function that has this in its arguments.
+PHASES = {
+    "copying": (checkpoint_writer.HostCopies, "_take", ""),
+    "writing": (checkpoint_writer, "sha256_of_file", ""),
+    "committing": (checkpoint, "commit_folder", "step-"),
+    "moving": (checkpoint, "commit_bytes", "LATEST"),
+    "uploading": (checkpoint_store, "put_file", "/state/"),
+    "best": (checkpoint_store, "put_file", "/best-"),
+    "manifest": (checkpoint_store, "put_file", "manifest.json"),
+    "latest": (checkpoint_store, "put_bytes", "LATEST"),
+}
+
+
+def die_in(phase):
+    place, name, part = PHASES[phase]
+    called = getattr(place, name)
+
+    def call(*arguments, **options):
+        if any(part in str(argument) for argument in arguments):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return called(*arguments, **options)
+
+    setattr(place, name, call)
 
 
 def main():
     arguments = sys.argv[1:]
     die_rank = die_step = -1
     if arguments[0] == "--die":
-        die_rank, die_step = map(int, arguments[1:3])
+        die_rank, when = int(arguments[1]), arguments[2]
+        if when not in PHASES:
+            die_step = int(when)
+        elif die_rank == int(os.environ["RANK"]):
+            die_in(when)
         arguments = arguments[3:]
     rank = int(os.environ["RANK"])
 
     def report(metrics):
-        if rank == die_rank and metrics["step"] >= abs(die_step):
+        if rank == die_rank and die_step != -1 and metrics["step"] >= abs(die_step):
             if die_step > 0:
                 os.kill(os.getpid(), signal.SIGKILL)
             else:

@@ -73,6 +73,7 @@ HEAVY_MODULES = {
         "deepspeed_engine",
         "engine_steps",
         "checkpoint",
+        "checkpoint_flight",
         "checkpoint_store",
         "collectives",
         "export",

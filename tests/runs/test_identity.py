@@ -26,7 +26,8 @@ from launcher.training.checkpoint import (
 from launcher.training.checkpoint_store import (
     checkpoint_store,
     fetch_latest,
-    upload_checkpoint,
+    publish_checkpoint,
+    upload_share,
 )
 from launcher.training.identity import (
     claim_store,
@@ -112,7 +113,9 @@ class Run:
             may_commit=lambda: None,
         )
         if self.url and facts is None:
-            upload_checkpoint(self.checkpoints, self.url, step=step, keep=2)
+            path = self.checkpoints / f"step-{step:06d}"
+            upload_share(path, self.url, rank=0, world_size=1)
+            publish_checkpoint(path, self.url, keep=2, may_commit=lambda: None)
 
     @property
     def url(self):

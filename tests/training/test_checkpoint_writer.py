@@ -11,7 +11,7 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from launcher.training import checkpoint_writer
+from launcher.training import checkpoint_writer, host_memory
 from launcher.training.best_model import BestLoss
 from launcher.training.checkpoint_writer import FileWriter, HostCopies, copy_to_host
 
@@ -89,7 +89,7 @@ def test_without_memory_for_a_copy_the_state_is_written_at_once(tmp_path, monkey
     inner = Inner()
     inner.save = lambda state, path: written.update({path: state})
     copies = HostCopies(inner)
-    monkeypatch.setattr(checkpoint_writer, "KEPT_FREE_BYTES", 10**15)
+    monkeypatch.setattr(host_memory, "KEPT_FREE_BYTES", 10**15)
     copies.save({"a": torch.zeros(3)}, "a.pt")
     assert list(written) == ["a.pt"] and copies.write().result() == {}
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from data_shards.atomic_files import commit_json, read_json
 from data_shards.manifest import manifest_shards, read_problems
-from data_shards.remote_files import list_names, put_bytes
+from data_shards.remote_files import list_names, put_bytes, read_file
 from data_shards.writer import write_feature_shards
 from launcher.runs.journal import Journal, JournalReader
 from launcher.runs.run_dir import RunDir
@@ -154,6 +154,35 @@ def test_a_rank_killed_with_9_resumes_to_bit_equal_weights(make_job, forked, tra
     assert losses(job) == losses(undisturbed)  # some steps were computed twice, alike
 
 
+@pytest.mark.long
+def test_ranks_killed_in_every_phase_of_a_checkpoint_resume_to_bit_equal_weights(make_job, forked, s3, undisturbed):
+    job = make_job("phases", checkpoint_url="s3://bucket/phases")
+    run_dir = RunDir(Path(job.run_dir))
+    checkpoints, store = run_dir.checkpoints("rationale"), None
+    deaths = [(1, "copying"), (0, "writing"), (0, "committing"), (0, "moving")]
+    for number, death in enumerate([*deaths, (1, "uploading"), (0, "best"), (0, "manifest"), (0, "latest")]):
+        assert forked(job, world_size=2, die=death).returncode != 0, death
+        assert (checkpoints / "LATEST").exists() == (number >= len(deaths)), death
+        if manifests := sorted(checkpoints.glob("step-*/manifest.json")):
+            store = checkpoint_store(job.settings, "rationale", read_json(manifests[0]))
+            # What was published before a kill stands, and nothing of the checkpoint in flight.
+            published = read_file(f"{store}/LATEST") if "LATEST" in list_names(store) else b"none\n"
+            assert published in ((b"none\n",) if death[1] == "uploading" else (b"none\n", b"step-000002\n")), death
+    assert forked(job, world_size=2).returncode == 0
+    assert_equal_weights(job, undisturbed)
+    assert losses(job) == losses(undisturbed)
+    names = list_names(store)
+    assert names[0] == "LATEST" and names[-1] == "step-000005" and any(name.startswith("best-000005") for name in names)
+    best = load_file(run_dir.best_model("rationale") / "model.safetensors")
+    for folder in (checkpoints, run_dir.best_model("rationale"), run_dir.model("rationale")):
+        shutil.rmtree(folder)  # the next machine starts empty
+    assert forked(job, world_size=2).returncode == 0
+    assert_equal_weights(job, undisturbed)
+    fetched = load_file(run_dir.best_model("rationale") / "model.safetensors")
+    assert all(torch.equal(fetched[name], tensor) for name, tensor in best.items())
+    assert not any("does not hold the model" in point.get("note", "") for point in points_of(job))
+
+
 def test_a_training_from_s3_through_two_loader_processes_is_the_one_from_local_shards(together, undisturbed):
     assert_equal_weights(together["s3"], undisturbed)
     read = [point["metrics"]["gigabytes_read"] for point in points_of(together["s3"]) if "loss" in point["metrics"]]
@@ -213,7 +242,8 @@ def test_checkpoints_of_two_ranks_go_on_with_one_and_say_so_and_one_in_s3_with_n
     restored = make_job("restored", checkpoint_url="s3://bucket/checkpoints")
     facts = read_json(RunDir(Path(together["s3"].run_dir)).checkpoints("rationale") / "step-000005" / "manifest.json")
     store = checkpoint_store(restored.settings, "rationale", facts)
-    assert list_names(store) == ["LATEST", "step-000004", "step-000005"]
+    names = list_names(store)
+    assert [name for name in names if not name.startswith("best-")] == ["LATEST", "step-000004", "step-000005"]
     put_bytes(b"step-000004\n", f"{store}/LATEST")
     for group, world_size in ((jobs, 1), ([*steady, restored], 2)):
         result = forked(*group, world_size=world_size)
@@ -223,6 +253,7 @@ def test_checkpoints_of_two_ranks_go_on_with_one_and_say_so_and_one_in_s3_with_n
         assert any(
             "step-000004 is converted to another number of workers" in point.get("note", "") for point in points_of(job)
         )
+    assert not [point["note"] for point in points_of(restored) if "does not hold" in point.get("note", "")]
     assert losses(restored).keys() == {5} and RunDir(Path(restored.run_dir)).identity() == facts["run_id"]
     assert_equal_weights(restored, undisturbed)
 
