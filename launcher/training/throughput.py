@@ -61,11 +61,11 @@ class Meter:
         """Count from now on: the time and the memory before belong to no step."""
         if self._on_gpu:
             torch.cuda.reset_peak_memory_stats()
+        self._start_interval(time.perf_counter())
         self._laps.restart()
-        self._start_interval()
 
-    def _start_interval(self) -> None:
-        self._started = time.perf_counter()
+    def _start_interval(self, started: float) -> None:
+        self._started = started
         self._steps, self._sums = 0, dict.fromkeys(COUNTS, 0.0)
 
     def lap(self, name: str) -> None:
@@ -81,9 +81,11 @@ class Meter:
 
     def collect(self) -> dict[str, float]:
         """The metrics since the last call: rates and shares of time; bytes since the start."""
+        before = time.perf_counter()
         self.lap("own")
+        after = time.perf_counter()  # the mark is between the two, so that shares do not exceed 1
         spent = self._laps.read()
-        seconds, sums = time.perf_counter() - self._started, self._sums
+        seconds, sums = after - self._started, self._sums
         real = sums["target_tokens"] + sums["source_tokens"]
         self._bytes_read += sums["bytes_read"]
         self._bytes_needed += sums["bytes_needed"]
@@ -99,7 +101,7 @@ class Meter:
             **self._memory(),
             **{f"time_share_{name}": part / seconds for name, part in spent.items()},
         }
-        self._start_interval()
+        self._start_interval(before)
         return metrics
 
     def _utilization(self, flops_per_s: float) -> dict[str, float]:
