@@ -40,9 +40,10 @@ def read_job(path: str | Path) -> TrainJob:
 
 def main(arguments: list[str]) -> int:
     """Run this process's rank; returns its exit status."""
-    for name, slurm in {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}.items():
-        if "MASTER_ADDR" in os.environ and slurm in os.environ:
-            os.environ.setdefault(name, os.environ[slurm])
+    names = {"RANK": "PROCID", "WORLD_SIZE": "NTASKS", "LOCAL_RANK": "LOCALID", "LOCAL_WORLD_SIZE": "NTASKS_PER_NODE"}
+    for name, slurm in names.items():
+        if "MASTER_ADDR" in os.environ and f"SLURM_{slurm}" in os.environ:
+            os.environ.setdefault(name, os.environ[f"SLURM_{slurm}"])
     if len(arguments) != 1 or "RANK" not in os.environ:
         print(
             "usage: torchrun --nproc-per-node N -m launcher.rank JOB.json, "
