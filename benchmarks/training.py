@@ -56,6 +56,7 @@ from training_loops import (
 from data_shards.stream import Step
 from launcher.training.deepspeed_engine import init_distributed
 
+BUDGET = 1024  # tokens of a block
 BARE, DEEPSPEED, OURS = "bare loop, fused AdamW", "bare DeepSpeed, ZeRO-2", "ours, ZeRO-"
 FIRST_STEP, ALL_STEPS = 1e-6, 1e-5  # relative differences of losses
 CHECKED_STEPS, CHECKED_LOSS = 50, 1e-5
@@ -114,6 +115,8 @@ def compare_loops(questions: Questions, options: argparse.Namespace, shape: dict
             for size, differences in found.items():
                 checks[size][name] = differences
             loops |= rates(seconds, {}, questions)
+        seconds, sizes = pool.submit(budget_beside_bare, questions, options.steps, options.rounds, shape).result()
+        loops |= rates(seconds, sizes, questions)
         checks["trainer"], seconds, sizes = pool.submit(
             trainer_beside_bare, questions, options.steps, options.rounds, shape
         ).result()
@@ -135,6 +138,22 @@ def beside_bare(
     checks["this_model"] = check_losses(name, bare(steps)[1], loop(steps)[1])
     runs = {BARE: lambda: bare(steps)[0] / number, name: lambda: loop(steps)[0] / number}
     return checks, interleaved(runs, rounds)
+
+
+def budget_beside_bare(
+    questions: Questions, number: int, rounds: int, shape: dict
+) -> tuple[dict[str, list[float]], dict[str, tuple[int, list[Order]]]]:
+    """Processor-seconds a step of ours with blocks by tokens and of the bare loop, and the epoch of these blocks."""
+    torch.set_num_threads(1)
+    join_group()
+    name, epoch = f"{OURS}0, blocks of {BUDGET:,} tokens", planned_order(questions, BUDGET)
+    check_once(name, epoch, questions)
+    chosen = [steps_of(questions, typical(questions, order, number)) for order in (planned_order(questions), epoch)]
+    bare, ours = bare_loop(shape), our_loop(shape, 0)
+    bare(chosen[0][:1])  # the first steps make Adam's state
+    ours(chosen[1][:1])
+    runs = {BARE: lambda: bare(chosen[0])[0] / number, name: lambda: ours(chosen[1])[0] / number}
+    return interleaved(runs, rounds), {name: (0, epoch)}
 
 
 def trainer_beside_bare(
@@ -165,15 +184,20 @@ def loop_named(name: str, shape: dict, world_size: int = 1) -> Loop:
 def check_trainer(theirs: TransformersLoop, orders: dict[str, list[Order]], questions: Questions) -> dict[str, Any]:
     """The Trainer's epochs have every question once, and its loss of a block is ours."""
     for name, epoch in orders.items():
-        numbers = sorted(int(number) for batch in epoch for block in batch for number in block)
-        if numbers != list(range(len(questions.pairs))):
-            raise SystemExit(f"{name}: an epoch has not each of the {len(questions.pairs)} questions once")
+        check_once(name, epoch, questions)
     trainer_loss, our_loss = theirs.losses_of_one_block(orders["Trainer, dynamic padding"][0])
     difference = abs(trainer_loss - our_loss) / our_loss
     say(f"Trainer: every question once an epoch; loss of a block {trainer_loss:.6f}, ours differs by {difference:.1e}")
     if difference > CHECKED_LOSS:
         raise SystemExit(f"the Trainer's loss of a block is {trainer_loss}, ours {our_loss}: not the same computation")
     return {"questions_once": True, "loss_of_a_block": trainer_loss, "relative_difference": difference}
+
+
+def check_once(name: str, epoch: list[Order], questions: Questions) -> None:
+    """End the program where an epoch has not each question once."""
+    numbers = sorted(int(number) for batch in epoch for block in batch for number in block)
+    if numbers != list(range(len(questions.pairs))):
+        raise SystemExit(f"{name}: an epoch has not each of the {len(questions.pairs)} questions once")
 
 
 def check_losses(name: str, base: list[float], losses: list[float]) -> dict[str, Any]:

@@ -91,12 +91,11 @@ def read_pairs(data: Path, folder: Path) -> Questions:
     return Questions(pairs[: len(pairs) // BATCH * BATCH], features)
 
 
-def planned_order(questions: Questions) -> list[Order]:
-    """Our plan of an epoch: blocks of questions that are alike in both lengths."""
+def planned_order(questions: Questions, max_tokens: int | None = None) -> list[Order]:
+    """Our plan of an epoch: blocks of questions that are alike in both lengths, by number or by tokens."""
     sources, targets = (
         np.array([len(getattr(pair, side)) for pair in questions.pairs]) for side in ("source_ids", "target_ids")
     )
-    # A token budget (training.max_tokens_per_block) belongs here: another plan of the same questions, and a row.
     plan = Plan(
         sources,
         targets,
@@ -105,6 +104,7 @@ def planned_order(questions: Questions) -> list[Order]:
         epoch=0,
         global_batch_size=BATCH,
         micro_batch_size=BLOCK,
+        max_tokens_per_block=max_tokens,
     )
     return [plan.batch_blocks(step) for step in range(plan.num_steps)]
 
