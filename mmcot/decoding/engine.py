@@ -3,7 +3,7 @@
     engine = open_engine(model, num_rows=64, max_source_tokens=512, max_new_tokens=256)
     generate_texts(model, tokenizer, sources, features, ..., engine=engine)
 
-It holds the packed weights, the decoder's cache and, on a GPU, the captured graphs: the model's weights, dtype and
+It holds the decoder's packed weights and cache and, on a GPU, the captured graphs: the model's weights, dtype and
 device must not change afterwards. What is written does not depend on what the engine was used for before.
 """
 
@@ -19,7 +19,7 @@ from mmcot.models.contract import Decoder, Model
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Engine:
-    """A model's encoder (``Model.open_reader``) and decoder."""
+    """A model's encoder (``Model.read``) and decoder."""
 
     read: Callable[..., list[torch.Tensor]]
     decoder: Decoder
@@ -37,4 +37,4 @@ class Engine:
 def open_engine(model: Model, *, num_rows: int, max_source_tokens: int, max_new_tokens: int) -> Engine:
     """Prepare a model for sources and texts of at most these lengths, ``num_rows`` of them at a time."""
     decoder = model.open_decoder(num_rows=num_rows, max_source_tokens=max_source_tokens, max_new_tokens=max_new_tokens)
-    return Engine(model.open_reader(), decoder)
+    return Engine(model.read, decoder)

@@ -7,7 +7,7 @@ Beyond that:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -96,10 +96,6 @@ class Model(Protocol):
 
         The inputs are on the host, in page-locked memory for a GPU, or on the model's device.
         """
-        ...
-
-    def open_reader(self) -> Callable[..., list[torch.Tensor]]:
-        """``read`` for many calls, while the weights do not change."""
         ...
 
     def open_decoder(self, *, num_rows: int, max_source_tokens: int, max_new_tokens: int) -> Decoder:

@@ -30,7 +30,6 @@ from mmcot.models.distance_bias import init_distance_bias
 from mmcot.models.flops import forward_flops
 from mmcot.models.fusion import BRIDGES, FusionLinear, SingleHeadAttention
 from mmcot.models.lean_t5 import LeanStack, make_lean
-from mmcot.models.packed_encoder import packed_encoder
 from mmcot.models.step_decoder import StepDecoder
 
 
@@ -271,11 +270,6 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
         Arguments as for ``forward``, on the host or on the model's device.
         """
         return _states_to_read(self.encoder, inputs, self.device)
-
-    def open_reader(self) -> Callable[..., list[torch.Tensor]]:
-        """``read`` for many calls: its weights are packed once and must not change meanwhile."""
-        encoder = packed_encoder(cast(FusedEncoder, self.encoder))
-        return lambda **inputs: _states_to_read(encoder, inputs, self.device)
 
     def open_decoder(
         self, *, num_rows: int, max_source_tokens: int, max_new_tokens: int

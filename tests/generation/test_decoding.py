@@ -20,7 +20,6 @@ from mmcot.decoding.sampling import Sampling, draw_uniform, sample_tokens
 from mmcot.decoding.source_batches import batch_sources
 from mmcot.models import cuda_graphs
 from mmcot.models import step_decoder as decoding
-from mmcot.models.packed_encoder import packed_encoder
 from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 from mmcot.texts.encoding import collate, encode_pair
 from mmcot.texts.tokenizer import train_tokenizer
@@ -262,18 +261,6 @@ def test_an_engine_on_a_cpu_packs_its_weights_once_and_takes_memory_for_what_occ
     texts = [write(trained, order=order, engine=engine) for order in ([30], range(9), range(len(trained.sources)))]
     monkeypatch.undo()
     assert texts == [write(trained, order=order) for order in ([30], range(9), range(len(trained.sources)))]
-
-
-def test_the_packed_encoder_shares_weights_and_leaves_the_model_as_it_is(trained):
-    packed = packed_encoder(trained.model.encoder)
-    before = {id(parameter) for parameter in trained.model.encoder.parameters()}
-    assert {id(parameter) for parameter in packed.parameters()} == before
-    assert all("forward" not in module.__dict__ for module in trained.model.encoder.modules())
-    ids = torch.tensor([trained.sources[0]])
-    with torch.inference_mode():
-        theirs = trained.model.encoder(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
-        ours = packed(input_ids=ids, attention_mask=torch.ones_like(ids))[0]
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_sources_and_texts_that_do_not_fit_an_engine_are_refused(trained, static):
