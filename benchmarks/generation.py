@@ -272,8 +272,9 @@ def peak_memory(arguments: argparse.Namespace, num_questions: int) -> float:
 def main(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     with data_set(arguments.data) as (arguments.data, name), torch.inference_mode():
-        arguments.model = arguments.model or Path(tempfile.gettempdir()) / f"benchmark_generation_{name.split()[0]}"
-        measure(arguments, name)
+        with tempfile.TemporaryDirectory() as folder:
+            arguments.model = arguments.model or Path(folder)
+            measure(arguments, name)
 
 
 def measure(arguments: argparse.Namespace, data_name: str) -> None:
@@ -320,7 +321,7 @@ def measure(arguments: argparse.Namespace, data_name: str) -> None:
         if distinct <= 0.25:
             raise SystemExit(
                 f"{distinct:.0%} of a text's tokens are distinct, expected more than 25%: the model only repeats; "
-                f"remove {arguments.model} and train longer (--train-s, now {arguments.train_s:.0f})"
+                f"train longer (--train-s, now {arguments.train_s:.0f})"
             )
         report["dtypes"][name] = found = {"engines": compare(name, engines, sum(lengths), arguments.rounds)}
         if dtype == torch.float32:

@@ -16,7 +16,7 @@ from mmcot.models.device import open_device
 from mmcot.vision.encoders import VisionEncoder
 
 TOLERANCE = 1e-3  # relative; float16, in which features are stored, rounds at 5e-4
-BATCH = 32  # pictures, as the product encodes them on a GPU
+BATCH = 64  # pictures, as the product encodes them on a GPU
 LARGE: dict[str, Any] = {  # google/vit-large-patch32-384
     "hidden_size": 1024,
     "num_hidden_layers": 24,

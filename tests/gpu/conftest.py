@@ -48,11 +48,14 @@ def part(tmp_path_factory):
         arguments = ["--out", str(out / "-".join([name, *options])), "--size", "tiny", "--parts", name, *options]
         parsed = gpu_proof.parse(arguments)
         parsed.out.mkdir(parents=True)
-        result = gpu_proof.run_in_process(name, parsed)
+        return gpu_proof.run_in_process(name, parsed)
+
+    def result_of(name: str, *options: str) -> dict[str, Any]:
+        result = run(name, *options)
         assert "error" not in result, result["error"]
         return result
 
-    return run
+    return result_of
 
 
 def assert_checks(result: dict[str, Any], *texts: str, at_least: int = 1) -> None:

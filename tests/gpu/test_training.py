@@ -35,5 +35,9 @@ def test_the_peak_of_memory_is_counted_for_every_case(part, asserted):
     asserted(part("memory"), "memory was counted", at_least=4)
 
 
+def test_a_training_reads_its_data_by_no_and_by_two_loader_processes(part, asserted):
+    asserted(part("loaders"), "every loss is finite", at_least=2)
+
+
 def test_the_hang_guard_ends_a_process_whose_gpu_does_not_answer(part, asserted):
     asserted(part("hang"), "status 1", "of the limit", "names the line", "afterwards", at_least=4)
