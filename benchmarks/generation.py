@@ -271,10 +271,10 @@ def peak_memory(arguments: argparse.Namespace, num_questions: int) -> float:
 
 def main(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    with data_set(arguments.data) as (arguments.data, name), torch.inference_mode():
-        with tempfile.TemporaryDirectory() as folder:
-            arguments.model = arguments.model or Path(folder)
-            measure(arguments, name)
+    folder = tempfile.TemporaryDirectory()
+    with data_set(arguments.data) as (arguments.data, name), folder as place, torch.inference_mode():
+        arguments.model = arguments.model or Path(place)
+        measure(arguments, name)
 
 
 def measure(arguments: argparse.Namespace, data_name: str) -> None:
