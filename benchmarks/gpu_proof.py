@@ -6,9 +6,9 @@
     python benchmarks/gpu_proof.py --list
 
 Needs torch, transformers, deepspeed, pydantic, psutil and pyarrow; neither Ray nor MLflow, typer, evaluate, webdataset
-or a network. Each part runs in a process of its own with its own time limit and writes DIR/<part>.json when it ends; what a
-part has found is kept where it fails or is too slow. DIR/<part>.log has its output. ``checks`` in the JSON contains
-what must be true. The status is 1 if a check failed, else 0.
+or a network. Each part runs in a process of its own with its own time limit and writes DIR/<part>.json when it ends;
+what a part has found is kept where it fails or is too slow. DIR/<part>.log has its output. ``checks`` in the JSON
+contains what must be true. The status is 1 if a check failed, else 0.
 """
 
 from __future__ import annotations

@@ -53,6 +53,14 @@ def why_fewer(found: int, *, torch_version: str, torch_cuda: str | None) -> str:
     return f"{present}, which torch cannot open; `nvidia-smi` shows their state"
 
 
+def _memory_of(gpu: Gpu) -> tuple[int, int] | None:
+    """Bytes used and in all; None where the driver does not tell, as of a GPU that is split (MIG)."""
+    try:
+        return gpu.memory()
+    except Exception:  # a class of NVML's for each of its errors
+        return None
+
+
 def check_free(gpus: Sequence[Gpu], *, others: Sequence[Gpu] = (), report: Callable[[str], None]) -> None:
     """Check that other processes have left the memory of GPUs to this run.
 
@@ -65,7 +73,10 @@ def check_free(gpus: Sequence[Gpu], *, others: Sequence[Gpu] = (), report: Calla
         SettingsError: a GPU is full; the message names the processes that hold it.
     """
     for gpu in gpus:
-        used, total = gpu.memory()
+        memory = _memory_of(gpu)
+        if memory is None:
+            continue
+        used, total = memory
         share = (total - used) / max(1, total)
         if share >= _SHARED:
             continue
@@ -74,6 +85,6 @@ def check_free(gpus: Sequence[Gpu], *, others: Sequence[Gpu] = (), report: Calla
         if share >= _FULL:
             report(f"note: {state}, the rest is held by {holders}")
             continue
-        free = [str(other.index) for other in others if (m := other.memory())[0] < (1 - _SHARED) * m[1]]
+        free = [str(other.index) for other in others if (m := _memory_of(other)) and m[0] < (1 - _SHARED) * m[1]]
         advice = f", or take others: CUDA_VISIBLE_DEVICES={','.join(free)}" if free else ""
         raise SettingsError(f"{state}, held by {holders}; wait for them or end them{advice}")

@@ -66,13 +66,14 @@ def run_pipeline(
         requested = settings.cluster.use_gpu
         if not write_job or requested == "auto":
             settings = with_device(settings, run_dir, report, keep=not write_job)
-        if not write_job:
+        wanted = names[: names.index(until) + 1]
+        if not write_job and any(run_dir.marker(name) is None for name in wanted):
             check_gpus_free(settings.cluster, report)
         for line in describe_start(settings, run_dir):
             report(line)
         attempt = Attempt(settings, run_dir, number, report, resources, parent_key=parent_key, arm=arm)
         steps = Steps(attempt, WriteJob(until, write_job, requested) if write_job else None)
-        for name in names[: names.index(until) + 1]:
+        for name in wanted:
             steps.run(name)
         if until == names[-1] and (attempt.num_run or not is_everything_logged(run_dir)):
             attempt.write_report()  # also if the last attempt ended after the last marker

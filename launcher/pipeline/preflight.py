@@ -105,8 +105,11 @@ def _check_deepspeed(settings: Settings) -> None:
     training = settings.training
     if training.deepspeed:
         from launcher.training.deepspeed_engine import deepspeed_config
+        from launcher.training.zero_stage import stage_of_json
 
         deepspeed_config(training, world_size=settings.cluster.num_workers)
+        if training.zero_stage == "auto":
+            stage_of_json(training)
     if training.offload != "nvme":
         return
     if not Path(training.nvme_dir or "").is_dir():

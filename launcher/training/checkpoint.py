@@ -47,6 +47,7 @@ from launcher.runs.checkpoint_names import (
     checkpoints_by_step,
     latest_checkpoint,
     name_of,
+    step_of,
 )
 from launcher.stages.jobs import HANDED_OVER, IDENTITY_FACTS
 from launcher.training.background import Background
@@ -182,7 +183,9 @@ def commit_checkpoint(pending: PendingCheckpoint, *, keep: int, may_commit: Call
             commit_bytes(folder / LATEST, as_latest(name_of(step)))
         except OSError as error:
             raise write_error(f"the checkpoint of step {step}", error, folder) from error
-        for old in checkpoints_by_step(folder)[:-keep]:
+        checkpoints = checkpoints_by_step(folder)
+        kept = [path for path in checkpoints if step_of(path.name) <= step][-keep:]  # later ones are made again
+        for old in (path for path in checkpoints if path not in kept):
             shutil.rmtree(old)
     dist.barrier()
 

@@ -100,9 +100,14 @@ def publish_checkpoint(path: Path, url: str, *, keep: int, may_commit: Callable[
     put_file(path / MANIFEST, f"{url}/{path.name}/{MANIFEST}")
     put_bytes(as_latest(path.name), f"{url}/{LATEST}")
     names = list_names(url)
+    # Copies that a kill has cut short have no manifest; those of later steps are made again.
     checkpoints = names_by_step(names)
-    needed = {_best_in(url, name) for name in checkpoints[-keep:]}
-    for old in checkpoints[:-keep] + [name for name in names if _BEST.fullmatch(name) and name not in needed]:
+    own = step_of(path.name)
+    whole = [name for name in checkpoints if step_of(name) <= own and MANIFEST in list_names(f"{url}/{name}")]
+    kept = whole[-keep:]
+    needed = {_best_in(url, name) for name in kept}
+    unneeded_best = [name for name in names if _BEST.fullmatch(name) and name not in needed]
+    for old in [name for name in checkpoints if name not in kept] + unneeded_best:
         remove_folder(f"{url}/{old}")
 
 

@@ -20,7 +20,7 @@ from launcher.config.loading import read_deepspeed
 from launcher.config.settings import SettingsError, Training
 from launcher.training.checkpoint_writer import HostCopies
 from launcher.training.collectives import open_host_group, refuse_pickles
-from launcher.training.whole_gradients import use_whole_gradients
+from launcher.training.whole_gradients import no_whole_gradients, use_whole_gradients
 from mmcot.models.device import open_device
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def deepspeed_config(
         "gradient_accumulation_steps": DUMMY_GRADIENT_ACCUMULATION,
         "train_batch_size": training.micro_batch_size * world_size,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": training.clip_norm if training.zero_stage else 0.0,  # without sharding ours
+        "gradient_clipping": training.clip_norm,
         "zero_optimization": {
             "stage": training.zero_stage,
             # Beside the backward pass, on a stream of its own; it waits for the device at the end of every block.
@@ -117,7 +117,8 @@ def deepspeed_config(
         "wall_clock_breakdown": False,
         "checkpoint": {"load_universal": load_universal},
     }
-    return _merge(config, read_deepspeed(training.deepspeed))
+    merged = _merge(config, read_deepspeed(training.deepspeed))
+    return merged if training.zero_stage else merged | {"gradient_clipping": 0.0}  # whole_gradients.py clips
 
 
 def _offload(training: Training) -> dict[str, Any]:
@@ -193,7 +194,7 @@ def build_engine(
     )
     engine: Any = deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
     engine.checkpoint_engine = HostCopies(engine.checkpoint_engine)
-    if training.zero_stage == 0 or (training.zero_stage == 1 and engine.bfloat16_enabled() and not _offload(training)):
+    if no_whole_gradients(engine) is None:
         use_whole_gradients(engine, clip_norm=training.clip_norm, in_place=engine.device.type == "cuda")
     return engine
 

@@ -12,6 +12,7 @@ import functools
 import logging
 import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,14 @@ from launcher.training.step_checks import (
     was_applied,
 )
 from launcher.training.throughput import COUNTS, Meter, count_step
+from launcher.training.whole_gradients import no_whole_gradients
 from launcher.training.zero_stage import with_zero_stage
 from mmcot.models.device import DTYPES
 from mmcot.models.flops import measure_peak_flops
 from mmcot.models.loss import Objective, count_target_tokens, objective_named
 
 _LOG = logging.getLogger("mmcot.train")
+POLL_S = 0.1  # between two looks at a checkpoint in flight for which the training waits
 
 
 @dataclasses.dataclass
@@ -347,7 +350,7 @@ def _open(job: TrainJob, *, rank: int, world_size: int, hang_guard: HangGuard) -
         graphs=None,
     )
     if training.cuda_graphs and settings.cluster.use_gpu:
-        if reason := reason_without_graphs(training):
+        if reason := reason_without_graphs(training) or no_whole_gradients(engine):
             notes.append(f"without CUDA graphs: {reason}")
         else:
             this.graphs = BlockGraphs(engine, this.objective)
@@ -452,6 +455,9 @@ def _checkpoint(this: _Training, done: int) -> None:
 def _commit(this: _Training) -> None:
     """Wait until the checkpoint in flight, if there is one, is on disk and in the store; every rank calls it."""
     while this.flight is not None:
+        this.hang_guard.close()  # a slow disk or store is no hang
+        while host_sum([float(this.is_ready)]) != [this.world_size]:  # no collective waits for the slowest rank's copy
+            time.sleep(POLL_S)
         _advance(this)
 
 
@@ -461,9 +467,9 @@ def _advance(this: _Training) -> None:
     assert flight is not None
     this.hang_guard.close()  # a slow disk or store is no hang
     flight.wait()
-    this.hang_guard.progress()
     was_committed = flight.is_committed
     flight.advance()
+    this.hang_guard.progress()
     if not was_committed:
         this.last_checkpoint = flight.step
         _LOG.info("checkpoint after step %d", flight.step)

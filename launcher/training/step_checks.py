@@ -27,9 +27,10 @@ def full_memory_explained(loaded: Step) -> Iterator[None]:
         rows, source, target = max(shapes, key=lambda shape: shape[0] * (shape[1] + shape[2]))
         raise TrainingError(
             f"step {loaded.number}: the GPU's memory is full; the largest block of the step has {rows} questions of "
-            f"{source} + {target} tokens. Lower training.micro_batch_size (or set training.max_tokens_per_block below "
-            f"{rows * (source + target):,}), set training.activation_checkpointing=true, raise training.zero_stage, or "
-            f"set training.offload=cpu. torch says: {str(error).splitlines()[0]}"
+            f"{source} + {target} tokens. Set training.activation_checkpointing=true, with which this run continues; "
+            "or start another run.dir with a smaller training.micro_batch_size (or training.max_tokens_per_block below "
+            f"{rows * (source + target):,}), a higher training.zero_stage or training.offload=cpu. torch says: "
+            f"{str(error).splitlines()[0]}"
         ) from error
 
 

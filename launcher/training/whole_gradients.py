@@ -12,8 +12,16 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 
 VALUES_AT_ONCE = 50_000_000  # of a block's bf16 gradients, copied into one tensor before they are added up
+
+
+def no_whole_gradients(engine: Any) -> str | None:
+    """Why this engine's gradients are not added up by this module; None where they are."""
+    if engine.zero_optimization_stage() == 0 or isinstance(engine.optimizer, BF16_Optimizer):
+        return None
+    return f"DeepSpeed's {type(engine.optimizer).__name__} has buffers of its own for gradients"
 
 
 def use_whole_gradients(engine: Any, *, clip_norm: float, in_place: bool = False) -> None:

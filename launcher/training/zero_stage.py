@@ -12,20 +12,22 @@ because another stage stores other files in a checkpoint:
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
 
-import psutil
 import torch
+from pydantic import ValidationError
 
 from data_shards.atomic_files import commit_json, read_json
 from launcher.config.loading import read_deepspeed
-from launcher.config.settings import Training
-from launcher.runs.checkpoint_names import MANIFEST, latest_checkpoint
+from launcher.config.settings import SettingsError, Training
+from launcher.runs.checkpoint_names import MANIFEST, checkpoints_by_step
 from launcher.runs.run_dir import RunDir
 from launcher.training.checkpoint import agreed
 from launcher.training.collectives import gather_json
+from launcher.training.host_memory import total_bytes
 
 STATES_SHARE = 0.5  # of a device's memory, for weights, gradients and optimizer state
 # Bytes a parameter by stage: on every rank, and divided by the number of ranks. AdamW's two moments are fp32.
@@ -52,14 +54,19 @@ def with_zero_stage(
 
     def decide() -> dict[str, Any]:
         found = _decided(run_dir, stage)
+        is_new = found is None
         if found is None:
             number, reason = choose_stage(
                 training, num_parameters=count_parameters(), world_size=world_size, memory=memory
             )
             found = {"zero_stage": number, "reason": reason}
-            commit_json(run_dir.zero_stage, found)
-            return {**found, "is_new": True}
-        return {**found, "is_new": False}
+        if training.offload != "none" and found["zero_stage"] == 0:
+            raise SettingsError(
+                f"{run_dir.zero_stage} has ZeRO stage 0, which shards nothing that training.offload="
+                f"{training.offload} could move; leave it out, or start another run.dir"
+            )
+        commit_json(run_dir.zero_stage, found)
+        return {**found, "is_new": is_new}
 
     found = agreed(decide)
     note = f"ZeRO stage {found['zero_stage']}: {found['reason']}" if found["is_new"] else None
@@ -72,9 +79,8 @@ def choose_stage(training: Training, *, num_parameters: int, world_size: int, me
     Args:
         memory: bytes of the rank with the least memory.
     """
-    theirs = read_deepspeed(training.deepspeed).get("zero_optimization", {}).get("stage", "auto")
-    if theirs != "auto":
-        return int(theirs), "as training.deepspeed says"
+    if (theirs := stage_of_json(training)) is not None:
+        return theirs, "as training.deepspeed says"
     if training.offload == "nvme":
         return 3, "training.offload=nvme needs it"
     lowest = 1 if training.offload == "cpu" else 0
@@ -89,6 +95,23 @@ def choose_stage(training: Training, *, num_parameters: int, world_size: int, me
     )
 
 
+def stage_of_json(training: Training) -> int | None:
+    """The ZeRO stage in ``training.deepspeed``, if it names one.
+
+    Raises:
+        SettingsError: the training cannot run with it.
+    """
+    stage = read_deepspeed(training.deepspeed).get("zero_optimization", {}).get("stage", "auto")
+    if stage == "auto":
+        return None
+    try:
+        Training.model_validate(training.model_dump() | {"zero_stage": stage})
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"training.deepspeed sets zero_optimization.stage = {stage!r}: {reason}") from None
+    return int(stage)
+
+
 def state_bytes(stage: int, precision: str, world_size: int) -> float:
     """Bytes a parameter of weights, gradients and optimizer state on one of ``world_size`` ranks."""
     whole, sharded = _BYTES[precision][stage]
@@ -99,14 +122,15 @@ def _decided(run_dir: RunDir, stage: str) -> dict[str, Any] | None:
     """What was decided before: the run's folder has it, or a checkpoint that was fetched from a store."""
     if run_dir.zero_stage.exists():
         return read_json(run_dir.zero_stage)
-    latest = latest_checkpoint(run_dir.checkpoints(stage))
-    if latest is None or not (latest / MANIFEST).exists():
-        return None
-    return {"zero_stage": read_json(latest / MANIFEST)["zero_stage"], "reason": "that of its latest checkpoint"}
+    checkpoints = run_dir.checkpoints(stage)
+    for path in reversed(checkpoints_by_step(checkpoints)):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged one is reported where it is loaded
+            return {"zero_stage": read_json(path / MANIFEST)["zero_stage"], "reason": "that of its latest checkpoint"}
+    return None
 
 
 def _memory_of_rank() -> int:
     """Bytes of this rank's GPU, or its share of this machine's main memory."""
     if torch.distributed.get_backend() == "nccl":
         return torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
-    return psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return total_bytes() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))

@@ -264,7 +264,9 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
             )
         if isinstance(encoder_outputs, FusedStates):
             attention_mask = encoder_outputs.states_mask
-        if summed_labels is not None and is_long(summed_labels.numel(), self.config.vocab_size):
+        # Under ZeRO-3 every call of lm_head gathers it, so that all ranks must call it equally often.
+        is_whole = not hasattr(self.lm_head.weight, "ds_id")
+        if summed_labels is not None and is_whole and is_long(summed_labels.numel(), self.config.vocab_size):
             return self._long_loss(encoder_outputs[0], attention_mask, kwargs["decoder_input_ids"], summed_labels)
         outputs = super().forward(
             input_ids=input_ids, attention_mask=attention_mask, encoder_outputs=cast(Any, encoder_outputs), **kwargs

@@ -167,3 +167,10 @@ def test_a_t4_takes_the_preset_that_the_refusal_of_bf16_names(monkeypatch):
         assert open_device(use_gpu=True, precision=precision) == torch.device("cuda", 0)
     with pytest.raises(DeviceError, match="does not compute in bf16"):
         open_device(use_gpu=True, precision=load_settings(preset="single-gpu").training.precision)
+
+
+def test_a_gpu_whose_memory_the_driver_does_not_tell_is_not_refused(monkeypatch):
+    install(monkeypatch, [FakeGpu(used=None)])
+    told = []
+    check_gpus_free(Cluster(use_gpu=True, num_workers=1), told.append)
+    assert told == []

@@ -15,7 +15,7 @@ class FakeGpu:
     uuid: str = "GPU-aaaa"
     name: str = "Tesla T4"
     minor: int = 0
-    used: int = 1_000_000_000
+    used: int | None = 1_000_000_000
     total: int = 16_000_000_000
     watts: float | None = 70.5
     celsius: int = 44
@@ -60,7 +60,8 @@ class FakeNvml(types.ModuleType):
         return gpu.uuid
 
     def nvmlDeviceGetMemoryInfo(self, gpu):
-        return types.SimpleNamespace(used=gpu.used, total=gpu.total, free=gpu.total - gpu.used)
+        used = _supported(gpu.used)
+        return types.SimpleNamespace(used=used, total=gpu.total, free=gpu.total - used)
 
     def nvmlDeviceGetUtilizationRates(self, gpu):
         return types.SimpleNamespace(gpu=gpu.percent)

@@ -55,3 +55,14 @@ def test_a_block_without_any_target_has_no_gradient_in_chunks_either(monkeypatch
     loss = model(**inputs, use_cache=False, summed_labels=torch.full_like(labels, IGNORED_LABEL)).loss
     loss.backward()
     assert loss == 0 and all(parameter.grad.abs().max() == 0 for parameter in model.parameters())
+
+
+def test_weights_that_ranks_gather_are_not_called_chunk_by_chunk(monkeypatch):
+    # Under ZeRO-3 a rank with a long block would gather more often than one with a short block.
+    loss, _ = loss_and_gradients(new_model(False))
+    monkeypatch.setattr(losses, "LOGITS_AT_ONCE", 4 * 50)
+    model, rows = new_model(False), []
+    model.lm_head.weight.ds_id = 7  # as ZeRO-3 marks a parameter
+    model.lm_head.register_forward_hook(lambda module, given, logits: rows.append(logits.shape[:-1].numel()))
+    found, _ = loss_and_gradients(model)
+    assert rows == [35] and found == loss

@@ -297,3 +297,15 @@ def test_a_failure_of_a_part_is_raised_by_the_next_phase(make_flight, monkeypatc
     monkeypatch.setattr(checkpoint_flight, "publish_checkpoint", fail)
     with pytest.raises(ShardError, match="LATEST could not be written in 5 tries"):
         fly(make_flight(2))
+
+
+def test_of_a_store_with_copies_that_a_kill_cut_short_the_published_checkpoint_is_kept(make_flight):
+    for cut_short in ("step-000002", "step-000437", "step-000500"):
+        put_bytes(b"part", f"{make_flight.url}/{cut_short}/state/{NAME}")
+    for step in (400, 420):
+        flight = make_flight(step)
+        flight.begin(Engine([1.0]), facts=FACTS | {"run_id": "a"}, best=BestLoss())
+        while not flight.is_done:
+            flight.wait()
+            flight.advance()
+    assert list_names(make_flight.url) == ["LATEST", "step-000400", "step-000420"]

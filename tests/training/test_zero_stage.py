@@ -11,10 +11,11 @@ from data_shards.atomic_files import commit_json
 from data_shards.stream import Step
 from launcher.config.loading import load_settings
 from launcher.config.settings import SettingsError
+from launcher.pipeline.preflight import check_machine
 from launcher.runs.run_dir import RunDir
 from launcher.runs.run_settings import keep_zero_stage, write_or_verify_settings
 from launcher.stages.samples import Block
-from launcher.training import loop, zero_stage
+from launcher.training import host_memory, loop, zero_stage
 from launcher.training.deepspeed_engine import deepspeed_config
 from launcher.training.identity import settings_content
 from launcher.training.step_checks import TrainingError, full_memory_explained
@@ -131,3 +132,51 @@ def test_a_full_gpu_is_a_sentence_with_what_needs_less():
         raised.value
     )
     assert "max_tokens_per_block below 4,864" in str(raised.value) and "more" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["precision=bf16"], r"zero_optimization\.stage = 0: zero_stage 0 keeps no fp32 copy of bf16 weights"),
+        (["offload=cpu"], r"zero_optimization\.stage = 0: offload needs a zero_stage of 1, 2 or 3"),
+    ],
+)
+def test_a_stage_in_the_users_json_that_cannot_be_is_refused_before_any_work(overrides, message):
+    settings = load_settings(
+        preset="demo",
+        overrides=[
+            "training.deepspeed={zero_optimization: {stage: 0}}",
+            *(f"training.{override}" for override in overrides),
+        ],
+    )
+    with pytest.raises(SettingsError, match=message):
+        check_machine(settings)
+
+
+def test_offload_of_a_run_that_has_chosen_to_shard_nothing_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(zero_stage, "gather_json", lambda value: [value])
+    monkeypatch.setattr(zero_stage, "agreed", lambda compute: compute())
+    monkeypatch.setattr(zero_stage, "_memory_of_rank", lambda: 24 * GB)
+    commit_json(RunDir(tmp_path).zero_stage, {"zero_stage": 0, "reason": "it fits"})
+    with pytest.raises(SettingsError, match=r"has ZeRO stage 0, which shards nothing that training.offload=cpu"):
+        zero_stage.with_zero_stage(
+            training("offload=cpu"), RunDir(tmp_path), "rationale", world_size=1, count_parameters=lambda: 1
+        )
+
+
+def test_the_users_json_may_repeat_the_clipping_at_every_stage():
+    for stage, clipped in (("auto", 1.0), (0, 0.0), (1, 1.0)):
+        settings = training("deepspeed={gradient_clipping: 1.0}", "clip_norm=1.0", f"zero_stage={stage}")
+        assert deepspeed_config(settings, world_size=2)["gradient_clipping"] == clipped
+
+
+def test_the_memory_of_a_container_is_its_limit(tmp_path, monkeypatch):
+    whole = host_memory.total_bytes()
+    monkeypatch.setattr(host_memory, "_CGROUP", tmp_path)
+    assert host_memory.total_bytes() >= whole  # no limit
+    (tmp_path / "memory.max").write_text("2000000000\n")
+    (tmp_path / "memory.current").write_text("400000000\n")
+    assert host_memory.total_bytes() == 2_000_000_000
+    assert host_memory.free_bytes() == 1_600_000_000 - host_memory.KEPT_FREE_BYTES
+    (tmp_path / "memory.max").write_text("max\n")
+    assert host_memory.total_bytes() >= whole
