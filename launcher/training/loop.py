@@ -10,54 +10,35 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
-from data_shards.errors import ShardError
 from data_shards.stream import Step
-from launcher.config.settings import Training
 from launcher.runs.checkpoint_names import CheckpointError
 from launcher.runs.hang_guard import HangGuard, collective_timeout
-from launcher.runs.journal import Journal
 from launcher.runs.run_dir import RunDir
 from launcher.runs.sample_ledger import Ledger
 from launcher.runs.signals import StopRequest
-from launcher.stages.build_model import build_model, count_parameters
 from launcher.stages.jobs import TrainJob, model_facts
-from launcher.stages.samples import load_tokenizer
-from launcher.training.best_model import BestLoss, kept_facts
-from launcher.training.block_graphs import BlockGraphs, reason_without_graphs
 from launcher.training.checkpoint import (
-    VerifiedCheckpoint,
-    agreed,
-    check_probe,
-    find_checkpoint,
     full_disk_explained,
-    load_state,
     reserve_memory,
 )
-from launcher.training.checkpoint_flight import CheckpointFlight
-from launcher.training.checkpoint_store import checkpoint_store, fetch_best, fetch_latest, is_behind
 from launcher.training.collectives import check_members, gather_json, host_sum
 from launcher.training.deepspeed_engine import (
-    build_engine,
     init_distributed,
     set_learning_rate,
 )
-from launcher.training.engine_steps import block_loss, named_losses, optimizer_step, validation_loss
+from launcher.training.engine_steps import named_losses, optimizer_step, validation_loss
 from launcher.training.export import export_best, export_model
 from launcher.training.flight_recorder import choose_place, write_collectives
-from launcher.training.identity import facts_of_job
 from launcher.training.like_gpus import check_alike, describe_gpu
-from launcher.training.loader import StageStream, load_steps
+from launcher.training.loader import load_steps
 from launcher.training.offload_needs import check_offload
+from launcher.training.opening import open_training
 from launcher.training.profiling import StepProfile
 from launcher.training.schedule import learning_rate
 from launcher.training.step_checks import (
@@ -67,74 +48,11 @@ from launcher.training.step_checks import (
     raise_not_applied,
     was_applied,
 )
-from launcher.training.throughput import COUNTS, Meter, count_step
-from launcher.training.whole_gradients import no_whole_gradients
-from launcher.training.zero_stage import with_zero_stage
-from mmcot.models.device import DTYPES
-from mmcot.models.flops import measure_peak_flops
-from mmcot.models.loss import Objective, count_target_tokens, objective_named
+from launcher.training.throughput import COUNTS, count_step
+from launcher.training.training_state import TrainingState, probe_loss
 
 _LOG = logging.getLogger("mmcot.train")
 POLL_S = 0.1  # between two looks at a checkpoint in flight for which the training waits
-
-
-@dataclasses.dataclass
-class _Training:
-    """The state of the loop; ``last_checkpoint`` is the step of the last committed checkpoint."""
-
-    job: TrainJob
-    rank: int
-    world_size: int
-    engine: Any
-    tokenizer: Any
-    streams: dict[str, StageStream]
-    num_val_steps: int
-    steps_per_epoch: int
-    facts: dict[str, Any]
-    probe: np.ndarray
-    store: Any
-    journal: Journal | None
-    last_checkpoint: int
-    meter: Meter
-    hang_guard: HangGuard
-    objective: Objective
-    best: BestLoss
-    graphs: BlockGraphs | None
-    flight: CheckpointFlight | None = None
-
-    @property
-    def run_dir(self) -> RunDir:
-        return RunDir(Path(self.job.run_dir))
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.run_dir.checkpoints(self.job.stage)
-
-    def may_commit(self) -> None:
-        self.run_dir.check_attempt(self.job.attempt)
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether this rank has done its part of the present phase of the checkpoint in flight."""
-        return self.flight is not None and self.flight.is_ready
-
-    def new_flight(self, step: int) -> CheckpointFlight:
-        return CheckpointFlight(
-            self.checkpoints,
-            step=step,
-            store=self.store,
-            keep=self.job.settings.training.keep_checkpoints,
-            may_commit=self.may_commit,
-            best_folder=self.run_dir.best_model(self.job.stage),
-        )
-
-    def note(self, step: int, metrics: dict[str, float]) -> None:
-        if self.journal:
-            self.journal.log(step, metrics)
-
-    def tell(self, step: int, text: str) -> None:
-        if self.journal:
-            self.journal.note(step, text)
 
 
 def train(
@@ -174,7 +92,7 @@ def train(
     check_members(RunDir(Path(job.run_dir)).rank_token())
     notes = check_alike(gather_json(describe_gpu())) if use_gpu else []
     hang_guard.close()  # reading a model or a checkpoint may take longer
-    this = _open(job, rank=rank, world_size=world_size, hang_guard=hang_guard)
+    this = open_training(job, rank=rank, world_size=world_size, hang_guard=hang_guard)
     for note in notes:
         this.tell(this.last_checkpoint, note)
     engine, meter = this.engine, this.meter
@@ -258,7 +176,7 @@ def train(
     return True
 
 
-def _with_longest(this: _Training, loaded: Step) -> Step:
+def _with_longest(this: TrainingState, loaded: Step) -> Step:
     """The first step, on a GPU with the epoch's longest block before its own, so that a lack of memory shows at once.
 
     It is a dummy block, whose gradient is zero.
@@ -270,7 +188,7 @@ def _with_longest(this: _Training, loaded: Step) -> Step:
     return dataclasses.replace(loaded, blocks=[(len(loaded.blocks), longest), *loaded.blocks])
 
 
-def _check_graphs(this: _Training, done: int) -> None:
+def _check_graphs(this: TrainingState, done: int) -> None:
     """Go on without graphs after one failed, and say so."""
     if this.graphs and this.graphs.failure:
         _LOG.warning("without CUDA graphs: %s", this.graphs.failure)
@@ -278,119 +196,7 @@ def _check_graphs(this: _Training, done: int) -> None:
         this.graphs = None
 
 
-def _describe_parameters(module: Any) -> str:
-    """The number of parameters, and how many of them are trained, as a sentence."""
-    counts = [(math.prod(getattr(p, "ds_shape", p.shape)), p.requires_grad) for p in module.parameters()]
-    total, trained = sum(count for count, _ in counts), sum(count for count, learns in counts if learns)
-    return f"{total:,} parameters" + ("" if trained == total else f", {trained:,} of them trained")
-
-
-def _open(job: TrainJob, *, rank: int, world_size: int, hang_guard: HangGuard) -> _Training:
-    """Open the data, build the engine and load the latest checkpoint."""
-    settings, training, run_dir = job.settings, job.settings.training, RunDir(Path(job.run_dir))
-    _LOG.info(
-        "rank %d of %d joined its group with the code of %s, process %d",
-        rank,
-        world_size,
-        Path(__file__).parents[1],
-        os.getpid(),
-    )
-    streams = {split: StageStream(job, split).open() for split in ("train", "val")}
-    plan, checkpoints = streams["train"].plan(0), run_dir.checkpoints(job.stage)
-    identity = job.run_facts or agreed(lambda: facts_of_job(job))
-
-    def may_commit() -> None:
-        run_dir.check_attempt(job.attempt)
-
-    store = checkpoint_store(settings, job.stage, identity)
-    notes = fetch_latest(settings, job.stage, checkpoints, facts=identity, may_commit=may_commit) if store else []
-    samples = streams["train"].samples
-    training, note = with_zero_stage(
-        training,
-        run_dir,
-        job.stage,
-        world_size=world_size,
-        count_parameters=lambda: count_parameters(settings, samples),
-    )
-    notes += [note] if note else []
-    facts = {
-        "plan_fingerprint": plan.fingerprint,
-        "world_size": world_size,
-        "zero_stage": training.zero_stage,
-        "precision": training.precision,
-        "nvme": training.offload == "nvme",
-        **identity,
-    }
-    found = find_checkpoint(checkpoints, facts=facts, may_commit=may_commit)
-    engine = build_engine(
-        lambda: build_model(settings, samples, gate_start=settings.stage(job.stage).gate_start),
-        training,
-        world_size=world_size,
-        random_weights=not settings.model.pretrained,
-        load_universal=bool(found and found.is_universal),
-    )
-    this = _Training(
-        job=job,
-        rank=rank,
-        world_size=world_size,
-        engine=engine,
-        tokenizer=load_tokenizer(settings, job.shards_dir),
-        streams=streams,
-        num_val_steps=streams["val"].plan(0).num_steps,
-        steps_per_epoch=plan.num_steps,
-        facts=facts,
-        probe=plan.batch_blocks(0)[0].copy(),  # a view would keep the whole epoch's order in memory
-        store=store,
-        journal=Journal(run_dir.journal(job.stage)) if rank == 0 else None,
-        last_checkpoint=0,
-        meter=_meter(engine, training),
-        hang_guard=hang_guard,
-        objective=objective_named(settings.chain.stage(job.stage).objective),
-        best=BestLoss.of_manifest(found.manifest) if found else BestLoss(),
-        graphs=None,
-    )
-    if training.cuda_graphs and settings.cluster.use_gpu:
-        if reason := reason_without_graphs(training) or no_whole_gradients(engine):
-            notes.append(f"without CUDA graphs: {reason}")
-        else:
-            this.graphs = BlockGraphs(engine, this.objective)
-    if (best := this.best).step and (lost := agreed(lambda: _restore_best(this, found))) is not None:
-        this.best = BestLoss()
-        notes.append(
-            f"{run_dir.best_model(job.stage)} does not hold the model of step {best.step:,}, whose validation loss "
-            f"{best.loss:.4f} was the lowest{lost}; the lowest from here on counts"
-        )
-    this.last_checkpoint = _resume(this, found)
-    is_ours = found is not None and found.manifest.get("run_id") == identity["run_id"]
-    if store and found and is_ours and agreed(lambda: is_behind(store, found.step)):
-        this.flight = this.new_flight(found.step)
-        this.flight.upload(this.best)
-    for note in [*notes, *(found.notes if found else ())]:
-        _LOG.warning(note)
-        this.tell(this.last_checkpoint, note)
-    _LOG.info("ready to continue at step %d of %d", this.last_checkpoint, job.num_steps)
-    if this.journal:
-        this.journal.begin(this.last_checkpoint, job.num_steps)
-    this.tell(this.last_checkpoint, _describe_parameters(this.engine.module))
-    this.meter.restart()
-    return this
-
-
-def _meter(engine: Any, training: Training) -> Meter:
-    return Meter(peak_flops=_peak_flops(engine, training), device=engine.device)
-
-
-def _peak_flops(engine: Any, training: Training) -> float:
-    """Operations a second that all ranks together can do, from the setting or measured on each."""
-    if training.freeze_backbone:
-        return math.inf  # most of the backward pass is skipped: counting three forward passes would be too many
-    dtype = DTYPES[training.precision]
-    own = training.peak_tflops * 1e12 if training.peak_tflops else measure_peak_flops(engine.device, dtype)
-    (total,) = host_sum([own])
-    return total
-
-
-def _validate(this: _Training, done: int) -> float:
+def _validate(this: TrainingState, done: int) -> float:
     """Measure the validation loss, and keep the model if it is the lowest so far."""
     parts = validation_loss(
         this.engine,
@@ -409,7 +215,7 @@ def _validate(this: _Training, done: int) -> float:
     return loss
 
 
-def _keep_best(this: _Training, done: int, loss: float) -> None:
+def _keep_best(this: TrainingState, done: int, loss: float) -> None:
     """Keep the present model as the best; where it cannot be written, only ``training.export=best`` needs it."""
     facts = model_facts(this.job.settings, this.job.stage) | {"step": done, "validation_loss": loss}
     folder = this.run_dir.best_model(this.job.stage)
@@ -423,36 +229,18 @@ def _keep_best(this: _Training, done: int, loss: float) -> None:
     this.hang_guard.progress()
 
 
-def _restore_best(this: _Training, found: VerifiedCheckpoint | None) -> str | None:
-    """Fetch the best model from the store if it is not kept here; returns None, or why it is lost for a sentence.
-
-    A kept model of a later step is as good: that step comes again after this checkpoint.
-    """
-    folder, described = this.run_dir.best_model(this.job.stage), (found.manifest if found else {}).get("best")
-    facts = kept_facts(folder)
-    if facts.get("validation_loss") == this.best.loss or facts.get("step", 0) > (found.step if found else 0):
-        return None
-    if this.store is None or described is None:
-        return ""
-    try:
-        fetch_best(this.store, described, folder, may_commit=this.may_commit)
-    except (CheckpointError, FileNotFoundError, ShardError) as error:
-        return f", and it could not be fetched ({error})"
-    return None
-
-
-def _checkpoint(this: _Training, done: int) -> None:
+def _checkpoint(this: TrainingState, done: int) -> None:
     """Begin a checkpoint after its loss on the probe batch is finite; the one before is committed first."""
     this.hang_guard.progress()
     _commit(this)
-    this.facts |= {"probe_loss": _probe_loss(this), "validation": this.best.as_fact()}
+    this.facts |= {"probe_loss": probe_loss(this), "validation": this.best.as_fact()}
     check_finite({"loss of the probe batch after the update": this.facts["probe_loss"]}, done - 1, this.last_checkpoint)
     this.flight = this.new_flight(done)
     this.flight.begin(this.engine, facts=this.facts, best=this.best)
     this.meter.lap("checkpoint")
 
 
-def _commit(this: _Training) -> None:
+def _commit(this: TrainingState) -> None:
     """Wait until the checkpoint in flight, if there is one, is on disk and in the store; every rank calls it."""
     while this.flight is not None:
         this.hang_guard.close()  # a slow disk or store is no hang
@@ -461,7 +249,7 @@ def _commit(this: _Training) -> None:
         _advance(this)
 
 
-def _advance(this: _Training) -> None:
+def _advance(this: TrainingState) -> None:
     """Bring the checkpoint in flight to its next phase (``checkpoint_flight.py``); every rank calls it."""
     flight = this.flight
     assert flight is not None
@@ -480,25 +268,3 @@ def _advance(this: _Training) -> None:
 
 def _due(done: int, every: int, job: TrainJob) -> bool:
     return done % every == 0 or done == job.num_steps
-
-
-def _resume(this: _Training, found: VerifiedCheckpoint | None) -> int:
-    """Load a checkpoint and check its probe loss; returns the number of steps done."""
-    if found is None:
-        return 0
-    load_state(this.engine, found)
-    loss = _probe_loss(this)
-    check_probe(
-        found.path, expected=found.manifest["probe_loss"], found=loss, precision=this.job.settings.training.precision
-    )
-    return found.step
-
-
-def _probe_loss(this: _Training) -> float:
-    """Loss per token on a fixed batch, the same on every rank: the plan's first block."""
-    this.engine.eval()
-    block = this.streams["train"].samples.load_block(this.probe)
-    with torch.no_grad():
-        parts = block_loss(this.engine, block, this.objective).values()
-    counts = {"tokens": count_target_tokens(block.labels), "questions": len(block.qids)}
-    return sum(part.item() / counts[unit] for part, unit in parts)

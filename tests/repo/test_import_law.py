@@ -85,6 +85,8 @@ HEAVY_MODULES = {
         "block_graphs",
         "whole_gradients",
         "zero_stage",
+        "opening",
+        "training_state",
     },
     "generation": {"predictor"},
     "tracking": {"pyfunc_model"},
