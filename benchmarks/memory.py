@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import subprocess
@@ -95,7 +96,7 @@ def measure(chosen: Combination, shapes: list[tuple[int, int, int]]) -> dict[str
 
     from launcher.config.settings import Training
     from launcher.training.deepspeed_engine import build_engine
-    from mmcot.models.device import open_device
+    from mmcot.models.device import DTYPES, open_device
 
     open_device(use_gpu=True, index=0, precision=chosen.precision)
     pretend_group(chosen.gpus)
@@ -108,7 +109,9 @@ def measure(chosen: Combination, shapes: list[tuple[int, int, int]]) -> dict[str
         }
     )
     with every_norm_accepted():
-        engine = build_engine(lambda: new_model(chosen.size), settings, world_size=chosen.gpus, random_weights=True)
+        dtype = DTYPES[chosen.precision]
+        build = functools.partial(new_model, chosen.size, dtype)
+        engine = build_engine(build, settings, world_size=chosen.gpus, random_weights=True)
         built = torch.cuda.memory_allocated()
         found = []
         for number, shape in enumerate(shapes):
@@ -157,16 +160,21 @@ def every_norm_accepted() -> Iterator[None]:
         stage3.is_invalid_grad_norm = judged
 
 
-def new_model(size: str) -> Any:
-    """A preset's model in main memory that is not written to."""
+def new_model(size: str, dtype: Any) -> Any:
+    """A preset's model in main memory that nothing is written to: in the precision to which DeepSpeed converts it."""
+    import torch
     from transformers import initialization
 
     from launcher.config.loading import load_settings
     from mmcot.models.t5 import T5ForMultimodalGeneration
 
     shape = load_settings(preset=f"scienceqa-{size}").model.shape.for_config
-    with initialization.no_init_weights():
-        model = T5ForMultimodalGeneration.start(shape, VISION, pad_token_id=0, eos_token_id=1)
+    torch.set_default_dtype(dtype)
+    try:
+        with initialization.no_init_weights():
+            model = T5ForMultimodalGeneration.start(shape, VISION, pad_token_id=0, eos_token_id=1)
+    finally:
+        torch.set_default_dtype(torch.float32)
     model.tie_weights()  # a part of the initialization
     return model
 
@@ -244,11 +252,11 @@ def blocks(rows: int, source: int, target: int) -> Any:
     return Step(0, [(number, Block(tensors, ("q",) * rows).pin_memory()) for number in range(BLOCKS)])
 
 
-def compare(result: dict[str, Any], reference: dict[str, Any]) -> int:
-    """Print the peaks relative to a reference; returns how many differ by more than ``TOLERANCE``."""
+def compare(found: list[dict[str, Any]], reference: dict[str, Any]) -> int:
+    """Print the peaks relative to another memory.json; returns how many differ by more than ``TOLERANCE``."""
     known = {Combination(**{key: one[key] for key in KEYS}).name: one for one in reference["combinations"]}
     different = 0
-    for one in result["combinations"]:
+    for one in found:
         name = Combination(**{key: one[key] for key in KEYS}).name
         expected = {shape_of(shape): shape["peak_bytes"] for shape in known.get(name, {}).get("shapes", [])}
         for shape in one.get("shapes", []):
@@ -318,12 +326,13 @@ def main() -> int:
     wanted = [chosen for chosen in combinations() if options.only in chosen.name]
     with ThreadPoolExecutor(options.jobs) as pool:
         found = list(pool.map(lambda chosen: run(chosen, options.out / "parts"), wanted))
-    result = {"machine": machine(), "combinations": found}
-    (options.out / "memory.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    lines = ",\n".join(json.dumps(one) for one in found)
+    text = f'{{"machine": {json.dumps(machine())},\n"combinations": [\n{lines}\n]}}\n'
+    (options.out / "memory.json").write_text(text, encoding="utf-8")
     failed = sum("error" in one for one in found)
     print(f"{len(found)} combinations, {failed} of them failed: {options.out / 'memory.json'}")
     if options.compare:
-        return compare(result, json.loads(options.compare.read_text(encoding="utf-8")))
+        return compare(found, json.loads(options.compare.read_text(encoding="utf-8")))
     return 0
 
 
