@@ -119,8 +119,8 @@ def measure(chosen: Combination, shapes: list[tuple[int, int, int]]) -> dict[str
                 step_peaks(engine, shape, chosen.gpus)
             torch.cuda.empty_cache()
             found.append(step_peaks(engine, shape, chosen.gpus))
-    if not has_moments(engine):
-        raise RuntimeError("no moments of Adam exist after the steps: the update was skipped and the peaks are too low")
+    if engine.skipped_steps or not has_moments(engine):
+        raise RuntimeError(f"DeepSpeed left out {engine.skipped_steps} updates: the peaks are too low")
     module: Any = engine.module
     parameters = sum(getattr(weight, "ds_numel", weight.numel()) for weight in module.parameters())
     return {
@@ -149,15 +149,19 @@ def pretend_group(world_size: int) -> None:
 
 @contextmanager
 def every_norm_accepted() -> Iterator[None]:
-    """ZeRO-3 leaves out an update whose norm is not finite or below 0; here values mean nothing."""
-    import deepspeed.runtime.zero.stage3 as stage3
+    """DeepSpeed leaves out an update whose norm is not finite or below 0; here values mean nothing."""
+    from deepspeed.runtime import bf16_optimizer
+    from deepspeed.runtime.zero import stage3
 
-    judged = stage3.is_invalid_grad_norm
-    stage3.is_invalid_grad_norm = lambda norm: False
+    modules: tuple[Any, ...] = (bf16_optimizer, stage3)  # of ZeRO-1 and ZeRO-3; ZeRO-2 judges no norm in bf16
+    judged = [module.is_invalid_grad_norm for module in modules]
+    for module in modules:
+        module.is_invalid_grad_norm = lambda norm: False
     try:
         yield
     finally:
-        stage3.is_invalid_grad_norm = judged
+        for module, function in zip(modules, judged, strict=True):
+            module.is_invalid_grad_norm = function
 
 
 def new_model(size: str, dtype: Any) -> Any:
