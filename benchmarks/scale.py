@@ -36,7 +36,8 @@ from scale_model import (
     GPUS,
     HOP_S,
     LINKS,
-    MFU,
+    MEASURED_BLOCKS,
+    MEASURED_STEP_S,
     NFS_BYTES_S,
     NFS_OPERATIONS_S,
     NFS_ROUND_TRIP_S,
@@ -46,8 +47,11 @@ from scale_model import (
     QUESTIONS,
     RANKS,
     SHARD,
+    SPEEDS,
     STORE_REQUESTS_S,
+    Link,
     all_reduce_s,
+    block_s,
     draw_lengths,
     simulate_queue,
     step_communication_s,
@@ -271,6 +275,12 @@ def measure_plan(folder: Path) -> None:
             f"{peak / 1e6:.0f} MB at its peak; a rank's blocks of a step {dealing * 1e3:.1f} ms; "
             f"fingerprint {fingerprint_s:.1f} s",
         )
+        rate = QUESTIONS / seconds / 10
+        report(
+            "D",
+            f"a plan takes a tenth of an epoch at {rate:,.0f} questions/s, ranks of base in blocks of 4: "
+            + ", ".join(f"{rate * block_s('base', speed) / 4:,.0f} ({speed})" for speed in SPEEDS),
+        )
         del plan
     kept_mb = 80 + 40 + 80  # lengths, shard numbers, order
     report(
@@ -390,69 +400,66 @@ def measure_network(folder: Path) -> None:
     report(
         "A",
         f"links {', '.join(LINKS)}; NVLink {NVLINK / 1e9:.0f} GB/s; {EFFICIENCY:.0%} of a link; "
-        f"{HOP_S['network'] * 1e6:.0f} us a hop; {PEAK / 1e12:.0f} TFLOP/s at MFU {MFU}",
+        f"{HOP_S['network'] * 1e6:.0f} us a hop; a step of {MEASURED_BLOCKS} blocks takes as long as measured on an "
+        f"H100, base {MEASURED_STEP_S['base']} s, large {MEASURED_STEP_S['large']} s; xl as long as large; with the "
+        "launches reduced less, in proportion to them; a block takes the same time whatever its size, so all ranks "
+        "compute equally long",
     )
     source, target = draw_lengths(20_000)
-    imbalance = {
-        (batch, micro): make_plan(400_000, batch=batch, micro=micro, window=64).imbalance(RANKS, max_steps=30)
-        for batch, micro in ((2048, 4), (8192, 4))
-    }
     for name, parameters in count_parameters().items():
         flops = BACKWARD_AND_FORWARD * forward_flops(_config(name), source, target, num_patches=145) / len(source)
         report("D", f"{name}: {flops / 1e9:.0f} GFLOP a question and training step")
-        for number_bytes, label in ((2, "bf16"), (4, "fp32")):
+        for speed in SPEEDS:
+            taken = block_s(name, speed)
+            _report_rank(name, speed, flops)
             for link_name, link in LINKS.items():
-                cells = []
-                for batch, micro in imbalance:
-                    compute = (
-                        flops * batch / RANKS / PEAK / MFU * (2 if number_bytes == 4 else 1)
-                    )  # TF32 runs at half of bf16
-                    steps = batch // micro // RANKS
-                    speed = [
-                        step_communication_s(
-                            parameters,
-                            number_bytes=number_bytes,
-                            micro_steps=steps,
-                            ranks=RANKS,
-                            link=link,
-                            hierarchical=h,
-                        )
-                        for h in (True, False)
-                    ]
-                    busiest = compute * imbalance[batch, micro]
-                    cells.append(
-                        f"batch {batch:,} ({steps} micro-steps): compute {compute * 1e3:.1f} ms, busiest "
-                        f"{busiest * 1e3:.1f}, network {speed[0] * 1e3:.0f} (flat ring {speed[1] * 1e3:.0f}), "
-                        f"useful {compute / (busiest + speed[0]):.1%}"
-                    )
-                report("D", f"   {label}, {link_name}: {'; '.join(cells)}")
-        alone, vit = PEAK * MFU / flops, FEATURE_BYTES["vit"]
-        required = []
-        for link_name, link in LINKS.items():
-            network = step_communication_s(parameters, number_bytes=2, micro_steps=4, ranks=RANKS, link=link)
-            rate = 8192 / (flops * 8192 / RANKS / PEAK / MFU * imbalance[8192, 4] + network)
-            required.append(f"{rate:,.0f} questions/s = {rate * vit / 1e9:.1f} GB/s of vit features ({link_name})")
-        report("D", f"   required of storage, bf16, batch 8,192: {', '.join(required)}")
+                report("D", f"   {speed}, {link_name}: {_share_of_network(parameters, taken, link)}")
+            _report_limits(parameters, taken, speed)
+
+
+def _report_rank(name: str, speed: str, flops: float) -> None:
+    """What a rank that only computes reads and reaches, by the rows of its blocks."""
+    taken, cells = block_s(name, speed), []
+    for rows in (4, 16):
+        rate = rows / taken
+        cells.append(
+            f"blocks of {rows}: {rate:.0f} questions/s, {flops * rate / PEAK:.2%} of {PEAK / 1e12:.0f} TFLOP/s; "
+            f"{NFS_BYTES_S / FEATURE_BYTES['vit'] / rate:,.0f} ranks use up {NFS_BYTES_S / 1e9:.0f} GB/s, "
+            f"{STORE_REQUESTS_S / 1.8 / rate:,.0f} use up {STORE_REQUESTS_S:,} requests/s"
+        )
+    report("D", f"   {speed}, a block {taken * 1e3:.0f} ms; {'; '.join(cells)}")
+
+
+def _share_of_network(parameters: int, taken: float, link: Link) -> str:
+    """Compute and network of a step of 512 ranks in blocks of 4, and what it asks of storage."""
+    cells = []
+    for batch in BATCHES:
+        steps = batch // 4 // RANKS
+        compute = steps * taken
+        network = {
+            number_bytes: step_communication_s(
+                parameters, number_bytes=number_bytes, micro_steps=steps, ranks=RANKS, link=link
+            )
+            for number_bytes in (2, 4)
+        }
+        rate = batch / (compute + network[2])
+        cells.append(
+            f"batch {batch:,} ({steps} micro-steps): compute {compute * 1e3:,.0f} ms, network {network[2] * 1e3:,.0f} "
+            f"(fp32 {network[4] * 1e3:,.0f}), computing {compute / (compute + network[2]):.1%} of the time; "
+            f"{rate:,.0f} questions/s, {rate * FEATURE_BYTES['vit'] / 1e9:.1f} GB/s of vit features, an epoch in "
+            f"{QUESTIONS / rate / 60:.0f} min"
+        )
+    return "; ".join(cells)
+
+
+def _report_limits(parameters: int, taken: float, speed: str) -> None:
+    for link_name, link in LINKS.items():
+        fits = [r for r in (8, 16, 32, 64, 128, 256, 512) if taken >= 1.5 * all_reduce_s(2 * parameters, r, link)]
         report(
             "D",
-            f"   a rank that only computed: {alone:,.0f} questions/s; {NFS_BYTES_S / vit / alone:.0f} of them use up "
-            f"{NFS_BYTES_S / 1e9:.0f} GB/s, {STORE_REQUESTS_S / 1.8 / alone:.1f} use up {STORE_REQUESTS_S:,} "
-            "requests/s",
+            f"   {speed}, {link_name}, bf16, one block a rank: the network takes half of a step beyond "
+            + ("no number up to 512" if RANKS in fits else f"{max(fits, default='fewer than 8')} ranks"),
         )
-        for link_name, link in LINKS.items():
-            most = {}
-            for batch in BATCHES:
-                fits = [
-                    r
-                    for r in (8, 16, 32, 64, 128, 256, 512)
-                    if flops * batch / r / PEAK / MFU >= 1.5 * all_reduce_s(2 * parameters, r, link)
-                ]
-                most[batch] = max(fits, default=0)
-            report(
-                "D",
-                f"   {link_name}, bf16, one micro-step: the network takes half of a step beyond "
-                + ", ".join(f"{r or 'fewer than 8'} ranks at batch {b:,}" for b, r in most.items()),
-            )
 
 
 def measure_generation(folder: Path) -> None:

@@ -24,7 +24,14 @@ FEATURE_BYTES = {
     "vit": 145 * 1024 * 2 + 128,
 }  # an .npy member; a picture for every question
 
-PEAK, MFU = 989e12, 0.35  # H100, dense bf16; the MFU of a well-filled T5 step
+PEAK = 989e12  # operations/s of an H100, dense bf16
+# Seconds of an optimizer step of two blocks of 8 x (96 + 64) tokens on an H100, measured before the launches were
+# reduced (docs/measurements.md#on-a-gpu). The time was the same for all sizes of blocks: it is the launches'.
+MEASURED_STEP_S = {"base": 0.465, "large": 0.866}
+MEASURED_BLOCKS = 2
+LAUNCHES_THEN, LAUNCHES_NOW = 3_547, 1_631  # of such a block of base, counted (docs/measurements.md)
+LIKE = {"base": "base", "large": "large", "xl": "large"}  # xl was never run; it has the number of layers of large
+SPEEDS = ("as measured", "launches reduced")  # the second is an estimate: time in proportion to launches
 NVLINK = 450e9  # bytes/s of a GPU, one direction
 EFFICIENCY = 0.8  # of a link's rate that a collective reaches
 HOP_S = {"nvlink": 2e-6, "network": 5e-6}
@@ -48,6 +55,12 @@ def draw_lengths(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     source = np.clip(chance.lognormal(math.log(58), 0.55, count), 16, 512)
     target = np.clip(chance.lognormal(math.log(46), 0.60, count), 4, 512)
     return source.astype(np.int32), target.astype(np.int32)
+
+
+def block_s(size: str, speed: str) -> float:
+    """Seconds that a rank takes for a block, its share of the update included; the block's size makes no difference."""
+    measured = MEASURED_STEP_S[LIKE[size]] / MEASURED_BLOCKS
+    return measured if speed == SPEEDS[0] else measured * LAUNCHES_NOW / LAUNCHES_THEN
 
 
 def all_reduce_s(num_bytes: float, ranks: int, link: Link, *, hierarchical: bool = True) -> float:
