@@ -105,6 +105,8 @@ class StaticDecoder:
 
     def _step(self, num_rows: int, num_positions: int, *, is_greedy: bool) -> Callable[[], torch.Tensor]:
         """The step at the widths for so many positions and for the sources of the first rows."""
+        # Rows that have ended, and those that are not in use, write as well, at positions that the host does not know.
+        self._decoder.num_written = [self.max_new_tokens] * self.num_rows
         source_width = _round_up(max(self._decoder.source_lengths[:num_rows]), self._max_source_tokens)
         key = (_round_up(num_positions, self.max_new_tokens), source_width, is_greedy)
         if key not in self._steps:

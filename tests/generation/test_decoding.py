@@ -255,6 +255,21 @@ def test_an_engine_writes_the_same_whatever_it_wrote_before(trained, static):
     assert len(static[0]._steps) <= num_graphs + 2 and len(static) == 3
 
 
+@pytest.mark.parametrize("decoder", ["plain", "static"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_source_that_is_not_finite_changes_no_other_whose_row_held_it(trained, request, decoder, value):
+    if decoder == "static":
+        request.getfixturevalue("static")
+    engine = open_engine(trained.model, num_rows=ROWS, max_source_tokens=200, max_new_tokens=LIMIT)
+    expected = write(trained, trained.pictures)
+    damaged = [np.full((5, 7), value, dtype=np.float16) for _ in trained.sources]
+    write(trained, damaged, order=[len(damaged) - 1, 0, 1, 2], engine=engine)
+    assert write(trained, trained.pictures, engine=engine) == expected
+    some = [damaged[n] if n % 5 == 0 else picture for n, picture in enumerate(trained.pictures)]
+    ours = write(trained, some, engine=engine)  # their rows are refilled with others, and others move there
+    assert all(ids == expected[n] for n, ids in enumerate(ours) if n % 5)
+
+
 def test_an_engine_on_a_cpu_packs_its_weights_once_and_takes_memory_for_what_occurs(trained, monkeypatch):
     engine = open_engine(trained.model, num_rows=ROWS, max_source_tokens=100_000_000, max_new_tokens=LIMIT)
     monkeypatch.setattr(decoding, "pack_linear", lambda *arguments: pytest.fail("weights were packed again"))
