@@ -82,6 +82,7 @@ class StepDecoder:
         self.layers = [_Layer(block) for block in stack.block]
         self.final_norm = _norm(stack.final_layer_norm)
         self.output_scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
+        self.vocab_size = model.lm_head.weight.shape[0]
         self.lm_head = pack_linear(model.lm_head.weight)
         self.cross_keys_values = pack_linear(
             torch.cat([w for block in stack.block for w in _weights(block.layer[1].EncDecAttention, "kv")])
