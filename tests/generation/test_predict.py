@@ -205,3 +205,26 @@ def test_requests_of_several_threads_are_answered_one_after_the_other(finished_r
     with ThreadPoolExecutor(3) as threads:
         answers = list(threads.map(lambda _: list(predictor.answer(problems, tmp_path)), range(3)))
     assert most == [1, 1, 1] and answers[0] == answers[1] == answers[2]
+
+
+def test_calls_share_an_engine_until_one_needs_more_rows(finished_run, tmp_path, monkeypatch):
+    from launcher.generation.predictor import RunPredictor
+    from mmcot.decoding import answering
+
+    opened, open_engine = [], answering.open_engine
+
+    def count(model, *, num_rows, **sizes):
+        opened.append(num_rows)
+        return open_engine(model, num_rows=num_rows, **sizes)
+
+    monkeypatch.setattr(answering, "open_engine", count)
+    predictor = RunPredictor(finished_run)
+    problems = [Sample(qid=str(n), question=f"Who is {n}?", choices=("x", "y"), answer=None) for n in range(3)]
+
+    def answer(*numbers):
+        return list(predictor.answer([problems[n] for n in numbers], tmp_path))
+
+    one = answer(0) + answer(1)
+    assert opened == [1, 1]  # of rationale and answer
+    assert answer(0, 1)[:2] == one and opened == [1, 1, 2, 2]
+    assert answer(0) == one[:1] and answer(1, 2)[:1] == one[1:] and answer() == [] and len(opened) == 4
