@@ -166,6 +166,11 @@ def _index_features(folder: Path, text: Path, shards: list[Shard], name: str, te
                     raise ShardError(
                         f"{shard.path}, question {qid}: features of {array.dtype}{array.shape}, expected floats [P, D]"
                     )
+                if not np.isfinite(array).all():
+                    raise ShardError(
+                        f"{shard.path}, question {qid}: features contain NaN or infinite values, expected finite ones; "
+                        f"make {qid}.npy again"
+                    )
                 num_patches = max(num_patches, len(array))
                 dims.add(array.shape[1])
                 counts[shard.split]["num_with_features" if len(array) else "num_no_image"] += 1

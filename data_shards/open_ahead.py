@@ -10,6 +10,7 @@ raised, when its problem's turn comes.
 
 from __future__ import annotations
 
+import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,36 +39,77 @@ def open_ahead(
     Args:
         prepare: applied to every picture in its thread, such as the resizing to an encoder's input.
         num_threads: pictures that are being opened at once, 400 MB for each of the largest that are read.
-        num_ahead: problems that wait for their turn at most; fewer while their pictures have 100 million pixels.
+        num_ahead: problems that wait for their turn at most. While the opened pictures that wait have 100 million
+            pixels, no thread opens another one.
 
     Raises:
         Exception: whatever ``open_pictures`` raises for a problem; the pictures of the later ones are dropped.
     """
+    space = _Space()
 
-    def open_one(problem: Sample) -> tuple[list[Image.Image], Counter[str]]:
+    def open_one(number: int, problem: Sample) -> tuple[list[Image.Image], Counter[str]]:
         own: Counter[str] = Counter()
-        return [prepare(image) for image in open_pictures(problem, own)], own
+        if not space.wait(number):
+            return [], own  # nobody takes it any more
+        images = [prepare(image) for image in open_pictures(problem, own)]
+        space.fill(_num_pixels(images))
+        return images, own
 
     pool = ThreadPoolExecutor(num_threads, thread_name_prefix="open-pictures")
     waiting: deque[tuple[Sample, _Opening]] = deque()
-    remaining = iter(problems)
+    remaining = enumerate(problems)
     try:
         while True:
-            while len(waiting) < num_ahead and _num_pixels(waiting) < MAX_PIXELS:
-                if (problem := next(remaining, None)) is None:
+            while len(waiting) < num_ahead and not space.is_full:
+                if (numbered := next(remaining, None)) is None:
                     break
-                waiting.append((problem, pool.submit(open_one, problem)))
+                waiting.append((numbered[1], pool.submit(open_one, *numbered)))
             if not waiting:
                 return
             problem, opening = waiting.popleft()
             images, own = opening.result()
+            space.empty(_num_pixels(images))
             counts.update(own)
             yield problem, images
     finally:
+        space.close()
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _num_pixels(waiting: Iterable[tuple[Sample, _Opening]]) -> int:
-    """Pixels of the pictures that are open and wait for their turn."""
-    finished = (opening for _, opening in waiting if opening.done() and not opening.exception())
-    return sum(image.width * image.height for opening in finished for image in opening.result()[0])
+class _Space:
+    """The memory of pictures that are open and wait for their turn, by their pixels."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._num_pixels, self._turn, self._is_closed = 0, 0, False
+
+    @property
+    def is_full(self) -> bool:
+        return self._num_pixels >= MAX_PIXELS
+
+    def wait(self, number: int) -> bool:
+        """Wait until the problem of this number may be opened; False where the reader has stopped."""
+        with self._changed:
+            # The one that the reader waits for is always opened.
+            self._changed.wait_for(lambda: self._is_closed or self._turn == number or not self.is_full)
+            return not self._is_closed
+
+    def fill(self, num_pixels: int) -> None:
+        with self._changed:
+            self._num_pixels += num_pixels
+
+    def empty(self, num_pixels: int) -> None:
+        """The pictures of the problem whose turn it was are the reader's now."""
+        with self._changed:
+            self._num_pixels -= num_pixels
+            self._turn += 1
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+
+def _num_pixels(images: Iterable[Image.Image]) -> int:
+    return sum(image.width * image.height for image in images)

@@ -81,6 +81,7 @@ def features_of_pictures(
     batch_size: int = 32,
     prepare: Prepare = lambda image: image,
     num_threads: int = 1,
+    on_problem: Callable[[], None] = lambda: None,
 ) -> Iterator[np.ndarray]:
     """Yield the features of every problem in order, float16 [p, D]: the concatenated patches of its pictures.
 
@@ -93,6 +94,7 @@ def features_of_pictures(
             split, so a batch may have a few more.
         prepare: what ``encode`` would do to each picture first; done where it is opened.
         num_threads: threads that open pictures.
+        on_problem: called when a problem's turn comes, its pictures opened.
     """
     waiting: list[tuple[Sample, int]] = []
     images: list[Image.Image] = []
@@ -121,6 +123,7 @@ def features_of_pictures(
         num_ahead=2 * batch_size,
     )
     for problem, opened in ahead:
+        on_problem()
         waiting.append((problem, len(opened)))
         images += opened
         if is_batch(images, batch_size):

@@ -47,6 +47,10 @@ class TaskQueue(Generic[T]):
         """The first task that waits and is not one of ``others``; None where there is none."""
         return next((task for task in self._waiting if task not in others), None)
 
+    def has_failed(self, task: T) -> bool:
+        """Whether a task that was taken had failed before."""
+        return self._attempts[task] > 1
+
     def failed(self, task: T, error: str) -> bool:
         """Put a task back to the front, or quarantine it after its last attempt; returns whether it is retried."""
         if self._attempts[task] < self._max_attempts:

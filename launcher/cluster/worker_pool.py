@@ -196,7 +196,9 @@ class _Pool(Generic[T]):
     def _start_next_task(self, actor: Any, name: str, expected: T | None = None) -> None:
         others = {worker.following for worker in self._waiting.values()} - {None}
         if (task := self._queue.take(expected=expected, others=others)) is not None:
-            following = self._queue.following(others=others)
+            # A process that dies while it prepares for another task is charged to the one that it runs; at its next
+            # attempts nothing is prepared for, so that the task fails by itself alone.
+            following = None if self._queue.has_failed(task) else self._queue.following(others=others)
             answer = actor.run.remote(task, following)
             self._waiting[answer] = _Watched(actor, task, name, following, progress_of=-1)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ from launcher.config.chains import ANSWER, RATIONALE
 from launcher.config.loading import merge_override, parse_settings
 from launcher.config.settings import Settings, SettingsError
 from launcher.runs.signals import sigterm_stops
-from mmcot.texts.sample import Sample
 
 TASK_PICTURES = 64
 BATCH_SIZE = 16
@@ -85,13 +84,14 @@ class CaptionsWorker(Worker):
         captions: dict[str, str] = {}
         seen: dict[str, Image.Image] = {}
         opened = open_ahead(
-            self._with_progress(task.qids),
+            (self.problems[qid] for qid in task.qids),
             Counter(),
             open_pictures=self.open_pictures,
             num_threads=self.job.settings.cluster.cpus_per_worker,
             num_ahead=2 * BATCH_SIZE,
         )
         for problem, pictures in opened:
+            self.progress()
             qid = problem.qid
             if pictures:  # empty for missing files
                 seen[qid] = pictures[0]
@@ -100,11 +100,6 @@ class CaptionsWorker(Worker):
                 seen.clear()
         commit_json(Path(self.job.parts_dir) / task.file_name, captions)
         return len(captions)
-
-    def _with_progress(self, qids: Sequence[str]) -> Iterator[Sample]:
-        for qid in qids:
-            self.progress()
-            yield self.problems[qid]
 
 
 def write_captions(

@@ -81,7 +81,7 @@ class FeaturesWorker(Worker):
 
         def arrays_of(problems: Iterable[Sample], counts: Counter[str]) -> Iterator[np.ndarray]:
             return features_of_pictures(
-                self._with_progress(problems),
+                problems,
                 counts,
                 open_pictures=open_pictures,
                 encode=self.encode,
@@ -89,16 +89,12 @@ class FeaturesWorker(Worker):
                 batch_size=BATCH_SIZE[self.device],
                 prepare=self.encode.prepare,
                 num_threads=self.job.settings.cluster.cpus_per_worker,
+                on_problem=self.progress,
             )
 
         name = data.require_features()
         counts = write_feature_shard(self.job.shards_dir, name=name, shard=shard, arrays_of=arrays_of)
         return counts["num_with_features"], self.shape
-
-    def _with_progress(self, problems: Iterable[Sample]) -> Iterator[Sample]:
-        for problem in problems:
-            self.progress()
-            yield problem
 
 
 def open_encoder(data: Data, *, device: str = "cpu") -> tuple[HalfEncoder, tuple[int, int]]:

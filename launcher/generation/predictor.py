@@ -2,7 +2,7 @@
 
 A line of ``--input`` is a row as for own data (``data_shards/sources/tables.py``), its answer not
 needed. The models compute in ``generation.precision``, as in the run's own generation and evaluation: on a GPU if the
-run was started on GPUs and this process sees one, else on the CPU. A line of output:
+run was started on GPUs and this process sees one that computes in this precision, else on the CPU. A line of output:
 
     {"qid": "a1", "rationale": "Solution: ...", "answer_text": "The answer is (B).", "prediction": 1, "choice": "moon"}
 """
@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -33,7 +35,7 @@ from launcher.runs.ownership import owner
 from launcher.runs.run_dir import RunDir, RunError
 from launcher.runs.run_settings import read_run_settings
 from mmcot.decoding.answering import StageModel, answer_questions
-from mmcot.models.device import DTYPES, open_device
+from mmcot.models.device import DTYPES, has_precision, open_device
 from mmcot.models.opening import open_model
 from mmcot.texts.encoding import stack_features
 from mmcot.texts.prompts import build_pair
@@ -45,11 +47,18 @@ BULK_SIZE = 256  # questions in memory at once
 class RunPredictor:
     """The models of a run, or of its ``stages`` alone; opened once, after the first questions are checked.
 
+    Threads may use it at the same time, as those of a server do; one of them computes and the others wait.
+
+    Args:
+        report: gets a sentence where the models do not compute on this machine's GPU; None: standard error.
+
     Raises:
         RunError: the folder is no run, or its models are not trained yet or not those that were exported.
     """
 
-    def __init__(self, folder: Path, *, stages: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, stages: Sequence[str] | None = None, report: Callable[[str], None] | None = None
+    ) -> None:
         self.settings = read_run_settings(folder)
         if self.settings.chain.given:
             raise RunError(
@@ -59,6 +68,8 @@ class RunPredictor:
         if self.settings.chain.answering is None:
             raise RunError(f"the chain of {folder} has no stage that answers; give a run of another chain")
         self.num_cut = 0
+        self._report = report or (lambda line: print(line, file=sys.stderr))
+        self._lock = threading.Lock()
         stages = [stage.name for stage in self.settings.chain.writing] if stages is None else stages
         self._run_dir = RunDir(folder)
         self._folders = {stage: _trained(self._run_dir, stage) for stage in stages}
@@ -74,7 +85,14 @@ class RunPredictor:
     @cached_property
     def device(self) -> torch.device:
         """Where the models and the encoder of pictures compute."""
-        return open_device(use_gpu=computes_on_gpu(self._run_dir), precision=self.settings.generation.precision)
+        precision, use_gpu = self.settings.generation.precision, computes_on_gpu(self._run_dir)
+        if use_gpu and not has_precision(torch.cuda.current_device(), precision):
+            self._report(
+                f"note: this machine's GPU ({torch.cuda.get_device_name()}) does not compute in {precision}, the run's "
+                "generation.precision; the models compute on the CPU"
+            )
+            use_gpu = False
+        return open_device(use_gpu=use_gpu, precision=precision)
 
     @cached_property
     def feature_shape(self) -> tuple[int, int]:
@@ -95,7 +113,8 @@ class RunPredictor:
 
     def load(self) -> None:
         """Open the models now, so that the first question of a server does not wait for them."""
-        _ = self.feature_shape
+        with self._lock:
+            _ = self.feature_shape
 
     def answer(self, problems: Sequence[Sample], folder: Path) -> Iterator[dict[str, Any]]:
         """Answer questions; their pictures are in ``folder``.
@@ -106,14 +125,15 @@ class RunPredictor:
         """
         for problem in problems:
             self._check_pictures(problem, folder)
-        features = [self._features(problem, folder) for problem in problems]
-        predictions, num_cut = answer_questions(
-            list(self.stages.values()),
-            problems,
-            features,
-            feature_shape=self.feature_shape,
-        )
-        self.num_cut += num_cut
+        with self._lock:  # not while an answer is yielded: its reader may take any time
+            features = [self._features(problem, folder) for problem in problems]
+            predictions, num_cut = answer_questions(
+                list(self.stages.values()),
+                problems,
+                features,
+                feature_shape=self.feature_shape,
+            )
+            self.num_cut += num_cut
         for problem, prediction in zip(problems, predictions, strict=True):
             index = prediction.prediction
             choice = problem.choices[index] if isinstance(index, int) else None
@@ -135,6 +155,10 @@ class RunPredictor:
         Raises:
             RunError: the run reads text alone, or its fusion has no attention maps.
         """
+        with self._lock:
+            return self._attention(problem, folder)
+
+    def _attention(self, problem: Sample, folder: Path) -> tuple[list[str], np.ndarray]:
         stage, features = next(iter(self.stages.values())), self._features(problem, folder)
         if features is None:
             raise RunError("this run reads text alone: there is no attention to pictures")

@@ -5,13 +5,15 @@
     loader.start(following)                  # while the texts of ``task`` are written
 
 One thread reads, so that it alone uses the shards. An error while a task is loaded is raised when that task is
-taken. At most one task is ahead; where another one is taken, it is dropped.
+taken. At most one task is ahead; where another one is taken, it is dropped. Features wait as they are stored;
+the encoder's batches, padded and in the model's dtype, are made while the task runs, one ahead.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +30,16 @@ LOOK_EVERY_S = 1.0  # how often a worker that waits for its samples reports thei
 
 @dataclasses.dataclass(frozen=True)
 class LoadedTask:
-    """A task's samples in the form of the model: token ids, and the encoder's batches on the host."""
+    """A task's samples in the form of the model: token ids, and the encoder's batches on the host, to be used once."""
 
     qids: Sequence[str]
     sources: Sequence[Sequence[int]]
     feature_shape: tuple[int, int]
-    batches: Sequence[SourceBatch]
+    batches: Iterator[SourceBatch]
+
+
+class _Dropped(Exception):  # noqa: N818 (nobody sees it)
+    """Nobody takes this task any more."""
 
 
 class TaskLoader:
@@ -47,14 +53,15 @@ class TaskLoader:
         self._job, self._tokenizer, self._pad_token_id, self._device = job, tokenizer, pad_token_id, device
         self._samples: dict[str, Any] = {}  # by split; used by the thread alone
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="next-task")
-        self._ahead: tuple[Task, Future[LoadedTask]] | None = None
+        self._ahead: tuple[Task, Future[LoadedTask], threading.Event] | None = None
         self._num_read = 0
 
     def start(self, task: Task) -> None:
         """Start loading a task, unless it is loaded already."""
         if self._ahead is None or self._ahead[0] != task:
             self._drop()
-            self._ahead = task, self._thread.submit(self._load, task)
+            is_dropped = threading.Event()
+            self._ahead = task, self._thread.submit(self._load, task, is_dropped), is_dropped
 
     def take(self, task: Task, progress: Callable[[], None] = lambda: None) -> LoadedTask:
         """Return a task's samples.
@@ -67,7 +74,7 @@ class TaskLoader:
         """
         self.start(task)
         assert self._ahead is not None
-        (_, loading), self._ahead, seen = self._ahead, None, self._num_read
+        (_, loading, _), self._ahead, seen = self._ahead, None, self._num_read
         progress()
         while wait([loading], timeout=LOOK_EVERY_S).not_done:
             if self._num_read != seen:
@@ -78,9 +85,10 @@ class TaskLoader:
     def _drop(self) -> None:
         if self._ahead is not None:
             self._ahead[1].cancel()
+            self._ahead[2].set()  # where it runs already
             self._ahead = None
 
-    def _load(self, task: Task) -> LoadedTask:
+    def _load(self, task: Task, is_dropped: threading.Event) -> LoadedTask:
         from mmcot.decoding.source_batches import batch_sources
         from mmcot.models.device import DTYPES
 
@@ -91,6 +99,8 @@ class TaskLoader:
             samples.prefetch(numbers)
         sources, features = [], []
         for number in numbers:
+            if is_dropped.is_set():
+                raise _Dropped(task)
             sources.append(samples.encode(number).source_ids)
             features.append(reader.features(number))
             self._num_read += 1
@@ -102,7 +112,8 @@ class TaskLoader:
             dtype=DTYPES[self._job.settings.generation.precision],
             for_gpu=self._device.type == "cuda",
         )
-        return LoadedTask([reader.qid(number) for number in numbers], sources, reader.feature_shape, list(batches))
+        qids = [reader.qid(number) for number in numbers]
+        return LoadedTask(qids, sources, reader.feature_shape, _one_ahead(batches))
 
     def _open(self, split: str) -> Any:
         from launcher.stages.samples import open_stage
@@ -118,3 +129,12 @@ class TaskLoader:
                 texts=job.texts,
             )
         return self._samples[split]
+
+
+def _one_ahead(batches: Iterator[SourceBatch]) -> Iterator[SourceBatch]:
+    """Yield batches; while one is used, a thread makes the next."""
+    with ThreadPoolExecutor(1, thread_name_prefix="next-batch") as thread:
+        coming = thread.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = thread.submit(next, batches, None)
+            yield batch

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from mmcot.decoding.engine import Engine, open_engine
 from mmcot.decoding.generation import GeneratedText, generate_texts
 from mmcot.models.contract import Model
 from mmcot.texts.answers import parse_prediction
@@ -25,7 +26,7 @@ class StageModel:
     """One stage's model, and the settings of its prompts.
 
     ``reads`` names the texts of earlier stages that its prompt contains, and ``writes`` its own text; None for the
-    stage that answers.
+    stage that answers. The engine of ``write`` is kept for the next call: the model must not change.
     """
 
     model: Model
@@ -36,6 +37,7 @@ class StageModel:
     max_target_tokens: int
     reads: tuple[str, ...] = ()
     writes: str | None = None
+    _engines: list[Engine] = dataclasses.field(default_factory=list, init=False, repr=False, compare=False)
 
     def write(
         self,
@@ -64,8 +66,23 @@ class StageModel:
             feature_shape=feature_shape,
             max_new_tokens=self.max_target_tokens,
             batch_size=batch_size,
+            engine=self._engine(min(batch_size, len(pairs))),
         )
         return texts, sum(pair.source_cut > 0 for pair in pairs)
+
+    def _engine(self, num_rows: int) -> Engine | None:
+        """The engine of earlier calls, or one of more rows in its place; None for no rows."""
+        if num_rows and (not self._engines or self._engines[0].decoder.num_rows < num_rows):
+            self._engines.clear()
+            self._engines.append(
+                open_engine(
+                    self.model,
+                    num_rows=num_rows,
+                    max_source_tokens=self.max_source_tokens,
+                    max_new_tokens=self.max_target_tokens,
+                )
+            )
+        return self._engines[0] if num_rows else None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -261,7 +261,20 @@ def _sampler(sampling: Sampling, keys: Sequence[str] | None) -> Callable[[torch.
 def _states_of(engine: Engine, batches: Iterable[SourceBatch]) -> Iterator[tuple[int, torch.Tensor]]:
     """Yield (index, states [N, D]), encoding a batch when its first source is needed."""
     for batch in batches:
-        yield from zip(batch.indices, engine.read(**batch.inputs), strict=True)
+        yield from zip(batch.indices, _read(engine, batch.inputs), strict=True)
+
+
+def _read(engine: Engine, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Encode a batch; in halves where it does not fit the memory, which depends on the model and on other processes."""
+    num_sources = len(inputs["input_ids"])
+    try:
+        return engine.read(**inputs)
+    except torch.OutOfMemoryError:
+        if num_sources == 1:
+            raise
+    # Not within the handler, where the error keeps what was computed.
+    halves = slice(num_sources // 2), slice(num_sources // 2, None)
+    return [states_ND for half in halves for states_ND in _read(engine, {name: inputs[name][half] for name in inputs})]
 
 
 def _check_prefixes(prefixes: Sequence[Sequence[int]], limits: Sequence[int]) -> None:

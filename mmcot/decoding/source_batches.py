@@ -3,7 +3,7 @@
     for batch in batch_sources(sources, features, feature_shape=(100, 256), pad_token_id=0, dtype=torch.float32):
         states = read(**batch.inputs)     # of the sources batch.indices
 
-Batches depend on the sources and the device's kind alone. They may be made ahead, in another thread.
+Batches depend on the sources, the dtype and the device's kind alone. They may be made ahead, in another thread.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from mmcot.texts.encoding import stack_features
 
 SOURCES_PER_BATCH = {"cpu": 16, "cuda": 128}
-# On a GPU a batch has no more tokens, padding included: T5 of the base size in bf16 needs some 2 GB for it, of which
-# 0.4 GB are the position bias of 64 sources of 512 tokens.
+# On a GPU a batch has no more tokens, padding included, and half of them in float32: T5 of the base size in bf16 needs
+# some 2 GB for it, of which 0.4 GB are the position bias of 64 sources of 512 tokens.
 TOKENS_PER_BATCH = 32_768
 
 
@@ -48,7 +48,7 @@ def batch_sources(
         dtype: of the features; the model's.
         for_gpu: larger batches, in page-locked memory.
     """
-    for indices in _split(list(map(len, sources)), for_gpu):
+    for indices in _split(list(map(len, sources)), dtype, for_gpu):
         inputs = collate_sources(
             [sources[index] for index in indices],
             [features[index] for index in indices],
@@ -82,12 +82,13 @@ def collate_sources(
     return inputs
 
 
-def _split(lengths: Sequence[int], for_gpu: bool) -> Iterator[tuple[int, ...]]:
+def _split(lengths: Sequence[int], dtype: torch.dtype, for_gpu: bool) -> Iterator[tuple[int, ...]]:
     """The indices of each batch, by falling length."""
     by_length = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     most, start = SOURCES_PER_BATCH["cuda" if for_gpu else "cpu"], 0
+    num_tokens = TOKENS_PER_BATCH * torch.bfloat16.itemsize // dtype.itemsize
     while start < len(by_length):
         longest = lengths[by_length[start]]
-        number = min(most, max(1, TOKENS_PER_BATCH // longest)) if for_gpu else most
+        number = min(most, max(1, num_tokens // longest)) if for_gpu else most
         yield tuple(by_length[start : start + number])
         start += number

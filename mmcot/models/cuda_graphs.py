@@ -47,10 +47,12 @@ class StaticDecoder:
         self._max_source_tokens = decoder.cross_L2BHSK.shape[4]
         self._ids_positions_2B = torch.zeros(2, self.num_rows, dtype=torch.long, device=decoder.device)
         self._chosen_NB = torch.zeros(MAX_TOKENS_AHEAD, self.num_rows, dtype=torch.long, device=decoder.device)
+        # Of all graphs but the greedy ones: a tensor of each graph's own would be kept as long as the graph.
+        self._logits_BV = torch.empty(self.num_rows, decoder.vocab_size, dtype=decoder.dtype, device=decoder.device)
         # Rows of a mask begin at addresses that a GPU's attention takes.
         columns = -(-self._max_source_tokens // SOURCE_STEP) * SOURCE_STEP
         self._cross_mask_B11S = torch.zeros(self.num_rows, 1, 1, columns, dtype=decoder.dtype, device=decoder.device)
-        self._steps: dict[tuple[int, int, bool], Callable[[], torch.Tensor]] = {}
+        self._steps: dict[tuple[int, int, bool], Callable[[], None]] = {}
         self._pool = torch.cuda.graph_pool_handle() if decoder.device.type == "cuda" else None
 
     @torch.inference_mode()
@@ -80,10 +82,14 @@ class StaticDecoder:
 
     @torch.inference_mode()
     def step(self, token_ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
-        """Read one more token in each of the first ``len(token_ids)`` rows; returns logits [B, V]."""
+        """Read one more token in each of the first ``len(token_ids)`` rows; returns logits [B, V].
+
+        The next step writes its logits to the same memory.
+        """
         unused = [0] * (self.num_rows - len(token_ids))  # these rows write to their own first position
         self._ids_positions_2B.copy_(torch.tensor([[*token_ids, *unused], [*positions, *unused]]))
-        return self._step(len(token_ids), max(positions) + 1, is_greedy=False)()[: len(token_ids)]
+        self._step(len(token_ids), max(positions) + 1, is_greedy=False)()
+        return self._logits_BV[: len(token_ids)]
 
     @torch.inference_mode()
     def write_greedily(self, num_tokens: int, *, num_rows: int, num_positions: int) -> list[list[int]]:
@@ -103,8 +109,10 @@ class StaticDecoder:
             step()
         return self._chosen_NB[-num_tokens:, :num_rows].T.tolist()
 
-    def _step(self, num_rows: int, num_positions: int, *, is_greedy: bool) -> Callable[[], torch.Tensor]:
+    def _step(self, num_rows: int, num_positions: int, *, is_greedy: bool) -> Callable[[], None]:
         """The step at the widths for so many positions and for the sources of the first rows."""
+        # Rows that have ended, and those that are not in use, write as well, at positions that the host does not know.
+        self._decoder.num_written = [self.max_new_tokens] * self.num_rows
         source_width = _round_up(max(self._decoder.source_lengths[:num_rows]), self._max_source_tokens)
         key = (_round_up(num_positions, self.max_new_tokens), source_width, is_greedy)
         if key not in self._steps:
@@ -115,19 +123,20 @@ class StaticDecoder:
         self._cross_mask_B11S[row, ..., :length] = 0.0
         self._cross_mask_B11S[row, ..., length:] = float("-inf")
 
-    def _compute(self, width: int, source_width: int, is_greedy: bool) -> torch.Tensor:
+    def _compute(self, width: int, source_width: int, is_greedy: bool) -> None:
         ids_B, positions_B = self._ids_positions_2B
         own = Group(0, self.num_rows, width, self._decoder.bias_to_past(positions_B, width))
         cross = Group(0, self.num_rows, source_width, self._cross_mask_B11S[..., :source_width])
         logits_BV = self._decoder.run(ids_B, positions_B, [own], [cross])
-        if is_greedy:
+        if not is_greedy:
+            self._logits_BV.copy_(logits_BV)
+        else:
             torch.argmax(logits_BV, dim=-1, out=ids_B)
             # A row that has ended stays at its last position, where it does no harm, until the host looks.
             positions_B.add_(1).clamp_(max=self.max_new_tokens - 1)
             self._chosen_NB.copy_(torch.cat([self._chosen_NB[1:], ids_B[None]]))
-        return logits_BV
 
-    def _capture(self, width: int, source_width: int, is_greedy: bool) -> Callable[[], torch.Tensor]:
+    def _capture(self, width: int, source_width: int, is_greedy: bool) -> Callable[[], None]:
         """Capture a graph of the step at these widths; every replay reads and writes the same memory."""
         if self._decoder.device.type != "cuda":
             return lambda: self._compute(width, source_width, is_greedy)
@@ -145,15 +154,10 @@ class StaticDecoder:
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         # Other threads of the process may use the GPU. The graphs are never replayed at the same time, so that they
-        # share memory; each one's logits are used before the next is replayed.
+        # share memory; nothing of it is used after a replay.
         with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            logits_BV = self._compute(width, source_width, is_greedy)
-
-        def replay() -> torch.Tensor:
-            graph.replay()
-            return logits_BV
-
-        return replay
+            self._compute(width, source_width, is_greedy)
+        return graph.replay
 
 
 def _round_up(number: int, largest: int) -> int:

@@ -49,7 +49,7 @@ def open_device(
         torch.cuda.set_device(index)
     device = torch.device("cuda", torch.cuda.current_device())
     capability = torch.cuda.get_device_capability(device)
-    if precision == "bf16" and capability < _FIRST_WITH_BF16:
+    if not has_precision(device, precision):
         raise DeviceError(
             f"GPU {device.index} ({torch.cuda.get_device_name(device)}, compute capability "
             f"{'.'.join(map(str, capability))}) does not compute in bf16, which needs 8.0 (Ampere) or newer; use "
@@ -57,3 +57,8 @@ def open_device(
             "--set training.precision=fp32`"
         )
     return device
+
+
+def has_precision(device: torch.device | int, precision: str) -> bool:
+    """Whether a GPU computes in a precision, a key of ``DTYPES``."""
+    return precision != "bf16" or torch.cuda.get_device_capability(device) >= _FIRST_WITH_BF16

@@ -82,6 +82,7 @@ class StepDecoder:
         self.layers = [_Layer(block) for block in stack.block]
         self.final_norm = _norm(stack.final_layer_norm)
         self.output_scale = config.d_model**-0.5 if config.scale_decoder_outputs else 1.0
+        self.vocab_size = model.lm_head.weight.shape[0]
         self.lm_head = pack_linear(model.lm_head.weight)
         self.cross_keys_values = pack_linear(
             torch.cat([w for block in stack.block for w in _weights(block.layer[1].EncDecAttention, "kv")])
@@ -92,6 +93,7 @@ class StepDecoder:
         self.own_L2BHTK = torch.zeros(*shape, max_new_tokens, self.head_width, **like)
         self.cross_L2BHSK = torch.zeros(*shape, max_source_tokens, self.head_width, **like)
         self.source_lengths = [0] * num_rows
+        self.num_written = [0] * num_rows  # columns of a row's own cache that may hold something; the others are 0
         self._cross_groups: list[Group] | None = None
         self._own_flat = [layer.view(-1, self.head_width) for layer in self.own_L2BHTK]
         self._first_column_2BH = (
@@ -111,8 +113,12 @@ class StepDecoder:
 
     @torch.inference_mode()
     def admit(self, row: int, states_SD: torch.Tensor) -> int:
-        """Assign ``row`` to the source with these encoder states; returns the token to read at position 0."""
+        """Assign ``row`` to the source with these encoder states; returns the token to read at position 0.
+
+        What the row held before is cleared: it may be NaN, which a mask does not hide.
+        """
         length = len(states_SD)
+        self._clear(row, num_positions=0, length=length)
         if length > self.cross_L2BHSK.shape[4]:
             self._widen(length)
         keys_values = self.cross_keys_values(states_SD).view(
@@ -122,6 +128,12 @@ class StepDecoder:
         self.source_lengths[row] = length
         self._cross_groups = None
         return self.start_token
+
+    def _clear(self, row: int, *, num_positions: int, length: int) -> None:
+        """Write zeros to what ``row`` holds beyond so many positions of its text and of its source."""
+        self.own_L2BHTK[:, :, row, :, num_positions : self.num_written[row]] = 0
+        self.cross_L2BHSK[:, :, row, :, length : self.source_lengths[row]] = 0
+        self.num_written[row] = num_positions
 
     def _widen(self, length: int) -> None:
         """Allocate columns for a source of ``length`` tokens; the rows in use keep theirs."""
@@ -133,7 +145,9 @@ class StepDecoder:
     @torch.inference_mode()
     def move(self, row: int, *, to: int, num_positions: int) -> None:
         """Copy the source and the first ``num_positions`` tokens of ``row`` to the row ``to``."""
-        length = self.source_lengths[to] = self.source_lengths[row]
+        length = self.source_lengths[row]
+        self._clear(to, num_positions=num_positions, length=length)
+        self.source_lengths[to] = length
         self.own_L2BHTK[:, :, to, :, :num_positions] = self.own_L2BHTK[:, :, row, :, :num_positions]
         self.cross_L2BHSK[:, :, to, :, :length] = self.cross_L2BHSK[:, :, row, :, :length]
         self._cross_groups = None
@@ -150,6 +164,8 @@ class StepDecoder:
             logits [B, V] of the next token.
         """
         num_rows = len(token_ids)
+        for row, position in enumerate(positions):
+            self.num_written[row] = max(self.num_written[row], position + 1)
         ids_B, positions_B = torch.tensor([token_ids, positions], device=self.device)
         if self._cross_groups is None or self._cross_groups[-1].stop != num_rows:
             self._cross_groups = self._group_sources(num_rows)

@@ -244,6 +244,17 @@ def test_the_host_looks_at_a_gpus_tokens_every_eighth(trained, static, monkeypat
     assert max(looks) == 8 and len(steps) == sum(looks) and len(looks) < 0.2 * len(steps)
 
 
+def test_all_widths_share_one_tensor_of_logits_and_a_greedy_step_keeps_none(trained, static):
+    decoder = open_engine(trained.model, num_rows=2, max_source_tokens=20, max_new_tokens=LIMIT).decoder
+    decoder.admit(0, torch.zeros(3, 64))
+    addresses = {decoder.step([0], [position]).data_ptr() for position in (0, 17)}
+    decoder.admit(0, torch.zeros(3, 64))
+    decoder.write_greedily(3, num_rows=1, num_positions=3)
+    assert len(addresses) == 1 and {key[::2] for key in static[0]._steps} == {(16, False), (32, False), (16, True)}
+    with torch.inference_mode():
+        assert all(step() is None for step in static[0]._steps.values())
+
+
 def test_an_engine_writes_the_same_whatever_it_wrote_before(trained, static):
     engine = open_engine(trained.model, num_rows=9, max_source_tokens=200, max_new_tokens=LIMIT)
     first = write(trained, trained.pictures, num_rows=9, engine=engine)
@@ -253,6 +264,21 @@ def test_an_engine_writes_the_same_whatever_it_wrote_before(trained, static):
     assert first == again == write(trained, trained.pictures, num_rows=9)
     assert few == write(trained, order=[3, 30], limit=7)
     assert len(static[0]._steps) <= num_graphs + 2 and len(static) == 3
+
+
+@pytest.mark.parametrize("decoder", ["plain", "static"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_source_that_is_not_finite_changes_no_other_whose_row_held_it(trained, request, decoder, value):
+    if decoder == "static":
+        request.getfixturevalue("static")
+    engine = open_engine(trained.model, num_rows=ROWS, max_source_tokens=200, max_new_tokens=LIMIT)
+    expected = write(trained, trained.pictures)
+    damaged = [np.full((5, 7), value, dtype=np.float16) for _ in trained.sources]
+    write(trained, damaged, order=[len(damaged) - 1, 0, 1, 2], engine=engine)
+    assert write(trained, trained.pictures, engine=engine) == expected
+    some = [damaged[n] if n % 5 == 0 else picture for n, picture in enumerate(trained.pictures)]
+    ours = write(trained, some, engine=engine)  # their rows are refilled with others, and others move there
+    assert all(ids == expected[n] for n, ids in enumerate(ours) if n % 5)
 
 
 def test_an_engine_on_a_cpu_packs_its_weights_once_and_takes_memory_for_what_occurs(trained, monkeypatch):
@@ -271,8 +297,8 @@ def test_sources_and_texts_that_do_not_fit_an_engine_are_refused(trained, static
         write(trained, order=[len(trained.sources) - 1], num_rows=2, limit=10, engine=engine)
 
 
-@pytest.mark.parametrize("for_gpu", [False, True])
-def test_batches_hold_every_source_once_the_longest_first_and_are_bounded(for_gpu, monkeypatch):
+@pytest.mark.parametrize(("for_gpu", "dtype"), [(False, "float32"), (True, "float32"), (True, "bfloat16")])
+def test_batches_hold_every_source_once_the_longest_first_and_are_bounded(for_gpu, dtype, monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     chance = random.Random(0)
     lengths = [chance.randint(1, 512) for _ in range(200)] + [40_000]
@@ -282,18 +308,39 @@ def test_batches_hold_every_source_once_the_longest_first_and_are_bounded(for_gp
             [None] * len(lengths),
             feature_shape=SHAPE,
             pad_token_id=0,
-            dtype=torch.float32,
+            dtype=getattr(torch, dtype),
             for_gpu=for_gpu,
         )
     )
     indices = [index for batch in batches for index in batch.indices]
     assert indices == sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     shapes = [tuple(batch.inputs["input_ids"].shape) for batch in batches]
-    assert not for_gpu or all(rows == 1 or rows * width <= 32_768 for rows, width in shapes)
+    most = {"float32": 16_384, "bfloat16": 32_768}[dtype]
+    assert not for_gpu or all(rows == 1 or rows * width <= most for rows, width in shapes)
+    assert not for_gpu or max(rows * width for rows, width in shapes if rows > 1) > 0.9 * most
     assert (max(rows for rows, _ in shapes) > 64) == for_gpu
     for batch in batches:
         counts = batch.inputs["attention_mask"].sum(dim=1).tolist()
         assert counts == [lengths[index] for index in batch.indices]
+
+
+def test_a_batch_that_does_not_fit_the_memory_is_encoded_in_halves_down_to_one_source(trained, monkeypatch):
+    expected, tried = write(trained, trained.pictures), []
+    read, fits = T5ForMultimodalGeneration.read, 3
+
+    def out_of_memory(model, **inputs):
+        tried.append(len(inputs["input_ids"]))
+        if tried[-1] > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return read(model, **inputs)
+
+    monkeypatch.setattr(T5ForMultimodalGeneration, "read", out_of_memory)
+    assert write(trained, trained.pictures) == expected
+    assert max(tried) == 16 and sum(number for number in tried if number <= 3) == len(expected)
+    fits = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        write(trained, trained.pictures)
+    assert tried[-1] == 1
 
 
 def test_without_onednns_private_operators_the_ids_are_the_same(trained, monkeypatch):

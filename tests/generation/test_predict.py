@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from typer.testing import CliRunner
 from data_shards.atomic_files import commit_bytes, commit_json
 from launcher.cli.main import app
 from launcher.config.loading import dump_settings
+from mmcot.texts.sample import Sample
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +156,75 @@ def test_a_run_that_was_started_on_gpus_answers_on_one_where_there_is_one(
         return torch.device("cpu")
 
     monkeypatch.setattr("launcher.cluster.gpus.count_own_gpus", lambda: num_gpus)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(predictor, "open_device", open_device)
     stages = predictor.RunPredictor(run).stages
     assert opened == [(device, "bf16")]
     assert {stage.model.dtype for stage in stages.values()} == {torch.bfloat16}
+
+
+def test_a_gpu_that_lacks_the_runs_precision_is_left_for_the_cpu_and_said_once(finished_run, tmp_path, monkeypatch):
+    from launcher.generation.predictor import RunPredictor
+
+    run, said = tmp_path / "run", []
+    shutil.copytree(finished_run, run)
+    text = (run / "run.yaml").read_text().replace("use_gpu: false", "use_gpu: auto").replace("fp32", "bf16")
+    (run / "run.yaml").write_text(text)
+    commit_json(run / "device.json", {"use_gpu": True, "found": 1, "where": "another machine"})
+    monkeypatch.setattr("launcher.cluster.gpus.count_own_gpus", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "T4")
+    predictor = RunPredictor(run, report=said.append)
+    predictor.load()
+    assert (predictor.device.type, predictor.device.type) == ("cpu", "cpu")
+    assert said == [
+        "note: this machine's GPU (T4) does not compute in bf16, the run's generation.precision; "
+        "the models compute on the CPU"
+    ]
+
+
+def test_requests_of_several_threads_are_answered_one_after_the_other(finished_run, tmp_path, monkeypatch):
+    from launcher.generation import predictor as module
+
+    predictor, inside, most = module.RunPredictor(finished_run), [], []
+    answer_questions = module.answer_questions
+
+    def count(*arguments, **options):
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.1)
+        answered = answer_questions(*arguments, **options)
+        inside.pop()
+        return answered
+
+    monkeypatch.setattr(module, "answer_questions", count)
+    problems = [Sample(qid="a", question="Who?", choices=("x", "y"), answer=None)]
+    with ThreadPoolExecutor(3) as threads:
+        answers = list(threads.map(lambda _: list(predictor.answer(problems, tmp_path)), range(3)))
+    assert most == [1, 1, 1] and answers[0] == answers[1] == answers[2]
+
+
+def test_calls_share_an_engine_until_one_needs_more_rows(finished_run, tmp_path, monkeypatch):
+    from launcher.generation.predictor import RunPredictor
+    from mmcot.decoding import answering
+
+    opened, open_engine = [], answering.open_engine
+
+    def count(model, *, num_rows, **sizes):
+        opened.append(num_rows)
+        return open_engine(model, num_rows=num_rows, **sizes)
+
+    monkeypatch.setattr(answering, "open_engine", count)
+    predictor = RunPredictor(finished_run)
+    problems = [Sample(qid=str(n), question=f"Who is {n}?", choices=("x", "y"), answer=None) for n in range(3)]
+
+    def answer(*numbers):
+        return list(predictor.answer([problems[n] for n in numbers], tmp_path))
+
+    one = answer(0) + answer(1)
+    assert opened == [1, 1]  # of rationale and answer
+    assert answer(0, 1)[:2] == one and opened == [1, 1, 2, 2]
+    assert answer(0) == one[:1] and answer(1, 2)[:1] == one[1:] and answer() == [] and len(opened) == 4

@@ -75,6 +75,41 @@ def test_an_error_of_a_task_that_is_not_taken_is_nobodys(parts, monkeypatch):
     assert len(loader.take(tasks[2]).sources) == tasks[2].num_samples
 
 
+def test_a_task_that_is_not_taken_stops_at_its_next_sample(parts, monkeypatch):
+    loader, tasks, _ = parts
+    encode, started, may_go_on, read = StageSamples.encode, threading.Event(), threading.Event(), []
+
+    def wait(samples, number):
+        read.append(number)
+        started.set()
+        may_go_on.wait(30)
+        return encode(samples, number)
+
+    monkeypatch.setattr(StageSamples, "encode", wait)
+    loader.start(tasks[1])
+    started.wait(30)
+    loader.start(tasks[2])
+    may_go_on.set()
+    assert len(loader.take(tasks[2]).sources) == tasks[2].num_samples
+    assert len(read) == 1 + tasks[2].num_samples
+
+
+def test_no_more_batches_are_in_memory_than_the_one_that_is_used_and_the_next(parts, monkeypatch):
+    from mmcot.decoding import source_batches
+
+    loader, tasks, _ = parts
+    made, collate = [], source_batches.collate_sources
+    monkeypatch.setitem(source_batches.SOURCES_PER_BATCH, "cpu", 1)
+    monkeypatch.setattr(
+        source_batches, "collate_sources", lambda *args, **options: (made.append(1), collate(*args, **options))[1]
+    )
+    loaded = loader.take(tasks[0])
+    assert not made
+    for number, batch in enumerate(loaded.batches, start=1):
+        assert len(batch.indices) == 1 and number <= len(made) + 1 and len(made) <= number + 1
+    assert len(made) == tasks[0].num_samples == 4
+
+
 def test_a_worker_that_waits_for_its_samples_reports_their_progress_alone(parts, monkeypatch):
     loader, tasks, _ = parts
     reported, may_end = [], threading.Event()

@@ -119,6 +119,46 @@ def test_no_more_wait_than_asked_for_and_fewer_where_they_are_large(folder, monk
     assert len(list(opened)) == 11
 
 
+def test_threads_open_no_more_pictures_than_have_space_and_the_first_in_line_always(folder, monkeypatch):
+    monkeypatch.setattr(module, "MAX_PIXELS", 250)
+    opened, lock = set(), threading.Lock()
+
+    def open_pictures(each, counts):
+        if each.qid == "0":  # the others have filled the space by now
+            deadline = time.monotonic() + 30
+            while len(opened) < 3 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            time.sleep(0.1)
+        with lock:
+            opened.add(each.qid)
+        return [Image.new("RGB", (10, 10))]
+
+    ahead_of_all = ahead([problem(n) for n in range(12)], open_pictures=open_pictures, num_threads=2, num_ahead=12)
+    next(ahead_of_all)
+    assert len(opened) <= 4  # three fill the space; with two threads one more may have begun before
+    assert [each.qid for each, _ in ahead_of_all] == [str(n) for n in range(1, 12)]
+
+
+def test_a_reader_that_stops_ends_threads_that_wait_for_space(folder, monkeypatch):
+    monkeypatch.setattr(module, "MAX_PIXELS", 50)
+    opened = ahead((problem(n, f"{n}.png") for n in range(12)), open_pictures=opener(folder), num_ahead=12)
+    next(opened)
+    opened.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("open-pictures")]
+
+
+def test_a_problem_is_reported_when_its_turn_comes_and_not_when_it_is_opened(folder):
+    problems, turns, encoded = [problem(n, f"{n}.png") for n in range(8)], [], []
+
+    def encode(images):
+        encoded.append(len(turns))
+        return np.zeros((len(images), 1, 3), dtype=np.float16)
+
+    options = {"open_pictures": opener(folder), "encode": encode, "shape": (1, 3), "batch_size": 2}
+    list(features_of_pictures(problems, Counter(), **options, on_problem=lambda: turns.append(1)))
+    assert encoded == [2, 4, 6, 8]
+
+
 def test_what_was_not_used_is_dropped_when_the_reader_stops(folder):
     opened = ahead((problem(n, f"{n}.png") for n in range(12)), open_pictures=opener(folder))
     next(opened)

@@ -324,6 +324,15 @@ def test_ready_made_features_in_the_tars_are_used_as_they_are(tmp_path):
     np.testing.assert_array_equal(reader.features(0), array)
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_ready_made_features_that_are_not_finite_are_refused_with_file_and_question(tmp_path, value):
+    stream = io.BytesIO()
+    np.save(stream, np.array([[1.0, value]], dtype=np.float16))
+    tar = write_tar(tmp_path / "mine.tar", {"q7.json": member(ROW), "q7.npy": stream.getvalue()})
+    with pytest.raises(ShardError, match=r"mine\.tar, question q7: features contain NaN or infinite values"):
+        index_tars({"train": [tar]}, tmp_path / "out", features="mine")
+
+
 def test_a_tar_of_the_users_that_cannot_be_used_is_named(tmp_path):
     with pytest.raises(ShardError, match="no.tar contains no .json member"):
         index_tars({"train": [write_tar(tmp_path / "no.tar", {"a.png": png()})]}, tmp_path / "out")
