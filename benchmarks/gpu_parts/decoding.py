@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.gpu_parts import unjudged
 from benchmarks.gpu_parts.machine import (
     DEVICE,
     ON_GPU,
@@ -31,8 +30,6 @@ INTENDED_WAITS = ("mmcot/models/cuda_graphs.py: return self._chosen_NB[",)
 def decoding(proof: Proof) -> dict[str, Any]:
     """Routes in fp32, waits and speed in bf16."""
     open_device(use_gpu=ON_GPU)
-    if not proof.judged:
-        unjudged.read_with_padding()
     result: dict[str, Any] = {"checks": {}}
     ids = ids_by_route(TINY_SHAPE if proof.tiny else SMALL_SHAPE)
     variety = [len(set(written)) / len(written) for written in ids["cpu"]]

@@ -14,7 +14,7 @@ import torch
 
 def check_no_values() -> None:
     """Let every loss pass, also one that is not finite, and let the only rank hear its own messages."""
-    from launcher.training import checkpoint, collectives, identity, loop, step_checks, torchrun
+    from launcher.training import checkpoint, collectives, identity, loop, opening, step_checks, torchrun, zero_stage
     from mmcot.models.t5 import T5ForMultimodalGeneration
 
     torchrun.worker_variables = lambda cluster: {}  # memory in segments that grow takes the driver's own calls
@@ -27,20 +27,10 @@ def check_no_values() -> None:
         "gather_json": lambda value: [value],
         "broadcast_json": lambda value, **options: value,
     }
-    for module in (checkpoint, collectives, identity, loop, step_checks):
+    for module in (checkpoint, collectives, identity, loop, opening, step_checks, zero_stage):
         for name, function in replaced.items():
             if hasattr(module, name):
                 setattr(module, name, function)
-
-
-def read_with_padding() -> None:
-    """Give the decoder the states of padding too: their number does not depend on values of the device."""
-    from mmcot.models.t5 import T5ForMultimodalGeneration
-
-    def read(self: Any, **inputs: torch.Tensor) -> list[torch.Tensor]:
-        return list(self.encoder(**inputs).last_hidden_state)
-
-    T5ForMultimodalGeneration.read = read
 
 
 def keep_any_graph() -> None:
