@@ -21,7 +21,7 @@ DATA = ROOT / "docs" / "data" / "memory.json"
 PAGES = (ROOT / "docs" / "scale.md", ROOT / "docs" / "scienceqa.md")
 PRESETS = {  # name: size, ZeRO stage, GPUs, activation checkpointing, bytes of a parameter in generation
     "scienceqa-base": ("base", 1, 1, False, 4),
-    "scienceqa-large": ("large", 2, 4, False, 4),
+    "scienceqa-large": ("large", 1, 4, False, 4),  # what auto chooses on cards of 24 GB
     "scienceqa-xl": ("xl", 3, 8, True, 2),
 }
 _TABLE = re.compile(r"(<!-- memory: (\w+) -->\n).*?(<!-- memory: end -->)", re.DOTALL)
