@@ -243,9 +243,11 @@ def _checkpoint(this: TrainingState, done: int) -> None:
 def _commit(this: TrainingState) -> None:
     """Wait until the checkpoint in flight, if there is one, is on disk and in the store; every rank calls it."""
     while this.flight is not None:
-        this.hang_guard.close()  # a slow disk or store is no hang
-        while host_sum([float(this.is_ready)]) != [this.world_size]:  # no collective waits for the slowest rank's copy
+        # A slow disk or store is no hang: threads write and copy, and all ranks keep looking at them together.
+        this.hang_guard.progress()
+        while host_sum([float(this.is_ready)]) != [this.world_size]:
             time.sleep(POLL_S)
+            this.hang_guard.progress()
         _advance(this)
 
 
@@ -253,7 +255,7 @@ def _advance(this: TrainingState) -> None:
     """Bring the checkpoint in flight to its next phase (``checkpoint_flight.py``); every rank calls it."""
     flight = this.flight
     assert flight is not None
-    this.hang_guard.close()  # a slow disk or store is no hang
+    this.hang_guard.progress()
     flight.wait()
     was_committed = flight.is_committed
     flight.advance()
