@@ -23,7 +23,7 @@ from launcher.stages.samples import Block
 from mmcot.models.loss import UNITS, LossParts, Objective
 
 MAX_GRAPHS = 128
-_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # relative, of losses and gradient norms
+_TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # of a loss, relative
 
 Shape = tuple[tuple[str, tuple[int, ...]], ...]
 
@@ -68,7 +68,9 @@ class BlockGraphs:
             scales: by unit, the factor of the parts of the loss whose gradient is added.
         """
         shape = tuple((name, tuple(tensor.shape)) for name, tensor in sorted(block.tensors.items()))
-        if self.failure or not self._is_known(shape):
+        is_first = shape not in self._seen
+        self._seen.add(shape)
+        if self.failure or is_first:
             return None
         if shape not in self._graphs and not self._capture(shape, block, seed):
             return None
@@ -82,12 +84,6 @@ class BlockGraphs:
         return {
             name: (part.clone() if block.qids else part * 0.0, unit) for name, (part, unit) in graph.replay().items()
         }
-
-    def _is_known(self, shape: Shape) -> bool:
-        if shape in self._seen:
-            return True
-        self._seen.add(shape)
-        return False
 
     def _set_scales(self, scales: Mapping[str, float]) -> None:
         for unit, scale in scales.items():

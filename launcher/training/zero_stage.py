@@ -63,9 +63,10 @@ def with_zero_stage(
         if training.offload != "none" and found["zero_stage"] == 0:
             raise SettingsError(
                 f"{run_dir.zero_stage} has ZeRO stage 0, which shards nothing that training.offload="
-                f"{training.offload} could move; leave it out, or start another run.dir"
+                f"{training.offload} could move; leave that setting out, or start another run.dir"
             )
-        commit_json(run_dir.zero_stage, found)
+        if not run_dir.zero_stage.exists():
+            commit_json(run_dir.zero_stage, found)
         return {**found, "is_new": is_new}
 
     found = agreed(decide)
