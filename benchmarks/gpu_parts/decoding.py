@@ -12,6 +12,7 @@ from benchmarks.gpu_parts.machine import (
     ON_GPU,
     Proof,
     copy_bytes_per_s,
+    profile_of,
     seconds_of,
     unexpected,
     waits_of,
@@ -24,7 +25,7 @@ from mmcot.models.device import open_device
 
 ROWS = (64, 256, 512)
 # Where decoding may wait for the device: the chosen tokens of several steps are read. All other waits are mistakes.
-INTENDED_WAITS = ("mmcot/models/cuda_graphs.py: return self._chosen_NB[",)
+INTENDED_WAITS = ("mmcot/models/cuda_graphs.py: return lambda: self._chosen_NB[",)
 
 
 def decoding(proof: Proof) -> dict[str, Any]:
@@ -145,6 +146,7 @@ def decoding_speed(model: Any, num_rows: int, bandwidth: float, tiny: bool) -> d
         )
 
     taken = seconds_of(write, 1 if tiny else 2)
+    profile = profile_of(write)
     width = torch.finfo(model.dtype).bits // 8
     cross = {
         id(p)
@@ -163,4 +165,5 @@ def decoding_speed(model: Any, num_rows: int, bandwidth: float, tiny: bool) -> d
         "tokens_per_s": sum(limits) / taken,
         "floor_tokens_per_s": floor,
         "share_of_floor": sum(limits) / taken / floor,
+        **({"busy_share": profile["kernel_s"] / taken, "profile": profile} if profile else {}),
     }

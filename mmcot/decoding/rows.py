@@ -12,7 +12,8 @@ time, and what it wrote after its end is dropped.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -24,6 +25,7 @@ from mmcot.decoding.sampling import GREEDY, Sampling, draw_uniform, sample_token
 from mmcot.decoding.source_batches import SourceBatch, batch_sources
 from mmcot.models.contract import Decoder, GreedyDecoder, Model
 
+SOURCES_AT_ONCE = 32  # at most, whose keys and values are computed together
 TOKENS_PER_LOOK = 8  # of every row, between two looks at a decoder that chooses tokens itself
 
 # Settings of a model folder's generation_config.json that would change the chosen tokens, each
@@ -62,7 +64,7 @@ class Row:
     has_ended: bool = False
 
 
-Advance = Callable[[Sequence[Row]], list[list[int]]]
+Advance = Callable[[Sequence[Row]], Callable[[], list[list[int]]]]  # begins to write; what it returns waits for it
 
 
 def generate_ids(
@@ -107,7 +109,7 @@ def generate_rows(
         engine: of this model, opened for these sizes or larger ones; None opens one for this call.
         batches: ``batch_sources`` of these sources, where they were made ahead; ``features`` are not read then.
         on_refill: called with the index of every source that takes a finished row's place.
-        on_step: called for every row that starts, and whenever new tokens of all rows are known.
+        on_step: called whenever some rows start, and whenever new tokens of all rows are known.
 
     Returns:
         a row for each source, in their order.
@@ -140,9 +142,9 @@ def generate_rows(
         )
     decoder = engine.decoder
 
-    def begin(place: int, source: tuple[int, torch.Tensor]) -> Row:
-        index, states_SD = source
-        return Row(index, limits[index], decoder.admit(place, states_SD), prefixes[index])
+    def begin(places: Sequence[int], given: Sequence[tuple[int, torch.Tensor]]) -> list[Row]:
+        first = decoder.admit(places, [states_SD for _, states_SD in given])
+        return [Row(index, limits[index], first, prefixes[index]) for index, _ in given]
 
     advance = _on_host(decoder, sampling, keys, with_log_probs)
     if isinstance(decoder, GreedyDecoder) and sampling.temperature == 0 and not with_log_probs and not any(prefixes):
@@ -150,7 +152,7 @@ def generate_rows(
     ends = frozenset(eos_token_ids)
     written = _write_rows(
         decoder,
-        _states_of(engine, batches),
+        _EncodedSources(engine, batches),
         begin,
         advance,
         num_rows=num_rows,
@@ -163,8 +165,8 @@ def generate_rows(
 
 def _write_rows(
     decoder: Decoder,
-    waiting: Iterator[tuple[int, torch.Tensor]],
-    begin: Callable[[int, tuple[int, torch.Tensor]], Row],
+    waiting: _EncodedSources,
+    begin: Callable[[Sequence[int], Sequence[tuple[int, torch.Tensor]]], list[Row]],
     advance: Advance,
     *,
     num_rows: int,
@@ -175,32 +177,37 @@ def _write_rows(
     """Write the rows of all waiting sources; returns them by the sources' indices.
 
     Args:
-        begin: assigns a place to a source.
-        advance: writes the next tokens of the rows.
+        begin: assigns places to sources.
+        advance: begins to write the next tokens of the rows; returns the function that waits for them.
         ends_row: whether a row ends with its last token.
     """
     written: dict[int, Row] = {}
     rows: list[Row] = []
     while len(rows) < num_rows:
-        rows.append(begin(len(rows), next(waiting)))
+        stop = min(num_rows, len(rows) + SOURCES_AT_ONCE)
+        places = range(len(rows), stop)
+        rows += begin(places, waiting.take(len(places)))
         on_step()
     while rows:
-        for row, tokens in zip(rows, advance(rows), strict=True):
+        tokens_of_rows = advance(rows)
+        waiting.encode_ahead(len(rows) // 4)  # while a GPU writes
+        for row, tokens in zip(rows, tokens_of_rows(), strict=True):
             for token in tokens:
                 row.ids.append(token)
                 if ends_row(row):
                     row.has_ended = True
                     break  # what was written after the end is dropped
         on_step()
-        for place in reversed(range(len(rows))):  # backwards, so that the last row is always one that continues
-            row = rows[place]
-            if not row.has_ended:
-                continue
-            written[row.index] = row
-            if (source := next(waiting, None)) is not None:
-                rows[place] = begin(place, source)
-                on_refill(rows[place].index)
-            elif (last := rows.pop()) is not row:
+        ended = [place for place, row in enumerate(rows) if row.has_ended]
+        written |= {rows[place].index: rows[place] for place in ended}
+        while ended and (given := waiting.take(min(len(ended), SOURCES_AT_ONCE))):
+            places, ended = ended[: len(given)], ended[len(given) :]
+            for place, row in zip(places, begin(places, given), strict=True):
+                rows[place] = row
+                on_refill(row.index)
+        for place in reversed(ended):  # backwards, so that the last row is always one that continues
+            last = rows.pop()
+            if place < len(rows):
                 rows[place] = last
                 decoder.move(len(rows), to=place, num_positions=len(last.ids))
     return written
@@ -215,8 +222,8 @@ def _ends_row(row: Row, ends: frozenset[int], is_stopped: Callable[[list[int]], 
     return is_stopped is not None and is_stopped(row.ids[len(row.prefix) :])
 
 
-def _write_on_device(decoder: GreedyDecoder, rows: Sequence[Row]) -> list[list[int]]:
-    """The next tokens of each row, at most ``TOKENS_PER_LOOK``, chosen by the decoder."""
+def _write_on_device(decoder: GreedyDecoder, rows: Sequence[Row]) -> Callable[[], list[list[int]]]:
+    """Begin the next tokens of each row, at most ``TOKENS_PER_LOOK``, chosen by the decoder."""
     num_tokens = min(TOKENS_PER_LOOK, max(row.max_new_tokens - len(row.ids) for row in rows))
     longest = max(len(row.ids) for row in rows)
     return decoder.write_greedily(num_tokens, num_rows=len(rows), num_positions=longest + num_tokens)
@@ -226,7 +233,7 @@ def _on_host(decoder: Decoder, sampling: Sampling, keys: Sequence[str] | None, w
     """The function that chooses one token of each row from the logits, or takes it from the row's prefix."""
     choose = _greedy if sampling.temperature == 0 else _sampler(sampling, keys)
 
-    def advance(rows: Sequence[Row]) -> list[list[int]]:
+    def advance(rows: Sequence[Row]) -> Callable[[], list[list[int]]]:
         last = [row.ids[-1] if row.ids else row.first for row in rows]
         logits_BV = decoder.step(last, [len(row.ids) for row in rows])
         tokens = [
@@ -238,7 +245,7 @@ def _on_host(decoder: Decoder, sampling: Sampling, keys: Sequence[str] | None, w
             log_probs_B = logits_BV.float().log_softmax(dim=-1).gather(1, tokens_B1)[:, 0].tolist()
             for row, log_prob in zip(rows, log_probs_B, strict=True):
                 row.log_probs.append(log_prob)
-        return [[token] for token in tokens]
+        return lambda: [[token] for token in tokens]
 
     return advance
 
@@ -258,10 +265,22 @@ def _sampler(sampling: Sampling, keys: Sequence[str] | None) -> Callable[[torch.
     return choose
 
 
-def _states_of(engine: Engine, batches: Iterable[SourceBatch]) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield (index, states [N, D]), encoding a batch when its first source is needed."""
-    for batch in batches:
-        yield from zip(batch.indices, _read(engine, batch.inputs), strict=True)
+class _EncodedSources:
+    """The sources in the order of their batches, as (index, states [N, D])."""
+
+    def __init__(self, engine: Engine, batches: Iterable[SourceBatch]) -> None:
+        self._engine, self._batches = engine, iter(batches)
+        self._ready: deque[tuple[int, torch.Tensor]] = deque()
+
+    def encode_ahead(self, number: int) -> None:
+        """Encode batches until so many sources are ready, or all."""
+        while len(self._ready) < number and (batch := next(self._batches, None)) is not None:
+            self._ready.extend(zip(batch.indices, _read(self._engine, batch.inputs), strict=True))
+
+    def take(self, number: int) -> list[tuple[int, torch.Tensor]]:
+        """The next sources, fewer where there are no more."""
+        self.encode_ahead(number)
+        return [self._ready.popleft() for _ in range(min(number, len(self._ready)))]
 
 
 def _read(engine: Engine, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import cast
 
 import numpy as np
@@ -71,11 +72,10 @@ def collate_sources(
 ) -> dict[str, torch.Tensor]:
     """The encoder's inputs for some sources: ids and mask int64 [B, S], features [B, P, V] and their mask."""
     lengths = torch.tensor([len(source) for source in sources])
-    ids_BS = torch.full((len(sources), int(lengths.max())), pad_token_id)
-    for row, source in zip(ids_BS, sources, strict=True):
-        row[: len(source)] = torch.tensor(source)
-    mask_BS = (torch.arange(ids_BS.shape[1]) < lengths[:, None]).long()
-    inputs = {"input_ids": ids_BS, "attention_mask": mask_BS}
+    mask_BS = torch.arange(int(lengths.max())) < lengths[:, None]
+    ids_BS = torch.full(mask_BS.shape, pad_token_id)
+    ids_BS[mask_BS] = torch.tensor(list(chain.from_iterable(sources)), dtype=torch.long)
+    inputs = {"input_ids": ids_BS, "attention_mask": mask_BS.long()}
     if features[0] is not None:
         inputs |= stack_features(cast("Sequence[np.ndarray]", features), feature_shape)
         inputs["vision_features"] = inputs["vision_features"].to(dtype)

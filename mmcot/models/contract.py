@@ -7,7 +7,7 @@ Beyond that:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -31,8 +31,8 @@ class Decoder(Protocol):
         """How many tokens a row can read."""
         ...
 
-    def admit(self, row: int, states_SD: torch.Tensor) -> int:
-        """Assign ``row`` to a source's states; returns the token to read at position 0."""
+    def admit(self, rows: Sequence[int], states: Sequence[torch.Tensor]) -> int:
+        """Assign each of some rows to a source's states [S, D]; returns the token that they read at position 0."""
         ...
 
     def move(self, row: int, *, to: int, num_positions: int) -> None:
@@ -48,8 +48,8 @@ class Decoder(Protocol):
 class GreedyDecoder(Decoder, Protocol):
     """A decoder that chooses the next token itself, so that the host need not wait for every token."""
 
-    def write_greedily(self, num_tokens: int, *, num_rows: int, num_positions: int) -> list[list[int]]:
-        """Choose the next ``num_tokens`` tokens of each of the first rows and read all but the last.
+    def write_greedily(self, num_tokens: int, *, num_rows: int, num_positions: int) -> Callable[[], list[list[int]]]:
+        """Begin to choose the next ``num_tokens`` tokens of each of the first rows and read all but the last.
 
         A row begins with the token that ``admit`` returned. It does not end: what follows its end is the caller's to
         drop. ``step`` and this method are not mixed within a row.
@@ -58,7 +58,7 @@ class GreedyDecoder(Decoder, Protocol):
             num_positions: tokens that the row with most of them will have read.
 
         Returns:
-            the tokens of each row.
+            a function that waits for the tokens of each row and returns them, called before any other method.
         """
         ...
 

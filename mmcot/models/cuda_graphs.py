@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from transformers import T5ForConditionalGeneration
 
-from mmcot.models.step_decoder import SOURCE_STEP, Group, StepDecoder
+from mmcot.models.step_decoder import SOURCE_STEP, Group, StepDecoder, to_device
 
 WIDTH_STEP = 64  # positions; each pair of widths is a graph of its own
 MAX_TOKENS_AHEAD = 8  # steps of ``write_greedily`` between two looks of the host
@@ -56,28 +57,33 @@ class StaticDecoder:
         self._pool = torch.cuda.graph_pool_handle() if decoder.device.type == "cuda" else None
 
     @torch.inference_mode()
-    def admit(self, row: int, states_SD: torch.Tensor) -> int:
-        """Assign ``row`` to the source with these encoder states; returns the token to read at position 0.
+    def admit(self, rows: Sequence[int], states: Sequence[torch.Tensor]) -> int:
+        """Assign each of ``rows`` to a source's encoder states [S, D]; returns the token to read at position 0.
 
         Raises:
-            ValueError: the source has more states than this decoder was opened for.
+            ValueError: a source has more states than this decoder was opened for.
         """
-        if len(states_SD) > self._max_source_tokens:
+        lengths = [len(states_SD) for states_SD in states]
+        if max(lengths) > self._max_source_tokens:
             raise ValueError(
-                f"a source has {len(states_SD)} states, this decoder was opened for at most "
+                f"a source has {max(lengths)} states, this decoder was opened for at most "
                 f"{self._max_source_tokens}; open it with a larger max_source_tokens"
             )
-        first = self._decoder.admit(row, states_SD)
-        self._mask_source(row, len(states_SD))
-        self._ids_positions_2B[0, row].fill_(first)  # an assignment would copy from the host, and wait
-        self._ids_positions_2B[1, row].fill_(0)
-        return first
+        self._decoder.admit_at_once(rows, states)
+        rows_R, lengths_R = to_device(np.array([list(rows), lengths]), self._decoder.device)
+        columns_S = torch.arange(self._cross_mask_B11S.shape[-1], device=self._decoder.device)
+        mask_RS = torch.zeros_like(self._cross_mask_B11S[: len(rows), 0, 0])
+        mask_RS.masked_fill_(columns_S >= lengths_R[:, None], float("-inf"))
+        self._cross_mask_B11S.index_copy_(0, rows_R, mask_RS[:, None, None])
+        self._ids_positions_2B[0].index_fill_(0, rows_R, self._decoder.start_token)
+        self._ids_positions_2B[1].index_fill_(0, rows_R, 0)
+        return self._decoder.start_token
 
     @torch.inference_mode()
     def move(self, row: int, *, to: int, num_positions: int) -> None:
         """Copy the source and the first ``num_positions`` tokens of ``row`` to the row ``to``."""
         self._decoder.move(row, to=to, num_positions=num_positions)
-        self._mask_source(to, self._decoder.source_lengths[to])
+        self._cross_mask_B11S[to] = self._cross_mask_B11S[row]
         self._ids_positions_2B[:, to] = self._ids_positions_2B[:, row]
 
     @torch.inference_mode()
@@ -92,8 +98,8 @@ class StaticDecoder:
         return self._logits_BV[: len(token_ids)]
 
     @torch.inference_mode()
-    def write_greedily(self, num_tokens: int, *, num_rows: int, num_positions: int) -> list[list[int]]:
-        """Choose the next ``num_tokens`` tokens of each of the first ``num_rows`` rows and read all but the last.
+    def write_greedily(self, num_tokens: int, *, num_rows: int, num_positions: int) -> Callable[[], list[list[int]]]:
+        """Begin to choose the next tokens of each of the first ``num_rows`` rows and to read all but the last.
 
         Rows do not end by themselves: those that have ended, or are not in use, write what the caller drops.
 
@@ -102,12 +108,12 @@ class StaticDecoder:
             num_positions: tokens that the row with most of them will have read.
 
         Returns:
-            the tokens of each row, copied to the host at once.
+            a function that waits for the tokens of each row, copied to the host at once.
         """
         step = self._step(num_rows, num_positions, is_greedy=True)
         for _ in range(num_tokens):
             step()
-        return self._chosen_NB[-num_tokens:, :num_rows].T.tolist()
+        return lambda: self._chosen_NB[-num_tokens:, :num_rows].T.tolist()
 
     def _step(self, num_rows: int, num_positions: int, *, is_greedy: bool) -> Callable[[], None]:
         """The step at the widths for so many positions and for the sources of the first rows."""
@@ -118,10 +124,6 @@ class StaticDecoder:
         if key not in self._steps:
             self._steps[key] = self._capture(*key)
         return self._steps[key]
-
-    def _mask_source(self, row: int, length: int) -> None:
-        self._cross_mask_B11S[row, ..., :length] = 0.0
-        self._cross_mask_B11S[row, ..., length:] = float("-inf")
 
     def _compute(self, width: int, source_width: int, is_greedy: bool) -> None:
         ids_B, positions_B = self._ids_positions_2B

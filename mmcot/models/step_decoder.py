@@ -1,7 +1,7 @@
 """T5's decoder, one token per row and call, from the weights of a transformers model.
 
     decoder = StepDecoder(model, num_rows=32, max_source_tokens=512, max_new_tokens=256)
-    decoder.admit(0, states_SD)                      # assign row 0 to a source
+    decoder.admit([0], [states_SD])                  # assign row 0 to a source
     logits_BV = decoder.step([0], positions=[0])     # the start token, at position 0
     logits_BV = decoder.step([417], positions=[1])
 
@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812 (the usual name)
 from transformers import T5ForConditionalGeneration
@@ -55,6 +56,12 @@ def pack_linear(weight: torch.Tensor) -> Linear:
         else:
             return lambda states: apply(states, packed, None, "none", [], "")
     return lambda states: F.linear(states, weight)
+
+
+def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Whole numbers as a tensor on the device, without waiting for what it computes."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class StepDecoder:
@@ -112,11 +119,17 @@ class StepDecoder:
         return torch.cat([bias_HT, future_HT], dim=1).to(self.dtype)
 
     @torch.inference_mode()
-    def admit(self, row: int, states_SD: torch.Tensor) -> int:
-        """Assign ``row`` to the source with these encoder states; returns the token to read at position 0.
+    def admit(self, rows: Sequence[int], states: Sequence[torch.Tensor]) -> int:
+        """Assign each of ``rows`` to a source's encoder states [S, D]; returns the token to read at position 0.
 
-        What the row held before is cleared: it may be NaN, which a mask does not hide.
+        What a row held before is cleared: it may be NaN, which a mask does not hide.
         """
+        for row, states_SD in zip(rows, states, strict=True):
+            self._admit(row, states_SD)
+        self._cross_groups = None
+        return self.start_token
+
+    def _admit(self, row: int, states_SD: torch.Tensor) -> None:
         length = len(states_SD)
         self._clear(row, num_positions=0, length=length)
         if length > self.cross_L2BHSK.shape[4]:
@@ -126,8 +139,27 @@ class StepDecoder:
         )
         self.cross_L2BHSK[:, :, row, :, :length] = keys_values.permute(1, 2, 3, 0, 4)
         self.source_lengths[row] = length
+
+    def admit_at_once(self, rows: Sequence[int], states: Sequence[torch.Tensor]) -> None:
+        """The same in a few operations for all rows together, where launching an operation is what costs.
+
+        Args:
+            rows: different ones.
+            states: of at most as many tokens as this decoder was opened for.
+        """
+        lengths = [len(states_SD) for states_SD in states]
+        columns = np.concatenate([np.arange(length) for length in lengths])
+        rows_N, columns_N = to_device(np.stack([np.repeat(rows, lengths), columns]), self.device)
+        rows_R = to_device(np.array(rows), self.device)
+        self.own_L2BHTK.index_fill_(2, rows_R, 0)
+        self.cross_L2BHSK.index_fill_(2, rows_R, 0)
+        keys_values = self.cross_keys_values(torch.cat(list(states))).view(
+            len(columns), len(self.layers), 2, self.num_heads, self.head_width
+        )
+        self.cross_L2BHSK[:, :, rows_N, :, columns_N] = keys_values
+        for row, length in zip(rows, lengths, strict=True):
+            self.source_lengths[row], self.num_written[row] = length, 0
         self._cross_groups = None
-        return self.start_token
 
     def _clear(self, row: int, *, num_positions: int, length: int) -> None:
         """Write zeros to what ``row`` holds beyond so many positions of its text and of its source."""

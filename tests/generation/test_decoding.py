@@ -246,10 +246,10 @@ def test_the_host_looks_at_a_gpus_tokens_every_eighth(trained, static, monkeypat
 
 def test_all_widths_share_one_tensor_of_logits_and_a_greedy_step_keeps_none(trained, static):
     decoder = open_engine(trained.model, num_rows=2, max_source_tokens=20, max_new_tokens=LIMIT).decoder
-    decoder.admit(0, torch.zeros(3, 64))
+    decoder.admit([0], [torch.zeros(3, 64)])
     addresses = {decoder.step([0], [position]).data_ptr() for position in (0, 17)}
-    decoder.admit(0, torch.zeros(3, 64))
-    decoder.write_greedily(3, num_rows=1, num_positions=3)
+    decoder.admit([0], [torch.zeros(3, 64)])
+    decoder.write_greedily(3, num_rows=1, num_positions=3)()
     assert len(addresses) == 1 and {key[::2] for key in static[0]._steps} == {(16, False), (32, False), (16, True)}
     with torch.inference_mode():
         assert all(step() is None for step in static[0]._steps.values())
