@@ -31,7 +31,7 @@ def use_whole_gradients(engine: Any, *, clip_norm: float, in_place: bool = False
 
     Args:
         clip_norm: largest norm of all gradients together, 0 clips nothing. In fp32 the engine's own clipping must be
-            off; in bf16 the engine clips.
+            off; in bf16 it is not asked.
         in_place: let fp32 gradients be parts of one tensor in all steps, at the same addresses, as CUDA graphs need
             it. It takes no memory for averaging, and a pass over the gradients more. Those of bf16 always are.
     """
@@ -45,7 +45,7 @@ def use_whole_gradients(engine: Any, *, clip_norm: float, in_place: bool = False
     totals = optimizer.fp32_groups_actual_gradients_flat
     engine.buffered_allreduce_fallback = partial(_average, totals)
     optimizer.update_hp_grads = partial(_add_up, optimizer, parts)
-    optimizer.get_grads_for_norm = lambda for_clipping=False: totals if for_clipping else (totals, {})
+    optimizer.step = partial(_update, optimizer, clip_norm)
 
 
 def _forget_autograd(optimizer: Any) -> None:
@@ -100,6 +100,29 @@ def _set_gradients(parameters: list[torch.nn.Parameter], flat: torch.Tensor) -> 
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     return gradients
+
+
+@torch.no_grad()
+def _update(optimizer: Any, clip_norm: float) -> None:
+    """The step of a ``BF16_Optimizer``: clip, update the fp32 weights, round them to the bf16 weights.
+
+    The engine sets the gradients to zero afterwards. DeepSpeed's step waits for the GPU four times: it looks whether
+    the norm is finite, and whether to clip. Here a norm that is not finite makes weights that are not; the training
+    ends at the step's loss and norm, which it reads anyway.
+    """
+    totals = optimizer.fp32_groups_actual_gradients_flat
+    norm = torch.nn.utils.get_total_norm(totals)
+    optimizer._global_grad_norm, optimizer.overflow = norm, False
+    if clip_norm > 0:
+        factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0)
+        for total in totals:
+            total.mul_(factor)
+    partitions = zip(optimizer.fp32_groups_flat_partition, optimizer.fp32_groups_gradient_flat_partition, strict=True)
+    for weights, gradients in partitions:
+        weights.grad = gradients
+    optimizer.optimizer.step()
+    optimizer._lazy_init_hp_params_optimizer_state()
+    optimizer.update_lp_params()
 
 
 @torch.no_grad()
