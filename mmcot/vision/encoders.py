@@ -66,7 +66,7 @@ class VisionEncoder:
             image: any size and mode; resized to the model's square as RGB, nothing is cropped.
 
         Returns:
-            float32 [3, H, W], scaled to 0..1, then normalised.
+            float32 [3, H, W] on the encoder's device, scaled to 0..1, then normalised.
         """
         return self._normalise(np.stack([self._squeeze(image)]))[0]
 
@@ -111,7 +111,8 @@ class VisionEncoder:
 
     def _normalise(self, pixels: np.ndarray) -> torch.Tensor:
         """Normalise uint8 [B, H, W, 3] to float32 [B, 3, H, W] in channels-last memory, fastest for convolutions."""
-        return torch.from_numpy(pixels).to(torch.float32).mul_(self._scale).sub_(self._shift).permute(0, 3, 1, 2)
+        on_device = torch.from_numpy(pixels).to(self.device).to(torch.float32)
+        return on_device.mul_(self._scale).sub_(self._shift).permute(0, 3, 1, 2)
 
     @torch.inference_mode()
     def _features(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -169,6 +170,6 @@ class VisionEncoder:
         else:
             mean, std = found.get("image_mean") or mean, found.get("image_std") or std
         mean, std = torch.tensor(mean, dtype=torch.float32), torch.tensor(std, dtype=torch.float32)
-        self._scale, self._shift = 1 / (255 * std), mean / std
+        self._scale, self._shift = (1 / (255 * std)).to(self.device), (mean / std).to(self.device)
         own = Image.Resampling[self._kind.resample]
         self._resample = own if found.get("resample") is None else Image.Resampling(found["resample"])
