@@ -37,17 +37,17 @@ class Part(NamedTuple):
 
 PARTS = {  # by the name of its module in benchmarks/gpu_parts and of its function
     "ceilings": Part(20, "matrix products, copies, launches: the reference of the other parts; TF32 is off"),
-    "golden": Part(30, "states, logits and loss in fp32 and bf16 against float64 on the CPU"),
-    "attention": Part(30, "the kernel of every attention, cuDNN's on and off, 20 new shapes, NaN in gradients"),
-    "decoding": Part(90, "captured graphs, plain CUDA and CPU write the same ids; waits; tokens/s against the floor"),
-    "zero": Part(130, "torchrun: ZeRO 1, 2, 3 in fp32 and bf16, resume, SIGTERM"),
-    "training": Part(90, "a step of base and large: seconds, MFU, busy share, launches, waits; each switch"),
-    "memory": Part(40, "peak memory of a step against a forecast"),
-    "features": Part(40, "ViT-large: equal to the CPU's, pictures/s"),
-    "loaders": Part(40, "0, 2, 4 loader processes: share of time waiting for data"),
-    "hang": Part(30, "the hang guard ends a process whose GPU does not answer"),
+    "golden": Part(20, "states, logits and loss in fp32 and bf16 against float64 on the CPU"),
+    "attention": Part(38, "the kernel of every attention, cuDNN's on and off, 20 new shapes, NaN in gradients"),
+    "decoding": Part(50, "captured graphs, plain CUDA and CPU write the same ids; waits; tokens/s against the floor"),
+    "zero": Part(120, "torchrun: ZeRO 1, 2, 3 in fp32 and bf16, resume, SIGTERM"),
+    "training": Part(130, "a step of base and large: seconds, MFU, busy share, launches, waits; each switch"),
+    "memory": Part(60, "peak memory of a step against a forecast"),
+    "features": Part(30, "ViT-large: equal to the CPU's, pictures/s"),
+    "loaders": Part(50, "0, 2, 4 loader processes: share of time waiting for data"),
+    "hang": Part(22, "the hang guard ends a process whose GPU does not answer"),
 }
-FORECAST = "benchmarks/results/memory.json"
+FORECAST = "docs/data/memory.json"
 RUNS_TO_ITS_END = "the part runs to its end"
 
 

@@ -46,7 +46,8 @@ def loaders(proof: Proof) -> dict[str, Any]:
 def data_of(folder: Path, size: str, *, num_train: int) -> tuple[Settings, dict[str, str]]:
     """MiniSQA's texts with random features of the size's shape."""
     shutil.rmtree(folder, ignore_errors=True)
-    common = ["training.micro_batch_size=8", f"training.precision={PRECISION}", "data.samples_per_shard=64"]
+    common = ["training.micro_batch_size=8", f"training.precision={PRECISION}", "training.zero_stage=1"]
+    common += ["data.samples_per_shard=64"]
     texts = small_settings(folder, *common, num_train=num_train)
     lengths = prepare(texts, folder / "lengths")
     write_random_features(folder / "data", FEATURES, patches_of(size))

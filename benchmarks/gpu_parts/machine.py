@@ -25,6 +25,7 @@ from torch.autograd import DeviceType  # pyright: ignore[reportPrivateImportUsag
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
 ROOT = Path(__file__).parents[2]
+NUM_LONGEST, NAME_LENGTH = 12, 100  # kernels named in a profile, and characters of a name
 WAITS = "called a synchronizing CUDA operation"  # the beginning of torch's warning
 
 
@@ -141,7 +142,7 @@ def unexpected(waits: dict[str, int], intended: tuple[str, ...]) -> list[str]:
 
 
 def profile_of(run: Callable[[], Any]) -> dict[str, Any]:
-    """Kernel launches, copies between host and device, waits, and seconds in kernels of a run; empty on a CPU."""
+    """Launches, copies between host and device, waits, seconds in kernels and the longest of a run; empty on a CPU."""
     if not ON_GPU:
         return {}
     # Without the CPU's operators there are few events; the calls that launch are among the GPU's.
@@ -151,9 +152,13 @@ def profile_of(run: Callable[[], Any]) -> dict[str, Any]:
     events = list(profile.events() or ())
     names: Counter[str] = Counter(event.name for event in events)
     kernels = [event for event in events if event.device_type == DeviceType.CUDA]
+    milliseconds: Counter[str] = Counter()
+    for event in kernels:
+        milliseconds[event.name[:NAME_LENGTH]] += event.time_range.elapsed_us() / 1e3
     return {
         "launches": sum(count for name, count in names.items() if "LaunchKernel" in name or name == "cudaGraphLaunch"),
         "copies": names["cudaMemcpyAsync"],
         "host_waits": sum(names[f"cuda{what}Synchronize"] for what in ("Stream", "Device", "Event")),
-        "kernel_s": sum(event.time_range.elapsed_us() for event in kernels) / 1e6,
+        "kernel_s": sum(milliseconds.values()) / 1e3,
+        "longest_kernels_ms": dict(milliseconds.most_common(NUM_LONGEST)),
     }

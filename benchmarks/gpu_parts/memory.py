@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.gpu_parts.machine import ON_GPU, Proof, free_memory
-from benchmarks.gpu_parts.steps import Trainer, one_rank
+from benchmarks.gpu_parts.steps import BlockShape, Trainer, one_rank
 
 TOLERANCE = 0.05  # relative
 
@@ -17,26 +17,25 @@ class Case(NamedTuple):
 
     size: str
     zero_stage: int
-    shape: tuple[int, int, int]
+    shape: BlockShape
     checkpointing: bool = False
 
     @property
     def name(self) -> str:
         """Such as "base, ZeRO-1, 8 x (96 + 64)"."""
-        rows, source, target = self.shape
         checkpointing = ", checkpointing" if self.checkpointing else ""
-        return f"{self.size}, ZeRO-{self.zero_stage}, {rows} x ({source} + {target}){checkpointing}"
+        return f"{self.size}, ZeRO-{self.zero_stage}, {self.shape}{checkpointing}"
 
 
 CASES = [
-    Case("base", 1, (8, 96, 64)),
-    Case("base", 1, (8, 512, 512)),
-    Case("base", 1, (8, 512, 512), checkpointing=True),
-    Case("base", 0, (8, 512, 512)),  # ZeRO-0 computes in fp32
-    Case("base", 3, (8, 512, 512)),
-    Case("large", 1, (2, 512, 512)),
+    Case("base", 1, BlockShape(8, 96, 64)),
+    Case("base", 1, BlockShape(8, 512, 512)),
+    Case("base", 1, BlockShape(8, 512, 512), checkpointing=True),
+    Case("base", 0, BlockShape(8, 512, 512)),  # ZeRO-0 computes in fp32
+    Case("base", 3, BlockShape(8, 512, 512)),
+    Case("large", 1, BlockShape(2, 512, 512)),
 ]
-TINY_CASES = list(dict.fromkeys(case._replace(size="tiny", shape=(2, 24, 8)) for case in CASES))
+TINY_CASES = list(dict.fromkeys(case._replace(size="tiny", shape=BlockShape(2, 24, 8)) for case in CASES))
 
 
 def memory(proof: Proof) -> dict[str, Any]:
@@ -70,7 +69,7 @@ def read_forecast(path: Path) -> dict[Case, float]:
     """
 
     def case_of(found: dict[str, Any], shape: dict[str, Any]) -> Case:
-        block = (shape["rows"], shape["source"], shape["target"])
+        block = BlockShape(shape["rows"], shape["source"], shape["target"])
         return Case(found["size"], found["zero_stage"], block, found["checkpointing"])
 
     return {
@@ -87,7 +86,7 @@ def peak_of(case: Case) -> float:
     settings = {"zero_stage": case.zero_stage, "activation_checkpointing": case.checkpointing}
     settings |= {} if case.zero_stage else {"precision": "fp32"}
     trainer = Trainer(case.size, dropout=0.1, **settings)
-    step, counts = trainer.step_of(*case.shape)
+    step, counts = trainer.step_of(case.shape)
     trainer.run(step, counts)
     free_memory()
     trainer.run(step, counts)

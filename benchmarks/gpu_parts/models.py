@@ -36,11 +36,19 @@ def new_model(
         return T5ForMultimodalGeneration._from_config(config).eval()
 
 
-def random_batch(config: Any, *, rows: int, source: int, target: int, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Rows of different lengths, the first one full; every third has no picture."""
+def random_batch(
+    config: Any, *, rows: int, source: int, target: int, shortest: float = 1 / 3, seed: int = 0
+) -> dict[str, torch.Tensor]:
+    """Rows of different lengths, the first one full; every third has no picture.
+
+    Args:
+        shortest: the least length of a row, relative to the longest.
+    """
     generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(max(1, source // 3), source + 1, (rows,), generator=generator)
-    target_lengths = torch.randint(max(1, target // 3), target + 1, (rows,), generator=generator)
+    lengths, target_lengths = (
+        torch.randint(max(1, int(longest * shortest)), longest + 1, (rows,), generator=generator)
+        for longest in (source, target)
+    )
     lengths[0], target_lengths[0] = source, target
     mask, written = (
         torch.arange(width) < given[:, None] for width, given in ((source, lengths), (target, target_lengths))

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,10 +20,32 @@ from launcher.training.throughput import Meter
 from mmcot.models.flops import BACKWARD_AND_FORWARD
 from mmcot.models.loss import OBJECTIVES, count_target_tokens
 
-SHAPES = {  # rows of a block, source and target tokens
-    "base": [(8, 96, 64), (8, 256, 128), (16, 512, 128)],
-    "large": [(2, 96, 64), (8, 96, 64), (8, 256, 128)],
-    "tiny": [(2, 12, 8), (2, 24, 8), (4, 12, 8)],
+
+class BlockShape(NamedTuple):
+    """Rows of a block, their most source and target tokens, and the shortest row relative to the longest."""
+
+    rows: int
+    source: int
+    target: int
+    shortest: float = 1 / 3
+
+    def __str__(self) -> str:
+        """Such as "8 x (96 + 64)"."""
+        like = ", like lengths" if self.shortest > 0.5 else ""
+        return f"{self.rows} x ({self.source} + {self.target}){like}"
+
+
+# The last one of base has about as little padding as blocks of max_tokens_per_block.
+SHAPES = {
+    "base": [
+        BlockShape(8, 96, 64),
+        BlockShape(8, 256, 128),
+        BlockShape(16, 512, 128),
+        BlockShape(32, 384, 128),
+        BlockShape(32, 384, 128, 0.8),
+    ],
+    "large": [BlockShape(2, 96, 64), BlockShape(8, 96, 64), BlockShape(8, 256, 128)],
+    "tiny": [BlockShape(2, 12, 8), BlockShape(2, 24, 8), BlockShape(4, 12, 8, 0.8)],
 }
 BLOCKS = 2  # of a step
 PRECISION = "bf16" if ON_GPU else "fp32"
@@ -80,20 +102,20 @@ class Trainer:
         del self.engine
         free_memory()
 
-    def step_of(self, rows: int, source: int, target: int) -> tuple[Step, dict[str, float]]:
+    def step_of(self, shape: BlockShape) -> tuple[Step, dict[str, float]]:
         """Two blocks of this size in pinned memory; and their tokens, questions and operations."""
         config, blocks = self.engine.module.config, []
         counts = {"tokens": 0.0, "questions": 0.0, "flops": 0.0, "real_tokens": 0.0}
         for index in range(BLOCKS):
-            batch = random_batch(config, rows=rows, source=source, target=target, seed=index)
+            batch = random_batch(config, **shape._asdict(), seed=index)
             sources, targets = batch["attention_mask"].sum(1).tolist(), (batch["labels"] != -100).sum(1).tolist()
             counts["tokens"] += count_target_tokens(batch["labels"])
-            counts["questions"] += rows
+            counts["questions"] += shape.rows
             counts["real_tokens"] += sum(sources) + sum(targets)
             forward = self.engine.module.forward_flops(sources, targets, num_patches=self.patches[0])
             counts["flops"] += BACKWARD_AND_FORWARD * forward
             batch["decoder_input_ids"] = self.engine.module._shift_right(batch["labels"])
-            block = Block(batch, tuple(f"q{row}" for row in range(rows)))
+            block = Block(batch, tuple(f"q{row}" for row in range(shape.rows)))
             blocks.append((index, block.pin_memory() if ON_GPU else block))
         return Step(0, blocks), counts
 

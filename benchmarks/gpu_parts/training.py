@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.gpu_parts import unjudged
 from benchmarks.gpu_parts.machine import DEVICE, Proof, free_memory, profile_of, seconds_of, unexpected, waits_of
 from benchmarks.gpu_parts.models import shape_of
-from benchmarks.gpu_parts.steps import INTENDED_WAITS, PRECISION, SHAPES, Trainer, one_rank
+from benchmarks.gpu_parts.steps import INTENDED_WAITS, PRECISION, SHAPES, BlockShape, Trainer, one_rank
 from launcher.config.settings import Training
 from mmcot.models.device import DTYPES
 from mmcot.models.flops import measure_peak_flops
@@ -16,12 +16,9 @@ from mmcot.models.flops import measure_peak_flops
 # Settings of ``training`` that are measured one by one on the first shape of the first size, the others as in the
 # proof (ZeRO-1, bf16). A new setting is a line here: its name, and its fields of ``Training``.
 SWITCHES: dict[str, dict[str, Any]] = {
-    "cuda_graphs": {"cuda_graphs": True},
     "zero_stage=2": {"zero_stage": 2},
     "zero_stage=3": {"zero_stage": 3},
-    "zero_stage=2, overlap_comm": {"zero_stage": 2, "deepspeed": {"zero_optimization": {"overlap_comm": True}}},
     "activation_checkpointing": {"activation_checkpointing": True},
-    "clip_norm=0": {"clip_norm": 0.0},
     "fp32": {"precision": "fp32"},
     "fp32, tf32": {"precision": "fp32", "tf32": True},
     "offload=cpu": {"offload": "cpu"},
@@ -39,18 +36,20 @@ def training(proof: Proof) -> dict[str, Any]:
     result: dict[str, Any] = {"peak_tflops": peak, "steps": [], "switches": {}}
     with one_rank():
         for size in sizes:
-            result["steps"] += steps_of_size(size, peak)
-            proof.keep(result)
+            for cuda_graphs in (False, True):
+                result["steps"] += steps_of_size(size, peak, cuda_graphs=cuda_graphs)
+                proof.keep(result)
         result["graphs"] = [graphs_beside_none(sizes[0], precision) for precision in ("fp32", PRECISION)]
         for name, settings in SWITCHES.items():
             result["switches"][name] = switched(sizes[0], settings, result["steps"][0])
             proof.keep(result)
         result["switches"][LAYERS_OF_TRANSFORMERS] = with_layers_of_transformers(sizes[0], result["steps"][0])
-    first = result["steps"][0]
+    first, best = result["steps"][0], max(result["steps"], key=lambda row: row["mfu"])
     return {
         **result,
         "headline": f"{first['model']} {first['block']}: {first['seconds'] * 1e3:.0f} ms, MFU {first['mfu']:.1%}"
-        + (f", busy {first['busy_share']:.0%}, {first['launches']:,} launches" if "launches" in first else ""),
+        + (f", busy {first['busy_share']:.0%}, {first['launches']:,} launches" if "launches" in first else "")
+        + f"; best MFU {best['mfu']:.1%} at {best['block']}{', graphs' if best['graphs'] else ''}",
         "checks": {
             "every loss is finite": all(math.isfinite(row["loss"]) for row in rows_of(result)),
             "a step waits nowhere but where it must": not any(
@@ -78,22 +77,22 @@ def is_same_loss(found: float, expected: float) -> bool:
     return abs(found - expected) <= 2e-2 * abs(expected)
 
 
-def steps_of_size(size: str, peak_tflops: float) -> list[dict[str, Any]]:
+def steps_of_size(size: str, peak_tflops: float, *, cuda_graphs: bool) -> list[dict[str, Any]]:
     """A row for each shape."""
-    trainer, rows = Trainer(size), []
+    trainer, rows = Trainer(size, cuda_graphs=cuda_graphs), []
     for shape in SHAPES[size]:
         row = measured(trainer, shape, times=5)
-        step, counts = trainer.step_of(*shape)
+        step, counts = trainer.step_of(shape)
         row["mfu"] = counts["flops"] / row["seconds"] / (peak_tflops * 1e12)
         row["waits"] = waits_of(lambda step=step, counts=counts: trainer.run(step, counts))
-        rows.append({"model": size, **row})
+        rows.append({"model": size, "graphs": cuda_graphs, **row})
     trainer.close()
     return rows
 
 
-def measured(trainer: Trainer, shape: tuple[int, int, int], *, times: int) -> dict[str, Any]:
+def measured(trainer: Trainer, shape: BlockShape, *, times: int) -> dict[str, Any]:
     """Seconds, loss, launches, busy share and peak memory of steps of two blocks."""
-    step, counts = trainer.step_of(*shape)
+    step, counts = trainer.step_of(shape)
     losses: list[float] = []
 
     def run() -> None:
@@ -104,7 +103,7 @@ def measured(trainer: Trainer, shape: tuple[int, int, int], *, times: int) -> di
     free_memory()
     seconds = seconds_of(run, times)
     found = {
-        "block": f"{shape[0]} x ({shape[1]} + {shape[2]})",
+        "block": str(shape),
         "seconds": seconds,
         "loss": losses[0],
         "tokens_per_s": counts["real_tokens"] / seconds,
@@ -132,7 +131,7 @@ def graphs_beside_none(size: str, precision: str) -> dict[str, Any]:
     for cuda_graphs in (False, True):
         stage = 0 if precision == "fp32" else 1
         trainer = Trainer(size, dropout=0.1, zero_stage=stage, precision=precision, cuda_graphs=cuda_graphs)
-        step, counts = trainer.step_of(*SHAPES[size][0])
+        step, counts = trainer.step_of(SHAPES[size][0])
         found[cuda_graphs] = []
         for _ in range(4):
             loss = trainer.run(step, counts)

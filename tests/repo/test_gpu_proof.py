@@ -141,7 +141,7 @@ def test_the_status_is_1_if_a_judged_check_failed_or_a_part_ended_early(proof, c
 
 
 def test_peaks_are_compared_with_a_forecast_within_five_percent(tmp_path, proof):
-    from benchmarks.gpu_parts.memory import Case, is_as_forecast, read_forecast
+    from benchmarks.gpu_parts.memory import BlockShape, Case, is_as_forecast, read_forecast
 
     shapes = [{"rows": 8, "source": 96, "target": 64, "peak_bytes": 5 * 2**30}]
     common = {"size": "base", "zero_stage": 1, "checkpointing": False, "offload": "none"}
@@ -152,7 +152,7 @@ def test_peaks_are_compared_with_a_forecast_within_five_percent(tmp_path, proof)
         {**common, "gpus": 1, "error": "out of memory"},
     ]
     (path := tmp_path / "memory.json").write_text(json.dumps({"combinations": combinations}))
-    assert read_forecast(path) == {Case("base", 1, (8, 96, 64)): 5.0}
+    assert read_forecast(path) == {Case("base", 1, BlockShape(8, 96, 64)): 5.0}
     assert [is_as_forecast(found, 5.0) for found in (4.7, 4.8, 5.2, 5.3)] == [False, True, True, False]
 
 
