@@ -38,13 +38,8 @@ from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from data_shards.atomic_files import sha256_of_file
 from launcher.config.settings import Training
-from launcher.training.checkpoint import (
-    begin_checkpoint,
-    commit_checkpoint,
-    find_checkpoint,
-    load_state,
-    reserve_memory,
-)
+from launcher.training.checkpoint import begin_checkpoint, commit_checkpoint, reserve_memory
+from launcher.training.checkpoint_resume import find_checkpoint, load_state
 from launcher.training.checkpoint_writer import HostCopies
 from launcher.training.deepspeed_engine import build_engine, init_distributed
 from mmcot.models.loss import text_objective
@@ -226,7 +221,7 @@ def measure_opening(engine: Any, folder: Path, rows: dict[str, list[float]]) -> 
     """A committed checkpoint into the engine, three ways; the files are in the system's cache."""
     copies, started = engine.checkpoint_engine, time.perf_counter()
     # A training verifies before it builds its engine, so that its check leaves room for one; here it is built already.
-    with mock.patch("launcher.training.checkpoint.may_hold", return_value=True):
+    with mock.patch("launcher.training.checkpoint_files.may_hold", return_value=True):
         found = find_checkpoint(folder, facts=FACTS, may_commit=lambda: None)
     assert found is not None
     load_state(engine, found)

@@ -8,7 +8,8 @@ one line per sample in shard order:
 
 A file is committed whole and never computed twice. ``rationales/manifest.json`` contains the
 inputs that the texts depend on (model, data, generation settings); a folder takes no output of
-other inputs.
+other inputs. Until it also contains the sha256 of every file, ``rationales/ledger/train/000012-000256.json`` does,
+committed before the file: ``{"sha256": ..., "num_samples": 256}``.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
+import hashlib
 import json
 import re
-from collections.abc import Iterable
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +33,11 @@ from data_shards.atomic_files import (
 )
 from data_shards.errors import ShardError
 from data_shards.manifest import manifest_shards, read_manifest
+from data_shards.sealed_json import commit_sealed, read_sealed
 
 MAX_TASK_SAMPLES = 256
 _OPEN_FILES = 512
+_LEDGER = "ledger"
 _FILE_NAME = re.compile(r"(train|val|test)/\d{6,}-\d{6,}\.jsonl")
 
 
@@ -76,7 +81,7 @@ def open_output(output_dir: str | Path, inputs: dict[str, Any]) -> None:
     """
     path = Path(output_dir) / "manifest.json"
     if path.exists():
-        stored = read_json(path)["inputs"]
+        stored = _read_manifest(path)["inputs"]
         differing = sorted(key for key in {*stored, *inputs} if stored.get(key) != inputs.get(key))
         if differing:
             key = differing[0]
@@ -85,21 +90,58 @@ def open_output(output_dir: str | Path, inputs: dict[str, Any]) -> None:
                 "outputs of different inputs are not mixed: choose another folder, or delete this one"
             )
     else:
-        commit_json(path, {"schema_version": 1, "inputs": inputs, "complete": False})
+        commit_sealed(path, {"schema_version": 1, "inputs": inputs, "complete": False})
 
 
 def close_output(output_dir: str | Path, *, files: dict[str, Any], summary: dict[str, Any]) -> None:
     """Mark the output complete: write every file with its sha256, and the counts, to the manifest."""
     path = Path(output_dir) / "manifest.json"
-    commit_json(path, {**read_json(path), "complete": True, "summary": summary, "files": files})
+    commit_sealed(path, {**_read_manifest(path), "complete": True, "summary": summary, "files": files})
+    shutil.rmtree(Path(output_dir) / _LEDGER, ignore_errors=True)
+
+
+def reason_to_write_again(output_dir: str | Path, task: Task, qids: Sequence[str]) -> str | None:
+    """Why a task's standing file is not what was written for these questions; None where it is.
+
+    The sha256 is that of the manifest of a complete output, else of the ledger.
+    """
+    path, manifest_path = Path(output_dir) / task.file_name, Path(output_dir) / "manifest.json"
+    manifest = _read_manifest(manifest_path) if manifest_path.exists() else {"complete": False}
+    try:
+        entry = manifest["files"].get(task.file_name) if manifest["complete"] else read_json(_entry(output_dir, task))
+    except FileNotFoundError:
+        entry = None
+    except ValueError as error:
+        return str(error)
+    if entry is None:
+        return "no record of its sha256 was kept"
+    data = path.read_bytes()
+    if (found := hashlib.sha256(data).hexdigest()) != entry["sha256"]:
+        return f"its sha256 is {found[:12]}..., {entry['sha256'][:12]}... was written"
+    if [line["qid"] for line in read_lines(path)] != list(qids):
+        return "it holds the texts of other questions"
+    return None
 
 
 def write_task(output_dir: str | Path, task: Task, lines: list[dict[str, Any]]) -> Path:
     """Commit the output of one task."""
     path = Path(output_dir) / task.file_name
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    commit_bytes(path, text.encode())
+    data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
+    entry = {"sha256": hashlib.sha256(data).hexdigest(), "num_samples": len(lines)}
+    commit_json(_entry(output_dir, task), entry)
+    commit_bytes(path, data)
     return path
+
+
+def _entry(output_dir: str | Path, task: Task) -> Path:
+    return Path(output_dir) / _LEDGER / f"{Path(task.file_name).with_suffix('.json')}"
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        return read_sealed(path, remedy=f"restore it, or delete {path.parent} and run again")
+    except ValueError as error:
+        raise ShardError(str(error)) from None
 
 
 def read_lines(path: str | Path) -> list[dict[str, Any]]:
@@ -133,7 +175,7 @@ def verified_files(output_dir: str | Path) -> dict[str, dict[str, Any]]:
 def _listed_files(output_dir: Path) -> dict[str, dict[str, Any]]:
     """Return the files in the manifest of a complete output; every name must be that of a task."""
     path = output_dir / "manifest.json"
-    manifest: dict[str, Any] = read_json(path) if path.exists() else {"complete": False}
+    manifest: dict[str, Any] = _read_manifest(path) if path.exists() else {"complete": False}
     if not manifest["complete"]:
         raise ShardError(f"{output_dir} is not complete; run `mmcot rationales` to its end first")
     if strange := [name for name in manifest["files"] if not _FILE_NAME.fullmatch(name)]:

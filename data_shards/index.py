@@ -11,6 +11,7 @@ read. Any plain webdataset tar can be indexed, local or remote; the tar is never
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zlib
 from collections.abc import Callable
@@ -113,15 +114,24 @@ def write_index(
     return table
 
 
-def read_index(index_file: str | Path) -> pa.Table:
+def read_index(index_file: str | Path, *, sha256: str | None = None) -> pa.Table:
     """Read the index of a tar.
 
+    Args:
+        sha256: of the file; None: not known.
+
     Raises:
-        ShardError: the index is missing, or has another form.
+        ShardError: the index is missing, was altered, or has another form.
     """
     remedy = "build it again with `mmcot data shard` or `mmcot data index`"
     try:
-        with pq.ParquetFile(index_file) as file:
+        data = Path(index_file).read_bytes()
+        if sha256 is not None and (found := hashlib.sha256(data).hexdigest()) != sha256:
+            raise ShardError(
+                f"{index_file} is not the index that was written: its sha256 is {found[:12]}..., the manifest has "
+                f"{sha256[:12]}...; restore it, or {remedy}"
+            )
+        with pq.ParquetFile(pa.BufferReader(data)) as file:
             table = file.read(use_threads=False)  # takes 0.1 ms; read_table takes five times as long
     except FileNotFoundError as error:
         raise ShardError(f"index {index_file} is missing; {remedy}") from error

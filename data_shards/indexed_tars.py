@@ -9,6 +9,7 @@ contains indexes and manifests that name the tars.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -143,9 +144,8 @@ def _index(location: Path | str, folder: Path, split: str, number: int, report: 
             f"{location}: members of {len(orphans):,} names belong to no question, such as those of {min(orphans)!r} "
             f"(there is no {min(orphans)}.json); they are left out"
         )
-    return Shard(
-        name, split, num_samples, size, sha256, str(location if is_remote(location) else Path(location).absolute())
-    )
+    place = str(location if is_remote(location) else Path(location).absolute())
+    return Shard(name, split, num_samples, size, sha256, place, sha256_of_file(folder / f"{name}.parquet"))
 
 
 def _index_features(folder: Path, text: Path, shards: list[Shard], name: str, text_fingerprint: str) -> None:
@@ -184,4 +184,5 @@ def _index_features(folder: Path, text: Path, shards: list[Shard], name: str, te
         "counts": counts,
         "text_fingerprint": text_fingerprint,
     }
+    shards = [dataclasses.replace(shard, index_sha256=sha256_of_file(shard.index(folder))) for shard in shards]
     write_manifest(folder, "features", shards, extra)

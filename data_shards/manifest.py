@@ -15,11 +15,14 @@ from data_shards.atomic_files import read_json
 from data_shards.errors import ShardError
 from data_shards.index import is_picture, picture_order, read_index, read_member, rows_of_extension
 from data_shards.remote_files import fetch_file, is_remote, local_copy
+from data_shards.sealed_json import broken_seal
 from data_shards.sources.question_set import SPLITS
 from data_shards.sources.tables import sample_of_row
 from mmcot.texts.sample import Sample, SampleError
 
 SCHEMA_VERSION = 1
+ORIGIN = "origin.json"  # beside the manifest of a mirrored folder: its URL
+_REMEDY = "restore it, or build the shards again with `mmcot data shard` or `mmcot data index`"
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -28,7 +31,7 @@ class Shard:
     """One tar of a manifest; ``name`` has no suffix, such as ``train-000012``.
 
     ``path`` is the location of a user's own tar that was indexed in place; the index is always
-    in the manifest's folder.
+    in the manifest's folder. ``index_sha256`` is None in manifests of earlier versions.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Shard:
     size_bytes: int
     sha256: str
     path: str | None = None
+    index_sha256: str | None = None
 
     def tar(self, folder: Path) -> Path | str:
         """The path or URL of the tar, where ``folder`` contains the manifest."""
@@ -98,10 +102,10 @@ def problem_of_member(qid: str, data: bytes, *, tar: str | Path) -> Sample:
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """Read ``folder/manifest.json``.
+    """Read ``folder/manifest.json``; that of a mirrored folder gets the URLs of its tars.
 
     Raises:
-        ShardError: there is none (the build did not finish), or it has another schema version.
+        ShardError: there is none (the build did not finish), it was altered, or it has another schema version.
     """
     path = Path(folder) / "manifest.json"
     if not path.exists():
@@ -115,7 +119,16 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"{path} has schema version {manifest.get('schema_version')!r}, this program reads {SCHEMA_VERSION}; "
             "build the shards again with `mmcot data shard` into a new folder"
         )
-    return manifest
+    if reason := broken_seal(manifest):
+        raise ShardError(f"{path} cannot be used: {reason}; {_REMEDY}")
+    origin = path.with_name(ORIGIN)
+    return with_urls(manifest, read_json(origin)["url"]) if origin.exists() else manifest
+
+
+def with_urls(manifest: dict[str, Any], url: str) -> dict[str, Any]:
+    """The manifest of the folder at ``url``, with the full URL of every tar."""
+    shards = [{**shard, "path": shard["path"] or f"{url}/{shard['name']}.tar"} for shard in manifest["shards"]]
+    return {**manifest, "shards": shards}
 
 
 def manifest_shards(manifest: dict[str, Any], split: str | None = None) -> list[Shard]:
@@ -135,8 +148,12 @@ def shard_qids(folder: Path, shard: Shard, extension: str) -> list[str]:
 
 
 def open_index(folder: Path, shard: Shard) -> pa.Table:
-    """Read a shard's index; that of a mirrored folder is downloaded at its first use."""
+    """Read a shard's index; that of a mirrored folder is downloaded at its first use.
+
+    Raises:
+        ShardError: it is missing, or not the one that the manifest names.
+    """
     path, tar = shard.index(folder), str(shard.tar(folder))
     if not path.exists() and is_remote(tar):
         fetch_file(tar.removesuffix(".tar") + ".parquet", path)
-    return read_index(path)
+    return read_index(path, sha256=shard.index_sha256)

@@ -15,8 +15,11 @@ from data_shards.atomic_files import (
     read_json,
 )
 from data_shards.errors import ShardError
+from data_shards.manifest import ORIGIN, with_urls
 from data_shards.remote_files import is_remote, read_file
+from data_shards.sealed_json import broken_seal
 
+_LAYOUT = 2  # of a local copy; 1 changed the manifests
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -39,7 +42,7 @@ def mirror_folder(url: str, cache_dir: str | Path, *, features: str | None) -> P
             raise ShardError(
                 f"{url}/{name}/manifest.json does not exist; copy a finished data folder to that URL"
             ) from None
-    key = fingerprint([url, *(manifest["fingerprint"] for manifest in manifests.values())])
+    key = fingerprint([url, _LAYOUT, *(manifest["fingerprint"] for manifest in manifests.values())])
     folder = Path(cache_dir).expanduser() / "folders" / key
     with exclusive(folder):
         if not (folder / "origin.json").exists():
@@ -48,6 +51,7 @@ def mirror_folder(url: str, cache_dir: str | Path, *, features: str | None) -> P
                     commit_bytes(folder / "tokenizer" / name, read_file(f"{url}/tokenizer/{name}"))
             for name, manifest in manifests.items():
                 commit_json(folder / name / "manifest.json", manifest)
+                commit_json(folder / name / ORIGIN, {"url": f"{url}/{name}"})
             commit_json(folder / "origin.json", {"url": url})
     return folder
 
@@ -64,10 +68,11 @@ def origin_of(folder: str | Path) -> str | None:
 
 
 def _parse_manifest(data: bytes, folder: str) -> dict[str, Any]:
-    """Parse a manifest and give its shards their full URLs."""
+    """Parse a manifest, whose tars must be behind URLs."""
     manifest = json.loads(data)
-    shards = [{**shard, "path": shard["path"] or f"{folder}/{shard['name']}.tar"} for shard in manifest["shards"]]
-    local = [shard["path"] for shard in shards if not is_remote(shard["path"])]
+    if reason := broken_seal(manifest):
+        raise ShardError(f"{folder}/manifest.json cannot be used: {reason}; copy the finished data folder there again")
+    local = [shard["path"] for shard in with_urls(manifest, folder)["shards"] if not is_remote(shard["path"])]
     if local:
         raise ShardError(f"{folder} names tars of another machine, such as {local[0]}; index them by URL")
-    return {**manifest, "shards": shards}
+    return manifest

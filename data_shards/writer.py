@@ -28,7 +28,6 @@ import numpy as np
 from data_shards.atomic_files import (
     commit_json,
     committing,
-    fingerprint,
     read_json,
     sha256_of_file,
 )
@@ -41,6 +40,7 @@ from data_shards.manifest import (
     read_problems,
 )
 from data_shards.picture_features import PICTURE_COUNTS
+from data_shards.sealed_json import sealed
 from data_shards.sources.question_set import SPLITS, QuestionSet
 from mmcot.texts.sample import Sample
 
@@ -170,8 +170,10 @@ def _write_shard(
             info = tarfile.TarInfo(name)  # mtime, uid and gid 0: the same input gives the same bytes
             info.size, info.mode = len(data), 0o444
             tar.addfile(info, io.BytesIO(data))
-    write_index(path, path.with_suffix(".parquet"))
-    return Shard(path.stem, split, num_samples, path.stat().st_size, sha256_of_file(path))
+    index = path.with_suffix(".parquet")
+    write_index(path, index)
+    sha256, index_sha256 = sha256_of_file(path), sha256_of_file(index)
+    return Shard(path.stem, split, num_samples, path.stat().st_size, sha256, index_sha256=index_sha256)
 
 
 def write_manifest(folder: Path, kind: str, shards: list[Shard], extra: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +185,7 @@ def write_manifest(folder: Path, kind: str, shards: list[Shard], extra: dict[str
         **extra,
         "shards": [dataclasses.asdict(shard) for shard in shards],
     }
-    manifest = {**content, "fingerprint": fingerprint(content)}
+    manifest = sealed(content)
     commit_json(folder / "manifest.json", manifest)
     return manifest
 

@@ -14,7 +14,20 @@ import torch
 
 def check_no_values() -> None:
     """Let every loss pass, also one that is not finite, and let the only rank hear its own messages."""
-    from launcher.training import checkpoint, collectives, identity, loop, opening, step_checks, torchrun, zero_stage
+    from launcher.training import (
+        checkpoint,
+        checkpoint_files,
+        checkpoint_resume,
+        checkpoint_store,
+        collectives,
+        export,
+        identity,
+        loop,
+        opening,
+        step_checks,
+        torchrun,
+        zero_stage,
+    )
     from mmcot.models.t5 import T5ForMultimodalGeneration
 
     torchrun.worker_variables = lambda cluster: {}  # memory in segments that grow takes the driver's own calls
@@ -27,7 +40,8 @@ def check_no_values() -> None:
         "gather_json": lambda value: [value],
         "broadcast_json": lambda value, **options: value,
     }
-    for module in (checkpoint, collectives, identity, loop, opening, step_checks, zero_stage):
+    modules = (checkpoint, checkpoint_files, checkpoint_resume, checkpoint_store, collectives, export, identity, loop)
+    for module in (*modules, opening, step_checks, zero_stage):
         for name, function in replaced.items():
             if hasattr(module, name):
                 setattr(module, name, function)

@@ -11,6 +11,7 @@ probably comes next (``launcher/generation/task_loading.py``).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from data_shards.generated_texts import (
     list_tasks,
     open_output,
     read_lines,
+    reason_to_write_again,
     write_task,
 )
 from data_shards.index import rows_of_extension
@@ -174,10 +176,7 @@ def write_split_texts(
     """
     open_output(job.output_dir, inputs)
     tasks = list_tasks(job.local_shards_dir(), splits, task_samples=job.settings.generation.task_samples)
-    if any(not (Path(job.output_dir) / task.file_name).exists() for task in tasks):
-        verify_model(job.model_dir)  # as every worker does; in the driver the error is one sentence
-        open_ray()
-    files = run_tasks(job, tasks, report=report, say=say)
+    files = run_tasks(job, tasks, open_ray=open_ray, report=report, say=say)
     counts = ("num_samples", "num_tokens", "num_truncated", "num_empty", "num_repetitive")
     summary = {name: sum(file[name] for file in files.values()) for name in counts}
     close_output(job.output_dir, files=files, summary=summary)
@@ -197,16 +196,21 @@ def run_tasks(
     job: GenerationJob,
     tasks: Sequence[Task],
     *,
+    open_ray: Callable[[], None] = lambda: None,
     report: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, dict[str, Any]]:
-    """Run all tasks without a file; returns every file with its counts.
+    """Run all tasks without a file, and those whose file was altered; returns every file with its counts.
 
     Raises:
         GenerationError: tasks failed ``generation.max_attempts`` times; all others are done.
+        RunError: the model is not the one that its run exported.
     """
     output_dir = Path(job.output_dir)
-    missing = [task for task in tasks if not (output_dir / task.file_name).exists()]
+    missing = _missing(job, tasks, say)
+    if missing:
+        verify_model(job.model_dir)  # as every worker does; in the driver the error is one sentence
+        open_ray()
     # Described by the workers that wrote them: hashing all files in the driver would take long.
     files: dict[Task, dict[str, Any]] = {}
     quarantined = (
@@ -224,6 +228,26 @@ def run_tasks(
     return {
         task.file_name: files.get(task) or _describe(output_dir / task.file_name, task, job.stage) for task in tasks
     }
+
+
+def _missing(job: GenerationJob, tasks: Sequence[Task], say: Callable[[str], None]) -> list[Task]:
+    """The tasks without a file; a file that is not what was written is renamed, and its task is run again."""
+    output_dir, missing, altered = Path(job.output_dir), [], []
+    qids_of = _qids_by_task(job)
+    for task in tasks:
+        path = output_dir / task.file_name
+        if not path.exists():
+            missing.append(task)
+        elif reason := reason_to_write_again(output_dir, task, qids_of(task)):
+            path.replace(path.with_name(f"altered-{path.name}"))
+            altered.append(f"{path} is not what was written ({reason})")
+            missing.append(task)
+    if altered:
+        say(
+            f"{altered[0]}{f'; so are {len(altered) - 1} others' if altered[1:] else ''}; kept as altered-*, their "
+            f"{sum(task.num_samples for task in missing):,} questions are written again"
+        )
+    return missing
 
 
 def expected_costs(shards_dir: str | Path, tasks: Sequence[Task]) -> dict[Task, int]:
@@ -276,13 +300,16 @@ def _run_missing(
         )
     except WorkersError as error:
         raise GenerationError(str(error)) from None
-    return {task: {"error": error, "qids": _qids(job, task)} for task, error in quarantined.items()}
+    qids_of = _qids_by_task(job)
+    return {task: {"error": error, "qids": qids_of(task)} for task, error in quarantined.items()}
 
 
-def _qids(job: GenerationJob, task: Task) -> list[str]:
+def _qids_by_task(job: GenerationJob) -> Callable[[Task], list[str]]:
+    """A function that returns a task's question ids; a shard's index is read once for its tasks in a row."""
     folder = job.local_shards_dir() / "text"
-    shard = next(shard for shard in manifest_shards(read_manifest(folder)) if shard.name == task.shard)
-    return shard_qids(folder, shard, "json")[task.start : task.start + task.num_samples]
+    shards = {shard.name: shard for shard in manifest_shards(read_manifest(folder))}
+    qids_of_shard = functools.lru_cache(1)(lambda name: shard_qids(folder, shards[name], "json"))
+    return lambda task: qids_of_shard(task.shard)[task.start : task.start + task.num_samples]
 
 
 def _describe(path: Path, task: Task, stage: str) -> dict[str, Any]:

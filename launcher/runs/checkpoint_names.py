@@ -12,6 +12,7 @@ from pathlib import Path
 
 LATEST = "LATEST"
 MANIFEST = "manifest.json"
+STATE = "state"  # the folder of DeepSpeed's files, in a checkpoint
 _NAME = re.compile(r"step-\d+")
 
 

@@ -49,7 +49,7 @@ from launcher.runs.checkpoint_names import (
     step_of,
 )
 from launcher.stages.jobs import IDENTITY_FACTS
-from launcher.training.checkpoint import agreed
+from launcher.training.collectives import agreed
 from launcher.training.identity import another_run, check_writer, store_root
 
 _BEST = re.compile(r"best-\d+-[0-9a-f]{16}")
@@ -247,7 +247,8 @@ def _check_inside(place: str, files: Iterable[str]) -> None:
 
 def _newer(url: str, folder: Path) -> str | None:
     name, local = _latest(url), latest_checkpoint(folder)
-    return name if name is not None and (local is None or step_of(name) > step_of(local.name)) else None
+    is_needed = name is not None and (local is None or not local.exists() or step_of(name) > step_of(local.name))
+    return name if is_needed else None
 
 
 def _latest(url: str) -> str | None:

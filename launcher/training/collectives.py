@@ -14,7 +14,7 @@ import hashlib
 import hmac
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -149,3 +149,8 @@ def _decode(buffer: torch.Tensor, size: int, rank: int) -> Any:
             f"rank {rank} sent {size:,} bytes that are no JSON ({type(error).__name__}: {error}); "
             "nothing of it was used"
         ) from error
+
+
+def agreed(compute: Callable[[], Any]) -> Any:
+    """Rank 0's result of ``compute``, a JSON value, on every rank."""
+    return broadcast_json(compute() if dist.get_rank() == 0 else None)

@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 
 from data_shards.atomic_files import commit_folder, commit_json, link_file, read_json
 from launcher.stages.jobs import MODEL_FACTS_FILE
-from launcher.training.checkpoint import agreed, write_error
+from launcher.training.checkpoint import write_error
+from launcher.training.collectives import agreed
 from launcher.training.deepspeed_engine import full_state_dict
 
 

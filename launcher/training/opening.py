@@ -19,15 +19,9 @@ from launcher.stages.jobs import TrainJob
 from launcher.stages.samples import load_tokenizer
 from launcher.training.best_model import BestLoss, kept_facts
 from launcher.training.block_graphs import BlockGraphs, reason_without_graphs
-from launcher.training.checkpoint import (
-    VerifiedCheckpoint,
-    agreed,
-    check_probe,
-    find_checkpoint,
-    load_state,
-)
+from launcher.training.checkpoint_resume import VerifiedCheckpoint, check_probe, find_checkpoint, load_state
 from launcher.training.checkpoint_store import checkpoint_store, fetch_best, fetch_latest, is_behind
-from launcher.training.collectives import host_sum
+from launcher.training.collectives import agreed, host_sum
 from launcher.training.deepspeed_engine import (
     build_engine,
 )

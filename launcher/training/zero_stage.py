@@ -25,8 +25,7 @@ from launcher.config.loading import read_deepspeed
 from launcher.config.settings import SettingsError, Training
 from launcher.runs.checkpoint_names import MANIFEST, checkpoints_by_step
 from launcher.runs.run_dir import RunDir
-from launcher.training.checkpoint import agreed
-from launcher.training.collectives import gather_json
+from launcher.training.collectives import agreed, gather_json
 from launcher.training.host_memory import total_bytes
 
 STATES_SHARE = 0.5  # of a device's memory, for weights, gradients and optimizer state

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.atomic_files import commit_bytes, commit_folder, commit_json, read_json
+from data_shards.sealed_json import commit_sealed
 from launcher.config.settings import Settings
 from launcher.pipeline.pipeline import run_pipeline
 from launcher.runs.checkpoint_names import LATEST, MANIFEST, as_latest, name_of
@@ -142,7 +143,7 @@ def copy_checkpoint(source: Path, target: Path, *, step: int) -> None:
     shutil.copytree(source / name, staging / name)
     manifest = read_json(staging / name / MANIFEST)
     origin = {key: manifest.pop(key) for key in ("run_id", "settings_fingerprint") if key in manifest}
-    commit_json(staging / name / MANIFEST, {**manifest, HANDED_OVER: origin})
+    commit_sealed(staging / name / MANIFEST, {**manifest, HANDED_OVER: origin})
     commit_bytes(staging / LATEST, as_latest(name))
     commit_folder(staging, target)
 

@@ -17,12 +17,8 @@ from data_shards.remote_files import list_names, put_bytes, put_file
 from data_shards.sources.question_set import SPLITS
 from launcher.runs.run_dir import RunDir, RunError
 from launcher.stages.data_folder import DataFolder
-from launcher.training.checkpoint import (
-    CheckpointError,
-    begin_checkpoint,
-    commit_checkpoint,
-    find_checkpoint,
-)
+from launcher.training.checkpoint import CheckpointError, begin_checkpoint, commit_checkpoint
+from launcher.training.checkpoint_resume import find_checkpoint
 from launcher.training.checkpoint_store import (
     checkpoint_store,
     fetch_latest,

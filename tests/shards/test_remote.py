@@ -22,6 +22,7 @@ from data_shards.manifest import manifest_shards, read_manifest
 from data_shards.plan import Plan
 from data_shards.range_requests import plan_ranges
 from data_shards.reader import SplitReader
+from data_shards.sealed_json import sealed
 from data_shards.shard_cache import ShardCache
 from data_shards.shard_files import RemoteAccess
 from data_shards.stream import walk_steps
@@ -154,7 +155,7 @@ def test_names_that_lead_out_of_a_folder_are_refused(web, tmp_path):
         ({"sha256": "../../x"}, "gives '../../x' as sha256"),
     ):
         shards = [{**shard, **change} for shard in manifest["shards"]]
-        path.write_text(json.dumps({**manifest, "fingerprint": str(change), "shards": shards}))
+        path.write_text(json.dumps(sealed({**manifest, "shards": shards})))
         with pytest.raises(ShardError, match=message):
             SplitReader(
                 mirror.mirror_folder(url, tmp_path, features=None), "train", access=RemoteAccess("cache", str(tmp_path))

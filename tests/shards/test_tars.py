@@ -15,11 +15,12 @@ import pytest
 import webdataset as wds
 
 from data_shards import tars
-from data_shards.atomic_files import commit_json, read_json, sha256_of_file
+from data_shards.atomic_files import read_json, sha256_of_file
 from data_shards.check import check_shards
 from data_shards.errors import ShardError
 from data_shards.index import build_index, read_index
 from data_shards.indexed_tars import index_tars
+from data_shards.sealed_json import commit_sealed
 from mmcot.texts.sample import SampleError
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
@@ -336,8 +337,9 @@ def test_check_finds_a_tar_of_which_a_part_was_indexed(tmp_path, damage):
         "num_samples": 9,
         "sha256": sha256_of_file(tmp_path / "a.tar"),
         "size_bytes": len(damaged),
+        "index_sha256": None,
     }
-    commit_json(tmp_path / "out" / "text" / "manifest.json", manifest)
+    commit_sealed(tmp_path / "out" / "text" / "manifest.json", manifest)
     with pytest.raises(ShardError, match=rf"a.tar is not a readable tar: .*{damage}"):
         list(check_shards(tmp_path / "out"))
 
@@ -348,6 +350,10 @@ def test_check_finds_an_index_that_is_not_the_tars(tmp_path):
     index = tmp_path / "out" / "text" / "train-000000.parquet"
     table = read_index(index)
     pq.write_table(table.set_column(0, "qid", [["q0", "q2", "q1"]]), index)
+    path = tmp_path / "out" / "text" / "manifest.json"
+    manifest = read_json(path)
+    manifest["shards"][0]["index_sha256"] = None  # as of an earlier version
+    commit_sealed(path, manifest)
     with pytest.raises(ShardError, match="does not list the 3 members of .*a.tar"):
         list(check_shards(tmp_path / "out"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 import threading
 
 import pytest
@@ -15,8 +16,9 @@ from data_shards.remote_files import list_names, put_bytes
 from launcher.runs.checkpoint_names import CheckpointError
 from launcher.training import checkpoint_flight, checkpoint_store, checkpoint_writer
 from launcher.training.best_model import BestLoss
-from launcher.training.checkpoint import find_checkpoint, load_state, reserve_memory
+from launcher.training.checkpoint import reserve_memory
 from launcher.training.checkpoint_flight import CheckpointFlight
+from launcher.training.checkpoint_resume import find_checkpoint, load_state
 from launcher.training.checkpoint_store import fetch_best, fetch_checkpoint, is_behind
 from launcher.training.checkpoint_writer import HostCopies
 
@@ -309,3 +311,41 @@ def test_of_a_store_with_copies_that_a_kill_cut_short_the_published_checkpoint_i
             flight.wait()
             flight.advance()
     assert list_names(make_flight.url) == ["LATEST", "step-000400", "step-000420"]
+
+
+# A manifest that was altered
+
+
+def test_a_checkpoint_whose_manifest_was_altered_is_not_used_and_the_one_before_is(make_flight, tmp_path):
+    fly(make_flight(2, store=False))
+    fly(make_flight(4, store=False), weights=(3.0, 4.0))
+    path = tmp_path / "checkpoints" / "step-000004" / "manifest.json"
+    commit_json(path, {**read_json(path), "step": 3})
+    found = find(tmp_path)
+    assert (
+        found.step == 2 and "step-000004 is damaged (manifest.json: its content has the fingerprint" in found.notes[0]
+    )
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_not_used(make_flight, tmp_path):
+    fly(make_flight(2, store=False))
+    fly(make_flight(4, store=False))
+    folder = tmp_path / "checkpoints"
+    (folder / "step-000004").rename(folder / "step-000006")
+    (folder / "LATEST").write_text("step-000006\n")
+    found = find(tmp_path)
+    assert found.step == 2 and "step-000006 is damaged (manifest.json is of step 4)" in found.notes[0]
+
+
+def test_a_latest_without_any_checkpoint_does_not_start_at_0_in_silence(make_flight, tmp_path):
+    fly(make_flight(2, store=False))
+    shutil.rmtree(tmp_path / "checkpoints" / "step-000002")
+    with pytest.raises(CheckpointError, match=r"LATEST names step-000002, and .* holds no checkpoint; restore it, or"):
+        find(tmp_path)
+
+
+def test_a_latest_without_any_checkpoint_is_filled_from_the_store(make_flight, tmp_path):
+    fly(make_flight(2))
+    shutil.rmtree(tmp_path / "checkpoints" / "step-000002")
+    fetch_checkpoint(make_flight.url, tmp_path / "checkpoints", may_commit=lambda: None)
+    assert find(tmp_path).step == 2
