@@ -106,7 +106,7 @@ def reason_to_write_again(output_dir: str | Path, task: Task, qids: Sequence[str
     The sha256 is that of the manifest of a complete output, else of the ledger.
     """
     path, manifest_path = Path(output_dir) / task.file_name, Path(output_dir) / "manifest.json"
-    manifest = _read_manifest(manifest_path) if manifest_path.exists() else {"complete": False}
+    manifest: dict[str, Any] = _read_manifest(manifest_path) if manifest_path.exists() else {"complete": False}
     try:
         entry = manifest["files"].get(task.file_name) if manifest["complete"] else read_json(_entry(output_dir, task))
     except FileNotFoundError:

@@ -36,9 +36,16 @@ _WORDS = (
 
 
 @run_app.command(epilog=_WORDS)
-def run(preset: Preset = None, config: Config = None, set_: Set = []) -> None:
+def run(
+    preset: Preset = None,
+    config: Config = None,
+    set_: Set = [],
+    take_over: Annotated[
+        bool, typer.Option("--take-over", help="Continue here a run whose owner elsewhere can do nothing any more.")
+    ] = False,
+) -> None:
     """Run the whole pipeline: data, stage one, rationales, stage two, scores. Run again to resume."""
-    run_until(None, preset, config, set_)
+    run_until(None, preset, config, set_, take_over=take_over)
 
 
 @run_app.command()

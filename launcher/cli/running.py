@@ -8,7 +8,13 @@ from launcher.cli.options import errors_as_messages, say
 
 
 def run_until(
-    step: str | None, preset: str | None, config: Path | None, overrides: list[str], write_job: Path | None = None
+    step: str | None,
+    preset: str | None,
+    config: Path | None,
+    overrides: list[str],
+    write_job: Path | None = None,
+    *,
+    take_over: bool = False,
 ) -> None:
     """Run the pipeline up to a step, or to its end, and print where the run is stored."""
     with errors_as_messages():
@@ -23,6 +29,6 @@ def run_until(
             from launcher.pipeline.pipeline import run_pipeline
             from launcher.runs.status import describe_end
 
-            run_dir = run_pipeline(settings, until=step, report=console, write_job=write_job)
+            run_dir = run_pipeline(settings, until=step, report=console, write_job=write_job, take_over=take_over)
         for line in describe_end(settings, run_dir):
             say(line)

@@ -35,12 +35,14 @@ def run_pipeline(
     write_job: Path | None = None,
     parent_key: str | None = None,
     arm: str | None = None,
+    take_over: bool = False,
 ) -> RunDir:
     """Run all steps up to ``until`` that are not done yet; None: all steps.
 
     Args:
         parent_key: key of the parent run in MLflow, where this run is a child.
         arm: the tuning's arm, where this run is a trial of it.
+        take_over: from an owner that seems alive.
         write_job: write the training step ``until`` into this file, for torchrun, instead of running it.
 
     Raises:
@@ -62,7 +64,8 @@ def run_pipeline(
     settings = keep_zero_stage(run_dir, keep_name(run_dir, settings))
     for note in write_or_verify_settings(run_dir, settings):
         report(note)
-    with sigterm_stops(), owned(run_dir) as number, contextlib.ExitStack() as resources:
+    ownership = owned(run_dir, take_over=take_over, report=report)
+    with sigterm_stops(), ownership as number, contextlib.ExitStack() as resources:
         requested = settings.cluster.use_gpu
         if not write_job or requested == "auto":
             settings = with_device(settings, run_dir, report, keep=not write_job)
@@ -115,7 +118,7 @@ def evaluate_run(folder: Path, split: str, *, overrides: Sequence[str] = (), rep
         raise RunError(f"{folder} is not finished: step {missing[0]!r} is to do; run `mmcot run` to its end first")
     write_or_verify_settings(run_dir, settings)
     check_machine(settings)
-    with sigterm_stops(), owned(run_dir) as number, contextlib.ExitStack() as resources:
+    with sigterm_stops(), owned(run_dir, report=report) as number, contextlib.ExitStack() as resources:
         settings = with_device(settings, run_dir, report, keep=False)
         check_gpus_free(settings.cluster, report)
         steps = Steps(Attempt(settings, run_dir, number, report, resources))

@@ -76,7 +76,7 @@ def run_tuning(
         report(f"{run_dir.path} is finished; there is nothing to do, `mmcot status {run_dir.path}` shows its trials")
         return run_dir
     (run_dir.path / "trials").mkdir(exist_ok=True)  # `mmcot status` knows a tuning by it
-    with sigterm_stops(), owned(run_dir), contextlib.ExitStack() as resources:
+    with sigterm_stops(), owned(run_dir, report=report), contextlib.ExitStack() as resources:
         settings = with_device(settings, run_dir, report)
         # Once for all trials; a trial's data settings may still differ.
         folder = standing_mini_sqa(settings, run_dir.data_marker()) or prepare_data(settings, report, to_train=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import psutil
@@ -14,6 +16,7 @@ import pytest
 from data_shards.atomic_files import commit_bytes, commit_json, committing, read_json
 from launcher.config.loading import load_settings
 from launcher.config.settings import SettingsError
+from launcher.runs import ownership
 from launcher.runs.ownership import owned, owner
 from launcher.runs.run_dir import RunDir, RunError
 from launcher.runs.run_settings import write_or_verify_settings
@@ -63,6 +66,59 @@ def test_a_lock_of_a_dead_process_that_nobody_has_waited_for_is_taken_over_too(r
     with owned(run_dir) as attempt:
         assert attempt == 2
     process.wait()
+
+
+@pytest.fixture
+def elsewhere(run_dir, monkeypatch):
+    """A function that writes the lock of an owner on another host, with its clock's lead in seconds."""
+    monkeypatch.setattr(ownership, "SILENT_S", 0.6)
+    run_dir.path.mkdir()
+
+    def write(lead=0.0, **fields):
+        lock = ownership._lock(4, time.time() + lead) | {"host": "far", "heartbeat": time.time() + lead} | fields
+        commit_json(run_dir.path / "lock.json", lock)
+
+    return write
+
+
+@pytest.mark.parametrize("lead", [-86400.0, 0.0, 86400.0])
+def test_an_owner_elsewhere_whose_heartbeat_stands_still_is_dead_whatever_its_clock_says(run_dir, elsewhere, lead):
+    elsewhere(lead)
+    lines = []
+    with owned(run_dir, report=lines.append) as attempt:
+        assert attempt == 5
+    assert "last run by process" in lines[0] and "on far; watching up to" in lines[0]
+
+
+@pytest.mark.parametrize("lead", [-86400.0, 70.0, 86400.0])
+@pytest.mark.parametrize("place", [{}, {"host": socket.gethostname(), "processes": "another namespace"}])
+def test_an_owner_elsewhere_whose_heartbeat_changes_is_alive_whatever_its_clock_says(run_dir, elsewhere, lead, place):
+    elsewhere(lead, **place)
+    beat = threading.Timer(0.2, lambda: elsewhere(lead + 5, **place))
+    beat.start()
+    message = r"is being run by process .* since 20\d\d-.* by its clock \(attempt 4\)"
+    with pytest.raises(RunError, match=message), owned(run_dir):
+        pass
+    beat.join()
+
+
+def test_an_owner_that_releases_the_run_while_it_is_watched_is_followed_at_once(run_dir, elsewhere, monkeypatch):
+    monkeypatch.setattr(ownership, "SILENT_S", 600.0)
+    elsewhere()
+    release = threading.Timer(0.2, lambda: elsewhere(released=True))
+    release.start()
+    with owned(run_dir) as attempt:
+        assert attempt == 5
+    release.join()
+
+
+def test_take_over_does_not_watch_and_the_former_owner_may_not_commit(run_dir):
+    run_dir.path.mkdir()
+    with owned(run_dir) as first, owned(run_dir, take_over=True) as second:
+        assert (first, second) == (1, 2)
+        with pytest.raises(RunError, match="attempt 1 must not commit"):
+            run_dir.check_attempt(first)
+    assert read_json(run_dir.path / "lock.json")["released"] is True
 
 
 def test_an_older_attempt_may_not_commit(run_dir):
