@@ -146,8 +146,8 @@ def tiny_data(workplace, tiny_settings):
 @pytest.fixture(scope="session")
 def corrected_data(tiny_data, workplace):
     """The tiny data folder with 6 of its 64 training texts corrected, each as long as before."""
-    from data_shards.atomic_files import commit_json
     from data_shards.manifest import manifest_shards, read_problems
+    from data_shards.sealed_json import commit_sealed
     from data_shards.sources.question_set import SPLITS, QuestionSet
     from data_shards.writer import write_text_shards
     from launcher.stages.data_folder import DataFolder
@@ -167,7 +167,7 @@ def corrected_data(tiny_data, workplace):
     shutil.rmtree(folder / "text")
     text = write_text_shards(QuestionSet(problems, pictures=lambda problem: []), folder, samples_per_shard=24)
     features = tiny_data.features | {"text_fingerprint": text["fingerprint"]}
-    commit_json(folder / "features" / "patch" / "manifest.json", features)
+    commit_sealed(folder / "features" / "patch" / "manifest.json", features)
     return DataFolder(folder, text, features)
 
 

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.errors import ShardError
 from data_shards.token_blocks import rounded_up
 from launcher.config.chains import PRETRAINED
 from launcher.config.loading import read_deepspeed
 from launcher.config.settings import Settings, SettingsError, Training
 from launcher.pipeline.attempt import Attempt, Report
+from launcher.runs.checkpoint_names import checkpoints_by_step
 from launcher.stages.data_folder import DataFolder
 from launcher.stages.jobs import TrainJob
 from launcher.stages.plan import make_plan
@@ -138,9 +140,22 @@ def _run_facts(attempt: Attempt, folder: DataFolder, texts: dict[str, str]) -> d
     """The facts of a training's checkpoints; claims the run's folder in the object store."""
     facts = run_facts(attempt.settings, folder, attempt.run_dir.identity(), texts=texts)
     root = store_root(attempt.settings, facts)
-    if root and (note := claim_store(root, attempt.run_dir, facts["run_id"])):
-        attempt.report(f"note: {note}")
+    if root:
+        _claim_store(attempt, root, facts["run_id"])
     return facts
+
+
+def _claim_store(attempt: Attempt, root: str, run_id: str) -> None:
+    """Claim the store's folder; a run that has checkpoints on disk continues without a store that is away."""
+    try:
+        note = claim_store(root, attempt.run_dir, run_id)
+    except ShardError as error:
+        stages = attempt.settings.chain.stage_names
+        if not any(checkpoints_by_step(attempt.run_dir.checkpoints(stage)) for stage in stages):
+            raise
+        note = f"{error}; the training continues from the checkpoints on disk"
+    if note:
+        attempt.report(f"note: {note}")
 
 
 def _of_stage(attempt: Attempt, stage: str) -> Settings:

@@ -27,9 +27,9 @@ class Background(Generic[T]):
         """Whether ``result`` returns at once."""
         return not self._thread.is_alive()
 
-    def wait(self) -> None:
-        """Wait for the end."""
-        self._thread.join()
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Wait for the end, at most so many seconds."""
+        self._thread.join(timeout_s)
 
     def result(self) -> T:
         """Wait for the end; returns what ``work`` returned.

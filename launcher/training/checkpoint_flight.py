@@ -7,7 +7,8 @@
     publishing   a thread of rank 0 puts the manifest, then LATEST, there
 
 After writing, uploading and publishing a rank is ready. A sum over the ranks tells all of them, at the same step, that
-all are, and they go to the next phase together (``advance``). A kill in any phase leaves the checkpoint before.
+all are, and they go to the next phase together (``advance``). A kill in any phase leaves the checkpoint before. A store
+that refuses or does not answer ends the flight, with the checkpoint on disk; the next one tries again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch.distributed as dist
 
 from data_shards.atomic_files import read_json
 from data_shards.errors import ShardError
-from launcher.runs.checkpoint_names import MANIFEST, latest_checkpoint, name_of
+from launcher.runs.checkpoint_names import MANIFEST, CheckpointError, latest_checkpoint, name_of
 from launcher.training.background import Background
 from launcher.training.best_model import BestLoss, describe_best, link_best
 from launcher.training.checkpoint import PendingCheckpoint, begin_checkpoint, commit_checkpoint
@@ -41,7 +42,8 @@ class CheckpointFlight:
 
     Attributes:
         is_committed: whether it is on disk, so that a training resumes from it.
-        is_done: whether it is also in the store.
+        is_done: whether it is also in the store, or was given up there.
+        store_failure: why the store has not taken it.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class CheckpointFlight:
         best_folder: Path,
     ) -> None:
         self.step, self.is_committed, self.is_done = step, False, False
+        self.store_failure: str | None = None
         self._folder, self._store, self._keep, self._may_commit = folder, store, keep, may_commit
         self._best_folder = best_folder
         self._pending: PendingCheckpoint | None = None
@@ -87,6 +90,11 @@ class CheckpointFlight:
         self._begin_upload()
 
     @property
+    def is_stored(self) -> bool:
+        """Whether the store has it."""
+        return self.is_done and self._store is not None and self.store_failure is None
+
+    @property
     def is_ready(self) -> bool:
         """Whether this rank's part of the present phase is done."""
         parts = [self._pending is None or self._pending.is_written, self._task is None or self._task.is_done]
@@ -104,10 +112,14 @@ class CheckpointFlight:
 
         Raises:
             CheckpointError: the disk is full, or could not be written to; the last checkpoint is kept.
-            ShardError: the store refused it; the local checkpoint is kept.
             RunError: another run writes to the store.
         """
         self._advance()
+
+    def give_up_store(self, reason: str) -> Background[Any] | None:
+        """Leave the checkpoint on disk alone; every rank calls it. Returns what this rank is still doing there."""
+        self.store_failure, self.is_done = reason, True
+        return self._task
 
     def _commit(self) -> None:
         assert self._pending is not None
@@ -131,7 +143,8 @@ class CheckpointFlight:
         self._advance = self._begin_to_publish
 
     def _begin_to_publish(self) -> None:
-        self._raise_together()
+        if self._store_has_failed():
+            return
         path, store, keep, may_commit = self._folder / name_of(self.step), self._store, self._keep, self._may_commit
         assert store is not None
         if dist.get_rank() == 0:
@@ -143,13 +156,18 @@ class CheckpointFlight:
         self._advance = self._end
 
     def _end(self) -> None:
-        self._raise_together()
+        if self._store_has_failed():
+            return
         if self._best is not None:
             shutil.rmtree(self._best, ignore_errors=True)
         self.is_done = True
 
-    def _raise_together(self) -> None:
-        """Raise on every rank what kept one of them from its part of this phase."""
+    def _store_has_failed(self) -> bool:
+        """End the flight on every rank where the store has refused a rank's part of this phase.
+
+        Raises:
+            Exception: on every rank, what else kept one of them from its part.
+        """
         own: BaseException | None = None
         if (task := self._task) is not None:
             self._task = None
@@ -157,11 +175,15 @@ class CheckpointFlight:
                 task.result()
             except Exception as error:
                 own = error
-        failures = gather_json(None if own is None else f"{own}")
-        if own is not None:
+        failures = gather_json(None if own is None else [isinstance(own, ShardError), f"{own}"])
+        found = [each for each in failures if each is not None]
+        if own is not None and not isinstance(own, ShardError):
             raise own
-        if found := next((each for each in failures if each is not None), None):
-            raise ShardError(found)
+        if others := [text for is_of_store, text in found if not is_of_store]:
+            raise CheckpointError(others[0])
+        if found:
+            self.give_up_store(found[0][1])
+        return bool(found)
 
     def _link_best(self, staging: Path, best: BestLoss) -> bool:
         """Keep the best model's files until they are copied, on rank 0; whether there are any."""

@@ -28,6 +28,7 @@ from typing import Any
 import torch.distributed as dist
 
 from data_shards.atomic_files import commit_bytes, commit_folder, read_json
+from data_shards.errors import ShardError
 from data_shards.remote_files import (
     fetch_file,
     list_names,
@@ -49,9 +50,11 @@ from launcher.runs.checkpoint_names import (
     step_of,
 )
 from launcher.stages.jobs import IDENTITY_FACTS
+from launcher.training.background import Background
 from launcher.training.collectives import agreed
 from launcher.training.identity import another_run, check_writer, store_root
 
+ANSWER_S = 60.0  # for the store's first answer
 _BEST = re.compile(r"best-\d+-[0-9a-f]{16}")
 
 
@@ -109,6 +112,21 @@ def publish_checkpoint(path: Path, url: str, *, keep: int, may_commit: Callable[
     unneeded_best = [name for name in names if _BEST.fullmatch(name) and name not in needed]
     for old in [name for name in checkpoints if name not in kept] + unneeded_best:
         remove_folder(f"{url}/{old}")
+
+
+def why_silent(url: str) -> str | None:
+    """Why the store does not answer, or None; rank 0 asks."""
+    asked = Background(lambda: _latest(url), name="store", daemon=True)
+    asked.wait(ANSWER_S)
+    if not asked.is_done:
+        return f"the object store {url} gave no answer in {ANSWER_S:.0f} s"
+    try:
+        asked.result()
+    except ShardError as error:
+        return str(error)
+    except CheckpointError:  # it answers; who reads it reports that
+        return None
+    return None
 
 
 def is_behind(url: str, step: int) -> bool:

@@ -53,6 +53,8 @@ from launcher.training.training_state import TrainingState, probe_loss
 
 _LOG = logging.getLogger("mmcot.train")
 POLL_S = 0.1  # between two looks at a checkpoint in flight for which the training waits
+STORE_WAIT_S = 300.0  # for the object store, before the next checkpoint or the end
+STORE_NOTE_S = 30.0  # between two notes that it is waited for
 
 
 def train(
@@ -242,13 +244,23 @@ def _checkpoint(this: TrainingState, done: int) -> None:
 
 def _commit(this: TrainingState) -> None:
     """Wait until the checkpoint in flight, if there is one, is on disk and in the store; every rank calls it."""
+    started = noted = time.monotonic()
     while this.flight is not None:
         # A slow disk or store is no hang: threads write and copy, and all ranks keep looking at them together.
         this.hang_guard.progress()
-        while host_sum([float(this.is_ready)]) != [this.world_size]:
+        waited = time.monotonic() - started
+        is_late = this.flight.is_committed and waited > STORE_WAIT_S
+        num_ready, num_late = host_sum([float(this.is_ready), float(is_late)])
+        if num_ready == this.world_size:
+            _advance(this)
+        elif num_late:
+            this.late_upload = this.flight.give_up_store(f"no answer in {STORE_WAIT_S:.0f} s")
+            _end_flight(this)
+        else:
+            if time.monotonic() - noted > STORE_NOTE_S:
+                noted, where = time.monotonic(), "object store" if this.flight.is_committed else "disk"
+                this.tell(this.flight.step, f"waiting for the {where} to take this checkpoint, {waited:.0f} s")
             time.sleep(POLL_S)
-            this.hang_guard.progress()
-        _advance(this)
 
 
 def _advance(this: TrainingState) -> None:
@@ -264,8 +276,24 @@ def _advance(this: TrainingState) -> None:
         this.last_checkpoint = flight.step
         _LOG.info("checkpoint after step %d", flight.step)
     if flight.is_done:
-        this.flight = None
+        _end_flight(this)
     this.meter.lap("checkpoint")
+
+
+def _end_flight(this: TrainingState) -> None:
+    """Say whether the store has not taken the checkpoint, or takes them again."""
+    flight, this.flight = this.flight, None
+    assert flight is not None
+    if reason := flight.store_failure:
+        this.tell(
+            flight.step,
+            f"the checkpoint of step {flight.step:,} is on disk and not in the object store ({reason}); the training "
+            "continues, and the next checkpoint tries again",
+        )
+    elif this.store_is_away and flight.is_stored:
+        this.tell(flight.step, f"the object store has the checkpoint of step {flight.step:,} again")
+    if reason or flight.is_stored:
+        this.store_is_away = bool(reason)
 
 
 def _due(done: int, every: int, job: TrainJob) -> bool:

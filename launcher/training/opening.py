@@ -10,7 +10,7 @@ from typing import Any
 
 from data_shards.errors import ShardError
 from launcher.config.settings import Training
-from launcher.runs.checkpoint_names import CheckpointError
+from launcher.runs.checkpoint_names import CheckpointError, latest_checkpoint
 from launcher.runs.hang_guard import HangGuard
 from launcher.runs.journal import Journal
 from launcher.runs.run_dir import RunDir
@@ -20,7 +20,7 @@ from launcher.stages.samples import load_tokenizer
 from launcher.training.best_model import BestLoss, kept_facts
 from launcher.training.block_graphs import BlockGraphs, reason_without_graphs
 from launcher.training.checkpoint_resume import VerifiedCheckpoint, check_probe, find_checkpoint, load_state
-from launcher.training.checkpoint_store import checkpoint_store, fetch_best, fetch_latest, is_behind
+from launcher.training.checkpoint_store import checkpoint_store, fetch_best, fetch_latest, is_behind, why_silent
 from launcher.training.collectives import agreed, host_sum
 from launcher.training.deepspeed_engine import (
     build_engine,
@@ -56,7 +56,11 @@ def open_training(job: TrainJob, *, rank: int, world_size: int, hang_guard: Hang
         run_dir.check_attempt(job.attempt)
 
     store = checkpoint_store(settings, job.stage, identity)
-    notes = fetch_latest(settings, job.stage, checkpoints, facts=identity, may_commit=may_commit) if store else []
+    notes, silence = [], agreed(lambda: why_silent(store)) if store else None
+    if silence is not None:
+        notes.append(_without_store(checkpoints, silence))
+    elif store:
+        notes += fetch_latest(settings, job.stage, checkpoints, facts=identity, may_commit=may_commit)
     samples = streams["train"].samples
     training, note = with_zero_stage(
         training,
@@ -101,6 +105,7 @@ def open_training(job: TrainJob, *, rank: int, world_size: int, hang_guard: Hang
         objective=objective_named(settings.chain.stage(job.stage).objective),
         best=BestLoss.of_manifest(found.manifest) if found else BestLoss(),
         graphs=None,
+        store_is_away=silence is not None,
     )
     if training.cuda_graphs and settings.cluster.use_gpu:
         if reason := reason_without_graphs(training) or no_whole_gradients(engine):
@@ -115,7 +120,7 @@ def open_training(job: TrainJob, *, rank: int, world_size: int, hang_guard: Hang
         )
     this.last_checkpoint = _resume(this, found)
     is_ours = found is not None and found.manifest.get("run_id") == identity["run_id"]
-    if store and found and is_ours and agreed(lambda: is_behind(store, found.step)):
+    if store and silence is None and found and is_ours and agreed(lambda: is_behind(store, found.step)):
         this.flight = this.new_flight(found.step)
         this.flight.upload(this.best)
     for note in [*notes, *(found.notes if found else ())]:
@@ -127,6 +132,21 @@ def open_training(job: TrainJob, *, rank: int, world_size: int, hang_guard: Hang
     this.tell(this.last_checkpoint, _describe_parameters(this.engine.module))
     this.meter.restart()
     return this
+
+
+def _without_store(checkpoints: Path, reason: str) -> str:
+    """A note that the training starts without its store, from what is on disk.
+
+    Raises:
+        CheckpointError: nothing is on disk: a start from the beginning could repeat what the store has.
+    """
+    latest = latest_checkpoint(checkpoints)
+    if latest is None or not latest.exists():
+        raise CheckpointError(
+            f"{reason}, and {checkpoints} holds no checkpoint; wait until the store answers, or start another "
+            "run.dir without training.checkpoint_url"
+        )
+    return f"{reason}; the training continues from {latest} on disk, and the next checkpoint tries the store again"
 
 
 def _describe_parameters(module: Any) -> str:
@@ -159,7 +179,7 @@ def _restore_best(this: TrainingState, found: VerifiedCheckpoint | None) -> str 
     facts = kept_facts(folder)
     if facts.get("validation_loss") == this.best.loss or facts.get("step", 0) > (found.step if found else 0):
         return None
-    if this.store is None or described is None:
+    if this.store is None or this.store_is_away or described is None:
         return ""
     try:
         fetch_best(this.store, described, folder, may_commit=this.may_commit)

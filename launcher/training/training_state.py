@@ -13,9 +13,11 @@ from launcher.runs.hang_guard import HangGuard
 from launcher.runs.journal import Journal
 from launcher.runs.run_dir import RunDir
 from launcher.stages.jobs import TrainJob
+from launcher.training.background import Background
 from launcher.training.best_model import BestLoss
 from launcher.training.block_graphs import BlockGraphs
 from launcher.training.checkpoint_flight import CheckpointFlight
+from launcher.training.collectives import host_sum
 from launcher.training.engine_steps import block_loss
 from launcher.training.loader import StageStream
 from launcher.training.throughput import Meter
@@ -45,6 +47,8 @@ class TrainingState:
     best: BestLoss
     graphs: BlockGraphs | None
     flight: CheckpointFlight | None = None
+    store_is_away: bool = False  # whether the store has not taken the last checkpoint
+    late_upload: Background[Any] | None = None  # of this rank, of a checkpoint that was given up
 
     @property
     def run_dir(self) -> RunDir:
@@ -66,12 +70,17 @@ class TrainingState:
         return self.flight is not None and self.flight.is_ready
 
     def new_flight(self, step: int) -> CheckpointFlight:
-        """A checkpoint of ``step`` that is not begun yet."""
+        """A checkpoint of ``step`` that is not begun yet; every rank calls it.
+
+        Without the store at least two are kept on disk. While a rank still waits for the store it is not asked again.
+        """
+        keep = self.job.settings.training.keep_checkpoints
+        (num_late,) = host_sum([float(self.late_upload is not None and not self.late_upload.is_done)])
         return CheckpointFlight(
             self.checkpoints,
             step=step,
-            store=self.store,
-            keep=self.job.settings.training.keep_checkpoints,
+            store=None if num_late else self.store,
+            keep=max(keep, 2) if self.store_is_away else keep,
             may_commit=self.may_commit,
             best_folder=self.run_dir.best_model(self.job.stage),
         )

@@ -1,7 +1,7 @@
 """Ranks under torchrun, for tests: ``rank.py [--die RANK STEP|PHASE] JOB.json [JOB.json ...]``.
 
 Rank ``RANK`` kills itself with -9 when step ``STEP`` is reported (a negative one: sends its process group SIGTERM), or
-in a phase of a checkpoint (``PHASES``).
+in a phase of a checkpoint (``PHASES``). With the phase ``away-000002`` the store refuses the files of step 2 from it.
 Several jobs run one after the other in the same processes; an error that is expected is written next to its job.
 """
 
@@ -10,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+from data_shards.errors import ShardError
 from launcher.training import checkpoint, checkpoint_store, checkpoint_writer
 from launcher.training.loop import train
 from launcher.training.step_checks import TrainingError
@@ -40,12 +41,25 @@ def die_in(phase):
     setattr(place, name, call)
 
 
+def refuse(step):
+    put_file = checkpoint_store.put_file
+
+    def put(path, url):
+        if f"step-{step}" in url:
+            raise ShardError(f"{url} could not be written in 5 tries")
+        return put_file(path, url)
+
+    checkpoint_store.put_file = put
+
+
 def main():
     arguments = sys.argv[1:]
     die_rank = die_step = -1
     if arguments[0] == "--die":
         die_rank, when = int(arguments[1]), arguments[2]
-        if when not in PHASES:
+        if when.startswith("away-"):
+            refuse(when.removeprefix("away-") if die_rank == int(os.environ["RANK"]) else "no step")
+        elif when not in PHASES:
             die_step = int(when)
         elif die_rank == int(os.environ["RANK"]):
             die_in(when)

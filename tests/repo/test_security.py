@@ -25,6 +25,7 @@ from data_shards.generated_texts import RationaleReader, verified_files
 from data_shards.index import build_index
 from data_shards.indexed_tars import index_tars
 from data_shards.manifest import manifest_shards, read_manifest
+from data_shards.sealed_json import commit_sealed
 from data_shards.sources.hf_dataset import _problem
 from data_shards.sources.scienceqa import read
 from data_shards.writer import missing_feature_shards
@@ -191,7 +192,7 @@ def test_a_manifests_shard_cannot_name_a_file_elsewhere(tiny_data, tmp_path, cha
     changed = {**manifest, "shards": [{**shard, **change} for shard in manifest["shards"]]}
     with pytest.raises(ShardError, match="a manifest names a shard"):
         manifest_shards(changed)
-    commit_json(tmp_path / "text" / "manifest.json", changed)
+    commit_sealed(tmp_path / "text" / "manifest.json", changed)
     with pytest.raises(ShardError, match="a manifest names a shard"):
         missing_feature_shards(tmp_path, name="patch")
 

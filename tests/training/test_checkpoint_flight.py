@@ -14,13 +14,16 @@ from data_shards.atomic_files import commit_json, read_json
 from data_shards.errors import ShardError
 from data_shards.remote_files import list_names, put_bytes
 from launcher.runs.checkpoint_names import CheckpointError
-from launcher.training import checkpoint_flight, checkpoint_store, checkpoint_writer
+from launcher.runs.hang_guard import HangGuard
+from launcher.runs.run_dir import RunError
+from launcher.training import checkpoint_flight, checkpoint_store, checkpoint_writer, loop, opening
 from launcher.training.best_model import BestLoss
 from launcher.training.checkpoint import reserve_memory
 from launcher.training.checkpoint_flight import CheckpointFlight
 from launcher.training.checkpoint_resume import find_checkpoint, load_state
 from launcher.training.checkpoint_store import fetch_best, fetch_checkpoint, is_behind
 from launcher.training.checkpoint_writer import HostCopies
+from launcher.training.throughput import Meter
 
 FACTS = {"world_size": 1, "zero_stage": 1, "precision": "fp32", "nvme": False}
 NAME = "mp_rank_00_model_states.pt"
@@ -131,9 +134,75 @@ def test_a_store_that_refuses_is_named_and_the_checkpoint_on_disk_is_kept(make_f
         raise ShardError(f"{url} may not be written")
 
     monkeypatch.setattr(checkpoint_store, "put_file", refuse)
-    with pytest.raises(ShardError, match=r"state/mp_rank_00_model_states.pt may not be written"):
-        fly(make_flight(2))
+    flight = make_flight(2)
+    fly(flight)
+    assert "state/mp_rank_00_model_states.pt may not be written" in flight.store_failure and not flight.is_stored
     assert find(tmp_path).step == 2 and is_behind(make_flight.url, 2)
+
+
+def test_what_another_run_writes_to_the_store_ends_the_training(make_flight, monkeypatch):
+    def refuse(url, run_id):
+        raise RunError("the store's folder is another run's")
+
+    monkeypatch.setattr(checkpoint_store, "check_writer", refuse)
+    with pytest.raises(RunError, match="another run's"):
+        fly(make_flight(2))
+
+
+class Waiting:
+    """A state of the loop with a checkpoint in flight, and the notes it made."""
+
+    rank, world_size, store_is_away, late_upload, last_checkpoint = 0, 1, False, None, 0
+
+    def __init__(self, flight):
+        self.flight, self.notes = flight, []
+        self.hang_guard, self.meter = HangGuard(60), Meter(peak_flops=1.0)
+        flight.begin(Engine([1.0]), facts=FACTS, best=BestLoss())
+
+    @property
+    def is_ready(self):
+        return self.flight.is_ready
+
+    def tell(self, step, text):
+        self.notes.append(text)
+
+
+def test_a_silent_store_is_waited_for_with_notes_then_given_up_and_the_next_checkpoint_is_stored(
+    make_flight, tmp_path, monkeypatch
+):
+    may_put, put_file = threading.Event(), checkpoint_store.put_file
+    monkeypatch.setattr(checkpoint_store, "put_file", lambda *values: may_put.wait(20) and put_file(*values))
+    monkeypatch.setattr(loop, "STORE_WAIT_S", 0.6)
+    monkeypatch.setattr(loop, "STORE_NOTE_S", 0.2)
+    this = Waiting(make_flight(2))
+    loop._commit(this)
+    assert this.flight is None and this.store_is_away and not this.late_upload.is_done
+    assert "waiting for the object store" in this.notes[0] and "no answer in 1 s" in this.notes[-1]
+    assert find(tmp_path).step == 2
+    may_put.set()
+    this.late_upload.wait()
+    later = Waiting(make_flight(4))
+    later.store_is_away = True
+    loop._commit(later)
+    assert later.notes[-1] == "the object store has the checkpoint of step 4 again" and not later.store_is_away
+    assert not is_behind(make_flight.url, 4)
+    this.hang_guard.close()
+
+
+def test_a_store_that_does_not_answer_is_told_from_an_empty_one(make_flight, monkeypatch):
+    assert checkpoint_store.why_silent(make_flight.url) is None
+    monkeypatch.setattr(checkpoint_store, "ANSWER_S", 0.1)
+    released = threading.Event()
+    monkeypatch.setattr(checkpoint_store, "_latest", lambda url: released.wait(20))
+    assert "gave no answer in 0 s" in checkpoint_store.why_silent(make_flight.url)
+    released.set()
+
+
+def test_a_training_starts_without_its_store_from_disk_alone(make_flight, tmp_path):
+    with pytest.raises(CheckpointError, match="store is away, and .* holds no checkpoint; wait until"):
+        opening._without_store(tmp_path / "checkpoints", "the store is away")
+    fly(make_flight(2, store=False))
+    assert "continues from" in opening._without_store(tmp_path / "checkpoints", "the store is away")
 
 
 def test_what_a_kill_kept_from_the_store_is_copied_after_the_start(make_flight, tmp_path):
@@ -292,13 +361,14 @@ def test_without_room_nothing_is_reserved(monkeypatch):
     assert not any(engine.checkpoint_engine._free.values())
 
 
-def test_a_failure_of_a_part_is_raised_by_the_next_phase(make_flight, monkeypatch):
+def test_a_failure_of_a_part_is_told_by_the_next_phase(make_flight, monkeypatch):
     def fail(*values, **named):
         raise ShardError("LATEST could not be written in 5 tries")
 
     monkeypatch.setattr(checkpoint_flight, "publish_checkpoint", fail)
-    with pytest.raises(ShardError, match="LATEST could not be written in 5 tries"):
-        fly(make_flight(2))
+    flight = make_flight(2)
+    fly(flight)
+    assert flight.store_failure == "LATEST could not be written in 5 tries"
 
 
 def test_of_a_store_with_copies_that_a_kill_cut_short_the_published_checkpoint_is_kept(make_flight):

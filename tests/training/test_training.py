@@ -154,6 +154,18 @@ def test_a_rank_killed_with_9_resumes_to_bit_equal_weights(make_job, forked, tra
     assert losses(job) == losses(undisturbed)  # some steps were computed twice, alike
 
 
+def test_a_store_that_refuses_one_rank_is_said_and_the_next_checkpoint_goes_there(make_job, forked, s3, undisturbed):
+    job = make_job("away", checkpoint_url="s3://bucket/away")
+    assert forked(job, world_size=2, die=(1, "away-000002")).returncode == 0
+    assert_equal_weights(job, undisturbed)
+    notes = [point["note"] for point in points_of(job) if "note" in point]
+    said = next(number for number, note in enumerate(notes) if "step 2 is on disk and not in the object store" in note)
+    assert "could not be written in 5 tries" in notes[said]
+    assert any("the object store has the checkpoint of step 4 again" in note for note in notes[said:])
+    manifest = read_json(RunDir(Path(job.run_dir)).checkpoints("rationale") / "step-000005" / "manifest.json")
+    assert read_file(f"{checkpoint_store(job.settings, 'rationale', manifest)}/LATEST") == b"step-000005\n"
+
+
 @pytest.mark.long
 def test_ranks_killed_in_every_phase_of_a_checkpoint_resume_to_bit_equal_weights(make_job, forked, s3, undisturbed):
     job = make_job("phases", checkpoint_url="s3://bucket/phases")
