@@ -11,6 +11,7 @@ This module does not depend on the kind of tasks.
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, Generic, TypeVar, cast
@@ -22,6 +23,8 @@ from launcher.config.settings import Cluster
 # This many workers that are lost while they start count as one failed start: the cause may be a lost node, or too
 # little memory.
 LOST_STARTS = 3
+# In Ray's OutOfMemoryError and the errors that contain it, and in torch's.
+_MEMORY = re.compile(r"low on memory|OutOfMemory|out of memory")
 LOOK_EVERY_S = 10.0  # interval of progress requests, at most
 T = TypeVar("T", bound=Hashable)
 
@@ -118,6 +121,7 @@ def run_on_workers(
     is_committed: Callable[[T], bool],
     done: Callable[[T, Any], None],
     report: Callable[[str], None] = lambda line: None,
+    smaller: Callable[[Any, int], Any] = lambda job, halvings: job,
 ) -> dict[T, str]:
     """Hand tasks to workers, the most expensive first; returns those that failed at every attempt, with their errors.
 
@@ -127,14 +131,17 @@ def run_on_workers(
         hang_timeout_s: a worker without progress for this long is replaced, and its task has failed.
         is_committed: whether a task's output is committed.
         done: called with each committed task and what ``run`` returned, or None where the worker died after the commit.
-        report: called with a line on each worker that is replaced because it made no progress.
+        report: called with a line on each worker that is replaced because it made no progress, or ended for lack of
+            memory.
+        smaller: the job with its batches halved so many times; later workers get one halving more whenever a worker
+            was ended for lack of memory.
 
     Raises:
         WorkersError: workers fail before their first task, ``max_attempts`` times in a row.
     """
     actor_class = _actor_class(worker_class, cluster, gpus_per_worker)
     pool = _Pool(
-        lambda: actor_class.remote(worker_class, job, hang_timeout_s),
+        lambda halvings: actor_class.remote(worker_class, smaller(job, halvings), hang_timeout_s),
         TaskQueue(costs, max_attempts=max_attempts),
         max_attempts=max_attempts,
         hang_timeout_s=hang_timeout_s,
@@ -151,7 +158,7 @@ class _Pool(Generic[T]):
 
     def __init__(
         self,
-        make_actor: Callable[[], Any],
+        make_actor: Callable[[int], Any],
         queue: TaskQueue[T],
         *,
         max_attempts: int,
@@ -169,6 +176,7 @@ class _Pool(Generic[T]):
         # join later take theirs later.
         self._waiting: dict[Any, _Watched] = {}
         self._failed_starts = 0.0  # in a row; see LOST_STARTS
+        self._halvings = 0  # of the batches of workers that are still to start
 
     def run(self, num_workers: int) -> dict[T, str]:
         """Start the workers and run all tasks; returns the quarantined ones with their errors."""
@@ -190,7 +198,7 @@ class _Pool(Generic[T]):
         return self._queue.set_aside
 
     def _start_worker(self) -> None:
-        actor = self._make_actor()
+        actor = self._make_actor(self._halvings)
         self._waiting[actor.start.remote()] = _Watched(actor)
 
     def _start_next_task(self, actor: Any, name: str, expected: T | None = None) -> None:
@@ -205,13 +213,16 @@ class _Pool(Generic[T]):
     def _settle(self, answer: Any, error: Exception | None = None) -> None:
         """Handle a worker's answer, or the error with which it is replaced."""
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import RayError
 
         worker, result = self._waiting.pop(answer), None
         try:
             result = cast(Any, ray.get(answer) if error is None else None)
-        except (RayActorError, RayTaskError) as caught:
+        except RayError as caught:
             error = caught
+        if error is not None and (reason := lack_of_memory(error)):
+            self._halvings += 1
+            self._report(f"  a worker was ended for lack of memory ({reason}); later ones have batches half as large")
         if worker.task is None:
             self._after_start(worker, error, result)
         else:
@@ -234,14 +245,13 @@ class _Pool(Generic[T]):
 
     def _after_task(self, worker: _Watched, error: Exception | None, result: Any) -> None:
         import ray
-        from ray.exceptions import RayActorError
 
         if error is None or self._is_committed(worker.task):  # a worker may die between commit and answer
             self._done(worker.task, result)
         else:
             self._queue.failed(worker.task, str(error))
         # After a CUDA error a process cannot use its GPU any more.
-        if isinstance(error, (RayActorError, NoProgress)) or (error is not None and self._use_gpu):
+        if error is not None and (_is_lost(error) or isinstance(error, NoProgress) or self._use_gpu):
             ray.kill(worker.actor)  # it may only be unreachable, and must not write at the same time as its successor
             self._start_worker()
         else:
@@ -267,6 +277,14 @@ def _actor_class(worker_class: type, cluster: Cluster, gpus_per_worker: float) -
 
 def _is_lost(error: Exception) -> bool:
     """Whether a process ended, rather than its worker's own code failing or blocking."""
-    from ray.exceptions import RayActorError
+    from ray.exceptions import RayActorError, RayError, RayTaskError
 
-    return isinstance(error, RayActorError) and not error.actor_init_failed
+    if isinstance(error, RayActorError):
+        return not error.actor_init_failed
+    return isinstance(error, RayError) and not isinstance(error, RayTaskError)
+
+
+def lack_of_memory(error: Exception) -> str | None:
+    """Ray's sentence on a process that its memory monitor has ended, or torch's on a GPU; None for any other error."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if _MEMORY.search(line)), None)

@@ -297,11 +297,19 @@ def _run_missing(
             is_committed=lambda task: (Path(job.output_dir) / task.file_name).exists(),
             done=done,
             report=say,
+            smaller=_with_smaller_batches,
         )
     except WorkersError as error:
         raise GenerationError(str(error)) from None
     qids_of = _qids_by_task(job)
     return {task: {"error": error, "qids": qids_of(task)} for task, error in quarantined.items()}
+
+
+def _with_smaller_batches(job: GenerationJob, halvings: int) -> GenerationJob:
+    generation = job.settings.generation
+    batch_size = max(1, generation.batch_size >> halvings)
+    changed = generation.model_copy(update={"batch_size": batch_size})
+    return dataclasses.replace(job, settings=job.settings.model_copy(update={"generation": changed}))
 
 
 def _qids_by_task(job: GenerationJob) -> Callable[[Task], list[str]]:

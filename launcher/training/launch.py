@@ -18,6 +18,7 @@ from typing import Any
 
 from data_shards.atomic_files import read_json
 from launcher.cluster.gpu_faults import GpuFault, hold_gpus, read_faults
+from launcher.cluster.worker_pool import lack_of_memory
 from launcher.runs.hang_guard import collective_timeout
 from launcher.runs.run_dir import RunDir
 from launcher.runs.signals import Stopped, end_at_next_stop, handling_stop
@@ -88,7 +89,11 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
                     f"{max_failures}); the checkpoints are kept, run again to resume. The last loss:\n{error}"
                     + _recorded(run_dir.logs, job, since=started)
                 ) from None
-            report(f"  a worker was lost; starting again from the last checkpoint ({num_losses + 1} of {max_failures})")
+            reason = f" for lack of memory ({found})" if (found := lack_of_memory(error)) else ""
+            report(
+                f"  a worker was lost{reason}; starting again from the last checkpoint ({num_losses + 1} of "
+                f"{max_failures})"
+            )
             if line := _recorded(run_dir.logs, job, since=started):
                 report(f"  {line.strip()}")
             found = read_faults(

@@ -20,7 +20,7 @@ from launcher.stages.plan import make_plan
 from launcher.stages.samples import StageSamples, load_tokenizer, open_stage
 from launcher.stages.token_lengths import read_lengths
 
-_STEPS_AHEAD = 2  # of each process
+STEPS_AHEAD = 2  # of each process
 
 
 @dataclasses.dataclass
@@ -56,7 +56,7 @@ class StageStream:
     def steps(self, *, rank: int, world_size: int, steps: range) -> Iterator[Step]:
         """Load one rank's share of these steps in a thread, a little ahead."""
         return load_ahead(
-            walk_steps(self.plan, self.samples, rank=rank, world_size=world_size, steps=steps), num_ahead=_STEPS_AHEAD
+            walk_steps(self.plan, self.samples, rank=rank, world_size=world_size, steps=steps), num_ahead=STEPS_AHEAD
         )
 
 
@@ -90,7 +90,7 @@ def load_steps(job: TrainJob, *, rank: int, world_size: int, steps: range, pin_m
     stream, processes = StageStream(job, "train"), job.settings.training.loader_processes
     if processes == 0:
         loaded = walk_steps(stream.open().plan, stream.samples, rank=rank, world_size=world_size, steps=steps)
-        return load_ahead((step.pin_memory() for step in loaded) if pin_memory else loaded, num_ahead=_STEPS_AHEAD)
+        return load_ahead((step.pin_memory() for step in loaded) if pin_memory else loaded, num_ahead=STEPS_AHEAD)
     # A training process has threads and a GPU: it must not be forked.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["launcher.training.loader_forkserver"])
@@ -98,7 +98,7 @@ def load_steps(job: TrainJob, *, rank: int, world_size: int, steps: range, pin_m
         _Walker(stream, rank, world_size, steps),
         batch_size=None,
         num_workers=processes,
-        prefetch_factor=_STEPS_AHEAD,
+        prefetch_factor=STEPS_AHEAD,
         multiprocessing_context=context,
         pin_memory=pin_memory and torch.cuda.is_available(),
     )

@@ -26,7 +26,8 @@ from launcher.training.deepspeed_engine import (
     build_engine,
 )
 from launcher.training.identity import facts_of_job
-from launcher.training.loader import StageStream
+from launcher.training.loader import STEPS_AHEAD, StageStream
+from launcher.training.shared_memory import bytes_of, check_shared_memory
 from launcher.training.throughput import Meter
 from launcher.training.training_state import TrainingState, probe_loss
 from launcher.training.whole_gradients import no_whole_gradients
@@ -50,6 +51,10 @@ def open_training(job: TrainJob, *, rank: int, world_size: int, hang_guard: Hang
     )
     streams = {split: StageStream(job, split).open() for split in ("train", "val")}
     plan, checkpoints = streams["train"].plan(0), run_dir.checkpoints(job.stage)
+    if training.loader_processes:
+        longest = bytes_of(streams["train"].samples.load_block(plan.longest_block(), is_dummy=True).tensors)
+        blocks = -(-plan.blocks_per_batch // world_size)
+        check_shared_memory(longest, blocks_ahead=training.loader_processes * STEPS_AHEAD * blocks)
     identity = job.run_facts or agreed(lambda: facts_of_job(job))
 
     def may_commit() -> None:

@@ -88,6 +88,7 @@ HEAVY_MODULES = {
         "whole_gradients",
         "zero_stage",
         "opening",
+        "shared_memory",
         "training_state",
     },
     "generation": {"predictor"},
