@@ -50,6 +50,7 @@ from launcher.training.step_checks import (
 )
 from launcher.training.throughput import COUNTS, count_step
 from launcher.training.training_state import TrainingState, probe_loss
+from launcher.training.work_guard import ended_without_work
 
 _LOG = logging.getLogger("mmcot.train")
 POLL_S = 0.1  # between two looks at a checkpoint in flight for which the training waits
@@ -93,8 +94,10 @@ def train(
     )
     check_members(RunDir(Path(job.run_dir)).rank_token())
     notes = check_alike(gather_json(describe_gpu())) if use_gpu else []
-    hang_guard.close()  # reading a model or a checkpoint may take longer
-    this = open_training(job, rank=rank, world_size=world_size, hang_guard=hang_guard)
+    hang_guard.close()  # reading a model or a checkpoint may take longer, and others wait for it
+    guard = functools.partial(ended_without_work, logs, job.stage, rank, timeout_s=training.hang_timeout_s)
+    with guard(phase="the start"):
+        this = open_training(job, rank=rank, world_size=world_size, hang_guard=hang_guard)
     for note in notes:
         this.tell(this.last_checkpoint, note)
     engine, meter = this.engine, this.meter
@@ -168,14 +171,21 @@ def train(
                 return False
             meter.lap("own")  # else this time would count as waiting for data
         _commit(this)
+    with guard(phase="the export"):
+        _export(this)
+    return True
+
+
+def _export(this: TrainingState) -> None:
+    """Export the last model, or the best one; every rank calls it."""
+    job, settings = this.job, this.job.settings
     model = this.run_dir.model(job.stage)
-    if training.export == "best":
+    if settings.training.export == "best":
         export_best(this.run_dir.best_model(job.stage), model, may_commit=this.may_commit)
         this.tell(job.num_steps, f"the model is that of step {this.best.step:,}, validation loss {this.best.loss:.4f}")
     else:
         facts = model_facts(settings, job.stage)
-        export_model(engine, this.tokenizer, model, facts=facts, may_commit=this.may_commit)
-    return True
+        export_model(this.engine, this.tokenizer, model, facts=facts, may_commit=this.may_commit)
 
 
 def _with_longest(this: TrainingState, loaded: Step) -> Step:
