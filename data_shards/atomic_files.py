@@ -7,6 +7,7 @@ folder. A killed process leaves a ``.tmp-*`` file that no process reads.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import hashlib
@@ -17,6 +18,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+_HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD and a flag of Linux's renameat2
 
 
 @contextlib.contextmanager
@@ -61,15 +64,30 @@ def commit_json(path: str | Path, value: Any) -> None:
 
 
 def commit_folder(staging: str | Path, target: str | Path) -> None:
-    """Rename a finished folder to ``target``; an old folder of that name is removed."""
+    """Rename a finished folder to ``target``; an old folder of that name is removed.
+
+    Linux exchanges the two at once. Elsewhere, and on file systems that cannot, a kill may come between the removal of
+    the old folder and the renaming.
+    """
     staging, target = Path(staging), Path(target)
     for path in staging.rglob("*"):
         if path.is_file():
             _fsync(path)
+    if target.exists() and _exchange(staging, target):
+        _fsync(target.parent)
+        shutil.rmtree(staging)
+        return
     if target.exists():
         shutil.rmtree(target)
     os.replace(staging, target)
     _fsync(target.parent)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange the names of two folders, atomically; False where this system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    names = (os.fsencode(first), os.fsencode(second))
+    return rename is not None and rename(_HERE, names[0], _HERE, names[1], _RENAME_EXCHANGE) == 0
 
 
 def link_file(source: str | Path, target: str | Path) -> None:
