@@ -20,7 +20,14 @@ from launcher.pipeline.steps import Steps, WriteJob
 from launcher.runs.ownership import owned
 from launcher.runs.progress import Phase
 from launcher.runs.run_dir import RunDir, RunError
-from launcher.runs.run_settings import keep_name, keep_zero_stage, settings_of, write_or_verify_settings
+from launcher.runs.run_settings import (
+    has_begun,
+    keep_name,
+    keep_zero_stage,
+    settings_of,
+    write_first_settings,
+    write_or_verify_settings,
+)
 from launcher.runs.signals import sigterm_stops
 from launcher.runs.status import describe_start
 from launcher.stages.hub import fetch_pretrained
@@ -61,11 +68,12 @@ def run_pipeline(
         fetch_pretrained(settings.model.pretrained)
     run_dir = RunDir(settings.run_dir)
     run_dir.path.mkdir(parents=True, exist_ok=True)
-    settings = keep_zero_stage(run_dir, keep_name(run_dir, settings))
-    for note in write_or_verify_settings(run_dir, settings):
-        report(note)
+    if begun := has_begun(run_dir):
+        settings = _same_settings(run_dir, settings, report)
     ownership = owned(run_dir, take_over=take_over, report=report)
     with sigterm_stops(), ownership as number, contextlib.ExitStack() as resources:
+        if not begun:
+            settings = _same_settings(run_dir, settings, report)  # it may have begun while this process waited
         requested = settings.cluster.use_gpu
         if not write_job or requested == "auto":
             settings = with_device(settings, run_dir, report, keep=not write_job)
@@ -85,6 +93,18 @@ def run_pipeline(
         else:
             report(f"{run_dir.path} is finished up to step {until!r}; there is nothing to do")
     return run_dir
+
+
+def _same_settings(run_dir: RunDir, settings: Settings, report: Report) -> Settings:
+    """Verify that the run's settings are these, and return them with what an earlier start has decided."""
+    if has_begun(run_dir):
+        settings = keep_zero_stage(run_dir, keep_name(run_dir, settings))
+        notes = write_or_verify_settings(run_dir, settings)
+    else:
+        notes = write_first_settings(run_dir, settings)
+    for note in notes:
+        report(note)
+    return settings
 
 
 def evaluate_run(folder: Path, split: str, *, overrides: Sequence[str] = (), report: Report = print) -> Path:
