@@ -34,7 +34,8 @@ def committing(path: str | Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
                 error.errno,
-                f"the disk is full; what was committed is kept: free some space and run again ({path})",
+                "the disk is full; what was committed is kept: free some space and run again",
+                str(path),
             ) from None
         raise
     _fsync(path.parent)

@@ -15,6 +15,7 @@ from launcher.cluster.gpus import check_gpus_free, with_device
 from launcher.config.loading import merge_override, parse_settings, tracking_uri
 from launcher.config.settings import Settings, SettingsError
 from launcher.pipeline.attempt import Attempt, Report
+from launcher.pipeline.full_disk import full_disk_explained
 from launcher.pipeline.preflight import check_machine, check_settings
 from launcher.pipeline.steps import Steps, WriteJob
 from launcher.runs.ownership import owned
@@ -71,7 +72,8 @@ def run_pipeline(
     if begun := has_begun(run_dir):
         settings = _same_settings(run_dir, settings, report)
     ownership = owned(run_dir, take_over=take_over, report=report)
-    with sigterm_stops(), ownership as number, contextlib.ExitStack() as resources:
+    explained = full_disk_explained(run_dir, settings)
+    with explained, sigterm_stops(), ownership as number, contextlib.ExitStack() as resources:
         if not begun:
             settings = _same_settings(run_dir, settings, report)  # it may have begun while this process waited
         requested = settings.cluster.use_gpu
@@ -138,7 +140,8 @@ def evaluate_run(folder: Path, split: str, *, overrides: Sequence[str] = (), rep
         raise RunError(f"{folder} is not finished: step {missing[0]!r} is to do; run `mmcot run` to its end first")
     write_or_verify_settings(run_dir, settings)
     check_machine(settings)
-    with sigterm_stops(), owned(run_dir, report=report) as number, contextlib.ExitStack() as resources:
+    ownership, explained = owned(run_dir, report=report), full_disk_explained(run_dir, settings)
+    with explained, sigterm_stops(), ownership as number, contextlib.ExitStack() as resources:
         settings = with_device(settings, run_dir, report, keep=False)
         check_gpus_free(settings.cluster, report)
         steps = Steps(Attempt(settings, run_dir, number, report, resources))

@@ -196,6 +196,8 @@ class MlflowSync:
         try:
             self._apply(line)
         except Exception as error:
+            if trouble_of(error, self._uri):
+                raise
             self._client.get_experiment(self._experiment_id)  # raises if MLflow is not reachable: then the line waits
             self._num_failures += 1
             if self._num_failures < _MAX_FAILURES or line["do"] == "start":

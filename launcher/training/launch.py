@@ -26,6 +26,7 @@ from launcher.training.flight_recorder import how_to_read, written_since
 from launcher.training.ray_worker import PLACEMENT_GROUP_FILE, run_worker
 
 _EXTENSION_ERROR = re.compile(r"ExtensionError: (extension [^\n]*)")
+_FULL_DISK = re.compile(r"[^\n]*(No space left on device|Disk quota exceeded)[^\n]*")
 
 
 class WorkersFailed(RuntimeError):  # noqa: N818, the name is public
@@ -82,6 +83,8 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
                 raise WorkersFailed(f"training of stage {job.stage!r} failed\n{text}") from None
             if found := _EXTENSION_ERROR.search(str(error)):  # the same at every start
                 raise WorkersFailed(f"training of stage {job.stage!r}, in a worker: {found[1]}") from None
+            if found := _FULL_DISK.search(str(error)):  # where the traceback could not be written either
+                raise WorkersFailed(f"training of stage {job.stage!r}, in a worker: {found[0].strip()}") from None
             if num_losses == max_failures:
                 raise WorkersFailed(
                     f"training of stage {job.stage!r} lost workers {num_losses + 1} times (training.max_failures is "

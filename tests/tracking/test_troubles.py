@@ -138,6 +138,27 @@ def test_a_locked_database_is_named_and_takes_everything_when_it_is_free(place, 
     assert {client_of(settings).get_run(run_id).info.status for run_id in runs.values()} == {"FINISHED"}
 
 
+def test_lines_wait_for_a_full_disk_instead_of_being_given_up(place, monkeypatch):
+    from launcher.tracking.mlflow_sync import MlflowSync
+
+    settings, run_dir = place
+
+    def full(self, run_id, line):
+        raise RuntimeError("(sqlite3.OperationalError) database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowSync, "_send_scores", full)
+        said = []
+        with open_tracker(settings, run_dir, report=said.append) as tracker, tracker.step("data") as child:
+            child.log_scores({"num_train": 8.0})
+    assert f"the disk of MLflow's database {run_dir.path.parent / 'mlflow.db'} is full" in said[-1]
+    assert read_json(run_dir.mlflow_state)["refused"] == []
+    sync_run(run_dir, settings)
+    assert client_of(settings).get_run(read_json(run_dir.mlflow_state)["runs"]["data"]).data.metrics == {
+        "num_train": 8.0
+    }
+
+
 @pytest.mark.parametrize("name", ["100%", "a%20b", "what?", "a?b=c", "no#1", "two words"])
 def test_any_folder_may_hold_the_run_and_its_database(tmp_path, monkeypatch, empty_store, name):
     settings, run_dir = make(tmp_path / name, monkeypatch, empty_store)
