@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_shards.leftovers import describe_leftovers, remove_leftovers
 from data_shards.sources.question_set import SPLITS
 from launcher.cluster.gpus import check_gpus_free, with_device
 from launcher.config.loading import merge_override, parse_settings, tracking_uri
@@ -76,6 +77,9 @@ def run_pipeline(
     with explained, sigterm_stops(), ownership as number, contextlib.ExitStack() as resources:
         if not begun:
             settings = _same_settings(run_dir, settings, report)  # it may have begun while this process waited
+        # After --take-over the former owner may be alive, and its folders in use.
+        for line in describe_leftovers(*remove_leftovers(run_dir.path, staging=not take_over)):
+            report(line)
         requested = settings.cluster.use_gpu
         if not write_job or requested == "auto":
             settings = with_device(settings, run_dir, report, keep=not write_job)

@@ -85,7 +85,7 @@ def has_begun(run_dir: RunDir) -> bool:
     if any(run_dir.path.glob("steps/*.json")):
         return True
     names = {path.name for path in run_dir.path.iterdir()} - {"steps"}
-    return any(name not in _OF_A_START and not name.startswith(".tmp-") for name in names)
+    return any(name not in _OF_A_START and not name.startswith((".tmp-", ".staging-")) for name in names)
 
 
 def write_first_settings(run_dir: RunDir, settings: Settings) -> list[str]:
