@@ -16,7 +16,7 @@ from launcher.runs.run_dir import RunDir, RunError
 RUN_SETTINGS = "run.yaml"
 EXTENSIONS = "extensions.json"  # the sha256 of every extension at the run's first start
 _DECIDED_AT_START = (RUN_SETTINGS, EXTENSIONS, "device.json", "zero_stage.json")
-_KNOWN_TO_MLFLOW = ("mlflow.json", "logs/identity", "logs/tracking.jsonl")  # a run of other settings is another run
+_OF_ANOTHER_RUN = ("mlflow.json", "logs/identity", "logs/tracking.jsonl", "logs/code-data.json")
 _OF_A_START = {*_DECIDED_AT_START, "mlflow.json", "lock.json", ".lock", "rank-token", "stop.json", "logs"}
 _FREE_SETTINGS = {  # may change between attempts, because no result depends on them
     ("run", "dir"),
@@ -93,7 +93,7 @@ def write_first_settings(run_dir: RunDir, settings: Settings) -> list[str]:
     try:
         return write_or_verify_settings(run_dir, settings)
     except SettingsError:
-        for name in (*_DECIDED_AT_START, *_KNOWN_TO_MLFLOW):
+        for name in (*_DECIDED_AT_START, *_OF_ANOTHER_RUN):
             (run_dir.path / name).unlink(missing_ok=True)
         note = f"note: no step of {run_dir.path} was ever done, so these settings replace those of the earlier start"
         return [note, *write_or_verify_settings(run_dir, settings)]
