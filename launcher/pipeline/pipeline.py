@@ -94,6 +94,8 @@ def run_pipeline(
             steps.run(name)
         if until == names[-1] and (attempt.num_run or not is_everything_logged(run_dir)):
             attempt.write_report()  # also if the last attempt ended after the last marker
+        elif attempt.num_run == 0 and not is_everything_logged(run_dir):
+            _ = attempt.tracker  # its end is FINISHED: the last attempt ended after this marker
         if attempt.num_run:
             report(Phase("  sending the rest to MLflow, ending Ray"))
         else:
