@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -17,9 +18,12 @@ from data_shards.atomic_files import commit_bytes, commit_json, committing, read
 from launcher.config.loading import load_settings
 from launcher.config.settings import SettingsError
 from launcher.runs import ownership
+from launcher.runs.journal import LineFile
 from launcher.runs.ownership import owned, owner
 from launcher.runs.run_dir import RunDir, RunError
 from launcher.runs.run_settings import settings_of, write_or_verify_settings
+from launcher.tracking.run_log import RunLog
+from launcher.tracking.sending import is_everything_logged
 
 
 @pytest.fixture
@@ -156,6 +160,18 @@ def test_the_corrected_command_continues_after_a_first_one_that_did_no_step(run_
     assert settings_of(run_dir).data.shards_dir == str(tmp_path / "shards")
     with pytest.raises(SettingsError, match="holds a run of other settings"):  # a step is done now
         start(run_dir, *sizes, f"data.shards_dir={tmp_path / 'others'}", "cluster.use_gpu=false")
+
+
+def test_a_run_killed_after_the_last_marker_that_it_wanted_ends_as_finished_at_the_next_start(run_dir, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    sizes = [f"data.mini_sqa.num_{split}=8" for split in ("train", "val", "test")]
+    given = [*sizes, f"data.shards_dir={run_dir.path.parent / 'shards'}", "cluster.use_gpu=false"]
+    start(run_dir, *given)
+    with contextlib.closing(LineFile(run_dir.tracking)) as file:
+        RunLog(file, "pipeline").end("KILLED")
+    assert not is_everything_logged(run_dir)
+    start(run_dir, *given)
+    assert is_everything_logged(run_dir)
 
 
 @pytest.mark.parametrize("work", ["steps/data.json", "rationale/checkpoints/step-000400/manifest.json", "trials/a/x"])
