@@ -43,6 +43,7 @@ from scale_model import (
     NFS_ROUND_TRIP_S,
     NODES,
     NVLINK,
+    PADDING,
     PEAK,
     QUESTIONS,
     RANKS,
@@ -50,7 +51,6 @@ from scale_model import (
     SPEEDS,
     STORE_REQUESTS_S,
     Link,
-    all_reduce_s,
     block_s,
     draw_lengths,
     simulate_queue,
@@ -299,8 +299,20 @@ def measure_plan(folder: Path) -> None:
             "D",
             f"batch {batch:,} in blocks of {micro}{'' if group else ' (random)'}, {batch // micro // RANKS} a rank: "
             f"busiest / mean rank of {RANKS} {plan.imbalance(RANKS, max_steps=30):.2f}, of 64 "
-            f"{plan.imbalance(64, max_steps=30):.2f}; padding {plan.padding_factor():.2f}",
+            f"{plan.imbalance(64, max_steps=30):.2f}; padding {plan.padding_factor():.2f}; in time, base with graphs, "
+            f"{_imbalance_of_time(plan, RANKS):.2f} and {_imbalance_of_time(plan, 64):.2f}",
         )
+
+
+def _imbalance_of_time(plan: Plan, world_size: int) -> float:
+    """Seconds of the busiest rank over those of the mean rank, base with graphs."""
+    busiest = mean = 0.0
+    for step in range(min(plan.num_steps, 30)):
+        blocks = plan.batch_blocks(step)
+        indexes, _ = plan._deal(blocks, world_size)
+        seconds = block_s("base", "with graphs", plan._costs(blocks))[indexes].sum(0)
+        busiest, mean = busiest + seconds.max(), mean + seconds.mean()
+    return busiest / mean
 
 
 def measure_shards(folder: Path) -> None:
@@ -400,10 +412,10 @@ def measure_network(folder: Path) -> None:
     report(
         "A",
         f"links {', '.join(LINKS)}; NVLink {NVLINK / 1e9:.0f} GB/s; {EFFICIENCY:.0%} of a link; "
-        f"{HOP_S['network'] * 1e6:.0f} us a hop; a step of {MEASURED_BLOCKS} blocks takes as long as measured on an "
-        f"H100, base {MEASURED_STEP_S['base']} s, large {MEASURED_STEP_S['large']} s; xl as long as large; with the "
-        "launches reduced less, in proportion to them; a block takes the same time whatever its size, so all ranks "
-        "compute equally long",
+        f"{HOP_S['network'] * 1e6:.0f} us a hop; bf16, ZeRO-1; a step of {MEASURED_BLOCKS} blocks takes as long as "
+        f"measured on an H200, by tokens of a block: {MEASURED_STEP_S}; blocks of 4 as long as the smallest measured; "
+        "xl without graphs as long as large, with graphs as much longer as it has operations; all ranks compute "
+        "equally long",
     )
     source, target = draw_lengths(20_000)
     for name, parameters in count_parameters().items():
@@ -411,23 +423,25 @@ def measure_network(folder: Path) -> None:
         report("D", f"{name}: {flops / 1e9:.0f} GFLOP a question and training step")
         for speed in SPEEDS:
             taken = block_s(name, speed)
-            _report_rank(name, speed, flops)
+            _report_rank(name, speed, flops, float((source + target).mean()))
             for link_name, link in LINKS.items():
                 report("D", f"   {speed}, {link_name}: {_share_of_network(parameters, taken, link)}")
             _report_limits(parameters, taken, speed)
 
 
-def _report_rank(name: str, speed: str, flops: float) -> None:
+def _report_rank(name: str, speed: str, flops: float, tokens: float) -> None:
     """What a rank that only computes reads and reaches, by the rows of its blocks."""
-    taken, cells = block_s(name, speed), []
+    cells = []
     for rows in (4, 16):
+        taken = block_s(name, speed, rows * tokens * PADDING)
         rate = rows / taken
         cells.append(
-            f"blocks of {rows}: {rate:.0f} questions/s, {flops * rate / PEAK:.2%} of {PEAK / 1e12:.0f} TFLOP/s; "
+            f"blocks of {rows}, {taken * 1e3:.1f} ms: {rate:.0f} questions/s, {flops * rate / PEAK:.2%} of "
+            f"{PEAK / 1e12:.0f} TFLOP/s; "
             f"{NFS_BYTES_S / FEATURE_BYTES['vit'] / rate:,.0f} ranks use up {NFS_BYTES_S / 1e9:.0f} GB/s, "
             f"{STORE_REQUESTS_S / 1.8 / rate:,.0f} use up {STORE_REQUESTS_S:,} requests/s"
         )
-    report("D", f"   {speed}, a block {taken * 1e3:.0f} ms; {'; '.join(cells)}")
+    report("D", f"   {speed}: {'; '.join(cells)}")
 
 
 def _share_of_network(parameters: int, taken: float, link: Link) -> str:
@@ -436,28 +450,28 @@ def _share_of_network(parameters: int, taken: float, link: Link) -> str:
     for batch in BATCHES:
         steps = batch // 4 // RANKS
         compute = steps * taken
-        network = {
-            number_bytes: step_communication_s(
-                parameters, number_bytes=number_bytes, micro_steps=steps, ranks=RANKS, link=link
-            )
-            for number_bytes in (2, 4)
-        }
-        rate = batch / (compute + network[2])
+        network = step_communication_s(parameters, ranks=RANKS, link=link)
+        zero_2 = step_communication_s(parameters, ranks=RANKS, link=link, reductions=steps)
+        rate = batch / (compute + network)
         cells.append(
-            f"batch {batch:,} ({steps} micro-steps): compute {compute * 1e3:,.0f} ms, network {network[2] * 1e3:,.0f} "
-            f"(fp32 {network[4] * 1e3:,.0f}), computing {compute / (compute + network[2]):.1%} of the time; "
+            f"batch {batch:,} ({steps} micro-steps): compute {compute * 1e3:,.0f} ms, network {network * 1e3:,.0f} "
+            f"(ZeRO-2 {zero_2 * 1e3:,.0f}), computing {compute / (compute + network):.1%} of the time; "
             f"{rate:,.0f} questions/s, {rate * FEATURE_BYTES['vit'] / 1e9:.1f} GB/s of vit features, an epoch in "
-            f"{QUESTIONS / rate / 60:.0f} min"
+            f"{QUESTIONS / rate / 60:.1f} min"
         )
     return "; ".join(cells)
 
 
 def _report_limits(parameters: int, taken: float, speed: str) -> None:
     for link_name, link in LINKS.items():
-        fits = [r for r in (8, 16, 32, 64, 128, 256, 512) if taken >= 1.5 * all_reduce_s(2 * parameters, r, link)]
+        fits = [
+            ranks
+            for ranks in (8, 16, 32, 64, 128, 256, 512)
+            if taken >= step_communication_s(parameters, ranks=ranks, link=link)
+        ]
         report(
             "D",
-            f"   {speed}, {link_name}, bf16, one block a rank: the network takes half of a step beyond "
+            f"   {speed}, {link_name}, one block a rank: the network takes half of a step beyond "
             + ("no number up to 512" if RANKS in fits else f"{max(fits, default='fewer than 8')} ranks"),
         )
 

@@ -24,14 +24,22 @@ FEATURE_BYTES = {
     "vit": 145 * 1024 * 2 + 128,
 }  # an .npy member; a picture for every question
 
-PEAK = 989e12  # operations/s of an H100, dense bf16
-# Seconds of an optimizer step of two blocks of 8 x (96 + 64) tokens on an H100, measured before the launches were
-# reduced (docs/measurements.md#on-a-gpu). The time was the same for all sizes of blocks: it is the launches'.
-MEASURED_STEP_S = {"base": 0.465, "large": 0.866}
+PEAK = 768e12  # operations/s of bf16 products, measured on an H200
+# Seconds of an optimizer step of two blocks by the tokens of a block, padding included: bf16, ZeRO-1, one H200, blocks
+# of 8 x (96 + 64) and up (benchmarks/gpu_proof.py, part `training`; docs/measurements.md#on-a-gpu). Without graphs a
+# step is bound by launches, and its time is the same for blocks of up to some 10,000 tokens.
+MEASURED_STEP_S = {
+    "without graphs": {"base": {1_280: 0.157}, "large": {1_280: 0.317}},
+    "with graphs": {
+        "base": {1_280: 0.0241, 3_072: 0.0316, 10_240: 0.0722, 16_384: 0.0967},
+        "large": {1_280: 0.0562, 3_072: 0.0762},
+    },
+}
+SPEEDS = tuple(MEASURED_STEP_S)  # with graphs: training.cuda_graphs, the default under ZeRO-0 and, in bf16, ZeRO-1
 MEASURED_BLOCKS = 2
-LAUNCHES_THEN, LAUNCHES_NOW = 3_547, 1_631  # of such a block of base, counted (docs/measurements.md)
-LIKE = {"base": "base", "large": "large", "xl": "large"}  # xl was never run; it has the number of layers of large
-SPEEDS = ("as measured", "launches reduced")  # the second is an estimate: time in proportion to launches
+# xl was never run. Launches: those of large, which has as many layers. Kernels: large's in proportion to operations.
+XL_OPERATIONS = 1_039 / 282  # of a question, over large's (`scale.py network` prints both)
+PADDING = 1.06  # of blocks of 16 (`scale.py plan` prints it)
 NVLINK = 450e9  # bytes/s of a GPU, one direction
 EFFICIENCY = 0.8  # of a link's rate that a collective reaches
 HOP_S = {"nvlink": 2e-6, "network": 5e-6}
@@ -57,10 +65,14 @@ def draw_lengths(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return source.astype(np.int32), target.astype(np.int32)
 
 
-def block_s(size: str, speed: str) -> float:
-    """Seconds that a rank takes for a block, its share of the update included; the block's size makes no difference."""
-    measured = MEASURED_STEP_S[LIKE[size]] / MEASURED_BLOCKS
-    return measured if speed == SPEEDS[0] else measured * LAUNCHES_NOW / LAUNCHES_THEN
+def block_s(size: str, speed: str, tokens: float | np.ndarray = 0) -> float | np.ndarray:
+    """Seconds that a rank takes for a block of ``tokens``, padding included, with its share of the update.
+
+    Between measured blocks the time is interpolated; smaller ones take as long as the smallest, which is too long.
+    """
+    measured = MEASURED_STEP_S[speed]["large" if size == "xl" else size]
+    seconds = np.interp(tokens, list(measured), list(measured.values())) / MEASURED_BLOCKS
+    return seconds * XL_OPERATIONS if size == "xl" and speed == "with graphs" else seconds
 
 
 def all_reduce_s(num_bytes: float, ranks: int, link: Link, *, hierarchical: bool = True) -> float:
@@ -80,15 +92,14 @@ def all_reduce_s(num_bytes: float, ranks: int, link: Link, *, hierarchical: bool
     return within + between
 
 
-def step_communication_s(
-    parameters: int, *, number_bytes: int, micro_steps: int, ranks: int, link: Link, hierarchical: bool = True
-) -> float:
-    """Seconds of a ZeRO-2 step's communication, without overlap.
+def step_communication_s(parameters: int, *, ranks: int, link: Link, reductions: int = 1) -> float:
+    """Seconds of a bf16 step's communication, without overlap.
 
-    DeepSpeed all-reduces the gradients in every backward pass and gathers the weights once.
+    Gradients are all-reduced in fp32, under ZeRO-1 once a step, under ZeRO-2 in every backward pass (``reductions``);
+    bf16 weights are gathered once, which is half of an all-reduce.
     """
-    whole = all_reduce_s(parameters * number_bytes, ranks, link, hierarchical=hierarchical)
-    return micro_steps * whole + whole / 2
+    gradients, weights = (all_reduce_s(size * parameters, ranks, link) for size in (4, 2))
+    return reductions * gradients + weights / 2
 
 
 def simulate_queue(costs: np.ndarray, seconds: np.ndarray, *, workers: int, dispatch_s: float) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Atomic commits of files: a reader sees the old file or the whole new one, never a part.
 
 As usual on POSIX: write under a temporary name in the same folder, fsync, rename, fsync the
-folder. A killed process leaves a ``.tmp-*`` file that no process reads.
+folder. A killed process leaves a ``.tmp-*`` file that no process reads (``data_shards/leftovers.py``).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import hashlib
 import json
 import os
@@ -22,12 +23,27 @@ from typing import Any
 _HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD and a flag of Linux's renameat2
 
 
+def process_mark() -> str:
+    """A mark of this process for temporary names: where its id has a meaning (kernel and PID namespace), and its id."""
+    return f"{_where_ids_count()}.{os.getpid()}"
+
+
+@functools.cache
+def _where_ids_count() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        place = f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        place = uuid.uuid4().hex
+    return hashlib.sha256(place.encode()).hexdigest()[:8]
+
+
 @contextlib.contextmanager
 def committing(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path; if the block succeeds, the file is renamed to ``path`` atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".tmp-{uuid.uuid4().hex[:12]}-{path.name}"
+    temporary = path.parent / f".tmp-{process_mark()}.{uuid.uuid4().hex[:8]}-{path.name}"
     try:
         yield temporary
         _fsync(temporary)
@@ -37,7 +53,8 @@ def committing(path: str | Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
                 error.errno,
-                f"the disk is full; what was committed is kept: free some space and run again ({path})",
+                "the disk is full; what was committed is kept: free some space and run again",
+                str(path),
             ) from None
         raise
     _fsync(path.parent)

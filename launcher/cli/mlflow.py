@@ -68,6 +68,9 @@ def mlflow_up(
 def sync(
     folder: RunFolder,
     uri: Annotated[str | None, typer.Option(help="MLflow; default: the run's own.")] = None,
+    experiment: Annotated[
+        str | None, typer.Option(help="Send everything to this experiment, also what the run logs later.")
+    ] = None,
     allow_extensions: AllowExtensions = False,
 ) -> None:
     """Send everything of a run that MLflow does not have, such as after an outage; nothing is sent twice."""
@@ -93,4 +96,4 @@ def sync(
         from launcher.config.loading import tracking_uri
         from launcher.tracking.sending import sync_run
 
-        typer.echo(f"{sync_run(run_dir, settings):,} values sent to {tracking_uri(settings)}")
+        typer.echo(f"{sync_run(run_dir, settings, experiment=experiment):,} values sent to {tracking_uri(settings)}")

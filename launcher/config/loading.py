@@ -20,6 +20,7 @@ import yaml
 
 from data_shards.credentials import find_credentials, hide_credentials
 from launcher.config.settings import Settings, SettingsError, sections_of_stages
+from launcher.config.sqlite_uris import sqlite_uri
 
 
 def preset_names() -> list[str]:
@@ -357,7 +358,7 @@ def tracking_uri(settings: Settings) -> str:
     """
     check_no_credentials("tracking.uri", settings.tracking.uri)
     check_no_credentials("MLFLOW_TRACKING_URI", os.environ.get("MLFLOW_TRACKING_URI"))
-    default = f"sqlite:///{(settings.run_dir.absolute().parent / 'mlflow.db')}"
+    default = sqlite_uri(settings.run_dir.absolute().parent / "mlflow.db")
     return settings.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
 
 

@@ -17,6 +17,7 @@ from data_shards.atomic_files import (
     exclusive,
     fingerprint,
 )
+from data_shards.leftovers import describe_leftovers, remove_leftovers
 from data_shards.manifest import manifest_shards, read_manifest, read_problems
 from data_shards.mirror import mirror_folder
 from data_shards.remote_files import is_remote
@@ -100,6 +101,8 @@ def _missing(settings: Settings, shards_dir: Path) -> set[str]:
 
 def _build_missing(settings: Settings, source: Path, shards_dir: Path, report: Report, to_train: bool) -> None:
     missing = _missing(settings, shards_dir)
+    for line in describe_leftovers(*remove_leftovers(shards_dir, staging=True)):
+        report(line)
     for folder in (shards_dir / "text", shards_dir / "features" / str(settings.data.features)):
         clear_unfinished(folder)
     if "text" in missing:

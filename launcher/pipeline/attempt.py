@@ -13,6 +13,7 @@ from typing import Any
 from launcher.cluster.ray_session import ray_session
 from launcher.config.settings import Settings
 from launcher.report.render import write_report
+from launcher.runs.code_version import begin_with_code, code_of_step
 from launcher.runs.exported import verify_model
 from launcher.runs.progress import Phase, StepHeading
 from launcher.runs.run_dir import RunDir, RunError
@@ -74,6 +75,8 @@ class Attempt:
             steps = self.settings.chain.steps
             self._begun[name] = time.time()
             self.report(StepHeading(f"\n[{steps.index(name) + 1}/{len(steps)}] {name}"))
+            if note := begin_with_code(self.run_dir, name):
+                self.report(note)
 
     def run_step(self, name: str, inputs: dict[str, Any], run: Callable[[RunLog], dict[str, Any]]) -> dict[str, Any]:
         """Run a step unless its marker exists; returns its outputs."""
@@ -97,7 +100,14 @@ class Attempt:
         self.run_dir.check_attempt(self.number)
         self.run_dir.mark_done(  # after its end is logged: a marked step is never opened again
             name,
-            {"step": name, "inputs": inputs, "outputs": outputs, "attempt": self.number, "seconds": seconds},
+            {
+                "step": name,
+                "inputs": inputs,
+                "outputs": outputs,
+                "attempt": self.number,
+                "seconds": seconds,
+                "code": code_of_step(self.run_dir, name),
+            },
         )
         self.report(f"{name} took {seconds:.0f} s")
         self.outputs[name] = outputs

@@ -10,17 +10,26 @@ import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_shards.leftovers import describe_leftovers, remove_leftovers
 from data_shards.sources.question_set import SPLITS
 from launcher.cluster.gpus import check_gpus_free, with_device
 from launcher.config.loading import merge_override, parse_settings, tracking_uri
 from launcher.config.settings import Settings, SettingsError
 from launcher.pipeline.attempt import Attempt, Report
+from launcher.pipeline.full_disk import full_disk_explained
 from launcher.pipeline.preflight import check_machine, check_settings
 from launcher.pipeline.steps import Steps, WriteJob
 from launcher.runs.ownership import owned
 from launcher.runs.progress import Phase
 from launcher.runs.run_dir import RunDir, RunError
-from launcher.runs.run_settings import keep_name, keep_zero_stage, settings_of, write_or_verify_settings
+from launcher.runs.run_settings import (
+    has_begun,
+    keep_name,
+    keep_zero_stage,
+    settings_of,
+    write_first_settings,
+    write_or_verify_settings,
+)
 from launcher.runs.signals import sigterm_stops
 from launcher.runs.status import describe_start
 from launcher.stages.hub import fetch_pretrained
@@ -61,11 +70,16 @@ def run_pipeline(
         fetch_pretrained(settings.model.pretrained)
     run_dir = RunDir(settings.run_dir)
     run_dir.path.mkdir(parents=True, exist_ok=True)
-    settings = keep_zero_stage(run_dir, keep_name(run_dir, settings))
-    for note in write_or_verify_settings(run_dir, settings):
-        report(note)
+    if begun := has_begun(run_dir):
+        settings = _same_settings(run_dir, settings, report)
     ownership = owned(run_dir, take_over=take_over, report=report)
-    with sigterm_stops(), ownership as number, contextlib.ExitStack() as resources:
+    explained = full_disk_explained(run_dir, settings)
+    with explained, sigterm_stops(), ownership as number, contextlib.ExitStack() as resources:
+        if not begun:
+            settings = _same_settings(run_dir, settings, report)  # it may have begun while this process waited
+        # After --take-over the former owner may be alive, and its folders in use.
+        for line in describe_leftovers(*remove_leftovers(run_dir.path, staging=not take_over)):
+            report(line)
         requested = settings.cluster.use_gpu
         if not write_job or requested == "auto":
             settings = with_device(settings, run_dir, report, keep=not write_job)
@@ -80,11 +94,25 @@ def run_pipeline(
             steps.run(name)
         if until == names[-1] and (attempt.num_run or not is_everything_logged(run_dir)):
             attempt.write_report()  # also if the last attempt ended after the last marker
+        elif attempt.num_run == 0 and not is_everything_logged(run_dir):
+            _ = attempt.tracker  # its end is FINISHED: the last attempt ended after this marker
         if attempt.num_run:
             report(Phase("  sending the rest to MLflow, ending Ray"))
         else:
             report(f"{run_dir.path} is finished up to step {until!r}; there is nothing to do")
     return run_dir
+
+
+def _same_settings(run_dir: RunDir, settings: Settings, report: Report) -> Settings:
+    """Verify that the run's settings are these, and return them with what an earlier start has decided."""
+    if has_begun(run_dir):
+        settings = keep_zero_stage(run_dir, keep_name(run_dir, settings))
+        notes = write_or_verify_settings(run_dir, settings)
+    else:
+        notes = write_first_settings(run_dir, settings)
+    for note in notes:
+        report(note)
+    return settings
 
 
 def evaluate_run(folder: Path, split: str, *, overrides: Sequence[str] = (), report: Report = print) -> Path:
@@ -118,7 +146,8 @@ def evaluate_run(folder: Path, split: str, *, overrides: Sequence[str] = (), rep
         raise RunError(f"{folder} is not finished: step {missing[0]!r} is to do; run `mmcot run` to its end first")
     write_or_verify_settings(run_dir, settings)
     check_machine(settings)
-    with sigterm_stops(), owned(run_dir, report=report) as number, contextlib.ExitStack() as resources:
+    ownership, explained = owned(run_dir, report=report), full_disk_explained(run_dir, settings)
+    with explained, sigterm_stops(), ownership as number, contextlib.ExitStack() as resources:
         settings = with_device(settings, run_dir, report, keep=False)
         check_gpus_free(settings.cluster, report)
         steps = Steps(Attempt(settings, run_dir, number, report, resources))

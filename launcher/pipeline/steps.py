@@ -12,6 +12,7 @@ from typing import Any
 
 from data_shards.atomic_files import commit_folder, commit_json, fingerprint
 from data_shards.generated_texts import verified_files
+from data_shards.leftovers import describe_leftovers, remove_leftovers
 from data_shards.sources.scienceqa import SPLITS
 from launcher.config.chains import EVALUATE, PRETRAINED, Stage
 from launcher.config.settings import Settings, SettingsError
@@ -83,6 +84,9 @@ class Steps:
         self.folder = standing_mini_sqa(self.settings, self.run_dir.data_marker()) or prepare_data(
             self.settings, self.report, to_train=True
         )
+        if not self.folder.is_remote:  # other runs use it too: nothing but files of dead processes
+            for line in describe_leftovers(*remove_leftovers(self.folder.path, staging=False)):
+                self.report(line)
         settle_identity(self.run_dir, self.settings, self.folder)  # before MLflow's thread reads the id
 
         def run(child: RunLog) -> dict[str, Any]:

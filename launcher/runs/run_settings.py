@@ -15,6 +15,9 @@ from launcher.runs.run_dir import RunDir, RunError
 
 RUN_SETTINGS = "run.yaml"
 EXTENSIONS = "extensions.json"  # the sha256 of every extension at the run's first start
+_DECIDED_AT_START = (RUN_SETTINGS, EXTENSIONS, "device.json", "zero_stage.json")
+_OF_ANOTHER_RUN = ("mlflow.json", "logs/identity", "logs/tracking.jsonl", "logs/code-data.json")
+_OF_A_START = {*_DECIDED_AT_START, "mlflow.json", "lock.json", ".lock", "rank-token", "stop.json", "logs"}
 _FREE_SETTINGS = {  # may change between attempts, because no result depends on them
     ("run", "dir"),
     *(("data", name) for name in ("remote", "cache_dir", "cache_gb")),
@@ -75,6 +78,25 @@ def write_or_verify_settings(run_dir: RunDir, settings: Settings) -> list[str]:
             f"delete {run_dir.path} to start over there"
         )
     return _store_extensions(run_dir, settings, known)
+
+
+def has_begun(run_dir: RunDir) -> bool:
+    """Whether the folder holds more than what a command that failed before its first step was done leaves there."""
+    if any(run_dir.path.glob("steps/*.json")):
+        return True
+    names = {path.name for path in run_dir.path.iterdir()} - {"steps"}
+    return any(name not in _OF_A_START and not name.startswith((".tmp-", ".staging-")) for name in names)
+
+
+def write_first_settings(run_dir: RunDir, settings: Settings) -> list[str]:
+    """Write run.yaml of a run that has not begun; the caller owns it. Other settings of a failed start are replaced."""
+    try:
+        return write_or_verify_settings(run_dir, settings)
+    except SettingsError:
+        for name in (*_DECIDED_AT_START, *_OF_ANOTHER_RUN):
+            (run_dir.path / name).unlink(missing_ok=True)
+        note = f"note: no step of {run_dir.path} was ever done, so these settings replace those of the earlier start"
+        return [note, *write_or_verify_settings(run_dir, settings)]
 
 
 def keep_name(run_dir: RunDir, settings: Settings) -> Settings:

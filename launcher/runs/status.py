@@ -11,6 +11,7 @@ from typing import Any
 from data_shards.atomic_files import read_json
 from launcher.config.loading import tracking_uri, value_of
 from launcher.config.settings import Settings
+from launcher.config.sqlite_uris import sqlite_path
 from launcher.runs.checkpoint_names import latest_checkpoint
 from launcher.runs.journal import JournalReader, progress_of
 from launcher.runs.mlflow_pages import compare_page, mlflow_page
@@ -150,7 +151,7 @@ def mlflow_lines(settings: Settings, run_dir: RunDir) -> list[str]:
 
 def _command(uri: str, settings: Settings) -> str:
     """The command that serves a database."""
-    store = Path(uri.removeprefix("sqlite:///"))
+    store = sqlite_path(uri)
     if not uri.startswith("sqlite:///") or store.name != "mlflow.db":
         return f"mmcot mlflow up --backend-store-uri {shlex.quote(uri)}"
     folder = settings.run_dir.parent

@@ -25,11 +25,13 @@ from typing import Any
 from data_shards.atomic_files import commit_json, exclusive, read_json
 from data_shards.credentials import hide_credentials
 from launcher.config.chains import CHAINS
+from launcher.config.sqlite_uris import SQLITE, sqlite_path
 from launcher.runs.journal import JournalReader
 from launcher.runs.run_dir import PARENT, RunDir
 from launcher.tracking.logged_models import find_logged_model, log_trained_model
-from launcher.tracking.mlflow_store import create_store, find_experiment
+from launcher.tracking.mlflow_store import create_store, find_experiment, remove_escaped_folder
 from launcher.tracking.registry import register_model
+from launcher.tracking.troubles import check_database, trouble_of
 
 _LOG = logging.getLogger("mmcot.tracking")
 _MAX_METRICS_PER_CALL = 900  # MLflow takes at most 1,000
@@ -52,8 +54,17 @@ class MlflowSync:
         """Apply all new lines and points.
 
         Raises:
-            Exception: any exception of MLflow; the next call tries again what was not applied.
+            Trouble: MLflow does not take it until a person does what the message says.
+            Exception: any other exception of MLflow; the next call tries again what was not applied.
         """
+        try:
+            self._send()
+        except Exception as error:
+            if trouble := trouble_of(error, self._uri):
+                raise trouble from error
+            raise
+
+    def _send(self) -> None:
         with exclusive(self._run_dir.logs / ".mlflow"):  # one sender per run: two would both create it
             if (stored := self._read_state()) != self._state:
                 self._restart(stored)
@@ -74,6 +85,12 @@ class MlflowSync:
             self._client = None  # the next call looks for the run again: the server may have lost it
             raise
         finally:
+            commit_json(self._run_dir.mlflow_state, self._state)
+
+    def move_to(self, experiment: str) -> None:
+        """From now on send to this experiment, everything again."""
+        if experiment != self._state.get("experiment", self._experiment):
+            self._restart(self._fresh_state() | {"experiment": experiment})
             commit_json(self._run_dir.mlflow_state, self._state)
 
     def num_waiting(self) -> int:
@@ -106,14 +123,16 @@ class MlflowSync:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the next call retries
-        for name in ("alembic", "mlflow.store.db.utils", "urllib3.connectionpool"):
+        for name in ("alembic", "urllib3.connectionpool"):
             logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it logs the traceback of what it raises
         from mlflow import MlflowClient
         from mlflow.exceptions import MlflowException
 
         with self._alone():
+            check_database(self._uri)
             client = MlflowClient(tracking_uri=self._uri)
-            experiment_id = find_experiment(client, self._experiment, self._uri)
+            experiment_id = find_experiment(client, self._state.get("experiment") or self._experiment, self._uri)
             if PARENT in self._state["runs"]:
                 try:
                     is_lost = client.get_run(self._state["runs"][PARENT]).info.lifecycle_stage == "deleted"
@@ -123,17 +142,19 @@ class MlflowSync:
                     is_lost = True
                 if is_lost:
                     _LOG.warning("%s no longer has this run; sending everything again", hide_credentials(self._uri))
-                    self._restart(self._fresh_state())
+                    moved = self._state.get("experiment")
+                    self._restart(self._fresh_state() | ({"experiment": moved} if moved else {}))
         self._client, self._experiment_id = client, experiment_id
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Let one process at a time create an SQLite database: two would run its migration at once."""
-        if self._uri.startswith("sqlite:///"):
+        if self._uri.startswith(SQLITE):
             # A starting server (launcher/tracking/server.py) takes the lock `.mlflow` of the folder too.
-            with exclusive(Path(self._uri.removeprefix("sqlite:///")).parent / ".mlflow"):
+            with exclusive(sqlite_path(self._uri).parent / ".mlflow"):
                 create_store(self._uri)
                 yield
+                remove_escaped_folder(self._uri)
         else:
             yield
 
@@ -175,6 +196,8 @@ class MlflowSync:
         try:
             self._apply(line)
         except Exception as error:
+            if trouble_of(error, self._uri):
+                raise
             self._client.get_experiment(self._experiment_id)  # raises if MLflow is not reachable: then the line waits
             self._num_failures += 1
             if self._num_failures < _MAX_FAILURES or line["do"] == "start":

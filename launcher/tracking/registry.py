@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_shards.atomic_files import read_json
+from data_shards.atomic_files import process_mark, read_json
 from launcher.runs.exported import verify_export
 from launcher.runs.run_dir import RunDir
 from launcher.runs.run_settings import EXTENSIONS, RUN_SETTINGS
@@ -96,10 +96,10 @@ def _export_of(run_dir: RunDir, stage: str, values: dict[str, Any]) -> dict[str,
 def _upload(client: Any, run_id: str, run_dir: RunDir, exports: dict[str, dict[str, Any]]) -> None:
     import mlflow.pyfunc
 
-    for left in run_dir.path.glob(".tmp-model-*"):  # of a process that was killed; a run has one sender
+    for left in run_dir.path.glob(".tmp-*-model-*"):  # of a process that was killed; a run has one sender
         shutil.rmtree(left, ignore_errors=True)
     # On the weights' own file system, to link them.
-    with tempfile.TemporaryDirectory(dir=run_dir.path, prefix=".tmp-model-") as temporary:
+    with tempfile.TemporaryDirectory(dir=run_dir.path, prefix=f".tmp-{process_mark()}.0-model-") as temporary:
         bundle = Path(temporary) / "run"
         bundle.mkdir()
         for name in (RUN_SETTINGS, EXTENSIONS):

@@ -21,9 +21,11 @@ from launcher.config.settings import Settings
 from launcher.runs.journal import JournalReader
 from launcher.runs.run_dir import PARENT, RunDir
 from launcher.tracking.mlflow_sync import MlflowSync
+from launcher.tracking.troubles import Trouble
 
 _LOG = logging.getLogger("mmcot.tracking")
 _MAX_FINAL_TRIES = 3
+_MAX_TROUBLES = 5  # a locked database may be free again
 _FINAL_SEND_S = 90.0  # the end of a run waits at most this long for MLflow
 
 
@@ -32,8 +34,9 @@ def sending(settings: Settings, run_dir: RunDir, *, report: Callable[[str], None
     """Send in a background thread until the block ends, then the rest; report what could not be sent."""
     sync = MlflowSync(run_dir, uri=tracking_uri(settings), experiment=settings.tracking.experiment)
     stopped = threading.Event()
+    troubles: list[Trouble] = []
     thread = threading.Thread(
-        target=_send_until, args=(sync, stopped, settings.tracking.send_every_s), name="mlflow", daemon=True
+        target=_send_until, args=(sync, stopped, settings.tracking.send_every_s, troubles), name="mlflow", daemon=True
     )
     thread.start()
     try:
@@ -43,10 +46,8 @@ def sending(settings: Settings, run_dir: RunDir, *, report: Callable[[str], None
         thread.join(_FINAL_SEND_S)
         waiting = sync.num_waiting() if not thread.is_alive() else None
         if waiting != 0:
-            report(
-                f"MLflow at {tracking_uri(settings)} did not accept everything ({waiting or 'some'} values wait); "
-                f"`mmcot sync {run_dir.path}` sends them"
-            )
+            why = f"{troubles[-1]}" if troubles else f"MLflow at {tracking_uri(settings)} did not accept everything"
+            report(f"{why}; {waiting or 'some'} values wait: `mmcot sync {run_dir.path}` sends them")
         if refused := sync.refused:
             report(
                 f"MLflow refused {len(refused)} values, the first of {refused[0]['run']}: {refused[0]['error']} "
@@ -54,31 +55,51 @@ def sending(settings: Settings, run_dir: RunDir, *, report: Callable[[str], None
             )
 
 
-def _send_until(sync: MlflowSync, stopped: threading.Event, every_s: float) -> None:
-    """Send at intervals, less often while MLflow does not answer, and once more at the end."""
-    pause, num_last = every_s, 0
+def _send_until(sync: MlflowSync, stopped: threading.Event, every_s: float, troubles: list[Trouble]) -> None:
+    """Send at intervals, less often while MLflow does not answer, and once more at the end.
+
+    ``troubles`` takes what a person must end. While it lasts, or has occurred several times, only the end tries again.
+    """
+    pause: float | None = every_s
+    num_last, said = 0, ""
     while num_last < _MAX_FINAL_TRIES:
         num_last += stopped.wait(pause if not num_last else 0.5)
         try:
             sync.send()
             pause = every_s
+            troubles.clear()
             if num_last:
                 return
         except Exception as error:  # tracking never stops a run
-            _LOG.warning("MLflow did not accept the data, trying again: %s", hide_credentials(str(error)))
-            pause = min(60.0, 2 * pause)
+            text = hide_credentials(str(error))
+            if text != said:
+                _LOG.warning("MLflow did not accept the data: %s", text)
+            said, pause = text, min(60.0, 2 * (pause or every_s))
+            if isinstance(error, Trouble):
+                troubles.append(error)
+                if error.lasts and num_last:
+                    return
+                if error.lasts or len(troubles) >= _MAX_TROUBLES:
+                    pause = None
 
 
-def sync_run(run_dir: RunDir, settings: Settings) -> int:
+def sync_run(run_dir: RunDir, settings: Settings, *, experiment: str | None = None) -> int:
     """Send everything that MLflow does not have; returns the number of lines and points.
+
+    Args:
+        experiment: send everything to this one, and also what the run logs later.
 
     Raises:
         RuntimeError: MLflow did not accept it.
     """
     sync = MlflowSync(run_dir, uri=tracking_uri(settings), experiment=settings.tracking.experiment)
+    if experiment:
+        sync.move_to(experiment)
     waiting = sync.num_waiting()
     try:
         sync.send()
+    except Trouble as trouble:
+        raise RuntimeError(f"{trouble}; nothing is lost: then run this again") from trouble
     except Exception as error:
         raise RuntimeError(
             f"MLflow at {tracking_uri(settings)} did not accept the data ({hide_credentials(str(error))}); nothing is "

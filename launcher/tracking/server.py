@@ -38,6 +38,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_shards.atomic_files import exclusive
+from launcher.config.sqlite_uris import sqlite_uri
 from launcher.runs.mlflow_pages import mlflow_page
 from launcher.runs.signals import noting_stop
 from launcher.tracking.server_auth import (
@@ -106,7 +107,7 @@ def plan_server(
     environment = read_secret_files(environment)
     if backend_store_uri is not None:
         refuse_password(backend_store_uri)
-    store = backend_store_uri or environment.get("MLFLOW_BACKEND_STORE_URI") or f"sqlite:///{runs / 'mlflow.db'}"
+    store = backend_store_uri or environment.get("MLFLOW_BACKEND_STORE_URI") or sqlite_uri(runs / "mlflow.db")
     destination = artifacts or environment.get("MLFLOW_ARTIFACTS_DESTINATION") or str(runs / "mlartifacts")
     if "://" not in destination:
         destination = str(Path(destination).absolute())

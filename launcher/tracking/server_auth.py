@@ -7,6 +7,8 @@ import os
 import secrets
 from pathlib import Path
 
+from launcher.config.sqlite_uris import sqlite_uri
+
 _SECRETS = ("MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_BACKEND_STORE_URI", "MLFLOW_FLASK_SERVER_SECRET_KEY", "PGPASSWORD")
 
 
@@ -66,7 +68,7 @@ def auth_environment(runs: Path, store: str, environment: dict[str, str]) -> dic
         return found
     users = store
     if store.startswith("sqlite"):
-        users = f"sqlite:///{runs / 'mlflow-auth.db'}"
+        users = sqlite_uri(runs / "mlflow-auth.db")
         with contextlib.suppress(FileExistsError):
             _write_private(runs / "mlflow-auth.db", "", new=True)
     settings = {

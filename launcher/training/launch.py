@@ -27,6 +27,7 @@ from launcher.training.flight_recorder import how_to_read, written_since
 from launcher.training.ray_worker import PLACEMENT_GROUP_FILE, run_worker
 
 _EXTENSION_ERROR = re.compile(r"ExtensionError: (extension [^\n]*)")
+_FULL_DISK = re.compile(r"[^\n]*(No space left on device|Disk quota exceeded)[^\n]*")
 
 
 class WorkersFailed(RuntimeError):  # noqa: N818, the name is public
@@ -64,6 +65,7 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
     held: list[Any] = []  # handles that keep Ray from assigning failed GPUs again
     for num_losses in range(max_failures + 1):
         started = time.time()
+        _remove_failures(run_dir.logs, job)  # what is there afterwards is of this start, whatever the clocks say
         try:
             with _stop_requests(run_dir, job.attempt, report):
                 _fit(_trainer(job, num_losses))
@@ -79,10 +81,12 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
         except Exception as error:
             if run_dir.stop_requested(job.attempt):  # a tuning ended this trial and took its workers
                 raise Stopped(f"training of stage {job.stage!r} was ended") from None
-            if text := _first_traceback(run_dir.logs, job, since=started):
+            if text := _first_traceback(run_dir.logs, job):
                 raise WorkersFailed(f"training of stage {job.stage!r} failed\n{text}") from None
             if found := _EXTENSION_ERROR.search(str(error)):  # the same at every start
                 raise WorkersFailed(f"training of stage {job.stage!r}, in a worker: {found[1]}") from None
+            if found := _FULL_DISK.search(str(error)):  # where the traceback could not be written either
+                raise WorkersFailed(f"training of stage {job.stage!r}, in a worker: {found[0].strip()}") from None
             if num_losses == max_failures:
                 raise WorkersFailed(
                     f"training of stage {job.stage!r} lost workers {num_losses + 1} times (training.max_failures is "
@@ -96,11 +100,7 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
             )
             if line := _recorded(run_dir.logs, job, since=started):
                 report(f"  {line.strip()}")
-            found = read_faults(
-                path
-                for path in run_dir.logs.glob(f"{job.stage}-rank*.{job.attempt}.gpu-fault")
-                if path.stat().st_mtime >= started
-            )
+            found = read_faults(run_dir.logs.glob(f"{job.stage}-rank*.{job.attempt}.gpu-fault"))
             for fault in found:
                 report(f"  {fault} failed and is excluded from now on: {fault.error.splitlines()[0]}")
             faults += found
@@ -173,6 +173,13 @@ def _trainer(job: TrainJob, num_losses: int) -> Any:
     )
 
 
-def _first_traceback(logs: Path, job: TrainJob, *, since: float) -> str:
-    failures = [path for path in logs.glob(f"{job.stage}-rank*.{job.attempt}.failure") if path.stat().st_mtime >= since]
+def _remove_failures(logs: Path, job: TrainJob) -> None:
+    """Remove what ranks of earlier starts have written about their ends; it stays in their logs."""
+    for kind in ("failure", "gpu-fault"):
+        for path in logs.glob(f"{job.stage}-rank*.{job.attempt}.{kind}"):
+            path.unlink()
+
+
+def _first_traceback(logs: Path, job: TrainJob) -> str:
+    failures = list(logs.glob(f"{job.stage}-rank*.{job.attempt}.failure"))
     return min(failures, key=lambda path: path.stat().st_mtime).read_text(encoding="utf-8") if failures else ""

@@ -61,16 +61,22 @@ def _log_to(path: Path, attempt: int) -> Iterator[None]:
             try:
                 yield
             except Exception as error:
-                print(traceback.format_exc(), file=sys.stderr)
-                if is_gpu_fault(error):
-                    note_fault(path.with_suffix(f".{attempt}.gpu-fault"), error)
-                elif not _is_lost_peer(error):
-                    text = str(error) if _is_refusal(error) else traceback.format_exc()
-                    failure = path.with_suffix(f".{attempt}.failure")
-                    failure.write_text(f"{path.stem} (process {os.getpid()}):\n{text}", encoding="utf-8")
+                with contextlib.suppress(OSError):  # on a full disk; Ray passes the error on as well
+                    _write_failure(path, attempt, error)
                 raise
             finally:
                 faulthandler.disable()
+
+
+def _write_failure(path: Path, attempt: int, error: Exception) -> None:
+    """Write an exception next to the log at ``path``, for the driver to read."""
+    print(traceback.format_exc(), file=sys.stderr)
+    if is_gpu_fault(error):
+        note_fault(path.with_suffix(f".{attempt}.gpu-fault"), error)
+    elif not _is_lost_peer(error):
+        text = str(error) if _is_refusal(error) else traceback.format_exc()
+        failure = path.with_suffix(f".{attempt}.failure")
+        failure.write_text(f"{path.stem} (process {os.getpid()}):\n{text}", encoding="utf-8")
 
 
 def _is_refusal(error: Exception) -> bool:

@@ -73,6 +73,7 @@ def run_tuning(
     for note in write_or_verify_settings(run_dir, settings):
         report(note)
     if is_finished(settings, run_dir):
+        end_trials(settings, run_dir, send_all=False)
         report(f"{run_dir.path} is finished; there is nothing to do, `mmcot status {run_dir.path}` shows its trials")
         return run_dir
     (run_dir.path / "trials").mkdir(exist_ok=True)  # `mmcot status` knows a tuning by it
@@ -146,23 +147,33 @@ def count_concurrent(settings: Settings, report: Report) -> int:
     return min(fits, wanted)
 
 
-def end_trials(settings: Settings, run_dir: RunDir) -> None:
-    """Log the end of trials that Tune ended, and send what they could not send."""
+def end_trials(settings: Settings, run_dir: RunDir, *, send_all: bool = True) -> None:
+    """Log the end of trials that Tune ended, and send what they could not send.
+
+    Args:
+        send_all: send also the lines of trials to which no end was added here.
+    """
     for folder in sorted((run_dir.path / "trials").iterdir()):
         trial = RunDir(folder)
-        if not trial.tracking.exists():
-            continue
-        open_runs: dict[str, None] = {}
-        for line in JournalReader(trial.tracking).read():
-            if line["do"] == "start":
-                open_runs[line["run"]] = None
-            elif line["do"] == "end":
-                open_runs.pop(line["run"], None)
-        with contextlib.closing(LineFile(trial.tracking)) as file:
-            for name in reversed(open_runs):
-                RunLog(file, name).end("KILLED")
-        with contextlib.suppress(RuntimeError):  # MLflow is not reachable; `mmcot sync` of the trial sends it
-            sync_run(trial, settings)
+        if trial.tracking.exists() and (_log_ends(trial, settings) or send_all):
+            with contextlib.suppress(RuntimeError):  # MLflow is not reachable; `mmcot sync` of the trial sends it
+                sync_run(trial, settings)
+
+
+def _log_ends(trial: RunDir, settings: Settings) -> bool:
+    """Log FINISHED for what a trial has done though it was killed after its marker, KILLED for what is open."""
+    ends: dict[str, str | None] = {}
+    for line in JournalReader(trial.tracking).read():
+        if line["do"] in ("start", "end"):
+            ends[line["run"]] = line.get("status")
+    added = False
+    with contextlib.closing(LineFile(trial.tracking)) as file:
+        for name, status in reversed(ends.items()):
+            is_done = trial.marker(settings.tuning.until if name == PARENT else name) is not None
+            if status is None or (is_done and status == "KILLED"):
+                RunLog(file, name).end("FINISHED" if is_done else "KILLED")
+                added = True
+    return added
 
 
 def _finish(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -17,9 +18,12 @@ from data_shards.atomic_files import commit_bytes, commit_json, committing, read
 from launcher.config.loading import load_settings
 from launcher.config.settings import SettingsError
 from launcher.runs import ownership
+from launcher.runs.journal import LineFile
 from launcher.runs.ownership import owned, owner
 from launcher.runs.run_dir import RunDir, RunError
-from launcher.runs.run_settings import write_or_verify_settings
+from launcher.runs.run_settings import settings_of, write_or_verify_settings
+from launcher.tracking.run_log import RunLog
+from launcher.tracking.sending import is_everything_logged
 
 
 @pytest.fixture
@@ -136,6 +140,53 @@ def test_other_settings_are_refused_and_those_that_may_change_are_not(run_dir):
     )
     with pytest.raises(SettingsError, match=r"run.seed was 0 and is now 1.*--set run.dir"):
         write_or_verify_settings(run_dir, load_settings(preset="demo", overrides=["run.seed=1"]))
+
+
+def start(run_dir, *overrides):
+    from launcher.pipeline.pipeline import run_pipeline
+
+    settings = load_settings(preset="demo", overrides=[f"run.dir={run_dir.path}", *overrides])
+    return run_pipeline(settings, until="data", report=lambda line: None)
+
+
+def test_the_corrected_command_continues_after_a_first_one_that_did_no_step(run_dir, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    sizes = [f"data.mini_sqa.num_{split}=8" for split in ("train", "val", "test")]
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        start(run_dir, *sizes, f"data.shards_dir={tmp_path / 'file'}", "cluster.use_gpu=false")
+    start(run_dir, *sizes, f"data.shards_dir={tmp_path / 'shards'}", "cluster.use_gpu=false")
+    assert run_dir.marker("data")["attempt"] == 2
+    assert settings_of(run_dir).data.shards_dir == str(tmp_path / "shards")
+    with pytest.raises(SettingsError, match="holds a run of other settings"):  # a step is done now
+        start(run_dir, *sizes, f"data.shards_dir={tmp_path / 'others'}", "cluster.use_gpu=false")
+
+
+def test_a_run_killed_after_the_last_marker_that_it_wanted_ends_as_finished_at_the_next_start(run_dir, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    sizes = [f"data.mini_sqa.num_{split}=8" for split in ("train", "val", "test")]
+    given = [*sizes, f"data.shards_dir={run_dir.path.parent / 'shards'}", "cluster.use_gpu=false"]
+    start(run_dir, *given)
+    with contextlib.closing(LineFile(run_dir.tracking)) as file:
+        RunLog(file, "pipeline").end("KILLED")
+    assert not is_everything_logged(run_dir)
+    start(run_dir, *given)
+    assert is_everything_logged(run_dir)
+
+
+@pytest.mark.parametrize("work", ["steps/data.json", "rationale/checkpoints/step-000400/manifest.json", "trials/a/x"])
+def test_settings_of_a_run_with_any_work_in_it_are_never_replaced(run_dir, work):
+    write_or_verify_settings(run_dir, load_settings(preset="demo"))
+    commit_json(run_dir.path / work, {})
+    with pytest.raises(SettingsError, match=r"run.seed was 0 and is now 1"):
+        start(run_dir, "run.seed=1")
+
+
+def test_settings_of_a_run_whose_first_step_is_under_way_are_not_replaced(run_dir):
+    write_or_verify_settings(run_dir, load_settings(preset="demo"))
+    with owned(run_dir), pytest.raises(RunError, match="being run by process"):
+        start(run_dir, "run.seed=1")
+    assert settings_of(run_dir).run.seed == 0
 
 
 def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_other(tmp_path):

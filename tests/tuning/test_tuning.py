@@ -12,7 +12,7 @@ import yaml
 from mlflow import MlflowClient
 
 from data_shards.atomic_files import commit_bytes, commit_json, read_json
-from launcher.config.loading import load_settings, parse_settings
+from launcher.config.loading import dump_settings, load_settings, parse_settings
 from launcher.config.settings import SettingsError
 from launcher.runs.journal import Journal
 from launcher.runs.run_dir import RunDir
@@ -330,3 +330,30 @@ def test_a_trial_that_failed_before_its_first_report_keeps_its_values_after_a_re
     result = types.SimpleNamespace(config=None, metrics=None, path=str(tmp_path), error=RuntimeError("the loss is nan"))
     (trial,) = describe_trials([result], tiny_settings)
     assert (trial["values"], trial["state"]) == ({"training.learning_rate": 1e30}, "failed")
+
+
+def test_a_trial_killed_after_its_last_marker_is_finished_here_and_in_mlflow(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    settings = settings_of({"training.learning_rate": {"uniform": [0.1, 0.2]}}, f"run.dir={tmp_path / 'tuning'}")
+    settings = settings.model_copy(update={"tracking": settings.tracking.model_copy(update={"uri": uri})})
+    tuning, last = RunDir(settings.run_dir), settings.tuning.until
+    for name in ("done", "open"):
+        trial = RunDir(tuning.path / "trials" / name)
+        own = settings.model_copy(update={"run": settings.run.model_copy(update={"dir": str(trial.path)})})
+        commit_bytes(trial.path / "run.yaml", dump_settings(own).encode())
+        with pytest.raises(KeyboardInterrupt), open_tracker(own, trial) as tracker, tracker.step(last):
+            raise KeyboardInterrupt
+        if name == "done":  # killed between its last marker and the end of its run
+            trial.mark_done(last, {"step": last})
+    end_trials(settings, tuning, send_all=False)
+    end_trials(settings, tuning)  # nothing changes at a further start
+    found = {
+        name: {
+            MlflowClient(uri).get_run(run_id).info.status
+            for run_id in read_json(tuning.path / "trials" / name / "mlflow.json")["runs"].values()
+        }
+        for name in ("done", "open")
+    }
+    assert found == {"done": {"FINISHED"}, "open": {"KILLED"}}
+    ends = RunDir(tuning.path / "trials" / "done").tracking.read_text().splitlines()
+    assert sum('"end"' in line for line in ends) == 4
