@@ -8,13 +8,20 @@ from launcher.cli.options import errors_as_messages, say
 
 
 def run_until(
-    step: str | None, preset: str | None, config: Path | None, overrides: list[str], write_job: Path | None = None
+    step: str | None,
+    preset: str | None,
+    config: Path | None,
+    overrides: list[str],
+    write_job: Path | None = None,
+    adopt: bool = False,
 ) -> None:
     """Run the pipeline up to a step, or to its end, and print where the run is stored."""
     with errors_as_messages():
         from launcher.config.loading import load_settings
+        from launcher.runs.run_settings import of_moved_folder
 
         settings = load_settings(preset=preset, config=config, overrides=overrides)
+        settings = of_moved_folder(settings, config, overrides)
         from launcher.cli.console import open_console
         from launcher.runs.progress import Phase
 
@@ -23,6 +30,6 @@ def run_until(
             from launcher.pipeline.pipeline import run_pipeline
             from launcher.runs.status import describe_end
 
-            run_dir = run_pipeline(settings, until=step, report=console, write_job=write_job)
+            run_dir = run_pipeline(settings, until=step, report=console, write_job=write_job, adopt=adopt)
         for line in describe_end(settings, run_dir):
             say(line)

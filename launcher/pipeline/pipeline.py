@@ -17,10 +17,17 @@ from launcher.config.settings import Settings, SettingsError
 from launcher.pipeline.attempt import Attempt, Report
 from launcher.pipeline.preflight import check_machine, check_settings
 from launcher.pipeline.steps import Steps, WriteJob
+from launcher.runs.adoption import continue_here, copied_from
 from launcher.runs.ownership import owned
 from launcher.runs.progress import Phase
 from launcher.runs.run_dir import RunDir, RunError
-from launcher.runs.run_settings import keep_name, keep_zero_stage, settings_of, write_or_verify_settings
+from launcher.runs.run_settings import (
+    keep_name,
+    keep_zero_stage,
+    settings_of,
+    with_present_places,
+    write_or_verify_settings,
+)
 from launcher.runs.signals import sigterm_stops
 from launcher.runs.status import describe_start
 from launcher.stages.hub import fetch_pretrained
@@ -35,34 +42,38 @@ def run_pipeline(
     write_job: Path | None = None,
     parent_key: str | None = None,
     arm: str | None = None,
+    adopt: bool = False,
 ) -> RunDir:
     """Run all steps up to ``until`` that are not done yet; None: all steps.
 
     Args:
         parent_key: key of the parent run in MLflow, where this run is a child.
         arm: the tuning's arm, where this run is a trial of it.
+        adopt: make a copied folder a run of its own first (``launcher/runs/adoption.py``).
         write_job: write the training step ``until`` into this file, for torchrun, instead of running it.
 
     Raises:
         SettingsError: the folder holds a run of other settings, or the chain has no such step.
-        RunError: another process runs it, or a finished step's inputs have changed.
+        RunError: another process runs it, it is a copy, or a finished step's inputs have changed.
         Stopped: a stop was requested (SIGTERM, Ctrl-C, SIGHUP); the same command resumes.
     """
     names = settings.chain.steps
     until = names[-1] if until is None else until
     if until not in names:
         raise SettingsError(f"run.chain {settings.run.chain!r} has no step {until!r}; it has {', '.join(names)}")
+    run_dir = RunDir(settings.run_dir)
+    settings = with_present_places(run_dir, settings, keep=True)
     check_settings(settings)
     check_machine(settings)
     tracking_uri(settings)  # a URI that is not allowed is refused before any work
     if settings.model.pretrained:
         fetch_pretrained(settings.model.pretrained)
-    run_dir = RunDir(settings.run_dir)
     run_dir.path.mkdir(parents=True, exist_ok=True)
     settings = keep_zero_stage(run_dir, keep_name(run_dir, settings))
     for note in write_or_verify_settings(run_dir, settings):
         report(note)
     with sigterm_stops(), owned(run_dir) as number, contextlib.ExitStack() as resources:
+        continue_here(run_dir, adopt=adopt, report=report)
         requested = settings.cluster.use_gpu
         if not write_job or requested == "auto":
             settings = with_device(settings, run_dir, report, keep=not write_job)
@@ -115,10 +126,15 @@ def evaluate_run(folder: Path, split: str, *, overrides: Sequence[str] = (), rep
         raise RunError(f"{folder} is not finished: step {missing[0]!r} is to do; run `mmcot run` to its end first")
     write_or_verify_settings(run_dir, settings)
     check_machine(settings)
+    source = copied_from(run_dir)
     with sigterm_stops(), owned(run_dir) as number, contextlib.ExitStack() as resources:
+        if source is None:
+            continue_here(run_dir, report=report)
+        else:
+            report(f"{folder} is a copy of {source}, so MLflow is sent nothing of this evaluation")
         settings = with_device(settings, run_dir, report, keep=False)
         check_gpus_free(settings.cluster, report)
-        steps = Steps(Attempt(settings, run_dir, number, report, resources))
+        steps = Steps(Attempt(settings, run_dir, number, report, resources, sends=source is None))
         for step in needed:
             steps.run(step)
         results = run_dir.evaluation(split)

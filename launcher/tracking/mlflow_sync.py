@@ -26,9 +26,10 @@ from data_shards.atomic_files import commit_json, exclusive, read_json
 from data_shards.credentials import hide_credentials
 from launcher.config.chains import CHAINS
 from launcher.runs.journal import JournalReader
+from launcher.runs.places import file_of_run, uri_around
 from launcher.runs.run_dir import PARENT, RunDir
 from launcher.tracking.logged_models import find_logged_model, log_trained_model
-from launcher.tracking.mlflow_store import create_store, find_experiment
+from launcher.tracking.mlflow_store import create_store, find_experiment, follow_artifacts
 from launcher.tracking.registry import register_model
 
 _LOG = logging.getLogger("mmcot.tracking")
@@ -133,6 +134,7 @@ class MlflowSync:
             # A starting server (launcher/tracking/server.py) takes the lock `.mlflow` of the folder too.
             with exclusive(Path(self._uri.removeprefix("sqlite:///")).parent / ".mlflow"):
                 create_store(self._uri)
+                follow_artifacts(self._uri)
                 yield
         else:
             yield
@@ -145,8 +147,9 @@ class MlflowSync:
             return self._fresh_state() | {
                 "runs": {name: run_id for name, run_id in state.items() if name in (PARENT, *steps)}
             }
-        is_known = state.get("uri") == self._uri and state.get("identity") == self._run_dir.identity()
-        return state if is_known else self._fresh_state()
+        uri = uri_around(self._run_dir.path, state.get("uri", ""))
+        is_known = uri == self._uri and state.get("identity") == self._run_dir.identity()
+        return state | {"uri": uri} if is_known else self._fresh_state()
 
     def _fresh_state(self) -> dict[str, Any]:
         return {
@@ -249,10 +252,11 @@ class MlflowSync:
             self._client.log_batch(run_id, metrics=new)
 
     def _send_artifact(self, run_id: str, line: dict[str, Any]) -> None:
-        if Path(line["path"]).exists():
-            self._client.log_artifact(run_id, line["path"], line["folder"])
+        path = file_of_run(self._run_dir.path, line["path"])
+        if path.exists():
+            self._client.log_artifact(run_id, str(path), line["folder"])
         else:
-            _LOG.warning("%s does not exist and was not copied to MLflow", line["path"])
+            _LOG.warning("%s does not exist and was not copied to MLflow", path)
 
     def _send_dataset(self, run_id: str, line: dict[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
