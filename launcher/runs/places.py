@@ -80,11 +80,11 @@ def place_around(folder: Path, path: str, *, keep: bool = False) -> str:
     if is_remote(path) or not os.path.isabs(path) or (keep and os.path.exists(path)):
         return path
     here = folder.absolute()
-    for place in earlier_places(folder):
-        moved = Path(os.path.normpath(here / os.path.relpath(path, place)))
-        if moved.exists() or not Path(path).parent.exists():
-            return str(moved)
-    return path
+    moved = [os.path.normpath(here / os.path.relpath(path, place)) for place in earlier_places(folder)]
+    found = [place for place in moved if os.path.exists(place)]
+    if not found and not os.path.exists(os.path.dirname(path)):  # never made again at a place that was left
+        found = [place for place in moved if os.path.exists(os.path.dirname(place))]
+    return found[0] if found else path
 
 
 def uri_around(folder: Path, uri: str, *, keep: bool = False) -> str:

@@ -126,6 +126,14 @@ def test_data_that_are_nowhere_are_a_sentence_with_the_folder_and_the_setting(tr
         shards_dir_of(RunDir(tmp_path / "demo"))
 
 
+def test_nothing_is_made_again_at_a_place_that_was_left_also_after_a_second_move(tree, tmp_path):
+    tree.rename(tmp_path / "new")
+    folder = tmp_path / "new" / "runs" / "demo"
+    renew_mark(folder)
+    folder = folder.rename(folder.with_name("other"))
+    assert uri_around(folder, f"sqlite:///{tree}/mlflow.db") == f"sqlite:///{tmp_path}/new/mlflow.db"
+
+
 def test_a_url_and_a_relative_path_stay_as_they_are(tree, tmp_path):
     tree.rename(tmp_path / "new")
     folder = tmp_path / "new" / "runs" / "demo"
