@@ -672,7 +672,7 @@ def measure_mlflow(folder: Path) -> None:
     names = [f"cpu_{n}" for n in range(7)] + [f"gpu_{n // 2}_{n % 2}" for n in range(16)]
     run_dir, steps = RunDir(folder / "runs" / "scale"), ["train-rationale", "rationales", "train-answer", "evaluate"]
     file = LineFile(run_dir.tracking)
-    log = RunLog(file, PARENT)
+    log = RunLog(file, PARENT, run_dir.path)
     sync = MlflowSync(run_dir, uri=f"sqlite:///{folder / 'runs' / 'mlflow.db'}", experiment="scale")
     with log.running(name="scale", tags={}):
         for step in steps:

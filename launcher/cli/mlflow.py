@@ -78,6 +78,7 @@ def sync(
         allow([folder], allow_extensions)
         from data_shards.atomic_files import read_json
         from launcher.runs.ownership import owner
+        from launcher.runs.places import uri_around
         from launcher.runs.run_dir import RunDir, RunError
         from launcher.runs.run_settings import settings_of
 
@@ -85,7 +86,7 @@ def sync(
         settings = settings_of(run_dir)
         last_uri = read_json(run_dir.mlflow_state).get("uri") if run_dir.mlflow_state.exists() else None
         uri = (
-            uri or settings.tracking.uri or last_uri
+            uri or settings.tracking.uri or (last_uri and uri_around(folder, last_uri))
         )  # the MLflow that has the rest, whatever this shell's environment names
         if current := owner(run_dir):
             raise RunError(

@@ -23,6 +23,10 @@ AllowExtensions = Annotated[
     ),
 ]
 
+Adopt = Annotated[
+    bool, typer.Option("--adopt", help="Make a copied run folder a run of its own, with a new id, and continue it.")
+]
+
 
 def allow(folders: list[Path], allowed: bool) -> None:
     """Import the extensions of runs, where the user allows it."""

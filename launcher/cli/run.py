@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from launcher.cli.options import (
+    Adopt,
     AllowExtensions,
     Config,
     Preset,
@@ -40,12 +41,13 @@ def run(
     preset: Preset = None,
     config: Config = None,
     set_: Set = [],
+    adopt: Adopt = False,
     take_over: Annotated[
         bool, typer.Option("--take-over", help="Continue here a run whose owner elsewhere can do nothing any more.")
     ] = False,
 ) -> None:
     """Run the whole pipeline: data, stage one, rationales, stage two, scores. Run again to resume."""
-    run_until(None, preset, config, set_, take_over=take_over)
+    run_until(None, preset, config, set_, adopt=adopt, take_over=take_over)
 
 
 @run_app.command()
@@ -77,6 +79,7 @@ def tune(
     max_concurrent: Annotated[
         int | None, typer.Option(min=1, help="Trials at the same time; sets tuning.max_concurrent.")
     ] = None,
+    adopt: Adopt = False,
 ) -> None:
     """Search the settings of tuning.space with Ray Tune. Run again to resume."""
     with errors_as_messages():
@@ -93,13 +96,13 @@ def tune(
             from launcher.runs.status import mlflow_lines
             from launcher.tuning.tune import run_tuning
 
-            run_dir = run_tuning(settings, report=console)
+            run_dir = run_tuning(settings, report=console, adopt=adopt)
         for line in (f"\ntuning: {run_dir.path}", *mlflow_lines(settings, run_dir)):
             say(line)
 
 
 @run_app.command()
-def ablate(preset: Preset = None, config: Config = None, set_: Set = []) -> None:
+def ablate(preset: Preset = None, config: Config = None, set_: Set = [], adopt: Adopt = False) -> None:
     """Compare arms (chains, vision, rationales) over seeds in one table; default: the paper's on MiniSQA."""
     with errors_as_messages():
         from launcher.config.loading import load_settings
@@ -113,7 +116,7 @@ def ablate(preset: Preset = None, config: Config = None, set_: Set = []) -> None
             from launcher.runs.status import mlflow_lines
             from launcher.tuning.ablation import run_ablation
 
-            run_dir = run_ablation(settings, report=console)
+            run_dir = run_ablation(settings, report=console, adopt=adopt)
         for line in (f"\nablation: {run_dir.path / 'ablation.md'}", *mlflow_lines(settings, run_dir)):
             say(line)
 
@@ -153,9 +156,10 @@ def train(
     config: Config = None,
     set_: Set = [],
     write_job: WriteJob = None,
+    adopt: Adopt = False,
 ) -> None:
     """Train one stage, after all steps that it needs."""
-    run_until(f"train-{stage}", preset, config, set_, write_job)
+    run_until(f"train-{stage}", preset, config, set_, write_job, adopt)
 
 
 @run_app.command()

@@ -13,14 +13,17 @@ def run_until(
     config: Path | None,
     overrides: list[str],
     write_job: Path | None = None,
+    adopt: bool = False,
     *,
     take_over: bool = False,
 ) -> None:
     """Run the pipeline up to a step, or to its end, and print where the run is stored."""
     with errors_as_messages():
         from launcher.config.loading import load_settings
+        from launcher.runs.run_settings import of_moved_folder
 
         settings = load_settings(preset=preset, config=config, overrides=overrides)
+        settings = of_moved_folder(settings, config, overrides)
         from launcher.cli.console import open_console
         from launcher.runs.progress import Phase
 
@@ -29,6 +32,8 @@ def run_until(
             from launcher.pipeline.pipeline import run_pipeline
             from launcher.runs.status import describe_end
 
-            run_dir = run_pipeline(settings, until=step, report=console, write_job=write_job, take_over=take_over)
+            run_dir = run_pipeline(
+                settings, until=step, report=console, write_job=write_job, adopt=adopt, take_over=take_over
+            )
         for line in describe_end(settings, run_dir):
             say(line)

@@ -41,9 +41,10 @@ class Attempt:
         *,
         parent_key: str | None = None,
         arm: str | None = None,
+        sends: bool = True,
     ) -> None:
         self.settings, self.run_dir, self.number, self.report = settings, run_dir, number, report
-        self._resources, self._parent_key, self._arm = resources, parent_key, arm
+        self._resources, self._parent_key, self._arm, self._sends = resources, parent_key, arm, sends
         self._tracker: Tracker | None = None
         self._ray_open = False
         self._begun: dict[str, float] = {}  # the time when a step was announced
@@ -56,7 +57,12 @@ class Attempt:
         if self._tracker is None:
             self._tracker = self._resources.enter_context(
                 open_tracker(
-                    self.settings, self.run_dir, report=self.report, parent_key=self._parent_key, arm=self._arm
+                    self.settings,
+                    self.run_dir,
+                    report=self.report,
+                    parent_key=self._parent_key,
+                    arm=self._arm,
+                    sends=self._sends,
                 )
             )
         return self._tracker

@@ -19,6 +19,7 @@ from launcher.pipeline.attempt import Attempt, Report
 from launcher.pipeline.full_disk import full_disk_explained
 from launcher.pipeline.preflight import check_machine, check_settings
 from launcher.pipeline.steps import Steps, WriteJob
+from launcher.runs.adoption import continue_here, copied_from
 from launcher.runs.ownership import owned
 from launcher.runs.progress import Phase
 from launcher.runs.run_dir import RunDir, RunError
@@ -27,6 +28,7 @@ from launcher.runs.run_settings import (
     keep_name,
     keep_zero_stage,
     settings_of,
+    with_present_places,
     write_first_settings,
     write_or_verify_settings,
 )
@@ -44,6 +46,7 @@ def run_pipeline(
     write_job: Path | None = None,
     parent_key: str | None = None,
     arm: str | None = None,
+    adopt: bool = False,
     take_over: bool = False,
 ) -> RunDir:
     """Run all steps up to ``until`` that are not done yet; None: all steps.
@@ -51,24 +54,26 @@ def run_pipeline(
     Args:
         parent_key: key of the parent run in MLflow, where this run is a child.
         arm: the tuning's arm, where this run is a trial of it.
+        adopt: make a copied folder a run of its own first (``launcher/runs/adoption.py``).
         take_over: from an owner that seems alive.
         write_job: write the training step ``until`` into this file, for torchrun, instead of running it.
 
     Raises:
         SettingsError: the folder holds a run of other settings, or the chain has no such step.
-        RunError: another process runs it, or a finished step's inputs have changed.
+        RunError: another process runs it, it is a copy, or a finished step's inputs have changed.
         Stopped: a stop was requested (SIGTERM, Ctrl-C, SIGHUP); the same command resumes.
     """
     names = settings.chain.steps
     until = names[-1] if until is None else until
     if until not in names:
         raise SettingsError(f"run.chain {settings.run.chain!r} has no step {until!r}; it has {', '.join(names)}")
+    run_dir = RunDir(settings.run_dir)
+    settings = with_present_places(run_dir, settings, keep=True)
     check_settings(settings)
     check_machine(settings)
     tracking_uri(settings)  # a URI that is not allowed is refused before any work
     if settings.model.pretrained:
         fetch_pretrained(settings.model.pretrained)
-    run_dir = RunDir(settings.run_dir)
     run_dir.path.mkdir(parents=True, exist_ok=True)
     if begun := has_begun(run_dir):
         settings = _same_settings(run_dir, settings, report)
@@ -80,6 +85,7 @@ def run_pipeline(
         # After --take-over the former owner may be alive, and its folders in use.
         for line in describe_leftovers(*remove_leftovers(run_dir.path, staging=not take_over)):
             report(line)
+        continue_here(run_dir, adopt=adopt, report=report)
         requested = settings.cluster.use_gpu
         if not write_job or requested == "auto":
             settings = with_device(settings, run_dir, report, keep=not write_job)
@@ -146,11 +152,16 @@ def evaluate_run(folder: Path, split: str, *, overrides: Sequence[str] = (), rep
         raise RunError(f"{folder} is not finished: step {missing[0]!r} is to do; run `mmcot run` to its end first")
     write_or_verify_settings(run_dir, settings)
     check_machine(settings)
+    source = copied_from(run_dir)
     ownership, explained = owned(run_dir, report=report), full_disk_explained(run_dir, settings)
     with explained, sigterm_stops(), ownership as number, contextlib.ExitStack() as resources:
+        if source is None:
+            continue_here(run_dir, report=report)
+        else:
+            report(f"{folder} is a copy of {source}, so MLflow is sent nothing of this evaluation")
         settings = with_device(settings, run_dir, report, keep=False)
         check_gpus_free(settings.cluster, report)
-        steps = Steps(Attempt(settings, run_dir, number, report, resources))
+        steps = Steps(Attempt(settings, run_dir, number, report, resources, sends=source is None))
         for step in needed:
             steps.run(step)
         results = run_dir.evaluation(split)

@@ -13,6 +13,7 @@ from typing import Any
 from data_shards.atomic_files import commit_folder, commit_json, fingerprint
 from data_shards.generated_texts import verified_files
 from data_shards.leftovers import describe_leftovers, remove_leftovers
+from data_shards.remote_files import is_remote
 from data_shards.sources.scienceqa import SPLITS
 from launcher.config.chains import EVALUATE, PRETRAINED, Stage
 from launcher.config.settings import Settings, SettingsError
@@ -29,8 +30,9 @@ from launcher.pipeline.scoring import flat_scores, score_split, show_scores
 from launcher.pipeline.training_job import plan_training
 from launcher.runs.exported import describe_export
 from launcher.runs.journal import Journal, JournalReader
+from launcher.runs.places import earlier_places
 from launcher.runs.progress import GenerationLine, Phase, TrainingLine, showing
-from launcher.runs.run_dir import RunError
+from launcher.runs.run_dir import RunError, missing_data
 from launcher.stages.data_folder import DataFolder, tokenizer_fingerprint
 from launcher.stages.jobs import GenerationJob, TrainJob
 from launcher.tracking.run_log import RunLog
@@ -79,8 +81,11 @@ class Steps:
 
     def data(self) -> None:
         """Build or open the data folder and log what it holds."""
-        if self.run_dir.marker("data") is None:
+        marker, given = self.run_dir.marker("data"), self.settings.data.shards_dir
+        if marker is None:
             self.attempt.begin_step("data")
+        elif given and not is_remote(given) and not Path(given).exists() and earlier_places(self.run_dir.path):
+            raise RunError(missing_data(self.run_dir, given))  # not built at a place that the run has left
         self.folder = standing_mini_sqa(self.settings, self.run_dir.data_marker()) or prepare_data(
             self.settings, self.report, to_train=True
         )
@@ -101,7 +106,9 @@ class Steps:
             child.log_params({"shards_dir": self.folder.location, **self.folder.fingerprints()})
             return self.folder.fingerprints() | {"shards_dir": self.folder.location}
 
-        self.attempt.run_step("data", self.folder.fingerprints(), run)
+        outputs = self.attempt.run_step("data", self.folder.fingerprints(), run)
+        if marker is not None and outputs["shards_dir"] != self.folder.location:
+            self.run_dir.mark_done("data", {**marker, "outputs": {**outputs, "shards_dir": self.folder.location}})
 
     def _write_texts(self, stage: Stage, text: str) -> None:
         """Write a stage's text for every question of all splits."""

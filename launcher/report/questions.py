@@ -34,6 +34,7 @@ from launcher.config.chains import Chain
 from launcher.config.settings import Settings
 from launcher.data.dataset import mini_sqa_folder, read_source
 from launcher.report.run_facts import wilson
+from launcher.runs.places import place_around
 from launcher.runs.run_dir import RunDir
 from launcher.stages.data_folder import is_indexed
 from mmcot.metrics.metrics import COLUMNS, columns_of
@@ -52,6 +53,7 @@ def find_shards(run_dir: RunDir, settings: Settings) -> Path | None:
     location = marker["outputs"]["shards_dir"] if marker else settings.data.shards_dir
     if location is None:
         return None
+    location = place_around(run_dir.path, location)
     if is_remote(location):
         return local_folder(location, settings.data.cache_dir, features=settings.data.features)
     return _find(Path(location), run_dir, "text/manifest.json")

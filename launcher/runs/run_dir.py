@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.atomic_files import commit_bytes, commit_json, read_json
+from data_shards.remote_files import is_remote
+from launcher.runs.places import place_around
 
 PARENT = "pipeline"  # the key of the whole run among its MLflow runs (mlflow.json)
 TUNING = "tuning"  # the journal of a trial's objective, and of a tuning's best values
@@ -168,13 +170,17 @@ class RunDir:
         return read_json(path) if path.exists() else None
 
     def data_marker(self) -> dict[str, Any] | None:
-        """Return the marker of the data step, or None.
+        """Return the marker of the data step, with the present place of the data folder, or None.
 
         For a tuning and its new trials it is that of any trial, because all trials read one data folder.
         """
         tuning = self.path.parent.parent if self.path.parent.name == "trials" else self.path
         others = sorted(tuning.glob("trials/*/steps/data.json")) if (tuning / "tune").is_dir() else []
-        return self.marker("data") or (read_json(others[0]) if others else None)
+        owner = self if not others or self.marker("data") else RunDir(others[0].parents[1])
+        marker = owner.marker("data")
+        if marker and (shards_dir := marker.get("outputs", {}).get("shards_dir")):
+            marker["outputs"]["shards_dir"] = place_around(owner.path, shards_dir)
+        return marker
 
     def marker_path(self, step: str) -> Path:
         """The file of a step's marker."""
@@ -204,9 +210,20 @@ def shards_dir_of(run_dir: RunDir) -> str:
     """Return the path or URL of a run's data folder.
 
     Raises:
-        RunError: the run's data step is not done.
+        RunError: the run's data step is not done, or the folder does not exist.
     """
     marker = run_dir.marker("data")
     if marker is None:
         raise RunError(f"{run_dir.path} has no finished data step; give the folder of a run, such as runs/demo")
-    return marker["outputs"]["shards_dir"]
+    shards_dir = place_around(run_dir.path, marker["outputs"]["shards_dir"])
+    if not is_remote(shards_dir) and not Path(shards_dir).exists():
+        raise RunError(missing_data(run_dir, shards_dir))
+    return shards_dir
+
+
+def missing_data(run_dir: RunDir, shards_dir: str) -> str:
+    """The error message for a data folder that does not exist."""
+    return (
+        f"{shards_dir}, the data folder of {run_dir.path}, does not exist; put it back, or run `mmcot run` with the "
+        "run's own settings and --set data.shards_dir=ITS-PLACE"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,19 @@ from data_shards.atomic_files import commit_bytes, commit_json, read_json
 from launcher.config.extensions import is_loaded, load_extensions, sha256_of_module
 from launcher.config.loading import dump_settings, name_of_folder, parse_settings
 from launcher.config.settings import Settings, SettingsError
+from launcher.runs.places import place_around, uri_around
 from launcher.runs.run_dir import RunDir, RunError
 
 RUN_SETTINGS = "run.yaml"
 EXTENSIONS = "extensions.json"  # the sha256 of every extension at the run's first start
 _DECIDED_AT_START = (RUN_SETTINGS, EXTENSIONS, "device.json", "zero_stage.json")
-_OF_ANOTHER_RUN = ("mlflow.json", "logs/identity", "logs/tracking.jsonl", "logs/code-data.json")
+_OF_ANOTHER_RUN = (
+    "mlflow.json",
+    "logs/identity",
+    "logs/identity-place.json",
+    "logs/tracking.jsonl",
+    "logs/code-data.json",
+)
 _OF_A_START = {*_DECIDED_AT_START, "mlflow.json", "lock.json", ".lock", "rank-token", "stop.json", "logs"}
 _FREE_SETTINGS = {  # may change between attempts, because no result depends on them
     ("run", "dir"),
@@ -47,6 +55,7 @@ _FREE_SETTINGS = {  # may change between attempts, because no result depends on 
         )
     ),
 }
+_DATA_PLACES = ("data.path", "data.shards_dir")
 
 
 def write_or_verify_settings(run_dir: RunDir, settings: Settings) -> list[str]:
@@ -66,7 +75,10 @@ def write_or_verify_settings(run_dir: RunDir, settings: Settings) -> list[str]:
     values = _read_values(run_dir.path)
     known = _extensions_of(run_dir.path, values)
     if known.keys() == set(settings.extensions):
-        stored, now = without_free(parse_settings(values).model_dump()), without_free(settings.model_dump())
+        before = with_present_places(run_dir, parse_settings(values), keep=True)
+        stored, now = without_free(before.model_dump()), without_free(settings.model_dump())
+        if run_dir.marker("data") is not None:  # its fingerprints tell whether they are the same data
+            stored |= {name: now.get(name) for name in _DATA_PLACES}
     else:  # the others may not be imported
         stored, now = {"extensions": list(known)}, {"extensions": settings.extensions}
     differing = [name for name in sorted({*stored, *now}) if stored.get(name) != now.get(name)]
@@ -187,14 +199,40 @@ def _read_values(folder: Path) -> Any:
 
 
 def settings_of(run_dir: RunDir) -> Settings:
-    """Return the settings of a run, with the present path of its folder.
+    """Return the settings of a run, with the present places of its folder and of what moved with it.
 
     Raises:
         RunError: as ``read_run_settings``.
         SettingsError: as ``read_run_settings``.
     """
-    settings = read_run_settings(run_dir.path)
+    settings = with_present_places(run_dir, read_run_settings(run_dir.path))
     return settings.model_copy(update={"run": settings.run.model_copy(update={"dir": str(run_dir.path)})})
+
+
+def with_present_places(run_dir: RunDir, settings: Settings, *, keep: bool = False) -> Settings:
+    """Return the settings with the present places of data and of MLflow's database, if they moved with the run.
+
+    Args:
+        keep: keep a place that exists, even if there is one next to the run as well.
+    """
+
+    def present(path: str | None) -> str | None:
+        return path and place_around(run_dir.path, path, keep=keep)
+
+    data, tracking = settings.data, settings.tracking
+    data = data.model_copy(update={"path": present(data.path), "shards_dir": present(data.shards_dir)})
+    uri = tracking.uri and uri_around(run_dir.path, tracking.uri, keep=keep)
+    return settings.model_copy(update={"data": data, "tracking": tracking.model_copy(update={"uri": uri})})
+
+
+def of_moved_folder(settings: Settings, config: Path | None, overrides: Sequence[str]) -> Settings:
+    """Return the settings with the folder of ``config``, if it is the run.yaml of a run that was moved there."""
+    if config is None or config.name != RUN_SETTINGS or not (config.parent / "lock.json").exists():
+        return settings
+    is_given = any(override.startswith(("run.dir=", "run.name=")) for override in overrides)
+    if is_given or (settings.run_dir / RUN_SETTINGS).exists():
+        return settings
+    return settings.model_copy(update={"run": settings.run.model_copy(update={"dir": str(config.parent)})})
 
 
 def without_free(values: dict[str, Any]) -> dict[str, Any]:

@@ -12,10 +12,12 @@ from data_shards.atomic_files import read_json
 from launcher.config.loading import tracking_uri, value_of
 from launcher.config.settings import Settings
 from launcher.config.sqlite_uris import sqlite_path
+from launcher.runs.adoption import copied_from
 from launcher.runs.checkpoint_names import latest_checkpoint
 from launcher.runs.journal import JournalReader, progress_of
 from launcher.runs.mlflow_pages import compare_page, mlflow_page
 from launcher.runs.ownership import owner
+from launcher.runs.places import uri_around
 from launcher.runs.progress import describe_values, format_seconds
 from launcher.runs.run_dir import PARENT, RunDir
 from launcher.runs.run_settings import RUN_SETTINGS, read_run_settings, settings_of
@@ -53,6 +55,8 @@ def describe_run(folder: Path) -> list[str]:
         )
     elif next_step:
         lines.append(f"no process is running it; the same `mmcot run` resumes at {next_step!r}")
+    if source := copied_from(run_dir):
+        lines.append(f"a copy of {source}; `mmcot run --adopt` makes it a run of its own")
     scored = [split for split in ("val", "test") if run_dir.scores(split).exists()]
     lines += [f"{split}: {_scores(read_json(run_dir.scores(split)))}" for split in scored]
     lines += [f"report: {run_dir.report}"] if run_dir.report.exists() else []
@@ -131,7 +135,8 @@ def _progress(run_dir: RunDir, step: str, settings: Settings, *, running: bool) 
 def mlflow_lines(settings: Settings, run_dir: RunDir) -> list[str]:
     """Lines on how to open the run's page in MLflow; for a tuning also the page that compares its trials."""
     state = read_json(run_dir.mlflow_state) if run_dir.mlflow_state.exists() else {}
-    uri, runs = state.get("uri") or tracking_uri(settings), state.get("runs", {})
+    uri = uri_around(run_dir.path, state["uri"]) if state.get("uri") else tracking_uri(settings)
+    runs = state.get("runs", {})
     is_served = uri.startswith(("http://", "https://"))
     server = uri if is_served else LOCAL_SERVER
     ids = {"experiment_id": state.get("experiment_id"), "run_id": runs.get(PARENT)}

@@ -19,7 +19,6 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from data_shards.atomic_files import commit_json, exclusive, read_json
@@ -27,9 +26,10 @@ from data_shards.credentials import hide_credentials
 from launcher.config.chains import CHAINS
 from launcher.config.sqlite_uris import SQLITE, sqlite_path
 from launcher.runs.journal import JournalReader
+from launcher.runs.places import file_of_run, uri_around
 from launcher.runs.run_dir import PARENT, RunDir
 from launcher.tracking.logged_models import find_logged_model, log_trained_model
-from launcher.tracking.mlflow_store import create_store, find_experiment, remove_escaped_folder
+from launcher.tracking.mlflow_store import create_store, find_experiment, follow_artifacts, remove_escaped_folder
 from launcher.tracking.registry import register_model
 from launcher.tracking.troubles import check_database, trouble_of
 
@@ -153,6 +153,7 @@ class MlflowSync:
             # A starting server (launcher/tracking/server.py) takes the lock `.mlflow` of the folder too.
             with exclusive(sqlite_path(self._uri).parent / ".mlflow"):
                 create_store(self._uri)
+                follow_artifacts(self._uri)
                 yield
                 remove_escaped_folder(self._uri)
         else:
@@ -166,8 +167,9 @@ class MlflowSync:
             return self._fresh_state() | {
                 "runs": {name: run_id for name, run_id in state.items() if name in (PARENT, *steps)}
             }
-        is_known = state.get("uri") == self._uri and state.get("identity") == self._run_dir.identity()
-        return state if is_known else self._fresh_state()
+        uri = uri_around(self._run_dir.path, state.get("uri", ""))
+        is_known = uri == self._uri and state.get("identity") == self._run_dir.identity()
+        return state | {"uri": uri} if is_known else self._fresh_state()
 
     def _fresh_state(self) -> dict[str, Any]:
         return {
@@ -272,10 +274,11 @@ class MlflowSync:
             self._client.log_batch(run_id, metrics=new)
 
     def _send_artifact(self, run_id: str, line: dict[str, Any]) -> None:
-        if Path(line["path"]).exists():
-            self._client.log_artifact(run_id, line["path"], line["folder"])
+        path = file_of_run(self._run_dir.path, line["path"])
+        if path.exists():
+            self._client.log_artifact(run_id, str(path), line["folder"])
         else:
-            _LOG.warning("%s does not exist and was not copied to MLflow", line["path"])
+            _LOG.warning("%s does not exist and was not copied to MLflow", path)
 
     def _send_dataset(self, run_id: str, line: dict[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag

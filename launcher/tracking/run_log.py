@@ -28,6 +28,7 @@ from typing import Any
 from launcher.config.loading import setting_names, value_of
 from launcher.config.settings import Settings
 from launcher.runs.journal import LineFile
+from launcher.runs.places import stored_path
 from launcher.runs.run_dir import PARENT, TUNING, RunDir
 from launcher.runs.run_settings import RUN_SETTINGS
 from launcher.runs.signals import Stopped
@@ -42,10 +43,11 @@ _STAGE_METRICS = ("loss", "validation_loss")  # metrics of a stage's journal tha
 
 @dataclasses.dataclass(frozen=True)
 class RunLog:
-    """One run of the tree: each call appends a line to the file."""
+    """One run of the tree: each call appends a line to the file, which is in ``folder/logs``."""
 
     file: LineFile
     run: str
+    folder: Path
 
     def log_params(self, params: dict[str, Any]) -> None:
         """Log parameters; the first value of each is kept, as in MLflow."""
@@ -70,7 +72,7 @@ class RunLog:
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Log a file, which is copied into the run's artifacts."""
-        self._append("artifact", path=str(path.absolute()), folder=folder)
+        self._append("artifact", path=stored_path(self.folder, path), folder=folder)
 
     def log_dataset(self, *, name: str, digest: str, source: str, context: str, profile: dict[str, Any]) -> None:
         """Log a data set that the run read; ``context`` is its use, such as "training"."""
@@ -122,7 +124,7 @@ class Tracker:
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[RunLog]:
         """The child run of a step, continued if it exists."""
-        child = RunLog(self.parent.file, name)
+        child = RunLog(self.parent.file, name, self.parent.folder)
         with child.running(name=name, tags={"mmcot.step": name, **describe_step(self.settings, name)}):
             child.log_params(self.params)
             yield child
@@ -136,22 +138,24 @@ def open_tracker(
     report: Callable[[str], None] = print,
     parent_key: str | None = None,
     arm: str | None = None,
+    sends: bool = True,
 ) -> Iterator[Tracker]:
     """Start (or continue) the parent run of a run's folder, and send until the block ends.
 
     Args:
         parent_key: key of the tuning's run, where this one is a trial.
         arm: the tuning's arm that this trial belongs to; it becomes a parameter.
+        sends: send to MLflow; else only the file is written.
     """
     file = LineFile(run_dir.tracking)
     params = _settings_params(settings) | ({"arm": arm} if arm else {})
     if parent_key:  # trials are compared by their parameters, and these two differ in all of them
         params = {name: value for name, value in params.items() if name not in ("run.dir", "run.name")}
-    tracker = Tracker(RunLog(file, PARENT), settings, params)
+    tracker = Tracker(RunLog(file, PARENT, run_dir.path), settings, params)
     parent = tracker.parent
     with (
         contextlib.closing(file),
-        sending(settings, run_dir, report=report),
+        sending(settings, run_dir, report=report) if sends else contextlib.nullcontext(),
         parent.running(
             name=settings.run.name,
             tags={"mmcot.run_dir": str(run_dir.path), **describe_parent(settings, run_dir)},

@@ -38,9 +38,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data_shards.atomic_files import exclusive
-from launcher.config.sqlite_uris import sqlite_uri
+from launcher.config.sqlite_uris import SQLITE, sqlite_path, sqlite_uri
 from launcher.runs.mlflow_pages import mlflow_page
 from launcher.runs.signals import noting_stop
+from launcher.tracking.mlflow_store import follow_artifacts
 from launcher.tracking.server_auth import (
     _url,
     auth_environment,
@@ -141,6 +142,9 @@ def serve(server: ServerPlan, report: Callable[[str], None]) -> None:
     starting = contextlib.ExitStack()
     with starting, contextlib.ExitStack() as serving:
         starting.enter_context(exclusive(server.runs / ".mlflow"))
+        store = server.environment["MLFLOW_BACKEND_STORE_URI"]
+        if store.startswith(SQLITE) and sqlite_path(store).is_file():
+            follow_artifacts(store)
         stop_signals = serving.enter_context(noting_stop())
         report(f"MLflow: starting{'' if server.had_runs else f'; {server.runs} is new and holds no run yet'}")
         leader = serving.enter_context(_process_group(server))

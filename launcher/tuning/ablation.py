@@ -18,7 +18,7 @@ from data_shards.atomic_files import commit_bytes, read_json
 from launcher.config.settings import Settings, SettingsError
 from launcher.evaluation.predictions import read_problems
 from launcher.evaluation.tables import ceiling_rows
-from launcher.runs.run_dir import RunDir
+from launcher.runs.run_dir import RunDir, shards_dir_of
 from launcher.tracking.run_log import Tracker
 from launcher.tuning.results import log_outcome
 from launcher.tuning.space import with_values
@@ -36,7 +36,7 @@ PAPER = {
 COLUMNS = ("AVG", "IMG", "NO")
 
 
-def run_ablation(settings: Settings, *, report: Report = print) -> RunDir:
+def run_ablation(settings: Settings, *, report: Report = print, adopt: bool = False) -> RunDir:
     """Run every arm with every seed, and write the table.
 
     Raises:
@@ -46,7 +46,7 @@ def run_ablation(settings: Settings, *, report: Report = print) -> RunDir:
         raise SettingsError("tuning.arms is empty; give the arms to compare, as the preset 'ablation' does")
     if settings.tuning.scheduler != "none" or settings.tuning.stage != "pipeline":
         raise SettingsError("an ablation runs every arm to its end: tuning.scheduler=none, tuning.stage=pipeline")
-    return run_tuning(settings, kind="arms", report=report, finish=_finish)
+    return run_tuning(settings, kind="arms", report=report, finish=_finish, adopt=adopt)
 
 
 def _finish(
@@ -107,9 +107,9 @@ def ceilings_of(
 ) -> dict[str, dict[str, float | None]]:
     """The best possible scores from the text alone, if the data set contains them."""
     for trial in trials:
-        marker = RunDir(run_dir.path / "trials" / trial["trial"]).marker("data")
-        if marker:
-            folder = Path(marker["outputs"]["shards_dir"])
+        owner = RunDir(run_dir.path / "trials" / trial["trial"])
+        if owner.marker("data"):
+            folder = Path(shards_dir_of(owner))
             return ceiling_rows(read_problems(folder, "test"), read_json(folder / "text" / "manifest.json")["ceilings"])
     return {}
 

@@ -109,7 +109,7 @@ def _report(
     while not has_checkpoint(run_dir.checkpoints(settings.watched_stage), step):  # it is written after the loss
         time.sleep(LOOK_EVERY_S)
     with tempfile.TemporaryDirectory() as folder:
-        commit_json(Path(folder) / "checkpoint.json", {"run_dir": str(run_dir.path), "step": step})
+        commit_json(Path(folder) / "checkpoint.json", {"trial": run_dir.path.name, "step": step})
         tune.report(values, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
@@ -120,7 +120,8 @@ def _folder_of_trial(job: TrialJob, trial_id: str, checkpoint: Any, values: dict
         return RunDir(own)
     with checkpoint.as_directory() as folder:
         note = read_json(Path(folder) / "checkpoint.json")
-    source, step = RunDir(Path(note["run_dir"])), note["step"]
+    name = note["trial"] if "trial" in note else Path(note["run_dir"]).name  # a path in earlier versions
+    source, step = RunDir(own.with_name(name)), note["step"]
     if source.path.name.startswith(trial_id):  # its own checkpoint: the tuning was interrupted
         return source
     stage = job.settings.watched_stage

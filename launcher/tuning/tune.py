@@ -27,11 +27,17 @@ from launcher.config.loading import dump_settings, tracking_uri
 from launcher.config.settings import Settings, SettingsError
 from launcher.data.build import prepare_data, standing_mini_sqa
 from launcher.pipeline.preflight import check_machine, check_settings
+from launcher.runs.adoption import continue_here
 from launcher.runs.journal import JournalReader, LineFile
 from launcher.runs.ownership import owned
 from launcher.runs.progress import describe_values
 from launcher.runs.run_dir import PARENT, RunDir
-from launcher.runs.run_settings import keep_name, keep_zero_stage, write_or_verify_settings
+from launcher.runs.run_settings import (
+    keep_name,
+    keep_zero_stage,
+    with_present_places,
+    write_or_verify_settings,
+)
 from launcher.runs.signals import sigterm_stops
 from launcher.tracking.descriptions import describe_tuning
 from launcher.tracking.run_log import RunLog, Tracker, open_tracker
@@ -47,17 +53,23 @@ Finish = Callable[[Settings, RunDir, list[dict[str, Any]], Tracker, Report], Non
 
 
 def run_tuning(
-    settings: Settings, *, kind: str = "tune", report: Report = print, finish: Finish | None = None
+    settings: Settings,
+    *,
+    kind: str = "tune",
+    report: Report = print,
+    finish: Finish | None = None,
+    adopt: bool = False,
 ) -> RunDir:
     """Run the trials of ``settings.tuning`` that are not finished; write the results.
 
     Args:
         kind: the end of the folder's default name.
+        adopt: make a copied folder a tuning of its own first (``launcher/runs/adoption.py``).
         finish: writes the results, given settings, folder, trials, tracker and report; default: best settings, plots.
 
     Raises:
         SettingsError: the space does not fit the schema, or the folder holds another tuning.
-        RunError: another process runs it.
+        RunError: another process runs it, or it is a copy.
     """
     check_space(settings)
     if settings.tuning.search == "optuna" and importlib.util.find_spec("optuna") is None:
@@ -65,19 +77,21 @@ def run_tuning(
             "tuning.search optuna needs a package: pip install 'mmcot[optuna]', or use tuning.search=random"
         )
     settings = in_own_folder(settings, kind)
+    run_dir = RunDir(settings.run_dir.absolute())
+    settings = with_present_places(run_dir, settings, keep=True)
     check_settings(settings)
     check_machine(settings)
-    run_dir = RunDir(settings.run_dir.absolute())
     run_dir.path.mkdir(parents=True, exist_ok=True)
     settings = keep_zero_stage(run_dir, keep_name(run_dir, settings))
     for note in write_or_verify_settings(run_dir, settings):
         report(note)
-    if is_finished(settings, run_dir):
+    if is_finished(settings, run_dir) and not adopt:
         end_trials(settings, run_dir, send_all=False)
         report(f"{run_dir.path} is finished; there is nothing to do, `mmcot status {run_dir.path}` shows its trials")
         return run_dir
     (run_dir.path / "trials").mkdir(exist_ok=True)  # `mmcot status` knows a tuning by it
     with sigterm_stops(), owned(run_dir, report=report), contextlib.ExitStack() as resources:
+        continue_here(run_dir, adopt=adopt, report=report)
         settings = with_device(settings, run_dir, report)
         # Once for all trials; a trial's data settings may still differ.
         folder = standing_mini_sqa(settings, run_dir.data_marker()) or prepare_data(settings, report, to_train=True)
@@ -171,7 +185,7 @@ def _log_ends(trial: RunDir, settings: Settings) -> bool:
         for name, status in reversed(ends.items()):
             is_done = trial.marker(settings.tuning.until if name == PARENT else name) is not None
             if status is None or (is_done and status == "KILLED"):
-                RunLog(file, name).end("FINISHED" if is_done else "KILLED")
+                RunLog(file, name, trial.path).end("FINISHED" if is_done else "KILLED")
                 added = True
     return added
 

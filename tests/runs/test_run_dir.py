@@ -168,7 +168,7 @@ def test_a_run_killed_after_the_last_marker_that_it_wanted_ends_as_finished_at_t
     given = [*sizes, f"data.shards_dir={run_dir.path.parent / 'shards'}", "cluster.use_gpu=false"]
     start(run_dir, *given)
     with contextlib.closing(LineFile(run_dir.tracking)) as file:
-        RunLog(file, "pipeline").end("KILLED")
+        RunLog(file, "pipeline", run_dir.path).end("KILLED")
     assert not is_everything_logged(run_dir)
     start(run_dir, *given)
     assert is_everything_logged(run_dir)

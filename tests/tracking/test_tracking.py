@@ -248,9 +248,9 @@ def test_two_senders_of_a_run_make_it_once(place):
 
     file = LineFile(run_dir.tracking)
     senders = [MlflowSync(run_dir, uri=tracking_uri(settings), experiment="mmcot") for _ in range(2)]
-    RunLog(file, "pipeline")._append("start", name="a", tags={}, parent_key=None)
+    RunLog(file, "pipeline", run_dir.path)._append("start", name="a", tags={}, parent_key=None)
     senders[0].send()
-    RunLog(file, "data")._append("start", name="data", tags={}, parent_key=None)
+    RunLog(file, "data", run_dir.path)._append("start", name="data", tags={}, parent_key=None)
     senders[1].send()
     senders[0].send()
     client = client_of(settings)
