@@ -6,9 +6,11 @@ import ast
 import io
 import json
 import os
+import random
 import re
 import stat
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,34 @@ def test_a_secret_in_an_address_is_found_and_hidden(text):
 )
 def test_what_is_no_secret_is_left_alone(text):
     assert not holds_credentials(text) and hide_credentials(text) == text
+
+
+SLOW_USER = re.compile(r"://(?:[^/@\s]+|[^/@\s]*:(?!\d+/)[^@\s]*)@")  # the definition; it takes quadratic time
+SLOW_QUERY = re.compile(
+    r"([?&;#][\w.%-]*(?:token|key|secret|passw|pwd|signature|\bsig\b|credential|auth)[\w.%-]*=)[^&;#\s'\"]+",
+    re.IGNORECASE,
+)
+
+
+def test_credentials_are_found_and_hidden_as_defined_in_texts_of_any_parts():
+    parts = ["://", ":", "/", "/", "@", " ", "\n", "80", "a", ".", "?", "&", "=", "token", "sig", "KEY", "'", "%", "ſecret"]
+    draw = random.Random(0)
+    for _ in range(50_000):
+        text = "".join(draw.choices(parts, k=draw.randint(1, 14)))
+        assert hide_credentials(text) == SLOW_QUERY.sub(r"\1***", SLOW_USER.sub("://***@", text)), text
+        assert holds_credentials(text) == bool(SLOW_USER.search(text) or SLOW_QUERY.search(text)), text
+
+
+@pytest.mark.parametrize(
+    "part", ["://", "://a", "://:", "a:", "@", "?", "?token", "token", "?token=", "=", "a", "://a@", "a\n", "://1:1/"]
+)
+def test_credentials_in_a_megabyte_are_hidden_in_seconds_whatever_it_repeats(part):
+    start = time.process_time()
+    for head in ("", "://", "://a:", "?"):
+        text = head + part * (1_000_000 // len(part))
+        hide_credentials(text)
+        holds_credentials(text)
+    assert time.process_time() - start < 20
 
 
 @pytest.mark.parametrize(
