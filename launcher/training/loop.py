@@ -27,7 +27,7 @@ from launcher.training.checkpoint import (
     full_disk_explained,
     reserve_memory,
 )
-from launcher.training.collectives import check_members, gather_json, host_sum
+from launcher.training.collectives import check_every_group, gather_json, host_sum
 from launcher.training.deepspeed_engine import (
     init_distributed,
     set_learning_rate,
@@ -89,7 +89,7 @@ def train(
         tf32=training.tf32,
         timeout_s=collective_timeout(training.hang_timeout_s),
     )
-    check_members(RunDir(Path(job.run_dir)).rank_token())
+    check_every_group(RunDir(Path(job.run_dir)).rank_token())
     notes = check_alike(gather_json(describe_gpu())) if use_gpu else []
     hang_guard.close()  # reading a model or a checkpoint may take longer
     this = open_training(job, rank=rank, world_size=world_size, hang_guard=hang_guard)
