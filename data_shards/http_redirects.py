@@ -25,7 +25,8 @@ async def open_session(**options: Any) -> aiohttp.ClientSession:
     trace.on_request_redirect.append(redirects.check)
     if "connector" not in options:
         options["connector"] = aiohttp.TCPConnector(resolver=redirects)
-    return aiohttp.ClientSession(**options | {"trace_configs": [*options.get("trace_configs", ()), trace]})
+    options["trace_configs"] = [*options.get("trace_configs", ()), trace]
+    return aiohttp.ClientSession(**options)
 
 
 def is_private(address: str) -> bool:

@@ -94,7 +94,7 @@ def check_every_group(token: str) -> None:
         check_members(token, group=_host_group)
 
     def checked(*arguments: Any, **options: Any) -> Any:
-        group = _new_group(*arguments, **options)
+        group: Any = _new_group(*arguments, **options)
         if dist.get_rank(group) != -1:  # else this rank is no member
             check_members(token, group=group)
         return group

@@ -9,11 +9,12 @@ import os
 import socket
 from datetime import timedelta
 from importlib import import_module
+from typing import Any
 
 import psutil
-import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
 
-rendezvous = import_module("torch.distributed.rendezvous")  # the name in its package is a function
+rendezvous: Any = import_module("torch.distributed.rendezvous")  # the name in its package is a function
 _open_store = rendezvous._create_c10d_store  # torch's own
 
 
@@ -55,14 +56,14 @@ def _interface_of(address: str) -> str | None:
 
 def _open_bound_store(
     hostname: str, port: int, rank: int, world_size: int, timeout: timedelta, use_libuv: bool = True
-) -> dist.Store:
+) -> Store:
     """Open torch's store; where this process serves it, on its own address alone."""
     address = _own_address()
     if rank != 0 or rendezvous._torchelastic_use_agent_store() or address is None:
         return _open_store(hostname, port, rank, world_size, timeout, use_libuv)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.create_server((address, port), family=family, backlog=2048)
-    return dist.TCPStore(
+    return rendezvous.TCPStore(
         host_name=hostname,
         port=port,
         world_size=world_size,
