@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from results import data_set, ratios, summary, write_results
-from transformers import AutoTokenizer, StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from data_shards.sources.forms import read_questions
 from mmcot.decoding.engine import Engine, open_engine
@@ -40,7 +40,7 @@ from mmcot.decoding.generation import generate_ids
 from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 from mmcot.texts.encoding import EncodedPair, collate, encode_pair
 from mmcot.texts.prompts import build_pair
-from mmcot.texts.tokenizer import train_tokenizer
+from mmcot.texts.tokenizer import open_tokenizer, train_tokenizer
 
 MAX_NEW_TOKENS, SHAPE = 256, (100, 256)
 
@@ -282,8 +282,8 @@ def measure(arguments: argparse.Namespace, data_name: str) -> None:
     if not (arguments.model / "config.json").exists():
         with torch.inference_mode(False):
             train_model(texts, arguments.model, arguments.train_s)
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = T5ForMultimodalGeneration.from_pretrained(arguments.model).eval()
+    tokenizer = open_tokenizer(arguments.model)
+    model = T5ForMultimodalGeneration.from_pretrained(arguments.model, trust_remote_code=False).eval()
     pairs = [encode_pair(tokenizer, *pair, max_source_tokens=512, max_target_tokens=MAX_NEW_TOKENS) for pair in texts][
         -arguments.questions :
     ]

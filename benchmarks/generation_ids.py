@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from transformers import AutoTokenizer
 
 from launcher.config.loading import parse_settings
 from launcher.runs.run_dir import RunDir, shards_dir_of
@@ -24,6 +23,7 @@ from launcher.stages.samples import open_stage
 from mmcot.decoding.generation import generate_ids
 from mmcot.models.opening import open_model
 from mmcot.texts.encoding import stack_features
+from mmcot.texts.tokenizer import open_tokenizer
 
 
 @torch.inference_mode()
@@ -31,7 +31,7 @@ def main(run: Path, split: str, num_questions: int) -> None:
     torch.set_num_threads(1)
     run_dir = RunDir(run)
     settings = parse_settings(yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8")))
-    tokenizer = AutoTokenizer.from_pretrained(run_dir.model("rationale"))
+    tokenizer = open_tokenizer(run_dir.model("rationale"))
     model = open_model(run_dir.model("rationale")).eval()
     samples = open_stage(
         settings,

@@ -13,10 +13,12 @@ import re
 from typing import Any
 
 # In an address the user comes before @. After the first slash, @ names a revision (hf://datasets/a/b@main), unless a
-# password contains the slash. Digits and a slash are a port.
-_USER = re.compile(r"://(?:[^/@\s]+|[^/@\s]*:(?!\d+/)[^@\s]*)@")
+# password contains the slash. Digits and a slash are a port. Each pattern passes over a character a fixed number of
+# times at most: whoever writes an error message must not be able to hold this process up.
+_WORD = re.compile(r"[^@\s]+@?")
+_USER = re.compile(r"://(?:[^/@]+@|[^/@:]*:(?!\d+/))")  # in a word that ends in @
 _QUERY = re.compile(
-    r"([?&;#][\w.%-]*(?:token|key|secret|passw|pwd|signature|\bsig\b|credential|auth)[\w.%-]*=)[^&;#\s'\"]+",
+    r"([?&;#](?=[\w.%-]*?(?:token|key|secret|passw|pwd|signature|\bsig\b|credential|auth))[\w.%-]*=)[^&;#\s'\"]+",
     re.IGNORECASE,
 )
 _KEY = re.compile(r"(?:api|access|private)[_-]?key|secret|passw|credential|token$", re.IGNORECASE)
@@ -24,12 +26,21 @@ _KEY = re.compile(r"(?:api|access|private)[_-]?key|secret|passw|credential|token
 
 def holds_credentials(text: str) -> bool:
     """Whether an address in a text has a user, a password, or a key or signature in its query."""
-    return _USER.search(text) is not None or _QUERY.search(text) is not None
+    return any(_user_in(word) for word in _WORD.finditer(text)) or _QUERY.search(text) is not None
 
 
 def hide_credentials(text: str) -> str:
     """Replace the credentials in every address of a text by ``***``."""
-    return _QUERY.sub(r"\1***", _USER.sub("://***@", text))
+    return _QUERY.sub(r"\1***", _WORD.sub(_without_user, text))
+
+
+def _user_in(word: re.Match[str]) -> re.Match[str] | None:
+    return _USER.search(word[0]) if word[0].endswith("@") else None
+
+
+def _without_user(word: re.Match[str]) -> str:
+    found = _user_in(word)
+    return word[0][: found.start()] + "://***@" if found else word[0]
 
 
 def find_credentials(value: Any, name: str) -> str | None:

@@ -155,6 +155,10 @@ def _open(url: str) -> tuple[Any, str]:
     """Return the file system of a URL, and the path in it."""
     check_url(url)
     try:
+        if url.partition("://")[0] in ("http", "https"):
+            from data_shards.http_redirects import open_session
+
+            return fsspec.core.url_to_fs(url, get_client=open_session)
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
         raise ShardError(f"{url}: {url.partition('://')[0]}:// needs another package: {error}") from error
@@ -165,7 +169,11 @@ def _try(attempt: Callable[[], T], url: str, done: str = "read") -> T:
     for number in range(1, MAX_TRIES + 1):
         try:
             return attempt()
-        except (ShardError, FileNotFoundError):
+        except ShardError:
+            raise
+        except FileNotFoundError as error:
+            if isinstance(error.__cause__, ShardError):  # fsspec takes a refused redirect for a missing file
+                raise error.__cause__ from None
             raise
         except PermissionError as error:
             raise ShardError(

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from launcher.cluster.auth_token import keep_token_private
+from launcher.cluster.private_folder import private_ray_folder
 from launcher.config.settings import Cluster
 from launcher.runs.signals import sparing_children
 
@@ -74,6 +75,7 @@ def ray_session(cluster: Cluster) -> Iterator[None]:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                _temp_dir=private_ray_folder(),
                 **environment,
             )
     else:

@@ -95,9 +95,9 @@ def _absent(questions: QuestionSet, problems: Sequence[Sample]) -> list[str]:
 def _counter(tokenizer: str | None) -> tuple[str, Callable[[list[str]], np.ndarray]]:
     if tokenizer is None:
         return "words", lambda texts: np.array([len(text.split()) for text in texts])
-    from transformers import AutoTokenizer
+    from mmcot.texts.tokenizer import open_tokenizer
 
-    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    loaded = open_tokenizer(tokenizer)
     return "tokens", lambda texts: np.array([len(ids) for ids in loaded(texts).input_ids])
 
 

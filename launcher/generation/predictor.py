@@ -21,7 +21,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from PIL import Image
-from transformers import AutoTokenizer
 
 from data_shards.picture_features import Encode
 from data_shards.sources.pictures import open_picture
@@ -40,6 +39,7 @@ from mmcot.models.opening import open_model
 from mmcot.texts.encoding import stack_features
 from mmcot.texts.prompts import build_pair
 from mmcot.texts.sample import Sample, SampleError
+from mmcot.texts.tokenizer import open_tokenizer
 
 BULK_SIZE = 256  # questions in memory at once
 
@@ -263,7 +263,7 @@ def _open_stage(settings: Settings, folder: Path, stage: str, device: torch.devi
     model.to(device)  # pyright: ignore[reportArgumentType], transformers' wrapper hides Module.to
     return StageModel(
         model=model,
-        tokenizer=AutoTokenizer.from_pretrained(folder),
+        tokenizer=open_tokenizer(folder),
         format=spec.format,
         use_caption=settings.data.use_caption,
         max_source_tokens=spec.max_source_tokens,

@@ -82,16 +82,16 @@ class GenerationWorker(Worker):
 
     def __init__(self, job: GenerationJob) -> None:
         import torch  # heavy imports in the worker only, not in the driver
-        from transformers import AutoTokenizer
 
         from mmcot.decoding.engine import open_engine
         from mmcot.models.device import DTYPES, open_device
         from mmcot.models.opening import open_model
+        from mmcot.texts.tokenizer import open_tokenizer
 
         torch.set_num_threads(job.settings.cluster.cpus_per_worker)
         self.job = job
         verify_model(job.model_dir)
-        self.tokenizer = AutoTokenizer.from_pretrained(job.model_dir)
+        self.tokenizer = open_tokenizer(job.model_dir)
         precision = job.settings.generation.precision
         device = open_device(use_gpu=bool(job.settings.cluster.use_gpu), precision=precision)
         self.model = open_model(job.model_dir, dtype=DTYPES[precision]).eval()

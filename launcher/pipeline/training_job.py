@@ -126,7 +126,7 @@ def _check_start(settings: Settings, folder: DataFolder, report: Report) -> None
 
     features = {"vision_dim": folder.features["dim"]} if folder.features else {}
     check_start(DEFAULT, settings.model.pretrained, fusion=settings.model.fusion, **features)
-    config, _ = PreTrainedConfig.get_config_dict(settings.model.pretrained)
+    config, _ = PreTrainedConfig.get_config_dict(settings.model.pretrained, trust_remote_code=False)
     replaced = [
         f"{name} {config[name]}, not {value}"
         for name, value in settings.model.shape.for_config.items()

@@ -31,15 +31,15 @@ def look_at_questions(
     An empty list: this kind of fusion has no attention maps.
     """
     import torch
-    from transformers import AutoTokenizer
 
     from launcher.stages.samples import open_stage
     from mmcot.models.device import open_device
     from mmcot.models.opening import open_model
+    from mmcot.texts.tokenizer import open_tokenizer
 
     folder = run_dir.model(stage)
     verify_model(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = open_tokenizer(folder)
     model = open_model(folder, dtype=torch.float32).eval()
     model.to(open_device(use_gpu=False))  # pyright: ignore[reportArgumentType], transformers' wrapper hides Module.to
     samples = open_stage(

@@ -16,7 +16,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from data_shards.errors import ShardError
 from data_shards.generated_texts import RationaleReader
@@ -27,6 +27,7 @@ from launcher.config.settings import Settings
 from mmcot.texts.encoding import EncodedPair, collate, encode_pair
 from mmcot.texts.prompts import build_pair, split_format
 from mmcot.texts.sample import Sample
+from mmcot.texts.tokenizer import open_tokenizer
 
 GPU_LENGTH_MULTIPLE = 8
 GRAPH_LENGTH_MULTIPLE = 16  # of a training with CUDA graphs, so that there are fewer shapes
@@ -116,7 +117,9 @@ class StageSamples:
 
     @cached_property
     def _decoder_start_token_id(self) -> int:
-        config = PretrainedConfig.get_config_dict(self._pretrained)[0] if self._pretrained else {}
+        config = (
+            PretrainedConfig.get_config_dict(self._pretrained, trust_remote_code=False)[0] if self._pretrained else {}
+        )
         return config.get("decoder_start_token_id", self.tokenizer.pad_token_id)
 
     def load_block(self, samples: np.ndarray, is_dummy: bool = False, epoch: int | None = None) -> Block:
@@ -135,7 +138,7 @@ class StageSamples:
 
 def load_tokenizer(settings: Settings, shards_dir: str | Path) -> PreTrainedTokenizerBase:
     """Load the tokenizer of the pretrained model, or the trained one of the data folder."""
-    return AutoTokenizer.from_pretrained(settings.model.pretrained or _local(settings, shards_dir) / "tokenizer")
+    return open_tokenizer(settings.model.pretrained or _local(settings, shards_dir) / "tokenizer")
 
 
 def open_stage(

@@ -2,7 +2,8 @@
 
 torch's own collectives of objects (``all_gather_object``, ``broadcast_object_list``) unpickle what arrives,
 and torch's rendezvous accepts any process that reaches its port. So an unknown process could run code in every
-rank. This module parses the bytes as JSON, and ``check_members`` ends a training that an unknown process has joined.
+rank. This module parses the bytes as JSON, and ``check_every_group`` ends a training that an unknown process has
+joined, before any other value of it is used.
 
 Only JSON values: a tuple arrives as a list, the keys of an object as strings, and a ``Path`` is refused.
 """
@@ -21,6 +22,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+_new_group = dist.new_group  # torch's own
 _host_group: Any = None  # of values in main memory, where the training's own group is one of GPUs
 
 MAX_BYTES = 256 * 2**20  # of one rank's value; the largest are names and sha256s of a checkpoint's files
@@ -59,27 +61,49 @@ def broadcast_json(value: Any, *, source: int = 0) -> Any:
     return _decode(buffer, int(size), source)
 
 
-def gather_json(value: Any) -> list[Any]:
-    """Every rank's value, in the order of ranks, on every rank.
+def gather_json(value: Any, *, group: Any = None) -> list[Any]:
+    """Every rank's value, in the order of ranks, on every rank of a group; of all ranks without one.
 
     Raises:
         TypeError: the value is no JSON value.
         CollectiveError: what a rank sent is too large or no JSON.
     """
     content = _encode(value)
-    world_size = dist.get_world_size()
-    sizes = [torch.zeros(1, dtype=torch.int64, device=_device()) for _ in range(world_size)]
-    dist.all_gather(sizes, torch.tensor([len(content)], dtype=torch.int64, device=_device()))
+    ranks, device = dist.get_process_group_ranks(group), _device(group)
+    sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in ranks]
+    dist.all_gather(sizes, torch.tensor([len(content)], dtype=torch.int64, device=device), group=group)
     num_bytes = [int(size) for size in sizes]
-    _check_sizes(dict(enumerate(num_bytes)))
-    own = _buffer(content, max(num_bytes))
-    buffers = [torch.empty_like(own) for _ in range(world_size)]
-    dist.all_gather(buffers, own)
-    return [_decode(buffer, size, rank) for rank, (buffer, size) in enumerate(zip(buffers, num_bytes, strict=True))]
+    _check_sizes(dict(zip(ranks, num_bytes, strict=True)))
+    own = _buffer(content, max(num_bytes), group)
+    buffers = [torch.empty_like(own) for _ in ranks]
+    dist.all_gather(buffers, own, group=group)
+    return [_decode(buffer, size, rank) for rank, buffer, size in zip(ranks, buffers, num_bytes, strict=True)]
 
 
-def check_members(token: str) -> None:
-    """End the training if a rank does not know ``token``; every rank calls it before any other exchange.
+def check_every_group(token: str) -> None:
+    """Check the members of the training's groups, and of every group that is opened later, whichever library opens it.
+
+    Each group connects its ranks anew, through torch's store, which asks nobody who he is. Every rank calls this
+    before any other exchange.
+
+    Raises:
+        CollectiveError: see ``check_members``.
+    """
+    check_members(token)
+    if _host_group is not None:
+        check_members(token, group=_host_group)
+
+    def checked(*arguments: Any, **options: Any) -> Any:
+        group: Any = _new_group(*arguments, **options)
+        if dist.get_rank(group) != -1:  # else this rank is no member
+            check_members(token, group=group)
+        return group
+
+    dist.new_group = distributed_c10d.new_group = checked
+
+
+def check_members(token: str, *, group: Any = None) -> None:
+    """End the training if a rank of a group does not know ``token``; every rank of it calls this first.
 
     A rank's answer depends on new random numbers and on its own rank, so an answer recorded earlier or taken from
     another rank is not valid. The token itself is not sent.
@@ -87,11 +111,11 @@ def check_members(token: str) -> None:
     Raises:
         CollectiveError: it names the ranks that do not know the token.
     """
-    drawn = json.dumps(gather_json(secrets.token_hex(16)))
-    answers = gather_json(_answer(token, dist.get_rank(), drawn))
+    drawn = json.dumps(gather_json(secrets.token_hex(16), group=group))
+    answers = gather_json(_answer(token, dist.get_rank(), drawn), group=group)
     unknown = [
         rank
-        for rank, answer in enumerate(answers)
+        for rank, answer in zip(dist.get_process_group_ranks(group), answers, strict=True)
         if not hmac.compare_digest(str(answer).encode(errors="replace"), _answer(token, rank, drawn).encode())
     ]
     if unknown:
@@ -118,9 +142,10 @@ def _answer(token: str, rank: int, drawn: str) -> str:
     return hmac.new(token.encode(), f"rank {rank}: {drawn}".encode(), hashlib.sha256).hexdigest()
 
 
-def _device() -> torch.device:
-    """The device of the group's tensors: NCCL sends GPU tensors only."""
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+def _device(group: Any = None) -> torch.device:
+    """The device of a group's tensors: NCCL sends GPU tensors only."""
+    on_gpu = dist.get_backend(group) == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
 def _encode(value: Any) -> bytes:
@@ -133,11 +158,11 @@ def _check_sizes(sizes: dict[int, int]) -> None:
             raise CollectiveError(f"rank {rank} sent a size of {size:,} bytes, expected 1 to {MAX_BYTES:,}")
 
 
-def _buffer(content: bytes, size: int) -> torch.Tensor:
+def _buffer(content: bytes, size: int, group: Any = None) -> torch.Tensor:
     buffer = torch.zeros(size, dtype=torch.uint8)
     if content:
         buffer[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    return buffer.to(_device())
+    return buffer.to(_device(group))
 
 
 def _decode(buffer: torch.Tensor, size: int, rank: int) -> Any:

@@ -20,6 +20,7 @@ from launcher.config.loading import read_deepspeed
 from launcher.config.settings import SettingsError, Training
 from launcher.training.checkpoint_writer import HostCopies
 from launcher.training.collectives import open_host_group, refuse_pickles
+from launcher.training.rank_sockets import listen_on_ranks_network
 from launcher.training.whole_gradients import no_whole_gradients, use_whole_gradients
 from mmcot.models.device import open_device
 
@@ -73,6 +74,7 @@ def init_distributed(
     """
     open_device(use_gpu=use_gpu, index=gpu_index, precision=precision, tf32=tf32)
     refuse_pickles()
+    listen_on_ranks_network()  # under Ray the group is open already
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     timeout = datetime.timedelta(seconds=timeout_s)
     deepspeed.init_distributed("nccl" if use_gpu else "gloo", timeout=timeout, verbose=False)

@@ -149,13 +149,16 @@ def _fit(trainer: Any) -> None:
 
 def _trainer(job: TrainJob, num_losses: int) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from launcher.training.ray_group import GroupConfig
 
     cluster = job.settings.cluster
     return TorchTrainer(
         run_worker,  # pyright: ignore[reportArgumentType], Ray passes on any value, not only a dict
         train_loop_config=job,  # pyright: ignore[reportArgumentType]
-        torch_config=TorchConfig(
+        torch_config=GroupConfig(
+            local=cluster.address == "local",
             backend="nccl" if cluster.use_gpu else "gloo",
             timeout_s=int(collective_timeout(job.settings.training.hang_timeout_s)),
         ),

@@ -27,7 +27,7 @@ from launcher.training.checkpoint import (
     full_disk_explained,
     reserve_memory,
 )
-from launcher.training.collectives import check_members, gather_json, host_sum
+from launcher.training.collectives import check_every_group, gather_json, host_sum
 from launcher.training.deepspeed_engine import (
     init_distributed,
     set_learning_rate,
@@ -92,7 +92,7 @@ def train(
         tf32=training.tf32,
         timeout_s=collective_timeout(training.hang_timeout_s),
     )
-    check_members(RunDir(Path(job.run_dir)).rank_token())
+    check_every_group(RunDir(Path(job.run_dir)).rank_token())
     notes = check_alike(gather_json(describe_gpu())) if use_gpu else []
     hang_guard.close()  # reading a model or a checkpoint may take longer, and others wait for it
     guard = functools.partial(ended_without_work, logs, job.stage, rank, timeout_s=training.hang_timeout_s)

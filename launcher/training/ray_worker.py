@@ -80,10 +80,11 @@ def _write_failure(path: Path, attempt: int, error: Exception) -> None:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether an error says that this machine or the settings cannot do it; its sentence is enough."""
+    """Whether an error says that this machine, the settings or a rank cannot do it; its sentence is enough."""
+    from launcher.training.collectives import CollectiveError
     from mmcot.models.device import DeviceError
 
-    return isinstance(error, DeviceError | SettingsError)
+    return isinstance(error, CollectiveError | DeviceError | SettingsError)
 
 
 def _is_lost_peer(error: Exception) -> bool:

@@ -25,6 +25,7 @@ from launcher.runs.run_dir import RunDir
 from launcher.runs.signals import STOPPED
 from launcher.runs.system_metrics import sampling
 from launcher.stages.jobs import TrainJob
+from launcher.training.collectives import CollectiveError
 from launcher.training.compile_locks import clear_compile_locks
 from mmcot.models.device import DeviceError
 
@@ -68,7 +69,7 @@ def main(arguments: list[str]) -> int:
 
         with sampling(RunDir(Path(job.run_dir)).logs, f"train-{job.stage}", gpus=use_gpu):
             finished = train(job, rank=rank, world_size=int(os.environ["WORLD_SIZE"]), gpu_index=index)
-    except (DeviceError, SettingsError) as error:
+    except (CollectiveError, DeviceError, SettingsError) as error:
         print(f"rank {rank}: {error}", file=sys.stderr)
         return 2
     return 0 if finished else STOPPED

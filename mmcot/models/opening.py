@@ -29,7 +29,7 @@ def open_model(folder: str | Path, **options: Any) -> Any:
     """
     name = _name_in(folder)
     with _no_progress_bar():
-        return model_class(name).from_pretrained(folder, **options)
+        return model_class(name).from_pretrained(folder, trust_remote_code=False, **options)
 
 
 def model_class(name: str) -> Any:
@@ -50,7 +50,7 @@ def check_start(name: str, pretrained: str, **shape: Any) -> None:
     """
     from transformers import PreTrainedConfig
 
-    config, _ = PreTrainedConfig.get_config_dict(pretrained)
+    config, _ = PreTrainedConfig.get_config_dict(pretrained, trust_remote_code=False)
     names = config.get("architectures") or []
     others = [other for other in names if other in MODULES and other != name]
     if others:

@@ -1,13 +1,14 @@
-"""Training a tokenizer on the texts of a data set."""
+"""Training a tokenizer on the texts of a data set, and opening one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 PAD_TOKEN, EOS_TOKEN = "<pad>", "</s>"  # ids 0 and 1, as T5 has them
 
@@ -45,3 +46,20 @@ def train_tokenizer(texts: Iterable[str], output_dir: str | Path, *, vocab_size:
     )
     fast.save_pretrained(output_dir)
     return fast
+
+
+def open_tokenizer(name: str | Path) -> Any:
+    """Open the tokenizer of a folder or of a Hugging Face id; code that comes with it is never run.
+
+    Raises:
+        ValueError: it needs code of its own.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"the tokenizer of {name} needs code that comes with it (auto_map in its JSON files), which is never run; "
+            "use a tokenizer of one of transformers' own classes"
+        ) from error

@@ -25,9 +25,10 @@ class Captioner:
     """
 
     def __init__(self, model: str | Path, *, device: str = "cpu", max_new_tokens: int = 40) -> None:
-        self._processor = AutoImageProcessor.from_pretrained(model, use_fast=False)
-        self._tokenizer = AutoTokenizer.from_pretrained(model)
-        self._model = cast(Any, AutoModelForImageTextToText.from_pretrained(model)).to(device).eval()
+        self._processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False, use_fast=False)
+        self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        opened = AutoModelForImageTextToText.from_pretrained(model, trust_remote_code=False)
+        self._model = cast(Any, opened).to(device).eval()
         self._max_new_tokens = max_new_tokens
 
     @torch.inference_mode()

@@ -120,7 +120,7 @@ class VisionEncoder:
         return self._kind.features(self._model, pixels.to(self.device))
 
     def _load(self) -> PreTrainedModel:
-        found = PreTrainedConfig.get_config_dict(self.name)[0].get("model_type")
+        found = PreTrainedConfig.get_config_dict(self.name, trust_remote_code=False)[0].get("model_type")
         if found not in self._kind.model_types:
             raise ValueError(
                 f"{self.name!r} is a model of type {found!r}, but the encoder {self.kind!r} reads "
@@ -130,7 +130,10 @@ class VisionEncoder:
         try:
             model, report = getattr(transformers, self._kind.model_class).from_pretrained(
                 self.name,
-                config=getattr(transformers, self._kind.config_class).from_pretrained(self.name),
+                trust_remote_code=False,
+                config=getattr(transformers, self._kind.config_class).from_pretrained(
+                    self.name, trust_remote_code=False
+                ),
                 dtype=torch.float32,  # the default is the checkpoint's dtype
                 output_loading_info=True,
                 **self._kind.model_settings,

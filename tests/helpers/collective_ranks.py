@@ -18,7 +18,9 @@ from launcher.runs.run_dir import RunDir
 from launcher.training.collectives import (
     MAX_BYTES,
     CollectiveError,
+    _new_group,
     broadcast_json,
+    check_every_group,
     check_members,
     gather_json,
     refuse_pickles,
@@ -77,6 +79,12 @@ def main():
             found[name] = outcome(lambda: gather_json("mine"))
         else:
             send_raw(content, announced)
+    check_every_group("shared")
+    found["known_group"] = outcome(lambda: dist.new_group([0, 1]) and None)
+    if rank == 0:
+        found["later_group"] = outcome(lambda: dist.new_group([0, 1]) and None)
+    else:  # joins without the token
+        found["later_group"] = outcome(lambda: check_members("other", group=_new_group([0, 1])))
     refuse_pickles()
     for name in ("gather", "broadcast"):
         values = [Malice(folder / f"from-torch-{name}")]

@@ -48,7 +48,7 @@ ALIASES = {  # names of earlier versions; they import what they stand for
 }
 # Where a heavy library may be imported at all, as folders or files of launcher/; elsewhere in launcher/ it may not.
 HOMES = {
-    "ray": ("cluster/", "training/ray_worker.py", "training/launch.py", "tuning/"),
+    "ray": ("cluster/", "training/ray_worker.py", "training/launch.py", "training/ray_group.py", "tuning/"),
     "deepspeed": ("training/",),
     "mlflow": ("tracking/",),
     "typer": ("cli/",),
@@ -89,6 +89,8 @@ HEAVY_MODULES = {
         "zero_stage",
         "opening",
         "shared_memory",
+        "rank_sockets",
+        "ray_group",
         "training_state",
     },
     "generation": {"predictor"},

@@ -6,9 +6,12 @@ import ast
 import io
 import json
 import os
+import random
 import re
+import shutil
 import stat
 import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -33,6 +36,7 @@ from launcher.cluster.auth_token import keep_token_private
 from launcher.config.loading import load_settings, read_deepspeed
 from launcher.config.settings import SettingsError
 from mmcot.texts.sample import Sample, SampleError
+from mmcot.texts.tokenizer import open_tokenizer
 
 ROOT = Path(__file__).parents[2]
 FILES = [path for room in ("mmcot", "data_shards", "launcher") for path in sorted((ROOT / room).rglob("*.py"))]
@@ -76,6 +80,54 @@ def test_a_secret_in_an_address_is_found_and_hidden(text):
 )
 def test_what_is_no_secret_is_left_alone(text):
     assert not holds_credentials(text) and hide_credentials(text) == text
+
+
+SLOW_USER = re.compile(r"://(?:[^/@\s]+|[^/@\s]*:(?!\d+/)[^@\s]*)@")  # the definition; it takes quadratic time
+SLOW_QUERY = re.compile(
+    r"([?&;#][\w.%-]*(?:token|key|secret|passw|pwd|signature|\bsig\b|credential|auth)[\w.%-]*=)[^&;#\s'\"]+",
+    re.IGNORECASE,
+)
+
+
+def test_credentials_are_found_and_hidden_as_defined_in_texts_of_any_parts():
+    parts = [
+        "://",
+        ":",
+        "/",
+        "/",
+        "@",
+        " ",
+        "\n",
+        "80",
+        "a",
+        ".",
+        "?",
+        "&",
+        "=",
+        "token",
+        "sig",
+        "KEY",
+        "'",
+        "%",
+        "ſecret",
+    ]
+    draw = random.Random(0)
+    for _ in range(50_000):
+        text = "".join(draw.choices(parts, k=draw.randint(1, 14)))
+        assert hide_credentials(text) == SLOW_QUERY.sub(r"\1***", SLOW_USER.sub("://***@", text)), text
+        assert holds_credentials(text) == bool(SLOW_USER.search(text) or SLOW_QUERY.search(text)), text
+
+
+@pytest.mark.parametrize(
+    "part", ["://", "://a", "://:", "a:", "@", "?", "?token", "token", "?token=", "=", "a", "://a@", "a\n", "://1:1/"]
+)
+def test_credentials_in_a_megabyte_are_hidden_in_seconds_whatever_it_repeats(part):
+    start = time.process_time()
+    for head in ("", "://", "://a:", "?"):
+        text = head + part * (1_000_000 // len(part))
+        hide_credentials(text)
+        holds_credentials(text)
+    assert time.process_time() - start < 20
 
 
 @pytest.mark.parametrize(
@@ -287,6 +339,57 @@ def what_would_run_code(name, keywords):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_call_runs_what_stands_in_data(path):
     assert [found for call in calls_of(path) if (found := what_would_run_code(*call))] == []
+
+
+OPENS_OF_TRANSFORMERS = ("from_pretrained", "from_config", "get_config_dict", "pipeline")
+SCRIPTS = sorted((ROOT / "benchmarks").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", [*FILES, *SCRIPTS], ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_call_that_opens_something_of_transformers_refuses_code_that_comes_with_it(path):
+    opens = [call for call in calls_of(path) if call[0].rpartition(".")[2] in OPENS_OF_TRANSFORMERS]
+    assert [name for name, keywords in opens if keywords.get("trust_remote_code") is not False] == []
+
+
+def test_the_calls_that_open_something_of_transformers_are_found():
+    found = [name for path in FILES for name, _ in calls_of(path) if name.endswith(".from_pretrained")]
+    assert len(found) >= 8  # a search that finds none would let everything pass
+
+
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "config.json"])
+def test_code_in_the_folder_of_a_tokenizer_is_never_run_and_a_sentence_says_so(tiny_data, tmp_path, monkeypatch, place):
+    folder, ran = tmp_path / "tokenizer", tmp_path / "ran"
+    shutil.copytree(tiny_data.path / "tokenizer", folder)
+    code = f"open({str(ran)!r}, 'w').close()\nclass Mine: pass\n"
+    (folder / "own.py").write_text(code)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    auto_map = {"AutoTokenizer": ["own.Mine", "own.Mine"], "AutoConfig": "own.Mine"}
+    if place == "config.json":
+        settings.pop("tokenizer_class", None)
+        commit_json(folder / "config.json", {"model_type": "mine", "auto_map": auto_map})
+    else:
+        settings |= {"tokenizer_class": "Mine", "auto_map": auto_map}
+    commit_json(folder / "tokenizer_config.json", settings)
+    monkeypatch.setattr("builtins.input", lambda *question: "y")  # transformers asks in a terminal
+    if place == "config.json":  # the class of the configuration is not needed
+        assert open_tokenizer(folder)("a b").input_ids
+    else:
+        with pytest.raises(ValueError, match="needs code that comes with it .* which is never run"):
+            open_tokenizer(folder)
+    assert not ran.exists()
+
+
+def test_code_in_the_folder_of_a_model_is_never_run(model_dir, tmp_path, monkeypatch):
+    from mmcot.models.opening import open_model
+
+    folder, ran = tmp_path / "model", tmp_path / "ran"
+    shutil.copytree(model_dir, folder)
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Mine: pass\n")
+    config = json.loads((folder / "config.json").read_text())
+    commit_json(folder / "config.json", config | {"auto_map": {"AutoConfig": "own.Mine", "AutoModel": "own.Mine"}})
+    monkeypatch.setattr("builtins.input", lambda *question: "y")
+    open_model(folder)
+    assert not ran.exists()
 
 
 def test_the_search_for_such_calls_finds_them(tmp_path):

@@ -8,13 +8,15 @@ import http.server
 import json
 import os
 import shutil
+import socket
 import threading
+import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from data_shards import mirror
+from data_shards import http_redirects, mirror
 from data_shards import remote_files as remote
 from data_shards.errors import ShardError
 from data_shards.indexed_tars import index_tars
@@ -292,3 +294,129 @@ def test_a_remote_folder_is_checked_and_prepared_as_it_is(s3, tiny_settings, tin
         prepare_data(
             tiny_settings.model_copy(update={"data": data.model_copy(update={"path": "x"})}), lambda line: None
         )
+
+
+# Redirects
+
+
+class _Redirecting(http.server.BaseHTTPRequestHandler):
+    """Answers /to?URL with a redirect to URL, and everything else with 4 bytes."""
+
+    seen: list[str] = []
+
+    def do_GET(self):
+        self.seen.append(f"{self.connection.getsockname()[0]}{self.path}")
+        where, _, target = self.path.partition("?")
+        self.send_response(302 if where == "/to" else 200)
+        if where == "/to":
+            self.send_header("Location", urllib.parse.unquote(target))
+        self.send_header("Content-Length", "0" if where == "/to" else "4")
+        self.end_headers()
+        if where != "/to" and self.command == "GET":
+            self.wfile.write(b"data")
+
+    do_HEAD = do_GET
+
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def redirecting(monkeypatch):
+    """A server on all of 127.0.0.0/8, of which 127.0.1.x count as public; yields its port and what it was asked."""
+    really = http_redirects.is_private
+    monkeypatch.setattr(http_redirects, "is_private", lambda ip: really(ip) and not ip.startswith("127.0.1."))
+    monkeypatch.setattr(_Redirecting, "seen", [])
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.01)
+    server = http.server.ThreadingHTTPServer(("0.0.0.0", 0), _Redirecting)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server.server_port, _Redirecting.seen
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "http://127.0.0.1:{port}/secret",
+        "http://localhost:{port}/secret",
+        "http://2130706433:{port}/secret",
+        "http://[::ffff:127.0.0.1]:{port}/secret",
+        "http://10.1.2.3/secret",
+        "http://172.16.0.1/secret",
+        "http://192.168.1.1/secret",
+        "http://169.254.169.254/latest/meta-data",
+        "http://[::1]:{port}/secret",
+        "http://[fc00::1]/secret",
+        "http://127.0.1.2:{port}/to?http://127.0.0.1:{port}/secret",
+        "ftp://127.0.1.2/secret",
+        "file:///etc/passwd",
+    ],
+)
+@pytest.mark.parametrize("read", ["read_file", "read_range", "fetch_file"])
+def test_a_redirect_of_a_public_server_to_a_private_address_or_another_protocol_is_refused(
+    redirecting, tmp_path, target, read
+):
+    port, seen = redirecting
+    url = f"http://127.0.1.1:{port}/to?{target.format(port=port).replace('::', '%3A%3A')}"  # :: would be a chain
+    arguments = {"read_range": (0, 4), "fetch_file": (tmp_path / "copy",)}.get(read, ())
+    with pytest.raises(ShardError, match="redirects to .* such a redirect is not followed"):
+        getattr(remote, read)(url, *arguments)
+    assert not [request for request in seen if request.startswith(("127.0.0.1", "::"))]
+    assert len([request for request in seen if request.startswith("127.0.1.1")]) <= 2  # not tried again
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_that_lists_files_is_not_read_from_a_private_address(redirecting):
+    port, seen = redirecting
+    with pytest.raises(ShardError, match="redirects to 127.0.0.1, which is a private address"):
+        remote.list_urls(f"http://127.0.1.1:{port}/to?http://127.0.0.1:{port}/*.tar")
+    assert not [request for request in seen if request.startswith("127.0.0.1")]
+
+
+def test_a_redirect_on_the_same_server_or_to_another_public_one_is_followed(redirecting, tmp_path):
+    port, seen = redirecting
+    for target in ("/here", f"http://127.0.1.2:{port}/here"):
+        url = f"http://127.0.1.1:{port}/to?{target}"
+        assert remote.read_file(url) == b"data"
+        remote.fetch_file(url, tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == b"data"
+    assert "127.0.1.2/here" in seen
+
+
+def test_a_private_server_of_ones_own_may_redirect_to_another_until_it_leads_out(redirecting):
+    port, seen = redirecting
+    assert remote.read_file(f"http://127.0.0.1:{port}/to?http://127.0.0.2:{port}/here") == b"data"
+    out_and_in = f"http://127.0.1.1:{port}/to?http://127.0.0.3:{port}/secret"
+    with pytest.raises(ShardError, match="127.0.1.1 redirects to 127.0.0.3, which is a private address"):
+        remote.read_file(f"http://127.0.0.1:{port}/to?{out_and_in}")
+    assert not [request for request in seen if request.startswith("127.0.0.3")]
+
+
+def test_a_name_that_changes_to_a_private_address_after_the_check_is_refused(redirecting, monkeypatch):
+    port, seen = redirecting
+    answers = iter(["127.0.1.2"])
+    real = socket.getaddrinfo
+
+    def changing(host, *arguments, **options):
+        host = next(answers, "127.0.0.1") if host == "changing.example" else host
+        return real(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", changing)
+    with pytest.raises(ShardError, match="which now has a private address"):
+        remote.read_file(f"http://127.0.1.1:{port}/to?http://changing.example:{port}/secret")
+    assert not [request for request in seen if request.startswith("127.0.0.1")]
+
+
+@pytest.mark.parametrize(
+    ("address", "private"),
+    [
+        ("8.8.8.8", False),
+        ("2001:4860:4860::8888", False),
+        ("100.64.0.1", True),
+        ("0.0.0.0", True),
+        ("fe80::1%eth0", True),
+    ],
+)
+def test_addresses_of_the_internet_are_public_and_all_others_private(address, private):
+    assert http_redirects.is_private(address) is private

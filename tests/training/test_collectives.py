@@ -85,6 +85,12 @@ def test_a_rank_that_does_not_know_the_runs_token_ends_the_training_by_name(exch
         assert f"rank {1 - rank} joined this training without the token of its run" in found["other_token"]["error"]
 
 
+def test_a_group_that_is_opened_later_is_proved_anew(exchange):
+    assert all(found["known_group"] == {"value": None} for found in exchange[0])
+    for rank, found in enumerate(exchange[0]):
+        assert f"rank {1 - rank} joined this training without the token of its run" in found["later_group"]["error"]
+
+
 def test_a_runs_token_is_drawn_once_and_readable_by_its_user_alone(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         tokens = list(pool.map(lambda _: RunDir(tmp_path).rank_token(), range(32)))
