@@ -159,7 +159,7 @@ def test_the_corrected_command_continues_after_a_first_one_that_did_no_step(run_
     assert run_dir.marker("data")["attempt"] == 2
     assert settings_of(run_dir).data.shards_dir == str(tmp_path / "shards")
     with pytest.raises(SettingsError, match="holds a run of other settings"):  # a step is done now
-        start(run_dir, *sizes, f"data.shards_dir={tmp_path / 'others'}", "cluster.use_gpu=false")
+        start(run_dir, *sizes, f"data.shards_dir={tmp_path / 'shards'}", "run.seed=7", "cluster.use_gpu=false")
 
 
 def test_a_run_killed_after_the_last_marker_that_it_wanted_ends_as_finished_at_the_next_start(run_dir, monkeypatch):
