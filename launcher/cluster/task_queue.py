@@ -37,7 +37,8 @@ class TaskQueue(Generic[T]):
         """
         if not self._waiting:
             return None
-        task = expected if expected in self._waiting else self.following(others=others)
+        is_waiting = expected is not None and expected in self._waiting  # a search of the whole queue
+        task = expected if is_waiting else self.following(others=others)
         task = self._waiting[0] if task is None else task
         self._waiting.remove(task)
         self._attempts[task] += 1
