@@ -45,7 +45,7 @@ def test_a_task_is_not_charged_again_for_a_process_that_dies_of_the_task_it_prep
     def remote(function):
         return types.SimpleNamespace(remote=function, options=lambda **options: remote(function))
 
-    def make_actor():
+    def make_actor(halvings):
         return types.SimpleNamespace(
             start=remote(lambda: Answer("process 1")),
             run=remote(lambda *arguments: Answer(run(*arguments))),
