@@ -121,7 +121,7 @@ def run_on_workers(
     is_committed: Callable[[T], bool],
     done: Callable[[T, Any], None],
     report: Callable[[str], None] = lambda line: None,
-    smaller: Callable[[Any, int], Any] = lambda job, halvings: job,
+    smaller: Callable[[Any, int], Any] | None = None,
 ) -> dict[T, str]:
     """Hand tasks to workers, the most expensive first; returns those that failed at every attempt, with their errors.
 
@@ -134,14 +134,14 @@ def run_on_workers(
         report: called with a line on each worker that is replaced because it made no progress, or ended for lack of
             memory.
         smaller: the job with its batches halved so many times; later workers get one halving more whenever a worker
-            was ended for lack of memory.
+            was ended for lack of memory. None: the job has no batches.
 
     Raises:
         WorkersError: workers fail before their first task, ``max_attempts`` times in a row.
     """
     actor_class = _actor_class(worker_class, cluster, gpus_per_worker)
     pool = _Pool(
-        lambda halvings: actor_class.remote(worker_class, smaller(job, halvings), hang_timeout_s),
+        lambda halvings: actor_class.remote(worker_class, smaller(job, halvings) if smaller else job, hang_timeout_s),
         TaskQueue(costs, max_attempts=max_attempts),
         max_attempts=max_attempts,
         hang_timeout_s=hang_timeout_s,
@@ -149,6 +149,7 @@ def run_on_workers(
         is_committed=is_committed,
         done=done,
         report=report,
+        **({"next_workers": "later ones have batches half as large"} if smaller else {}),
     )
     return pool.run(min(cluster.num_workers, len(costs)))
 
@@ -167,10 +168,12 @@ class _Pool(Generic[T]):
         is_committed: Callable[[T], bool],
         done: Callable[[T, Any], None],
         report: Callable[[str], None],
+        next_workers: str = "another one tries its task again",
     ) -> None:
         self._make_actor, self._queue = make_actor, queue
         self._max_attempts, self._hang_timeout_s, self._use_gpu = max_attempts, hang_timeout_s, use_gpu
         self._is_committed, self._done, self._report = is_committed, done, report
+        self._next_workers = next_workers  # what they do after a lack of memory, for a message
         self._watch = _Watch(hang_timeout_s)
         # By the answer that is awaited. A worker takes its first task once it has started, so workers of nodes that
         # join later take theirs later.
@@ -222,7 +225,7 @@ class _Pool(Generic[T]):
             error = caught
         if error is not None and (reason := lack_of_memory(error)):
             self._halvings += 1
-            self._report(f"  a worker was ended for lack of memory ({reason}); later ones have batches half as large")
+            self._report(f"  a worker was ended for lack of memory ({reason}); {self._next_workers}")
         if worker.task is None:
             self._after_start(worker, error, result)
         else:
