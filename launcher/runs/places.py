@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.atomic_files import commit_json, read_json
-from data_shards.remote_files import is_remote
 from launcher.config.sqlite_uris import SQLITE, sqlite_path, sqlite_uri
 from launcher.runs.journal import JournalReader
 
@@ -76,7 +75,7 @@ def place_around(folder: Path, path: str, *, keep: bool = False) -> str:
     Args:
         keep: return a path that exists in any case.
     """
-    if is_remote(path) or not os.path.isabs(path) or (keep and os.path.exists(path)):
+    if not os.path.isabs(path) or (keep and os.path.exists(path)):
         return path
     here = folder.absolute()
     moved = [os.path.normpath(here / os.path.relpath(path, place)) for place in earlier_places(folder)]

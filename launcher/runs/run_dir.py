@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.atomic_files import commit_bytes, commit_json, read_json
-from data_shards.remote_files import is_remote
 from launcher.runs.places import place_around
 
 PARENT = "pipeline"  # the key of the whole run among its MLflow runs (mlflow.json)
@@ -212,6 +211,8 @@ def shards_dir_of(run_dir: RunDir) -> str:
     Raises:
         RunError: the run's data step is not done, or the folder does not exist.
     """
+    from data_shards.remote_files import is_remote  # brings fsspec, which the team's MLflow server has not
+
     marker = run_dir.marker("data")
     if marker is None:
         raise RunError(f"{run_dir.path} has no finished data step; give the folder of a run, such as runs/demo")
