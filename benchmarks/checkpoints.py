@@ -89,11 +89,14 @@ def main() -> None:
         (options.out / "checkpoints.json").write_text(json.dumps(report, indent=2) + "\n")
 
 
+CODE = (":/mmcot", ":/data_shards", ":/launcher", ":/benchmarks/*.py", ":/pyproject.toml")
+
+
 def describe_conditions() -> dict[str, Any]:
     """Versions, commit and the state of the machine."""
     commit, changed = (
         subprocess.run(["git", *command], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
-        for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no", "--", *CODE])
     )
     return {
         "torch": torch.__version__,
