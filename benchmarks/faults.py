@@ -130,9 +130,7 @@ def main() -> None:
 
     folder = Path(options.folder or tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ.update(
-        OMP_NUM_THREADS="1", RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S="20", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.5"
-    )
+    os.environ["OMP_NUM_THREADS"] = "1"
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(2):
         cluster.add_node(num_cpus=1)

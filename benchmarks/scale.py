@@ -141,7 +141,7 @@ def write_an_index(path: Path) -> None:
 def measure_start(folder: Path) -> None:
     code = (
         "import time, sys, os; s = time.process_time(); import launcher.training.launch, launcher.training.loop, "
-        "ray.train.torch; print(time.process_time() - s);"
+        "ray; print(time.process_time() - s);"
         "f = [m.__file__ for m in list(sys.modules.values()) if os.path.exists(getattr(m, '__file__', "
         "None) or '')]; print(len(f), sum(map(os.path.getsize, f)))"
     )

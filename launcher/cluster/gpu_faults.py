@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,8 +58,8 @@ def note_fault(path: Path, error: BaseException) -> None:
     import torch
 
     number = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
-    given = ray.get_gpu_ids()  # assigned to this worker; the visible GPUs are those of its whole group
-    gpu = int(given[0]) if len(given) == 1 else int(given[number]) if number < len(given) else number
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")  # those of all ranks of this node
+    gpu = int(visible[number]) if number < len(visible) and visible[number].isdecimal() else number
     commit_json(
         path, {"node_id": context.get_node_id(), "gpu": gpu, "host": socket.gethostname(), "error": str(error)[:500]}
     )

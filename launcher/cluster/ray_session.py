@@ -50,8 +50,6 @@ def ray_session(cluster: Cluster) -> Iterator[None]:
         ClusterError: the cluster has fewer processors or GPUs than the workers need.
     """
     # Ray passes these to every worker that it starts.
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -67,6 +65,8 @@ def ray_session(cluster: Cluster) -> Iterator[None]:
     variables = worker_variables(cluster)
     environment: dict[str, Any] = {"runtime_env": {"env_vars": variables}} if variables else {}
     if cluster.address == "local":
+        # Ray's default is 15: beside one busy process of another program a worker would get 3% of a processor.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         keep_token_private()
         with sparing_children():  # Ray itself protects its processes from Ctrl-C
             ray.init(

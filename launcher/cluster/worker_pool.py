@@ -10,12 +10,11 @@ This module does not depend on the kind of tasks.
 
 from __future__ import annotations
 
-import dataclasses
 import re
-import time
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Generic, TypeVar, cast
 
+from launcher.cluster.progress_watch import ProgressWatch, Watched
 from launcher.cluster.task_queue import TaskQueue
 from launcher.cluster.worker_process import WorkerProcess
 from launcher.config.settings import Cluster
@@ -25,7 +24,6 @@ from launcher.config.settings import Cluster
 LOST_STARTS = 3
 # In Ray's OutOfMemoryError and the errors that contain it, and in torch's.
 _MEMORY = re.compile(r"low on memory|OutOfMemory|out of memory")
-LOOK_EVERY_S = 10.0  # interval of progress requests, at most
 T = TypeVar("T", bound=Hashable)
 
 
@@ -50,63 +48,6 @@ class Worker:
     def is_ready(self) -> bool:
         """Return True once everything is loaded."""
         return True
-
-
-@dataclasses.dataclass(eq=False)
-class _Watched:
-    """A worker that is starting (no task) or runs a task, and the time since its last progress."""
-
-    actor: Any
-    task: Any = None
-    name: str = ""
-    following: Any = None  # the task that it may prepare for
-    progress_of: int | None = None  # None until its process has answered
-    request: Any = None  # of its progress, not answered yet
-    silent_s: float = 0.0
-
-
-class _Watch:
-    """Finds workers without progress, by the clock of this process.
-
-    A worker that is stopped, or that holds Python's global lock, cannot report by itself.
-    """
-
-    def __init__(self, timeout_s: float) -> None:
-        self.every_s = min(LOOK_EVERY_S, timeout_s / 10)
-        self._timeout_s = timeout_s
-        self._looked_at = time.monotonic()
-
-    def hung(self, workers: Iterable[_Watched]) -> list[_Watched]:
-        """Return the workers without progress for the timeout; checks at most every ``every_s``."""
-        elapsed = time.monotonic() - self._looked_at
-        if elapsed < self.every_s:
-            return []
-        self._looked_at += elapsed
-        hung = []
-        for worker in workers:
-            if self._has_moved(worker):
-                worker.silent_s = 0.0
-            elif worker.progress_of is not None:
-                worker.silent_s += min(elapsed, 2 * self.every_s)  # longer only if this process itself was stopped
-            if worker.silent_s > self._timeout_s + 2 * self.every_s:  # an answer may be as old as two checks
-                hung.append(worker)
-        return hung
-
-    def _has_moved(self, worker: _Watched) -> bool:
-        import ray
-        from ray.exceptions import RayActorError
-
-        before = worker.progress_of
-        if worker.request is not None:
-            if not ray.wait([worker.request], timeout=0)[0]:
-                return False
-            try:
-                worker.progress_of, worker.name = ray.get(worker.request)
-            except RayActorError:  # if the worker is gone, its task's answer has the same error
-                worker.request = None
-                return False
-        worker.request = worker.actor.progress_of.options(concurrency_group="watch").remote()
-        return worker.progress_of != before
 
 
 def run_on_workers(
@@ -174,10 +115,10 @@ class _Pool(Generic[T]):
         self._max_attempts, self._hang_timeout_s, self._use_gpu = max_attempts, hang_timeout_s, use_gpu
         self._is_committed, self._done, self._report = is_committed, done, report
         self._next_workers = next_workers  # what they do after a lack of memory, for a message
-        self._watch = _Watch(hang_timeout_s)
+        self._watch = ProgressWatch(hang_timeout_s)
         # By the answer that is awaited. A worker takes its first task once it has started, so workers of nodes that
         # join later take theirs later.
-        self._waiting: dict[Any, _Watched] = {}
+        self._waiting: dict[Any, Watched] = {}
         self._failed_starts = 0.0  # in a row; see LOST_STARTS
         self._halvings = 0  # of the batches of workers that are still to start
 
@@ -202,7 +143,7 @@ class _Pool(Generic[T]):
 
     def _start_worker(self) -> None:
         actor = self._make_actor(self._halvings)
-        self._waiting[actor.start.remote()] = _Watched(actor)
+        self._waiting[actor.start.remote()] = Watched(actor)
 
     def _start_next_task(self, actor: Any, name: str, expected: T | None = None) -> None:
         others = {worker.following for worker in self._waiting.values()} - {None}
@@ -211,7 +152,7 @@ class _Pool(Generic[T]):
             # attempts nothing is prepared for, so that the task fails by itself alone.
             following = None if self._queue.has_failed(task) else self._queue.following(others=others)
             answer = actor.run.remote(task, following)
-            self._waiting[answer] = _Watched(actor, task, name, following, progress_of=-1)
+            self._waiting[answer] = Watched(actor, task, name, following, progress_of=-1)
 
     def _settle(self, answer: Any, error: Exception | None = None) -> None:
         """Handle a worker's answer, or the error with which it is replaced."""
@@ -231,7 +172,7 @@ class _Pool(Generic[T]):
         else:
             self._after_task(worker, error, result)
 
-    def _after_start(self, worker: _Watched, error: Exception | None, name: Any) -> None:
+    def _after_start(self, worker: Watched, error: Exception | None, name: Any) -> None:
         import ray
 
         if error is None:
@@ -246,7 +187,7 @@ class _Pool(Generic[T]):
             ) from None
         self._start_worker()
 
-    def _after_task(self, worker: _Watched, error: Exception | None, result: Any) -> None:
+    def _after_task(self, worker: Watched, error: Exception | None, result: Any) -> None:
         import ray
 
         if error is None or self._is_committed(worker.task):  # a worker may die between commit and answer

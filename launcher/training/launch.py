@@ -12,19 +12,19 @@ import contextlib
 import re
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from data_shards.atomic_files import read_json
 from launcher.cluster.gpu_faults import GpuFault, hold_gpus, read_faults
+from launcher.cluster.reservation import release
 from launcher.cluster.worker_pool import lack_of_memory
-from launcher.runs.hang_guard import collective_timeout
 from launcher.runs.run_dir import RunDir
 from launcher.runs.signals import Stopped, end_at_next_stop, handling_stop
 from launcher.stages.jobs import TrainJob
 from launcher.training.flight_recorder import how_to_read, written_since
-from launcher.training.ray_worker import PLACEMENT_GROUP_FILE, run_worker
+from launcher.training.ray_group import RESERVATION_FILE, RankGroup
+from launcher.training.ray_worker import run_worker
 
 _EXTENSION_ERROR = re.compile(r"ExtensionError: (extension [^\n]*)")
 _FULL_DISK = re.compile(r"[^\n]*(No space left on device|Disk quota exceeded)[^\n]*")
@@ -39,14 +39,10 @@ def release_workers(run_dir: RunDir) -> None:
 
     Ray releases them only after its dashboard reports the end of the driver, and there may be no dashboard.
     """
-    import ray
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
-
-    path = run_dir.logs / PLACEMENT_GROUP_FILE
-    if path.exists():
+    note = run_dir.logs / RESERVATION_FILE
+    if note.exists():
         run_dir.request_stop(read_json(run_dir.path / "lock.json")["attempt"])
-        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(path.read_text(encoding="utf-8"))))
-        path.unlink()
+        release(note)
 
 
 def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda line: None) -> None:
@@ -60,7 +56,13 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
         WorkersFailed: a worker raised, or workers were lost more often than allowed.
         Stopped: a stop was requested.
     """
-    run_dir, max_failures = RunDir(Path(job.run_dir)), job.settings.training.max_failures
+    run_dir = RunDir(Path(job.run_dir))
+    with RankGroup(job, report) as group:
+        _run_until_done(job, run_dir, group, report)
+
+
+def _run_until_done(job: TrainJob, run_dir: RunDir, group: RankGroup, report: Callable[[str], None]) -> None:
+    max_failures = job.settings.training.max_failures
     faults: list[GpuFault] = []
     held: list[Any] = []  # handles that keep Ray from assigning failed GPUs again
     for num_losses in range(max_failures + 1):
@@ -68,7 +70,7 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
         _remove_failures(run_dir.logs, job)  # what is there afterwards is of this start, whatever the clocks say
         try:
             with _stop_requests(run_dir, job.attempt, report):
-                _fit(_trainer(job, num_losses))
+                group.run(run_worker)
             # Also in the last step: the pipeline must not start the next one.
             if run_dir.stop_requested(job.attempt):
                 raise Stopped(
@@ -94,6 +96,7 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
                     + _recorded(run_dir.logs, job, since=started)
                 ) from None
             reason = f" for lack of memory ({found})" if (found := lack_of_memory(error)) else ""
+            group.keep_standby = group.keep_standby and not reason
             report(
                 f"  a worker was lost{reason}; starting again from the last checkpoint ({num_losses + 1} of "
                 f"{max_failures})"
@@ -103,8 +106,10 @@ def launch_training(job: TrainJob, *, report: Callable[[str], None] = lambda lin
             found = read_faults(run_dir.logs.glob(f"{job.stage}-rank*.{job.attempt}.gpu-fault"))
             for fault in found:
                 report(f"  {fault} failed and is excluded from now on: {fault.error.splitlines()[0]}")
-            faults += found
-            held += hold_gpus(found)
+            if found:
+                faults += found
+                group.give_up_places()  # a GPU can only be held by another if nothing holds it
+                held += hold_gpus(found)
             _check_gpus_left(job, faults, num_held=len(held))
 
 
@@ -139,41 +144,6 @@ def _stop_requests(run_dir: RunDir, attempt: int, report: Callable[[str], None])
 
     with handling_stop(on_signal):
         yield
-
-
-def _fit(trainer: Any) -> None:
-    """Run a trainer to its end in a thread: in the main thread Ray Train takes Ctrl-C and writes no checkpoint."""
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(trainer.fit).result()
-
-
-def _trainer(job: TrainJob, num_losses: int) -> Any:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    from launcher.training.ray_group import GroupConfig
-
-    cluster = job.settings.cluster
-    return TorchTrainer(
-        run_worker,  # pyright: ignore[reportArgumentType], Ray passes on any value, not only a dict
-        train_loop_config=job,  # pyright: ignore[reportArgumentType]
-        torch_config=GroupConfig(
-            local=cluster.address == "local",
-            backend="nccl" if cluster.use_gpu else "gloo",
-            timeout_s=int(collective_timeout(job.settings.training.hang_timeout_s)),
-        ),
-        scaling_config=ScalingConfig(
-            num_workers=(cluster.min_workers, cluster.num_workers) if cluster.min_workers else cluster.num_workers,
-            use_gpu=bool(cluster.use_gpu),
-            resources_per_worker={"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {}),
-        ),
-        run_config=RunConfig(
-            # A name that was used before would resume Ray's own state, without a message.
-            name=f"{job.stage}-attempt{job.attempt}-{num_losses}",
-            storage_path=str((Path(job.run_dir) / "logs" / "ray").absolute()),
-            failure_config=FailureConfig(max_failures=0),
-        ),
-    )
 
 
 def _remove_failures(logs: Path, job: TrainJob) -> None:

@@ -17,6 +17,7 @@ from launcher.runs.run_dir import RunDir, RunError
 from launcher.stages.jobs import TrainJob
 from launcher.training import launch
 from launcher.training.checkpoint import write_error
+from launcher.training.ray_group import RanksFailed
 
 
 @pytest.fixture
@@ -93,12 +94,11 @@ def test_a_worker_that_cannot_write_its_traceback_is_not_taken_for_a_lost_one(pl
     )
     starts = []
 
-    def fit(trainer):
-        starts.append(trainer)
-        raise RuntimeError("worker 0:\n  OSError: [Errno 28] No space left on device: '/run/logs/rank0.log'\n")
+    def run(group, work):
+        starts.append(work)
+        raise RanksFailed("rank 0:\n  OSError: [Errno 28] No space left on device: '/run/logs/rank0.log'\n")
 
-    monkeypatch.setattr(launch, "_trainer", lambda job, number: number)
-    monkeypatch.setattr(launch, "_fit", fit)
+    monkeypatch.setattr(launch.RankGroup, "run", run)
     with pytest.raises(launch.WorkersFailed, match="No space left on device"):
         launch.launch_training(job)
-    assert starts == [0]
+    assert starts == [launch.run_worker]

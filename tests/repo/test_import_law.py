@@ -90,7 +90,6 @@ HEAVY_MODULES = {
         "opening",
         "shared_memory",
         "rank_sockets",
-        "ray_group",
         "training_state",
     },
     "generation": {"predictor"},

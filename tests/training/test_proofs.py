@@ -78,13 +78,11 @@ def test_a_rank_without_the_token_ends_the_start_on_every_rank_with_a_sentence(m
 def in_workers(monkeypatch, before):
     """Have every Ray worker call ``before(job, rank)`` first; both functions travel to the workers by value."""
 
-    def worker(job):
-        import ray.train
-
+    def worker(job, *, rank, **places):
         from launcher.training.ray_worker import run_worker
 
-        before(job, ray.train.get_context().get_world_rank())
-        run_worker(job)
+        before(job, rank)
+        run_worker(job, rank=rank, **places)
 
     monkeypatch.setattr("launcher.training.launch.run_worker", worker)
 
@@ -93,10 +91,15 @@ def in_workers(monkeypatch, before):
 def test_ranks_of_a_local_ray_listen_on_loopback_beside_rays_own_ports(make_job, ray_up, monkeypatch):
     def note(job, rank):
         from data_shards.atomic_files import commit_json
+        from launcher.training import loop
 
-        found = [[*each.laddr[:2]] for each in psutil.Process().net_connections("inet") if each.status == "LISTEN"]
-        master = [os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])]
-        commit_json(f"{job.run_dir}/listening{rank}.json", {"master": master, "listening": found})
+        def note_after_the_check(token, check=loop.check_every_group):
+            check(token)
+            found = [[*each.laddr[:2]] for each in psutil.Process().net_connections("inet") if each.status == "LISTEN"]
+            master = [os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])]
+            commit_json(f"{job.run_dir}/listening{rank}.json", {"master": master, "listening": found})
+
+        loop.check_every_group = note_after_the_check
 
     in_workers(monkeypatch, note)
     job = dataclasses.replace(make_job("ray-listening"), num_steps=1)

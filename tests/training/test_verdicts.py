@@ -11,6 +11,7 @@ from launcher.config.loading import load_settings
 from launcher.runs.run_dir import RunDir
 from launcher.stages.jobs import TrainJob
 from launcher.training import launch
+from launcher.training.ray_group import RanksFailed
 
 
 @pytest.fixture
@@ -31,13 +32,12 @@ def start(tmp_path, monkeypatch):
     starts = []
 
     def launch_with(*what_happens):
-        def fit(number):
-            starts.append(number)
-            what_happens[number]()
-            raise RuntimeError("the worker group failed")
+        def run(group, work):
+            starts.append(len(starts))
+            what_happens[starts[-1]]()
+            raise RanksFailed("rank 1: the actor died")
 
-        monkeypatch.setattr(launch, "_trainer", lambda job, number: number)
-        monkeypatch.setattr(launch, "_fit", fit)
+        monkeypatch.setattr(launch.RankGroup, "run", run)
         monkeypatch.setattr(launch, "_check_gpus_left", lambda job, faults, *, num_held: None)  # asks Ray
         with pytest.raises(launch.WorkersFailed) as raised:
             launch.launch_training(job)

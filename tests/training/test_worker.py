@@ -1,4 +1,4 @@
-"""Training on Ray Train: a lost worker is replaced, an error of our own is shown and not repeated."""
+"""Training on Ray: a lost worker is replaced, an error of our own is shown and not repeated."""
 
 from __future__ import annotations
 
@@ -64,12 +64,11 @@ def test_a_stop_asked_for_in_the_last_step_is_not_forgotten(make_job, monkeypatc
     job = make_job("stopped-late")
     run_dir = RunDir(Path(job.run_dir))
 
-    class EndsAsAsked:
-        def fit(self):
-            os.kill(os.getpid(), signal.SIGTERM)
-            commit_json(run_dir.model("rationale") / "config.json", {})
+    def end_as_asked(group, work):
+        os.kill(os.getpid(), signal.SIGTERM)
+        commit_json(run_dir.model("rationale") / "config.json", {})
 
-    monkeypatch.setattr("launcher.training.launch._trainer", lambda job, num_losses: EndsAsAsked())
+    monkeypatch.setattr("launcher.training.launch.RankGroup.run", end_as_asked)
     with pytest.raises(Stopped):
         launch_training(job)
 

@@ -1,0 +1,98 @@
+"""Room for the workers of a training on a Ray cluster, reserved by placement groups."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data_shards.atomic_files import commit_bytes
+from launcher.config.settings import Cluster
+
+FEWER_AFTER_S = 10.0  # of waiting for all workers, where fewer are allowed
+SAY_EVERY_S = 30.0
+_LOOK_EVERY_S = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Room for one worker: a bundle of a placement group, and the node on which it is."""
+
+    group: str  # the id of the placement group
+    bundle: int
+    node: str
+
+
+class Reservation:
+    """Processors and GPUs for ``cluster.num_workers`` workers; with ``cluster.min_workers``, for as many as there are.
+
+    Ray reserves another place where a node is lost, and the missing ones as soon as nodes join.
+
+    Args:
+        note: a file for the ids of the placement groups, for ``release``.
+    """
+
+    def __init__(self, cluster: Cluster, note: Path) -> None:
+        from ray.util.placement_group import placement_group
+
+        self._wanted, self._note = cluster.num_workers, note
+        self._least = cluster.min_workers or cluster.num_workers
+        self._bundle = {"CPU": float(cluster.cpus_per_worker)} | ({"GPU": 1.0} if cluster.use_gpu else {})
+        sizes = [1] * self._wanted if cluster.min_workers else [self._wanted]
+        self._groups = [placement_group([self._bundle] * size) for size in sizes]
+        note.parent.mkdir(parents=True, exist_ok=True)
+        commit_bytes(note, "\n".join(group.id.hex() for group in self._groups).encode())
+
+    def places(self) -> list[Place]:
+        """Return the places that are reserved at present, those of one node beside each other."""
+        from ray.util.placement_group import placement_group_table
+
+        found = []
+        for group in self._groups:
+            table = placement_group_table(group)
+            if table.get("state") == "CREATED":
+                nodes = table["bundles_to_node_id"]
+                found += [Place(group.id.hex(), int(bundle), node) for bundle, node in nodes.items()]
+        first = {place.node: -number for number, place in enumerate(reversed(found))}
+        return sorted(found, key=lambda place: first[place.node])
+
+    def wait(self, report: Callable[[str], None]) -> list[Place]:
+        """Return the places once all are reserved, or after some seconds those that are, if they are enough."""
+        started = said = time.monotonic()
+        while True:
+            places, now = self.places(), time.monotonic()
+            enough = self._least <= len(places) and now - started > FEWER_AFTER_S
+            if len(places) == self._wanted or enough:
+                return places
+            if now - said > SAY_EVERY_S:
+                said = now
+                needs = " and ".join(f"{number:g} {name}" for name, number in self._bundle.items())
+                report(
+                    f"  waiting for room on the cluster: {len(places)} of {self._wanted} workers have a place, each "
+                    f"needs {needs}; `ray status` shows what is in use"
+                )
+            time.sleep(_LOOK_EVERY_S)
+
+    def strategy(self, place: Place) -> Any:
+        """Return what places an actor there."""
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        group = next(group for group in self._groups if group.id.hex() == place.group)
+        return PlacementGroupSchedulingStrategy(group, place.bundle)
+
+    def close(self) -> None:
+        """Give the places back; Ray ends what runs there."""
+        release(self._note)
+
+
+def release(note: Path) -> None:
+    """Give back the places whose ids a reservation has written into a file, from any process of the cluster."""
+    import ray
+    from ray.util.placement_group import PlacementGroup, remove_placement_group
+
+    if note.exists():
+        for name in note.read_text(encoding="utf-8").split():
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
+        note.unlink(missing_ok=True)
