@@ -33,10 +33,10 @@ def use_whole_gradients(engine: Any, *, clip_norm: float, in_place: bool = False
         clip_norm: largest norm of all gradients together, 0 clips nothing. In fp32 the engine's own clipping must be
             off; in bf16 it is not asked.
         in_place: let fp32 gradients be parts of one tensor in all steps, at the same addresses, as CUDA graphs need
-            it. It takes no memory for averaging, and a pass over the gradients more. Those of bf16 always are.
+            it. Those of bf16 always are, and those of several ranks: one collective averages them where they are.
     """
     if not engine.bfloat16_enabled():
-        if in_place:
+        if in_place or dist.get_world_size() > 1:
             _keep_in_place(engine)
         engine.buffered_allreduce_fallback = partial(_average_and_clip, engine, clip_norm)
         return
@@ -68,38 +68,30 @@ def _keep_in_place(engine: Any) -> None:
     engine.flat_gradients = torch.zeros(
         sum(parameter.numel() for parameter in parameters), dtype=parameters[0].dtype, device=parameters[0].device
     )
-    _set_gradients(parameters, engine.flat_gradients)
+    parts = engine.flat_gradients.split([parameter.numel() for parameter in parameters])
+    for parameter, part in zip(parameters, parts, strict=True):
+        parameter.grad = part.view_as(parameter)
     engine.zero_grad = engine.flat_gradients.zero_
 
 
 @torch.no_grad()
 def _average_and_clip(engine: Any, clip_norm: float, **_: Any) -> None:
-    """Average fp32 gradients, afterwards parts of one tensor if there are several ranks, and clip them."""
-    parameters = _trained(engine)
-    # All ranks must average equally many values.
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    if dist.get_world_size() > 1:
-        flat = getattr(engine, "flat_gradients", None)
-        if flat is None:
-            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-            gradients = _set_gradients(parameters, flat)
-        _average([flat])
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if clip_norm > 0:
-        torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+    """Average fp32 gradients over ranks and clip them; of several ranks they are parts of one tensor."""
+    parameters, world_size = _trained(engine), dist.get_world_size()
+    if world_size > 1:
+        dist.all_reduce(engine.flat_gradients)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]) / world_size
     engine._global_grad_norm = norm
+    if (flat := getattr(engine, "flat_gradients", None)) is None:
+        if clip_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
+        return
+    factor = (clip_norm / (norm + 1e-6)).clamp(max=1.0) if clip_norm > 0 else torch.ones_like(norm)
+    flat.mul_(factor / world_size)  # one pass for both
 
 
 def _trained(engine: Any) -> list[torch.nn.Parameter]:
     return [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
-
-
-def _set_gradients(parameters: list[torch.nn.Parameter], flat: torch.Tensor) -> list[torch.Tensor]:
-    parts = flat.split([parameter.numel() for parameter in parameters])
-    gradients = [part.view_as(parameter) for parameter, part in zip(parameters, parts, strict=True)]
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-    return gradients
 
 
 @torch.no_grad()
