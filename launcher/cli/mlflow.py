@@ -77,6 +77,7 @@ def sync(
     with errors_as_messages():
         allow([folder], allow_extensions)
         from data_shards.atomic_files import read_json
+        from launcher.runs.adoption import copied_from
         from launcher.runs.ownership import owner
         from launcher.runs.places import uri_around
         from launcher.runs.run_dir import RunDir, RunError
@@ -84,6 +85,11 @@ def sync(
 
         run_dir = RunDir(folder)
         settings = settings_of(run_dir)
+        if source := copied_from(run_dir):
+            raise RunError(
+                f"{folder} is a copy of {source}, and its values would be sent to the MLflow runs of that one; send "
+                "them from there, or make this folder a run of its own with `mmcot run ... --adopt`"
+            )
         last_uri = read_json(run_dir.mlflow_state).get("uri") if run_dir.mlflow_state.exists() else None
         uri = (
             uri or settings.tracking.uri or (last_uri and uri_around(folder, last_uri))

@@ -141,7 +141,8 @@ class RankGroup:
         waiting = {}
         for place, rank in rank_places(prepared, address, port).items():
             answer = processes[place].actor.run.remote(work, self._job, rank, self._last.get(place))
-            waiting[answer] = Watched(processes[place].actor, task=rank.rank, name=prepared[place].name)
+            # It has answered, so a silence counts from now on.
+            waiting[answer] = Watched(processes[place].actor, task=rank.rank, name=prepared[place].name, progress_of=0)
         self._last.update(prepared)
         watch, started = ProgressWatch(self._job.settings.training.hang_timeout_s), time.monotonic()
         while waiting:

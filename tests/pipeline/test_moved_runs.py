@@ -110,6 +110,8 @@ def test_a_half_finished_run_is_moved_and_finished_and_a_copy_of_it_is_adopted(t
     own = ["run", "--config", "runs/copy/run.yaml", "--set", "run.dir=runs/copy", "--set", "run.name=demo"]
     status, output = mmcot(new, ray_folder, *own)
     assert status == 1 and f"runs/copy is a copy of {new}/runs/demo" in output and "--adopt" in output, output
+    status, output = mmcot(new, ray_folder, "sync", "runs/copy")
+    assert status == 1 and "its values would be sent to the MLflow runs of that one" in " ".join(output.split()), output
     status, output = mmcot(new, ray_folder, *own, "--adopt")
     assert status == 0 and "is a run of its own from here on" in output, output
     copy = RunDir(new / "runs" / "copy")
