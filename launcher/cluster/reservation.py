@@ -58,10 +58,15 @@ class Reservation:
         first = {place.node: -number for number, place in enumerate(reversed(found))}
         return sorted(found, key=lambda place: first[place.node])
 
-    def wait(self, report: Callable[[str], None]) -> list[Place]:
-        """Return the places once all are reserved, or after some seconds those that are, if they are enough."""
+    def wait(self, report: Callable[[str], None], check: Callable[[], None]) -> list[Place]:
+        """Return the places once all are reserved, or after some seconds those that are, if they are enough.
+
+        Args:
+            check: called now and then; an error of it ends the wait.
+        """
         started = said = time.monotonic()
         while True:
+            check()
             places, now = self.places(), time.monotonic()
             enough = self._least <= len(places) and now - started > FEWER_AFTER_S
             if len(places) == self._wanted or enough:

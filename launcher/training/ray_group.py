@@ -21,10 +21,15 @@ STANDBY_AFTER_S = 15.0  # of training: a short one is not slowed by the start of
 GROW_AFTER_S = 60.0  # of training with fewer workers: to start again with more computes some steps twice
 START_TIMEOUT_S = 300.0  # of the processes
 SAY_EVERY_S = 30.0
+STOP_WITHIN_S = 10.0  # for ranks that still read a model or a checkpoint, to notice the request themselves
 _MORE_ERRORS_S = 0.5  # after the first error: the end of the process that has caused it may be noticed later
 _ANSWER_S = 5.0  # for a process to say that it is there, or to end
 _LOOK_EVERY_S = 0.5
 LOOPBACK = "127.0.0.1"
+
+
+class StopRequested(RuntimeError):  # noqa: N818, as the next
+    """A stop was requested before the training began; nothing of it is lost."""
 
 
 class RanksFailed(RuntimeError):  # noqa: N818, as launch.py's
@@ -52,7 +57,8 @@ class RankGroup:
 
     def __init__(self, job: TrainJob, report: Callable[[str], None]) -> None:
         self._job, self._report, self._cluster = job, report, job.settings.cluster
-        self._note = RunDir(Path(job.run_dir)).logs / RESERVATION_FILE
+        self._run_dir = RunDir(Path(job.run_dir))
+        self._note = self._run_dir.logs / RESERVATION_FILE
         self._reservation: Reservation | None = None
         self._standby: dict[Place, _Process] = {}
         self._last: dict[Place, Prepared] = {}  # the last process at each place
@@ -79,11 +85,12 @@ class RankGroup:
 
         Raises:
             RanksFailed: a rank raised an error or was lost; all have been ended.
+            StopRequested: a stop of this attempt was requested and the ranks had not begun to train.
         """
         while True:
             if self._reservation is None:
                 self._reservation = Reservation(self._cluster, self._note)
-            places = self._reservation.wait(self._report)
+            places = self._reservation.wait(self._report, self._check_stop)
             processes = {place: self._standing_by(place) or self._start(RayTrainWorker, place) for place in places}
             self._forget_standby()
             try:
@@ -145,10 +152,16 @@ class RankGroup:
             waiting[answer] = Watched(processes[place].actor, task=rank.rank, name=prepared[place].name, progress_of=0)
         self._last.update(prepared)
         watch, started = ProgressWatch(self._job.settings.training.hang_timeout_s), time.monotonic()
+        lines = self._journal_size()
+        stop_at: float | None = None
         while waiting:
             self._settle(waiting, ray.wait(list(waiting), timeout=min(_LOOK_EVERY_S, watch.every_s))[0])
             if hung := watch.hung(waiting.values()):
                 raise RanksFailed(f"rank {hung[0].task} ({hung[0].name}) does not answer (training.hang_timeout_s)")
+            if self._journal_size() == lines:  # its first line says that all ranks have opened what they need
+                stop_at = stop_at or (time.monotonic() + STOP_WITHIN_S if self._has_to_stop() else None)
+                if stop_at and time.monotonic() > stop_at:
+                    self._check_stop()
             trained_s = time.monotonic() - started
             if self.keep_standby and not self._standby and trained_s > STANDBY_AFTER_S:
                 self._standby = {place: self._start(StandbyWorker, place) for place in processes}
@@ -165,6 +178,7 @@ class RankGroup:
         starting = {process.ready: place for place, process in processes.items()}
         found: dict[Place, Prepared] = {}
         while starting:
+            self._check_stop()
             for answer in ray.wait(list(starting), timeout=_LOOK_EVERY_S)[0]:
                 place = starting.pop(answer)
                 try:
@@ -200,6 +214,18 @@ class RankGroup:
             answers = ray.wait(list(waiting), num_returns=1, timeout=_MORE_ERRORS_S)[0] if more else []
         if failed:
             raise RanksFailed("\n".join(f"rank {rank}: {error}" for rank, error in sorted(failed.items())))
+
+    def _has_to_stop(self) -> bool:
+        return self._run_dir.stop_requested(self._job.attempt)
+
+    def _check_stop(self) -> None:
+        """Raise StopRequested if a stop was requested."""
+        if self._has_to_stop():
+            raise StopRequested(f"stage {self._job.stage!r} had not begun to train")
+
+    def _journal_size(self) -> int:
+        path = self._run_dir.journal(self._job.stage)
+        return path.stat().st_size if path.exists() else 0
 
     def _has_more_room(self, num_workers: int) -> bool:
         assert self._reservation is not None

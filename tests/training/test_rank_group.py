@@ -17,8 +17,9 @@ from launcher.cluster import reservation
 from launcher.cluster.auth_token import keep_token_private
 from launcher.cluster.reservation import Place
 from launcher.config.loading import load_settings
+from launcher.runs.run_dir import RunDir
 from launcher.training import ray_group
-from launcher.training.ray_group import RankGroup, RanksFailed, rank_places
+from launcher.training.ray_group import RankGroup, RanksFailed, StopRequested, rank_places
 from launcher.training.ray_worker import Prepared
 
 
@@ -46,7 +47,7 @@ class Group:
         self.folder = folder
         settings = load_settings(preset="demo", overrides=["training.hang_timeout_s=3"])
         settings = settings.model_copy(update={"cluster": settings.cluster.model_copy(update=cluster)})
-        self.job = SimpleNamespace(settings=settings, run_dir=str(folder), stage="rationale")
+        self.job = SimpleNamespace(settings=settings, run_dir=str(folder), stage="rationale", attempt=1)
         self.lines: list[str] = []
         self.group = RankGroup(self.job, self.lines.append)
 
@@ -176,3 +177,26 @@ def test_fewer_workers_train_until_there_is_room_for_all(tmp_path, monkeypatch):
         cluster.shutdown()
     assert [start["world_size"] for start in one.starts()] == [1, 2, 2]
     assert one.lines == ["  there is room for more workers; starting again with them from the last checkpoint"]
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(("num_workers", "what"), [(9, "waits for room"), (1, "reads a model")])
+def test_a_stop_that_is_requested_before_the_training_begins_ends_the_wait(
+    num_workers, what, tmp_path, monkeypatch, ray_up
+):
+    monkeypatch.setattr(ray_group, "STOP_WITHIN_S", 1.0)
+    one = Group(tmp_path, num_workers=num_workers)
+
+    def ask():
+        if what == "reads a model":
+            one.wait_for(1)
+        time.sleep(0.5)
+        RunDir(tmp_path).request_stop(1)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    started = time.monotonic()
+    with one.group, pytest.raises(StopRequested):
+        one.run()
+    thread.join()
+    assert time.monotonic() - started < 30
