@@ -98,10 +98,12 @@ class RayTrainWorker:
             "MASTER_PORT": place.port,
         }
         os.environ.update({name: str(value) for name, value in variables.items()})
-        with contextlib.suppress(ImportError):  # for lists of processes
+        # Ray names the process after the class at every call; one that stood by is called a worker from now on.
+        type(self).__name__ = f"RayTrainWorker {job.stage} rank {place.rank}"
+        with contextlib.suppress(ImportError):
             from ray._raylet import setproctitle  # pyright: ignore[reportAttributeAccessIssue]
 
-            setproctitle(f"ray::RayTrainWorker {job.stage} rank {place.rank}")
+            setproctitle(f"ray::{type(self).__name__}")
         if place.gpus:  # those of the whole node: NCCL copies between GPUs that each process can see
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(place.gpus)
         work(job, rank=place.rank, world_size=place.world_size, gpu_index=place.local_rank if place.gpus else None)

@@ -97,6 +97,7 @@ def test_a_lost_rank_is_replaced_by_a_process_that_stood_by_with_the_same_gpus(t
     monkeypatch.setattr(ray_group, "STANDBY_AFTER_S", 0.0)
     one = Group(tmp_path, use_gpu=True)
     killed: list[float] = []
+    named: list[str] = []
 
     def disturb():
         first = one.wait_for(2)
@@ -106,6 +107,8 @@ def test_a_lost_rank_is_replaced_by_a_process_that_stood_by_with_the_same_gpus(t
         killed.append(time.time())
         os.kill(first[1]["pid"], signal.SIGKILL)
         one.wait_for(4)
+        time.sleep(1.5)  # longer than the interval of looks at the ranks, at each of which Ray names the process anew
+        named.extend(titles())
         (tmp_path / "end").touch()
 
     thread = threading.Thread(target=disturb)
@@ -123,6 +126,7 @@ def test_a_lost_rank_is_replaced_by_a_process_that_stood_by_with_the_same_gpus(t
         assert before["gpu_index"] == after["gpu_index"] == rank and after["LOCAL_RANK"] == str(rank)
         assert before["pid"] != after["pid"] and after["MASTER_ADDR"] == "127.0.0.1"
     assert not any(psutil.pid_exists(start["pid"]) for start in starts[:2])
+    assert all(any(f"ray::RayTrainWorker rationale rank {rank}" in name for name in named) for rank in (0, 1))
 
 
 def titles():
