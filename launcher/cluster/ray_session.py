@@ -42,6 +42,22 @@ def worker_variables(cluster: Cluster) -> dict[str, str]:
     return (on_gpus if cluster.use_gpu is True else {}) | same | given
 
 
+def _print_no_lost_workers() -> None:
+    """Keep Ray from printing a kilobyte on standard output for each lost worker, which commands report themselves."""
+    from ray._private import worker
+
+    show = getattr(worker, "print_to_stdstream", None)
+    if show is None or hasattr(show, "leaves_out_lost_workers"):
+        return
+
+    def show_others(data: dict[str, Any], *arguments: Any, **options: Any) -> None:
+        if not any(line.startswith("A worker died or was killed") for line in data.get("lines", ())):
+            show(data, *arguments, **options)
+
+    show_others.leaves_out_lost_workers = True  # pyright: ignore[reportFunctionMemberAccess]
+    worker.print_to_stdstream = show_others
+
+
 @contextlib.contextmanager
 def ray_session(cluster: Cluster) -> Iterator[None]:
     """Connect to Ray while the block lasts; a local Ray ends with the block.
@@ -59,6 +75,7 @@ def ray_session(cluster: Cluster) -> Iterator[None]:
     if ray.is_initialized():  # in a tuning's trial
         yield
         return
+    _print_no_lost_workers()
     handler = signal.getsignal(signal.SIGTERM)
     needed = cluster.num_workers * cluster.cpus_per_worker
     # Only where there is any: with variables of its own no worker can be started in advance.

@@ -39,7 +39,7 @@ def signal_ranks(run_dir: RunDir, faults: list[tuple[int, int]], signalled: list
 
 
 @pytest.mark.long
-def test_ranks_killed_with_9_and_hung_are_replaced_and_the_training_ends_at_its_last_step(make_job, ray_up):
+def test_ranks_killed_with_9_and_hung_are_replaced_and_the_training_ends_at_its_last_step(make_job, ray_up, capfd):
     job = dataclasses.replace(make_job("ray-faults", hang_timeout_s=5), num_steps=100)
     run_dir, signalled, lines = RunDir(Path(job.run_dir)), [], []
     faults = [(2, signal.SIGKILL), (40, signal.SIGSTOP)]
@@ -58,6 +58,7 @@ def test_ranks_killed_with_9_and_hung_are_replaced_and_the_training_ends_at_its_
     assert (run_dir.model("rationale") / "model.safetensors").exists()
     assert "Timeout (0:00:05)!" in (run_dir.logs / "rationale-rank0.log").read_text()
     assert not psutil.pid_exists(signalled[1])
+    assert "A worker died" not in capfd.readouterr().out  # Ray's own lines
 
 
 def test_a_stop_asked_for_in_the_last_step_is_not_forgotten(make_job, monkeypatch):
