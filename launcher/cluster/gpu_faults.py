@@ -57,7 +57,7 @@ def note_fault(path: Path, error: BaseException) -> None:
     context = ray.get_runtime_context()
     import torch
 
-    number = torch.cuda.current_device() if torch.cuda.is_initialized() else 0
+    number = torch.cuda.current_device() if torch.cuda.is_initialized() else int(os.environ.get("LOCAL_RANK", 0))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")  # those of all ranks of this node
     gpu = int(visible[number]) if number < len(visible) and visible[number].isdecimal() else number
     commit_json(

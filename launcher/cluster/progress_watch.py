@@ -55,7 +55,7 @@ class ProgressWatch:
 
     def _has_moved(self, worker: Watched) -> bool:
         import ray
-        from ray.exceptions import RayActorError
+        from ray.exceptions import RayError
 
         before = worker.progress_of
         if worker.request is not None:
@@ -63,7 +63,7 @@ class ProgressWatch:
                 return False
             try:
                 worker.progress_of, worker.name = ray.get(worker.request)
-            except RayActorError:  # if the worker is gone, its task's answer has the same error
+            except RayError:  # if the worker is gone, its task's answer has the same error
                 worker.request = None
                 return False
         worker.request = worker.actor.progress_of.options(concurrency_group="watch").remote()

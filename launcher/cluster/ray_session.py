@@ -42,20 +42,15 @@ def worker_variables(cluster: Cluster) -> dict[str, str]:
     return (on_gpus if cluster.use_gpu is True else {}) | same | given
 
 
-def _print_no_lost_workers() -> None:
-    """Keep Ray from printing a kilobyte on standard output for each lost worker, which commands report themselves."""
+def _print_no_messages_of_ray() -> None:
+    """Keep Ray from printing its own messages on lost workers and nodes on standard output, kilobytes for each one.
+
+    Commands report themselves what was lost, and Ray's logs have the rest.
+    """
     from ray._private import worker
 
-    show = getattr(worker, "print_to_stdstream", None)
-    if show is None or hasattr(show, "leaves_out_lost_workers"):
-        return
-
-    def show_others(data: dict[str, Any], *arguments: Any, **options: Any) -> None:
-        if not any(line.startswith("A worker died or was killed") for line in data.get("lines", ())):
-            show(data, *arguments, **options)
-
-    show_others.leaves_out_lost_workers = True  # pyright: ignore[reportFunctionMemberAccess]
-    worker.print_to_stdstream = show_others
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda data, **options: None
 
 
 @contextlib.contextmanager
@@ -75,7 +70,7 @@ def ray_session(cluster: Cluster) -> Iterator[None]:
     if ray.is_initialized():  # in a tuning's trial
         yield
         return
-    _print_no_lost_workers()
+    _print_no_messages_of_ray()
     handler = signal.getsignal(signal.SIGTERM)
     needed = cluster.num_workers * cluster.cpus_per_worker
     # Only where there is any: with variables of its own no worker can be started in advance.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +14,13 @@ from data_shards.atomic_files import commit_bytes
 from launcher.config.settings import Cluster
 
 FEWER_AFTER_S = 10.0  # of waiting for all workers, where fewer are allowed
+GIVE_BACK_AFTER_S = 60.0  # of waiting with some places reserved
 SAY_EVERY_S = 30.0
 _LOOK_EVERY_S = 0.1
+
+
+class PlacesLost(RuntimeError):  # noqa: N818, as the errors of lost ranks
+    """Places are no longer reserved, or their nodes no longer there; to reserve again may help."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,26 +42,39 @@ class Reservation:
     """
 
     def __init__(self, cluster: Cluster, note: Path) -> None:
-        from ray.util.placement_group import placement_group
-
         self._wanted, self._note = cluster.num_workers, note
         self._least = cluster.min_workers or cluster.num_workers
+        self._sizes = [1] * self._wanted if cluster.min_workers else [self._wanted]
         self._bundle = {"CPU": float(cluster.cpus_per_worker)} | ({"GPU": 1.0} if cluster.use_gpu else {})
-        sizes = [1] * self._wanted if cluster.min_workers else [self._wanted]
-        self._groups = [placement_group([self._bundle] * size) for size in sizes]
-        note.parent.mkdir(parents=True, exist_ok=True)
-        commit_bytes(note, "\n".join(group.id.hex() for group in self._groups).encode())
+        self._groups: list[Any] = []
+        self._reserve()
+
+    def _reserve(self) -> None:
+        from ray.util.placement_group import placement_group
+
+        self._groups = [placement_group([self._bundle] * size) for size in self._sizes]
+        try:
+            self._note.parent.mkdir(parents=True, exist_ok=True)
+            commit_bytes(self._note, self._ids().encode())
+        except BaseException:
+            self.close()
+            raise
+
+    def _ids(self) -> str:
+        return "\n".join(group.id.hex() for group in self._groups)
 
     def places(self) -> list[Place]:
         """Return the places that are reserved at present, those of one node beside each other."""
+        import ray
         from ray.util.placement_group import placement_group_table
 
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         found = []
         for group in self._groups:
             table = placement_group_table(group)
             if table.get("state") == "CREATED":
                 nodes = table["bundles_to_node_id"]
-                found += [Place(group.id.hex(), int(bundle), node) for bundle, node in nodes.items()]
+                found += [Place(group.id.hex(), int(bundle), node) for bundle, node in nodes.items() if node in alive]
         first = {place.node: -number for number, place in enumerate(reversed(found))}
         return sorted(found, key=lambda place: first[place.node])
 
@@ -63,14 +83,24 @@ class Reservation:
 
         Args:
             check: called now and then; an error of it ends the wait.
+
+        Raises:
+            PlacesLost: what was reserved was given back by another process.
         """
-        started = said = time.monotonic()
+        started = said = reserved = time.monotonic()
         while True:
             check()
             places, now = self.places(), time.monotonic()
             enough = self._least <= len(places) and now - started > FEWER_AFTER_S
             if len(places) == self._wanted or enough:
                 return places
+            if self._were_given_back():
+                raise PlacesLost("the places of the workers were given back by another process")
+            if places and now - reserved > GIVE_BACK_AFTER_S:  # two trainings could each wait for what the other holds
+                self.close()
+                time.sleep(random.uniform(1.0, 10.0))
+                self._reserve()
+                reserved = time.monotonic()
             if now - said > SAY_EVERY_S:
                 said = now
                 needs = " and ".join(f"{number:g} {name}" for name, number in self._bundle.items())
@@ -79,6 +109,11 @@ class Reservation:
                     f"needs {needs}; `ray status` shows what is in use"
                 )
             time.sleep(_LOOK_EVERY_S)
+
+    def _were_given_back(self) -> bool:
+        from ray.util.placement_group import placement_group_table
+
+        return any(placement_group_table(group).get("state", "REMOVED") == "REMOVED" for group in self._groups)
 
     def strategy(self, place: Place) -> Any:
         """Return what places an actor there."""
@@ -89,7 +124,14 @@ class Reservation:
 
     def close(self) -> None:
         """Give the places back; Ray ends what runs there."""
-        release(self._note)
+        from ray.util.placement_group import remove_placement_group
+
+        ids, groups, self._groups = self._ids(), self._groups, []
+        for group in groups:
+            remove_placement_group(group)
+        with contextlib.suppress(FileNotFoundError):
+            if self._note.read_text(encoding="utf-8") == ids:  # not those of a later attempt
+                self._note.unlink()
 
 
 def release(note: Path) -> None:
@@ -97,7 +139,7 @@ def release(note: Path) -> None:
     import ray
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    if note.exists():
+    with contextlib.suppress(FileNotFoundError):  # released already
         for name in note.read_text(encoding="utf-8").split():
             remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
-        note.unlink(missing_ok=True)
+        note.unlink()

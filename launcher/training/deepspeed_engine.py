@@ -64,7 +64,7 @@ def init_distributed(
 
     Args:
         gpu_index: which of the GPUs that this process sees is its own; None where the launcher has chosen it already,
-            as Ray Train does.
+            as srun may.
         precision: in which the training computes.
         tf32: see ``open_device``.
         timeout_s: seconds after which a collective without an answer fails.
@@ -74,7 +74,7 @@ def init_distributed(
     """
     open_device(use_gpu=use_gpu, index=gpu_index, precision=precision, tf32=tf32)
     refuse_pickles()
-    listen_on_ranks_network()  # under Ray the group is open already
+    listen_on_ranks_network()
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     timeout = datetime.timedelta(seconds=timeout_s)
     deepspeed.init_distributed("nccl" if use_gpu else "gloo", timeout=timeout, verbose=False)

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from launcher.cluster.progress_watch import ProgressWatch, Watched
-from launcher.cluster.reservation import Place, Reservation
+from launcher.cluster.reservation import Place, PlacesLost, Reservation
 from launcher.runs.run_dir import RunDir
 from launcher.stages.jobs import TrainJob
 from launcher.training.ray_worker import Prepared, RankPlace, RayTrainWorker
@@ -19,6 +19,7 @@ from launcher.training.ray_worker import Prepared, RankPlace, RayTrainWorker
 RESERVATION_FILE = "placement_group"  # in the run's logs: what Ray has reserved for the running training
 STANDBY_AFTER_S = 15.0  # of training: a short one is not slowed by the start of more processes
 GROW_AFTER_S = 60.0  # of training with fewer workers: to start again with more computes some steps twice
+MAX_PLACES_LOST = 20  # before any rank ran, in one training
 START_TIMEOUT_S = 300.0  # of the processes
 SAY_EVERY_S = 30.0
 STOP_WITHIN_S = 10.0  # for ranks that still read a model or a checkpoint, to notice the request themselves
@@ -62,6 +63,7 @@ class RankGroup:
         self._reservation: Reservation | None = None
         self._standby: dict[Place, _Process] = {}
         self._last: dict[Place, Prepared] = {}  # the last process at each place
+        self._num_places_lost = 0
         self.keep_standby = True
 
     def __enter__(self) -> RankGroup:
@@ -72,11 +74,11 @@ class RankGroup:
 
     def give_up_places(self) -> None:
         """Give back what is reserved; the next run reserves anew."""
-        if self._reservation is not None:
-            self._reservation.close()
-        self._reservation = None
+        reservation, self._reservation = self._reservation, None
         self._standby.clear()
         self._last.clear()
+        if reservation is not None:
+            reservation.close()
 
     def run(self, work: Callable[..., None]) -> None:
         """Call ``work(job, rank=, world_size=, gpu_index=)`` in every rank, and return when all have returned.
@@ -88,20 +90,28 @@ class RankGroup:
             StopRequested: a stop of this attempt was requested and the ranks had not begun to train.
         """
         while True:
-            if self._reservation is None:
-                self._reservation = Reservation(self._cluster, self._note)
-            places = self._reservation.wait(self._report, self._check_stop)
-            processes = {place: self._standing_by(place) or self._start(RayTrainWorker, place) for place in places}
-            self._forget_standby()
+            processes: dict[Place, _Process] = {}
             try:
+                if self._reservation is None:
+                    self._reservation = Reservation(self._cluster, self._note)
+                for place in self._reservation.wait(self._report, self._check_stop):
+                    processes[place] = self._standing_by(place) or self._start(RayTrainWorker, place)
+                self._forget_standby()
                 if self._work(work, processes):
                     _end_gently(processes)
                     return
-            except BaseException:
+                self._report("  there is room for more workers; starting again with them from the last checkpoint")
+            except PlacesLost:  # before any rank ran, so no attempt of the training was lost
+                self._replace_places()
+            finally:
                 _end(processes)
-                raise
-            _end(processes)
-            self._report("  there is room for more workers; starting again with them from the last checkpoint")
+
+    def _replace_places(self) -> None:
+        """Reserve anew where the places were given back; those of a lost node Ray replaces itself."""
+        self._num_places_lost += 1
+        if self._num_places_lost > MAX_PLACES_LOST:
+            raise RanksFailed(f"places for workers were lost {self._num_places_lost} times before any of them ran")
+        self.give_up_places()
 
     def _start(self, kind: type, place: Place) -> _Process:
         """Start a process. The place holds the processors; its first process learns which GPU it holds."""
@@ -158,14 +168,15 @@ class RankGroup:
             self._settle(waiting, ray.wait(list(waiting), timeout=min(_LOOK_EVERY_S, watch.every_s))[0])
             if hung := watch.hung(waiting.values()):
                 raise RanksFailed(f"rank {hung[0].task} ({hung[0].name}) does not answer (training.hang_timeout_s)")
-            if self._journal_size() == lines:  # its first line says that all ranks have opened what they need
-                stop_at = stop_at or (time.monotonic() + STOP_WITHIN_S if self._has_to_stop() else None)
-                if stop_at and time.monotonic() > stop_at:
+            trained_s, has_to_stop = time.monotonic() - started, self._has_to_stop()
+            if has_to_stop:
+                stop_at = stop_at or trained_s + STOP_WITHIN_S
+                # Its first line says that all ranks have opened what they need.
+                if trained_s > stop_at and self._journal_size() == lines:
                     self._check_stop()
-            trained_s = time.monotonic() - started
             if self.keep_standby and not self._standby and trained_s > STANDBY_AFTER_S:
                 self._standby = {place: self._start(StandbyWorker, place) for place in processes}
-            if trained_s > GROW_AFTER_S and self._has_more_room(len(processes)):
+            if trained_s > GROW_AFTER_S and not has_to_stop and self._has_more_room(len(processes)):
                 return False
         return True
 
@@ -184,12 +195,16 @@ class RankGroup:
                 try:
                     found[place] = ray.get(answer)
                 except RayError as error:
+                    if place not in self._reserved():
+                        raise PlacesLost(f"node {place.node} was lost") from None
                     raise RanksFailed(f"a worker could not start: {error}") from None
                 if found[place].node != place.node:
-                    raise RanksFailed(f"node {place.node} was lost while a worker started on it")
+                    raise PlacesLost(f"node {place.node} was lost")
                 if place in self._last:  # only the first process at a place was told its GPU
                     found[place] = dataclasses.replace(found[place], gpus=self._last[place].gpus)
             now = time.monotonic()
+            if starting and not set(starting.values()) <= self._reserved():
+                raise PlacesLost("a node was lost while workers started")
             if now - started > START_TIMEOUT_S:
                 raise RanksFailed(f"{len(starting)} of {len(processes)} workers did not start in {START_TIMEOUT_S:g} s")
             if now - said > SAY_EVERY_S:
@@ -224,8 +239,13 @@ class RankGroup:
             raise StopRequested(f"stage {self._job.stage!r} had not begun to train")
 
     def _journal_size(self) -> int:
-        path = self._run_dir.journal(self._job.stage)
-        return path.stat().st_size if path.exists() else 0
+        with contextlib.suppress(FileNotFoundError), open(self._run_dir.journal(self._job.stage), "rb") as file:
+            return file.seek(0, 2)  # opened, so that another node's lines are seen on NFS
+        return 0
+
+    def _reserved(self) -> set[Place]:
+        assert self._reservation is not None
+        return set(self._reservation.places())
 
     def _has_more_room(self, num_workers: int) -> bool:
         assert self._reservation is not None

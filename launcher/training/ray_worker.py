@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import faulthandler
 import logging
 import os
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from importlib import import_module
@@ -23,6 +25,8 @@ from launcher.runs.system_metrics import sampling
 from launcher.stages.hub import fetch_pretrained
 from launcher.stages.jobs import TrainJob
 from launcher.training.compile_locks import clear_compile_locks
+
+_LEAVE_S = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,10 +111,7 @@ class RayTrainWorker:
         if place.gpus:  # those of the whole node: NCCL copies between GPUs that each process can see
             os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(place.gpus)
         work(job, rank=place.rank, world_size=place.world_size, gpu_index=place.local_rank if place.gpus else None)
-        from torch import distributed
-
-        if distributed.is_initialized():
-            distributed.destroy_process_group()
+        _leave_group()
 
     def progress_of(self) -> tuple[int, str]:
         """Return a number that grows with each answer, and the name of this process: a stopped process gives none."""
@@ -118,11 +119,24 @@ class RayTrainWorker:
         return self._num_answers, self._name
 
 
+def _leave_group() -> None:
+    """Leave the process group, if that succeeds soon: the work is done, and the process ends anyway."""
+    from torch import distributed
+
+    def leave() -> None:
+        with contextlib.suppress(Exception):
+            distributed.destroy_process_group()
+
+    if distributed.is_initialized():
+        (thread := threading.Thread(target=leave, daemon=True)).start()
+        thread.join(_LEAVE_S)
+
+
 def _end_process(process: Prepared) -> None:
     """End a process of this node that Ray was asked to end: a stopped one does not, and would keep its memory."""
     with contextlib.suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
         former = psutil.Process(process.pid)
-        if former.create_time() == process.created:
+        if abs(former.create_time() - process.created) < 2.0:  # it moves a little where the clock is set
             former.kill()
             former.wait(10.0)
 
@@ -181,9 +195,11 @@ def _is_refusal(error: Exception) -> bool:
 
 
 def _is_lost_peer(error: Exception) -> bool:
-    """Whether an error only means that another process has ended."""
+    """Whether an error only means that another process has ended, or came first."""
     from torch.distributed import DistError
 
+    if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:  # another process took rank 0's port
+        return True
     # "DataLoader worker (pid" means killed; an exception reads "Caught ... in DataLoader worker".
     parts = ("gloo", "NCCL", "Connection closed by peer", "DataLoader worker (pid")
     return isinstance(error, DistError) or any(part in str(error) for part in parts)

@@ -15,7 +15,7 @@ import pytest
 
 from launcher.cluster import reservation
 from launcher.cluster.auth_token import keep_token_private
-from launcher.cluster.reservation import Place
+from launcher.cluster.reservation import Place, PlacesLost, Reservation, release
 from launcher.config.loading import load_settings
 from launcher.runs.run_dir import RunDir
 from launcher.training import ray_group
@@ -204,3 +204,17 @@ def test_a_stop_that_is_requested_before_the_training_begins_ends_the_wait(
         one.run()
     thread.join()
     assert time.monotonic() - started < 30
+
+
+@pytest.mark.ray
+def test_a_reservation_gives_back_its_own_places_alone_and_notices_that_it_has_none(tmp_path, ray_up):
+    cluster = load_settings(preset="demo").cluster.model_copy(update={"num_workers": 1})
+    note = tmp_path / "note"
+    former, later = Reservation(cluster, note), Reservation(cluster, note)  # of two attempts of a run
+    former.close()
+    assert len(later.wait(lambda line: None, lambda: None)) == 1 and note.exists()
+    release(note)
+    release(note)  # a second time, nothing is left to do
+    with pytest.raises(PlacesLost, match="given back by another process"):
+        later.wait(lambda line: None, lambda: None)
+    later.close()
