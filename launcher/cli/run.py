@@ -88,6 +88,9 @@ def tune(
         given = {"num_samples": num_samples, "max_concurrent": max_concurrent}
         extra = [f"tuning.{name}={value}" for name, value in given.items() if value is not None]
         settings = load_settings(preset=preset, config=config, overrides=[*set_, *extra])
+        from launcher.runs.run_settings import of_moved_folder
+
+        settings = of_moved_folder(settings, config, set_)
         from launcher.cli.console import open_console
         from launcher.runs.progress import Phase
 
@@ -108,6 +111,9 @@ def ablate(preset: Preset = None, config: Config = None, set_: Set = [], adopt: 
         from launcher.config.loading import load_settings
 
         settings = load_settings(preset=preset or (None if config else "ablation"), config=config, overrides=set_)
+        from launcher.runs.run_settings import of_moved_folder
+
+        settings = of_moved_folder(settings, config, set_)
         from launcher.cli.console import open_console
         from launcher.runs.progress import Phase
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_shards.atomic_files import commit_bytes
+from data_shards.atomic_files import commit_json, read_json
 from launcher.config.settings import Cluster
 
 FEWER_AFTER_S = 10.0  # of waiting for all workers, where fewer are allowed
@@ -38,7 +38,7 @@ class Reservation:
     Ray reserves another place where a node is lost, and the missing ones as soon as nodes join.
 
     Args:
-        note: a file for the ids of the placement groups, for ``release``.
+        note: a file for the ids of the placement groups and its own place, for ``release``.
     """
 
     def __init__(self, cluster: Cluster, note: Path) -> None:
@@ -55,13 +55,13 @@ class Reservation:
         self._groups = [placement_group([self._bundle] * size) for size in self._sizes]
         try:
             self._note.parent.mkdir(parents=True, exist_ok=True)
-            commit_bytes(self._note, self._ids().encode())
+            commit_json(self._note, {"file": str(self._note.absolute()), "groups": self._ids()})
         except BaseException:
             self.close()
             raise
 
-    def _ids(self) -> str:
-        return "\n".join(group.id.hex() for group in self._groups)
+    def _ids(self) -> list[str]:
+        return [group.id.hex() for group in self._groups]
 
     def places(self) -> list[Place]:
         """Return the places that are reserved at present, those of one node beside each other."""
@@ -129,9 +129,8 @@ class Reservation:
         ids, groups, self._groups = self._ids(), self._groups, []
         for group in groups:
             remove_placement_group(group)
-        with contextlib.suppress(FileNotFoundError):
-            if self._note.read_text(encoding="utf-8") == ids:  # not those of a later attempt
-                self._note.unlink()
+        if reserved_by(self._note) == ids:  # not those of a later attempt
+            self._note.unlink(missing_ok=True)
 
 
 def release(note: Path) -> None:
@@ -139,7 +138,18 @@ def release(note: Path) -> None:
     import ray
     from ray.util.placement_group import PlacementGroup, remove_placement_group
 
-    with contextlib.suppress(FileNotFoundError):  # released already
-        for name in note.read_text(encoding="utf-8").split():
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
-        note.unlink()
+    for name in reserved_by(note):
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(name)))
+    note.unlink(missing_ok=True)
+
+
+def reserved_by(note: Path) -> list[str]:
+    """Return the ids in a reservation's file; none where the file came with a copied or moved folder.
+
+    What such a file names is reserved by the process that wrote it, in the first folder.
+    """
+    with contextlib.suppress(FileNotFoundError, ValueError):  # a file of an earlier version is no JSON
+        content = read_json(note)
+        if isinstance(content, dict) and content["file"] == str(note.absolute()):
+            return content["groups"]
+    return []

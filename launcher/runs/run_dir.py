@@ -113,6 +113,11 @@ class RunDir:
         return self.path / "logs" / "identity"
 
     @property
+    def handed_over(self) -> Path:
+        """Which checkpoint of another trial this trial of a tuning began with (``launcher/tuning/handover.py``)."""
+        return self.path / "handed_over.json"
+
+    @property
     def device(self) -> Path:
         """Whether the run computes on GPUs, decided at its first start."""
         return self.path / "device.json"

@@ -111,14 +111,20 @@ def write_first_settings(run_dir: RunDir, settings: Settings) -> list[str]:
         return [note, *write_or_verify_settings(run_dir, settings)]
 
 
-def keep_name(run_dir: RunDir, settings: Settings) -> Settings:
-    """Return the settings with the name that the run has, where the given one follows from its folder alone."""
+def keep_name(run_dir: RunDir, settings: Settings, *, started_as: str | None = None) -> Settings:
+    """Return the settings with the name that the run has, where the given one follows from its folder alone.
+
+    Args:
+        started_as: the name that the same settings have in their default folder, which may have been moved.
+    """
     path, run = run_dir.path / RUN_SETTINGS, settings.run
-    if run.dir is None or run.name != name_of_folder(run.dir) or not path.exists():
+    if run.dir is None or not path.exists():
         return settings
     values = _read_values(run_dir.path)
     known = values.get("run", {}).get("name") if isinstance(values, dict) else None
-    return settings.model_copy(update={"run": run.model_copy(update={"name": known or run.name})})
+    if known is None or (run.name != name_of_folder(run.dir) and known != started_as):
+        return settings
+    return settings.model_copy(update={"run": run.model_copy(update={"name": known})})
 
 
 def keep_zero_stage(run_dir: RunDir, settings: Settings) -> Settings:

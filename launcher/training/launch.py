@@ -17,7 +17,7 @@ from typing import Any
 
 from data_shards.atomic_files import read_json
 from launcher.cluster.gpu_faults import GpuFault, hold_gpus, read_faults
-from launcher.cluster.reservation import release
+from launcher.cluster.reservation import release, reserved_by
 from launcher.cluster.worker_pool import lack_of_memory
 from launcher.runs.run_dir import RunDir
 from launcher.runs.signals import Stopped, end_at_next_stop, handling_stop
@@ -40,8 +40,9 @@ def release_workers(run_dir: RunDir) -> None:
     Ray releases them only after its dashboard reports the end of the driver, and there may be no dashboard.
     """
     note = run_dir.logs / RESERVATION_FILE
-    if note.exists():
+    if reserved_by(note):
         run_dir.request_stop(read_json(run_dir.path / "lock.json")["attempt"])
+    if note.exists():
         release(note)
 
 

@@ -43,7 +43,7 @@ from launcher.tracking.descriptions import describe_tuning
 from launcher.tracking.run_log import RunLog, Tracker, open_tracker
 from launcher.tracking.sending import is_everything_logged, sync_run
 from launcher.tuning.plots import plot_trials
-from launcher.tuning.ray_tune import build_tuner
+from launcher.tuning.ray_tune import run_trials
 from launcher.tuning.results import describe_trials, log_outcome, rank
 from launcher.tuning.space import check_space, with_values
 from launcher.tuning.trial import OBJECTIVES, TrialJob
@@ -76,13 +76,14 @@ def run_tuning(
         raise SettingsError(
             "tuning.search optuna needs a package: pip install 'mmcot[optuna]', or use tuning.search=random"
         )
+    started_as = _name_of(settings, kind)
     settings = in_own_folder(settings, kind)
     run_dir = RunDir(settings.run_dir.absolute())
     settings = with_present_places(run_dir, settings, keep=True)
     check_settings(settings)
     check_machine(settings)
     run_dir.path.mkdir(parents=True, exist_ok=True)
-    settings = keep_zero_stage(run_dir, keep_name(run_dir, settings))
+    settings = keep_zero_stage(run_dir, keep_name(run_dir, settings, started_as=started_as))
     for note in write_or_verify_settings(run_dir, settings):
         report(note)
     if is_finished(settings, run_dir) and not adopt:
@@ -110,7 +111,7 @@ def run_tuning(
             parent_key=f"{run_dir.identity()}/{PARENT}",
             working_dir=os.getcwd(),
         )
-        results = build_tuner(job, concurrent, report).fit()
+        results = run_trials(job, concurrent, report)
         end_trials(base, run_dir)
         (finish or _finish)(settings, run_dir, describe_trials(results, settings), tracker, report)
     return run_dir
@@ -123,7 +124,11 @@ def in_own_folder(settings: Settings, kind: str) -> Settings:
     """
     if settings.run.dir is not None or (settings.run_dir / "trials").is_dir():
         return settings
-    return settings.model_copy(update={"run": settings.run.model_copy(update={"name": f"{settings.run.name}-{kind}"})})
+    return settings.model_copy(update={"run": settings.run.model_copy(update={"name": _name_of(settings, kind)})})
+
+
+def _name_of(settings: Settings, kind: str) -> str:
+    return f"{settings.run.name}-{kind}"
 
 
 def is_finished(settings: Settings, run_dir: RunDir) -> bool:

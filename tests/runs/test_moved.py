@@ -12,6 +12,7 @@ import sys
 import pytest
 
 from data_shards.atomic_files import commit_bytes, commit_json, read_json
+from data_shards.sealed_json import commit_sealed
 from launcher.config.loading import dump_settings, load_settings, tracking_uri
 from launcher.config.settings import SettingsError
 from launcher.runs.adoption import continue_here, copied_from
@@ -339,6 +340,16 @@ def test_an_adopted_copy_has_an_id_of_its_own_in_its_checkpoints_too(tree, said)
     continue_here(copy, report=said.append)
     continue_here(original, report=said.append)
     assert len(said) == 1 and copied_from(copy) is None
+
+
+def test_an_altered_manifest_stays_altered_in_an_adopted_copy(tree, said):
+    original, copy = RunDir(tree / "runs" / "demo"), RunDir(tree / "runs" / "copy")
+    path = original.checkpoints("rationale") / "step-000002" / "manifest.json"
+    commit_sealed(path, {"run_id": original.identity(), "step": 2, "probe_loss": 1.0})
+    commit_json(path, altered := read_json(path) | {"probe_loss": 2.0})
+    shutil.copytree(original.path, copy.path)
+    continue_here(copy, adopt=True, report=said.append)
+    assert read_json(copy.checkpoints("rationale") / "step-000002" / "manifest.json") == altered
 
 
 def test_an_adoption_that_was_killed_is_completed_with_the_same_id(tree, said, monkeypatch):
