@@ -10,7 +10,8 @@ from data_shards.mirror import local_folder
 from launcher.config.settings import Settings
 
 MODEL_FACTS_FILE = "mmcot.json"
-# In a checkpoint's manifest: the run it belongs to (launcher/training/identity.py), or the source trial of a tuning.
+# In a checkpoint's manifest: the run it belongs to (launcher/training/identity.py), and where it was handed over, the
+# trial of a tuning that it is from (launcher/tuning/handover.py).
 IDENTITY_FACTS = ("run_id", "settings_fingerprint", "data_fingerprint", "rationales_fingerprint")
 HANDED_OVER = "handed_over_by"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from data_shards.atomic_files import read_json
 from launcher.config.chains import EVALUATE, PRETRAINED
 from launcher.config.settings import Settings
 from launcher.runs.run_dir import RunDir
@@ -14,9 +15,12 @@ def describe_parent(settings: Settings, run_dir: RunDir) -> dict[str, str]:
     chain = settings.chain
     steps = "\n".join(f"{number}. `{step}`" for number, step in enumerate(chain.steps, start=1))
     losses = ", ".join(f"`{stage}_loss`" for stage in chain.stage_names)
-    return _tag(
-        f"The run `{run_dir.path}`: chain **{settings.run.chain}** ({chain.paper_name}). Each step is a child run:\n\n"
-        f"{steps}\n\nThis run has all settings as parameters, the losses of every training ({losses} and their "
+    given = read_json(run_dir.handed_over) if run_dir.handed_over.exists() else None
+    tags = {f"handed_over.{name}": str(given[name]) for name in ("trial", "step")} if given else {}
+    begun = f"{given['note']}.\n\n" if given else ""
+    return tags | _tag(
+        f"{begun}The run `{run_dir.path}`: chain **{settings.run.chain}** ({chain.paper_name}). Each step is a child "
+        f"run:\n\n{steps}\n\nThis run has all settings as parameters, the losses of every training ({losses} and their "
         "validation losses) and the scores of both splits, so runs can be compared by it alone. The artifact "
         "`report.html` shows questions, curves and attention; `run.yaml` are the settings.\n\n"
         f"Continue or repeat it: `mmcot run --config run.yaml --set run.dir={run_dir.path}`"

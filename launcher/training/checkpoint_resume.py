@@ -31,7 +31,7 @@ from launcher.runs.checkpoint_names import (
     latest_checkpoint,
     step_of,
 )
-from launcher.stages.jobs import HANDED_OVER, IDENTITY_FACTS
+from launcher.stages.jobs import IDENTITY_FACTS
 from launcher.training.checkpoint_files import damage_of, gather, hash_share
 from launcher.training.checkpoint_writer import HostCopies
 from launcher.training.collectives import agreed
@@ -168,7 +168,7 @@ def _check_facts(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) ->
 def _unknown_facts(path: Path, manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]:
     """A note on a checkpoint of an earlier version, which does not name its run."""
     missing = [key for key in IDENTITY_FACTS if key in facts and key not in manifest]
-    if not missing or HANDED_OVER in manifest:
+    if not missing:
         return []
     return [
         f"{path} was written by an earlier version, which did not record {', '.join(missing)}: they could not be "

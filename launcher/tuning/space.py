@@ -70,10 +70,15 @@ def _check_scheduler(settings: Settings) -> None:
         )
 
 
+def without_arm(settings: Settings, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a trial by the names of settings: ``arm`` is replaced by the values of that arm."""
+    own = {name: value for name, value in values.items() if name != "arm"}
+    return settings.tuning.arms[values["arm"]] | own if "arm" in values else own
+
+
 def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
     """The settings of a trial: those of the tuning, overridden by ``values``; ``arm`` adds the values of an arm."""
-    if "arm" in values:
-        values = settings.tuning.arms[values["arm"]] | {name: value for name, value in values.items() if name != "arm"}
+    values = without_arm(settings, values)
     plain = settings.model_dump()
     plain["tuning"] = {}
     chain = values.get("run.chain", settings.run.chain)

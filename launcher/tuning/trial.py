@@ -9,22 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from data_shards.atomic_files import commit_bytes, commit_folder, commit_json, read_json
-from data_shards.sealed_json import commit_sealed
+from data_shards.atomic_files import commit_json, fingerprint, read_json
 from launcher.config.settings import Settings
 from launcher.pipeline.pipeline import run_pipeline
-from launcher.runs.checkpoint_names import LATEST, MANIFEST, as_latest, name_of
+from launcher.runs.checkpoint_names import MANIFEST, name_of
 from launcher.runs.journal import Journal, JournalReader
 from launcher.runs.run_dir import TUNING, RunDir
-from launcher.stages.jobs import HANDED_OVER
-from launcher.tuning.space import with_values
+from launcher.tuning.handover import hand_over
+from launcher.tuning.space import with_values, without_arm
 
 LOOK_EVERY_S = 0.5
 OBJECTIVES = {"validation_loss": "min", "rougeL": "max", "accuracy": "max"}
@@ -125,28 +123,19 @@ def _folder_of_trial(job: TrialJob, trial_id: str, checkpoint: Any, values: dict
     if source.path.name.startswith(trial_id):  # its own checkpoint: the tuning was interrupted
         return source
     stage = job.settings.watched_stage
-    target = RunDir(own.with_name(f"{trial_id}-from-{source.path.name}-{step}"))
-    if not target.checkpoints(stage).exists() and source.path != target.path:
-        copy_checkpoint(source.checkpoints(stage), target.checkpoints(stage), step=step)
+    # The same step of the same trial may come again, with other values: the name tells them apart, and stays short.
+    exchange = fingerprint([source.path.name, step, values])[:8]
+    target = RunDir(own.with_name(f"{trial_id}-from-{source.path.name.partition('-from-')[0]}-{step}-{exchange}"))
+    if not target.checkpoints(stage).exists():
+        settings, names = trial_settings(job.settings, values, target), without_arm(job.settings, values)
+        note = hand_over(source, target, step=step, stage=stage, settings=settings, names=names)
+        _Log(target.path / "logs" / "trial.log")(note)
     return target
 
 
 def has_checkpoint(folder: Path, step: int) -> bool:
     """Whether the checkpoint of this step is committed."""
     return (folder / name_of(step) / MANIFEST).exists()
-
-
-def copy_checkpoint(source: Path, target: Path, *, step: int) -> None:
-    """Copy the checkpoint of a step to another run, of other settings, as its latest."""
-    name = name_of(step)
-    staging = target.with_name(f".staging-{target.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    shutil.copytree(source / name, staging / name)
-    manifest = read_json(staging / name / MANIFEST)
-    origin = {key: manifest.pop(key) for key in ("run_id", "settings_fingerprint") if key in manifest}
-    commit_sealed(staging / name / MANIFEST, {**manifest, HANDED_OVER: origin})
-    commit_bytes(staging / LATEST, as_latest(name))
-    commit_folder(staging, target)
 
 
 class _Log:

@@ -15,6 +15,7 @@ from data_shards.atomic_files import commit_bytes, commit_json, read_json
 from data_shards.indexed_tars import index_tars
 from data_shards.remote_files import list_names, put_bytes, put_file
 from data_shards.sources.question_set import SPLITS
+from launcher.config.loading import dump_settings
 from launcher.runs.run_dir import RunDir, RunError
 from launcher.stages.data_folder import DataFolder
 from launcher.training.checkpoint import CheckpointError, begin_checkpoint, commit_checkpoint
@@ -34,7 +35,7 @@ from launcher.training.identity import (
     store_root,
 )
 from launcher.training.torchrun import read_job
-from launcher.tuning.trial import copy_checkpoint
+from launcher.tuning.handover import hand_over
 
 PLAN = {"plan_fingerprint": "p1", "world_size": 1, "zero_stage": 2, "precision": "fp32", "nvme": False}
 
@@ -319,9 +320,26 @@ def test_a_trial_may_begin_at_the_checkpoint_of_another_with_other_settings(make
     giver, heir = make_run("a", store=False), make_run("b", store=False, training={"learning_rate": 0.5})
     giver.begin()
     giver.save(2, b"handed over")
-    copy_checkpoint(giver.checkpoints, heir.checkpoints, step=2)
+    commit_bytes(giver.run_dir.path / "run.yaml", dump_settings(giver.settings).encode())
+    hand_over(
+        giver.run_dir,
+        heir.run_dir,
+        step=2,
+        stage="rationale",
+        settings=heir.settings,
+        names=["training.learning_rate"],
+    )
     notes, found = heir.begin()
     assert (notes, found.step) == ([], 2) and heir.run_dir.identity() != giver.run_dir.identity()
+    assert {name: found.manifest[name] for name in heir.facts} == heir.facts
+    for key in heir.facts:
+        other = {**PLAN, **heir.facts, key: "another"}
+        with pytest.raises(CheckpointError, match=f"step-000002 was written with {key} = '{heir.facts[key]}'"):
+            find_checkpoint(heir.checkpoints, facts=other, may_commit=lambda: None)
+    with pytest.raises(CheckpointError, match="step-000002 was written with plan_fingerprint = 'p1'"):
+        find_checkpoint(
+            heir.checkpoints, facts={**PLAN, **heir.facts, "plan_fingerprint": "p2"}, may_commit=lambda: None
+        )
 
 
 # Stores of earlier versions: <name>-<settings>/<stage>, without facts

@@ -21,7 +21,7 @@ from launcher.tuning.plots import correlations
 from launcher.tuning.ray_tune import _scheduler
 from launcher.tuning.results import describe_trials, rank
 from launcher.tuning.space import check_space, with_values
-from launcher.tuning.trial import TrialJob, copy_checkpoint, has_checkpoint, run_trial
+from launcher.tuning.trial import TrialJob, run_trial
 from launcher.tuning.tune import _finish, count_concurrent, end_trials, in_own_folder
 
 
@@ -311,18 +311,6 @@ def test_what_decides_the_objective_has_the_highest_importance():
     ]
     found = correlations(trials, ["rate", "other", "kind"], rates**2)
     assert found["rate"] == pytest.approx(1.0) and found["other"] < 0.2 and 0.7 < found["kind"] < 1
-
-
-def test_a_checkpoint_is_handed_over_whole_and_as_the_latest(tmp_path):
-    donor, heir = tmp_path / "a" / "checkpoints", tmp_path / "b" / "checkpoints"
-    for step in (10, 20):
-        (donor / f"step-{step:06d}").mkdir(parents=True)
-        (donor / f"step-{step:06d}" / "manifest.json").write_text("{}")
-    (donor / "LATEST").write_text("step-000020\n")
-    copy_checkpoint(donor, heir, step=10)
-    assert (
-        has_checkpoint(heir, 10) and not has_checkpoint(heir, 20) and (heir / "LATEST").read_text() == "step-000010\n"
-    )
 
 
 def test_a_trial_that_failed_before_its_first_report_keeps_its_values_after_a_restart(tmp_path, tiny_settings):

@@ -163,10 +163,11 @@ def test_population_based_training_hands_weights_over(tmp_path):
     heirs = sorted((tmp_path / "runs" / "lr-tune" / "trials").glob("*-from-*-*"))
     assert heirs, "nothing was handed over"
     for heir in heirs:
-        _, _, rest = heir.name.partition("-from-")
-        donor, _, step = rest.rpartition("-")
+        origin = read_json(heir / "handed_over.json")
+        donor, step = origin["trial"], origin["step"]
+        assert origin["note"] in (tmp_path / "output.log").read_text()
         first = next(point for point in JournalReader(RunDir(heir).journal("rationale")).read() if point["metrics"])
-        assert first["step"] > int(step)
+        assert first["step"] > step
         given = (
             tmp_path
             / "runs"
@@ -175,7 +176,7 @@ def test_population_based_training_hands_weights_over(tmp_path):
             / donor
             / "rationale"
             / "checkpoints"
-            / f"step-{int(step):06d}"
+            / f"step-{step:06d}"
             / "manifest.json"
         )
         assert given.exists()
