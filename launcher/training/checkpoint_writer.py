@@ -15,13 +15,13 @@ first one a thread gets it ahead (``reserve``).
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from data_shards.atomic_files import sha256_of_file
 from launcher.training.background import Background
 from launcher.training.held_files import HeldFiles
 from launcher.training.host_memory import free_bytes
@@ -155,20 +155,42 @@ class FileWriter(Background[dict[Path, dict[str, Any]]]):
 
 
 def _write(states: list[tuple[Path, Any]], at_end: Callable[[], None]) -> dict[Path, dict[str, Any]]:
-    import torch
-
     files = {}
     try:
         for path, state in states:
-            with open(path, "wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-            files[path] = {"size_bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+            files[path] = save_hashed(state, path)
     finally:
         states.clear()
         at_end()
     return files
+
+
+def save_hashed(state: Any, path: Path) -> dict[str, Any]:
+    """Write a state; returns the size and sha256 of what was written, whatever happens to the file afterwards."""
+    import torch
+
+    with open(path, "wb") as file:
+        torch.save(state, hashed := _Hashed(file))
+        file.flush()
+        os.fsync(file.fileno())
+    return {"size_bytes": hashed.size_bytes, "sha256": hashed.digest.hexdigest()}
+
+
+class _Hashed:
+    """A file to write to from its beginning to its end, and the sha256 of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.digest, self.size_bytes = file, hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        """Write bytes."""
+        self.digest.update(data)
+        self.size_bytes += memoryview(data).nbytes
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        """Pass on what is buffered."""
+        self._file.flush()
 
 
 def num_bytes(state: Any) -> int:

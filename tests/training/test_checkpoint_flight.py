@@ -284,10 +284,10 @@ def test_a_disk_that_gets_full_behind_the_training_is_explained_and_the_last_che
 ):
     fly(make_flight(2, store=False))
 
-    def full(path):
+    def full(state, path):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint_writer, "sha256_of_file", full)
+    monkeypatch.setattr(checkpoint_writer, "save_hashed", full)
     flight = make_flight(4, store=False)
     flight.begin(Engine([9.0, 9.0]), facts=FACTS, best=BestLoss())
     flight.wait()

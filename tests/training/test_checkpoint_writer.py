@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import threading
 from collections import OrderedDict
 
@@ -56,8 +57,8 @@ def test_a_shared_tensor_is_copied_once_and_a_part_of_a_large_one_alone():
 
 def test_the_training_goes_on_while_a_file_is_written(tmp_path, monkeypatch):
     may_write = threading.Event()
-    hash_file = checkpoint_writer.sha256_of_file
-    monkeypatch.setattr(checkpoint_writer, "sha256_of_file", lambda path: may_write.wait(10) and hash_file(path))
+    save = checkpoint_writer.save_hashed
+    monkeypatch.setattr(checkpoint_writer, "save_hashed", lambda *values: may_write.wait(10) and save(*values))
     writer = FileWriter([(tmp_path / "a.pt", {"a": 1})])
     assert not writer.is_done
     may_write.set()
@@ -102,3 +103,16 @@ def test_the_state_of_early_stopping_survives_a_checkpoint_also_where_no_loss_wa
         manifest = json.loads(json.dumps({"validation": state.as_fact()}))
         assert BestLoss.of_manifest(manifest) == state
     assert BestLoss.of_manifest({}) == BestLoss()
+
+
+def test_a_state_file_has_the_sha256_of_what_was_written_though_the_disk_has_other_bytes(tmp_path, monkeypatch):
+    path, fsync, written = tmp_path / "state.pt", os.fsync, []
+
+    def alter(descriptor):
+        fsync(descriptor)
+        written.append(path.read_bytes())
+        path.write_bytes(b"?" + written[0][1:])
+
+    monkeypatch.setattr(checkpoint_writer.os, "fsync", alter)
+    found = checkpoint_writer.save_hashed({"a": [1, 2, 3]}, path)
+    assert found == {"size_bytes": len(written[0]), "sha256": hashlib.sha256(written[0]).hexdigest()}
