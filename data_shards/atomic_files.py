@@ -94,6 +94,8 @@ def commit_folder(staging: str | Path, target: str | Path) -> None:
         _fsync(target.parent)
         shutil.rmtree(staging)
         return
+    if not staging.exists():  # another owner has removed it; what stands may be that owner's
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(staging))
     if target.exists():
         shutil.rmtree(target)
     os.replace(staging, target)

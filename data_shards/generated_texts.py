@@ -133,6 +133,11 @@ def write_task(output_dir: str | Path, task: Task, lines: list[dict[str, Any]]) 
     return path
 
 
+def sha256_written(output_dir: str | Path, task: Task) -> str:
+    """The sha256 of what ``write_task`` has written last, from the ledger."""
+    return read_json(_entry(output_dir, task))["sha256"]
+
+
 def _entry(output_dir: str | Path, task: Task) -> Path:
     return Path(output_dir) / _LEDGER / f"{Path(task.file_name).with_suffix('.json')}"
 

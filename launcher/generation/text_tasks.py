@@ -25,6 +25,7 @@ from data_shards.generated_texts import (
     open_output,
     read_lines,
     reason_to_write_again,
+    sha256_written,
     write_task,
 )
 from data_shards.index import rows_of_extension
@@ -117,7 +118,10 @@ class GenerationWorker(Worker):
         if self.following is not None:
             self.loader.start(self.following)
         self._write(task, loaded)
-        file = _describe(Path(self.job.output_dir) / task.file_name, task, self.job.stage)
+        path = Path(self.job.output_dir) / task.file_name
+        file = _describe(path, task, self.job.stage)
+        if file["sha256"] != sha256_written(self.job.output_dir, task):
+            raise GenerationError(f"{path} is not what was written to it a moment ago; check the disk")
         self.free_since = time.perf_counter()
         return TaskDone(file, self.free_since - started, waited)
 
@@ -145,8 +149,7 @@ class GenerationWorker(Worker):
             {"qid": qid, job.stage: text.text, "num_tokens": text.num_tokens, "finish": text.finish}
             for qid, text in zip(loaded.qids, texts, strict=True)
         ]
-        if job.run_dir is not None and job.attempt is not None:
-            RunDir(Path(job.run_dir)).check_attempt(job.attempt)
+        _check_attempt(job)
         write_task(job.output_dir, task, lines)
 
 
@@ -179,6 +182,7 @@ def write_split_texts(
     files = run_tasks(job, tasks, open_ray=open_ray, report=report, say=say)
     counts = ("num_samples", "num_tokens", "num_truncated", "num_empty", "num_repetitive")
     summary = {name: sum(file[name] for file in files.values()) for name in counts}
+    _check_attempt(job)
     close_output(job.output_dir, files=files, summary=summary)
     return files, summary
 
@@ -216,6 +220,7 @@ def run_tasks(
     quarantined = (
         _run_missing(job, missing, sum(task.num_samples for task in tasks), files, report, say) if missing else {}
     )
+    _check_attempt(job)  # a worker's refusal to commit is no failed task
     commit_json(output_dir / "set_aside.json", {task.file_name: error for task, error in quarantined.items()})
     if quarantined:
         task, error = next(iter(quarantined.items()))
@@ -228,6 +233,12 @@ def run_tasks(
     return {
         task.file_name: files.get(task) or _describe(output_dir / task.file_name, task, job.stage) for task in tasks
     }
+
+
+def _check_attempt(job: GenerationJob) -> None:
+    """Raise RunError if a later attempt owns the run."""
+    if job.run_dir is not None and job.attempt is not None:
+        RunDir(Path(job.run_dir)).check_attempt(job.attempt)
 
 
 def _missing(job: GenerationJob, tasks: Sequence[Task], say: Callable[[str], None]) -> list[Task]:

@@ -63,6 +63,7 @@ class Attempt:
                     parent_key=self._parent_key,
                     arm=self._arm,
                     sends=self._sends,
+                    may_log=lambda: self.run_dir.check_attempt(self.number),
                 )
             )
         return self._tracker

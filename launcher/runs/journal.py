@@ -126,6 +126,8 @@ class JournalReader:
         self.offset += len(complete)
         for line in complete.splitlines():
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
+                point = json.loads(line)
+            except ValueError:  # also bytes that are no text
                 continue  # incomplete after a kill; the restarted writer repeats the step
+            if isinstance(point, dict):
+                yield point

@@ -27,6 +27,7 @@ from data_shards.atomic_files import commit_bytes, commit_json, read_json
 from launcher.runs.places import place_around
 
 PARENT = "pipeline"  # the key of the whole run among its MLflow runs (mlflow.json)
+_ID = re.compile(r"[0-9A-Za-z_-]{1,64}")  # it is used in MLflow's queries
 TUNING = "tuning"  # the journal of a trial's objective, and of a tuning's best values
 
 
@@ -85,11 +86,21 @@ class RunDir:
         return self.path / "mlflow.json"
 
     def identity(self) -> str:
-        """Return the run's unique id; made at the first call, which is in ``launcher/training/identity.py``."""
+        """Return the run's unique id; made at the first call, which is in ``launcher/training/identity.py``.
+
+        Raises:
+            RunError: the file holds something else.
+        """
         path = self._identity_file
         if not path.exists():
             commit_bytes(path, uuid.uuid4().hex.encode())
-        return path.read_text()
+        found = path.read_text(encoding="utf-8", errors="replace")
+        if not _ID.fullmatch(found):
+            raise RunError(
+                f"{path} holds {found!r}, expected 32 hex digits; write the run_id of a checkpoint's manifest into it, "
+                "or delete it: the next start takes the id from there"
+            )
+        return found
 
     def has_identity(self) -> bool:
         """Whether the run has an id yet."""
@@ -101,7 +112,7 @@ class RunDir:
         Raises:
             RunError: it is not a valid id.
         """
-        if not re.fullmatch(r"[0-9A-Za-z_-]{1,64}", run_id):  # it is used in MLflow's queries
+        if not _ID.fullmatch(run_id):
             raise RunError(
                 f"a checkpoint of {self.path} names the run id {run_id!r}, expected 32 hex digits; remove the "
                 "checkpoint"

@@ -43,11 +43,16 @@ _STAGE_METRICS = ("loss", "validation_loss")  # metrics of a stage's journal tha
 
 @dataclasses.dataclass(frozen=True)
 class RunLog:
-    """One run of the tree: each call appends a line to the file, which is in ``folder/logs``."""
+    """One run of the tree: each call appends a line to the file, which is in ``folder/logs``.
+
+    Attributes:
+        may_log: raises if this process no longer owns the run.
+    """
 
     file: LineFile
     run: str
     folder: Path
+    may_log: Callable[[], None] = lambda: None
 
     def log_params(self, params: dict[str, Any]) -> None:
         """Log parameters; the first value of each is kept, as in MLflow."""
@@ -110,6 +115,7 @@ class RunLog:
         self._append("end", status=status)
 
     def _append(self, do: str, **values: Any) -> None:
+        self.may_log()
         self.file.append({"run": self.run, "do": do, "time_ms": int(time.time() * 1000), **values})
 
 
@@ -124,7 +130,7 @@ class Tracker:
     @contextlib.contextmanager
     def step(self, name: str) -> Iterator[RunLog]:
         """The child run of a step, continued if it exists."""
-        child = RunLog(self.parent.file, name, self.parent.folder)
+        child = dataclasses.replace(self.parent, run=name)
         with child.running(name=name, tags={"mmcot.step": name, **describe_step(self.settings, name)}):
             child.log_params(self.params)
             yield child
@@ -139,6 +145,7 @@ def open_tracker(
     parent_key: str | None = None,
     arm: str | None = None,
     sends: bool = True,
+    may_log: Callable[[], None] = lambda: None,
 ) -> Iterator[Tracker]:
     """Start (or continue) the parent run of a run's folder, and send until the block ends.
 
@@ -146,12 +153,13 @@ def open_tracker(
         parent_key: key of the tuning's run, where this one is a trial.
         arm: the tuning's arm that this trial belongs to; it becomes a parameter.
         sends: send to MLflow; else only the file is written.
+        may_log: raises if this process no longer owns the run: what it would log is another attempt's by then.
     """
     file = LineFile(run_dir.tracking)
     params = _settings_params(settings) | ({"arm": arm} if arm else {})
     if parent_key:  # trials are compared by their parameters, and these two differ in all of them
         params = {name: value for name, value in params.items() if name not in ("run.dir", "run.name")}
-    tracker = Tracker(RunLog(file, PARENT, run_dir.path), settings, params)
+    tracker = Tracker(RunLog(file, PARENT, run_dir.path, may_log), settings, params)
     parent = tracker.parent
     with (
         contextlib.closing(file),

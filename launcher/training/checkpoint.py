@@ -141,9 +141,11 @@ def commit_checkpoint(pending: PendingCheckpoint, *, keep: int, may_commit: Call
         try:
             commit_sealed(staging / MANIFEST, manifest)
             commit_folder(staging, folder / name_of(step))
+            may_commit()  # a stop of this process may have lasted, and a later attempt gone on from here
             commit_bytes(folder / LATEST, as_latest(name_of(step)))
         except OSError as error:
             raise write_error(f"the checkpoint of step {step}", error, folder) from error
+        may_commit()
         checkpoints = checkpoints_by_step(folder)
         kept = [path for path in checkpoints if step_of(path.name) <= step][-keep:]  # later ones are made again
         for old in (path for path in checkpoints if path not in kept):

@@ -101,6 +101,7 @@ def publish_checkpoint(path: Path, url: str, *, keep: int, may_commit: Callable[
     check_writer(url.rpartition("/")[0], read_json(path / MANIFEST).get("run_id"))
     may_commit()
     put_file(path / MANIFEST, f"{url}/{path.name}/{MANIFEST}")
+    may_commit()
     put_bytes(as_latest(path.name), f"{url}/{LATEST}")
     names = list_names(url)
     # Copies that a kill has cut short have no manifest; those of later steps are made again.
@@ -110,6 +111,7 @@ def publish_checkpoint(path: Path, url: str, *, keep: int, may_commit: Callable[
     kept = whole[-keep:]
     needed = {_best_in(url, name) for name in kept}
     unneeded_best = [name for name in names if _BEST.fullmatch(name) and name not in needed]
+    may_commit()
     for old in [name for name in checkpoints if name not in kept] + unneeded_best:
         remove_folder(f"{url}/{old}")
 
@@ -287,5 +289,5 @@ def _best_in(url: str, name: str) -> str | None:
     """The folder of the best model that a checkpoint's manifest names."""
     try:
         return (json.loads(read_file(f"{url}/{name}/{MANIFEST}")).get("best") or {}).get("folder")
-    except FileNotFoundError:  # a copy that was interrupted
+    except (FileNotFoundError, ValueError):  # a copy that was interrupted or altered: nobody can resume from it
         return None
