@@ -170,7 +170,7 @@ def save_hashed(state: Any, path: Path) -> dict[str, Any]:
     import torch
 
     with open(path, "wb") as file:
-        torch.save(state, hashed := _Hashed(file))
+        torch.save(state, hashed := _Hashed(file))  # pyright: ignore[reportArgumentType] (it only writes)
         file.flush()
         os.fsync(file.fileno())
     return {"size_bytes": hashed.size_bytes, "sha256": hashed.digest.hexdigest()}
