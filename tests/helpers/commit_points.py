@@ -1,162 +1,164 @@
-"""Faults at every commit point of jobs: ``commit_points.py FOLDER SEED SHARE [JOB ...]`` prints what was tried.
+"""Every commit point of jobs with every kind of fault.
 
-A commit point is a call by which ``data_shards/atomic_files.py`` makes a file durable or visible: fsync, rename,
-exchange. At the chosen ones a process of its own is killed, gets a signal, or the call fails; then the job runs again,
-undisturbed, and its folder must be the same, byte by byte. Every trial is a fork of this process.
+    commit_points.py FOLDER [--seed 0] [--share 1.0] [--jobs texts folder] [--faults SIGTERM] [--out RESULT.json]
+    commit_points.py --table RESULT.json [RESULT.json ...]     # Markdown
+
+A trace of an undisturbed run lists a job's commit points (``fault_points.py``). For every point and every fault that
+can happen there the job runs in a process of its own, a fork of this one, with the fault at this point; then it runs
+again, undisturbed, and its folder must be the same, byte by byte. After a stop (SIGSTOP) another process takes the job
+over where it has an owner, and the first one continues afterwards. A changed byte must be noticed by whoever reads the
+file: the file is made again, or is named. Files that nothing protects are counted apart.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
+import argparse
 import json
-import os
 import random
-import shutil
-import signal
 import sys
+import time
+from collections import Counter
 from pathlib import Path
 
-from data_shards import atomic_files
-from data_shards.generated_texts import (
-    Task,
-    close_output,
-    open_output,
-    reason_to_write_again,
-    verified_files,
-    write_task,
-)
-from launcher.config.loading import load_settings
-from launcher.data.build import prepare_data
+import fault_jobs
+import fault_jobs_of_runs as of_runs
+import fault_jobs_of_tracking as of_tracking
+import fault_points
+import torch
+from fault_jobs import Job
+from fault_points import FAULTS, KINDS
+from fault_trials import Process, Trials
 
-FAULTS = ("kill -9", "SIGTERM", "SIGHUP", "EIO", "ENOSPC", "kill -9 after")
-DONE, NOT_REACHED = 0, 7
+from launcher.runs.code_version import code_version
 
-
-def build_data(folder: Path) -> None:
-    settings = load_settings(
-        preset="demo",
-        overrides=[
-            f"data.shards_dir={folder / 'data'}",
-            "data.mini_sqa.num_train=24",
-            "data.mini_sqa.num_val=8",
-            "data.mini_sqa.num_test=8",
-            "data.samples_per_shard=12",
-        ],
-    )
-    os.chdir(folder)
-    prepare_data(settings, lambda line: None)
-
-
-def write_texts(folder: Path) -> None:
-    """Three tasks of a step, as the driver and its workers commit them."""
-    tasks = [Task("train", "train-000000", start, 2) for start in (0, 2, 4)]
-    open_output(folder, {"model": "1"})
-    files = {}
-    for task in tasks:
-        qids, path = [f"q{task.start}", f"q{task.start + 1}"], folder / task.file_name
-        if not path.exists() or reason_to_write_again(folder, task, qids):
-            write_task(folder, task, [{"qid": qid, "rationale": f"because {qid}"} for qid in qids])
-        files[task.file_name] = {"sha256": atomic_files.sha256_of_file(path)}
-    close_output(folder, files=files, summary={})
-    verified_files(folder)
-
-
-def replace_folder(folder: Path) -> None:
-    """A folder that replaces an older one, as an exported model does; one of the two is always there."""
-    for number in range(2):
-        staging = folder / ".staging-model"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        atomic_files.commit_json(staging / "model.json", {"number": number})
-        atomic_files.commit_folder(staging, folder / "model")
-
-
-JOBS = {"data": build_data, "texts": write_texts, "folder": replace_folder}
-
-
-def digest(folder: Path) -> str:
-    files = sorted(
-        path for path in folder.rglob("*") if path.is_file() and not path.name.startswith((".tmp-", ".lock"))
-    )
-    total = hashlib.sha256()
-    for path in files:
-        total.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return total.hexdigest()
+LOCK, LINES = (r"lock\.json",), r"\.jsonl$"
+JOBS = {
+    # The drawn pictures are the input of the build; of the tokenizer, tokenizer.json alone is in fingerprints.
+    "data": Job(
+        fault_jobs.build_data,
+        fault_jobs.read_data,
+        unprotected=(r"mini_sqa-source", r"tokenizer/(?!\.?tokenizer\.json)"),
+    ),
+    "texts": Job(fault_jobs.write_texts, fault_jobs.read_texts),
+    "folder": Job(fault_jobs.replace_folder, fault_jobs.read_folder, unprotected=(r"model\.json", r"standing")),
+    "generation": Job(fault_jobs.generate, fault_jobs.read_generated, is_owned=True, volatile=LOCK, unprotected=LOCK),
+    "journal": Job(
+        fault_jobs.write_lines,
+        fault_jobs.read_lines,
+        is_owned=True,
+        volatile=(*LOCK, LINES, r"progress\.json"),  # the progress stands for a checkpoint, a job of its own
+        unprotected=(*LOCK, LINES, r"progress\.json"),
+    ),
+    "checkpoint": Job(
+        of_runs.train,
+        of_runs.read_checkpoints,
+        is_owned=True,
+        has_store=True,
+        volatile=(*LOCK, r"run/logs/", r"step-00000[123]/"),
+        # The best model is protected from the next checkpoint's manifest on.
+        unprotected=(*LOCK, r"logs/identity", r"^run/rationale/(\.staging-)?best"),
+    ),
+    "run folder": Job(
+        of_runs.run_steps,
+        of_runs.read_run,
+        is_owned=True,
+        volatile=(*LOCK, r"/logs/", r"/steps/", r"rank-token"),
+        # A model's files are protected from the end of its step on: the marker has their sha256.
+        unprotected=(*LOCK, LINES, r"run\.yaml", r"identity", r"rank-token", r"logs/code-", r"steps/", r"model/"),
+    ),
+    "tracking": Job(
+        of_tracking.track,
+        of_tracking.read_server,
+        is_owned=True,
+        has_store=True,
+        settle=of_tracking.sync,
+        volatile=(*LOCK, r"/logs/", r"mlflow\.json", r"server\.jsonl", r"/steps/"),
+        unprotected=(*LOCK, LINES, r"run\.yaml", r"identity", r"mlflow\.json", r"steps/"),
+    ),
+}
 
 
-def install(fault: str, number: int) -> list[int]:
-    """Let the ``number``-th commit point have the fault; the list counts the points that were reached."""
-    reached: list[int] = []
+def run_all(place: Path, names, faults, *, seed: int, share: float) -> dict:
+    """Every chosen trial; ``share`` of them, drawn by the seed."""
+    torch.set_num_threads(1)
+    code_version()
+    if "generation" in names:
+        (place / "shared").mkdir(parents=True, exist_ok=True)
+        Process(place, lambda: fault_jobs.build_data(place / "shared"), fault_points.Points(place)).wait()
+    chance, found = random.Random(seed), {"seed": seed, "share": share, "jobs": {}, "wrong": []}
+    for name in names:
+        started, trials = time.monotonic(), Trials(place, name, JOBS[name], seed)
+        kinds = [kind for kind, *_ in trials.points]
+        of_job = {
+            "points": {kind: kinds.count(kind) for kind in KINDS if kind in kinds},
+            "trials": {},
+            "outcomes": {},
+            "unprotected": [],
+            "waited": [],
+        }
+        for fault in faults:
+            for number, (kind, path, _) in enumerate(trials.points):
+                if not trials.can_happen(fault, number) or chance.random() >= share:
+                    continue
+                outcome, more = trials.trial(fault, number)
+                of_job["trials"].setdefault(fault, {}).setdefault(kind, 0)
+                of_job["trials"][fault][kind] += 1
+                of_job["outcomes"].setdefault(fault, {}).setdefault(outcome, 0)
+                of_job["outcomes"][fault][outcome] += 1
+                if outcome == "wrong":
+                    found["wrong"].append({"job": name, "fault": fault, "point": [number, kind, path], "what": more})
+                elif outcome in ("unprotected", "waited"):
+                    of_job[outcome].append(more or f"{kind} {path}")
+        of_job["seconds"] = round(time.monotonic() - started, 1)
+        found["jobs"][name] = of_job
+    return found
 
-    def at(call):
-        def point(*arguments):
-            reached.append(1)
-            is_it = len(reached) == number + 1
-            if is_it and fault.startswith("E"):
-                raise OSError(getattr(errno, fault), os.strerror(getattr(errno, fault)))
-            if is_it and not fault.endswith("after"):
-                os.kill(os.getpid(), getattr(signal, fault, signal.SIGKILL))
-            result = call(*arguments)
-            if is_it:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return result
 
-        return point
-
-    atomic_files._fsync = at(atomic_files._fsync)
-    atomic_files._exchange = at(atomic_files._exchange)
-    atomic_files.os = type("os_with_faults", (), {**vars(os), "replace": staticmethod(at(os.replace))})
-    return reached
-
-
-def forked(job, folder: Path, fault: str | None = None, number: int = 0) -> int:
-    """Run a job in a child; its status."""
-    if (pid := os.fork()) == 0:
-        status = 1
-        try:
-            reached = install(fault, number) if fault else []
-            job(folder)
-            status = NOT_REACHED if fault and len(reached) <= number else DONE
-        except OSError:
-            status = 3
-        finally:
-            os._exit(status)
-    return os.waitpid(pid, 0)[1]
+def table(paths) -> str:
+    """The results of some files in Markdown: trials by job and fault, wrong ones in brackets."""
+    results = [json.loads(path.read_text()) for path in paths]
+    jobs = {name: job for result in results for name, job in result["jobs"].items()}
+    rows = [["job", "points", *FAULTS, "trials", "wrong"], ["---"] * (len(FAULTS) + 4)]
+    for name, job in jobs.items():
+        counts = {fault: sum(job["trials"].get(fault, {}).values()) for fault in FAULTS}
+        wrong = {fault: job["outcomes"].get(fault, {}).get("wrong", 0) for fault in FAULTS}
+        cells = [f"{counts[fault] or ''}" + (f" ({wrong[fault]})" if wrong[fault] else "") for fault in FAULTS]
+        points = ", ".join(f"{count} {kind}" for kind, count in job["points"].items())
+        rows.append([name, points, *cells, f"{sum(counts.values())}", f"{sum(wrong.values())}"])
+    total = sum(sum(kinds.values()) for job in jobs.values() for kinds in job["trials"].values())
+    num_wrong = sum(fault.get("wrong", 0) for job in jobs.values() for fault in job["outcomes"].values())
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    for fault in ("changed byte", "SIGSTOP"):
+        outcomes = Counter()
+        for job in jobs.values():
+            outcomes.update(job["outcomes"].get(fault, {}))
+        lines += ["", f"{fault}: " + ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items()))]
+    unprotected = sorted({path for job in jobs.values() for path in job["unprotected"]})
+    seeds = sorted({result["seed"] for result in results})
+    lines += ["", f"unprotected: {', '.join(unprotected)}", "", f"{total} trials, {num_wrong} wrong, seeds {seeds}"]
+    return "\n".join(lines)
 
 
 def main() -> None:
-    place, seed, share = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-    jobs = {name: JOBS[name] for name in sys.argv[4:] or JOBS}
-    chance, found = random.Random(seed), {"tried": {}, "points": {}, "wrong": []}
-    os.setpgrp()
-    for name, job in jobs.items():
-        (place / name).mkdir(parents=True)
-        assert forked(job, place / name) == 0
-        expected = digest(place / name)
-        for fault in FAULTS:
-            number = 0
-            while True:
-                if chance.random() > share and number:
-                    number += 1
-                    if number > found["points"].get(name, 10**9):
-                        break
-                    continue
-                folder = place / "trial"
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir()
-                status = forked(job, folder, fault, number)
-                if os.WIFEXITED(status) and os.WEXITSTATUS(status) == NOT_REACHED:
-                    found["points"][name] = min(number, found["points"].get(name, 10**9))
-                    break
-                if name == "folder" and number > 8 and not (folder / "model" / "model.json").exists():
-                    found["wrong"].append(f"{name}, {fault} at {number}: neither the old folder nor the new one")
-                again = forked(job, folder)
-                found["tried"][fault] = found["tried"].get(fault, 0) + 1
-                if again != 0 or digest(folder) != expected:
-                    found["wrong"].append(f"{name}, {fault} at point {number}: status {again}")
-                number += 1
-    print(json.dumps(found))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--share", type=float, default=1.0)
+    parser.add_argument("--jobs", nargs="+", default=list(JOBS), choices=JOBS)
+    parser.add_argument("--faults", nargs="+", default=list(FAULTS), choices=FAULTS)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path, nargs="+")
+    options = parser.parse_args()
+    if options.table:
+        print(table(options.table))
+        return
+    found = run_all(options.folder, options.jobs, options.faults, seed=options.seed, share=options.share)
+    text = json.dumps(found, indent=1)
+    if options.out:
+        options.out.write_text(text + "\n")
+    else:
+        print(text)
+    sys.exit(bool(found["wrong"]))
 
 
 if __name__ == "__main__":
