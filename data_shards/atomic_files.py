@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,12 +62,36 @@ def committing(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def exclusive(folder: str | Path) -> Iterator[None]:
-    """Hold a lock on a folder; other processes of this machine wait for it."""
+def exclusive(folder: str | Path, *, wait_s: float | None = None) -> Iterator[None]:
+    """Hold a lock on a folder; other processes of this machine wait for it.
+
+    Args:
+        wait_s: seconds to wait; None waits for as long as it takes, as for a build of the same data.
+
+    Raises:
+        TimeoutError: another process held it for longer.
+    """
     Path(folder).mkdir(parents=True, exist_ok=True)
     with open(Path(folder) / ".lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        if wait_s is None:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        elif not _locked_within(file.fileno(), wait_s):
+            raise TimeoutError(
+                f"{file.name} has been locked by another process for {wait_s:g} s, which is stopped or waits for its "
+                "disk; continue or end that process, and run again"
+            )
         yield
+
+
+def _locked_within(descriptor: int, wait_s: float) -> bool:
+    until = time.monotonic() + wait_s
+    while True:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)
 
 
 def commit_bytes(path: str | Path, data: bytes) -> None:

@@ -24,6 +24,7 @@ from launcher.runs.background import background_thread
 from launcher.runs.run_dir import RunDir, RunError
 
 HEARTBEAT_S = 5.0
+LOCK_WAIT_S = 20.0  # for a process that writes lock.json, which takes no time
 SILENT_S = 30.0  # without a heartbeat an owner elsewhere counts as dead
 STALE_AFTER_S = 60.0  # for what is only shown, by both clocks
 
@@ -47,7 +48,7 @@ def owned(
         is_alive = _is_alive(seen)
         if is_alive or (is_alive is None and _beats(path, seen, report)):
             raise RunError(_refusal(run_dir, _read(path) or seen))
-    with exclusive(run_dir.path):
+    with _locked(run_dir):
         lock = _read(path)
         if not take_over and lock is not None and lock != seen and _is_alive(lock) is not False:
             raise RunError(_refusal(run_dir, lock))  # taken while this process watched
@@ -58,7 +59,17 @@ def owned(
         with background_thread(partial(_beat, path, attempt, since), name="heartbeat"):
             yield attempt
     finally:
-        _write_own_lock(path, attempt, since, released=True)
+        with contextlib.suppress(TimeoutError):  # an owner that has ended is found dead without it
+            _write_own_lock(path, attempt, since, released=True)
+
+
+@contextlib.contextmanager
+def _locked(run_dir: RunDir) -> Iterator[None]:
+    try:
+        with exclusive(run_dir.path, wait_s=LOCK_WAIT_S):
+            yield
+    except TimeoutError as error:
+        raise RunError(str(error)) from None
 
 
 def owner(run_dir: RunDir) -> dict[str, Any] | None:
@@ -140,6 +151,6 @@ def _beat(path: Path, attempt: int, since: float, stopped: threading.Event) -> N
 
 def _write_own_lock(path: Path, attempt: int, since: float, *, released: bool) -> None:
     """Renew the lock, unless another attempt owns the run now."""
-    with exclusive(path.parent):
+    with exclusive(path.parent, wait_s=LOCK_WAIT_S):
         if read_json(path)["attempt"] == attempt:
             commit_json(path, {**_lock(attempt, since), "released": released})

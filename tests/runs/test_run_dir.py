@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import subprocess
@@ -209,3 +210,16 @@ def test_a_broken_json_file_is_named(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(ValueError, match="a.json is not valid JSON"):
         read_json(tmp_path / "a.json")
+
+
+def test_a_lock_that_a_stopped_process_holds_is_told_and_not_waited_for_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(ownership, "LOCK_WAIT_S", 0.2)
+    with open(tmp_path / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with (
+            pytest.raises(RunError, match=r"\.lock has been locked by another process for 0.2 s, which is stopped"),
+            ownership.owned(RunDir(tmp_path), take_over=True),
+        ):
+            pass
+    with ownership.owned(RunDir(tmp_path), take_over=True) as attempt:
+        assert attempt == 1
