@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_shards.atomic_files import read_json
+from data_shards.strict_json import read_json_file
 from mmcot.texts.sample import Sample, SampleError
 
 SPLITS = ("train", "val", "test")
@@ -59,7 +59,7 @@ def with_captions(questions: QuestionSet, path: str | Path) -> QuestionSet:
     Raises:
         ValueError: the file contains no captions.
     """
-    content = read_json(path)
+    content = read_json_file(path)
     captions = content.get("captions") if isinstance(content, dict) else None
     if not isinstance(captions, dict) or not all(isinstance(text, str) for text in captions.values()):
         raise ValueError(f'{path} contains no captions; expected {{"captions": {{qid: text}}}}')

@@ -15,9 +15,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_shards.atomic_files import read_json
 from data_shards.sources.question_set import SPLITS, QuestionSet
 from data_shards.sources.tables import sample_of_row
+from data_shards.strict_json import read_json_file
 from mmcot.texts.sample import Sample, SampleError
 
 
@@ -41,7 +41,7 @@ def read(path: Path) -> QuestionSet:
     """
     records, splits = _required(path, "problems.json"), _required(path, "pid_splits.json")
     captions_path, ceilings_path = path / "captions.json", path / "ceilings.json"
-    captions = read_json(captions_path)["captions"] if captions_path.exists() else {}
+    captions = read_json_file(captions_path)["captions"] if captions_path.exists() else {}
 
     def build(split: str, qid: str) -> Sample:
         if qid not in records:
@@ -58,7 +58,7 @@ def read(path: Path) -> QuestionSet:
         problems={split: [build(split, qid) for qid in splits.get(split, [])] for split in SPLITS},
         pictures=lambda problem: [path / "images" / problem.split / problem.qid / name for name in problem.images],
         lists={name: list(qids) for name, qids in splits.items() if name not in SPLITS},
-        ceilings=read_json(ceilings_path) if ceilings_path.exists() else None,
+        ceilings=read_json_file(ceilings_path) if ceilings_path.exists() else None,
     )
 
 
@@ -68,7 +68,7 @@ def _required(folder: Path, name: str) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{path} does not exist; a folder in ScienceQA's layout has problems.json and pid_splits.json"
         )
-    value = read_json(path)
+    value = read_json_file(path)
     if not isinstance(value, dict):
         raise SampleError(f"{path} contains a {type(value).__name__}; expected an object")
     return value

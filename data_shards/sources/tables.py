@@ -24,16 +24,16 @@ and test.jsonl. Without either, questions are divided 80:10:10 by a hash of thei
 
 from __future__ import annotations
 
-import csv
 import difflib
-import json
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_shards.sources.csv_rows import read_csv
 from data_shards.sources.question_set import SPLITS, QuestionSet
+from data_shards.strict_json import InputError, parse_json, read_text
 from mmcot.texts.sample import TEXT_FIELDS, Sample, SampleError, choice_letter
 
 SUFFIXES = (".jsonl", ".csv")
@@ -63,9 +63,9 @@ def read(path: Path) -> QuestionSet:
         SampleError: a row is not valid; the message names file, line and field.
     """
     problems: dict[str, list[Sample]] = {split: [] for split in SPLITS}
-    num_divided, unknown = 0, Counter[str]()
+    num_divided, unknown, notes = 0, Counter[str](), []
     for file, split_of_file in _files(path):
-        for line, row in read_rows(file):
+        for line, row in read_rows(file, notes):
             unknown.update(row.keys() - FIELDS)
             try:
                 problem, divided = _problem(row, split_of_file)
@@ -74,7 +74,7 @@ def read(path: Path) -> QuestionSet:
             problems[problem.split].append(problem)
             num_divided += divided
     folder = path if path.is_dir() else path.parent
-    notes = [f"{num_divided:,} questions without a split were divided 80:10:10 by their ids"] if num_divided else []
+    notes += [f"{num_divided:,} questions without a split were divided 80:10:10 by their ids"] if num_divided else []
     notes += [f"note: the field {name!r} of {_rows(times)} is not used{_near(name)}" for name, times in unknown.items()]
     return QuestionSet(
         problems, pictures=lambda problem: [folder / name for name in problem.images], notes=tuple(notes)
@@ -92,41 +92,43 @@ def _near(name: str) -> str:
     return f"; did you mean {nearest!r}?" if nearest else ""
 
 
-def read_rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, row) of a .jsonl or .csv file.
+def read_rows(file: Path, notes: list[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (the line on which it begins, row) of a .jsonl or .csv file.
+
+    Args:
+        notes: a list to which sentences on what was recognised are added.
 
     Raises:
-        SampleError: a line is not a JSON object.
+        SampleError: a row is no JSON object, or does not fit the header.
     """
-    with open(file, encoding="utf-8-sig", newline="") as stream:
+    try:
         if file.suffix == ".csv":
-            reader = csv.DictReader(stream)
-            _check_separator(file, reader.fieldnames or ())
-            for number, row in enumerate(reader, start=2):
-                row = {name: value for name, value in row.items() if name and value not in (None, "")}
+            table = read_csv(file, FIELDS)
+            if notes is not None:
+                notes.extend(table.notes)
+            for line, fields in table.rows:
+                row: dict[str, Any] = dict(fields)
                 for name in ("choices", "answers", "image"):
                     if name in row:
                         row[name] = [part.strip() for part in row[name].split("|")]
-                yield number, row
+                yield line, row
             return
-        for number, line in enumerate(stream, start=1):
+        for number, line in enumerate(read_text(file).split("\n"), start=1):
             if line.strip():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    hint = "; a JSONL file has one object a line" if number == 1 and line.strip() in "[{" else ""
-                    where = f"{error.msg} at character {error.pos + 1}"
-                    raise SampleError(f"{file}, line {number}: no valid JSON ({where}){hint}") from None
-                if not isinstance(row, dict):
-                    raise SampleError(f"{file}, line {number}: expected an object, found {row!r}")
-                yield number, row
+                yield number, _json_row(line, f"{file}, line {number}")
+    except InputError as error:
+        raise SampleError(str(error)) from None
 
 
-def _check_separator(file: Path, columns: Sequence[str]) -> None:
-    if len(columns) == 1 and (found := [each for each in ";\t" if each in columns[0]]):
-        raise SampleError(
-            f"{file}: its only column is {columns[0]!r}; it seems to be separated by {found[0]!r}, expected ','"
-        )
+def _json_row(line: str, place: str) -> dict[str, Any]:
+    hint = "; a JSONL file has one object a line" if line.strip() in "[{" else ""
+    try:
+        row = parse_json(line, place)
+    except InputError as error:
+        raise InputError(f"{error}{hint}") from None
+    if not isinstance(row, dict):
+        raise InputError(f"{place}: expected an object, found {str(row)[:200]!r}{hint}")
+    return row
 
 
 def sample_of_row(qid: str, row: dict[str, Any], *, to_predict: bool = False) -> Sample:

@@ -21,6 +21,7 @@ import yaml
 from data_shards.credentials import find_credentials, hide_credentials
 from launcher.config.settings import Settings, SettingsError, sections_of_stages
 from launcher.config.sqlite_uris import sqlite_uri
+from launcher.config.strict_yaml import parse_yaml
 
 
 def preset_names() -> list[str]:
@@ -164,11 +165,15 @@ def dump_settings(settings: Settings) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         if not isinstance(error, FileNotFoundError):
             raise SettingsError(f"settings file {path} cannot be read: {error.strerror}; give a YAML file") from None
         raise SettingsError(f"settings file {path} does not exist;{nearest_file(path)}".removesuffix(";")) from None
+    except UnicodeDecodeError as error:
+        raise SettingsError(
+            f"settings file {path} is no UTF-8 ({error.reason} at byte {error.start + 1}); save it as UTF-8"
+        ) from None
     except yaml.YAMLError as error:
         raise SettingsError(f"settings file {path} is no valid YAML: {hide_credentials(str(error))}") from None
     if not isinstance(values, dict):

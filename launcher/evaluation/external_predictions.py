@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.sources.forms import read_questions
+from data_shards.strict_json import InputError, parse_json, read_text
 from launcher.evaluation.tables import format_table
 from mmcot.metrics.metrics import PUBLISHED, breakdown, score_report
 from mmcot.metrics.table import METRICS
@@ -106,13 +107,22 @@ def read_predictions(path: Path, problems: dict[str, Sample]) -> Predictions:
     """Read a file of any known form; files without ids take those of ``problems``, the split."""
     if not path.is_file():
         raise FileNotFoundError(f"predictions {path} do not exist; give a predictions.jsonl or a result file")
-    text = path.read_text(encoding="utf-8")
+    try:
+        return _read_known(path, problems)
+    except InputError as error:
+        raise PredictionsError(str(error)) from None
+
+
+def _read_known(path: Path, problems: dict[str, Sample]) -> Predictions:
+    text = read_text(path)
     if not text.strip():
         raise PredictionsError(f"{path} is empty; write the predictions again")
     try:
-        content = json.loads(text, object_pairs_hook=lambda pairs: _no_repeats(pairs, path))
+        json.loads(text)
     except json.JSONDecodeError:
         content = None  # more than one JSON value: lines
+    else:
+        content = parse_json(text, str(path))
     if isinstance(content, dict) and "results" in content:
         return _from_results(content["results"], path)
     if isinstance(content, dict) and "preds" in content:
@@ -160,10 +170,10 @@ def _from_lines(text: str, path: Path) -> Predictions:
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
+        row = parse_json(line, f"{path}, line {number}")
         try:
-            row = json.loads(line)
             qid, choice = str(row["qid"]), row["prediction"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise PredictionsError(
                 f"{path}, line {number} is no object with 'qid' and 'prediction' ({error!r})"
             ) from None
@@ -215,12 +225,3 @@ def _require_fits(prediction: int | str | None, problem: Sample, path: Path) -> 
         raise PredictionsError(f"{place}; expected the index of a choice, or null")
     elif not 0 <= prediction < len(problem.choices):
         raise PredictionsError(f"{place}, its choices are 0 to {len(problem.choices) - 1}")
-
-
-def _no_repeats(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        names = [name for name, _ in pairs]
-        repeated = next(name for name in names if names.count(name) > 1)
-        raise PredictionsError(f"{path}: {repeated!r} comes more than once; keep one prediction a question")
-    return content

@@ -82,7 +82,7 @@ def test_a_result_file_is_restricted_to_common_questions_and_says_how_many_were_
         ({"results": {"77": 1}}, "share no question"),
         ({"results": {"0": 2}}, "question 0 has prediction 2, its choices are 0 to 1"),
         ({"results": {"0": "A"}}, "question 0 has prediction 'A'; expected the index"),
-        ('{"results": {"0": 1, "0": 0}}', "'0' comes more than once"),
+        ('{"results": {"0": 1, "0": 0}}', "the key '0' occurs more than once"),
         (lines([("0", 0), ("0", 1)]), "line 2: question 0 is predicted a second time"),
         ('{"qid": "0"}\n{"qid": "1"}\n', "line 1 is no object with 'qid' and 'prediction'"),
         ([1, 2], "of no known form"),

@@ -217,7 +217,6 @@ def test_a_field_that_is_not_used_is_counted_with_the_one_that_was_meant(tmp_pat
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", "qid;question;choices;answer\na;b;c|d;c\n", "only column is .* separated by ';', expected ','"),
         ("a.jsonl", '[\n{"qid": "a"}\n]\n', "line 1: no valid JSON .*; a JSONL file has one object a line"),
         ("a.jsonl", '{"qid": "a", "question": "b", "choices": "c|d", "answer": "c"}', "is the text 'c|d'; give a list"),
         ("a.jsonl", f"{json.dumps(ROW)}\n{json.dumps(ROW)}\n", f"question {ROW['qid']!r} is twice in 'train'"),
