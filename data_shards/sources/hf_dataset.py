@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from data_shards.sources.question_set import SPLITS, Picture, QuestionSet
-from data_shards.sources.tables import sample_of_row
+from data_shards.sources.tables import id_of_row, sample_of_row
 from mmcot.texts.sample import Sample, SampleError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def read(path: Path) -> QuestionSet:
     loaded = datasets.load_from_disk(str(path))
     parts = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
     problems: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    num_made = 0
     where: dict[str, tuple[Any, int]] = {}  # by qid: the split in Arrow format, and the row's number
     for name, part in parts.items():
         if (split := _SPLIT_NAMES.get(str(name))) is None:
@@ -48,6 +49,7 @@ def read(path: Path) -> QuestionSet:
         tables = cast("Iterator[pa.Table]", part.iter(_ROWS))
         for index, row in enumerate(row for rows in tables for row in rows.to_pylist()):
             problem = _problem(row, split, index)
+            num_made += "qid" not in row and "id" not in row
             problems[problem.split].append(problem)
             where[problem.qid] = (part, index)
 
@@ -57,11 +59,18 @@ def read(path: Path) -> QuestionSet:
         held = [image.get("bytes") if isinstance(image, dict) else None for image in images]
         return [data or path / name for data, name in zip(held, problem.images, strict=True)]
 
-    return QuestionSet(problems, pictures)
+    notes = (
+        [f"{num_made:,} rows without a qid got their split and position as one, such as train-0"] if num_made else []
+    )
+    return QuestionSet(problems, pictures, notes=tuple(notes))
 
 
 def _problem(row: dict[str, Any], split: str, index: int) -> Sample:
-    qid = str(row.get("qid") or row.get("id") or f"{split}-{index}")
+    try:
+        given = id_of_row(row)
+    except SampleError as error:
+        raise SampleError(f"split {split!r}, row {index}: {error}") from None
+    qid = f"{split}-{index}" if given is None else given
     if row.get("document") and not row.get("choices"):
         row = {**row, "document": [_part(part) for part in row["document"]]}
     elif row.get("image") is not None:

@@ -211,9 +211,10 @@ def parse_answer_column(value: Any, choices: tuple[str, ...]) -> int:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     text = str(value).strip()
-    if text in choices:
-        return choices.index(text)
-    if text.isdigit():
+    for written in (value, text):
+        if written in choices:
+            return choices.index(written)
+    if text.isascii() and text.isdigit():
         return int(text)
     letters = [choice_letter(index) for index in range(len(choices))]
     if text.strip("()").upper() in letters:
@@ -229,13 +230,27 @@ def _files(path: Path) -> list[tuple[Path, str | None]]:
 
 
 def _problem(row: dict[str, Any], split_of_file: str | None) -> tuple[Sample, bool]:
-    qid = str(row.get("qid", row.get("id", "")))
-    if not qid:
+    if (qid := id_of_row(row)) is None:
         raise SampleError("the field 'qid' is missing; every question needs a unique id")
     given = row.get("split") or split_of_file
     if given is not None and (not isinstance(given, str) or given not in _SPLIT_NAMES):
         raise SampleError(f"question {qid}: split {given!r} is unknown; expected train, val or test")
     return sample_of_row(qid, row | {"split": _SPLIT_NAMES[given] if given else _divide(qid)}), given is None
+
+
+def id_of_row(row: dict[str, Any]) -> str | None:
+    """Return a row's id as it is written, 0 as "0"; None where it has neither ``qid`` nor ``id``.
+
+    Raises:
+        SampleError: the id is no text and no integer.
+    """
+    name = "qid" if "qid" in row else "id"
+    if name not in row or row[name] == "":
+        return None
+    qid = row[name]
+    if isinstance(qid, bool) or not isinstance(qid, str | int):
+        raise SampleError(f"the field {name!r} is {qid!r}; expected a text or an integer, another for every question")
+    return str(qid)
 
 
 def _divide(qid: str) -> str:

@@ -130,3 +130,37 @@ def test_whole_characters_are_read_however_they_are_written():
         assert parse_json(text, "here") == value
     with pytest.raises(InputError, match=r"^here: no valid JSON \(.* at line 2, character 3\)"):
         parse_json("{\n  oops}", "here")
+
+
+@pytest.mark.parametrize(
+    ("line", "qid", "answer"),
+    [
+        ('{"qid": 0, "question": "q", "choices": ["sun ", "sun"], "answer": "sun "}', "0", 0),
+        ('{"qid": "00", "question": "q", "choices": ["sun ", "sun"], "answer": "sun"}', "00", 1),
+        ('{"id": 7, "question": "q", "choices": ["sun", "moon"], "answer": " moon "}', "7", 1),
+        ('{"qid": "a", "question": "q", "choices": ["\u00b2", "2"], "answer": "\u00b2"}', "a", 0),
+    ],
+)
+def test_ids_and_answers_are_taken_as_they_are_written(tmp_path, line, qid, answer):
+    questions = read(table(tmp_path, line + "\n", "in.jsonl"))
+    (sample,) = [sample for split in questions.problems.values() for sample in split]
+    assert (sample.qid, sample.answer) == (qid, answer)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ('"qid": null', "the field 'qid' is None; expected a text or an integer"),
+        ('"qid": 1.0', "the field 'qid' is 1.0"),
+        ('"qid": true', "the field 'qid' is True"),
+        ('"qid": ["a"]', "the field 'qid' is"),
+        ('"qid": ""', "the field 'qid' is missing"),
+        ('"qid": "a", "answer": "\u00b2"', "answer '\u00b2' is no index, letter or text"),
+    ],
+)
+def test_an_id_or_an_answer_that_is_none_is_refused_by_line(tmp_path, fields, message):
+    line = '{"question": "q", "choices": ["x", "y"], "answer": 0, ' + fields + "}"
+    if '"answer": "' in fields:
+        line = line.replace('"answer": 0, ', "")
+    with pytest.raises(SampleError, match=rf"in\.jsonl, line 1: .*{re.escape(message)}"):
+        read(table(tmp_path, line + "\n", "in.jsonl"))
