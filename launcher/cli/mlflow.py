@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from launcher.cli.options import (
     errors_as_messages,
     say,
 )
+
+if TYPE_CHECKING:
+    from launcher.runs.run_dir import RunDir
 
 sync_app = typer.Typer()
 mlflow_app = typer.Typer(help="Serve MLflow.", no_args_is_help=True)
@@ -76,24 +79,16 @@ def sync(
     """Send everything of a run that MLflow does not have, such as after an outage; nothing is sent twice."""
     with errors_as_messages():
         allow([folder], allow_extensions)
-        from data_shards.atomic_files import read_json
         from launcher.runs.adoption import copied_from
         from launcher.runs.ownership import owner
-        from launcher.runs.places import uri_around
         from launcher.runs.run_dir import RunDir, RunError
         from launcher.runs.run_settings import settings_of
 
         run_dir = RunDir(folder)
         settings = settings_of(run_dir)
-        if source := copied_from(run_dir):
-            raise RunError(
-                f"{folder} is a copy of {source}, and its values would be sent to the MLflow runs of that one; send "
-                "them from there, or make this folder a run of its own with `mmcot run ... --adopt`"
-            )
-        last_uri = read_json(run_dir.mlflow_state).get("uri") if run_dir.mlflow_state.exists() else None
-        uri = (
-            uri or settings.tracking.uri or (last_uri and uri_around(folder, last_uri))
-        )  # the MLflow that has the rest, whatever this shell's environment names
+        is_given = uri is not None
+        # The MLflow that has the rest, whatever this shell's environment names.
+        uri = uri or settings.tracking.uri or _last_uri(run_dir)
         if current := owner(run_dir):
             raise RunError(
                 f"{folder} is being run by process {current['pid']} on {current['host']}, which sends its values itself"
@@ -103,4 +98,18 @@ def sync(
         from launcher.config.loading import tracking_uri
         from launcher.tracking.sending import sync_run
 
+        if (source := copied_from(run_dir)) and not is_given and tracking_uri(settings) == _last_uri(RunDir(source)):
+            raise RunError(
+                f"{folder} is a copy of {source}, and its values would be sent to the MLflow runs of that one; send "
+                "them from there, give another --uri, or make this folder a run of its own with `mmcot run ... --adopt`"
+            )
         typer.echo(f"{sync_run(run_dir, settings, experiment=experiment):,} values sent to {tracking_uri(settings)}")
+
+
+def _last_uri(run_dir: RunDir) -> str | None:
+    """The MLflow to which a run was sent last, at its present place."""
+    from data_shards.atomic_files import read_json
+    from launcher.runs.places import uri_around
+
+    last = read_json(run_dir.mlflow_state).get("uri") if run_dir.mlflow_state.exists() else None
+    return last and uri_around(run_dir.path, last)

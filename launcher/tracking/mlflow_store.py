@@ -12,7 +12,7 @@ from typing import Any
 
 from data_shards.atomic_files import clear_unfinished, committing
 from launcher.config.sqlite_uris import SQLITE, sqlite_path, sqlite_uri
-from launcher.tracking.troubles import deleted_experiment
+from launcher.tracking import troubles
 
 _ARTIFACTS = "mlartifacts"
 _ADDRESSES = (  # columns in which MLflow stores absolute addresses of artifacts
@@ -48,7 +48,7 @@ def follow_artifacts(uri: str) -> None:
     """After a store was moved or copied with its artifacts, change their addresses in it to the present ones."""
     path = sqlite_path(uri)
     here = _artifacts_beside(path)
-    with contextlib.closing(sqlite3.connect(path, timeout=30)) as store, store:
+    with contextlib.closing(sqlite3.connect(path, timeout=troubles.LOCK_WAIT_S)) as store, store:
         addresses = [(table, column) for table, column in _ADDRESSES if column in _columns(store, table)]
         if _ADDRESSES[0] not in addresses:  # of another program, or empty
             return
@@ -91,7 +91,7 @@ def find_experiment(client: Any, name: str, uri: str) -> str:
     existing = client.get_experiment_by_name(name)
     if existing is not None:
         if existing.lifecycle_stage == "deleted":
-            raise deleted_experiment(name, existing.experiment_id, uri)
+            raise troubles.deleted_experiment(name, existing.experiment_id, uri)
         return existing.experiment_id
     artifacts = None
     if uri.startswith("sqlite:"):

@@ -13,7 +13,7 @@ from pathlib import Path
 from data_shards.credentials import hide_credentials
 from launcher.config.sqlite_uris import SQLITE, sqlite_path
 
-_LOCK_WAIT_S = 5.0
+LOCK_WAIT_S = 5.0
 _SCHEMES = "http://HOST:PORT, https://HOST, sqlite:////FOLDER/mlflow.db or postgresql://HOST/NAME"
 
 
@@ -46,7 +46,7 @@ def check_database(uri: str) -> None:
         sqlite3.Error: it cannot.
     """
     if uri.startswith(SQLITE) and (path := sqlite_path(uri)).exists():
-        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=_LOCK_WAIT_S)
+        database = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=LOCK_WAIT_S)
         with contextlib.closing(database):
             database.execute("BEGIN IMMEDIATE")
             database.rollback()

@@ -125,7 +125,7 @@ def test_an_address_that_mlflow_does_not_know_is_named_with_those_it_takes(
 
 
 def test_a_locked_database_is_named_and_takes_everything_when_it_is_free(place, caplog, monkeypatch):
-    monkeypatch.setattr("launcher.tracking.troubles._LOCK_WAIT_S", 0.05)
+    monkeypatch.setattr("launcher.tracking.troubles.LOCK_WAIT_S", 0.05)
     settings, run_dir = place
     file = run_dir.path.parent / "mlflow.db"
     with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as other:
