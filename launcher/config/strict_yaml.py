@@ -22,7 +22,11 @@ def parse_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: it is no valid YAML, or holds what is refused; the message has the line.
     """
-    return yaml.load(text, _Loader)
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 class _Loader(yaml.SafeLoader):
