@@ -43,9 +43,9 @@ def test_ranks_are_numbered_node_by_node_and_see_the_gpus_of_their_node():
 class Group:
     """A group whose ranks write what they got into a folder, and end once there is a file ``end``."""
 
-    def __init__(self, folder, **cluster):
+    def __init__(self, folder, *, hang_timeout_s=120, **cluster):
         self.folder = folder
-        settings = load_settings(preset="demo", overrides=["training.hang_timeout_s=3"])
+        settings = load_settings(preset="demo", overrides=[f"training.hang_timeout_s={hang_timeout_s}"])
         settings = settings.model_copy(update={"cluster": settings.cluster.model_copy(update=cluster)})
         self.job = SimpleNamespace(settings=settings, run_dir=str(folder), stage="rationale", attempt=1)
         self.lines: list[str] = []
@@ -95,7 +95,7 @@ def ray_with_gpus():
 @pytest.mark.ray
 def test_a_lost_rank_is_replaced_by_a_process_that_stood_by_with_the_same_gpus(tmp_path, monkeypatch, ray_with_gpus):
     monkeypatch.setattr(ray_group, "STANDBY_AFTER_S", 0.0)
-    one = Group(tmp_path, use_gpu=True)
+    one = Group(tmp_path, hang_timeout_s=20, use_gpu=True)
     killed: list[float] = []
     named: list[str] = []
 
@@ -107,7 +107,7 @@ def test_a_lost_rank_is_replaced_by_a_process_that_stood_by_with_the_same_gpus(t
         killed.append(time.time())
         os.kill(first[1]["pid"], signal.SIGKILL)
         one.wait_for(4)
-        time.sleep(1.5)  # longer than the interval of looks at the ranks, at each of which Ray names the process anew
+        time.sleep(5)  # longer than the interval of looks at the ranks, at each of which Ray names the process anew
         named.extend(titles())
         (tmp_path / "end").touch()
 
@@ -135,7 +135,7 @@ def titles():
 
 @pytest.mark.ray
 def test_a_stopped_rank_that_does_not_answer_is_lost_and_its_successor_ends_it(tmp_path, ray_up):
-    one = Group(tmp_path, num_workers=1)
+    one = Group(tmp_path, hang_timeout_s=6, num_workers=1)
 
     def disturb():
         os.kill(one.wait_for(1)[0]["pid"], signal.SIGSTOP)
