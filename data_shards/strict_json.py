@@ -23,6 +23,10 @@ class InputError(ValueError):
     """A file cannot be read as it is; the message names file, place and remedy."""
 
 
+class NotJsonError(InputError):
+    """A text is not one value of JSON."""
+
+
 def parse_json(text: str, place: str) -> Any:
     """Parse a JSON value.
 
@@ -30,7 +34,8 @@ def parse_json(text: str, place: str) -> Any:
         place: where it is, for messages: a file, with a line if there are several values.
 
     Raises:
-        InputError: it is no valid JSON, or a value of it could not be kept.
+        NotJsonError: it is no valid JSON.
+        InputError: a value of it could not be kept.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -49,7 +54,7 @@ def parse_json(text: str, place: str) -> Any:
     except json.JSONDecodeError as error:
         # A value of several lines has a line of its own.
         where = f"line {error.lineno}, " if "\n" in text.strip() else ""
-        raise InputError(f"{place}: no valid JSON ({error.msg} at {where}character {error.colno})") from None
+        raise NotJsonError(f"{place}: no valid JSON ({error.msg} at {where}character {error.colno})") from None
     except RecursionError:
         raise InputError(f"{place}: objects and lists are nested too deeply") from None
     if "\\u" in text and (name := _place_of_surrogate(value)) is not None:

@@ -14,12 +14,11 @@ error if the counts differ.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from data_shards.sources.forms import read_questions
-from data_shards.strict_json import InputError, parse_json, read_text
+from data_shards.strict_json import InputError, NotJsonError, parse_json, read_text
 from launcher.evaluation.tables import format_table
 from mmcot.metrics.metrics import PUBLISHED, breakdown, score_report
 from mmcot.metrics.table import METRICS
@@ -118,11 +117,9 @@ def _read_known(path: Path, problems: dict[str, Sample]) -> Predictions:
     if not text.strip():
         raise PredictionsError(f"{path} is empty; write the predictions again")
     try:
-        json.loads(text)
-    except json.JSONDecodeError:
-        content = None  # more than one JSON value: lines
-    else:
         content = parse_json(text, str(path))
+    except NotJsonError:
+        content = None  # more than one JSON value: lines
     if isinstance(content, dict) and "results" in content:
         return _from_results(content["results"], path)
     if isinstance(content, dict) and "preds" in content:

@@ -110,7 +110,10 @@ class RankGroup:
         """Reserve anew where the places were given back; those of a lost node Ray replaces itself."""
         self._num_places_lost += 1
         if self._num_places_lost > MAX_PLACES_LOST:
-            raise RanksFailed(f"places for workers were lost {self._num_places_lost} times before any of them ran")
+            raise RanksFailed(
+                f"places for workers were lost {self._num_places_lost} times before any of them ran; see with `ray "
+                "status` which nodes come and go, or whether another program gives the places back"
+            )
         self.give_up_places()
 
     def _start(self, kind: type, place: Place) -> _Process:
@@ -167,7 +170,8 @@ class RankGroup:
         while waiting:
             self._settle(waiting, ray.wait(list(waiting), timeout=min(_LOOK_EVERY_S, watch.every_s))[0])
             if hung := watch.hung(waiting.values()):
-                raise RanksFailed(f"rank {hung[0].task} ({hung[0].name}) does not answer (training.hang_timeout_s)")
+                limit = f"for {self._job.settings.training.hang_timeout_s:g} s (training.hang_timeout_s)"
+                raise RanksFailed(f"rank {hung[0].task} ({hung[0].name}) does not answer {limit} and was ended")
             trained_s, has_to_stop = time.monotonic() - started, self._has_to_stop()
             if has_to_stop:
                 stop_at = stop_at or trained_s + STOP_WITHIN_S

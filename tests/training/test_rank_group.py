@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -38,6 +39,17 @@ def test_ranks_are_numbered_node_by_node_and_see_the_gpus_of_their_node():
     assert numbers == {2: (0, 3, 0, 2, 0), 1: (1, 3, 1, 2, 0), 0: (2, 3, 0, 1, 1)}
     assert {place.bundle: rank.gpus for place, rank in found.items()} == {2: ["3", "0"], 1: ["3", "0"], 0: ["1"]}
     assert {(rank.address, rank.port) for rank in found.values()} == {("192.0.2.7", 29500)}
+
+
+@contextlib.contextmanager
+def meanwhile(act):
+    """Run a function in a thread beside the block."""
+    thread = threading.Thread(target=act)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 class Group:
@@ -96,7 +108,6 @@ def ray_with_gpus():
 def test_a_lost_rank_is_replaced_by_a_process_that_stood_by_with_the_same_gpus(tmp_path, monkeypatch, ray_with_gpus):
     monkeypatch.setattr(ray_group, "STANDBY_AFTER_S", 0.0)
     one = Group(tmp_path, hang_timeout_s=20, use_gpu=True)
-    killed: list[float] = []
     named: list[str] = []
 
     def disturb():
@@ -104,20 +115,16 @@ def test_a_lost_rank_is_replaced_by_a_process_that_stood_by_with_the_same_gpus(t
         while not any("StandbyWorker" in name for name in titles()):
             time.sleep(0.1)
         time.sleep(5)  # until they have loaded what they need; a process that still loads is taken as well
-        killed.append(time.time())
         os.kill(first[1]["pid"], signal.SIGKILL)
         one.wait_for(4)
         time.sleep(5)  # longer than the interval of looks at the ranks, at each of which Ray names the process anew
         named.extend(titles())
         (tmp_path / "end").touch()
 
-    thread = threading.Thread(target=disturb)
-    thread.start()
-    with one.group:
+    with meanwhile(disturb), one.group:
         with pytest.raises(RanksFailed, match=r"rank \d: "):
             one.run()
         one.run()
-    thread.join()
     starts = one.starts()
     by_rank = [{start["rank"]: start for start in half} for half in (starts[:2], starts[2:])]
     for rank in (0, 1):
@@ -142,13 +149,10 @@ def test_a_stopped_rank_that_does_not_answer_is_lost_and_its_successor_ends_it(t
         one.wait_for(2)
         (tmp_path / "end").touch()
 
-    thread = threading.Thread(target=disturb)
-    thread.start()
-    with one.group:
+    with meanwhile(disturb), one.group:
         with pytest.raises(RanksFailed, match=r"rank 0 \(process \d+ on .*\) does not answer"):
             one.run()
         one.run()
-    thread.join()
     assert not psutil.pid_exists(one.starts()[0]["pid"]) and one.lines == []
 
 

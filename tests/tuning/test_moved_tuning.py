@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small_tuning import SMALL_TUNING
 
 from data_shards.atomic_files import commit_bytes, commit_json, read_json
 from launcher.cluster.reservation import reserved_by
@@ -23,19 +24,6 @@ from launcher.training import launch
 from launcher.training.ray_group import RESERVATION_FILE
 from launcher.tuning.ray_tune import _checkpoints_are_in, _saved_state_is_in
 
-SETTINGS = {
-    "run": {"name": "lr"},
-    "data": {"mini_sqa": {"num_train": 64, "num_val": 16, "num_test": 16}, "samples_per_shard": 24},
-    "training": {
-        "checkpoint_every": 10,
-        "validate_every": 10,
-        "log_every": 5,
-        "micro_batch_size": 16,
-        "warmup_steps": 0,
-    },
-    "rationale": {"num_steps": 40, "max_target_tokens": 24},
-    "cluster": {"num_workers": 1},
-}
 SAVED_AFTER_S = 6.0  # Ray Tune saves its state every five seconds
 
 
@@ -57,7 +45,7 @@ def files_of(folder):
 
 def killed(folder, tuning, pattern):
     """Start a tuning in runs/lr-tune and kill its driver once a file exists; returns when all processes have ended."""
-    (folder / "tuning.yaml").write_text(yaml.safe_dump({**SETTINGS, "tuning": tuning}))
+    (folder / "tuning.yaml").write_text(yaml.safe_dump({**SMALL_TUNING, "tuning": tuning}))
     driver, deadline = mmcot(folder, "tune", "--preset", "demo", "--config", "tuning.yaml"), time.time() + 200
     while not any(folder.glob(pattern)):
         assert driver.poll() is None and time.time() < deadline, (folder / "output.log").read_text()

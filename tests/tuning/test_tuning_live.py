@@ -11,32 +11,19 @@ import time
 import pytest
 import yaml
 from mlflow.tracking import MlflowClient
+from small_tuning import SMALL_TUNING
 
 from data_shards.atomic_files import read_json
 from launcher.runs.journal import JournalReader
 from launcher.runs.run_dir import RunDir
-
-SIZES = {
-    "run": {"name": "lr"},
-    "data": {"mini_sqa": {"num_train": 64, "num_val": 16, "num_test": 16}, "samples_per_shard": 24},
-    "training": {
-        "checkpoint_every": 10,
-        "validate_every": 10,
-        "log_every": 5,
-        "micro_batch_size": 16,
-        "warmup_steps": 0,
-    },
-    "rationale": {"num_steps": 40, "max_target_tokens": 24},
-    "cluster": {"num_workers": 1},
-}
 
 pytestmark = pytest.mark.ray
 
 
 def start(folder, tuning, **sections):
     settings = {
-        **SIZES,
-        **{name: {**SIZES.get(name, {}), **values} for name, values in sections.items()},
+        **SMALL_TUNING,
+        **{name: {**SMALL_TUNING.get(name, {}), **values} for name, values in sections.items()},
         "tuning": tuning,
     }
     (folder / "tuning.yaml").write_text(yaml.safe_dump(settings))
