@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmcot.errors import BusyError, InputError
+
 _HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD and a flag of Linux's renameat2
 
 
@@ -76,7 +78,7 @@ def exclusive(folder: str | Path, *, wait_s: float | None = None) -> Iterator[No
         if wait_s is None:
             fcntl.flock(file, fcntl.LOCK_EX)
         elif not _locked_within(file.fileno(), wait_s):
-            raise TimeoutError(
+            raise BusyError(
                 f"{file.name} has been locked by another process for {wait_s:g} s, which is stopped or waits for its "
                 "disk; continue or end that process, and run again"
             )
@@ -158,7 +160,7 @@ def read_json(path: str | Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); restore or delete the file") from error
+        raise InputError(f"{path} is not valid JSON ({error}); restore or delete the file") from error
 
 
 def sha256_of_file(path: str | Path) -> str:

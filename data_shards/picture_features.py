@@ -15,6 +15,7 @@ from PIL import Image
 from data_shards.open_ahead import OpenPictures, Prepare, open_ahead
 from data_shards.sources.pictures import MAX_PIXELS, PictureError, open_picture
 from data_shards.sources.question_set import Picture
+from mmcot.errors import InputError
 from mmcot.texts.sample import Sample
 
 PICTURE_COUNTS: tuple[str, ...] = (
@@ -103,7 +104,7 @@ def features_of_pictures(
         arrays = encode(images) if images else np.zeros((0, *shape), dtype=np.float16)
         if arrays.shape != (len(images), *shape) or arrays.dtype != np.float16:
             first = waiting[0][0].qid
-            raise ValueError(
+            raise InputError(
                 f"features of {len(images)} pictures from question {first} on: {arrays.dtype}{arrays.shape}, "
                 f"expected float16{(len(images), *shape)}"
             )

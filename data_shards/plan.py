@@ -23,6 +23,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_shards.token_blocks import check_budget, cut_by_tokens, order_by_lengths, rounded_up, split_largest
+from mmcot.errors import InputError
 
 
 class Plan:
@@ -135,7 +136,7 @@ class Plan:
             on every rank.
         """
         if not 0 <= rank < world_size:
-            raise ValueError(f"rank {rank} must be in 0..{world_size - 1} (world_size {world_size})")
+            raise InputError(f"rank {rank} must be in 0..{world_size - 1} (world_size {world_size})")
         blocks = self.batch_blocks(step)
         indexes, _ = self._deal(blocks, world_size)
         return [(int(index), blocks[index] if index < len(blocks) else None) for index in indexes[:, rank]]
@@ -290,16 +291,16 @@ def _check_arguments(
 ) -> None:
     sizes = [len(array) for array in arrays]
     if len(set(sizes)) != 1:
-        raise ValueError(
+        raise InputError(
             f"source_lengths, target_lengths and shard_of_sample have {sizes} entries; expected equal numbers"
         )
     if micro_batch_size < 1 or window_shards < 1:
-        raise ValueError(
+        raise InputError(
             f"micro_batch_size ({micro_batch_size}) and window_shards ({window_shards}) must be at least 1"
         )
     if global_batch_size < 1 or global_batch_size % micro_batch_size:
         nearest = max(1, round(global_batch_size / micro_batch_size)) * micro_batch_size
-        raise ValueError(
+        raise InputError(
             f"global_batch_size ({global_batch_size}) must be a multiple of micro_batch_size ({micro_batch_size}); "
             f"try {nearest}"
         )

@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from mmcot.errors import InputError
 from mmcot.texts.sample import Sample
 
 FeaturesOf = Callable[[Sample, Counter[str]], np.ndarray]
 
 
-class FeatureError(ValueError):
+class FeatureError(InputError):
     """Ready-made features are not valid; the message names file and row."""
 
 

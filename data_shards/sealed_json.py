@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.atomic_files import commit_json, fingerprint, read_json
+from mmcot.errors import InputError
 
 _KEY = "fingerprint"
 
@@ -43,5 +44,5 @@ def read_sealed(path: str | Path, *, remedy: str) -> dict[str, Any]:
     """
     content = read_json(path)
     if reason := broken_seal(content):
-        raise ValueError(f"{path} cannot be used: {reason}; {remedy}")
+        raise InputError(f"{path} cannot be used: {reason}; {remedy}")
     return content

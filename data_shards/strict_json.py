@@ -15,12 +15,10 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mmcot.errors import InputError
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-
-
-class InputError(ValueError):
-    """A file cannot be read as it is; the message names file, place and remedy."""
 
 
 class NotJsonError(InputError):

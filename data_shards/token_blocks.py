@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mmcot.errors import InputError
+
 LENGTH_MULTIPLE = 16
 
 
@@ -27,7 +29,7 @@ def check_budget(source_lengths: np.ndarray, target_lengths: np.ndarray, max_tok
     """
     tokens = rounded_up(source_lengths) + rounded_up(target_lengths)
     if len(tokens) and (longest := tokens[index := int(tokens.argmax())]) > max_tokens:
-        raise ValueError(
+        raise InputError(
             f"max_tokens_per_block ({max_tokens:,}) is below the longest question, {longest:,} tokens (source "
             f"{source_lengths[index]:,}, target {target_lengths[index]:,}, each rounded up to a multiple of "
             f"{LENGTH_MULTIPLE}); give at least {longest:,}, or lower max_source_tokens or max_target_tokens"

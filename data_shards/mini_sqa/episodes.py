@@ -29,6 +29,7 @@ from data_shards.mini_sqa.paint import (
     Colour,
     paint_shape,
 )
+from mmcot.errors import InputError
 
 MIN_SHOTS, MAX_SHOTS = 2, 8  # pictures with their word
 NAMING_SHARE = 1 / 8  # of the training documents
@@ -56,7 +57,7 @@ def most_shots(max_pictures: int) -> int:
         ValueError: there is no room for the fewest shots.
     """
     if max_pictures < MIN_SHOTS + 1:
-        raise ValueError(
+        raise InputError(
             f"data.max_pictures ({max_pictures}) must be at least {MIN_SHOTS + 1} for episodes of MiniSQA, which have "
             f"{MIN_SHOTS} to {MAX_SHOTS} pictures with a word and one more; set it, such as to {MAX_SHOTS + 1}"
         )
@@ -103,7 +104,7 @@ def _draw_picture(rng: random.Random, colour: Colour, pictures: set[bytes]) -> n
         if tiles.tobytes() not in pictures:
             pictures.add(tiles.tobytes())
             return tiles
-    raise ValueError(f"no new picture in {_MAX_DRAWS} draws; expected all to differ: generate fewer episodes")
+    raise InputError(f"no new picture in {_MAX_DRAWS} draws; expected all to differ: generate fewer episodes")
 
 
 def _record(kind: str, shown: list[tuple[str, str]], split: str) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from data_shards.mini_sqa.ceilings import compute_ceilings
 from data_shards.mini_sqa.episodes import MAX_SHOTS, draw_episodes
 from data_shards.mini_sqa.skills import SKILLS, VERSION, Paint, Skill, accepted_answers, skills_named
 from data_shards.sources.pictures import open_picture
+from mmcot.errors import InputError
 
 TILE_PIXELS = 8
 MAX_CHOICES = 5  # as in ScienceQA
@@ -79,7 +80,7 @@ def write_mini_sqa(
     sizes = {"train": num_train, "val": num_val, "test": num_test}
     for name, size in sizes.items():
         if size < 0:
-            raise ValueError(f"num_{name} ({size}) must be 0 or more; give a number of questions")
+            raise InputError(f"num_{name} ({size}) must be 0 or more; give a number of questions")
     problems: dict[str, dict[str, Any]] = {}
     captions: dict[str, str] = {}
     splits: dict[str, list[str]] = {}
@@ -119,9 +120,9 @@ def chosen_skills(form: str, skills: Sequence[str] | None, *, telling_captions: 
         ValueError: the form or a skill is unknown, or does not go with the others.
     """
     if form not in FORMS:
-        raise ValueError(f"form {form!r} of MiniSQA is unknown; expected one of {', '.join(FORMS)}")
+        raise InputError(f"form {form!r} of MiniSQA is unknown; expected one of {', '.join(FORMS)}")
     if form == "episodes" and (skills or telling_captions):
-        raise ValueError("episodes of MiniSQA have neither skills nor captions; leave out skills and telling_captions")
+        raise InputError("episodes of MiniSQA have neither skills nor captions; leave out skills and telling_captions")
     return skills_named(skills, with_picture=form == "captions")
 
 

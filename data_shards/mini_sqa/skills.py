@@ -28,6 +28,7 @@ from data_shards.mini_sqa.paint import (
     paint_map,
     paint_thermometers,
 )
+from mmcot.errors import InputError
 
 VERSION: int = 2  # of the data set: the same version and arguments give the same content
 Fact = tuple[Any, ...]
@@ -477,7 +478,7 @@ def skills_named(names: Sequence[str] | None, *, with_picture: bool = False) -> 
     known = [skill.name for skill in offered]
     if unknown := [name for name in names or () if name not in known]:
         kind = "skill with a picture" if with_picture else "skill"
-        raise ValueError(f"MiniSQA has no {kind} named {unknown[0]!r}; expected some of {', '.join(known)}")
+        raise InputError(f"MiniSQA has no {kind} named {unknown[0]!r}; expected some of {', '.join(known)}")
     return tuple(skill for skill in offered if not names or skill.name in names)
 
 

@@ -15,7 +15,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_shards.strict_json import InputError, read_text
+from data_shards.strict_json import read_text
+from mmcot.errors import InputError
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _MAX_FIELD = min(sys.maxsize, 2**31 - 1)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data_shards.sources import hf_dataset, scienceqa, tables
 from data_shards.sources.question_set import QuestionSet
+from mmcot.errors import InputError, MissingFileError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,12 +74,12 @@ def form_of(path: str | Path) -> Form:
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"data.path {path} does not exist; give an existing folder or file")
+        raise MissingFileError(f"data.path {path} does not exist; give an existing folder or file")
     for form in FORMS.values():
         if form.recognizes(path):
             return form
     found = sorted(child.name for child in path.iterdir())[:8] if path.is_dir() else path.suffix
-    raise ValueError(
+    raise InputError(
         f"{path} is in no known form (found {found}); expected one of: {form_labels()}; webdataset tars are "
         "first indexed: `mmcot data index --help`"
     )

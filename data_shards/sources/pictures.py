@@ -13,6 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from data_shards.sources.question_set import Picture
+from mmcot.errors import InputError
 
 # The formats that cameras, phones, browsers and scanners write. Pillow reads 40 more, of which EPS starts Ghostscript.
 # MPO, which many phones name .jpg, is opened by the JPEG decoder: its first picture is a complete JPEG.
@@ -38,7 +39,7 @@ _FULL_SCALES = {"I": (255, 65_535), "F": (1, 255, 65_535)}  # possible values of
 _STRIP_ROWS = 1024
 
 
-class PictureError(ValueError):
+class PictureError(InputError):
     """A picture exists but cannot be used; the message names it."""
 
 

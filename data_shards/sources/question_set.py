@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.strict_json import read_json_file
+from mmcot.errors import InputError
 from mmcot.texts.sample import Sample, SampleError
 
 SPLITS = ("train", "val", "test")
@@ -62,7 +63,7 @@ def with_captions(questions: QuestionSet, path: str | Path) -> QuestionSet:
     content = read_json_file(path)
     captions = content.get("captions") if isinstance(content, dict) else None
     if not isinstance(captions, dict) or not all(isinstance(text, str) for text in captions.values()):
-        raise ValueError(f'{path} contains no captions; expected {{"captions": {{qid: text}}}}')
+        raise InputError(f'{path} contains no captions; expected {{"captions": {{qid: text}}}}')
     problems = {
         split: [
             dataclasses.replace(problem, caption=captions.get(problem.qid, "")) for problem in questions.problems[split]
@@ -90,7 +91,7 @@ def with_lists(questions: QuestionSet, lists: Mapping[str, str]) -> QuestionSet:
     for split in SPLITS:
         name = lists.get(split, split)
         if name not in known:
-            raise ValueError(f"data.splits {split}: there is no list {name!r}; this data set has {', '.join(known)}")
+            raise InputError(f"data.splits {split}: there is no list {name!r}; this data set has {', '.join(known)}")
         problems[split] = [dataclasses.replace(by_qid[qid], split=split) for qid in known[name]]
     return dataclasses.replace(
         questions, problems=problems, pictures=lambda problem: questions.pictures(by_qid[problem.qid])

@@ -18,6 +18,7 @@ from typing import Any
 from data_shards.sources.question_set import SPLITS, QuestionSet
 from data_shards.sources.tables import sample_of_row
 from data_shards.strict_json import read_json_file
+from mmcot.errors import MissingFileError
 from mmcot.texts.sample import Sample, SampleError
 
 
@@ -65,7 +66,7 @@ def read(path: Path) -> QuestionSet:
 def _required(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     if not path.exists():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path} does not exist; a folder in ScienceQA's layout has problems.json and pid_splits.json"
         )
     value = read_json_file(path)

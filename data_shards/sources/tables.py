@@ -33,7 +33,8 @@ from typing import Any
 
 from data_shards.sources.csv_rows import read_csv
 from data_shards.sources.question_set import SPLITS, QuestionSet
-from data_shards.strict_json import InputError, parse_json, read_text
+from data_shards.strict_json import parse_json, read_text
+from mmcot.errors import InputError
 from mmcot.texts.sample import TEXT_FIELDS, Sample, SampleError, choice_letter
 
 SUFFIXES = (".jsonl", ".csv")

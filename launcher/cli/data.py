@@ -10,6 +10,7 @@ import typer
 
 from data_shards.sources.forms import form_labels
 from launcher.cli.options import AllowExtensions, Config, Preset, RunFolder, Set, allow, errors_as_messages, say
+from mmcot.errors import InputError, MissingFileError
 
 data_app = typer.Typer(help="Make, shard and check data.", no_args_is_help=True)
 
@@ -178,9 +179,9 @@ def _tars_by_split(arguments: list[str]) -> dict[str, list[Path | str]]:
     for argument in arguments:
         split, equals, pattern = argument.partition("=")
         if not equals or split not in ("train", "val", "test"):
-            raise ValueError(f"{argument!r} must be train=FILE, val=FILE or test=FILE")
+            raise InputError(f"{argument!r} must be train=FILE, val=FILE or test=FILE")
         found = list_urls(pattern) if is_remote(pattern) else [Path(path) for path in sorted(glob.glob(pattern))]
         if not found:
-            raise FileNotFoundError(f"{pattern} matches no file; give the path of a tar, or a pattern in quotes")
+            raise MissingFileError(f"{pattern} matches no file; give the path of a tar, or a pattern in quotes")
         tars.setdefault(split, []).extend(found)
     return tars

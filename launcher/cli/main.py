@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
 
+from launcher.cli.bugs import DEBUG
 from launcher.cli.data import data_app
 from launcher.cli.mlflow import mlflow_app, sync_app
 from launcher.cli.models import models_app
@@ -28,8 +30,11 @@ for name, group in {"data": data_app, "config": config_app, "mlflow": mlflow_app
 @app.callback(invoke_without_command=True)
 def main(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of every error.")] = False,
 ) -> None:
     """Train small multimodal models that write their reasoning, from a laptop to a cluster."""
+    if debug:
+        os.environ[DEBUG] = "1"
     if version:
         from importlib.metadata import version as version_of
 

@@ -19,6 +19,7 @@ from launcher.cli.options import (
     say,
 )
 from launcher.cli.running import run_until
+from mmcot.errors import InputError, MissingFileError
 
 models_app = typer.Typer()
 
@@ -53,7 +54,7 @@ def evaluate(
     if folder is not None:
         with errors_as_messages():
             if preset or config or predictions or against or similarity_model or data or guess_seed is not None:
-                raise ValueError(
+                raise InputError(
                     "RUN goes with --split, --set, --json and --allow-extensions alone; for the other options give "
                     "--preset or --config, or --predictions"
                 )
@@ -73,7 +74,7 @@ def evaluate(
         return
     with errors_as_messages():
         if data is None or split not in ("train", "val", "test") or against not in (None, "paper"):
-            raise ValueError(
+            raise InputError(
                 "--predictions needs --data DIR, a --split of train, val or test, and --against paper or nothing"
             )
         from launcher.evaluation.external_predictions import format_scores, score_file
@@ -150,7 +151,7 @@ def predict(
             _predict_many(model, input, output)
             return
         if input is not None or (question is None and not image):
-            raise ValueError(
+            raise InputError(
                 "give either --question with two or more --choice (none for a free answer), or --image alone for a "
                 "text about it, or --input FILE.jsonl"
             )
@@ -172,7 +173,7 @@ def predict(
 
         predictor = RunPredictor(model)
         if is_free and predictor.answers_with_letters:
-            raise ValueError(f"{model} was trained on questions with choices; give those of this one with --choice")
+            raise InputError(f"{model} was trained on questions with choices; give those of this one with --choice")
         prediction = next(predictor.answer([problem], Path()))
         typer.echo(format_answer(prediction))
         if not image and predictor.settings.data.features is not None:
@@ -189,7 +190,7 @@ def _predict_many(model: Path, input: Path, output: Path | None) -> None:
     from data_shards.atomic_files import commit_bytes
 
     if not input.is_file():
-        raise FileNotFoundError(f"--input {input} does not exist; give a .jsonl or .csv file of questions")
+        raise MissingFileError(f"--input {input} does not exist; give a .jsonl or .csv file of questions")
     _say_opening()
     from launcher.generation.predictor import RunPredictor, read_input, to_json_line
 

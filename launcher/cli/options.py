@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -48,7 +49,7 @@ def say(line: str, *, err: bool = False, fg: str | None = None) -> None:
 
 
 class errors_as_messages:  # noqa: N801, used like a function: `with errors_as_messages():`
-    """Prints an expected error as one message and exits with status 1."""
+    """Prints an error as one message and exits: status 1 for what a user can put right, 70 for a bug of ours."""
 
     def __enter__(self) -> None:
         return None
@@ -65,10 +66,30 @@ class errors_as_messages:  # noqa: N801, used like a function: `with errors_as_m
         if isinstance(error, BrokenPipeError):  # what reads the output was closed, as by `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise typer.Exit(128 + signal.SIGPIPE) from None
-        if isinstance(error, (ValueError, RuntimeError, OSError, ImportError)):
-            from launcher.config.settings import SettingsError
+        if isinstance(error, Exception) and not isinstance(error, _OF_TYPER):
+            raise typer.Exit(_tell(error)) from None
 
-            several = isinstance(error, SettingsError)  # a line for each setting
-            for line in str(error).splitlines() if several else [str(error)]:
-                say(f"error: {line}", fg="red", err=True)
-            raise typer.Exit(1) from None
+
+_OF_TYPER = (typer.Exit, typer.Abort, typer.BadParameter)
+
+
+def _tell(error: Exception) -> int:
+    """Print an error; returns the exit status."""
+    from launcher.cli.bugs import BUG_STATUS, DEBUG, describe_bug, describe_system_error
+    from launcher.config.settings import SettingsError
+    from mmcot.errors import FaultsError, MmcotError
+
+    if os.environ.get(DEBUG):
+        traceback.print_exception(error)
+    if isinstance(error, MmcotError):
+        several = isinstance(error, SettingsError | FaultsError)  # a line for each setting, and for each fault
+        lines, status = str(error).splitlines() if several else [str(error)], 1
+    elif isinstance(error, MemoryError):
+        lines, status = ["there is not enough memory; close other programs, or give smaller batches or models"], 1
+    elif isinstance(error, OSError) and (line := describe_system_error(error)):
+        lines, status = [line], 1
+    else:
+        lines, status = [describe_bug(error)], BUG_STATUS
+    for line in lines:
+        say(f"error: {line}", fg="red", err=True)
+    return status

@@ -19,6 +19,7 @@ from launcher.cli.options import (
     say,
 )
 from launcher.cli.running import run_until
+from mmcot.errors import InputError
 
 run_app = typer.Typer()
 
@@ -145,7 +146,7 @@ def rationales(
         return
     with errors_as_messages():
         if shards is None or out is None or split not in ("train", "val", "test", "all") or preset or config:
-            raise ValueError(
+            raise InputError(
                 "--model needs --shards DIR, --out DIR and a --split of train, val, test or all; settings only by --set"
             )
         from launcher.cli.console import open_console

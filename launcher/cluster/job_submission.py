@@ -33,6 +33,7 @@ from launcher.config.loading import (
 from launcher.config.settings import Settings, SettingsError
 from launcher.runs.run_dir import RunDir
 from launcher.runs.status import mlflow_lines
+from mmcot.errors import OperationError
 
 PACKAGES = ("launcher", "mmcot", "data_shards")
 SETTINGS_FILE = "run.yaml"
@@ -53,7 +54,7 @@ _FOLDERS = (
 _IDS_OR_FOLDERS = ("model.pretrained", "data.vision_model")  # on the hub, or a folder
 
 
-class SubmitError(RuntimeError):
+class SubmitError(OperationError):
     """The cluster does not accept the job; the message names the reason and the remedy."""
 
 

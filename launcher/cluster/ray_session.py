@@ -15,6 +15,7 @@ from launcher.cluster.auth_token import keep_token_private
 from launcher.cluster.private_folder import private_ray_folder
 from launcher.config.settings import Cluster
 from launcher.runs.signals import sparing_children
+from mmcot.errors import OperationError
 
 _ON_GPUS = {
     # Blocks of many sizes: memory in segments that grow leaves less of it unusable.
@@ -28,7 +29,7 @@ _ON_GPUS = {
 _OLDER_NAMES = {"TORCH_FR_BUFFER_SIZE": "TORCH_NCCL_TRACE_BUFFER_SIZE"}  # torch prefers the newer one
 
 
-class ClusterError(RuntimeError):
+class ClusterError(OperationError):
     """Ray does not have the resources that the settings request."""
 
 

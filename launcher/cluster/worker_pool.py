@@ -18,6 +18,7 @@ from launcher.cluster.progress_watch import ProgressWatch, Watched
 from launcher.cluster.task_queue import TaskQueue
 from launcher.cluster.worker_process import WorkerProcess
 from launcher.config.settings import Cluster
+from mmcot.errors import OperationError
 
 # This many workers that are lost while they start count as one failed start: the cause may be a lost node, or too
 # little memory.
@@ -27,7 +28,7 @@ _MEMORY = re.compile(r"low on memory|OutOfMemory|out of memory")
 T = TypeVar("T", bound=Hashable)
 
 
-class WorkersError(RuntimeError):
+class WorkersError(OperationError):
     """No worker could start; the message contains the last one's error."""
 
 

@@ -29,6 +29,7 @@ from launcher.generation.standalone import write_model_texts
 from launcher.pipeline.pipeline import run_pipeline
 from launcher.runs.exported import verify_model
 from launcher.runs.run_dir import RunDir
+from mmcot.errors import MissingFileError
 from mmcot.metrics.metrics import score_report
 from mmcot.models.checkpoint_import import import_checkpoint
 from mmcot.texts.answers import parse_answer
@@ -131,7 +132,7 @@ def _import_rationales(files: Mapping[str, Path], shards_dir: Path, out: Path, s
 
 def _texts(path: Path) -> list[str]:
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; it is written by the command that trains the rationales")
+        raise MissingFileError(f"{path} does not exist; it is written by the command that trains the rationales")
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("preds"), list):
         raise SettingsError(f'{path} holds no predictions; expected {{"preds": [text, ...]}}')
@@ -141,7 +142,7 @@ def _texts(path: Path) -> list[str]:
 def _model_to_evaluate(folder: Path, features: str | None) -> Path:
     """The folder of ``--evaluate_dir``, or its converted copy if it is a checkpoint of the published system."""
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"--evaluate_dir {folder} holds no model (no config.json)")
+        raise MissingFileError(f"--evaluate_dir {folder} holds no model (no config.json)")
     if "vision_num_patches" in read_json(folder / "config.json"):
         return folder
     imported = folder / "mmcot-model"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from mmcot.errors import InputError
 from mmcot.texts.answers import split_reasons
 from mmcot.texts.prompts import build_pair, split_format
 from mmcot.texts.sample import Sample
@@ -74,7 +75,7 @@ class Chain:
 
     def __post_init__(self) -> None:
         if isinstance(self.stages, Stage) or any(isinstance(stage.reads, str) for stage in self.stages):
-            raise ValueError(
+            raise InputError(
                 f"chain {self.name!r}: stages and what a stage reads are tuples; one alone is written with a comma: "
                 '("notes",)'
             )
@@ -85,31 +86,31 @@ class Chain:
             if ("G" in split_format(stage.format)[0]) != bool(stage.reads):
                 what = f"reads {_listed(list(stage.reads))}" if stage.reads else "reads no text"
                 has = "no" if stage.reads else "a"
-                raise ValueError(
+                raise InputError(
                     f"{place} {what}, and its format {stage.format!r} has {has} G, the place of the texts that are "
                     "read; give reads and a format with G, such as QCMG-A, or neither"
                 )
             if missing := [text for text in stage.reads if text not in known]:
-                raise ValueError(
+                raise InputError(
                     f"{place} reads {missing[0]!r}, which no earlier stage writes; there is {_listed(known)}"
                 )
             if stage.starts_from not in (PRETRAINED, *names):
-                raise ValueError(
+                raise InputError(
                     f"{place} starts from {stage.starts_from!r}; expected {PRETRAINED!r} or an earlier stage, of which "
                     f"there is {_listed(names)}"
                 )
             if stage.trains not in TRAINED_PARTS:
-                raise ValueError(f"{place} trains {stage.trains!r}; expected one of {', '.join(TRAINED_PARTS)}")
+                raise InputError(f"{place} trains {stage.trains!r}; expected one of {', '.join(TRAINED_PARTS)}")
             if stage.writes is not None:
                 if stage.writes in known or (stage.writes == ANSWERS) != (stage is self.stages[-1]):
-                    raise ValueError(
+                    raise InputError(
                         f"{place} writes {stage.writes!r}; expected a new name, and {ANSWERS!r} for the last "
                         "stage alone"
                     )
                 known.append(stage.writes)
             names.append(stage.name)
         if not names:
-            raise ValueError(f"chain {self.name!r} has no stage; give one at least")
+            raise InputError(f"chain {self.name!r} has no stage; give one at least")
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -125,7 +126,7 @@ class Chain:
         for stage in self.stages:
             if stage.name == name:
                 return stage
-        raise ValueError(f"run.chain {self.name!r} has no stage {name!r}; it has {', '.join(self.stage_names)}")
+        raise InputError(f"run.chain {self.name!r} has no stage {name!r}; it has {', '.join(self.stage_names)}")
 
     @property
     def answering(self) -> Stage | None:
@@ -189,7 +190,7 @@ class Chain:
 def _check_names(chain: Chain) -> None:
     """Check the names of stages and texts: each is a folder of the run."""
     if len(chain.given) > 1:
-        raise ValueError(f"chain {chain.name!r} is given {_listed(list(chain.given))}; one text can be given to a run")
+        raise InputError(f"chain {chain.name!r} is given {_listed(list(chain.given))}; one text can be given to a run")
     written = [stage.writes for stage in chain.stages if stage.writes]
     if written and written[-1] == ANSWERS:
         written.pop()
@@ -198,7 +199,7 @@ def _check_names(chain: Chain) -> None:
     for name in folders:
         is_taken = folders.count(name) > 1 or name in _TAKEN or name.startswith(reserved)
         if is_taken or not name.replace("-", "").isalnum():
-            raise ValueError(
+            raise InputError(
                 f"chain {chain.name!r}: {name!r} is no name for a stage or text, each of which is a folder of the run; "
                 f"give letters, digits and '-', used once in the chain, and none of {', '.join(sorted(_TAKEN))}"
             )
@@ -240,5 +241,5 @@ def chain_named(name: str) -> Chain:
         ValueError: there is none; the message names those that exist.
     """
     if name not in CHAINS:
-        raise ValueError(f"chain {name!r} is unknown; expected one of {', '.join(CHAINS)}")
+        raise InputError(f"chain {name!r} is unknown; expected one of {', '.join(CHAINS)}")
     return CHAINS[name]

@@ -20,6 +20,8 @@ import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
+from mmcot.errors import InputError
+
 # The dict that a module may offer: the module of the table with the same name, and the class of its entries.
 TABLES = {
     "CHAINS": ("launcher.config.chains", "Chain"),
@@ -33,7 +35,7 @@ _RUN_FILES = ("run.yaml", "lock.json")
 _loaded: set[str] = set()  # the modules that this process has merged
 
 
-class ExtensionError(ValueError):
+class ExtensionError(InputError):
     """An extension that cannot be used; the message names it."""
 
 

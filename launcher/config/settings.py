@@ -17,6 +17,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from data_shards.sources.forms import form_labels
 from launcher.config.chains import ANSWER, PRETRAINED, RATIONALE, Chain, Stage, chain_named
 from launcher.config.extensions import load_extensions
+from mmcot.errors import InputError
 from mmcot.models.bridge_names import check_bridge
 from mmcot.texts.prompts import gold_rationale, split_format
 from mmcot.texts.sample import Sample
@@ -25,7 +26,7 @@ from mmcot.vision.encoder_kinds import ENCODERS
 SPACE_KINDS = ("loguniform", "uniform", "randint", "choice", "grid")  # of values in tuning.space
 
 
-class SettingsError(ValueError):
+class SettingsError(InputError):
     """Settings that are not valid; the message lists every wrong one with its remedy."""
 
 

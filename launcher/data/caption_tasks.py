@@ -31,12 +31,13 @@ from launcher.config.chains import ANSWER, RATIONALE
 from launcher.config.loading import merge_override, parse_settings
 from launcher.config.settings import Settings, SettingsError
 from launcher.runs.signals import sigterm_stops
+from mmcot.errors import OperationError
 
 TASK_PICTURES = 64
 BATCH_SIZE = 16
 
 
-class CaptionsError(RuntimeError):
+class CaptionsError(OperationError):
     """Captions could not be generated; the message names the questions and the reason."""
 
 

@@ -30,6 +30,7 @@ from launcher.cluster.ray_session import ray_session
 from launcher.cluster.worker_pool import Worker, run_on_workers
 from launcher.config.settings import Data, Settings, SettingsError
 from launcher.data.dataset import read_source
+from mmcot.errors import OperationError
 from mmcot.texts.sample import Sample
 from mmcot.vision import encoder_kinds
 from mmcot.vision.encoder_kinds import ENCODERS, HalfEncoder
@@ -37,7 +38,7 @@ from mmcot.vision.encoder_kinds import ENCODERS, HalfEncoder
 BATCH_SIZE = {"cuda": 64, "cpu": 8}  # pictures; 32 do not fit a CPU's cache
 
 
-class FeaturesError(RuntimeError):
+class FeaturesError(OperationError):
     """Features could not be built; the message names the shard and the reason."""
 
 

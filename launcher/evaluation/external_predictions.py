@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.sources.forms import read_questions
-from data_shards.strict_json import InputError, NotJsonError, parse_json, read_text
+from data_shards.strict_json import NotJsonError, parse_json, read_text
 from launcher.evaluation.tables import format_table
+from mmcot.errors import InputError, MissingFileError
 from mmcot.metrics.metrics import PUBLISHED, breakdown, score_report
 from mmcot.metrics.table import METRICS
 from mmcot.texts.answers import parse_prediction
@@ -27,7 +28,7 @@ from mmcot.texts.prompts import gold_rationale
 from mmcot.texts.sample import Sample
 
 
-class PredictionsError(ValueError):
+class PredictionsError(InputError):
     """A file of predictions that cannot be scored; the message names it."""
 
 
@@ -105,7 +106,7 @@ def score_file(
 def read_predictions(path: Path, problems: dict[str, Sample]) -> Predictions:
     """Read a file of any known form; files without ids take those of ``problems``, the split."""
     if not path.is_file():
-        raise FileNotFoundError(f"predictions {path} do not exist; give a predictions.jsonl or a result file")
+        raise MissingFileError(f"predictions {path} do not exist; give a predictions.jsonl or a result file")
     try:
         return _read_known(path, problems)
     except InputError as error:

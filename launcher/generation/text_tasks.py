@@ -37,9 +37,10 @@ from launcher.runs.run_dir import RunDir
 from launcher.runs.system_metrics import sampling
 from launcher.stages.jobs import GenerationJob
 from mmcot.decoding.repetition import is_repetitive
+from mmcot.errors import OperationError
 
 
-class GenerationError(RuntimeError):
+class GenerationError(OperationError):
     """Generation could not complete; the message names the task and the reason."""
 
 

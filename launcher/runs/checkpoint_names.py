@@ -10,13 +10,15 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from mmcot.errors import OperationError
+
 LATEST = "LATEST"
 MANIFEST = "manifest.json"
 STATE = "state"  # the folder of DeepSpeed's files, in a checkpoint
 _NAME = re.compile(r"step-\d+")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(OperationError):
     """A checkpoint is not valid; the message names its folder."""
 
 

@@ -15,8 +15,10 @@ from typing import Any
 
 import psutil
 
+from mmcot.errors import OperationError
 
-class NvmlError(RuntimeError):
+
+class NvmlError(OperationError):
     """NVML cannot be used on this machine; the message gives the reason."""
 
 

@@ -25,13 +25,14 @@ from typing import Any
 
 from data_shards.atomic_files import commit_bytes, commit_json, read_json
 from launcher.runs.places import place_around
+from mmcot.errors import OperationError
 
 PARENT = "pipeline"  # the key of the whole run among its MLflow runs (mlflow.json)
 _ID = re.compile(r"[0-9A-Za-z_-]{1,64}")  # it is used in MLflow's queries
 TUNING = "tuning"  # the journal of a trial's objective, and of a tuning's best values
 
 
-class RunError(RuntimeError):
+class RunError(OperationError):
     """The run's folder cannot be used for the requested action; the message names it."""
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from launcher.runs.journal import JournalReader, LineFile
 from launcher.runs.run_dir import RunDir
+from mmcot.errors import OperationError
 
 
-class LedgerError(RuntimeError):
+class LedgerError(OperationError):
     """The ledger is missing or inconsistent; the message names steps and questions."""
 
 

@@ -22,6 +22,7 @@ from launcher.runs.journal import JournalReader
 from launcher.runs.run_dir import PARENT, RunDir
 from launcher.tracking.mlflow_sync import MlflowSync
 from launcher.tracking.troubles import Trouble
+from mmcot.errors import OperationError
 
 _LOG = logging.getLogger("mmcot.tracking")
 _MAX_FINAL_TRIES = 3
@@ -99,9 +100,9 @@ def sync_run(run_dir: RunDir, settings: Settings, *, experiment: str | None = No
     try:
         sync.send()
     except Trouble as trouble:
-        raise RuntimeError(f"{trouble}; nothing is lost: then run this again") from trouble
+        raise OperationError(f"{trouble}; nothing is lost: then run this again") from trouble
     except Exception as error:
-        raise RuntimeError(
+        raise OperationError(
             f"MLflow at {tracking_uri(settings)} did not accept the data ({hide_credentials(str(error))}); nothing is "
             "lost: start the server (`mmcot mlflow up`) and run this again, or name another with --uri"
         ) from error

@@ -48,6 +48,7 @@ from launcher.tracking.server_auth import (
     read_secret_files,
     refuse_password,
 )
+from mmcot.errors import InputError, OperationError
 
 START_TIMEOUT_S = 180.0
 SAY_EVERY_S = 4.0  # while the server starts
@@ -96,9 +97,9 @@ def plan_server(
         RuntimeError: a package is missing.
     """
     if workers < 1:
-        raise ValueError(f"--workers ({workers}) must be at least 1; one worker is enough for a team")
+        raise InputError(f"--workers ({workers}) must be at least 1; one worker is enough for a team")
     if not _is_loopback(host) and not auth:
-        raise ValueError(
+        raise InputError(
             f"--host {host} can be reached from other machines, and without --auth all their users may read, change "
             "and delete every run; add --auth, or keep 127.0.0.1 and give access by "
             f"`ssh -L {port}:127.0.0.1:{port} HOST`"
@@ -157,7 +158,7 @@ def serve(server: ServerPlan, report: Callable[[str], None]) -> None:
         while not stop_signals and leader.poll() is None:
             time.sleep(0.2)
         if not stop_signals:
-            raise RuntimeError(
+            raise OperationError(
                 f"the MLflow server ended by itself with status {leader.poll()}; its last lines are above"
             )
         report("MLflow: ended")
@@ -224,7 +225,7 @@ def _wait_until_healthy(
     deadline = began + START_TIMEOUT_S
     while not stop_signals:
         if leader.poll() is not None:
-            raise RuntimeError(
+            raise OperationError(
                 f"the MLflow server did not start (status {leader.poll()}); its last lines:\n{output.last_lines()}"
             )
         if time.monotonic() - said > SAY_EVERY_S:
@@ -234,7 +235,7 @@ def _wait_until_healthy(
             if _open(f"{server.url}/health").status == 200:
                 return True
         if time.monotonic() > deadline:
-            raise RuntimeError(
+            raise OperationError(
                 f"the MLflow server did not answer at {server.url}/health within {START_TIMEOUT_S:.0f} s"
             )
         time.sleep(0.2)
@@ -268,7 +269,7 @@ def _is_loopback(host: str) -> bool:
 
 def _check_port_is_free(host: str, port: int) -> None:
     if not 1 <= port <= 65535:
-        raise ValueError(f"--port ({port}) must be between 1 and 65535")
+        raise InputError(f"--port ({port}) must be between 1 and 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
@@ -276,10 +277,10 @@ def _check_port_is_free(host: str, port: int) -> None:
             probe.bind(address)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            raise ValueError(
+            raise InputError(
                 f"port {port} of {host} is taken, perhaps by another MLflow server; choose another with --port"
             ) from None
-        raise ValueError(
+        raise InputError(
             f"cannot listen at {host}, port {port} ({error.strerror or error}); give an address of this machine"
         ) from None
 
@@ -292,18 +293,18 @@ def _check_packages(store: str, destination: str, auth: bool) -> None:
     try:
         url.get_dialect().import_dbapi()
     except NoSuchModuleError:
-        raise ValueError(
+        raise InputError(
             f"the backend store's kind, {url.drivername}, is not known; expected postgresql or sqlite"
         ) from None
     except ImportError as error:
         name = {"psycopg": "'psycopg[binary]'"}.get(error.name or "", error.name)
-        raise RuntimeError(
+        raise OperationError(
             f"a backend store of kind {url.drivername} needs a package that is not installed: pip install {name}"
         ) from None
     if auth and not _installed("flask_wtf"):
-        raise RuntimeError("--auth needs a package that is not installed: pip install Flask-WTF")
+        raise OperationError("--auth needs a package that is not installed: pip install Flask-WTF")
     if destination.startswith("s3:") and not _installed("boto3"):
-        raise RuntimeError(f"artifacts at {destination} need a package that is not installed: pip install boto3")
+        raise OperationError(f"artifacts at {destination} need a package that is not installed: pip install boto3")
 
 
 def _installed(name: str) -> bool:

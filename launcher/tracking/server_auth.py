@@ -8,6 +8,7 @@ import secrets
 from pathlib import Path
 
 from launcher.config.sqlite_uris import sqlite_uri
+from mmcot.errors import InputError
 
 _SECRETS = ("MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_BACKEND_STORE_URI", "MLFLOW_FLASK_SERVER_SECRET_KEY", "PGPASSWORD")
 
@@ -22,9 +23,9 @@ def read_secret_files(environment: dict[str, str]) -> dict[str, str]:
         if path is None:
             continue
         if environment.get(name):
-            raise ValueError(f"{name} and {name}_FILE are both set; keep one")
+            raise InputError(f"{name} and {name}_FILE are both set; keep one")
         if not Path(path).is_file():
-            raise ValueError(f"{name}_FILE names {path}, which is no file")
+            raise InputError(f"{name}_FILE names {path}, which is no file")
         environment[name] = Path(path).read_text(encoding="utf-8").rstrip("\r\n")
     return environment
 
@@ -32,7 +33,7 @@ def read_secret_files(environment: dict[str, str]) -> dict[str, str]:
 def refuse_password(uri: str) -> None:
     """Raise ValueError if a database address given on the command line contains a password."""
     if "://" in uri and (_url(uri).password or "password" in _url(uri).query):
-        raise ValueError(
+        raise InputError(
             "--backend-store-uri holds a password, which every user of this machine could read; put the address into "
             "the environment variable MLFLOW_BACKEND_STORE_URI, or into a file that MLFLOW_BACKEND_STORE_URI_FILE names"
         )
@@ -45,7 +46,7 @@ def _url(uri: str):
     try:
         return make_url(uri)
     except ArgumentError:  # its message would show the address, which may contain a password
-        raise ValueError(
+        raise InputError(
             "the backend store is no database address; expected one like postgresql://USER@HOST/NAME or sqlite:///FILE"
         ) from None
 
@@ -53,7 +54,7 @@ def _url(uri: str):
 def auth_environment(runs: Path, store: str, environment: dict[str, str]) -> dict[str, str]:
     """Write the files of MLflow's basic-auth app; returns the variables that it reads."""
     if not environment.get("MLFLOW_AUTH_ADMIN_PASSWORD"):
-        raise ValueError(
+        raise InputError(
             "--auth needs the first administrator's password: set MLFLOW_AUTH_ADMIN_PASSWORD (12 characters or more), "
             "or MLFLOW_AUTH_ADMIN_PASSWORD_FILE to a file that holds it; the name is MLFLOW_AUTH_ADMIN_USERNAME, "
             "or admin"

@@ -22,13 +22,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from mmcot.errors import OperationError
+
 _new_group = dist.new_group  # torch's own
 _host_group: Any = None  # of values in main memory, where the training's own group is one of GPUs
 
 MAX_BYTES = 256 * 2**20  # of one rank's value; the largest are names and sha256s of a checkpoint's files
 
 
-class CollectiveError(RuntimeError):
+class CollectiveError(OperationError):
     """What a rank sent cannot be used; the message names the rank."""
 
 

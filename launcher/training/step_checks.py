@@ -11,9 +11,10 @@ import torch
 
 from data_shards.stream import Step
 from launcher.training.collectives import gather_json
+from mmcot.errors import OperationError
 
 
-class TrainingError(RuntimeError):
+class TrainingError(OperationError):
     """The training cannot continue; the message names the step and the reason."""
 
 

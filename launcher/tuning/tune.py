@@ -47,6 +47,7 @@ from launcher.tuning.ray_tune import run_trials
 from launcher.tuning.results import describe_trials, log_outcome, rank
 from launcher.tuning.space import check_space, with_values
 from launcher.tuning.trial import OBJECTIVES, TrialJob
+from mmcot.errors import OperationError
 
 Report = Callable[[str], None]
 Finish = Callable[[Settings, RunDir, list[dict[str, Any]], Tracker, Report], None]
@@ -211,7 +212,7 @@ def _finish(
         )
     ranked = rank(trials, objective)
     if not ranked:
-        raise RuntimeError(
+        raise OperationError(
             f"no trial reported {objective}; the reasons are above and in {run_dir.path / 'trials'}/*/logs/trial.log"
         )
     best = ranked[0]

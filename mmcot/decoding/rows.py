@@ -23,6 +23,7 @@ import torch
 from mmcot.decoding.engine import Engine, open_engine
 from mmcot.decoding.sampling import GREEDY, Sampling, draw_uniform, sample_tokens
 from mmcot.decoding.source_batches import SourceBatch, batch_sources
+from mmcot.errors import InputError
 from mmcot.models.contract import Decoder, GreedyDecoder, Model
 
 SOURCES_AT_ONCE = 32  # at most, whose keys and values are computed together
@@ -124,7 +125,7 @@ def generate_rows(
     prefixes = cast("Sequence[Sequence[int]]", [()] * len(sources)) if prefixes is None else prefixes
     _check_prefixes(prefixes, limits)
     if min(limits) < 1 or num_rows < 1:
-        raise ValueError(f"max_new_tokens ({min(limits)}) and the number of rows ({num_rows}) must be at least 1")
+        raise InputError(f"max_new_tokens ({min(limits)}) and the number of rows ({num_rows}) must be at least 1")
     num_rows = min(num_rows, len(sources))
     if engine is None:
         engine = open_engine(
@@ -256,7 +257,7 @@ def _greedy(logits_BV: torch.Tensor, rows: Sequence[Row]) -> list[int]:
 
 def _sampler(sampling: Sampling, keys: Sequence[str] | None) -> Callable[[torch.Tensor, Sequence[Row]], list[int]]:
     if keys is None:
-        raise ValueError(f"sampling (temperature {sampling.temperature}) needs keys; give each question's qid")
+        raise InputError(f"sampling (temperature {sampling.temperature}) needs keys; give each question's qid")
 
     def choose(logits_BV: torch.Tensor, rows: Sequence[Row]) -> list[int]:
         uniform_B = [draw_uniform(sampling.seed, keys[row.index], len(row.ids)) for row in rows]
@@ -298,10 +299,10 @@ def _read(engine: Engine, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]
 
 def _check_prefixes(prefixes: Sequence[Sequence[int]], limits: Sequence[int]) -> None:
     if len(prefixes) != len(limits):
-        raise ValueError(f"prefixes has {len(prefixes)} entries for {len(limits)} sources; give one each, such as ()")
+        raise InputError(f"prefixes has {len(prefixes)} entries for {len(limits)} sources; give one each, such as ()")
     for index, (prefix, limit) in enumerate(zip(prefixes, limits, strict=True)):
         if len(prefix) >= limit:
-            raise ValueError(
+            raise InputError(
                 f"the prefix of source {index} has {len(prefix)} tokens, max_new_tokens is {limit}; a prefix counts as "
                 "new tokens, so the limit must be larger"
             )
@@ -312,7 +313,7 @@ def _check_generation_config(model: Model) -> None:
     for name, neutral in UNSUPPORTED_SETTINGS.items():
         value = getattr(model.generation_config, name, None)
         if value not in (None, neutral):
-            raise ValueError(
+            raise InputError(
                 f"the model's generation_config sets {name} to {value!r}, which is not supported; "
                 f"set model.generation_config.{name} = {neutral!r}"
             )

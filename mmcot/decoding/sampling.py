@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import torch
 
+from mmcot.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sampling:
@@ -23,9 +25,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
-            raise ValueError(f"temperature ({self.temperature}) must be 0, which is greedy, or above")
+            raise InputError(f"temperature ({self.temperature}) must be 0, which is greedy, or above")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p ({self.top_p}) must be above 0 and at most 1; 1 keeps every token")
+            raise InputError(f"top_p ({self.top_p}) must be above 0 and at most 1; 1 keeps every token")
 
 
 GREEDY = Sampling()

@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
+from mmcot.errors import InputError
 from mmcot.metrics.table import mean_scores
 from mmcot.texts.answers import guess_answer, is_right
 from mmcot.texts.sample import Sample
@@ -97,7 +98,7 @@ def breakdown(
         ValueError: the field is unknown, or as ``accuracy_table``.
     """
     if field not in BREAKDOWN_FIELDS:
-        raise ValueError(f"field {field!r} cannot be broken down; expected one of {', '.join(BREAKDOWN_FIELDS)}")
+        raise InputError(f"field {field!r} cannot be broken down; expected one of {', '.join(BREAKDOWN_FIELDS)}")
     groups: dict[str, list[bool]] = {}
     for problem, right in _judge(_as_list(problems), predictions):
         groups.setdefault(getattr(problem, field), []).append(right)
@@ -129,7 +130,7 @@ def rationale_scores(
     from mmcot.metrics.rationale_metrics import SentenceSimilarity
 
     if len(predictions) != len(references):
-        raise ValueError(f"{len(predictions)} rationales but {len(references)} references; give one for each")
+        raise InputError(f"{len(predictions)} rationales but {len(references)} references; give one for each")
     pairs = [(ours, [gold]) for ours, gold in zip(predictions, references, strict=True) if gold.strip()]
     scores: dict[str, float | None] = {**mean_scores(pairs, of="rationale"), "similarity": None}
     if similarity_model is not None and predictions:
@@ -196,7 +197,7 @@ def _judge(problems: list[Sample], predictions: Mapping[str, int | str | None]) 
     _require(problems, predictions, "prediction")
     unanswered = [problem.qid for problem in problems if not problem.has_answer]
     if unanswered:
-        raise ValueError(
+        raise InputError(
             f"{len(unanswered)} of {len(problems)} questions have no gold answer (first: {unanswered[0]}); "
             "only answered questions can be scored, leave the others out"
         )
@@ -206,7 +207,7 @@ def _judge(problems: list[Sample], predictions: Mapping[str, int | str | None]) 
 def _require(problems: list[Sample], values: Mapping, kind: str) -> list:
     missing = [problem.qid for problem in problems if problem.qid not in values]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"{len(missing)} of {len(problems)} questions have no {kind} (first: {missing[0]}); "
             f"give every question one by its id"
         )

@@ -20,6 +20,8 @@ from collections.abc import Sequence
 import datasets
 import evaluate
 
+from mmcot.errors import MissingPackageError
+
 
 class _TextPairMetric(evaluate.Metric):
     """A metric over pairs of one generated and one gold text; data is kept in memory."""
@@ -77,7 +79,7 @@ class SentenceSimilarity(_TextPairMetric):
         try:
             from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports] (optional)
         except ImportError as error:
-            raise ImportError(
+            raise MissingPackageError(
                 f"the similarity model {model!r} needs the package sentence-transformers, which is not installed; "
                 "run 'pip install sentence-transformers', or score without a similarity model"
             ) from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
+from mmcot.errors import InputError
 from mmcot.metrics.free_answers import anls, exact_match, rouge_l, vqa_accuracy
 
 
@@ -31,7 +32,7 @@ class Metric:
 
     def __post_init__(self) -> None:
         if self.better not in ("higher", "lower") or self.of not in ("rationale", "answer"):
-            raise ValueError(
+            raise InputError(
                 f"metric {self.label!r}: better is {self.better!r} and of is {self.of!r}; expected higher or "
                 "lower, and rationale or answer"
             )

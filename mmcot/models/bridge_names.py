@@ -1,5 +1,7 @@
 """The names of the built-in bridges, readable without torch."""
 
+from mmcot.errors import InputError
+
 BUILT_IN = ("gated_cross_attention",)
 
 
@@ -14,5 +16,5 @@ def check_bridge(name: str) -> str:
     from mmcot.models.fusion import BRIDGES
 
     if name not in BRIDGES:
-        raise ValueError(f"fusion {name!r} is unknown; expected one of {', '.join(sorted(BRIDGES))}")
+        raise InputError(f"fusion {name!r} is unknown; expected one of {', '.join(sorted(BRIDGES))}")
     return name

@@ -26,6 +26,7 @@ import safetensors.torch
 import torch
 from transformers import PreTrainedConfig
 
+from mmcot.errors import InputError
 from mmcot.models.opening import DEFAULT, model_class, open_model
 from mmcot.vision.encoder_kinds import ENCODERS
 
@@ -44,7 +45,7 @@ _COMPANION_FILES = (
 )
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint that cannot be read; the message names its file."""
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import torch
 
+from mmcot.errors import OperationError
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}  # by the name of a precision
 _FIRST_WITH_BF16 = (8, 0)  # compute capability of Ampere; before it bf16 is slower than fp32, or has no operations
 
 
-class DeviceError(RuntimeError):
+class DeviceError(OperationError):
     """A requested GPU does not exist, or cannot compute as requested; the message names those that do."""
 
 

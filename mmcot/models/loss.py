@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812 (the usual name)
 from torch.utils.checkpoint import checkpoint
 
+from mmcot.errors import InputError
 from mmcot.texts.encoding import IGNORED_LABEL
 
 UNITS = ("tokens", "questions")
@@ -80,7 +81,7 @@ def objective_named(name: str) -> Objective:
         ValueError: there is none; the message names those that exist.
     """
     if name not in OBJECTIVES:
-        raise ValueError(f"objective {name!r} is unknown; expected one of {', '.join(OBJECTIVES)}")
+        raise InputError(f"objective {name!r} is unknown; expected one of {', '.join(OBJECTIVES)}")
     return OBJECTIVES[name]
 
 

@@ -12,6 +12,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from mmcot.errors import InputError
+
 DEFAULT = "T5ForMultimodalGeneration"
 
 # A class by its name in ``architectures``, and its module.
@@ -54,10 +56,10 @@ def check_start(name: str, pretrained: str, **shape: Any) -> None:
     names = config.get("architectures") or []
     others = [other for other in names if other in MODULES and other != name]
     if others:
-        raise ValueError(f"{pretrained} is a {others[0]}, the new model is a {name}; start from a {name}")
+        raise InputError(f"{pretrained} is a {others[0]}, the new model is a {name}; start from a {name}")
     for key, value in shape.items():
         if config.get(key, value) != value:
-            raise ValueError(
+            raise InputError(
                 f"{pretrained} was trained with {key} {config[key]!r}, the new model has {value!r}; use the features "
                 "and the fusion that it was trained with, or a text-only backbone"
             )
@@ -66,13 +68,13 @@ def check_start(name: str, pretrained: str, **shape: Any) -> None:
 def _name_in(folder: str | Path) -> str:
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise ValueError(
+        raise InputError(
             f"{folder} holds no model (no config.json); give the folder of one, such as runs/demo/answer/model"
         )
     names = json.loads(path.read_text(encoding="utf-8")).get("architectures") or []
     name = next((name for name in names if name in MODULES), None)
     if name is None:
-        raise ValueError(
+        raise InputError(
             f"{path} names the architectures {names}, expected one of {sorted(MODULES)}; give the folder of a model "
             "that mmcot saved"
         )

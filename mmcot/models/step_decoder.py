@@ -26,6 +26,8 @@ from torch.nn import functional as F  # noqa: N812 (the usual name)
 from transformers import T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 
+from mmcot.errors import InputError
+
 Linear = Callable[[torch.Tensor], torch.Tensor]
 
 # Rows that share an attention call on a CPU, padded to the longest of them. A call costs about
@@ -78,7 +80,7 @@ class StepDecoder:
     ) -> None:
         config, stack = model.config, cast(Any, model.decoder)  # torch types no parts of a module
         if model.dtype == torch.float16:
-            raise ValueError("the model is in float16, in which T5 overflows; use float32 or bfloat16")
+            raise InputError("the model is in float16, in which T5 overflows; use float32 or bfloat16")
         self.num_rows, self.max_new_tokens = num_rows, max_new_tokens
         self.num_heads, self.head_width = config.num_heads, config.d_kv
         self.device, self.dtype = model.device, model.dtype

@@ -23,6 +23,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.t5.modeling_t5 import T5PreTrainedModel
 
+from mmcot.errors import InputError
 from mmcot.models.attention_start import start_with_lookup
 from mmcot.models.bridge import AttentionMaps, Bridge, init_bridge_part
 from mmcot.models.cuda_graphs import StaticDecoder, open_decoder
@@ -55,7 +56,7 @@ class MultimodalT5Config(T5Config):
     def __post_init__(self, **kwargs) -> None:
         super().__post_init__(**kwargs)
         if self.fusion not in BRIDGES:
-            raise ValueError(f"fusion {self.fusion!r} is unknown; expected one of {sorted(BRIDGES)}")
+            raise InputError(f"fusion {self.fusion!r} is unknown; expected one of {sorted(BRIDGES)}")
 
     @property
     def is_tied(self) -> bool:
@@ -149,13 +150,13 @@ class FusedEncoder(_FusionInitializer, LeanStack):
         fused, mask_BN = self.fusion(text_BSD, text_mask_BS, vision_features, mask_BP)
         expected = self.fusion.num_states(text_BSD.shape[1], vision_features.shape[1])
         if fused.shape[1] != expected or mask_BN.shape != fused.shape[:2]:
-            raise ValueError(
+            raise InputError(
                 f"{type(self.fusion).__name__} returned states {tuple(fused.shape)} with mask {tuple(mask_BN.shape)}, "
                 f"its num_states says {expected} states; let them agree"
             )
         if mask_BN is not text_mask_BS:
             if isinstance(outputs, tuple):
-                raise ValueError(f"{type(self.fusion).__name__} has a mask of its own; call without return_dict=False")
+                raise InputError(f"{type(self.fusion).__name__} has a mask of its own; call without return_dict=False")
             return FusedStates(fused, outputs.hidden_states, outputs.attentions, mask_BN)
         if isinstance(outputs, tuple):
             return (fused, *outputs[1:])
@@ -174,7 +175,7 @@ class FusedEncoder(_FusionInitializer, LeanStack):
         expected = (self.config.vision_num_patches, self.config.vision_dim)
         # Attention to one pooled vector equals attention to any number of its copies.
         if tuple(vision_features.shape[1:]) not in (expected, (1, expected[1])):
-            raise ValueError(
+            raise InputError(
                 f"vision_features have shape {tuple(vision_features.shape)}, this model expects [batch, "
                 f"{expected[0]}, {expected[1]}]; use the features it was trained on"
             )

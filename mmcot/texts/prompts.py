@@ -25,6 +25,7 @@ import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from mmcot.errors import InputError
 from mmcot.texts.sample import Part, Sample, choice_letter
 
 _QUESTION = "Question: {question}\n"
@@ -112,14 +113,14 @@ def build_pair(
     """
     input_part, output_part = split_format(format)
     if problem.kind in ("pair", "document") and (input_part, output_part) != ("P", "T"):
-        raise ValueError(
+        raise InputError(
             f"sample {problem.qid} is {_KINDS_IN_WORDS[problem.kind]}, and the format {format!r} is of a question; "
             "use the format P-T"
         )
     fields = _fields(problem, use_caption=use_caption)
     fields["rationale"] = _GOLD_RATIONALE.format(**fields) if rationale is None else rationale
     if not problem.has_answer and "{answer}" in INPUTS[input_part]:
-        raise ValueError(
+        raise InputError(
             f"question {problem.qid} has no answer, and the input of format {format!r} contains it; "
             "give the problem its answer or choose an input without A, such as QCM"
         )
@@ -150,7 +151,7 @@ def split_format(format: str) -> tuple[str, str]:
         return input_part, output_part
     known = [f"{first}-{last}" for first in INPUTS for last in OUTPUTS] + list(PAPER_NAMES)
     nearest = difflib.get_close_matches(format.upper(), known, n=1, cutoff=0.0)[0]
-    raise ValueError(
+    raise InputError(
         f"format {format!r} is unknown; expected INPUT-OUTPUT with an input of {', '.join(INPUTS)} and an output of "
         f"{', '.join(OUTPUTS)} (or, as in the paper, {', '.join(PAPER_NAMES)}); did you mean {nearest!r}?"
     )

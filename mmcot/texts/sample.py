@@ -27,6 +27,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from mmcot.errors import InputError
+
 QID_PATTERN = re.compile(r"[A-Za-z0-9_-]+")
 MAX_CHOICES = 26  # the answer letter is one of A-Z
 KINDS = ("choices", "free", "pair", "document")
@@ -34,7 +36,7 @@ KINDS = ("choices", "free", "pair", "document")
 TEXT_FIELDS = ("hint", "task", "grade", "subject", "topic", "category", "skill", "lecture", "solution", "split")
 
 
-class SampleError(ValueError):
+class SampleError(InputError):
     """A sample that is not valid; the message names its qid and field."""
 
 

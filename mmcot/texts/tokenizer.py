@@ -10,6 +10,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from mmcot.errors import InputError
+
 PAD_TOKEN, EOS_TOKEN = "<pad>", "</s>"  # ids 0 and 1, as T5 has them
 
 
@@ -24,7 +26,7 @@ def train_tokenizer(texts: Iterable[str], output_dir: str | Path, *, vocab_size:
     """
     texts = list(texts)
     if not texts:
-        raise ValueError("there is no text to train a tokenizer on; give the training split some questions")
+        raise InputError("there is no text to train a tokenizer on; give the training split some questions")
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -59,7 +61,7 @@ def open_tokenizer(name: str | Path) -> Any:
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
-        raise ValueError(
+        raise InputError(
             f"the tokenizer of {name} needs code that comes with it (auto_map in its JSON files), which is never run; "
             "use a tokenizer of one of transformers' own classes"
         ) from error

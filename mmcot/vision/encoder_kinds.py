@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from mmcot.errors import InputError
 from mmcot.vision.model_kinds import MODEL_KINDS, Shape
 from mmcot.vision.patches import PATCH_GRID, PATCH_SHAPE, patch_features
 
@@ -120,7 +121,7 @@ def open_encoder(name: str, model: str | None = None, *, device: str = "cpu") ->
         ValueError: there is no encoder of this name. The function raises it for features beyond float16.
     """
     if name not in ENCODERS:
-        raise ValueError(f"features {name!r} cannot be made from pictures; expected one of {', '.join(ENCODERS)}")
+        raise InputError(f"features {name!r} cannot be made from pictures; expected one of {', '.join(ENCODERS)}")
     encode, shape = ENCODERS[name].open(model, device)
     return HalfEncoder(name, encode), shape
 
@@ -134,7 +135,7 @@ def _encode_in_half(name: str, encode: EncodePictures, images: Sequence[Image.Im
     with np.errstate(over="ignore"):
         halved = features.astype(np.float16)
     if not np.isfinite(halved).all():
-        raise ValueError(
+        raise InputError(
             f"{name} features of {len(images)} pictures have values that are NaN, infinite or beyond float16 (the "
             f"largest is {np.abs(features).max()}); expected finite values up to {np.finfo(np.float16).max:g}"
         )

@@ -20,6 +20,7 @@ from PIL import Image
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 
+from mmcot.errors import InputError, MissingPackageError
 from mmcot.vision.model_kinds import MODEL_KINDS
 
 _DEFAULT_IMAGE_SIZE = 224  # pixels, for models that take any size
@@ -48,7 +49,7 @@ class VisionEncoder:
 
     def __init__(self, kind: str, model: str | Path | None = None, *, device: str = "cpu") -> None:
         if kind not in MODEL_KINDS:
-            raise ValueError(f"There is no vision encoder {kind!r}; choose one of {', '.join(MODEL_KINDS)}.")
+            raise InputError(f"There is no vision encoder {kind!r}; choose one of {', '.join(MODEL_KINDS)}.")
         self.kind, self._kind = kind, MODEL_KINDS[kind]
         self.name = str(model or self._kind.default_model)
         self.device = torch.device(device)
@@ -97,7 +98,7 @@ class VisionEncoder:
         bad = ~torch.isfinite(halved).flatten(1).all(dim=1)
         if bad.any():
             first = int(bad.nonzero()[0])
-            raise ValueError(
+            raise InputError(
                 f"{self.kind} features of {self.name!r}: picture {first} of a batch of {len(images)} has values that "
                 f"are NaN, infinite or beyond float16 (the largest is {features[first].abs().max().item()}); expected "
                 f"finite values up to {torch.finfo(torch.float16).max:g}. Check that the checkpoint is whole, or use "
@@ -122,7 +123,7 @@ class VisionEncoder:
     def _load(self) -> PreTrainedModel:
         found = PreTrainedConfig.get_config_dict(self.name, trust_remote_code=False)[0].get("model_type")
         if found not in self._kind.model_types:
-            raise ValueError(
+            raise InputError(
                 f"{self.name!r} is a model of type {found!r}, but the encoder {self.kind!r} reads "
                 f"{' or '.join(map(repr, self._kind.model_types))}; name a matching model, such as "
                 f"{self._kind.default_model!r}, or another kind ({', '.join(MODEL_KINDS)})."
@@ -141,14 +142,14 @@ class VisionEncoder:
         except ImportError as error:
             if "timm" not in str(error):
                 raise
-            raise ImportError(
+            raise MissingPackageError(
                 f"The backbone of {self.name!r} ({self.kind}) is built by timm, which is not installed; "
                 "run `pip install timm`."
             ) from error
         # num_batches_tracked has no effect in inference.
         missing = sorted(name for name in report["missing_keys"] if not name.endswith("num_batches_tracked"))
         if missing:
-            raise ValueError(
+            raise InputError(
                 f"{self.name!r} lacks {len(missing)} weights of a {self.kind} encoder, such as {missing[0]!r}; "
                 "expected all of them, as transformers would draw them at random. Name a whole checkpoint of this kind."
             )
@@ -158,7 +159,7 @@ class VisionEncoder:
         size = getattr(self._model.config, "image_size", None) or _DEFAULT_IMAGE_SIZE
         sizes = {size} if isinstance(size, int) else set(size)
         if len(sizes) != 1:
-            raise ValueError(
+            raise InputError(
                 f"{self.name!r} ({self.kind}) takes pictures of {size} pixels; expected a square. Use a model with "
                 "one `image_size`."
             )

@@ -10,7 +10,8 @@ import re
 import pytest
 
 from data_shards.sources.tables import read, read_rows
-from data_shards.strict_json import InputError, parse_json
+from data_shards.strict_json import parse_json
+from mmcot.errors import InputError
 from mmcot.texts.sample import SampleError
 
 HEADER = "qid,question,choices,answer,split\n"
