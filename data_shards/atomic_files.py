@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_shards.strict_json import read_json_file
 from mmcot.errors import BusyError, InputError
 
 _HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD and a flag of Linux's renameat2
@@ -151,16 +152,15 @@ def clear_unfinished(folder: str | Path, name: str = "*") -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file.
+    """Read a JSON file that this package wrote; it may hold NaN.
 
     Raises:
-        ValueError: it is not valid JSON.
+        InputError: it is not valid JSON.
     """
-    path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid JSON ({error}); restore or delete the file") from error
+        return read_json_file(path, finite=False)
+    except InputError as error:
+        raise InputError(f"{error.problem}; restore or delete the file").at(path, line=error.line) from None
 
 
 def sha256_of_file(path: str | Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,8 @@ from data_shards.index import is_picture, picture_order, read_index, read_member
 from data_shards.remote_files import fetch_file, is_remote, local_copy
 from data_shards.sealed_json import broken_seal
 from data_shards.sources.question_set import SPLITS
-from data_shards.sources.tables import sample_of_row
+from data_shards.sources.row_samples import sample_of_row
+from data_shards.strict_json import parse_json
 from mmcot.texts.sample import Sample, SampleError
 
 SCHEMA_VERSION = 1
@@ -88,17 +88,16 @@ def problem_of_member(qid: str, data: bytes, *, tar: str | Path) -> Sample:
     """Parse the sample in a ``{qid}.json`` member, in ScienceQA's field names or those of a table.
 
     Raises:
-        SampleError: it is no JSON object, or its question is not valid; the message names tar and member.
+        InputError: it is no JSON object, or its question is not valid; the message names tar and member.
     """
+    member = f"member {qid}.json"
+    row = parse_json(data, tar, member=member)
     try:
-        row = json.loads(data)
         if not isinstance(row, dict):
             raise SampleError(f"expected an object with a question's fields, found {str(row)[:80]!r}")
         return sample_of_row(qid, row)
     except SampleError as error:
-        raise SampleError(f"{tar}, member {qid}.json: {error}") from None
-    except (ValueError, RecursionError) as error:
-        raise SampleError(f"{tar}, member {qid}.json: no valid JSON ({error}); write the shard again") from None
+        raise error.at(tar, member=member) from None
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from PIL import Image
 
 from data_shards.sources.pictures import MAX_PIXELS
+from mmcot.errors import Faults, InputError
 from mmcot.texts.sample import Sample
 
 OpenPictures = Callable[[Sample, Counter[str]], list[Image.Image]]
@@ -33,6 +34,7 @@ def open_ahead(
     prepare: Prepare = lambda image: image,
     num_threads: int,
     num_ahead: int,
+    faults: Faults | None = None,
 ) -> Iterator[tuple[Sample, list[Image.Image]]]:
     """Yield every problem with its pictures, in order.
 
@@ -41,6 +43,7 @@ def open_ahead(
         num_threads: pictures that are being opened at once, 400 MB for each of the largest that are read.
         num_ahead: problems that wait for their turn at most. While the opened pictures that wait have 100 million
             pixels, no thread opens another one.
+        faults: gathers an ``InputError`` of ``open_pictures``; its problem then has no pictures. None raises it.
 
     Raises:
         Exception: whatever ``open_pictures`` raises for a problem; the pictures of the later ones are dropped.
@@ -67,7 +70,13 @@ def open_ahead(
             if not waiting:
                 return
             problem, opening = waiting.popleft()
-            images, own = opening.result()
+            try:
+                images, own = opening.result()
+            except InputError as error:
+                if faults is None:
+                    raise
+                faults.add(error)
+                images, own = [], Counter()
             space.empty(_num_pixels(images))
             counts.update(own)
             yield problem, images

@@ -15,7 +15,7 @@ from PIL import Image
 from data_shards.open_ahead import OpenPictures, Prepare, open_ahead
 from data_shards.sources.pictures import MAX_PIXELS, PictureError, open_picture
 from data_shards.sources.question_set import Picture
-from mmcot.errors import InputError
+from mmcot.errors import Faults, InputError
 from mmcot.texts.sample import Sample
 
 PICTURE_COUNTS: tuple[str, ...] = (
@@ -83,6 +83,7 @@ def features_of_pictures(
     prepare: Prepare = lambda image: image,
     num_threads: int = 1,
     on_problem: Callable[[], None] = lambda: None,
+    faults: Faults | None = None,
 ) -> Iterator[np.ndarray]:
     """Yield the features of every problem in order, float16 [p, D]: the concatenated patches of its pictures.
 
@@ -96,6 +97,7 @@ def features_of_pictures(
         prepare: what ``encode`` would do to each picture first; done where it is opened.
         num_threads: threads that open pictures.
         on_problem: called when a problem's turn comes, its pictures opened.
+        faults: gathers pictures that cannot be used, to tell them together; None raises the first.
     """
     waiting: list[tuple[Sample, int]] = []
     images: list[Image.Image] = []
@@ -122,6 +124,7 @@ def features_of_pictures(
         prepare=prepare,
         num_threads=num_threads,
         num_ahead=2 * batch_size,
+        faults=faults,
     )
     for problem, opened in ahead:
         on_problem()

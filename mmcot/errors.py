@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 
 class MmcotError(Exception):
@@ -48,6 +49,21 @@ class FaultsError(InputError):
         lines = [str(fault).replace("\n", " ") for fault in faults]
         super().__init__("\n".join([*lines, f"{total:,} faults in all" + (f", {more:,} not shown" if more else "")]))
         self.faults, self.total = list(faults), total
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it is sent from workers
+        return type(self), (self.faults, self.total)
+
+
+def faults_as_json(error: InputError) -> dict[str, Any]:
+    """The faults that an error tells, as JSON types: their number, and of the first ones file, place and problem."""
+    faults, total = (error.faults, error.total) if isinstance(error, FaultsError) else ([error], 1)
+    return {
+        "num_faults": total,
+        "faults": [
+            {"file": fault.file, "line": fault.line, "member": fault.member, "problem": fault.problem}
+            for fault in faults
+        ],
+    }
 
 
 class Faults:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.strict_json import read_text
-from mmcot.errors import InputError
+from mmcot.errors import Faults, InputError
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 _MAX_FIELD = min(sys.maxsize, 2**31 - 1)
@@ -30,11 +30,12 @@ class CsvTable:
     notes: tuple[str, ...]
 
 
-def read_csv(path: Path, known: Collection[str]) -> CsvTable:
+def read_csv(path: Path, known: Collection[str], faults: Faults | None = None) -> CsvTable:
     """Open a CSV file; rows are read while they are taken.
 
     Args:
         known: the names of columns that are used.
+        faults: gathers rows that do not fit the header; None raises the first.
 
     Raises:
         InputError: the file is no such table, also while rows are taken; the message has the line.
@@ -53,7 +54,7 @@ def read_csv(path: Path, known: Collection[str]) -> CsvTable:
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     except TypeError:
-        raise InputError(f"{path}, line 1: the separator {separator!r} is no single character") from None
+        raise InputError(f"the separator {separator!r} is no single character").at(path, line=1) from None
     header = next(_lines(reader, path, skipped), (0, []))[1]
     columns = [_known_name(name, known) for name in header]
     changed = [f"{name!r} as {column!r}" for name, column in zip(header, columns, strict=True) if name != column]
@@ -61,24 +62,37 @@ def read_csv(path: Path, known: Collection[str]) -> CsvTable:
         notes.append(f"{path}: columns are read without capitals and spaces: {', '.join(changed)}")
     for column in columns:
         if column and columns.count(column) > 1:
-            raise InputError(f"{path}, line {1 + skipped}: the column {column!r} occurs more than once; rename one")
-    return CsvTable(_rows(reader, path, skipped, columns), tuple(notes))
+            raise InputError(f"the column {column!r} occurs more than once; rename one").at(path, line=1 + skipped)
+    return CsvTable(_rows(reader, path, skipped, columns, faults), tuple(notes))
 
 
-def _rows(reader: Any, path: Path, skipped: int, columns: list[str]) -> Iterator[tuple[int, dict[str, str]]]:
+def _rows(
+    reader: Any, path: Path, skipped: int, columns: list[str], faults: Faults | None
+) -> Iterator[tuple[int, dict[str, str]]]:
     for line, fields in _lines(reader, path, skipped):
-        if surplus := [field for field in fields[len(columns) :] if field]:
-            raise InputError(
-                f"{path}, line {line}: {len(fields)} fields, and the header has {len(columns)} columns; beyond them "
-                f"are {', '.join(map(repr, surplus))[:200]}. A field that contains the separator needs quotes around it"
-            )
-        if len(fields) < len(columns):
-            raise InputError(
-                f"{path}, line {line}: {len(fields)} fields, and the header has {len(columns)} columns; "
-                f"{', '.join(map(repr, columns[len(fields) :]))} {'is' if len(columns) - len(fields) == 1 else 'are'} "
-                "missing. An empty field is written as nothing between two separators"
-            )
-        yield line, {column: field for column, field in zip(columns, fields, strict=False) if field != ""}
+        problem = _misfit(fields, columns)
+        if problem is None:
+            yield line, {column: field for column, field in zip(columns, fields, strict=False) if field != ""}
+        elif faults is None:
+            raise InputError(problem).at(path, line=line)
+        else:
+            faults.add(InputError(problem).at(path, line=line))
+
+
+def _misfit(fields: list[str], columns: list[str]) -> str | None:
+    """Why a row does not fit the header; None where it does."""
+    if surplus := [field for field in fields[len(columns) :] if field]:
+        return (
+            f"{len(fields)} fields, and the header has {len(columns)} columns; beyond them are "
+            f"{', '.join(map(repr, surplus))[:200]}. A field that contains the separator needs quotes around it"
+        )
+    if missing := columns[len(fields) :]:
+        return (
+            f"{len(fields)} fields, and the header has {len(columns)} columns; {', '.join(map(repr, missing))} "
+            f"{'is' if len(missing) == 1 else 'are'} missing. An empty field is written as nothing between two "
+            "separators"
+        )
+    return None
 
 
 def _lines(reader: Any, path: Path, skipped: int) -> Iterator[tuple[int, list[str]]]:
@@ -92,15 +106,15 @@ def _lines(reader: Any, path: Path, skipped: int) -> Iterator[tuple[int, list[st
         except csv.Error as error:
             if "unexpected end of data" in str(error):
                 raise InputError(
-                    f"{path}, line {line}: a field of the row that begins here opens a quote that never ends; close "
-                    'it, or write a quote inside a quoted field twice ("")'
-                ) from None
+                    "a field of the row that begins here opens a quote that never ends; close it, or write a quote "
+                    'inside a quoted field twice ("")'
+                ).at(path, line=line) from None
             last = reader.line_num + skipped
-            where = f"line {line}" if last <= line else f"lines {line} to {last}"
+            row = "" if last <= line else f"in the row that begins here and ends on line {last}: "
             raise InputError(
-                f"{path}, {where}: {error}; a quoted field ends with a quote before the separator, and a quote inside "
-                'it is written twice ("")'
-            ) from None
+                f"{row}{error}; a quoted field ends with a quote before the separator, and a quote inside it is "
+                'written twice ("")'
+            ).at(path, line=line) from None
         if fields:
             yield line, fields
 

@@ -7,12 +7,14 @@ read_questions("my-dataset-on-disk")     # saved by Hugging Face's `save_to_disk
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from data_shards.sources import hf_dataset, scienceqa, tables
-from data_shards.sources.question_set import QuestionSet
+from data_shards.sources.question_set import QuestionSet, answered
 from mmcot.errors import InputError, MissingFileError
 
 
@@ -48,7 +50,7 @@ FORMS: dict[str, Form] = {
         "a data set saved by Hugging Face's save_to_disk",
         hf_dataset.recognizes,
         hf_dataset.read,
-        tables.content_files,
+        hf_dataset.content_files,
         holds_pictures=True,
     ),
     "tables": Form(
@@ -85,12 +87,28 @@ def form_of(path: str | Path) -> Form:
     )
 
 
-def read_questions(path: str | Path) -> QuestionSet:
+def read_questions(path: str | Path, *, leave_out: bool = False) -> QuestionSet:
     """Read a data set in any of the known forms.
 
+    Args:
+        leave_out: leave out training samples without an answer, which are otherwise refused.
+
     Raises:
-        FileNotFoundError: ``path`` does not exist.
-        SampleError: a question is not valid; the message names it.
-        ValueError: the form is unknown.
+        MissingFileError: ``path`` does not exist.
+        InputError: questions are not valid, the message names each; or the form is unknown.
     """
-    return form_of(path).read(Path(path))
+    form = form_of(path)
+    with _without_collector():
+        return answered(form.read(Path(path)), leave_out=leave_out)
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Stop Python's search for cycles of objects: a reading makes many objects, all of which stay."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

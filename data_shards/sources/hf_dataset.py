@@ -13,15 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from data_shards.sources.question_set import SPLITS, Picture, QuestionSet
-from data_shards.sources.tables import id_of_row, sample_of_row
-from mmcot.texts.sample import Sample, SampleError
+from data_shards.sources.folder_files import SPLIT_NAMES
+from data_shards.sources.gathering import Gathering
+from data_shards.sources.question_set import Picture, QuestionSet
+from data_shards.sources.row_samples import id_of_row, sample_of_row
+from data_shards.strict_json import read_json_file
+from mmcot.errors import InputError
+from mmcot.texts.sample import Sample
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _ROWS = 256  # read at a time, with their pictures
-_SPLIT_NAMES = {"train": "train", "validation": "val", "val": "val", "test": "test"}
+_LISTS = ("dataset_dict.json", "state.json", "dataset_info.json")
 
 
 def recognizes(path: Path) -> bool:
@@ -29,29 +33,44 @@ def recognizes(path: Path) -> bool:
     return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
 
 
+def content_files(path: Path) -> list[Path]:
+    """Return the files whose content determines the texts: the tables that the data set's own lists name."""
+    folders = [path, *sorted(child.parent for child in path.glob("*/state.json"))]
+    files = [folder / name for folder in folders for name in _LISTS if (folder / name).is_file()]
+    for state in [file for file in files if file.name == "state.json"]:
+        content = read_json_file(state)
+        listed = content.get("_data_files") if isinstance(content, dict) else None
+        if not isinstance(listed, list) or not all(isinstance(each, dict) and "filename" in each for each in listed):
+            raise InputError("its list _data_files is no list of file names; save the data set again").at(state)
+        files += [state.parent / str(each["filename"]) for each in listed]
+    if missing := [file for file in files if not file.is_file()]:
+        raise InputError(f"{missing[0].name} does not exist, and its data set names it; save it again").at(missing[0])
+    return sorted(files)
+
+
 def read(path: Path) -> QuestionSet:
     """Read a saved DatasetDict with train, validation and test, or a single Dataset as train.
 
     Raises:
-        SampleError: a split is unknown, or a row is not valid.
+        InputError: the data set cannot be opened, a split is unknown, or rows are not valid.
     """
-    import datasets
-
-    loaded = datasets.load_from_disk(str(path))
-    parts = loaded if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
-    problems: dict[str, list[Sample]] = {split: [] for split in SPLITS}
-    num_made = 0
+    gathered, num_made = Gathering(), 0
     where: dict[str, tuple[Any, int]] = {}  # by qid: the split in Arrow format, and the row's number
-    for name, part in parts.items():
-        if (split := _SPLIT_NAMES.get(str(name))) is None:
-            raise SampleError(f"{path}: split {str(name)!r} is unknown; expected {', '.join(_SPLIT_NAMES)}")
+    for name, part in _parts(path).items():
+        if (split := SPLIT_NAMES.get(str(name))) is None:
+            raise InputError(f"split {str(name)!r} is unknown; expected {', '.join(SPLIT_NAMES)}").at(path)
         part = part.with_format("arrow")
         tables = cast("Iterator[pa.Table]", part.iter(_ROWS))
         for index, row in enumerate(row for rows in tables for row in rows.to_pylist()):
-            problem = _problem(row, split, index)
+            place = (str(path), None, f"split {str(name)!r}, row {index}")
+            try:
+                sample = _sample(row, split, index)
+                gathered.add(sample, place)
+            except InputError as error:
+                gathered.refuse(error, place)
+                continue
             num_made += "qid" not in row and "id" not in row
-            problems[problem.split].append(problem)
-            where[problem.qid] = (part, index)
+            where[sample.qid] = (part, index)
 
     def pictures(problem: Sample) -> list[Picture]:
         part, index = where[problem.qid]
@@ -62,14 +81,25 @@ def read(path: Path) -> QuestionSet:
     notes = (
         [f"{num_made:,} rows without a qid got their split and position as one, such as train-0"] if num_made else []
     )
-    return QuestionSet(problems, pictures, notes=tuple(notes))
+    return gathered.question_set(pictures, notes=notes)
 
 
-def _problem(row: dict[str, Any], split: str, index: int) -> Sample:
+def _parts(path: Path) -> dict[Any, Any]:
+    import datasets
+
+    content_files(path)
     try:
-        given = id_of_row(row)
-    except SampleError as error:
-        raise SampleError(f"split {split!r}, row {index}: {error}") from None
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # of pyarrow, datasets, json: each has its own types
+        said = " ".join(str(error).split())[:200]
+        raise InputError(f"the data set cannot be opened ({type(error).__name__}: {said}); save it again").at(
+            path
+        ) from error
+    return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+
+
+def _sample(row: dict[str, Any], split: str, index: int) -> Sample:
+    given = id_of_row(row)
     qid = f"{split}-{index}" if given is None else given
     if row.get("document") and not row.get("choices"):
         row = {**row, "document": [_part(part) for part in row["document"]]}

@@ -15,11 +15,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_shards.sources.question_set import SPLITS, QuestionSet
-from data_shards.sources.tables import sample_of_row
+from data_shards.sources.gathering import Gathering
+from data_shards.sources.question_set import SPLITS, QuestionSet, read_captions
+from data_shards.sources.row_samples import sample_of_row
 from data_shards.strict_json import read_json_file
-from mmcot.errors import MissingFileError
+from mmcot.errors import InputError, MissingFileError
 from mmcot.texts.sample import Sample, SampleError
+
+_NAMES = ("problems.json", "pid_splits.json", "captions.json", "ceilings.json")
 
 
 def recognizes(path: Path) -> bool:
@@ -29,38 +32,74 @@ def recognizes(path: Path) -> bool:
 
 def content_files(path: Path) -> list[Path]:
     """Return the files whose content determines the texts."""
-    names = ("problems.json", "pid_splits.json", "captions.json", "ceilings.json")
-    return [path / name for name in names if (path / name).exists()]
+    return [path / name for name in _NAMES if (path / name).exists()]
 
 
 def read(path: Path) -> QuestionSet:
     """Read a folder in ScienceQA's layout.
 
     Raises:
-        FileNotFoundError: problems.json or pid_splits.json is missing.
-        SampleError: a problem is not valid, or a split names a qid that has no problem.
+        MissingFileError: problems.json or pid_splits.json is missing.
+        InputError: a problem is not valid, or a split names a qid that has no problem.
     """
-    records, splits = _required(path, "problems.json"), _required(path, "pid_splits.json")
-    captions_path, ceilings_path = path / "captions.json", path / "ceilings.json"
-    captions = read_json_file(captions_path)["captions"] if captions_path.exists() else {}
-
-    def build(split: str, qid: str) -> Sample:
-        if qid not in records:
-            raise SampleError(
-                f"{path / 'pid_splits.json'}: split {split!r} names question {qid!r}, which is not in "
-                "problems.json; remove it from the split or add the problem"
-            )
-        record, caption = {**records[qid], "split": split}, captions.get(qid, "")
-        if "choices" in record:
-            return Sample.from_scienceqa(qid, record, caption)
-        return sample_of_row(qid, record | ({"caption": caption} if caption else {}))
-
-    return QuestionSet(
-        problems={split: [build(split, qid) for qid in splits.get(split, [])] for split in SPLITS},
+    records, lists = _required(path, "problems.json"), _read_lists(path)
+    captions = read_captions(path / "captions.json") if (path / "captions.json").exists() else {}
+    gathered = Gathering()
+    problems_file, lists_file = str(path / "problems.json"), str(path / "pid_splits.json")
+    for split in SPLITS:
+        for qid in lists.get(split, ()):
+            place = (problems_file, None, f"question {qid!r}")
+            try:
+                if qid not in records:
+                    place = (lists_file, None, f"split {split!r}")
+                    raise SampleError(
+                        f"question {qid!r} is not in problems.json; remove it from the split or add the problem"
+                    )
+                gathered.add(_sample(qid, records[qid], split, captions.get(qid, "")), place)
+            except InputError as error:
+                gathered.refuse(error, place)
+    return gathered.question_set(
         pictures=lambda problem: [path / "images" / problem.split / problem.qid / name for name in problem.images],
-        lists={name: list(qids) for name, qids in splits.items() if name not in SPLITS},
-        ceilings=read_json_file(ceilings_path) if ceilings_path.exists() else None,
+        lists={name: qids for name, qids in lists.items() if name not in SPLITS},
+        ceilings=_required(path, "ceilings.json") if (path / "ceilings.json").exists() else None,
+        notes=_unlisted(records, gathered),
     )
+
+
+def _sample(qid: str, record: Any, split: str, caption: str) -> Sample:
+    if not isinstance(record, dict):
+        raise SampleError(f"it is {str(record)[:80]!r}; expected an object with a question's fields")
+    record = {**record, "split": split}
+    if "choices" in record:
+        return Sample.from_scienceqa(qid, record, caption)
+    return sample_of_row(qid, record | ({"caption": caption} if caption else {}))
+
+
+def _unlisted(records: dict[str, Any], gathered: Gathering) -> list[str]:
+    unlisted = [qid for qid in records if qid not in gathered.places] if len(records) > len(gathered.places) else []
+    if not unlisted:
+        return []
+    return [
+        f"note: {len(unlisted):,} questions of problems.json are in no split of pid_splits.json and are not used, such "
+        f"as {unlisted[0]!r}"
+    ]
+
+
+def _read_lists(folder: Path) -> dict[str, list[str]]:
+    """The lists of pid_splits.json; ids that are integers become texts, as they are in problems.json."""
+    path, found = folder / "pid_splits.json", {}
+    for name, qids in _required(folder, "pid_splits.json").items():
+        if not isinstance(qids, list):
+            raise SampleError(f"it is {str(qids)[:80]!r}; expected a list of question ids").at(
+                path, member=f"split {name!r}"
+            )
+        if not set(map(type, qids)) <= {str, int}:
+            wrong = [qid for qid in qids if type(qid) not in (str, int)]
+            raise SampleError(f"{str(wrong[0])[:80]!r} is no question id; expected texts such as '12'").at(
+                path, member=f"split {name!r}"
+            )
+        found[name] = list(map(str, qids))
+    return found
 
 
 def _required(folder: Path, name: str) -> dict[str, Any]:
@@ -71,5 +110,5 @@ def _required(folder: Path, name: str) -> dict[str, Any]:
         )
     value = read_json_file(path)
     if not isinstance(value, dict):
-        raise SampleError(f"{path} contains a {type(value).__name__}; expected an object")
+        raise SampleError(f"it contains a {type(value).__name__}; expected an object").at(path)
     return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,8 @@ import typer
 from data_shards.sources.forms import form_labels
 from launcher.cli.options import AllowExtensions, Config, Preset, RunFolder, Set, allow, errors_as_messages, say
 from mmcot.errors import InputError, MissingFileError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object; of a data set with faults, the faults.")]
 
 data_app = typer.Typer(help="Make, shard and check data.", no_args_is_help=True)
 
@@ -54,9 +57,9 @@ def data_make(
 
 
 @data_app.command("shard")
-def data_shard(preset: Preset = None, config: Config = None, set_: Set = []) -> None:
+def data_shard(preset: Preset = None, config: Config = None, set_: Set = [], as_json: AsJson = False) -> None:
     """Build text and feature shards, their indexes and the tokenizer."""
-    with errors_as_messages():
+    with errors_as_messages(as_json=as_json):
         from launcher.cli.console import open_console
         from launcher.config.loading import load_settings
         from launcher.data.build import describe_data, prepare_data
@@ -66,7 +69,10 @@ def data_shard(preset: Preset = None, config: Config = None, set_: Set = []) -> 
         settings = load_settings(preset=preset, config=config, overrides=set_)
         check_settings(settings)
         with sigterm_stops(), open_console() as console:
-            folder = prepare_data(settings, console)
+            folder = prepare_data(settings, (lambda line: None) if as_json else console)
+        if as_json:
+            typer.echo(json.dumps({"path": str(folder.path), "num_samples": folder.text["num_samples"]}))
+            return
         for line in describe_data(folder):
             say(line)
 
@@ -160,15 +166,17 @@ def data_describe(
     extension: Annotated[
         list[str] | None, typer.Option(help="A module with forms of data (docs/extending.md); repeatable.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Count questions, pictures and contexts, and how long prompts are, before building anything."""
-    with errors_as_messages():
+    with errors_as_messages(as_json=as_json):
         from launcher.config.extensions import load_extensions
 
         load_extensions(extension or [])
-        from launcher.data.describe import describe_questions
+        from launcher.data.describe import describe_questions, description_lines
 
-        for line in describe_questions(path, tokenizer=tokenizer):
+        facts = describe_questions(path, tokenizer=tokenizer)
+        for line in [json.dumps(facts, indent=2, ensure_ascii=False)] if as_json else description_lines(facts):
             typer.echo(line)
 
 

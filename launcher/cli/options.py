@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import traceback
@@ -51,11 +52,15 @@ def say(line: str, *, err: bool = False, fg: str | None = None) -> None:
 class errors_as_messages:  # noqa: N801, used like a function: `with errors_as_messages():`
     """Prints an error as one message and exits: status 1 for what a user can put right, 70 for a bug of ours."""
 
+    def __init__(self, *, as_json: bool = False) -> None:
+        self.as_json = as_json  # the faults of a data set are one JSON object on standard output
+
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
         from launcher.runs.signals import STOPPED, Stopped
+        from mmcot.errors import InputError, faults_as_json
 
         if isinstance(error, Stopped):
             say(str(error))
@@ -67,6 +72,9 @@ class errors_as_messages:  # noqa: N801, used like a function: `with errors_as_m
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise typer.Exit(128 + signal.SIGPIPE) from None
         if isinstance(error, Exception) and not isinstance(error, _OF_TYPER):
+            if self.as_json and isinstance(error, InputError):
+                typer.echo(json.dumps(faults_as_json(error), indent=2, ensure_ascii=False))
+                raise typer.Exit(1) from None
             raise typer.Exit(_tell(error)) from None
 
 

@@ -156,6 +156,11 @@ class Data(_Section):
     unreadable_pictures: Literal["fail", "count"] = Field(
         default="fail", description="a picture that cannot be read: stop with an error, or count it and continue"
     )
+    unanswered: Literal["refuse", "leave-out"] = Field(
+        default="refuse",
+        description="training questions without an answer: stop with an error that names them, or leave them out and "
+        "count them; those of val and test are left out and counted",
+    )
     captions: str | None = Field(
         default=None,
         description="a captions.json to use instead of the data set's own, such as `mmcot data caption` writes",

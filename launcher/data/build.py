@@ -27,7 +27,7 @@ from launcher.config.settings import Settings, SettingsError
 from launcher.data.dataset import read_source, source_folder
 from launcher.data.describe import is_question
 from launcher.data.feature_tasks import make_features
-from launcher.data.fingerprints import claim_folder, folder_inputs, tokenizer_formats
+from launcher.data.fingerprints import PicturesChangedError, claim_folder, folder_inputs, tokenizer_formats
 from launcher.data.published_features import makes_features, open_ready_made
 from launcher.runs.progress import Phase
 from launcher.stages.data_folder import DataFolder, is_indexed, open_data
@@ -66,13 +66,30 @@ def _prepare(settings: Settings, report: Report, to_train: bool) -> DataFolder:
     inputs = folder_inputs(settings, source)
     name = "mini_sqa" if settings.data.path is None else source.stem
     shards_dir = Path(settings.data.shards_dir or Path("data") / f"{name}-{fingerprint(inputs)}")
-    if _missing(settings, shards_dir):
-        with exclusive(shards_dir):
+    try:
+        if not _missing(settings, shards_dir):  # no lock, because the folder may be read-only
             claim_folder(settings.data, source, shards_dir, inputs)
-            _build_missing(settings, source, shards_dir, report, to_train)
-    else:  # no lock, because the folder may be read-only
-        claim_folder(settings.data, source, shards_dir, inputs)
+            return open_data(settings.data, shards_dir)
+    except PicturesChangedError:
+        if to_train:  # by a run, which may have read the features
+            raise
+    with exclusive(shards_dir):
+        try:
+            claim_folder(settings.data, source, shards_dir, inputs)
+        except PicturesChangedError:
+            if to_train:
+                raise
+            report(f"pictures of {source} have changed: the features {settings.data.features} are made again")
+            _remove_feature(shards_dir / "features" / settings.data.require_features())
+            claim_folder(settings.data, source, shards_dir, inputs)
+        _build_missing(settings, source, shards_dir, report, to_train)
     return open_data(settings.data, shards_dir)
+
+
+def _remove_feature(folder: Path) -> None:
+    """Remove a feature; its manifest first, so that a part of it is never taken for the whole."""
+    (folder / "manifest.json").unlink(missing_ok=True)
+    shutil.rmtree(folder)
 
 
 def standing_mini_sqa(settings: Settings, marker: dict[str, Any] | None) -> DataFolder | None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from data_shards.sources.forms import read_questions
+from data_shards.sources.folder_files import ignored_files
+from data_shards.sources.forms import form_of, read_questions
 from data_shards.sources.question_set import SPLITS, QuestionSet
+from data_shards.sources.table_rows import SUFFIXES
 from mmcot.texts.prompts import build_pair
 from mmcot.texts.sample import Sample
 
-MOST_NAMED = 3  # of the absent pictures
+MOST_NAMED, MOST_FILES = 3, 20  # of the absent pictures, and of the files
+_STATISTICS = ("mean", "median", "95%", "longest")
 FORMATS = ("QCM-E", "QCM-LE", "QCMG-A")
 _KINDS = {
     "choices": "with choices",
@@ -27,40 +31,86 @@ def is_question(sample: Sample) -> bool:
     return sample.kind in ("choices", "free")
 
 
-def describe_questions(path: Path, *, tokenizer: str | None = None) -> list[str]:
-    """Describe a data set in lines: questions, pictures, contexts, lists, and lengths by prompt format.
+def describe_questions(path: Path, *, tokenizer: str | None = None) -> dict[str, Any]:
+    """Describe a data set as JSON types: files, questions, pictures, contexts, lists, and lengths by prompt format.
 
     Args:
         tokenizer: Hugging Face id or folder to count tokens with; without one, words are counted.
+
+    Raises:
+        InputError: the data set is not valid; the message has all faults.
     """
-    questions = read_questions(path)
+    form, questions = form_of(path), read_questions(path)
     everything = [problem for split in SPLITS for problem in questions.problems[split]]
-    lines = [f"{path}: {len(everything):,} questions", *questions.notes]
-    if empty := [split for split in SPLITS if not questions.problems[split]]:
-        lines.append(f"note: no question in {', '.join(empty)}; `mmcot run` needs train, val and test")
     parts = {"all": everything, **questions.problems}
-    lines.append(f"{'':<24}" + "".join(f"{name:>10}" for name in parts))
-    for label, test in _COUNTED.items():
-        lines.append(f"{label:<24}" + "".join(f"{sum(map(test, part)):>10,}" for part in parts.values()))
+    counts = {label: {name: sum(map(test, part)) for name, part in parts.items()} for label, test in _COUNTED.items()}
     kinds = {problem.kind for problem in everything}
-    for kind, label in _KINDS.items():
-        if kind in kinds and kinds != {"choices"}:
-            lines.append(f"{label:<24}" + "".join(f"{_num_of_kind(part, kind):>10,}" for part in parts.values()))
-    lines.append(f"{'picture absent':<24}" + "".join(f"{_num_absent(questions, part):>10,}" for part in parts.values()))
-    if named := _absent(questions, everything)[:MOST_NAMED]:
-        lines.append("absent pictures, the first: " + "; ".join(named))
-    lines += [f"list {name}: {len(qids):,} questions" for name, qids in questions.lists.items()]
+    if kinds - {"choices"}:
+        counts |= {
+            label: {name: sum(problem.kind == kind for problem in part) for name, part in parts.items()}
+            for kind, label in _KINDS.items()
+            if kind in kinds
+        }
+    absent = {name: _absent(questions, part) for name, part in parts.items()}
+    counts["picture absent"] = {name: len(named) for name, named in absent.items()}
     unit, count = _counter(tokenizer)
-    lines.append(f"\nlengths in {unit:<15}" + "".join(f"{name:>10}" for name in ("mean", "median", "95%", "longest")))
+    read = form.content_files(path)
+    ignored = ignored_files(path, read, SUFFIXES) if path.is_dir() else []
+    return {
+        "path": str(path),
+        "form": form.label,
+        "read": [_name_in(path, file) for file in read],
+        "not_read": [{"file": file.name, "reason": reason} for file, reason in ignored],
+        "notes": list(questions.notes),
+        "counts": counts,
+        "absent_pictures": absent["all"][:MOST_NAMED],
+        "lists": {name: len(qids) for name, qids in questions.lists.items()},
+        "lengths_in": unit,
+        "lengths": _lengths(everything, count),
+    }
+
+
+def description_lines(facts: dict[str, Any]) -> list[str]:
+    """A description of ``describe_questions`` as lines for people."""
+    parts = {name: number for name, number in facts["counts"]["questions"].items() if name != "all"}
+    lines = [f"{facts['path']}: {facts['counts']['questions']['all']:,} questions", *facts["notes"]]
+    lines.append(f"read: {_listed(facts['read'])}")
+    lines += [f"not read: {each['file']} ({each['reason']})" for each in facts["not_read"][:MOST_FILES]]
+    if (more := len(facts["not_read"]) - MOST_FILES) > 0:
+        lines.append(f"not read: {more:,} more")
+    if empty := [split for split, number in parts.items() if not number]:
+        lines.append(f"note: no question in {', '.join(empty)}; `mmcot run` needs train, val and test")
+    lines.append(f"{'':<24}" + "".join(f"{name:>10}" for name in ("all", *parts)))
+    for label, numbers in facts["counts"].items():
+        lines.append(f"{label:<24}" + "".join(f"{number:>10,}" for number in numbers.values()))
+    if facts["absent_pictures"]:
+        lines.append("absent pictures, the first: " + "; ".join(facts["absent_pictures"]))
+    lines += [f"list {name}: {number:,} questions" for name, number in facts["lists"].items()]
+    lines.append(f"\nlengths in {facts['lengths_in']:<15}" + "".join(f"{name:>10}" for name in _STATISTICS))
+    for side, values in facts["lengths"].items():
+        lines.append(f"{side:<26}" + "".join(f"{value:>10,.0f}" for value in values.values()))
+    return lines
+
+
+def _name_in(path: Path, file: Path) -> str:
+    return str(file.relative_to(path)) if file != path and file.is_relative_to(path) else str(file)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - MOST_FILES
+    return ", ".join(names[:MOST_FILES]) + (f" and {more:,} more" if more > 0 else "")
+
+
+def _lengths(everything: list[Sample], count: Callable[[list[str]], np.ndarray]) -> dict[str, dict[str, float]]:
     formats = {format: list(filter(is_question, everything)) for format in FORMATS}
     formats |= {"P-T": [problem for problem in everything if not is_question(problem)]}
+    lengths = {}
     for format, problems in formats.items():
-        if not problems:
-            continue
-        pairs = [build_pair(problem, format) for problem in problems]
-        for side, texts in (("source", [source for source, _ in pairs]), ("target", [target for _, target in pairs])):
-            lines.append(f"{format + ' ' + side:<26}" + _statistics(count(texts)))
-    return lines
+        if problems:
+            pairs = [build_pair(problem, format) for problem in problems]
+            lengths[f"{format} source"] = _statistics(count([source for source, _ in pairs]))
+            lengths[f"{format} target"] = _statistics(count([target for _, target in pairs]))
+    return lengths
 
 
 _COUNTED: dict[str, Callable[[Sample], bool]] = {
@@ -72,14 +122,6 @@ _COUNTED: dict[str, Callable[[Sample], bool]] = {
     "with caption": lambda problem: bool(problem.caption),
     "without a rationale": lambda problem: not problem.solution,
 }
-
-
-def _num_of_kind(problems: Sequence[Sample], kind: str) -> int:
-    return sum(problem.kind == kind for problem in problems)
-
-
-def _num_absent(questions: QuestionSet, problems: Sequence[Sample]) -> int:
-    return len(_absent(questions, problems))
 
 
 def _absent(questions: QuestionSet, problems: Sequence[Sample]) -> list[str]:
@@ -101,6 +143,6 @@ def _counter(tokenizer: str | None) -> tuple[str, Callable[[list[str]], np.ndarr
     return "tokens", lambda texts: np.array([len(ids) for ids in loaded(texts).input_ids])
 
 
-def _statistics(lengths: np.ndarray) -> str:
+def _statistics(lengths: np.ndarray) -> dict[str, float]:
     values = (lengths.mean(), np.median(lengths), np.percentile(lengths, 95), lengths.max())
-    return "".join(f"{value:>10,.0f}" for value in values)
+    return dict(zip(_STATISTICS, map(float, values), strict=True))

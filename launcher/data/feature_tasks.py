@@ -30,7 +30,7 @@ from launcher.cluster.ray_session import ray_session
 from launcher.cluster.worker_pool import Worker, run_on_workers
 from launcher.config.settings import Data, Settings, SettingsError
 from launcher.data.dataset import read_source
-from mmcot.errors import OperationError
+from mmcot.errors import Faults, OperationError
 from mmcot.texts.sample import Sample
 from mmcot.vision import encoder_kinds
 from mmcot.vision.encoder_kinds import ENCODERS, HalfEncoder
@@ -75,13 +75,13 @@ class FeaturesWorker(Worker):
 
     def run(self, shard: Shard) -> tuple[int, tuple[int, int]]:
         """Write the features of a shard; returns the number of questions with features, and [P, D] of a picture."""
-        data = self.job.settings.data
+        data, faults = self.job.settings.data, Faults()
         open_pictures = open_pictures_of(
             self.pictures, max_pictures=data.max_pictures, count_unreadable=data.unreadable_pictures == "count"
         )
 
         def arrays_of(problems: Iterable[Sample], counts: Counter[str]) -> Iterator[np.ndarray]:
-            return features_of_pictures(
+            yield from features_of_pictures(
                 problems,
                 counts,
                 open_pictures=open_pictures,
@@ -91,7 +91,9 @@ class FeaturesWorker(Worker):
                 prepare=self.encode.prepare,
                 num_threads=self.job.settings.cluster.cpus_per_worker,
                 on_problem=self.progress,
+                faults=faults,
             )
+            faults.raise_any()  # before the shard is committed
 
         name = data.require_features()
         counts = write_feature_shard(self.job.shards_dir, name=name, shard=shard, arrays_of=arrays_of)

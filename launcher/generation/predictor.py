@@ -24,7 +24,8 @@ from PIL import Image
 
 from data_shards.picture_features import Encode
 from data_shards.sources.pictures import open_picture
-from data_shards.sources.tables import read_rows, sample_of_row
+from data_shards.sources.row_samples import sample_of_row
+from data_shards.sources.table_rows import read_rows
 from launcher.cluster.gpus import computes_on_gpu
 from launcher.config.settings import Settings
 from launcher.data.feature_tasks import open_encoder

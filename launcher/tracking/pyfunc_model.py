@@ -48,7 +48,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _problem(row: dict[str, Any], number: int, folder: Path) -> Any:
-    from data_shards.sources.tables import sample_of_row
+    from data_shards.sources.row_samples import sample_of_row
 
     images: tuple[str, ...] = ()
     if data := row.get("image_base64"):

@@ -34,6 +34,7 @@ MAX_CHOICES = 26  # the answer letter is one of A-Z
 KINDS = ("choices", "free", "pair", "document")
 
 TEXT_FIELDS = ("hint", "task", "grade", "subject", "topic", "category", "skill", "lecture", "solution", "split")
+_TEXTS = (*TEXT_FIELDS, "caption")
 
 
 class SampleError(InputError):
@@ -86,23 +87,25 @@ class Sample:
                 f"question id {self.qid!r} must consist of letters, digits, '_' and '-' alone "
                 "(it becomes a file name in a shard, and a dot would end it); rename it"
             )
-        given = [name for name in ("choices", "answers", "text", "document") if getattr(self, name) not in ((), None)]
-        if len(given) > 1:
+        kind = self.kind
+        if bool(self.choices) + (self.answers is not None) + (self.text is not None) + bool(self.document) > 1:
+            fields = ("choices", "answers", "text", "document")
+            given = [name for name in fields if getattr(self, name) not in ((), None)]
             raise SampleError(
                 f"question {self.qid}: the fields {' and '.join(map(repr, given))} are of different kinds of samples; "
                 "give choices, or accepted answers, or the text of an image-text pair, or a document"
             )
-        if self.kind == "document":
+        if kind == "document":
             _check_document(self)
-        elif self.kind == "pair":
+        elif kind == "pair":
             if not self.images:
                 raise SampleError(f"sample {self.qid}: a text without a picture; an image-text pair needs 'image'")
         elif not self.question.strip():
             raise SampleError(f"question {self.qid}: the field 'question' is empty; give it a text")
-        if self.kind == "free":
+        if kind == "free":
             if any(not answer.strip() for answer in self.answers or ()):
                 raise SampleError(f"question {self.qid}: an accepted answer is empty; give it a text, or leave it out")
-        elif self.kind == "choices" and not 2 <= len(self.choices) <= MAX_CHOICES:
+        elif kind == "choices" and not 2 <= len(self.choices) <= MAX_CHOICES:
             raise SampleError(
                 f"question {self.qid}: the number of choices is {len(self.choices)}; expected 2 to {MAX_CHOICES} (one "
                 "letter each)"
@@ -246,8 +249,11 @@ def _image_names(qid: str, image: Any) -> tuple[str, ...]:
 
 def _texts(qid: str, record: dict[str, Any]) -> dict[str, str]:
     """The optional text fields of a record, and its caption."""
-    texts = {field: _text(qid, field, record.get(field) or "") for field in TEXT_FIELDS}
-    return texts | {"caption": _text(qid, "caption", record.get("caption") or "")}
+    get = record.get
+    texts = {field: get(field) or "" for field in _TEXTS}
+    if set(map(type, texts.values())) != {str}:
+        return {field: _text(qid, field, text) for field, text in texts.items()}
+    return texts
 
 
 def _text(qid: str, field: str, value: Any) -> str:

@@ -29,7 +29,7 @@ from data_shards.index import build_index
 from data_shards.indexed_tars import index_tars
 from data_shards.manifest import manifest_shards, read_manifest
 from data_shards.sealed_json import commit_sealed
-from data_shards.sources.hf_dataset import _problem
+from data_shards.sources.hf_dataset import _sample
 from data_shards.sources.scienceqa import read
 from data_shards.writer import missing_feature_shards
 from launcher.cluster.auth_token import keep_token_private
@@ -235,7 +235,7 @@ def test_a_picture_outside_the_data_is_refused_in_every_form_of_data(tmp_path, i
         read(tmp_path)
     if isinstance(image, str):
         with pytest.raises(SampleError, match="must be a file name inside the data folder"):
-            _problem({**ROW, "image": {"bytes": None, "path": image}}, "train", 0)
+            _sample({**ROW, "image": {"bytes": None, "path": image}}, "train", 0)
 
 
 @pytest.mark.parametrize("change", [{"name": "../../x"}, {"name": "/tmp/x"}, {"split": "../../x"}, {"split": "/tmp/x"}])

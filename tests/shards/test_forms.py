@@ -44,7 +44,7 @@ def folder_of_tables(path):
     for name in ("train.jsonl", "val.csv", "notes.json"):
         (path / name).write_text(json.dumps(ROW) if name == "train.jsonl" else "")
     (path / "picture.png").write_bytes(b"")
-    return path, ["notes.json", "train.jsonl", "val.csv"]
+    return path, ["train.jsonl", "val.csv"]
 
 
 def table(path):
@@ -124,8 +124,8 @@ def test_a_user_s_form_gives_any_kind_and_its_own_pictures(tmp_path, lines_form)
     assert folder.features["counts"]["train"]["num_with_features"] == 1
     assert list(read_json(tmp_path / "out" / "inputs.json")["files"]) == ["mine.words"]
     PICTURES.reverse()
-    with pytest.raises(SettingsError, match="holds the shards of another data set"):
-        prepare_data(settings, lambda line: None)
+    with pytest.raises(SettingsError, match="was made of other pictures than the data set has now"):
+        prepare_data(settings, lambda line: None, to_train=True)
 
 
 def test_a_form_that_names_no_content_is_refused(tmp_path, lines_form, monkeypatch):

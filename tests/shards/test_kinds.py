@@ -19,12 +19,12 @@ from data_shards.reader import SplitReader
 from data_shards.sources.duplicates import find_duplicates
 from data_shards.sources.forms import read_questions
 from data_shards.sources.pictures import PictureError
-from data_shards.sources.tables import row_to_record, sample_of_row
+from data_shards.sources.row_samples import row_to_record, sample_of_row
 from data_shards.writer import write_text_shards
 from launcher.config.loading import load_settings
 from launcher.data.build import prepare_data
 from launcher.data.check import check_data
-from launcher.data.describe import describe_questions
+from launcher.data.describe import describe_questions, description_lines
 from mmcot.texts.sample import KINDS, Part, Sample, SampleError
 
 ROWS = [
@@ -192,7 +192,7 @@ def test_pairs_and_documents_are_duplicates_by_their_texts():
 
 
 def test_samples_of_every_kind_are_described_and_sharded_with_features_and_a_tokenizer(tmp_path, questions):
-    lines = describe_questions(tmp_path / "mine.jsonl")
+    lines = description_lines(describe_questions(tmp_path / "mine.jsonl"))
     table = {line[:24].strip(): line[24:].split() for line in lines}
     assert table["questions"][0] == "5" and table["with a free answer"][0] == "2" and table["documents"][0] == "1"
     assert any(line.startswith("P-T source") for line in lines)

@@ -23,7 +23,8 @@ from launcher.config.loading import load_settings
 from launcher.config.settings import SettingsError
 from launcher.data.build import describe_data, prepare_data
 from launcher.data.check import check_data
-from launcher.data.describe import describe_questions
+from launcher.data.describe import describe_questions, description_lines
+from mmcot.errors import InputError
 from mmcot.texts.sample import SampleError
 
 ROW = {"qid": "a1", "question": "Which is bigger?", "choices": ["sun", "moon"], "answer": "sun", "split": "train"}
@@ -192,10 +193,10 @@ def test_a_row_that_cannot_be_used_is_named_with_its_field(tmp_path, change, mes
 
 
 def test_a_repeated_id_and_a_broken_line_are_named(tmp_path):
-    with pytest.raises(SampleError, match="question 'a1' is twice in 'train'"):
+    with pytest.raises(SampleError, match="q.jsonl, line 2: the id 'a1' is also that of line 1;"):
         read_questions(write_jsonl(tmp_path / "q.jsonl", [ROW, ROW]))
     (tmp_path / "b.jsonl").write_text(json.dumps(ROW) + "\n{oops\n")
-    with pytest.raises(SampleError, match="b.jsonl, line 2: no valid JSON"):
+    with pytest.raises(InputError, match="b.jsonl, line 2: no valid JSON"):
         read_questions(tmp_path / "b.jsonl")
 
 
@@ -219,7 +220,7 @@ def test_a_field_that_is_not_used_is_counted_with_the_one_that_was_meant(tmp_pat
     [
         ("a.jsonl", '[\n{"qid": "a"}\n]\n', "line 1: no valid JSON .*; a JSONL file has one object a line"),
         ("a.jsonl", '{"qid": "a", "question": "b", "choices": "c|d", "answer": "c"}', "is the text 'c|d'; give a list"),
-        ("a.jsonl", f"{json.dumps(ROW)}\n{json.dumps(ROW)}\n", f"question {ROW['qid']!r} is twice in 'train'"),
+        ("a.jsonl", f"{json.dumps(ROW)}\n{json.dumps(ROW)}\n", f"line 2: the id {ROW['qid']!r} is also that of line 1"),
     ],
 )
 def test_a_table_of_another_form_is_told_with_what_is_expected(tmp_path, name, text, message):
@@ -346,7 +347,7 @@ def test_a_tar_of_the_users_that_cannot_be_used_is_named(tmp_path):
 def test_describe_counts_what_is_there_and_what_is_not(tmp_path):
     (tmp_path / "a.png").write_bytes(png())
     rows = [{**ROW, "image": "a.png", "context": "c"}, {**ROW, "qid": "a2", "image": "none.png"}, {**ROW, "qid": "a3"}]
-    lines = describe_questions(write_jsonl(tmp_path / "q.jsonl", rows))
+    lines = description_lines(describe_questions(write_jsonl(tmp_path / "q.jsonl", rows)))
     table = {line[:24].strip(): line[24:].split() for line in lines}
     assert table["questions"] == ["3", "3", "0", "0"] and table["with image"] == ["2", "2", "0", "0"]
     assert table["with both"][0] == "1" and table["picture absent"][0] == "1" and table["with neither"][0] == "1"
@@ -355,7 +356,7 @@ def test_describe_counts_what_is_there_and_what_is_not(tmp_path):
 @pytest.mark.skipif("MMCOT_SCIENCEQA_DIR" not in os.environ, reason="MMCOT_SCIENCEQA_DIR is not set")
 def test_the_real_subset_is_described_and_sharded_with_its_absent_pictures_counted(tmp_path):
     source = os.environ["MMCOT_SCIENCEQA_DIR"]
-    table = {line[:24].strip(): line[24:].split() for line in describe_questions(Path(source))}
+    table = {line[:24].strip(): line[24:].split() for line in description_lines(describe_questions(Path(source)))}
     assert table["questions"] == ["1,218", "507", "361", "350"] and table["with image"] == ["377", "22", "189", "166"]
     settings = load_settings(preset="demo", overrides=[f"data.path={source}", f"data.shards_dir={tmp_path}"])
     folder = prepare_data(settings, lambda line: None)

@@ -33,7 +33,7 @@ def source(workplace, tiny_data, tmp_path):
     return folder, array, with_image
 
 
-def build(folder, tmp_path, name="detr"):
+def build(folder, tmp_path, name="detr", *, to_train=False):
     settings = load_settings(
         preset="demo",
         overrides=[
@@ -44,7 +44,7 @@ def build(folder, tmp_path, name="detr"):
         ],
     )
     check_settings(settings)
-    return prepare_data(settings, lambda line: None)
+    return prepare_data(settings, lambda line: None, to_train=to_train)
 
 
 def test_rows_are_joined_by_qid_and_questions_without_one_have_no_patch(source, tmp_path):
@@ -69,8 +69,8 @@ def test_features_of_pictures_that_have_changed_are_refused_and_say_what_was(sou
     folder, _, _ = source
     build(folder, tmp_path, "patch")
     shutil.rmtree(folder / "images" / "train")
-    with pytest.raises(SettingsError, match=r"features/patch holds .* \(pictures was .* or delete it"):
-        build(folder, tmp_path, "patch")
+    with pytest.raises(SettingsError, match=r"features/patch was made of other pictures .* or restore the pictures"):
+        build(folder, tmp_path, "patch", to_train=True)
 
 
 def test_a_pth_tensor_gives_the_same_shards_as_an_npy(source, tmp_path):

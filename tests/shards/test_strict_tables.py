@@ -9,10 +9,10 @@ import re
 
 import pytest
 
-from data_shards.sources.tables import read, read_rows
+from data_shards.sources.table_rows import read_rows
+from data_shards.sources.tables import read
 from data_shards.strict_json import parse_json
 from mmcot.errors import InputError
-from mmcot.texts.sample import SampleError
 
 HEADER = "qid,question,choices,answer,split\n"
 ROW = "a1,Which?,sun|moon,sun,train\n"
@@ -77,7 +77,7 @@ def test_rows_that_a_csv_writer_wrote_are_read_back_to_the_character(tmp_path, s
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_line_on_which_its_row_begins(tmp_path, text, message):
-    with pytest.raises(SampleError, match=message) as error:
+    with pytest.raises(InputError, match=message) as error:
         read(table(tmp_path, text))
     assert "in.csv" in str(error.value)
 
@@ -121,7 +121,7 @@ def test_an_excel_table_in_utf_16_is_read(tmp_path):
 )
 def test_a_line_of_json_that_would_lose_something_is_refused_by_line(tmp_path, line, message):
     path = table(tmp_path, '\n{"qid": "first", "text": "x", "image": "a.png"}\n' + line + "\n", "in.jsonl")
-    with pytest.raises(SampleError, match=rf"in\.jsonl, line 3: .*{message}"):
+    with pytest.raises(InputError, match=rf"in\.jsonl, line 3: .*{message}"):
         list(read_rows(path))
 
 
@@ -129,7 +129,7 @@ def test_whole_characters_are_read_however_they_are_written():
     value = {"a": "🙂", "b": ["ß", 1.5, None, True]}
     for text in (json.dumps(value), json.dumps(value, ensure_ascii=False)):
         assert parse_json(text, "here") == value
-    with pytest.raises(InputError, match=r"^here: no valid JSON \(.* at line 2, character 3\)"):
+    with pytest.raises(InputError, match=r"^here, line 2: no valid JSON \(.* at character 3\)"):
         parse_json("{\n  oops}", "here")
 
 
@@ -163,5 +163,5 @@ def test_an_id_or_an_answer_that_is_none_is_refused_by_line(tmp_path, fields, me
     line = '{"question": "q", "choices": ["x", "y"], "answer": 0, ' + fields + "}"
     if '"answer": "' in fields:
         line = line.replace('"answer": 0, ', "")
-    with pytest.raises(SampleError, match=rf"in\.jsonl, line 1: .*{re.escape(message)}"):
+    with pytest.raises(InputError, match=rf"in\.jsonl, line 1: .*{re.escape(message)}"):
         read(table(tmp_path, line + "\n", "in.jsonl"))

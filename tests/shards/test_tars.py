@@ -21,7 +21,7 @@ from data_shards.errors import ShardError
 from data_shards.index import build_index, read_index
 from data_shards.indexed_tars import index_tars
 from data_shards.sealed_json import commit_sealed
-from mmcot.texts.sample import SampleError
+from mmcot.errors import InputError
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 LONG = "a-folder-with-a-long-name/" * 6  # beyond the 100 bytes of a header
@@ -362,8 +362,8 @@ def test_check_finds_an_index_that_is_not_the_tars(tmp_path):
     ("content", "message"),
     [
         (b"{oops", "no valid JSON"),
-        (b"\xff", "no valid JSON"),
-        (b"[" * 100_000, "no valid JSON"),
+        (b"\xff", "the byte 0xff is no UTF-8"),
+        (b"[" * 100_000, "nested too deeply"),
         (b"[1, 2]", r"expected an object .* found '\[1, 2\]'"),
         (b"7", "expected an object"),
         (b'{"question": "Who?"}', "the field 'choices' is missing"),
@@ -376,7 +376,7 @@ def test_a_member_that_is_no_question_is_named_with_its_tar(tmp_path, content, m
         add(tar, "q0.json", question(0))
         add(tar, "q1.json", content)
     (tmp_path / "a.tar").write_bytes(stream.getvalue())
-    with pytest.raises(SampleError, match=rf"a\.tar, member q1\.json: .*{message}"):
+    with pytest.raises(InputError, match=rf"a\.tar, member q1\.json: .*{message}"):
         index_tars({"train": [tmp_path / "a.tar"]}, tmp_path / "out")
 
 
