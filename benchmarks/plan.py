@@ -22,6 +22,7 @@ import numpy as np
 from data_shards.plan import Plan
 from data_shards.sources.forms import read_questions
 from mmcot.texts.prompts import build_pair
+from mmcot.texts.text_ids import encode_text
 from mmcot.texts.tokenizer import train_tokenizer
 
 LAYER_WEIGHTS = {"encoder": 10, "decoder": 14}  # in units of d_model^2, feed-forward included, a layer a token
@@ -60,7 +61,7 @@ def main(path: str) -> None:
     pairs = [build_pair(problem, "QCM-E") for problem in problems]
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = train_tokenizer((text for pair in pairs for text in pair), folder, vocab_size=8000)
-    source, target = (np.array([len(tokenizer(pair[side]).input_ids) for pair in pairs]) for side in (0, 1))
+    source, target = (np.array([len(encode_text(tokenizer, pair[side])) for pair in pairs]) for side in (0, 1))
     topics = [problem.topic for problem in problems]
     print(
         f"{len(problems):,} questions, source {source.mean():.0f} tokens (longest {source.max()}), "

@@ -137,10 +137,11 @@ def _absent(questions: QuestionSet, problems: Sequence[Sample]) -> list[str]:
 def _counter(tokenizer: str | None) -> tuple[str, Callable[[list[str]], np.ndarray]]:
     if tokenizer is None:
         return "words", lambda texts: np.array([len(text.split()) for text in texts])
+    from mmcot.texts.text_ids import encode_texts
     from mmcot.texts.tokenizer import open_tokenizer
 
     loaded = open_tokenizer(tokenizer)
-    return "tokens", lambda texts: np.array([len(ids) for ids in loaded(texts).input_ids])
+    return "tokens", lambda texts: np.array([len(ids) for ids in encode_texts(loaded, texts)])
 
 
 def _statistics(lengths: np.ndarray) -> dict[str, float]:

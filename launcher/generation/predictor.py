@@ -40,6 +40,7 @@ from mmcot.models.opening import open_model
 from mmcot.texts.encoding import stack_features
 from mmcot.texts.prompts import build_pair
 from mmcot.texts.sample import Sample, SampleError
+from mmcot.texts.text_ids import encode_text
 from mmcot.texts.tokenizer import open_tokenizer
 
 BULK_SIZE = 256  # questions in memory at once
@@ -164,7 +165,7 @@ class RunPredictor:
         if features is None:
             raise RunError("this run reads text alone: there is no attention to pictures")
         source, _ = build_pair(problem, stage.format, use_caption=stage.use_caption)
-        ids = torch.tensor([stage.tokenizer(source).input_ids[: stage.max_source_tokens]])
+        ids = torch.tensor([encode_text(stage.tokenizer, source)[: stage.max_source_tokens]])
         inputs = stack_features([features], self.feature_shape)
         inputs["vision_features"] = inputs["vision_features"].to(stage.model.dtype)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **inputs}

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from mmcot.texts.text_ids import encode_text
+
 IGNORED_LABEL = -100  # padding of the target, which has no loss
 
 
@@ -35,9 +37,9 @@ class EncodedPair:
 def encode_pair(
     tokenizer: PreTrainedTokenizerBase, source: str, target: str, *, max_source_tokens: int, max_target_tokens: int
 ) -> EncodedPair:
-    """Tokenize a pair and truncate each side to its limit (the end token included)."""
-    source_ids, source_cut = _limit(tokenizer(source).input_ids, max_source_tokens)
-    target_ids, target_cut = _limit(tokenizer(target).input_ids, max_target_tokens)
+    """Tokenize a pair and truncate each side to its limit (the end token included); no text is a special token."""
+    source_ids, source_cut = _limit(encode_text(tokenizer, source), max_source_tokens)
+    target_ids, target_cut = _limit(encode_text(tokenizer, target), max_target_tokens)
     return EncodedPair(source_ids, target_ids, source_cut, target_cut)
 
 
