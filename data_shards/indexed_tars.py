@@ -10,7 +10,6 @@ contains indexes and manifests that name the tars.
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from data_shards.index import (
     rows_of_extension,
     write_index,
 )
+from data_shards.npy import parse_npy
 from data_shards.picture_features import PICTURE_COUNTS
 from data_shards.remote_files import check_url, is_remote, local_copy, read_range
 from data_shards.sources.question_set import SPLITS
@@ -160,17 +160,9 @@ def _index_features(folder: Path, text: Path, shards: list[Shard], name: str, te
                     f"{shard.path}: every question needs one .npy of features (of shape [0, D] without a picture)"
                 )
             for qid, offset, size, crc32 in zip(*rows.values(), strict=True):
+                place = f"{shard.path}, member {qid}.npy"
                 data = read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=(shard.tar(text), qid))
-                array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
-                if array.ndim != 2 or array.dtype.kind != "f":
-                    raise ShardError(
-                        f"{shard.path}, question {qid}: features of {array.dtype}{array.shape}, expected floats [P, D]"
-                    )
-                if not np.isfinite(array).all():
-                    raise ShardError(
-                        f"{shard.path}, question {qid}: features contain NaN or infinite values, expected finite ones; "
-                        f"make {qid}.npy again"
-                    )
+                array = _check_features(parse_npy(data, name=place), place)
                 num_patches = max(num_patches, len(array))
                 dims.add(array.shape[1])
                 counts[shard.split]["num_with_features" if len(array) else "num_no_image"] += 1
@@ -186,3 +178,16 @@ def _index_features(folder: Path, text: Path, shards: list[Shard], name: str, te
     }
     shards = [dataclasses.replace(shard, index_sha256=sha256_of_file(shard.index(folder))) for shard in shards]
     write_manifest(folder, "features", shards, extra)
+
+
+def _check_features(array: np.ndarray, place: str) -> np.ndarray:
+    if array.ndim != 2:
+        raise ShardError(f"{place}: features of shape {array.shape}, expected [patches, width]")
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(array.astype(np.float32, copy=False)).all()  # a model reads float32
+    if not finite:
+        raise ShardError(
+            f"{place}: features contain NaN or infinite values, or values beyond float32, expected finite ones; "
+            "make it again"
+        )
+    return array

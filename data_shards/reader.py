@@ -6,8 +6,6 @@ the bytes that will be needed, in few requests, and reading waits for them.
 
 from __future__ import annotations
 
-import ast
-import functools
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,13 +14,13 @@ import numpy as np
 
 from data_shards.errors import ShardError
 from data_shards.manifest import problem_of_member, read_manifest
+from data_shards.npy import parse_npy
 from data_shards.range_requests import plan_ranges
 from data_shards.shard_files import Members, RemoteAccess
 from mmcot.texts.sample import Sample
 
 _REQUESTS = 16  # at a time
 _WINDOWS_HELD = 2  # the one in use and the next
-_NPY_MAGIC = b"\x93NUMPY\x01\x00"
 _DEFAULT_ACCESS = RemoteAccess()
 
 
@@ -107,12 +105,13 @@ class SplitReader:
         return problem_of_member(qid, self._read(self._text, shard, position), tar=self._text.locations[shard])
 
     def features(self, sample: int) -> np.ndarray | None:
-        """Read one feature array, float16 [p, D] with p = 0 where there is no picture."""
+        """Read one feature array, floats [p, D] with p = 0 where there is no picture."""
         if self._features is None:
             return None
         shard, position = self._text.place(sample)
         self._check_joined(self._features, shard)
-        array = _parse_npy(self._read(self._features, shard, position))
+        name = f"{self._features.locations[shard]}, member {self.qid(sample)}.npy"
+        array = parse_npy(self._read(self._features, shard, position), name=name)
         if array.ndim != 2 or array.shape[1] != self.feature_shape[1] or len(array) > self.feature_shape[0]:
             raise ShardError(
                 f"question {self.qid(sample)}: features of shape {array.shape}; expected at most "
@@ -199,30 +198,3 @@ def _fetch_ranges(
         (parts[number].extension, shard, position): (futures[index], int(offset - ranges[index][1]))
         for (number, shard, position), (offset, _), index in zip(keys, where, range_of_member, strict=True)
     }
-
-
-def _parse_npy(data: bytes) -> np.ndarray:
-    """Parse the bytes of an .npy file without a copy; equal headers are parsed once."""
-    end = 10 + int.from_bytes(data[8:10], "little")
-    if data[:8] != _NPY_MAGIC:
-        raise ShardError(
-            f"features are not in npy format 1.0 (they start with {data[:8]!r}); build the feature shards again"
-        )
-    dtype, shape = _parse_npy_header(data[10:end])
-    if dtype.itemsize * int(np.prod(shape)) != len(data) - end:
-        raise ShardError(
-            f"features of shape {shape} and {dtype} have {len(data) - end} bytes; build the feature shards again"
-        )
-    return np.frombuffer(data, dtype, offset=end).reshape(shape)
-
-
-@functools.lru_cache(256)
-def _parse_npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
-    facts = ast.literal_eval(header.decode("latin1"))
-    dtype = np.dtype(facts["descr"])
-    if dtype.hasobject or facts["fortran_order"]:
-        raise ShardError(
-            f"features of dtype {dtype}, fortran_order {facts['fortran_order']} are not read; write plain C-ordered "
-            "numbers"
-        )
-    return dtype, facts["shape"]

@@ -6,10 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
-from data_shards.atomic_files import read_json
+from data_shards.npy import open_npy
 from data_shards.ready_made_features import FeatureError, FeaturesOf, ready_made_features
+from data_shards.strict_json import read_json_file
 from launcher.config.settings import Data, SettingsError
+from mmcot.errors import InputError
+from mmcot.file_kinds import fault_of
 from mmcot.vision.encoder_kinds import ENCODERS
+
+_EXPECTED = "one array of floats [rows, patches, width]"
 
 
 def makes_features(data: Data) -> bool:
@@ -43,6 +48,7 @@ def open_ready_made(data: Data) -> tuple[FeaturesOf, tuple[int, int]]:
 
     Raises:
         SettingsError: a file is missing.
+        InputError: a file cannot be read as what it should be, or the map names rows that cannot be.
         FeatureError: the features have another shape than the published ones.
     """
     name, path, map_path = data.require_features(), ready_made_file(data), name_map(data)
@@ -51,15 +57,7 @@ def open_ready_made(data: Data) -> tuple[FeaturesOf, tuple[int, int]]:
             f"features {name!r} need {_features_folder(data) / name}.npy (or .pth) and {map_path}; put both there, "
             "or set data.features=patch"
         )
-    if path.suffix == ".npy":
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    else:
-        import torch
-
-        array = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        if not isinstance(array, torch.Tensor):
-            raise FeatureError(f"{path} holds a {type(array).__name__}, expected one tensor [rows, patches, width]")
-        array = array.float().numpy() if array.dtype == torch.bfloat16 else array.numpy()
+    array = _open_array(path)
     if array.ndim == 2:  # one pooled vector a row
         array = array[:, None]
     published = ENCODERS[name].published_shape if name in ENCODERS else None
@@ -67,4 +65,35 @@ def open_ready_made(data: Data) -> tuple[FeaturesOf, tuple[int, int]]:
         raise FeatureError(
             f"{path} has rows of shape {tuple(array.shape[1:])}, published {name} features have {published}"
         )
-    return ready_made_features(array, read_json(map_path), name=str(path))
+    return ready_made_features(array, _read_map(map_path), name=str(path), map_name=str(map_path))
+
+
+def _open_array(path: Path) -> np.ndarray:
+    if path.suffix == ".npy":
+        if (fault := fault_of(path, _EXPECTED)) is not None:
+            raise FeatureError(fault)
+        return open_npy(path)
+    import torch
+
+    from mmcot.torch_files import describe_value, read_torch_file
+
+    tensor = read_torch_file(path, _EXPECTED)
+    if not isinstance(tensor, torch.Tensor):
+        raise FeatureError(
+            f"{path} holds {describe_value(tensor)}, expected {_EXPECTED}; save that alone, with torch.save"
+        )
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+        raise FeatureError(f"{path} holds a tensor of {tensor.layout} on {tensor.device}, expected {_EXPECTED}")
+    if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise FeatureError(f"{path} holds values of {tensor.dtype}, expected {_EXPECTED}; convert them with .float()")
+    tensor = tensor.detach()  # of a parameter
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _read_map(path: Path) -> object:
+    try:
+        return read_json_file(path)
+    except InputError:
+        if (fault := fault_of(path, "an object of JSON from questions to rows")) is None:
+            raise  # it is JSON, with a key twice or the like
+        raise FeatureError(fault) from None

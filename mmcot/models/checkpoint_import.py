@@ -19,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-import pickle
 import shutil
 
 import safetensors.torch
@@ -27,7 +26,9 @@ import torch
 from transformers import PreTrainedConfig
 
 from mmcot.errors import InputError
+from mmcot.file_kinds import describe_unreadable, fault_of
 from mmcot.models.opening import DEFAULT, model_class, open_model
+from mmcot.torch_files import TorchFileError, describe_value, read_torch_file
 from mmcot.vision.encoder_kinds import ENCODERS
 
 _FUSION_PARTS = ("image_dense.", "mha_layer.", "gate_dense.")
@@ -86,6 +87,10 @@ def import_checkpoint(
     if output.exists() and any(output.iterdir()):
         raise CheckpointError(f"output folder {output} is not empty; give a new one")
     settings = _read_settings(source / "config.json")
+    for name in _COMPANION_FILES:
+        path = source / name
+        if path.is_file() and (fault := fault_of(path, "a file of the model's tokenizer or settings")) is not None:
+            raise CheckpointError(fault)
     weights_file = _find_weights(source)
     state = _with_encoder_prefix(_read_weights(weights_file), weights_file)
     shape = _vision_shape(settings, state, weights_file, vision_num_patches, vision_dim)
@@ -102,8 +107,8 @@ def _read_settings(path: pathlib.Path) -> dict:
         raise CheckpointError(f"{path} does not exist; a published checkpoint is a folder with config.json and weights")
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is no JSON ({error}); download it again") from error
+    except (ValueError, RecursionError):
+        raise CheckpointError(describe_unreadable(path, "the configuration of a T5")) from None
     if not isinstance(settings, dict) or settings.get("model_type", "t5") != "t5" or "d_model" not in settings:
         raise CheckpointError(f"{path} does not describe a T5 (model_type 't5' with a d_model); give a T5 checkpoint")
     return settings
@@ -117,15 +122,20 @@ def _find_weights(source: pathlib.Path) -> pathlib.Path:
 
 
 def _read_weights(path: pathlib.Path) -> dict[str, torch.Tensor]:
-    try:
-        if path.suffix == ".safetensors":
+    expected = "a state dict (tensor names and tensors)"
+    if path.suffix == ".safetensors":
+        try:
             return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, safetensors.SafetensorError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{path} cannot be read as plain tensors ({reason}); download it again") from error
+        except safetensors.SafetensorError:
+            raise CheckpointError(describe_unreadable(path, expected)) from None
+    try:
+        state = read_torch_file(path, expected)
+    except TorchFileError as error:
+        raise CheckpointError(str(error)) from None
     if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
-        raise CheckpointError(f"{path} holds no state dict (tensor names and tensors); export the model's state_dict()")
+        raise CheckpointError(
+            f"{path} holds {describe_value(state)}, expected {expected}; export the model's state_dict()"
+        )
     return state
 
 

@@ -329,7 +329,7 @@ def test_ready_made_features_that_are_not_finite_are_refused_with_file_and_quest
     stream = io.BytesIO()
     np.save(stream, np.array([[1.0, value]], dtype=np.float16))
     tar = write_tar(tmp_path / "mine.tar", {"q7.json": member(ROW), "q7.npy": stream.getvalue()})
-    with pytest.raises(ShardError, match=r"mine\.tar, question q7: features contain NaN or infinite values"):
+    with pytest.raises(ShardError, match=r"mine\.tar, member q7\.npy: features contain NaN or infinite values"):
         index_tars({"train": [tar]}, tmp_path / "out", features="mine")
 
 
