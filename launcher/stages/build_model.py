@@ -10,6 +10,7 @@ from launcher.config.settings import Settings
 from launcher.runs.exported import verify_model
 from launcher.stages.samples import StageSamples
 from mmcot.models.opening import DEFAULT, check_start, model_class
+from mmcot.pretrained import opening
 
 
 def build_model(settings: Settings, samples: StageSamples, *, gate_start: float | None = None) -> Any:
@@ -26,9 +27,10 @@ def build_model(settings: Settings, samples: StageSamples, *, gate_start: float 
     if settings.model.pretrained:
         verify_model(settings.model.pretrained)  # it may be another run's
         check_start(DEFAULT, settings.model.pretrained, vision_dim=vision["vision_dim"], fusion=settings.model.fusion)
-        return model_class(DEFAULT).from_pretrained(
-            settings.model.pretrained, trust_remote_code=False, dtype=torch.float32, **vision
-        )
+        with opening(settings.model.pretrained, "model.pretrained"):
+            return model_class(DEFAULT).from_pretrained(
+                settings.model.pretrained, trust_remote_code=False, dtype=torch.float32, **vision
+            )
     tokenizer, shape = samples.tokenizer, settings.model.shape
     return model_class(DEFAULT).start(
         _shape(settings, samples),
@@ -45,7 +47,8 @@ def count_parameters(settings: Settings, samples: StageSamples) -> int:
     """The number of parameters of that model, without its weights."""
     kind, vision = model_class(DEFAULT), _vision(settings, samples)
     if settings.model.pretrained:
-        config = kind.config_class.from_pretrained(settings.model.pretrained, trust_remote_code=False, **vision)
+        with opening(settings.model.pretrained, "model.pretrained"):
+            config = kind.config_class.from_pretrained(settings.model.pretrained, trust_remote_code=False, **vision)
     else:
         config = kind.config_class(**_shape(settings, samples), **vision)
     with torch.device("meta"):

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mmcot.errors import InputError
+from mmcot.file_kinds import fault_of
+from mmcot.pretrained import opening
 
 DEFAULT = "T5ForMultimodalGeneration"
 
@@ -27,10 +29,10 @@ def open_model(folder: str | Path, **options: Any) -> Any:
         options: as for ``from_pretrained``, such as ``dtype``.
 
     Raises:
-        ValueError: the folder contains no model of a known class.
+        InputError: the folder contains no model of a known class, or a file of it is broken.
     """
     name = _name_in(folder)
-    with _no_progress_bar():
+    with _no_progress_bar(), opening(folder, "the model"):
         return model_class(name).from_pretrained(folder, trust_remote_code=False, **options)
 
 
@@ -48,11 +50,17 @@ def check_start(name: str, pretrained: str, **shape: Any) -> None:
             pretrained configuration does not name is not compared.
 
     Raises:
-        ValueError: it is a model of another class or has another shape.
+        InputError: it cannot be opened, is a model of another class or has another shape.
     """
     from transformers import PreTrainedConfig
 
-    config, _ = PreTrainedConfig.get_config_dict(pretrained, trust_remote_code=False)
+    with opening(pretrained, "the model"):
+        config, _ = PreTrainedConfig.get_config_dict(pretrained, trust_remote_code=False)
+    if not config or not isinstance(config, dict):
+        raise InputError(
+            f"{pretrained} has no configuration of a model (config.json); give the folder or id of a saved "
+            "transformers model"
+        )
     names = config.get("architectures") or []
     others = [other for other in names if other in MODULES and other != name]
     if others:
@@ -71,7 +79,10 @@ def _name_in(folder: str | Path) -> str:
         raise InputError(
             f"{folder} holds no model (no config.json); give the folder of one, such as runs/demo/answer/model"
         )
-    names = json.loads(path.read_text(encoding="utf-8")).get("architectures") or []
+    if (fault := fault_of(path, "the configuration of a model")) is not None:
+        raise InputError(fault)
+    config = json.loads(path.read_text(encoding="utf-8"))
+    names = config.get("architectures") or [] if isinstance(config, dict) else []
     name = next((name for name in names if name in MODULES), None)
     if name is None:
         raise InputError(

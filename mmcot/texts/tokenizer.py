@@ -11,6 +11,7 @@ from tokenizers.models import BPE
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from mmcot.errors import InputError
+from mmcot.pretrained import opening
 
 PAD_TOKEN, EOS_TOKEN = "<pad>", "</s>"  # ids 0 and 1, as T5 has them
 
@@ -54,14 +55,7 @@ def open_tokenizer(name: str | Path) -> Any:
     """Open the tokenizer of a folder or of a Hugging Face id; code that comes with it is never run.
 
     Raises:
-        ValueError: it needs code of its own.
+        InputError: it cannot be opened, or needs code of its own.
     """
-    try:
+    with opening(name, "the tokenizer"):
         return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise InputError(
-            f"the tokenizer of {name} needs code that comes with it (auto_map in its JSON files), which is never run; "
-            "use a tokenizer of one of transformers' own classes"
-        ) from error

@@ -15,6 +15,8 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
+from mmcot.pretrained import opening
+
 
 class Captioner:
     """A captioning model, opened once.
@@ -22,12 +24,16 @@ class Captioner:
     Args:
         model: Hugging Face id or folder, with its image processor and tokenizer.
         max_new_tokens: maximum length of a caption.
+
+    Raises:
+        InputError: the model cannot be opened.
     """
 
     def __init__(self, model: str | Path, *, device: str = "cpu", max_new_tokens: int = 40) -> None:
-        self._processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False, use_fast=False)
-        self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-        opened = AutoModelForImageTextToText.from_pretrained(model, trust_remote_code=False)
+        with opening(model, "the captioning model"):
+            self._processor = AutoImageProcessor.from_pretrained(model, trust_remote_code=False, use_fast=False)
+            self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+            opened = AutoModelForImageTextToText.from_pretrained(model, trust_remote_code=False)
         self._model = cast(Any, opened).to(device).eval()
         self._max_new_tokens = max_new_tokens
 

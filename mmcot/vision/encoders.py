@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 
 from mmcot.errors import InputError, MissingPackageError
+from mmcot.pretrained import opening
 from mmcot.vision.model_kinds import MODEL_KINDS
 
 _DEFAULT_IMAGE_SIZE = 224  # pixels, for models that take any size
@@ -121,7 +122,8 @@ class VisionEncoder:
         return self._kind.features(self._model, pixels.to(self.device))
 
     def _load(self) -> PreTrainedModel:
-        found = PreTrainedConfig.get_config_dict(self.name, trust_remote_code=False)[0].get("model_type")
+        with opening(self.name, f"the encoder {self.kind}"):
+            found = PreTrainedConfig.get_config_dict(self.name, trust_remote_code=False)[0].get("model_type")
         if found not in self._kind.model_types:
             raise InputError(
                 f"{self.name!r} is a model of type {found!r}, but the encoder {self.kind!r} reads "
@@ -129,16 +131,17 @@ class VisionEncoder:
                 f"{self._kind.default_model!r}, or another kind ({', '.join(MODEL_KINDS)})."
             )
         try:
-            model, report = getattr(transformers, self._kind.model_class).from_pretrained(
-                self.name,
-                trust_remote_code=False,
-                config=getattr(transformers, self._kind.config_class).from_pretrained(
-                    self.name, trust_remote_code=False
-                ),
-                dtype=torch.float32,  # the default is the checkpoint's dtype
-                output_loading_info=True,
-                **self._kind.model_settings,
-            )
+            with opening(self.name, f"the encoder {self.kind}"):
+                model, report = getattr(transformers, self._kind.model_class).from_pretrained(
+                    self.name,
+                    trust_remote_code=False,
+                    config=getattr(transformers, self._kind.config_class).from_pretrained(
+                        self.name, trust_remote_code=False
+                    ),
+                    dtype=torch.float32,  # the default is the checkpoint's dtype
+                    output_loading_info=True,
+                    **self._kind.model_settings,
+                )
         except ImportError as error:
             if "timm" not in str(error):
                 raise
@@ -167,7 +170,8 @@ class VisionEncoder:
 
     def _read_processor(self) -> None:
         """Read mean, std and filter from preprocessor_config.json; the kind gives what the file does not set."""
-        found = get_image_processor_config(self.name)
+        with opening(self.name, f"the encoder {self.kind}"):
+            found = get_image_processor_config(self.name)
         mean, std = self._kind.mean_and_std
         if found.get("do_normalize", True) is False:
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
