@@ -64,7 +64,9 @@ def parse_json(
         raise NotJsonError(problem).at(file, line=line, member=member) from None
     except RecursionError:
         raise InputError("objects and lists are nested too deeply").at(file, line=line, member=member) from None
-    except InputError as error:
+    except ValueError as error:
+        if not isinstance(error, InputError):  # Python's limit of digits
+            error = InputError("an integer has thousands of digits; write it as a text, or leave it out")
         if line is None and member is None and error.line is None:
             line = _line_of_object(str(text))
         raise error.at(file, line=None if member else error.line or line, member=member) from None

@@ -11,14 +11,15 @@ import csv
 import dataclasses
 import io
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from data_shards.strict_json import read_text
-from mmcot.errors import Faults, InputError
+from mmcot.errors import InputError
 
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+Refuse = Callable[[InputError], None]
 _MAX_FIELD = min(sys.maxsize, 2**31 - 1)
 
 
@@ -30,12 +31,12 @@ class CsvTable:
     notes: tuple[str, ...]
 
 
-def read_csv(path: Path, known: Collection[str], faults: Faults | None = None) -> CsvTable:
+def read_csv(path: Path, known: Collection[str], *, refuse: Refuse | None = None) -> CsvTable:
     """Open a CSV file; rows are read while they are taken.
 
     Args:
         known: the names of columns that are used.
-        faults: gathers rows that do not fit the header; None raises the first.
+        refuse: gets the fault of a row that does not fit the header, and reading continues; None: it is raised.
 
     Raises:
         InputError: the file is no such table, also while rows are taken; the message has the line.
@@ -63,20 +64,20 @@ def read_csv(path: Path, known: Collection[str], faults: Faults | None = None) -
     for column in columns:
         if column and columns.count(column) > 1:
             raise InputError(f"the column {column!r} occurs more than once; rename one").at(path, line=1 + skipped)
-    return CsvTable(_rows(reader, path, skipped, columns, faults), tuple(notes))
+    return CsvTable(_rows(reader, path, skipped, columns, refuse), tuple(notes))
 
 
 def _rows(
-    reader: Any, path: Path, skipped: int, columns: list[str], faults: Faults | None
+    reader: Any, path: Path, skipped: int, columns: list[str], refuse: Refuse | None
 ) -> Iterator[tuple[int, dict[str, str]]]:
     for line, fields in _lines(reader, path, skipped):
         problem = _misfit(fields, columns)
         if problem is None:
             yield line, {column: field for column, field in zip(columns, fields, strict=False) if field != ""}
-        elif faults is None:
+        elif refuse is None:
             raise InputError(problem).at(path, line=line)
         else:
-            faults.add(InputError(problem).at(path, line=line))
+            refuse(InputError(problem).at(path, line=line))
 
 
 def _misfit(fields: list[str], columns: list[str]) -> str | None:

@@ -6,63 +6,52 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_shards.sources.csv_rows import read_csv
+from data_shards.sources.csv_rows import Refuse, read_csv
 from data_shards.sources.row_samples import FIELDS
 from data_shards.strict_json import parse_json, read_text
-from mmcot.errors import Faults, InputError
+from mmcot.errors import InputError
 
 SUFFIXES = (".jsonl", ".csv")
 
 
 def read_rows(
-    file: Path, notes: list[str] | None = None, faults: Faults | None = None
+    file: Path, notes: list[str] | None = None, *, refuse: Refuse | None = None
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (the line on which it begins, row) of a .jsonl or .csv file.
 
     Args:
         notes: a list to which sentences on what was recognised are added.
-        faults: gathers rows that are no JSON object, or do not fit the header; None raises the first.
+        refuse: gets the fault, with its line, of a row that cannot be read, and reading continues; None: it is raised.
+            What leaves open where the next row begins, such as a quote that never ends, is always raised.
 
     Raises:
-        InputError: a row is not valid, or, with ``faults`` too, the rest of the file cannot be read.
+        InputError: a row is no JSON object, or does not fit the header.
     """
     if file.suffix.lower() == ".csv":
-        yield from _csv_rows(file, notes, faults)
+        yield from _csv_rows(file, notes, refuse)
         return
-    try:
-        text = read_text(file)
-    except InputError as error:
-        _refuse(error, faults)
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(read_text(file).split("\n"), start=1):
         if line.strip():
             try:
                 row = _json_row(line, file, number)
             except InputError as error:
-                _refuse(error, faults)
+                if refuse is None:
+                    raise
+                refuse(error)
             else:
                 yield number, row
 
 
-def _csv_rows(file: Path, notes: list[str] | None, faults: Faults | None) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        table = read_csv(file, FIELDS, faults)
-        if notes is not None:
-            notes.extend(table.notes)
-        for line, fields in table.rows:
-            row: dict[str, Any] = dict(fields)
-            for name in ("choices", "answers", "image"):
-                if name in row:
-                    row[name] = [part.strip() for part in row[name].split("|")]
-            yield line, row
-    except InputError as error:
-        _refuse(error, faults)
-
-
-def _refuse(error: InputError, faults: Faults | None) -> None:
-    if faults is None:
-        raise error
-    faults.add(error)
+def _csv_rows(file: Path, notes: list[str] | None, refuse: Refuse | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    table = read_csv(file, FIELDS, refuse=refuse)
+    if notes is not None:
+        notes.extend(table.notes)
+    for line, fields in table.rows:
+        row: dict[str, Any] = dict(fields)
+        for name in ("choices", "answers", "image"):
+            if name in row:
+                row[name] = [part.strip() for part in row[name].split("|")]
+        yield line, row
 
 
 def _json_row(line: str, file: Path, number: int) -> dict[str, Any]:

@@ -66,18 +66,22 @@ def read(path: Path) -> QuestionSet:
     num_divided, unknown, notes = 0, Counter[str](), []
     for file, split_of_file in _files(path):
         name = str(file)
-        for line, row in _decided_rows(file, gathered, notes):
-            unknown.update(row.keys() - FIELDS)
-            place = (name, line, None)
-            try:
-                sample, divided = _sample(row, split_of_file)
-                gathered.add(sample, place)
-                num_divided += divided
-            except InputError as error:
-                gathered.refuse(error, place)
+        try:
+            rows = _decided_rows(file, gathered, notes)
+            for line, row in rows:
+                unknown.update(row.keys() - FIELDS)
+                place = (name, line, None)
+                try:
+                    sample, divided = _sample(row, split_of_file)
+                    gathered.add(sample, place)
+                    num_divided += divided
+                except InputError as error:
+                    gathered.refuse(error, place)
+        except InputError as error:  # the rest of the file cannot be read
+            gathered.refuse(error, (name, None, None))
     folder = path if path.is_dir() else path.parent
     notes += [f"{num_divided:,} questions without a split were divided 80:10:10 by their ids"] if num_divided else []
-    notes += [f"note: the field {name!r} of {_rows(times)} is not used{_near(name)}" for name, times in unknown.items()]
+    notes += notes_on_fields(unknown)
     notes += _notes_on_other_tables(path)
     return gathered.question_set(
         pictures=lambda problem: [folder / name for name in problem.images],
@@ -87,7 +91,7 @@ def read(path: Path) -> QuestionSet:
 
 def _decided_rows(file: Path, gathered: Gathering, notes: list[str]) -> Iterable[tuple[int, dict[str, Any]]]:
     """The rows of a file; in CSV the column decides what an answer means."""
-    rows = read_rows(file, notes, gathered.faults)
+    rows = read_rows(file, notes, refuse=gathered.faults.add)
     if file.suffix.lower() != ".csv":
         return rows
     rows = list(rows)
@@ -109,6 +113,11 @@ def _notes_on_other_tables(path: Path) -> list[str]:
         for file in others
         if file.is_file() and not file.name.startswith(".")
     ]
+
+
+def notes_on_fields(unknown: Counter[str]) -> list[str]:
+    """Sentences on fields that are not used, by the number of rows that have them."""
+    return [f"note: the field {name!r} of {_rows(times)} is not used{_near(name)}" for name, times in unknown.items()]
 
 
 def _rows(number: int) -> str:
