@@ -165,3 +165,22 @@ def test_an_id_or_an_answer_that_is_none_is_refused_by_line(tmp_path, fields, me
         line = line.replace('"answer": 0, ', "")
     with pytest.raises(InputError, match=rf"in\.jsonl, line 1: .*{re.escape(message)}"):
         read(table(tmp_path, line + "\n", "in.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "lines"),
+    [
+        ("in.jsonl", '{"qid": "a"}\n{\n{"qid": "b"}\n[1]\n', ([1, 3], [2, 4])),
+        ("in.csv", "qid,hint\na,x\nb\nc,x,y\nd,x\n", ([2, 5], [3, 4])),
+    ],
+)
+def test_reading_continues_after_rows_whose_faults_are_gathered(tmp_path, name, text, lines):
+    faults = []
+    read_on = [line for line, _ in read_rows(table(tmp_path, text, name), refuse=lambda fault: faults.append((fault.line, fault)))]
+    assert (read_on, [line for line, _ in faults]) == lines
+    assert all(isinstance(error, InputError) and f"{name}, line {line}" in str(error) for line, error in faults)
+
+
+def test_an_integer_of_thousands_of_digits_is_refused_with_its_place():
+    with pytest.raises(InputError, match="in.jsonl, line 3: an integer has thousands of digits"):
+        parse_json("1" + "0" * 5000, "in.jsonl, line 3")
