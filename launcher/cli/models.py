@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -16,10 +17,11 @@ from launcher.cli.options import (
     Set,
     allow,
     errors_as_messages,
+    printable,
     say,
 )
 from launcher.cli.running import run_until
-from mmcot.errors import InputError, MissingFileError
+from mmcot.errors import InputError
 
 models_app = typer.Typer()
 
@@ -141,69 +143,106 @@ def predict(
     context: Annotated[str, typer.Option(help="Text that belongs to the question.")] = "",
     image: Annotated[list[Path], typer.Option(help="A picture; repeat for several.")] = [],
     input: Annotated[Path | None, typer.Option(help="A .jsonl or .csv of questions, instead of one.")] = None,
-    output: Annotated[Path | None, typer.Option(help="File for the answers to --input; default: the console.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="A .jsonl or .csv for the answers to --input, which the same command continues."),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Answer no row of --input if one of them has a fault.")
+    ] = False,
     allow_extensions: AllowExtensions = False,
 ) -> None:
     """Answer one question, or many, with a finished run: the rationale, then the answer. Or describe a picture."""
     with errors_as_messages():
+        _require_texts({"--question": [question or ""], "--choice": choice, "--context": [context], "--image": image})
+        if input is not None and (question is not None or choice or context or image):
+            raise InputError(
+                "--input goes with --output and --strict alone; leave out --question, --choice, --context and --image, "
+                "or --input"
+            )
         allow([model], allow_extensions)
-        if input is not None and question is None:
-            _predict_many(model, input, output)
+        if input is not None:
+            _predict_many(model, input, output, strict=strict)
             return
-        if input is not None or (question is None and not image):
+        if question is None and not image:
             raise InputError(
                 "give either --question with two or more --choice (none for a free answer), or --image alone for a "
                 "text about it, or --input FILE.jsonl"
             )
-        from mmcot.texts.answers import parse_answer
-        from mmcot.texts.sample import MAX_CHOICES, Sample
-
-        is_free = question is not None and not choice
-        problem = Sample(
-            qid="1",
-            question=question or "",
-            choices=tuple(choice),
-            answers=() if is_free else None,
-            text="" if question is None and not choice else None,
-            hint=context,
-            images=tuple(map(str, image)),
-        )
-        _say_opening()
-        from launcher.generation.predictor import RunPredictor, format_answer
-
-        predictor = RunPredictor(model)
-        if is_free and predictor.answers_with_letters:
-            raise InputError(f"{model} was trained on questions with choices; give those of this one with --choice")
-        prediction = next(predictor.answer([problem], Path()))
-        typer.echo(format_answer(prediction))
-        if not image and predictor.settings.data.features is not None:
-            say(
-                "note: answered without a picture; this run was trained with pictures (--image)",
-                err=True,
-            )
-        if is_free and parse_answer(prediction["answer_text"], MAX_CHOICES) is not None:
-            say("note: the model answers with the letter of a choice; give the choices with --choice", err=True)
-        _report_cut(predictor.num_cut)
+        if output is not None or strict:
+            raise InputError("--output and --strict go with --input FILE; one answer is printed to the console")
+        _predict_one(model, question, choice, context, image)
 
 
-def _predict_many(model: Path, input: Path, output: Path | None) -> None:
-    from data_shards.atomic_files import commit_bytes
+def _require_texts(given: dict[str, Sequence[str | Path]]) -> None:
+    """Refuse arguments whose bytes are no text: Python has halves of UTF-16 pairs in their place."""
+    for name, values in given.items():
+        for value in map(str, values):
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                shown = value.encode("utf-8", "backslashreplace").decode()
+                raise InputError(
+                    f"{name} is {shown!r}, whose bytes are no UTF-8; type it in a terminal that is set to UTF-8"
+                    + (", or rename the file" if name == "--image" else "")
+                ) from None
 
-    if not input.is_file():
-        raise MissingFileError(f"--input {input} does not exist; give a .jsonl or .csv file of questions")
+
+def _predict_one(model: Path, question: str | None, choices: list[str], context: str, images: list[Path]) -> None:
+    from mmcot.texts.answers import parse_answer
+    from mmcot.texts.sample import MAX_CHOICES, Sample
+
+    is_free = question is not None and not choices
+    problem = Sample(
+        qid="1",
+        question=question or "",
+        choices=tuple(choices),
+        answers=() if is_free else None,
+        text="" if question is None and not choices else None,
+        hint=context,
+        images=tuple(map(str, images)),
+    )
     _say_opening()
-    from launcher.generation.predictor import RunPredictor, read_input, to_json_line
+    from launcher.generation.predictor import RunPredictor, format_answer
 
-    predictor, lines = RunPredictor(model), []
-    for problems in read_input(input):
-        for prediction in predictor.answer(problems, input.parent):
-            if output is None:
-                typer.echo(to_json_line(prediction))
-            lines.append(to_json_line(prediction))
-    if output is not None:
-        commit_bytes(output, "".join(f"{line}\n" for line in lines).encode())
-        typer.echo(f"{len(lines):,} answers in {output}")
+    predictor = RunPredictor(model)
+    if is_free and predictor.answers_with_letters:
+        raise InputError(f"{model} was trained on questions with choices; give those of this one with --choice")
+    prediction = next(predictor.answer([problem], Path()))
+    typer.echo(format_answer(prediction))
+    if not images and predictor.settings.data.features is not None:
+        say(
+            "note: answered without a picture; this run was trained with pictures (--image)",
+            err=True,
+        )
+    if is_free and parse_answer(prediction["answer_text"], MAX_CHOICES) is not None:
+        say("note: the model answers with the letter of a choice; give the choices with --choice", err=True)
     _report_cut(predictor.num_cut)
+
+
+def _predict_many(model: Path, input: Path, output: Path | None, *, strict: bool) -> None:
+    from launcher.cli.answer_progress import AnswerProgress
+
+    _say_opening()
+    from launcher.generation.predict_file import predict_file
+    from launcher.generation.predictor import RunPredictor, to_json_line
+
+    progress = AnswerProgress()
+    predictor = RunPredictor(model, report=progress.say)
+    done = predict_file(
+        predictor,
+        input,
+        output,
+        strict=strict,
+        show=lambda answer: progress.answer(to_json_line(answer)),
+        progress=progress,
+    )
+    if output is not None:
+        say(f"{done.num_rows - done.num_errors:,} answers in {printable(output)}")
+    _report_cut(predictor.num_cut)
+    if done.num_errors:
+        say(f"{done.num_errors:,} of {done.num_rows:,} rows have an error in place of an answer", err=True)
+        raise typer.Exit(1)
 
 
 def _say_opening() -> None:

@@ -49,6 +49,11 @@ def say(line: str, *, err: bool = False, fg: str | None = None) -> None:
         os.close(devnull)
 
 
+def printable(name: object) -> str:
+    """A name of a file as text that can be printed, bytes that are no UTF-8 as escapes."""
+    return str(name).encode("utf-8", "backslashreplace").decode()
+
+
 class errors_as_messages:  # noqa: N801, used like a function: `with errors_as_messages():`
     """Prints an error as one message and exits: status 1 for what a user can put right, 70 for a bug of ours."""
 

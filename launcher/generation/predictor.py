@@ -1,16 +1,17 @@
 """Answering questions with a finished run, in this process, without Ray and MLflow.
 
-A line of ``--input`` is a row as for own data (``data_shards/sources/tables.py``), its answer not
-needed. The models compute in ``generation.precision``, as in the run's own generation and evaluation: on a GPU if the
-run was started on GPUs and this process sees one that computes in this precision, else on the CPU. A line of output:
+The models compute in ``generation.precision``, as in the run's own generation and evaluation: on a GPU if the
+run was started on GPUs and this process sees one that computes in this precision, else on the CPU. An answer:
 
     {"qid": "a1", "rationale": "Solution: ...", "answer_text": "The answer is (B).", "prediction": 1, "choice": "moon"}
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -22,19 +23,19 @@ import numpy as np
 import torch
 from PIL import Image
 
+from data_shards.atomic_files import fingerprint
 from data_shards.picture_features import Encode
 from data_shards.sources.pictures import open_picture
-from data_shards.sources.row_samples import sample_of_row
-from data_shards.sources.table_rows import read_rows
 from launcher.cluster.gpus import computes_on_gpu
 from launcher.config.settings import Settings
 from launcher.data.feature_tasks import open_encoder
 from launcher.evaluation.predictions import other_texts
-from launcher.runs.exported import verify_model
+from launcher.runs.exported import WEIGHTS, describe_export, verify_model
 from launcher.runs.ownership import owner
 from launcher.runs.run_dir import RunDir, RunError
 from launcher.runs.run_settings import read_run_settings
-from mmcot.decoding.answering import StageModel, answer_questions
+from mmcot.decoding.answering import Prediction, StageModel, answer_questions
+from mmcot.errors import InputError
 from mmcot.models.device import DTYPES, has_precision, open_device
 from mmcot.models.opening import open_model
 from mmcot.texts.encoding import stack_features
@@ -43,7 +44,7 @@ from mmcot.texts.sample import Sample, SampleError
 from mmcot.texts.text_ids import encode_text
 from mmcot.texts.tokenizer import open_tokenizer
 
-BULK_SIZE = 256  # questions in memory at once
+_FIRST_ANSWERS = 256  # of the test split, that tell how a run answers
 
 
 class RunPredictor:
@@ -109,7 +110,7 @@ class RunPredictor:
         if not path.exists():  # of a registered bundle, or before the evaluation
             return False
         with open(path, encoding="utf-8") as file:
-            lines = [json.loads(line) for line in itertools.islice(file, BULK_SIZE)]
+            lines = [json.loads(line) for line in itertools.islice(file, _FIRST_ANSWERS)]
         kinds = {type(line["prediction"]) for line in lines}  # an answer that could not be read has none
         return int in kinds and str not in kinds
 
@@ -117,6 +118,22 @@ class RunPredictor:
         """Open the models now, so that the first question of a server does not wait for them."""
         with self._lock:
             _ = self.feature_shape
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the answers: the sha256 of every model, and a fingerprint of how the models are used."""
+        files = {name: describe_export(name, folder)["files"] for name, folder in self._folders.items()}
+        own, data = self.settings, self.settings.data
+        used = {
+            "chain": [dataclasses.asdict(stage) for stage in own.chain.stages],
+            "stages": {
+                name: [stage.format, stage.max_source_tokens, stage.max_target_tokens]
+                for name, stage in ((name, own.stage(name)) for name in self._folders)
+            },
+            "data": [data.use_caption, data.features, data.vision_model, data.max_pictures],
+            "precision": own.generation.precision,
+            "files": files,
+        }
+        return {"models": {name: found[WEIGHTS] for name, found in files.items()}, "settings": fingerprint(used)}
 
     def answer(self, problems: Sequence[Sample], folder: Path) -> Iterator[dict[str, Any]]:
         """Answer questions; their pictures are in ``folder``.
@@ -126,27 +143,44 @@ class RunPredictor:
                 a model is opened.
         """
         for problem in problems:
-            self._check_pictures(problem, folder)
+            self.check_pictures(problem, folder)
         with self._lock:  # not while an answer is yielded: its reader may take any time
-            features = [self._features(problem, folder) for problem in problems]
-            predictions, num_cut = answer_questions(
-                list(self.stages.values()),
-                problems,
-                features,
-                feature_shape=self.feature_shape,
-            )
-            self.num_cut += num_cut
-        for problem, prediction in zip(problems, predictions, strict=True):
-            index = prediction.prediction
-            choice = problem.choices[index] if isinstance(index, int) else None
-            yield {
-                "qid": prediction.qid,
-                "rationale": prediction.rationale or self.settings.chain.reasons(prediction.answer_text, problem) or "",
-                "answer_text": prediction.answer_text,
-                "prediction": prediction.prediction,
-                "choice": choice,
-                **other_texts(self.settings.chain, prediction.texts),
-            }
+            answers = self._answer(problems, [self._features(problem, folder) for problem in problems])
+        yield from answers
+
+    def answer_or_errors(self, problems: Sequence[Sample], folder: Path) -> list[dict[str, Any] | InputError]:
+        """Answer questions as ``answer``; the error of a question whose pictures cannot be used takes its place."""
+        found: list[np.ndarray | InputError | None] = []
+        with self._lock:
+            for problem in problems:
+                try:
+                    self.check_pictures(problem, folder)
+                    found.append(self._features(problem, folder))
+                except InputError as error:
+                    found.append(error)
+            usable = [each for each in zip(problems, found, strict=True) if not isinstance(each[1], InputError)]
+            answers = iter(self._answer([problem for problem, _ in usable], [cast(Any, each) for _, each in usable]))
+        return [each if isinstance(each, InputError) else next(answers) for each in found]
+
+    def _answer(self, problems: Sequence[Sample], features: Sequence[np.ndarray | None]) -> list[dict[str, Any]]:
+        if not problems:
+            return []
+        predictions, num_cut = answer_questions(
+            list(self.stages.values()), problems, features, feature_shape=self.feature_shape
+        )
+        self.num_cut += num_cut
+        return [self._describe(*each) for each in zip(problems, predictions, strict=True)]
+
+    def _describe(self, problem: Sample, prediction: Prediction) -> dict[str, Any]:
+        index, chain = prediction.prediction, self.settings.chain
+        return {
+            "qid": prediction.qid,
+            "rationale": prediction.rationale or chain.reasons(prediction.answer_text, problem) or "",
+            "answer_text": prediction.answer_text,
+            "prediction": index,
+            "choice": problem.choices[index] if isinstance(index, int) else None,
+            **other_texts(chain, prediction.texts),
+        }
 
     def attention(self, problem: Sample, folder: Path) -> tuple[list[str], np.ndarray]:
         """Where the first stage looks while it reads a question: its prompt's tokens, and their attention to patches.
@@ -176,7 +210,15 @@ class RunPredictor:
         tokens = cast("list[str]", stage.tokenizer.convert_ids_to_tokens(ids[0].tolist()))
         return tokens, maps.attention_BSP[0].float().cpu().numpy()
 
-    def _check_pictures(self, problem: Sample, folder: Path) -> None:
+    def check_pictures(self, problem: Sample, folder: Path, *, read: bool = False) -> None:
+        """Check that the pictures of a question can be used, without a model.
+
+        Args:
+            read: also open them; else only see that they exist.
+
+        Raises:
+            InputError: a picture does not exist or cannot be read, or there are more than the run was trained with.
+        """
         if self.settings.data.features is None:
             return
         if len(problem.images) > self.settings.data.max_pictures:
@@ -185,18 +227,19 @@ class RunPredictor:
                 f"{self.settings.data.max_pictures}; give fewer"
             )
         for path in (folder / image for image in problem.images):
-            if not path.is_file():
+            if not os.path.isfile(path):  # a name of any length and characters
                 raise SampleError(
                     f"question {problem.qid}: picture {path} does not exist; give an existing file, or none"
                 )
+            if read:
+                _open_picture(problem, path)
 
     def _features(self, problem: Sample, folder: Path) -> np.ndarray | None:
         if self.settings.data.features is None:
             return None
-        paths = [folder / image for image in problem.images]
-        if not paths:
+        if not problem.images:
             return np.zeros((0, self.feature_shape[1]), dtype=np.float16)
-        images = [open_picture(path, name=f"question {problem.qid}: picture {path}") for path in paths]
+        images = [_open_picture(problem, folder / name) for name in problem.images]
         return np.concatenate(list(self._encode(images)))
 
     def _encode(self, images: list[Image.Image]) -> np.ndarray:
@@ -213,23 +256,12 @@ class RunPredictor:
         return self._encoder(images)
 
 
-def read_input(path: Path) -> Iterator[list[Sample]]:
-    """Read questions in bulks; their answers may be missing.
-
-    Raises:
-        SampleError: a row is not valid; the message names file and line.
-    """
-    bulk: list[Sample] = []
-    for line, row in read_rows(path):
-        try:
-            bulk.append(sample_of_row(str(row.get("qid", line)), row, to_predict=True))
-        except SampleError as error:
-            raise SampleError(f"{path}, line {line}: {error}") from None
-        if len(bulk) == BULK_SIZE:
-            yield bulk
-            bulk = []
-    if bulk:
-        yield bulk
+def _open_picture(problem: Sample, path: Path) -> Image.Image:
+    name = f"question {problem.qid}: picture {path}"
+    try:
+        return open_picture(path, name=name)
+    except OSError as error:
+        raise SampleError(f"{name} cannot be read ({error.strerror}); give one that can, or none") from None
 
 
 def format_answer(prediction: dict[str, Any]) -> str:

@@ -14,24 +14,7 @@ from typer.testing import CliRunner
 
 from data_shards.atomic_files import commit_bytes, commit_json
 from launcher.cli.main import app
-from launcher.config.loading import dump_settings
 from mmcot.texts.sample import Sample
-
-
-@pytest.fixture(scope="module")
-def finished_run(tiny_settings, tiny_data, workplace):
-    """A run's folder with two models of random weights."""
-    from launcher.stages.build_model import build_model
-    from launcher.stages.samples import load_tokenizer, open_stage
-
-    run = workplace / "runs" / "predict"
-    tokenizer = load_tokenizer(tiny_settings, tiny_data.path)
-    samples = open_stage(tiny_settings, "rationale", "train", shards_dir=tiny_data.path, tokenizer=tokenizer, texts={})
-    for stage in ("rationale", "answer"):
-        build_model(tiny_settings, samples).save_pretrained(run / stage / "model")
-        tokenizer.save_pretrained(run / stage / "model")
-    commit_bytes(run / "run.yaml", dump_settings(tiny_settings).encode())
-    return run
 
 
 def mmcot(*arguments):
@@ -102,7 +85,7 @@ def test_a_missing_picture_is_told_before_any_model_is_opened(finished_run, tmp_
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for arguments in (
         ["--question", "Which?", "--choice", "a", "--choice", "b", "--image", tmp_path / "gone.png"],
-        ["--input", tmp_path / "in.jsonl"],
+        ["--input", tmp_path / "in.jsonl", "--strict"],
     ):
         status, output = mmcot("predict", "--model", finished_run, *arguments)
         assert status == 1 and f"{tmp_path}/gone.png does not exist" in output
@@ -228,3 +211,24 @@ def test_calls_share_an_engine_until_one_needs_more_rows(finished_run, tmp_path,
     assert opened == [1, 1]  # of rationale and answer
     assert answer(0, 1)[:2] == one and opened == [1, 1, 2, 2]
     assert answer(0) == one[:1] and answer(1, 2)[:1] == one[1:] and answer() == [] and len(opened) == 4
+
+
+@pytest.mark.parametrize("option", ["--question", "--choice", "--context", "--image"])
+def test_an_argument_whose_bytes_are_no_utf_8_is_refused_in_one_sentence(finished_run, option):
+    given = {"--question": "Which?", "--choice": "a", "--context": "", "--image": "a.png"} | {option: "caf\udce9"}
+    arguments = [part for pair in given.items() for part in pair]
+    status, output = mmcot("predict", "--model", finished_run, *arguments, "--choice", "b")
+    assert status == 1 and len(output.splitlines()) == 1
+    assert f"{option} is 'caf\\\\udce9', whose bytes are no UTF-8" in output
+
+
+@pytest.mark.parametrize("option", ["--choice", "--context", "--image", "--question"])
+def test_an_input_goes_without_the_options_of_one_question(finished_run, option):
+    status, output = mmcot("predict", "--model", finished_run, "--input", "in.jsonl", option, "x")
+    assert status == 1 and "--input goes with --output and --strict alone" in output
+
+
+def test_an_output_of_one_question_is_refused(finished_run):
+    arguments = ["--question", "Which?", "--choice", "a", "--choice", "b", "--output", "a.jsonl"]
+    status, output = mmcot("predict", "--model", finished_run, *arguments)
+    assert status == 1 and "--output and --strict go with --input FILE" in output
