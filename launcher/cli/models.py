@@ -91,6 +91,8 @@ def evaluate(
         )
         if as_json:
             typer.echo(json.dumps(scored.report, indent=2))
+            for line in scored.left_out:
+                say(line, err=True)
             return
         for line in format_scores(scored, path=predictions, against_paper=against == "paper"):
             typer.echo(line)

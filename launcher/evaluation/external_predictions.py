@@ -6,7 +6,8 @@ Three forms are known:
     {"num_fail": 3, "scores": {...}, "preds": ["The answer is (B).", ...], "labels": [...]}   the published system's
     {"acc": 75.17, "results": {"10": 1, ...}, ...}                                ScienceQA's own result file
 
-A prediction is the index of a choice; of a sample without choices it is the answer's text.
+A prediction is the index of a choice; of a sample without choices it is the answer's text. Lines with an "error" in
+place of a prediction, as ``mmcot predict`` writes them, are left out and counted.
 The published system's files contain no ids. They are aligned to ``pid_splits[split]``; it is an
 error if the counts differ.
 """
@@ -14,6 +15,7 @@ error if the counts differ.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +36,15 @@ class PredictionsError(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """The content of a file: index, text or None by qid; ``has_texts`` if parse failures can be counted."""
+    """The content of a file: index, text or None by qid; ``has_texts`` if parse failures can be counted.
+
+    Rationales are those of some questions, if a file has any; ``notes`` are sentences on what was left out.
+    """
 
     choices: dict[str, int | str | None]
-    rationales: dict[str, str] | None
+    rationales: dict[str, str]
     has_texts: bool
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +56,16 @@ class Scored:
     predictions: dict[str, int | str | None]
     num_predictions_left_out: int
     num_questions_left_out: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def left_out(self) -> list[str]:
+        """Sentences on what the scores are not of."""
+        return [
+            f"left out: {self.num_predictions_left_out:,} predictions for other questions, "
+            f"{self.num_questions_left_out:,} questions without a prediction",
+            *self.notes,
+        ]
 
 
 def score_file(
@@ -77,15 +93,17 @@ def score_file(
     common = {qid: problem for qid, problem in problems.items() if qid in predictions.choices}
     if not common:
         raise PredictionsError(
-            f"{path} and split {split!r} of {data} share no question ({len(predictions.choices):,} predictions, "
-            f"{len(problems):,} questions); give the data set and split the predictions are of"
+            f"{path} and split {split!r} of {data} share no question ({len(predictions.choices):,} predictions"
+            f"{_such_as(predictions.choices)}, {len(problems):,} questions{_such_as(problems)}); give the data set and "
+            "split the predictions are of"
         )
     for qid, problem in common.items():
         _require_fits(predictions.choices[qid], problem, path)
-    rationales = predictions.rationales and {qid: predictions.rationales[qid] for qid in common}
+    choices = {qid: predictions.choices[qid] for qid in common}
+    rationales, notes = _rationales_of(common, predictions)
     report = score_report(
         common,
-        {qid: predictions.choices[qid] for qid in common},
+        choices,
         split=split,
         rationales=rationales,
         references={qid: gold_rationale(p, rationale_format) for qid, p in common.items()},
@@ -94,13 +112,24 @@ def score_file(
     )
     if not predictions.has_texts:
         report["parse_failure_rate"] = None
-    return Scored(
-        report,
-        common,
-        {qid: predictions.choices[qid] for qid in common},
-        len(predictions.choices) - len(common),
-        len(problems) - len(common),
-    )
+    num_other, num_missing = len(predictions.choices) - len(common), len(problems) - len(common)
+    return Scored(report, common, choices, num_other, num_missing, (*predictions.notes, *notes))
+
+
+def _such_as(qids: Iterable[str]) -> str:
+    first = next(iter(qids), None)
+    return "" if first is None else f", such as {first!r}"
+
+
+def _rationales_of(
+    problems: Mapping[str, Sample], predictions: Predictions
+) -> tuple[dict[str, str] | None, tuple[str, ...]]:
+    """The rationales if every question has one, else None; and a sentence if some have one."""
+    found = {qid: predictions.rationales[qid] for qid in problems if qid in predictions.rationales}
+    if len(found) == len(problems):
+        return found, ()
+    note = f"rationales are not scored: {len(problems) - len(found):,} of {len(problems):,} predictions have none"
+    return None, (note,) if found else ()
 
 
 def read_predictions(path: Path, problems: dict[str, Sample]) -> Predictions:
@@ -114,22 +143,35 @@ def read_predictions(path: Path, problems: dict[str, Sample]) -> Predictions:
 
 
 def _read_known(path: Path, problems: dict[str, Sample]) -> Predictions:
+    if path.suffix == ".csv":
+        raise PredictionsError(f"{path} is a CSV, whose fields have no types; give a .jsonl, as `mmcot predict` writes")
     text = read_text(path)
     if not text.strip():
         raise PredictionsError(f"{path} is empty; write the predictions again")
-    try:
-        content = parse_json(text, str(path))
-    except NotJsonError:
-        content = None  # more than one JSON value: lines
+    content = _one_value(text, path)
     if isinstance(content, dict) and "results" in content:
         return _from_results(content["results"], path)
     if isinstance(content, dict) and "preds" in content:
         return _from_texts(content["preds"], problems, path)
-    if content is None or (isinstance(content, dict) and "qid" in content):
-        return _from_lines(text, path)
+    if isinstance(content, dict) and "qid" in content:
+        return _from_rows([(str(path), content)], path)
+    if content is None:
+        return _from_rows(_rows(text, path), path)
     raise PredictionsError(
         f"{path} is of no known form; expected lines with 'qid', or an object with 'results' or 'preds'"
     )
+
+
+def _one_value(text: str, path: Path) -> Any:
+    """The file's one value of JSON; None if it has lines instead, each a value."""
+    try:
+        return parse_json(text, str(path)) or {}
+    except NotJsonError:
+        return None
+    except InputError:
+        if path.suffix == ".jsonl":  # to be refused with its line
+            return None
+        raise
 
 
 def format_scores(scored: Scored, *, path: Path, against_paper: bool) -> list[str]:
@@ -148,10 +190,7 @@ def format_scores(scored: Scored, *, path: Path, against_paper: bool) -> list[st
         "answers that could not be read: "
         + ("unknown for this kind of file" if failures is None else f"{failures:.2f}%")
     )
-    lines.append(
-        f"left out: {scored.num_predictions_left_out:,} predictions for other questions, "
-        f"{scored.num_questions_left_out:,} questions without a prediction"
-    )
+    lines += scored.left_out
     for field in ("topic", "grade", "skill"):
         lines.append(f"\nby {field}")
         parts = breakdown(scored.problems, scored.predictions, field)
@@ -162,53 +201,80 @@ def format_scores(scored: Scored, *, path: Path, against_paper: bool) -> list[st
     return lines
 
 
-def _from_lines(text: str, path: Path) -> Predictions:
+def _rows(text: str, path: Path) -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{path}, line {number}", parse_json(line, f"{path}, line {number}")
+
+
+def _from_rows(rows: Iterable[tuple[str, Any]], path: Path) -> Predictions:
     choices: dict[str, int | str | None] = {}
     rationales: dict[str, str] = {}
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
+    num_errors = 0
+    for place, row in rows:
+        if not isinstance(row, dict):
+            raise PredictionsError(f"{place} is {str(row)[:200]!r}; expected an object with 'qid' and 'prediction'")
+        if "error" in row and "prediction" not in row:
+            num_errors += 1
             continue
-        row = parse_json(line, f"{path}, line {number}")
-        try:
-            qid, choice = str(row["qid"]), row["prediction"]
-        except (KeyError, TypeError) as error:
-            raise PredictionsError(
-                f"{path}, line {number} is no object with 'qid' and 'prediction' ({error!r})"
-            ) from None
+        qid = _qid(row, place)
         if qid in choices:
-            raise PredictionsError(
-                f"{path}, line {number}: question {qid} is predicted a second time; keep one line a question"
-            )
-        choices[qid] = _prediction(choice, qid, path)
-        if isinstance(row.get("rationale"), str):
-            rationales[qid] = row["rationale"]
-    return Predictions(choices, rationales if len(rationales) == len(choices) else None, has_texts=True)
+            raise PredictionsError(f"{place}: question {qid} is predicted a second time; keep one line a question")
+        choices[qid] = _prediction(row["prediction"], qid, place)
+        if (rationale := row.get("rationale")) is not None:
+            if not isinstance(rationale, str):
+                raise PredictionsError(f"{place}: the rationale is {rationale!r}; expected a text, or null")
+            rationales[qid] = rationale
+    notes = (f"lines with an error in place of a prediction: {num_errors:,}",) if num_errors else ()
+    return Predictions(choices, rationales, True, notes)
+
+
+def _qid(row: dict[str, Any], place: str) -> str:
+    if missing := [name for name in ("qid", "prediction") if name not in row]:
+        raise PredictionsError(
+            f"{place}: the key {missing[0]!r} is missing; expected an object with 'qid' and 'prediction'"
+        )
+    qid = row["qid"]
+    if isinstance(qid, bool) or not isinstance(qid, str | int):
+        raise PredictionsError(f"{place}: the qid is {qid!r}; expected a text or an integer")
+    return str(qid)
 
 
 def _from_texts(texts: Any, problems: dict[str, Sample], path: Path) -> Predictions:
-    if not isinstance(texts, list) or len(texts) != len(problems):
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise PredictionsError(
+            f"{path}: 'preds' is {_shown(texts)}; expected a list of the texts that were written, one for each question"
+        )
+    if len(texts) != len(problems):
         raise PredictionsError(
             f"{path} holds {len(texts):,} predictions without ids, the split has {len(problems):,} questions; they can "
             "only be aligned where the counts agree: give the data set and split they were made on"
         )
     choices = {
-        qid: parse_prediction(problem, str(text)) for (qid, problem), text in zip(problems.items(), texts, strict=True)
+        qid: parse_prediction(problem, text) for (qid, problem), text in zip(problems.items(), texts, strict=True)
     }
-    return Predictions(choices, None, has_texts=True)
+    return Predictions(choices, {}, has_texts=True)
 
 
 def _from_results(results: Any, path: Path) -> Predictions:
     if not isinstance(results, dict) or not results:
         raise PredictionsError(f"{path}: 'results' is empty or no object; expected {{qid: index}}")
-    choices = {str(qid): _prediction(value, qid, path) for qid, value in results.items()}
-    return Predictions(choices, None, has_texts=False)
+    choices = {qid: _prediction(value, qid, str(path)) for qid, value in results.items()}
+    return Predictions(choices, {}, has_texts=False)
 
 
-def _prediction(value: Any, qid: str, path: Path) -> int | str | None:
+def _shown(value: Any) -> str:
+    if not isinstance(value, list):
+        return repr(value)[:200]
+    number, item = next((number, item) for number, item in enumerate(value) if not isinstance(item, str))
+    return f"a list whose item {number} is {item!r}"[:200]
+
+
+def _prediction(value: Any, qid: str, place: str) -> int | str | None:
     if value is None or (isinstance(value, (int, str)) and not isinstance(value, bool)):
         return value
     raise PredictionsError(
-        f"{path}: question {qid} has prediction {value!r}; expected the index of a choice, a text, or null"
+        f"{place}: question {qid} has prediction {value!r}; expected the index of a choice, a text, or null"
     )
 
 

@@ -84,7 +84,7 @@ def test_a_result_file_is_restricted_to_common_questions_and_says_how_many_were_
         ({"results": {"0": "A"}}, "question 0 has prediction 'A'; expected the index"),
         ('{"results": {"0": 1, "0": 0}}', "the key '0' occurs more than once"),
         (lines([("0", 0), ("0", 1)]), "line 2: question 0 is predicted a second time"),
-        ('{"qid": "0"}\n{"qid": "1"}\n', "line 1 is no object with 'qid' and 'prediction'"),
+        ('{"qid": "0"}\n{"qid": "1"}\n', "line 1: the key 'prediction' is missing; expected an object with 'qid'"),
         ([1, 2], "of no known form"),
     ],
 )
@@ -106,7 +106,7 @@ def test_the_command_prints_the_table_the_breakdowns_and_the_published_rows(tmp_
         and "by topic" in output
         and "left out: 0" in output
     )
-    output = CliRunner().invoke(app, ["evaluate", "--predictions", str(path), "--data", str(data), "--json"]).output
+    output = CliRunner().invoke(app, ["evaluate", "--predictions", str(path), "--data", str(data), "--json"]).stdout
     assert json.loads(output)["accuracy"]["AVG"] == 50.0
 
 
@@ -170,3 +170,96 @@ def test_the_published_gpt3_file_scores_75_14_on_the_real_subset():
     accuracy = scored.report["accuracy"]
     assert (accuracy["AVG"], accuracy["IMG"], scored.report["num_questions"]) == (75.14, 66.27, 350)
     assert scored.num_predictions_left_out == 4241 - 350
+
+
+def mmcot(*arguments):
+    result = CliRunner().invoke(app, ["evaluate", *map(str, arguments)])
+    assert "Traceback" not in result.output and result.exit_code in (0, 1)
+    return result
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path, data, encoding):
+    (tmp_path / "p.jsonl").write_text(lines([("0", 0), ("1", 1)]), encoding=encoding)
+    assert score_file(tmp_path / "p.jsonl", data).report["accuracy"]["AVG"] == 100.0
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            r'{"qid": "1", "prediction": 0, "rationale": "\ud83d"}',
+            "the field 'rationale' contains half of a UTF-16",
+        ),
+        ('{"qid": "1", "prediction": NaN}', "NaN is no value of JSON"),
+        ('{"qid": "1", "prediction": 0, "rat', "no valid JSON"),
+        ("[1]", r"is '\[1\]'; expected an object with 'qid' and 'prediction'"),
+        ("null", "is 'None'; expected an object"),
+        ('{"qid": null, "prediction": 0}', "the qid is None; expected a text or an integer"),
+        ('{"qid": true, "prediction": 0}', "the qid is True; expected a text or an integer"),
+        ('{"qid": 1.0, "prediction": 0}', "the qid is 1.0; expected a text or an integer"),
+        ('{"qid": "1", "prediction": 0.0}', "question 1 has prediction 0.0; expected the index"),
+        ('{"qid": "1", "prediction": 0, "rationale": 5}', "the rationale is 5; expected a text, or null"),
+        ('{"qid": 0, "prediction": 0}', "question 0 is predicted a second time"),
+        ('{"QID": "1", "Prediction": 0}', "the key 'qid' is missing"),
+    ],
+)
+@pytest.mark.parametrize("position", [1, 2])
+def test_a_line_that_cannot_be_scored_is_named_with_its_file_and_number(tmp_path, data, line, message, position):
+    if position == 1 and "second time" in message:
+        line = '{"qid": "0", "prediction": 0}\n' + line
+    rows = [lines([("0", 0)]), line + "\n"] if position == 2 else [line + "\n", lines([("3", 0)])]
+    (tmp_path / "p.jsonl").write_text("".join(rows))
+    number = 2 if "second time" in message else position
+    with pytest.raises(PredictionsError, match=f"p.jsonl, line {number}:? {message}"):
+        score_file(tmp_path / "p.jsonl", data)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"preds": None}, "'preds' is None; expected a list of the texts"),
+        ({"preds": {"a": 1}}, "'preds' is {'a': 1}; expected a list"),
+        ({"preds": ["x", None, "y", "z"]}, "'preds' is a list whose item 1 is None; expected a list"),
+        ({"results": None}, "'results' is empty or no object"),
+        ("null", "of no known form"),
+        ("5", "of no known form"),
+        ({"results": {"0 ": 1}}, "1 predictions, such as '0 ', 4 questions, such as '0'"),
+    ],
+)
+def test_a_value_of_another_type_is_met_with_a_sentence(tmp_path, data, content, message):
+    with pytest.raises(PredictionsError, match=message):
+        score_file(write(tmp_path, content), data)
+
+
+def test_rationales_of_some_lines_alone_are_not_scored_and_it_is_said(tmp_path, data):
+    path = write(tmp_path, lines([("0", 0)]) + '{"qid": "1", "prediction": 1}\n')
+    note = "rationales are not scored: 1 of 2 predictions have none"
+    assert note in mmcot("--predictions", path, "--data", data).stdout
+    as_json = mmcot("--predictions", path, "--data", data, "--json")
+    assert json.loads(as_json.stdout)["rationale"]["rougeL"] is None and note in as_json.stderr
+
+
+def test_what_was_left_out_is_said_beside_json_too(tmp_path, data):
+    path = write(tmp_path, {"results": {"0": 0, "99": 1}})
+    said = mmcot("--predictions", path, "--data", data, "--json").stderr
+    assert "left out: 1 predictions for other questions, 3 questions without a prediction" in said
+
+
+def test_lines_with_an_error_are_left_out_and_counted(tmp_path, data):
+    error = {"qid": None, "line": 2, "error": "no valid JSON"}
+    scored = score_file(write(tmp_path, lines([("0", 0)]) + json.dumps(error) + "\n" + lines([("2", 1)])), data)
+    assert scored.report["num_questions"] == 2 and scored.report["accuracy"]["AVG"] == 50.0
+    assert scored.left_out[1] == "lines with an error in place of a prediction: 1"
+
+
+def test_an_object_over_several_lines_is_a_prediction_of_ours(tmp_path, data):
+    path = write(tmp_path, json.dumps({"qid": "1", "prediction": 1}, indent=2))
+    assert score_file(path, data).report["accuracy"]["AVG"] == 100.0
+
+
+def test_a_csv_of_answers_is_refused_with_the_form_to_give(tmp_path, data):
+    (tmp_path / "p.csv").write_text("qid,prediction\n0,0\n")
+    assert (
+        "give a .jsonl, as `mmcot predict` writes" in mmcot("--predictions", tmp_path / "p.csv", "--data", data).stderr
+    )
