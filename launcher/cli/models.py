@@ -183,9 +183,8 @@ def _require_texts(given: dict[str, Sequence[str | Path]]) -> None:
             try:
                 value.encode()
             except UnicodeEncodeError:
-                shown = value.encode("utf-8", "backslashreplace").decode()
                 raise InputError(
-                    f"{name} is {shown!r}, whose bytes are no UTF-8; type it in a terminal that is set to UTF-8"
+                    f"{name} is '{printable(value)}', whose bytes are no UTF-8; type it in a terminal of UTF-8"
                     + (", or rename the file" if name == "--image" else "")
                 ) from None
 

@@ -252,6 +252,8 @@ def _lock(mark: BinaryIO, path: Path) -> None:
         fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise BusyError(f"another command writes to {path}; wait for its end, or name another file") from None
+    except OSError:  # a file system without locks
+        return
 
 
 def _lines(data: bytes) -> Iterator[bytes]:

@@ -219,7 +219,7 @@ def test_an_argument_whose_bytes_are_no_utf_8_is_refused_in_one_sentence(finishe
     arguments = [part for pair in given.items() for part in pair]
     status, output = mmcot("predict", "--model", finished_run, *arguments, "--choice", "b")
     assert status == 1 and len(output.splitlines()) == 1
-    assert f"{option} is 'caf\\\\udce9', whose bytes are no UTF-8" in output
+    assert f"{option} is 'caf\\udce9', whose bytes are no UTF-8" in output
 
 
 @pytest.mark.parametrize("option", ["--choice", "--context", "--image", "--question"])
