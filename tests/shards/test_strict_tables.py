@@ -176,7 +176,10 @@ def test_an_id_or_an_answer_that_is_none_is_refused_by_line(tmp_path, fields, me
 )
 def test_reading_continues_after_rows_whose_faults_are_gathered(tmp_path, name, text, lines):
     faults = []
-    read_on = [line for line, _ in read_rows(table(tmp_path, text, name), refuse=lambda fault: faults.append((fault.line, fault)))]
+    read_on = [
+        line
+        for line, _ in read_rows(table(tmp_path, text, name), refuse=lambda fault: faults.append((fault.line, fault)))
+    ]
     assert (read_on, [line for line, _ in faults]) == lines
     assert all(isinstance(error, InputError) and f"{name}, line {line}" in str(error) for line, error in faults)
 
