@@ -10,7 +10,6 @@ contains indexes and manifests that name the tars.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,18 +27,20 @@ from data_shards.index import (
     rows_of_extension,
     write_index,
 )
+from data_shards.manifest import json_members, row_of_member, with_pictures
 from data_shards.npy import parse_npy
 from data_shards.picture_features import PICTURE_COUNTS
 from data_shards.remote_files import check_url, is_remote, local_copy, read_range
 from data_shards.sources.question_set import SPLITS
+from data_shards.sources.row_samples import sample_of_row
 from data_shards.writer import (
     Shard,
     count_questions,
     manifest_shards,
     read_manifest,
-    read_problems,
     write_manifest,
 )
+from mmcot.errors import Faults
 from mmcot.texts.sample import Sample, SampleError
 
 
@@ -59,7 +60,8 @@ def index_tars(
 
     Raises:
         ShardError: a tar is damaged or contains no question, or a feature is missing or has another shape.
-        SampleError: a question is not valid.
+        InputError: a question is not valid.
+        FaultsError: there are several such faults.
     """
     for path in (path for paths in tars.values() for path in paths if is_remote(path)):
         check_url(str(path))  # before it is written to a file
@@ -69,18 +71,15 @@ def index_tars(
     commit_json(
         output_dir / "inputs.json", {"indexed": [str(path) for split in SPLITS for path in tars.get(split, ())]}
     )
-    shards = [
-        _index(path, folder, split, number, report)
-        for split in SPLITS
-        for number, path in enumerate(tars.get(split, ()))
-    ]
-    everything = [_answered(problem, shard.tar(folder)) for shard in shards for problem in read_problems(folder, shard)]
-    repeated = [qid for qid, number in Counter(problem.qid for problem in everything).items() if number > 1]
-    if repeated:
-        raise ShardError(
-            f"{len(repeated):,} question ids occur more than once in the tars, such as {repeated[0]!r}; expected "
-            "unique ids (a member's file name up to the first dot, without folders): rename the members"
-        )
+    faults, shards = Faults(), []
+    for split in SPLITS:
+        for number, path in enumerate(tars.get(split, ())):
+            try:
+                shards.append(_index(path, folder, split, number, report))
+            except ShardError as error:
+                faults.add(error)
+    everything = _read_questions(folder, shards, faults, report)
+    faults.raise_any()
     manifest = write_manifest(
         folder, "text", shards, {"counts": count_questions(everything), "lists": {}, "ceilings": None}
     )
@@ -124,10 +123,35 @@ def _in_order(problem: Sample, members: list[Any]) -> list[Any]:
     return members
 
 
-def _answered(problem: Sample, tar: Path | str) -> Sample:
-    if not problem.has_answer:
-        raise SampleError(f"{tar}, member {problem.qid}.json: the answer is missing; training and scoring need it")
-    return problem
+def _read_questions(
+    folder: Path, shards: Sequence[Shard], faults: Faults, report: Callable[[str], None]
+) -> list[Sample]:
+    """Read all questions of the tars, and gather the faults of all members."""
+    found: dict[str, Sample] = {}
+    tar_of: dict[str, Path | str] = {}
+    renamed: list[str] = []
+    for shard in shards:
+        tar = shard.tar(folder)
+        for qid, data, pictures in json_members(folder, shard):
+            with faults.gathered(tar, member=f"member {qid}.json"):
+                if qid in found:
+                    raise SampleError(
+                        f"the id {qid!r} is also that of a member of {tar_of[qid]}; expected unique ids (a member's "
+                        "file name up to the first dot, without folders): rename the member"
+                    )
+                row = row_of_member(qid, data, tar=tar)
+                problem = with_pictures(sample_of_row(qid, row), pictures)
+                if not problem.has_answer:
+                    raise SampleError("the answer is missing; training and scoring need it")
+                found[qid], tar_of[qid] = problem, tar
+                if str(inside := row.get("qid", qid)) != qid:
+                    renamed.append(f"{inside!r} in {qid}.json")
+    if renamed:
+        report(
+            f"note: the JSON of {len(renamed):,} members has another qid than the member's name, such as {renamed[0]}; "
+            "the name is used"
+        )
+    return list(found.values())
 
 
 def _index(location: Path | str, folder: Path, split: str, number: int, report: Callable[[str], None]) -> Shard:

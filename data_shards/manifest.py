@@ -63,16 +63,24 @@ def read_problems(folder: Path, shard: Shard) -> Iterator[Sample]:
 
     Pictures among its members are those of a question that names none.
     """
+    for qid, data, pictures in json_members(folder, shard):
+        yield with_pictures(problem_of_member(qid, data, tar=shard.tar(folder)), pictures)
+
+
+def json_members(folder: Path, shard: Shard) -> Iterator[tuple[str, bytes, list[str]]]:
+    """Yield the qid and the bytes of each ``{qid}.json`` in tar order, with the names of its picture members."""
     table = open_index(folder, shard)
     rows, pictures = rows_of_extension(table, "json"), _pictures_of(table)
     with local_copy(shard.tar(folder)) as path, open(path, "rb") as file:
         for qid, offset, size, crc32 in zip(*rows.values(), strict=True):
             name = (shard.tar(folder), qid)
             data = read_member(file.fileno(), offset=offset, size=size, crc32=crc32, name=name)
-            problem = problem_of_member(qid, data, tar=shard.tar(folder))
-            if not problem.images and qid in pictures:
-                problem = dataclasses.replace(problem, images=tuple(pictures[qid]))
-            yield problem
+            yield qid, data, pictures.get(qid, [])
+
+
+def with_pictures(problem: Sample, pictures: list[str]) -> Sample:
+    """Return the sample with these pictures, if it names none."""
+    return problem if problem.images or not pictures else dataclasses.replace(problem, images=tuple(pictures))
 
 
 def _pictures_of(table: pa.Table) -> dict[str, list[str]]:
@@ -90,14 +98,25 @@ def problem_of_member(qid: str, data: bytes, *, tar: str | Path) -> Sample:
     Raises:
         InputError: it is no JSON object, or its question is not valid; the message names tar and member.
     """
+    try:
+        return sample_of_row(qid, row_of_member(qid, data, tar=tar))
+    except SampleError as error:
+        raise (error if error.file else error.at(tar, member=f"member {qid}.json")) from None
+
+
+def row_of_member(qid: str, data: bytes, *, tar: str | Path) -> dict[str, Any]:
+    """Parse the fields of a ``{qid}.json`` member.
+
+    Raises:
+        InputError: it is no JSON object; the message names tar and member.
+    """
     member = f"member {qid}.json"
     row = parse_json(data, tar, member=member)
-    try:
-        if not isinstance(row, dict):
-            raise SampleError(f"expected an object with a question's fields, found {str(row)[:80]!r}")
-        return sample_of_row(qid, row)
-    except SampleError as error:
-        raise error.at(tar, member=member) from None
+    if not isinstance(row, dict):
+        raise SampleError(f"expected an object with a question's fields, found {str(row)[:80]!r}").at(
+            tar, member=member
+        )
+    return row
 
 
 def read_manifest(folder: str | Path) -> dict[str, Any]:

@@ -46,10 +46,11 @@ def parse_json(
     try:
         if isinstance(text, bytes):
             # Found in bytes, because a text of wide characters is searched ten times slower.
-            has_halves = b"\\ud" in text or b"\\uD" in text or text.startswith(_UTF_16)
+            escapes = b"\\u" in text or text.startswith(_UTF_16)
             text = decode_text(text)
+            has_halves = escapes and may_have_halves(text)
         else:
-            has_halves = "\\ud" in text or "\\uD" in text
+            has_halves = may_have_halves(text)
         value = (_STRICT if finite else _LOOSE).decode(text)
         if has_halves and (name := _place_of_surrogate(value)) is not None:
             raise InputError(
@@ -71,6 +72,11 @@ def parse_json(
             line = _line_of_object(str(text))
         raise error.at(file, line=None if member else error.line or line, member=member) from None
     return value
+
+
+def may_have_halves(text: str) -> bool:
+    """Whether a text of JSON may contain halves of UTF-16 pairs."""
+    return "\\ud" in text or "\\uD" in text
 
 
 def read_json_file(path: str | Path, *, finite: bool = True) -> Any:
@@ -133,6 +139,8 @@ def _refuse(name: str) -> NoReturn:
 
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse)
+# For many small values: raises ValueError or RecursionError for what parse_json refuses, except halves of UTF-16 pairs.
+decode_strict = _STRICT.decode
 _LOOSE = json.JSONDecoder(object_pairs_hook=_unique)
 
 

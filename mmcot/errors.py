@@ -44,7 +44,7 @@ class InputError(MmcotError, ValueError):
 class FaultsError(InputError):
     """Several faults of one data set, a line for each; ``faults`` are the first of them, ``total`` counts all."""
 
-    def __init__(self, faults: Sequence[InputError], total: int) -> None:
+    def __init__(self, faults: Sequence[MmcotError], total: int) -> None:
         more = total - len(faults)
         lines = [str(fault).replace("\n", " ") for fault in faults]
         super().__init__("\n".join([*lines, f"{total:,} faults in all" + (f", {more:,} not shown" if more else "")]))
@@ -60,7 +60,10 @@ def faults_as_json(error: InputError) -> dict[str, Any]:
     return {
         "num_faults": total,
         "faults": [
-            {"file": fault.file, "line": fault.line, "member": fault.member, "problem": fault.problem}
+            {
+                **{name: getattr(fault, name, None) for name in ("file", "line", "member")},
+                "problem": getattr(fault, "problem", str(fault)),
+            }
             for fault in faults
         ],
     }
@@ -78,10 +81,10 @@ class Faults:
     MOST = 20  # are kept; further ones are counted
 
     def __init__(self) -> None:
-        self.first: list[InputError] = []
+        self.first: list[MmcotError] = []
         self.total = 0
 
-    def add(self, fault: InputError) -> None:
+    def add(self, fault: MmcotError) -> None:
         """Keep a fault, or count it where there are many."""
         self.total += 1
         if len(self.first) < self.MOST:
@@ -99,7 +102,7 @@ class Faults:
         """Raise what was gathered.
 
         Raises:
-            InputError: there was one fault, which is raised itself.
+            MmcotError: there was one fault, which is raised itself.
             FaultsError: there were several.
         """
         if self.total == 1:

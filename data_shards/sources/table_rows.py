@@ -8,7 +8,7 @@ from typing import Any
 
 from data_shards.sources.csv_rows import Refuse, read_csv
 from data_shards.sources.row_samples import FIELDS
-from data_shards.strict_json import parse_json, read_text
+from data_shards.strict_json import decode_strict, may_have_halves, parse_json, read_text
 from mmcot.errors import InputError
 
 SUFFIXES = (".jsonl", ".csv")
@@ -30,16 +30,30 @@ def read_rows(
     if file.suffix.lower() == ".csv":
         yield from _csv_rows(file, notes, refuse)
         return
-    for number, line in enumerate(read_text(file).split("\n"), start=1):
-        if line.strip():
-            try:
+    text = read_text(file)
+    has_halves = may_have_halves(text)
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = _quick_row(line)
+            if row is None or has_halves:
                 row = _json_row(line, file, number)
-            except InputError as error:
-                if refuse is None:
-                    raise
-                refuse(error)
-            else:
-                yield number, row
+        except InputError as error:
+            if refuse is None:
+                raise
+            refuse(error)
+        else:
+            yield number, row
+
+
+def _quick_row(line: str) -> dict[str, Any] | None:
+    """Parse a row; None where something is wrong with it."""
+    try:
+        row = decode_strict(line)
+    except (ValueError, RecursionError):
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def _csv_rows(file: Path, notes: list[str] | None, refuse: Refuse | None) -> Iterator[tuple[int, dict[str, Any]]]:

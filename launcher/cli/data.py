@@ -69,9 +69,11 @@ def data_shard(preset: Preset = None, config: Config = None, set_: Set = [], as_
         settings = load_settings(preset=preset, config=config, overrides=set_)
         check_settings(settings)
         with sigterm_stops(), open_console() as console:
-            folder = prepare_data(settings, (lambda line: None) if as_json else console)
+            notes: list[str] = []
+            folder = prepare_data(settings, notes.append if as_json else console)
         if as_json:
-            typer.echo(json.dumps({"path": str(folder.path), "num_samples": folder.text["num_samples"]}))
+            facts = {"path": str(folder.path), "num_samples": folder.text["num_samples"], "notes": notes}
+            typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
             return
         for line in describe_data(folder):
             say(line)
@@ -106,14 +108,20 @@ def data_index(
     ],
     out: Annotated[Path, typer.Option(help="Data folder to write: indexes and manifests, no copies.")],
     features: Annotated[str | None, typer.Option(help="Name under which .npy members become vision features.")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Index existing webdataset tars in place; then run with --set data.shards_dir=OUT."""
-    with errors_as_messages():
+    with errors_as_messages(as_json=as_json):
         from data_shards.indexed_tars import index_tars
         from launcher.cli.console import open_console
 
         with open_console() as console:
-            manifest = index_tars(_tars_by_split(tars), out, features=features, report=console)
+            notes: list[str] = []
+            report = notes.append if as_json else console
+            manifest = index_tars(_tars_by_split(tars), out, features=features, report=report)
+        if as_json:
+            typer.echo(json.dumps({"path": str(out), "num_samples": manifest["num_samples"], "notes": notes}))
+            return
         counts = ", ".join(f"{number:,} {split}" for split, number in manifest["num_samples"].items())
         typer.echo(f"{out}: {counts} questions in {len(manifest['shards'])} tars")
 
@@ -188,7 +196,8 @@ def _tars_by_split(arguments: list[str]) -> dict[str, list[Path | str]]:
         split, equals, pattern = argument.partition("=")
         if not equals or split not in ("train", "val", "test"):
             raise InputError(f"{argument!r} must be train=FILE, val=FILE or test=FILE")
-        found = list_urls(pattern) if is_remote(pattern) else [Path(path) for path in sorted(glob.glob(pattern))]
+        names = [pattern] if Path(pattern).is_file() else sorted(glob.glob(pattern))  # a name may contain brackets
+        found = list_urls(pattern) if is_remote(pattern) else [Path(name) for name in names]
         if not found:
             raise MissingFileError(f"{pattern} matches no file; give the path of a tar, or a pattern in quotes")
         tars.setdefault(split, []).extend(found)

@@ -263,7 +263,7 @@ def _text(qid: str, field: str, value: Any) -> str:
 
 
 def _choices(qid: str, choices: Any) -> tuple[str, ...]:
-    if not isinstance(choices, (list, tuple)) or not all(isinstance(choice, str) for choice in choices):
+    if not isinstance(choices, (list, tuple)) or not set(map(type, choices)) <= {str}:
         raise SampleError(f"question {qid}: choices {choices!r} must be a list of texts")
     return tuple(choices)
 

@@ -403,5 +403,5 @@ def test_an_id_that_comes_twice_is_named(tmp_path):
         for name in ("x/0001.json", "y/0001.json"):
             add(tar, name, question(0))
     (tmp_path / "a.tar").write_bytes(stream.getvalue())
-    with pytest.raises(ShardError, match="such as '0001'.* without folders"):
+    with pytest.raises(InputError, match=r"a.tar, member 0001.json: the id '0001' is also .* without folders"):
         index_tars({"train": [tmp_path / "a.tar"]}, tmp_path / "out")
