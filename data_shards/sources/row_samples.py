@@ -113,5 +113,6 @@ def id_of_row(row: dict[str, Any]) -> str | None:
         return None
     qid = row[name]
     if isinstance(qid, bool) or not isinstance(qid, str | int):
-        raise SampleError(f"the field {name!r} is {qid!r}; expected a text or an integer, another for every question")
+        shown = "null" if qid is None else repr(qid)
+        raise SampleError(f"the field {name!r} is {shown}; expected a text or an integer, another for every question")
     return str(qid)

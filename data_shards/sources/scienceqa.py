@@ -12,6 +12,7 @@ an image-text pair, or a ``document``.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,8 @@ def read(path: Path) -> QuestionSet:
 
 def _sample(qid: str, record: Any, split: str, caption: str) -> Sample:
     if not isinstance(record, dict):
-        raise SampleError(f"it is {str(record)[:80]!r}; expected an object with a question's fields")
+        shown = json.dumps(record, ensure_ascii=False)[:80]
+        raise SampleError(f"it is {shown}; expected an object with a question's fields")
     record = {**record, "split": split}
     if "choices" in record:
         return Sample.from_scienceqa(qid, record, caption)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.atomic_files import commit_json, fingerprint, read_json, sha256_of_file
-from data_shards.manifest import SCHEMA_VERSION
+from data_shards.manifest import SCHEMA_VERSION, read_manifest
 from data_shards.sources.forms import form_of
 from data_shards.sources.question_set import SPLITS, Picture
 from launcher.config.chains import ANSWER, CHAINS
@@ -139,7 +139,26 @@ def claim_folder(data: Data, source: Path, shards_dir: Path, inputs: dict[str, A
         folder = shards_dir / "features" / data.features
         supplied = (folder / "manifest.json").exists() and not (folder / "inputs.json").exists()
         if not supplied:
-            _claim(folder, _feature_inputs(data, source, _stored(folder)))
+            stored = _stored(folder)
+            inputs = _feature_inputs(data, source, stored)
+            _claim(folder, _keep_policy(folder, inputs, stored))
+            if (folder / "manifest.json").exists():
+                return
+            if stored and stored.get("unreadable_pictures") != inputs.get("unreadable_pictures"):
+                commit_json(folder / "inputs.json", inputs)  # for the shards that are still missing
+
+
+def _keep_policy(folder: Path, inputs: dict[str, Any], stored: dict[str, Any] | None) -> dict[str, Any]:
+    """The inputs with the stored policy on unreadable pictures, where what stands is the same under the present one.
+
+    Shards that were committed under "fail" have no such picture.
+    """
+    kept, now = (stored or {}).get("unreadable_pictures"), inputs.get("unreadable_pictures")
+    same = kept == "fail" and now == "count"
+    if kept == "count" and now == "fail" and (folder / "manifest.json").exists():
+        counts = read_manifest(folder)["counts"].values()
+        same = not any(count["num_pictures_unreadable"] for count in counts)
+    return {**inputs, "unreadable_pictures": kept} if same else inputs
 
 
 def _like_earlier(folder: Path, inputs: dict[str, Any]) -> dict[str, Any]:

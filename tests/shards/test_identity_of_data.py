@@ -13,11 +13,13 @@ from PIL import Image
 
 from data_shards.atomic_files import commit_json, fingerprint, read_json
 from data_shards.reader import SplitReader
+from data_shards.sources.pictures import PictureError
 from launcher.config.loading import load_settings
 from launcher.config.settings import SettingsError
 from launcher.data import remembered_hashes
 from launcher.data.build import prepare_data
 from launcher.data.remembered_hashes import sha256_of_files
+from mmcot.errors import FaultsError
 
 ROW = {"qid": "a", "question": "Dark?", "choices": ["yes", "no"], "answer": 0, "image": "a.png"}
 
@@ -162,3 +164,31 @@ def test_a_published_file_is_known_by_its_bytes(tables, tmp_path):
     np.save(published / "detr.npy", array * 2)
     with pytest.raises(SettingsError, match="another data set"):
         build(tables, tmp_path, "data.features=detr")
+
+
+def test_after_an_unreadable_picture_the_same_shards_continue_with_count(tables, tmp_path):
+    (tables / "val.png").write_bytes(b"no picture")
+    with pytest.raises(PictureError, match="val.png is no picture of a known format"):
+        build(tables, tmp_path)
+    standing = (tmp_path / "out" / "text" / "manifest.json").read_bytes()
+    folder, _ = build(tables, tmp_path, "data.unreadable_pictures=count")
+    assert folder.features["counts"]["val"]["num_pictures_unreadable"] == 1
+    assert (tmp_path / "out" / "text" / "manifest.json").read_bytes() == standing
+    with pytest.raises(SettingsError, match="unreadable_pictures was 'count' and is now 'fail'"):
+        build(tables, tmp_path)
+
+
+def test_where_every_picture_was_read_both_policies_have_the_same_features(tables, tmp_path):
+    first, _ = build(tables, tmp_path, "data.unreadable_pictures=count")
+    again, said = build(tables, tmp_path)
+    assert again.features == first.features and said == []
+
+
+def test_all_unreadable_pictures_of_a_shard_are_told_together(tables, tmp_path):
+    rows = [ROW | {"qid": f"q{number}", "image": f"{number}.png", "split": "train"} for number in range(5)]
+    (tables / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for number in range(5):
+        (tables / f"{number}.png").write_bytes(b"no picture" if number in (1, 4) else (tables / "val.png").read_bytes())
+    with pytest.raises(FaultsError, match=r"q1: .*1\.png is no picture(.|\n)*q4: (.|\n)*2 faults in all"):
+        build(tables, tmp_path)
+    assert not (tmp_path / "out" / "features" / "patch" / "train-000000.tar").exists()
