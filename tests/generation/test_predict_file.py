@@ -84,7 +84,7 @@ BAD_ROWS = {
     "a long name": ({"qid": "a", "question": "Q", "choices": ["x", "y"], "image": "n" * 999}, "does not exist"),
     "a wrong type": ({"qid": "a", "question": 5, "choices": ["x", "y"]}, "the field 'question' is 5; expected a text"),
     "no choices": ({"qid": "a", "question": "Q", "choices": 7}, "choices 7 must be a list of texts"),
-    "a null id": ({"qid": None, "question": "Q", "choices": ["x", "y"]}, "the field 'qid' is None"),
+    "a null id": ({"qid": None, "question": "Q", "choices": ["x", "y"]}, "the field 'qid' is null"),
     "a long integer": ('{"qid": 1' + "0" * 5000 + "}", "an integer has thousands of digits"),
 }
 

@@ -151,7 +151,7 @@ def test_ids_and_answers_are_taken_as_they_are_written(tmp_path, line, qid, answ
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ('"qid": null', "the field 'qid' is None; expected a text or an integer"),
+        ('"qid": null', "the field 'qid' is null; expected a text or an integer"),
         ('"qid": 1.0', "the field 'qid' is 1.0"),
         ('"qid": true', "the field 'qid' is True"),
         ('"qid": ["a"]', "the field 'qid' is"),
