@@ -7,7 +7,6 @@ A YAML file overrides a preset, and ``--set section.key=value`` overrides both. 
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -19,9 +18,14 @@ import pydantic
 import yaml
 
 from data_shards.credentials import find_credentials, hide_credentials
+from data_shards.strict_json import read_json_file
+from launcher.config.field_types import is_optional, is_section, kinds_of, typed_value
+from launcher.config.given_values import resolve_given, resolve_value
+from launcher.config.plain_values import check_plain, read_yaml_mapping
 from launcher.config.settings import Settings, SettingsError, sections_of_stages
 from launcher.config.sqlite_uris import sqlite_uri
 from launcher.config.strict_yaml import parse_yaml
+from mmcot.errors import InputError
 
 
 def preset_names() -> list[str]:
@@ -92,7 +96,7 @@ def setting_layers(
                 f"preset {preset!r} is unknown;{_nearest(preset, preset_names())} there are {', '.join(preset_names())}"
             )
         text = (resources.files("launcher.config") / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
-        layers.append((f"preset {preset}", sections_of_stages(yaml.safe_load(text))))
+        layers.append((f"preset {preset}", sections_of_stages(parse_yaml(text, f"preset {preset}"))))
     if config is not None:
         layers.append((str(config), sections_of_stages(_read_yaml(Path(config)))))
     given: dict[str, Any] = {}
@@ -149,11 +153,11 @@ def parse_settings(values: dict[str, Any], layers: Sequence[tuple[str, dict[str,
     Args:
         layers: where the values come from, as ``setting_layers``; the messages name it.
     """
+    check_plain(values)
     try:
         settings = Settings.model_validate(values)
     except pydantic.ValidationError as error:
-        lines = [_explain(problem, layers) for problem in error.errors()]
-        raise SettingsError("\n".join(lines)) from None
+        raise SettingsError("\n".join(_explain(error.errors(), layers))) from None
     check_no_credentials("", settings.model_dump())
     return settings
 
@@ -165,30 +169,21 @@ def dump_settings(settings: Settings) -> str:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        if not isinstance(error, FileNotFoundError):
-            raise SettingsError(f"settings file {path} cannot be read: {error.strerror}; give a YAML file") from None
+        values = read_yaml_mapping(path)
+    except FileNotFoundError:
         raise SettingsError(f"settings file {path} does not exist;{nearest_file(path)}".removesuffix(";")) from None
-    except UnicodeDecodeError as error:
-        raise SettingsError(
-            f"settings file {path} is no UTF-8 ({error.reason} at byte {error.start + 1}); save it as UTF-8"
-        ) from None
-    except yaml.YAMLError as error:
-        raise SettingsError(f"settings file {path} is no valid YAML: {hide_credentials(str(error))}") from None
-    if not isinstance(values, dict):
-        found = "is empty" if values is None else f"holds a {type(values).__name__}"
-        raise SettingsError(f"settings file {path} {found}; it must have sections such as 'training:'")
+    except OSError as error:
+        raise SettingsError(f"settings file {path} cannot be read: {error.strerror}; give a YAML file") from None
     nested: dict[str, Any] = {}
     for name, value in values.items():  # a setting may also be given by its dotted name
-        for key in reversed(str(name).split(".")):
+        for key in reversed(name.split(".")):
             value = {key: value}
         nested = _merge(nested, value)
-    return nested
+    return resolve_given(nested, str(path))
 
 
 def _parse_override(override: str) -> dict[str, Any]:
-    name, equals, value = override.partition("=")
+    name, equals, text = override.partition("=")
     name = name.strip()
     if not equals or ("." not in name and name != "extensions"):
         near = "" if name in setting_names() else _section_note(name) or nearest_setting(name)
@@ -196,13 +191,11 @@ def _parse_override(override: str) -> dict[str, Any]:
             f"--set {hide_credentials(override)!r} must look like section.key=value, such as "
             f"training.learning_rate=1e-3;{near}".removesuffix(";")
         )
-    try:
-        parsed: Any = yaml.safe_load(value)
-    except yaml.YAMLError:
-        parsed = value
+    check_plain(text, name)
+    value = resolve_value(name, text if text.strip() == "" else typed_value(name, text), "--set")
     for key in reversed(name.split(".")):
-        parsed = {key: parsed}
-    return parsed
+        value = {key: value}
+    return value
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -213,35 +206,80 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(problem: Any, layers: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    name = ".".join(str(part) for part in problem["loc"])
+def _explain(problems: Sequence[Any], layers: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    """A line for each wrong setting; what the kinds of one setting expect is joined."""
+    lines: dict[str, list[Any]] = {}
+    for problem in problems:
+        lines.setdefault(_name_of(problem), []).append(problem)
+    return [line for name, of_name in lines.items() for line in _lines_of(name, of_name, layers)]
+
+
+def _name_of(problem: Any) -> str:
+    """The dotted name of a problem's setting, without the kind of value of which it is."""
+    parts = [str(part) for part in problem["loc"] if part != "[key]"]
+    for end in range(1, len(parts)):
+        kinds = kinds_of(".".join(parts[:end])) or ()
+        if len([kind for kind in kinds if kind is not type(None)]) > 1:
+            return ".".join(parts[:end])
+    return ".".join(parts)
+
+
+def _lines_of(name: str, problems: Sequence[Any], layers: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    problem = problems[0]
     if problem["type"] == "value_error" and not name:
-        return str(problem["ctx"]["error"])
+        return [str(problem["ctx"]["error"])]
+    if problem["type"] == "missing" and isinstance(problem["loc"][-1], int):
+        return [f"setting {'.'.join(name.split('.')[:-1])} has too few values; give two, such as [100, 110]"]
     if problem["type"] == "missing":
-        return f"setting {name} is missing; a preset such as `--preset demo` gives it a value"
+        return [f"setting {name} is missing; a preset such as `--preset demo` gives it a value"]
     source = source_of(name, layers)
     setting = f"setting {name}" if source in ("default", "--set") else f"{source}: setting {name}"
     if problem["type"] == "extra_forbidden":
-        return f"{setting} is unknown;{nearest_setting(name)} `mmcot config explain` lists all"
+        return [f"{setting} is unknown;{nearest_setting(name)} `mmcot config explain` lists all"]
     if problem["type"] == "value_error":
-        return f"{setting}: {problem['ctx']['error']}"
-    value = hide_credentials(repr(problem["input"]))
+        return [f"{setting}: {each['ctx']['error']}" for each in problems]
+    value = hide_credentials(_shortened(problem["input"]))
     if problem["type"] == "model_type":
-        return f"{setting} = {value}: this is a section, which has settings in it;{_section_note(name)}"
-    return f"{setting} = {value}: {_EXPECTED.get(problem['type'], problem['msg'].lower())}".replace(
-        "input should be", "expected"
-    )
+        return [f"{setting} = {value}: this is a section, which has settings in it;{_section_note(name)}"]
+    kinds = kinds_of(name) or ()
+    is_number = type(problem["input"]) in (int, float) and str in kinds
+    advice = f"; in quotes it is a text: '{value}'" if is_number else ""
+    return [f"{setting} = {value}: {_expectation(problems, is_optional(kinds))}{advice}"]
+
+
+def _expectation(problems: Sequence[Any], optional: bool) -> str:
+    """What a setting's kinds of value expect, such as "expected an integer or null"."""
+    expected = []
+    for each in problems:
+        text = _EXPECTED.get(each["type"]) or each["msg"].removeprefix("Input should be ")
+        if text == each["msg"]:  # a sentence of its own, such as on a pattern
+            return text[:1].lower() + text[1:]
+        expected.append(text)
+    null = ["null"] if optional and all(each["type"] in _EXPECTED for each in problems) else []
+    return f"expected {' or '.join(dict.fromkeys([*expected, *null]))}"
+
+
+def _shortened(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
 _EXPECTED = {
-    "bool_parsing": "expected true or false",
-    "bool_type": "expected true or false",
-    "int_parsing": "expected an integer",
-    "int_type": "expected an integer",
-    "int_from_float": "expected an integer",
-    "float_parsing": "expected a number",
-    "float_type": "expected a number",
-    "string_type": "expected a text",
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "int_parsing": "an integer",
+    "int_parsing_size": "a smaller integer",
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "string_type": "a text",
+    "dict_type": "a mapping, such as {name: value}",
+    "list_type": "a list, such as [a, b]",
+    "tuple_type": "a list, such as [1, 2]",
 }
 
 
@@ -341,14 +379,25 @@ def read_deepspeed(value: str | dict[str, Any] | None) -> dict[str, Any]:
     """Return a user's DeepSpeed settings, given as a mapping or as a JSON file.
 
     Raises:
-        SettingsError: the file does not exist, is no JSON object, or contains a secret.
+        SettingsError: the file does not exist, is no JSON object, or contains a secret or what JSON does not have.
     """
     if not isinstance(value, str):
         return value or {}
     try:
-        config = json.loads(Path(value).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise SettingsError(f"training.deepspeed {value}: {error}; give a JSON file of DeepSpeed settings") from None
+        config = read_json_file(value)
+        check_plain(config, "training.deepspeed")
+    except FileNotFoundError:
+        near = nearest_file(Path(value))
+        raise SettingsError(
+            f"training.deepspeed {value} does not exist;{near} give a JSON file of DeepSpeed settings"
+        ) from None
+    except OSError as error:
+        raise SettingsError(
+            f"training.deepspeed {value} cannot be read: {error.strerror}; give a JSON file of DeepSpeed settings"
+        ) from None
+    except InputError as error:
+        message = hide_credentials(str(error))
+        raise SettingsError(f"training.deepspeed {message}; give a JSON file of DeepSpeed settings") from None
     if not isinstance(config, dict):
         raise SettingsError(f"training.deepspeed {value} holds a {type(config).__name__}, expected a JSON object")
     check_no_credentials(f"training.deepspeed {value}", config)  # its content is written to files for workers
@@ -380,10 +429,6 @@ def setting_names(section: type[pydantic.BaseModel] = Settings, prefix: str = ""
     names = []
     for key, field in section.model_fields.items():
         optional = () if get_origin(field.annotation) is dict else get_args(field.annotation)
-        kinds: list[Any] = [kind for kind in (field.annotation, *optional) if _is_section(kind)]
+        kinds: list[Any] = [kind for kind in (field.annotation, *optional) if is_section(kind)]
         names += setting_names(kinds[0], f"{prefix}{key}.") if kinds else [f"{prefix}{key}"]
     return names
-
-
-def _is_section(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, pydantic.BaseModel)

@@ -53,6 +53,33 @@ server completes and checks a settings file:
 ```yaml
 # yaml-language-server: $schema=mmcot.schema.json
 ```
+
+## How a value is written
+
+**With `--set`** the type of the setting decides:
+
+| type | what is typed | examples |
+|---|---|---|
+| text | the text as it is; one pair of quotes around all of it is removed | `--set 'data.path=my set #1/in.jsonl'` |
+| integer, number | a number as in YAML; `010`, `1:30`, `inf` and `nan` are refused | `1_000`, `1e-3` |
+| true or false | also `yes`, `no`, `on`, `off`, `1`, `0` | `--set training.tf32=yes` |
+| list | YAML in `[` `]`, or items between commas | `--set data.mini_sqa.skills=magnets,map` |
+| mapping | YAML in `{` `}` | `--set "data.splits={train: minitrain}"` |
+| a key of a mapping | as its type, by its dotted name | `--set cluster.env.NCCL_DEBUG=INFO` |
+| text or mapping | a mapping if it begins with `{`, else a text | `--set training.deepspeed=ds.json` |
+
+`null` means none; the text is `'null'`, with quotes that the shell does not remove: `--set "data.features='null'"`. An
+empty value, which an unset variable of the shell leaves, is refused, except for `format` and in `cluster.env`.
+
+**In a file** (YAML in UTF-8, with or without a mark, or in UTF-16 with its mark) what YAML would lose or read as
+another value is refused with file and line: a key that occurs twice or is no text, `010`, `1:30`, infinities, tags
+(`!!set`), several documents, more than 50 levels, and aliases that repeat too much. Dates are texts. A text that looks
+like a number needs quotes. A setting may be given by its dotted name.
+
+**Places** (every setting that names a file or folder) may begin with `~` and contain `$NAME` or `${NAME}`, from
+`--set` and from files. They are resolved once, on the machine where the command is typed, and run.yaml has the result;
+a variable that is not set is refused by its name. URLs stay as they are, and so does a file that exists under such a
+name.
 """
 STAGE = "NAME"  # stands for a stage's name in stages.NAME
 

@@ -31,7 +31,7 @@ class SettingsError(InputError):
 
 
 class _Section(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Run(_Section):
@@ -364,10 +364,10 @@ class Training(_Section):
     @pydantic.model_validator(mode="after")
     def _batch_divides(self) -> Training:
         if self.global_batch_size % self.micro_batch_size:
-            nearest = max(1, round(self.global_batch_size / self.micro_batch_size)) * self.micro_batch_size
+            nearest = max(1, (self.global_batch_size + self.micro_batch_size // 2) // self.micro_batch_size)
             raise ValueError(
                 f"global_batch_size ({self.global_batch_size}) must be a multiple of micro_batch_size "
-                f"({self.micro_batch_size}); try {nearest}"
+                f"({self.micro_batch_size}); try {nearest * self.micro_batch_size}"
             )
         if self.profile_steps and self.profile_steps[0] >= self.profile_steps[1]:
             first, last = self.profile_steps

@@ -137,8 +137,15 @@ def _merge(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> di
     merged = dict(ours)
     for key, value in theirs.items():
         name = f"{prefix}{key}"
+        if name == "fp16" and isinstance(value, dict) and value.get("enabled") in (False, "auto"):
+            continue
         if name in _NOT_THEIRS:
-            raise SettingsError(f"training.deepspeed sets {name}; {_NOT_THEIRS[name]}")
+            raise SettingsError(f"training.deepspeed sets {name}; {_NOT_THEIRS[name]}; leave it out there")
+        if isinstance(ours.get(key), dict) and not isinstance(value, dict) and value != "auto":
+            raise SettingsError(
+                f"training.deepspeed sets {name} = {value!r}, expected an object with keys such as "
+                f"{next(iter(ours[key]))}, or auto"
+            )
         if isinstance(value, dict) and isinstance(ours.get(key, {}), dict):
             merged[key] = _merge(ours.get(key, {}), value, f"{name}.")
         elif name in _DECIDED_BY and ours.get(key) != "auto":

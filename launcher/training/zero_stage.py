@@ -101,7 +101,8 @@ def stage_of_json(training: Training) -> int | None:
     Raises:
         SettingsError: the training cannot run with it.
     """
-    stage = read_deepspeed(training.deepspeed).get("zero_optimization", {}).get("stage", "auto")
+    zero = read_deepspeed(training.deepspeed).get("zero_optimization")
+    stage = zero.get("stage", "auto") if isinstance(zero, dict) else "auto"
     if stage == "auto":
         return None
     try:

@@ -82,7 +82,7 @@ def with_values(settings: Settings, values: Mapping[str, Any]) -> Settings:
     plain = settings.model_dump()
     plain["tuning"] = {}
     chain = values.get("run.chain", settings.run.chain)
-    if chain != settings.run.chain:
+    if isinstance(chain, str) and chain != settings.run.chain:  # validation names what is no text
         known = CHAINS[chain].stage_names if chain in CHAINS else ()  # validation names an unknown one
         plain["stages"] = {name: section for name, section in plain["stages"].items() if name in known}
         for name in settings.stage_sections:

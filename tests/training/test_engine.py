@@ -58,8 +58,89 @@ def test_what_contradicts_our_arithmetic_is_refused(theirs, message):
         deepspeed_config(settings, world_size=2)
 
 
+# The configuration of the Hugging Face Trainer's documentation for ZeRO-3, with "auto" wherever the Trainer fills in.
+OF_THE_TRAINER = {
+    "fp16": {
+        "enabled": "auto",
+        "loss_scale": 0,
+        "loss_scale_window": 1000,
+        "initial_scale_power": 16,
+        "hysteresis": 2,
+        "min_loss_scale": 1,
+    },
+    "bf16": {"enabled": "auto"},
+    "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}},
+    "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": "auto", "warmup_max_lr": "auto"}},
+    "zero_optimization": {
+        "stage": 3,
+        "overlap_comm": True,
+        "contiguous_gradients": True,
+        "sub_group_size": 1e9,
+        "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto",
+        "stage3_param_persistence_threshold": "auto",
+        "stage3_max_live_parameters": 1e9,
+        "stage3_max_reuse_distance": 1e9,
+        "stage3_gather_16bit_weights_on_model_save": True,
+    },
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "steps_per_print": 2000,
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "wall_clock_breakdown": False,
+}
+
+
+def test_the_trainers_configuration_is_used_but_for_what_it_names_that_is_ours(tmp_path):
+    path, theirs = tmp_path / "ds.json", dict(OF_THE_TRAINER)
+    for name in ("optimizer", "scheduler"):
+        path.write_text(json.dumps(theirs))
+        with pytest.raises(SettingsError, match=rf"training\.deepspeed sets {name}; .*; leave it out there"):
+            deepspeed_config(training(f"deepspeed={path}", "zero_stage=3"), world_size=2)
+        del theirs[name]
+    path.write_text(json.dumps(theirs))
+    config = deepspeed_config(training(f"deepspeed={path}", "zero_stage=3"), world_size=2)
+    assert "auto" not in json.dumps(config) and "fp16" not in config
+    assert config["zero_optimization"]["sub_group_size"] == 1e9 and config["train_batch_size"] == 32
+
+
+@pytest.mark.parametrize("name", ["zero_optimization", "bf16", "data_types"])
+def test_a_section_of_deepspeed_that_is_no_object_is_refused_and_auto_means_ours(name):
+    wrong = training("zero_stage=1").model_copy(update={"deepspeed": {name: True}})
+    with pytest.raises(SettingsError, match=f"sets {name} = True, expected an object"):
+        deepspeed_config(wrong, world_size=2)
+    ours = training("zero_stage=1")
+    auto = ours.model_copy(update={"deepspeed": {name: "auto"}})
+    assert deepspeed_config(auto, world_size=2) == deepspeed_config(ours, world_size=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"bf16": {}, "bf16": {}}', r"ds\.json: the key 'bf16' occurs more than once"),
+        ('{"a": NaN}', r"ds\.json: NaN is no value of JSON"),
+        ('{\n"a": 1,}', r"ds\.json: no valid JSON \(.* at line 2"),
+        ("", r"ds\.json: no valid JSON"),
+        ("[" * 100_000, r"ds\.json: objects and lists are nested too deeply"),
+        ('{"a": ' + "[" * 200 + "]" * 200 + "}", "nested more than 50 levels deep"),
+        ('{"a": 1' + "0" * 400 + "}", "the number is too large"),
+    ],
+)
+def test_a_json_that_is_broken_or_would_lose_something_is_named(tmp_path, text, message):
+    (tmp_path / "ds.json").write_text(text)
+    with pytest.raises(SettingsError, match=message):
+        read_deepspeed(str(tmp_path / "ds.json"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_json_with_a_mark_before_its_text_is_read(tmp_path, encoding):
+    (tmp_path / "ds.json").write_bytes('{"steps_per_print": 5}'.encode(encoding))
+    assert read_deepspeed(str(tmp_path / "ds.json")) == {"steps_per_print": 5}
+
+
 def test_a_json_that_is_not_there_or_no_object_is_named(tmp_path):
-    with pytest.raises(SettingsError, match="No such file"):
+    with pytest.raises(SettingsError, match="none.json does not exist"):
         read_deepspeed(str(tmp_path / "none.json"))
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(SettingsError, match="holds a list, expected a JSON object"):
