@@ -156,9 +156,9 @@ def data_ledger(folder: RunFolder, allow_extensions: AllowExtensions = False) ->
         from launcher.runs.sample_ledger import verify_ledger
 
         run_dir = RunDir(folder)
+        names = read_run_settings(run_dir.path).chain.stage_names
         folder = local_folder(shards_dir_of(run_dir), Data.model_validate({}).cache_dir, features=None)
         qids = [str(qid) for qid in SplitReader(folder, "train").qids]
-        names = read_run_settings(run_dir.path).chain.stage_names
         stages = [stage for stage in names if list(run_dir.logs.glob(f"{stage}-ledger-*"))]
         for stage in stages or names[:1]:
             for line in verify_ledger(run_dir, stage, qids):

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from data_shards.atomic_files import commit_bytes, commit_json, read_json
 from launcher.config.extensions import is_loaded, load_extensions, sha256_of_module
 from launcher.config.loading import dump_settings, name_of_folder, parse_settings
+from launcher.config.plain_values import read_yaml_mapping
 from launcher.config.settings import Settings, SettingsError
 from launcher.runs.places import place_around, uri_around
 from launcher.runs.run_dir import RunDir, RunError
@@ -75,7 +74,7 @@ def write_or_verify_settings(run_dir: RunDir, settings: Settings) -> list[str]:
     values = _read_values(run_dir.path)
     known = _extensions_of(run_dir.path, values)
     if known.keys() == set(settings.extensions):
-        before = with_present_places(run_dir, parse_settings(values), keep=True)
+        before = with_present_places(run_dir, parse_settings(values, [(str(path), values)]), keep=True)
         stored, now = without_free(before.model_dump()), without_free(settings.model_dump())
         if run_dir.marker("data") is not None:  # its fingerprints tell whether they are the same data
             stored |= {name: now.get(name) for name in _DATA_PLACES}
@@ -120,9 +119,8 @@ def keep_name(run_dir: RunDir, settings: Settings, *, started_as: str | None = N
     path, run = run_dir.path / RUN_SETTINGS, settings.run
     if run.dir is None or not path.exists():
         return settings
-    values = _read_values(run_dir.path)
-    known = values.get("run", {}).get("name") if isinstance(values, dict) else None
-    if known is None or (run.name != name_of_folder(run.dir) and known != started_as):
+    known = _value(_read_values(run_dir.path), "run", "name")
+    if not isinstance(known, str) or (run.name != name_of_folder(run.dir) and known != started_as):
         return settings
     return settings.model_copy(update={"run": run.model_copy(update={"name": known})})
 
@@ -132,8 +130,9 @@ def keep_zero_stage(run_dir: RunDir, settings: Settings) -> Settings:
     path, training = run_dir.path / RUN_SETTINGS, settings.training
     if training.zero_stage != "auto" or not path.exists():
         return settings
-    values = _read_values(run_dir.path)
-    known = values.get("training", {}).get("zero_stage", "auto") if isinstance(values, dict) else "auto"
+    known = _value(_read_values(run_dir.path), "training", "zero_stage")
+    if type(known) is not int:
+        return settings
     return settings.model_copy(update={"training": training.model_copy(update={"zero_stage": known})})
 
 
@@ -167,7 +166,7 @@ def read_run_settings(folder: Path) -> Settings:
                 "--allow-extensions, or in Python call launcher.config.extensions.load_extensions first"
             )
         _verify_extension(folder, name, sha256)
-    return parse_settings(values)
+    return parse_settings(values, [(str(folder / RUN_SETTINGS), values)])
 
 
 def allow_extensions(folder: Path) -> None:
@@ -189,19 +188,31 @@ def _verify_extension(folder: Path, name: str, sha256: str | None) -> None:
         )
 
 
-def _extensions_of(folder: Path, values: Any) -> dict[str, str | None]:
+def _extensions_of(folder: Path, values: dict[str, Any]) -> dict[str, str | None]:
     """The extensions of a run with their sha256 at its first start."""
-    names = values.get("extensions") if isinstance(values, dict) else None
+    names = values.get("extensions")
+    if not isinstance(names, list):  # validation names what is no list
+        return {}
     path = folder / EXTENSIONS
     stored = read_json(path) if names and path.is_file() else {}
-    return {str(name): stored.get(name) for name in names or []}
+    return {str(name): stored.get(str(name)) for name in names}
 
 
-def _read_values(folder: Path) -> Any:
+def _read_values(folder: Path) -> dict[str, Any]:
     path = folder / RUN_SETTINGS
     if not path.is_file():
         raise RunError(f"{folder} holds no run (no {RUN_SETTINGS}); give the folder of one, such as runs/demo")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
+    return read_yaml_mapping(
+        path,
+        remedy=f"restore this file from a copy or by `mmcot config show ... > {path}` with the run's own settings, or "
+        f"delete {folder} to start over there",
+    )
+
+
+def _value(values: dict[str, Any], section: str, key: str) -> Any:
+    """A value of plain settings; None where there is none."""
+    found = values.get(section)
+    return found.get(key) if isinstance(found, dict) else None
 
 
 def settings_of(run_dir: RunDir) -> Settings:
