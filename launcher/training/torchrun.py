@@ -11,12 +11,12 @@ SIGTERM, or Ctrl-C in its terminal, makes all ranks write a checkpoint and end w
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import sys
 from pathlib import Path
 
+from data_shards.strict_json import read_json_file
 from launcher.cluster.gpus import check_gpus_free, count_own_gpus, with_device
 from launcher.cluster.ray_session import worker_variables
 from launcher.config.loading import parse_settings
@@ -27,16 +27,34 @@ from launcher.runs.system_metrics import sampling
 from launcher.stages.jobs import TrainJob
 from launcher.training.collectives import CollectiveError
 from launcher.training.compile_locks import clear_compile_locks
+from mmcot.errors import InputError
 from mmcot.models.device import DeviceError
 
 
 def read_job(path: str | Path) -> TrainJob:
-    """Read a job that ``mmcot train ... --write-job`` wrote, of this or of an earlier version."""
-    values = json.loads(Path(path).read_text(encoding="utf-8"))
+    """Read a job that ``mmcot train ... --write-job`` wrote, of this or of an earlier version.
+
+    Raises:
+        SettingsError: there is no such file, or it is no such job.
+    """
+    again = "write it again with `mmcot train STAGE --write-job FILE`"
+    try:
+        values = read_json_file(path)
+    except OSError as error:
+        raise SettingsError(f"job file {path} cannot be read: {error.strerror}; {again}") from None
+    except InputError as error:
+        raise SettingsError(f"job file {error}; {again}") from None
+    if not isinstance(values, dict) or not isinstance(values.get("settings"), dict):
+        raise SettingsError(f"job file {path} is no object with the settings of a job; {again}")
     if "rationales_dir" in values:  # of an earlier version, whose stages read no other text
         folder = values.pop("rationales_dir")
         values["texts"] = {"rationales": folder} if folder else {}
-    return TrainJob(**{**values, "settings": parse_settings(values["settings"])})
+    fields = {field.name: field for field in dataclasses.fields(TrainJob)}
+    needed = {name for name, field in fields.items() if field.default is field.default_factory is dataclasses.MISSING}
+    if wrong := sorted({*(needed - values.keys()), *(values.keys() - fields.keys())}):
+        what = "has no" if wrong[0] in needed else "has the unknown"
+        raise SettingsError(f"job file {path} {what} {wrong[0]!r}; {again}")
+    return TrainJob(**{**values, "settings": parse_settings(values["settings"], [(str(path), values["settings"])])})
 
 
 def main(arguments: list[str]) -> int:
@@ -52,11 +70,16 @@ def main(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    rank = int(os.environ["RANK"])
+    try:
+        job = read_job(arguments[0])
+    except InputError as error:
+        print(f"rank {rank}: {error}", file=sys.stderr)
+        return 2
     # DeepSpeed imports MLflow if it can; a rank does not need it.
     sys.modules.setdefault("mlflow", None)  # pyright: ignore[reportArgumentType], None blocks an import
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     clear_compile_locks()
-    job, rank = read_job(arguments[0]), int(os.environ["RANK"])
     os.environ.update(worker_variables(job.settings.cluster))
     logging.basicConfig(level=logging.INFO if rank == 0 else logging.WARNING, format="%(asctime)s %(message)s")
     try:
