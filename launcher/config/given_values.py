@@ -14,7 +14,7 @@ from typing import Any
 
 from data_shards.credentials import hide_credentials
 from launcher.config.field_types import is_optional, kinds_of, takes_text
-from launcher.config.settings import SettingsError
+from launcher.config.settings import Data, SettingsError
 
 # Settings that name a file or folder, some of them also an id or a URL; of every stage also `rationales`.
 LOCAL_PLACES = (
@@ -31,6 +31,7 @@ LOCAL_PLACES = (
     "training.checkpoint_url",
     "tracking.uri",
 )
+_DEFAULT_CACHE = Data.model_fields["cache_dir"].default  # is in the home folder of each machine
 _EMPTY_MEANS_SOMETHING = re.compile(r"(rationale|answer|stages\.[^.]+)\.format|cluster\.env\..*")
 _VARIABLE = re.compile(r"\$(?:\{([^}]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|sqlite:")
@@ -96,7 +97,7 @@ def _check_not_empty(name: str, value: str, source: str) -> None:
 
 
 def _resolve_place(name: str, value: str, source: str) -> str:
-    if _URL.match(value):
+    if _URL.match(value) or (name == "data.cache_dir" and value == _DEFAULT_CACHE):
         return value
     if "$" in value and not os.path.lexists(value):
         value = _VARIABLE.sub(lambda found: _variable(name, value, found[1] or found[2] or "", source), value)

@@ -157,8 +157,10 @@ def parse_settings(values: dict[str, Any], layers: Sequence[tuple[str, dict[str,
     try:
         settings = Settings.model_validate(values)
     except pydantic.ValidationError as error:
-        raise SettingsError("\n".join(_explain(error.errors(), layers))) from None
-    check_no_credentials("", settings.model_dump())
+        raise SettingsError("\n".join(_cut(line) for line in _explain(error.errors(), layers))) from None
+    plain = settings.model_dump()
+    check_plain(plain)  # validation makes numbers of texts
+    check_no_credentials("", plain)
     return settings
 
 
@@ -262,8 +264,11 @@ def _expectation(problems: Sequence[Any], optional: bool) -> str:
 def _shortened(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
-    return text if len(text) <= 300 else f"{text[:300]} ..."
+    return _cut(repr(value), 300)
+
+
+def _cut(text: str, length: int = 1000) -> str:
+    return text if len(text) <= length else f"{text[:length]} ..."
 
 
 _EXPECTED = {

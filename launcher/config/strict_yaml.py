@@ -192,6 +192,8 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
     if error.problem == "but found another document":
         return "a second document begins here (---); give one document"
     text = (error.problem or "").replace("character '\\t'", "a tab")
+    if text == "mapping values are not allowed here":
+        return "a colon is not expected here; check the indentation, or put a text with a colon in quotes"
     if "a tab" in text:
         return f"{text}; indent with spaces"
     if error.context and error.context_mark:

@@ -166,6 +166,11 @@ def test_places_in_a_file_are_resolved_as_well(monkeypatch, tmp_path):
     )
 
 
+def test_the_default_cache_stays_in_the_home_folder_of_each_machine():
+    default = load_settings(preset="demo").data.cache_dir
+    assert default.startswith("~") and given(f"data.cache_dir={default}") == default
+
+
 @pytest.mark.parametrize("value", ["s3://bucket/~/$x", "hf://datasets/a/b", "sqlite:///~/m.db"])
 def test_a_url_stays_as_it_is(value):
     assert merge_override({}, f"tracking.uri={value}") == {"tracking": {"uri": value}}
@@ -206,6 +211,7 @@ def test_a_chain_that_is_no_text_in_a_search_is_refused():
         ("stages: [1]", r"setting stages = \[1\]: expected a mapping"),
         ("extensions: 5", r"setting extensions = 5: expected a list"),
         ("run: null", r"setting run = null: this is a section"),
+        ("run: {seed: '" + "9" * 400 + "'}", r"setting run\.seed: the number is too large"),
         ("training: {global_batch_size: '" + "9" * 400 + "', micro_batch_size: 7}", "must be a multiple of"),
     ],
 )
@@ -218,3 +224,9 @@ def test_wrong_types_in_a_file_are_sentences(tmp_path, text, message):
 def test_a_part_of_deepspeeds_settings_keeps_jsons_types():
     override = 'training.deepspeed={"bf16": {"enabled": "auto"}, "a": [1, null]}'
     assert given(override) == json.loads(override.partition("=")[2])
+
+
+def test_a_message_about_a_long_value_is_cut():
+    with pytest.raises(SettingsError) as error:
+        load_settings(preset="demo", overrides=["run.chain=" + "x" * 5000])
+    assert len(str(error.value)) < 1100

@@ -44,6 +44,7 @@ CHAIN = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1,
     [
         ("a: 1\nb: [1", r"line 2: no valid YAML: expected ',' or '\]', but got '<stream end>'"),
         ("a:\n\t- b\n", "line 2: no valid YAML: found a tab .*; indent with spaces"),
+        ("a: b: c\n", "line 1: no valid YAML: a colon is not expected here; check the indentation"),
         ("a: 1\n---\nb: 2\n", "line 2: no valid YAML: a second document begins here"),
         (
             "a: !!python/object/apply:os.system [ls]\n",
