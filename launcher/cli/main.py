@@ -68,7 +68,8 @@ def config_explain(
     with errors_as_messages():
         import json
 
-        from launcher.config.loading import load_settings, setting_layers, source_of, value_of
+        from launcher.config.explanations import source_of
+        from launcher.config.loading import load_settings, setting_layers, value_of
         from launcher.config.reference import all_settings, setting_named, settings_page
 
         if page:

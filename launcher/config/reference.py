@@ -12,7 +12,7 @@ import json
 from typing import Any
 
 from launcher.config.chains import ANSWER, CHAINS, RATIONALE
-from launcher.config.loading import nearest_setting, setting_names
+from launcher.config.setting_names import nearest_setting, setting_names
 from launcher.config.settings import SPACE_KINDS, Settings, SettingsError
 from mmcot.models.bridge_names import BUILT_IN
 from mmcot.texts.prompts import INPUTS, OUTPUTS, PAPER_NAMES

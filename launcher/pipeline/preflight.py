@@ -9,7 +9,7 @@ from data_shards.remote_files import is_remote
 from data_shards.sources.forms import form_labels
 from launcher.cluster.gpus import count_own_gpus, require_gpus
 from launcher.config.chains import TEXT
-from launcher.config.loading import nearest_file
+from launcher.config.setting_names import nearest_file
 from launcher.config.settings import Cluster, Settings, SettingsError
 from launcher.data.published_features import ready_made_file
 from launcher.pipeline.training_job import check_budget_of_stages, check_patience

@@ -25,7 +25,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from launcher.config.loading import setting_names, value_of
+from launcher.config.loading import value_of
+from launcher.config.setting_names import setting_names
 from launcher.config.settings import Settings
 from launcher.runs.journal import LineFile
 from launcher.runs.places import stored_path

@@ -17,7 +17,8 @@ import jsonschema
 import pytest
 import yaml
 
-from launcher.config.loading import load_settings, setting_names
+from launcher.config.loading import load_settings
+from launcher.config.setting_names import setting_names
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOYMENT_FILES = [

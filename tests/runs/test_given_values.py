@@ -8,7 +8,8 @@ import pytest
 
 from launcher.config.field_types import kinds_of
 from launcher.config.given_values import LOCAL_PLACES
-from launcher.config.loading import load_settings, merge_override, setting_names, value_of
+from launcher.config.loading import load_settings, merge_override, value_of
+from launcher.config.setting_names import setting_names
 from launcher.config.settings import SettingsError
 from launcher.tuning.space import check_space, with_values
 

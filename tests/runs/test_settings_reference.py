@@ -12,8 +12,10 @@ import yaml
 from typer.testing import CliRunner
 
 from launcher.cli.main import app
-from launcher.config.loading import load_settings, nearest_setting, preset_names, setting_layers, source_of
+from launcher.config.explanations import source_of
+from launcher.config.loading import load_settings, preset_names, setting_layers
 from launcher.config.reference import all_settings, json_schema, setting_named, settings_page
+from launcher.config.setting_names import nearest_setting
 from launcher.tuning.space import check_space
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
