@@ -25,8 +25,9 @@ _MAX_FIELD = min(sys.maxsize, 2**31 - 1)
 
 @dataclasses.dataclass(frozen=True)
 class CsvTable:
-    """A table's rows as (line, {column: text}), empty fields left out, and notes for people."""
+    """A table's columns, its rows as (line, {column: text}), empty fields left out, and notes for people."""
 
+    columns: tuple[str, ...]
     rows: Iterator[tuple[int, dict[str, str]]]
     notes: tuple[str, ...]
 
@@ -64,7 +65,7 @@ def read_csv(path: Path, known: Collection[str], *, refuse: Refuse | None = None
     for column in columns:
         if column and columns.count(column) > 1:
             raise InputError(f"the column {column!r} occurs more than once; rename one").at(path, line=1 + skipped)
-    return CsvTable(_rows(reader, path, skipped, columns, refuse), tuple(notes))
+    return CsvTable(tuple(columns), _rows(reader, path, skipped, columns, refuse), tuple(notes))
 
 
 def _rows(

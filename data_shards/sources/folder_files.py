@@ -6,6 +6,7 @@ A folder of tables has a file for each split, ``train.jsonl``, or a set of them,
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -13,7 +14,8 @@ from pathlib import Path
 from mmcot.errors import Faults, InputError
 
 SPLIT_NAMES = {"validation": "val", "valid": "val", "dev": "val", "train": "train", "val": "val", "test": "test"}
-_PART = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<total>\d+)")
+# A part of a set; on the Hugging Face Hub some have a hash of their content behind it.
+_PART = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<total>\d+)(-[0-9a-f]{16})?")
 _COPY = re.compile(r"(~|\.(bak|orig|old|swp|tmp|part|crdownload))$|^[#~]|^Copy of | copy\b|\(\d+\)")
 
 
@@ -58,6 +60,10 @@ def _check_set(paths: Sequence[Path]) -> None:
     if (first := parts[0]) is None:
         return
     numbers = {int(part["number"]) for part in parts if part}
+    if len(numbers) < len(parts):
+        by_number = sorted((int(part["number"]), path.name) for path, part in zip(paths, parts, strict=True) if part)
+        one, other = next(pair for pair in itertools.pairwise(by_number) if pair[0][0] == pair[1][0])
+        raise InputError(f"{one[1]} and {other[1]} are the same part of a set; keep one")
     if missing := sorted(set(range(int(first["total"]))) - numbers):
         width = len(first["number"])
         name = f"{first['split']}-{missing[0]:0{width}d}-of-{first['total']}{paths[0].suffix}"

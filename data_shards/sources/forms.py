@@ -1,7 +1,7 @@
 """The known forms of data sets, and reading one in any of them.
 
 read_questions("path/to/ScienceQA")     # a folder in ScienceQA's layout
-read_questions("mine.jsonl")             # or .csv, or a folder with train.jsonl, val.jsonl, ...
+read_questions("mine.jsonl")             # or .json, .csv, .parquet, or a folder with train.jsonl, val.jsonl, ...
 read_questions("my-dataset-on-disk")     # saved by Hugging Face's `save_to_disk`
 """
 
@@ -54,7 +54,7 @@ FORMS: dict[str, Form] = {
         holds_pictures=True,
     ),
     "tables": Form(
-        ".jsonl or .csv (a file, or a folder with one for each of train, val and test)",
+        ".jsonl, .json, .csv or .parquet (a file, or a folder with one for each of train, val and test)",
         tables.recognizes,
         tables.read,
         tables.content_files,

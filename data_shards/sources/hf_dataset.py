@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from data_shards.sources.folder_files import SPLIT_NAMES
 from data_shards.sources.gathering import Gathering
+from data_shards.sources.held_pictures import pictures_of, with_names
 from data_shards.sources.question_set import Picture, QuestionSet
 from data_shards.sources.row_samples import id_of_row, sample_of_row
 from data_shards.strict_json import read_json_file
@@ -73,10 +74,10 @@ def read(path: Path) -> QuestionSet:
             where[sample.qid] = (part, index)
 
     def pictures(problem: Sample) -> list[Picture]:
+        if not problem.images:
+            return []
         part, index = where[problem.qid]
-        images = _images(part[index].to_pylist()[0]) if problem.images else []
-        held = [image.get("bytes") if isinstance(image, dict) else None for image in images]
-        return [data or path / name for data, name in zip(held, problem.images, strict=True)]
+        return pictures_of(part[index].to_pylist()[0], problem.images, path)
 
     notes = (
         [f"{num_made:,} rows without a qid got their split and position as one, such as train-0"] if num_made else []
@@ -101,34 +102,4 @@ def _parts(path: Path) -> dict[Any, Any]:
 def _sample(row: dict[str, Any], split: str, index: int) -> Sample:
     given = id_of_row(row)
     qid = f"{split}-{index}" if given is None else given
-    if row.get("document") and not row.get("choices"):
-        row = {**row, "document": [_part(part) for part in row["document"]]}
-    elif row.get("image") is not None:
-        row = {**row, "image": [_picture_name(image) for image in _as_list(row["image"])]}
-    return sample_of_row(qid, row | {"split": split})
-
-
-def _part(part: Any) -> Any:
-    """Return a part of a document without the fields that Arrow fills with null, and its picture by name."""
-    if not isinstance(part, dict):
-        return part
-    return {name: _picture_name(value) for name, value in part.items() if value not in (None, "")}
-
-
-def _images(row: dict[str, Any]) -> list[Any]:
-    """Return a row's pictures, those of a document in the order of its parts."""
-    if row.get("document") and not row.get("choices"):
-        return [part["image"] for part in row["document"] if part.get("image") not in (None, "")]
-    return _as_list(row["image"])
-
-
-def _as_list(image: Any) -> list[Any]:
-    """Return a row's pictures as a list, without empty values."""
-    return [each for each in (image if isinstance(image, list) else [image]) if each not in (None, "")]
-
-
-def _picture_name(image: Any) -> Any:
-    if not isinstance(image, dict):
-        return image
-    name = image.get("path") or "no-picture"
-    return Path(name).name if image.get("bytes") else name  # a path is opened, so all of it is checked
+    return sample_of_row(qid, with_names(row) | {"split": split})

@@ -9,7 +9,7 @@ Texts are in memory; pictures stay on disk, and ``pictures(problem)`` returns th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +46,8 @@ class QuestionSet:
     ``pictures`` gives, for each name in ``problem.images``, a file that may not exist, or the
     encoded bytes. ``lists`` are further lists of qids (trainval, mini splits); ``ceilings``
     are accuracy bounds of a generated data set; ``notes`` are human-readable sentences that
-    the build reports; ``places`` are the fields of ``Place`` of each sample by qid, for messages.
+    the build reports; ``places`` are the fields of ``Place`` of each sample by qid, for messages;
+    ``held`` are the samples whose pictures are all in the files that determine the texts.
     """
 
     problems: dict[str, list[Sample]]
@@ -55,6 +56,7 @@ class QuestionSet:
     ceilings: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
     places: Mapping[str, tuple[str, int | None, str | None]] = dataclasses.field(default_factory=dict)
+    held: Collection[str] = ()
 
     def __post_init__(self) -> None:
         seen: dict[str, str] = {}

@@ -1,6 +1,6 @@
-"""Reading a user's own questions, image-text pairs and documents from JSONL or CSV.
+"""Reading a user's own questions, image-text pairs and documents from JSONL, JSON, CSV or Parquet.
 
-A line of JSONL, or a row of CSV with the same column names:
+A line of JSONL, or an object of a JSON array, or a row of CSV or Parquet with the same column names:
 
     {"qid": "a1", "question": "Which is bigger?", "choices": ["sun", "moon"], "answer": "sun",
      "context": "", "image": "pictures/a1.png", "rationale": "The sun is far away ...", "split": "train"}
@@ -17,31 +17,31 @@ A row without ``choices`` is a sample of another kind, by the field it has:
     {"qid": "c1", "text": "Two red magnets.", "image": "c1.png"}                                  an image-text pair
     {"qid": "d1", "document": [{"image": "a.png"}, {"text": "a dax"}]}                            a document, not in CSV
 
-The split
-is the ``split`` column, or the file's name where a folder contains train.jsonl, val.jsonl
-and test.jsonl. Without either, questions are divided 80:10:10 by a hash of their ids.
+The split is the ``split`` column, or the file's name where a folder contains train.jsonl, val.jsonl and test.jsonl.
+Without either, questions are divided 80:10:10 by a hash of their ids. In Parquet values have the types of their
+columns, a null is a missing field, a picture may be ``{"bytes", "path"}``, and a file without a column of ids gets
+some, as a saved data set does: ``train-17``.
 """
 
 from __future__ import annotations
 
-import difflib
 import zlib
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from data_shards.sources.columns import Columns
 from data_shards.sources.csv_answers import with_indices
 from data_shards.sources.folder_files import SPLIT_NAMES, ignored_files, split_files, split_of
 from data_shards.sources.gathering import Gathering
+from data_shards.sources.held_pictures import PicturesOfTables
 from data_shards.sources.question_set import QuestionSet
-from data_shards.sources.row_samples import FIELDS, id_of_row, sample_of_row
-from data_shards.sources.table_rows import SUFFIXES, read_rows
+from data_shards.sources.row_samples import id_of_row, sample_of_row
+from data_shards.sources.table_rows import SUFFIXES, Rows, place_of, read_rows
 from mmcot.errors import InputError
 from mmcot.texts.sample import Sample, SampleError
 
-_MISTAKEN = {"picture": "image", "images": "image", "img": "image", "options": "choices", "option": "choices"}
-_MISTAKEN |= {"label": "answer", "explanation": "rationale", "reason": "rationale", "cot": "rationale"}
+_ALWAYS_TABLES = (".jsonl", ".csv", ".parquet")  # whatever their names; many a .json is something else
 
 
 def recognizes(path: Path) -> bool:
@@ -62,36 +62,29 @@ def read(path: Path) -> QuestionSet:
     Raises:
         InputError: rows are not valid; the message names file, line and field of each.
     """
-    gathered = Gathering()
-    num_divided, unknown, notes = 0, Counter[str](), []
+    columns = Columns()
+    gathered, notes = Gathering(), []
+    ids, held = _Ids(columns), PicturesOfTables(path if path.is_dir() else path.parent)
     for file, split_of_file in _files(path):
-        name = str(file)
         try:
-            rows = _decided_rows(file, gathered, notes)
-            for line, row in rows:
-                unknown.update(row.keys() - FIELDS)
-                place = (name, line, None)
+            for number, row in _decided_rows(file, gathered, notes, columns):
+                place = place_of(file, number)
                 try:
-                    sample, divided = _sample(row, split_of_file)
+                    sample = ids.sample(number, held.named(file, row), split_of_file)
                     gathered.add(sample, place)
-                    num_divided += divided
+                    held.add(file, number, row, sample)
                 except InputError as error:
                     gathered.refuse(error, place)
+            ids.end_of_file(split_of_file)
         except InputError as error:  # the rest of the file cannot be read
-            gathered.refuse(error, (name, None, None))
-    folder = path if path.is_dir() else path.parent
-    notes += [f"{num_divided:,} questions without a split were divided 80:10:10 by their ids"] if num_divided else []
-    notes += notes_on_fields(unknown)
-    notes += _notes_on_other_tables(path)
-    return gathered.question_set(
-        pictures=lambda problem: [folder / name for name in problem.images],
-        notes=notes,
-    )
+            gathered.refuse(error, (str(file), None, None))
+    notes += [*ids.notes(), *columns.notes(), *_notes_on_other_tables(path)]
+    return gathered.question_set(held.pictures, notes=notes, held=held.whole)
 
 
-def _decided_rows(file: Path, gathered: Gathering, notes: list[str]) -> Iterable[tuple[int, dict[str, Any]]]:
+def _decided_rows(file: Path, gathered: Gathering, notes: list[str], columns: Columns) -> Rows:
     """The rows of a file; in CSV the column decides what an answer means."""
-    rows = read_rows(file, notes, refuse=gathered.faults.add)
+    rows = read_rows(file, notes, refuse=gathered.faults.add, columns=columns)
     if file.suffix.lower() != ".csv":
         return rows
     rows = list(rows)
@@ -99,36 +92,20 @@ def _decided_rows(file: Path, gathered: Gathering, notes: list[str]) -> Iterable
         rows, reading = with_indices(rows)
     except InputError as error:
         gathered.refuse(error, (str(file), error.line, None))
-        return rows
+        return iter(rows)
     notes.extend([f"{file}: answers are read as {reading}"] if reading else [])
-    return rows
+    return iter(rows)
 
 
 def _notes_on_other_tables(path: Path) -> list[str]:
     if not path.is_dir():
         return []
-    others = [file for file, _ in ignored_files(path, content_files(path)) if file.suffix.lower() in SUFFIXES]
+    others = [file for file, _ in ignored_files(path, content_files(path)) if file.suffix.lower() in _ALWAYS_TABLES]
     return [
         f"note: {file.name} is not read, its name is none of a split: train, val or test"
         for file in others
         if file.is_file() and not file.name.startswith(".")
     ]
-
-
-def notes_on_fields(unknown: Counter[str]) -> list[str]:
-    """Sentences on fields that are not used, by the number of rows that have them."""
-    return [f"note: the field {name!r} of {_rows(times)} is not used{_near(name)}" for name, times in unknown.items()]
-
-
-def _rows(number: int) -> str:
-    return f"{number:,} row{'s' * (number > 1)}"
-
-
-def _near(name: str) -> str:
-    """Return "; did you mean X?" with a field of a similar name or meaning, or "" where there is none."""
-    similar = difflib.get_close_matches(name.lower(), sorted(FIELDS), 1)
-    nearest = _MISTAKEN.get(name.lower()) or (similar[0] if similar else None)
-    return f"; did you mean {nearest!r}?" if nearest else ""
 
 
 def _files(path: Path) -> list[tuple[Path, str | None]]:
@@ -137,13 +114,49 @@ def _files(path: Path) -> list[tuple[Path, str | None]]:
     return [*split_files(path, SUFFIXES)]
 
 
-def _sample(row: dict[str, Any], split_of_file: str | None) -> tuple[Sample, bool]:
-    if (qid := id_of_row(row)) is None:
-        raise SampleError("the field 'qid' is missing; every question needs a unique id")
-    given = row.get("split") or split_of_file
-    if given is not None and (not isinstance(given, str) or given not in SPLIT_NAMES):
-        raise SampleError(f"question {qid}: split {given!r} is unknown; expected train, val or test")
-    return sample_of_row(qid, row | {"split": SPLIT_NAMES[given] if given else _divide(qid)}), given is None
+class _Ids:
+    """Makes samples of rows. Ids and splits that no row of a table can have are made, and counted."""
+
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
+        self._num_divided, self._num_made, self._num_rows = 0, 0, 0
+        self._before = Counter[str | None]()  # rows of the earlier files of each split
+
+    def sample(self, number: int, row: dict[str, Any], split_of_file: str | None) -> Sample:
+        """Return the sample of a row.
+
+        Raises:
+            SampleError: it is none.
+        """
+        given, self._num_rows = row.get("split") or split_of_file, number + 1
+        qid = self._made(number, given, split_of_file) if self._columns.lack_ids else id_of_row(row)
+        if qid is None:
+            raise SampleError("the field 'qid' is missing; every question needs a unique id")
+        if given is not None and (not isinstance(given, str) or given not in SPLIT_NAMES):
+            raise SampleError(f"question {qid}: split {given!r} is unknown; expected train, val or test")
+        split = SPLIT_NAMES[given] if given else _divide(qid)
+        sample = sample_of_row(qid, row | {"split": split})
+        self._num_divided += given is None
+        self._num_made += self._columns.lack_ids
+        return sample
+
+    def _made(self, number: int, given: Any, split_of_file: str | None) -> str:
+        split = SPLIT_NAMES.get(given) if isinstance(given, str) else None
+        return f"{split or 'row'}-{self._before[split_of_file] + number}"
+
+    def end_of_file(self, split_of_file: str | None) -> None:
+        """Count the rows of a file that was read."""
+        self._before[split_of_file] += self._num_rows
+        self._num_rows = 0
+
+    def notes(self) -> list[str]:
+        """Sentences on what was made."""
+        notes = []
+        if self._num_made:
+            notes.append(f"{self._num_made:,} rows without a qid got their split and position as one, such as train-0")
+        if self._num_divided:
+            notes.append(f"{self._num_divided:,} questions without a split were divided 80:10:10 by their ids")
+        return notes
 
 
 def _divide(qid: str) -> str:

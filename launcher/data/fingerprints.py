@@ -80,6 +80,7 @@ def _pictures_fingerprint(data: Data, source: Path, *, by_content: bool) -> str 
         (problem.qid, picture)
         for split in SPLITS
         for problem in questions.problems[split]
+        if problem.qid not in questions.held
         for picture in questions.pictures(problem)
     ]
     if not by_content:

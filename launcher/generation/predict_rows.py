@@ -17,9 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from data_shards.sources.columns import notes_on_fields
 from data_shards.sources.row_samples import FIELDS, id_of_row, sample_of_row
-from data_shards.sources.table_rows import SUFFIXES, read_rows
-from data_shards.sources.tables import notes_on_fields
+from data_shards.sources.table_rows import WITH_LINES, read_rows
 from mmcot.errors import Faults, InputError, MissingFileError
 from mmcot.texts.sample import Sample, SampleError
 
@@ -55,7 +55,7 @@ def read_questions(path: Path, check: Callable[[Sample], None]) -> Questions:
     """
     if not path.is_file():
         raise MissingFileError(f"--input {path} does not exist; give a .jsonl or .csv file of questions")
-    if path.suffix.lower() not in SUFFIXES:
+    if path.suffix.lower() not in WITH_LINES:
         raise InputError(f"--input {path} ends with {path.suffix!r}; expected a file of questions in .jsonl or .csv")
     notes: list[str] = []
     found: list[tuple[int, dict[str, Any] | InputError]] = []
