@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from data_shards.sources import hf_dataset, scienceqa, tables
@@ -27,15 +27,32 @@ class Form:
         recognizes: whether a path has this form.
         read: reads a path; its samples may be of any kinds, and it says where their pictures are.
         content_files: the files of a path whose content determines the texts, at least one.
+        renames_columns: whether ``read`` takes a second argument, the columns of fields that have other names.
         holds_pictures: whether these files also contain the pictures. Others are compared by name and size, encoded
             ones by their bytes.
     """
 
     label: str
     recognizes: Callable[[Path], bool]
-    read: Callable[[Path], QuestionSet]
+    read: Callable[..., QuestionSet]
     content_files: Callable[[Path], Sequence[Path]]
     holds_pictures: bool = False
+    renames_columns: bool = False
+
+    def questions(self, path: Path, columns: Mapping[str, str] | None = None) -> QuestionSet:
+        """Read a path, with the columns of fields that have other names.
+
+        Raises:
+            InputError: as ``read``; or this form has no columns.
+        """
+        if not columns:
+            return self.read(path)
+        if not self.renames_columns:
+            raise InputError(
+                f"data.columns ({', '.join(columns)}) is given, and {path} is {self.label}, which has no columns; "
+                "leave data.columns out"
+            )
+        return self.read(path, columns)
 
 
 # By name, in the order in which they are tried; a plain dict, to which extensions add theirs.
@@ -52,12 +69,14 @@ FORMS: dict[str, Form] = {
         hf_dataset.read,
         hf_dataset.content_files,
         holds_pictures=True,
+        renames_columns=True,
     ),
     "tables": Form(
         ".jsonl, .json, .csv or .parquet (a file, or a folder with one for each of train, val and test)",
         tables.recognizes,
         tables.read,
         tables.content_files,
+        renames_columns=True,
     ),
 }
 
@@ -87,10 +106,13 @@ def form_of(path: str | Path) -> Form:
     )
 
 
-def read_questions(path: str | Path, *, leave_out: bool = False) -> QuestionSet:
+def read_questions(
+    path: str | Path, *, leave_out: bool = False, columns: Mapping[str, str] | None = None
+) -> QuestionSet:
     """Read a data set in any of the known forms.
 
     Args:
+        columns: the columns of fields that have other names, such as ``{"question": "text"}``.
         leave_out: leave out training samples without an answer, which are otherwise refused.
 
     Raises:
@@ -99,7 +121,7 @@ def read_questions(path: str | Path, *, leave_out: bool = False) -> QuestionSet:
     """
     form = form_of(path)
     with _without_collector():
-        return answered(form.read(Path(path)), leave_out=leave_out)
+        return answered(form.questions(Path(path), columns), leave_out=leave_out)
 
 
 @contextlib.contextmanager

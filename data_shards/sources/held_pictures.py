@@ -10,6 +10,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from data_shards.sources.columns import Columns
 from data_shards.sources.parquet_rows import RowsByNumber
 from data_shards.sources.question_set import Picture
 from mmcot.texts.sample import Sample
@@ -25,11 +26,11 @@ class PicturesOfTables:
         whole: the samples of which the tables hold every picture.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, names: Columns) -> None:
         self.whole: set[str] = set()
-        self._folder = folder
+        self._folder, self._names = folder, names
         self._rows: dict[str, tuple[Path, int]] = {}  # by qid, where the row holds a picture
-        self._opened = functools.lru_cache(_OPEN_FILES)(lambda file: RowsByNumber(file, _COLUMNS))
+        self._opened = functools.lru_cache(_OPEN_FILES)(lambda file: RowsByNumber(file, names.of(_COLUMNS)))
 
     @staticmethod
     def named(file: Path, row: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +50,8 @@ class PicturesOfTables:
         """The pictures of a sample."""
         if (place := self._rows.get(sample.qid)) is None:
             return [self._folder / name for name in sample.images]
-        return pictures_of(self._opened(place[0])[place[1]], sample.images, self._folder)
+        row = self._names.take(self._opened(place[0])[place[1]])
+        return pictures_of(row, sample.images, self._folder)
 
 
 def with_names(row: dict[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,11 @@ would decode the pictures of every column itself, with any decoder.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from data_shards.sources.columns import Columns
 from data_shards.sources.folder_files import SPLIT_NAMES
 from data_shards.sources.gathering import Gathering
 from data_shards.sources.held_pictures import pictures_of, with_names
@@ -49,22 +50,30 @@ def content_files(path: Path) -> list[Path]:
     return sorted(files)
 
 
-def read(path: Path) -> QuestionSet:
+def read(path: Path, columns: Mapping[str, str] | None = None) -> QuestionSet:
     """Read a saved DatasetDict with train, validation and test, or a single Dataset as train.
 
+    Args:
+        columns: the columns of fields that have other names.
+
     Raises:
-        InputError: the data set cannot be opened, a split is unknown, or rows are not valid.
+        InputError: the data set cannot be opened, a split is unknown, a column does not exist, or rows are not valid.
     """
-    gathered, num_made = Gathering(), 0
+    gathered, num_made, names = Gathering(), 0, Columns(columns)
     where: dict[str, tuple[Any, int]] = {}  # by qid: the split in Arrow format, and the row's number
     for name, part in _parts(path).items():
         if (split := SPLIT_NAMES.get(str(name))) is None:
             raise InputError(f"split {str(name)!r} is unknown; expected {', '.join(SPLIT_NAMES)}").at(path)
         part = part.with_format("arrow")
+        names.see(part.column_names)
+        used = [column for column in part.column_names if column in names.known] or part.column_names[:1]
+        names.leave_out([column for column in part.column_names if column not in used], part.num_rows)
+        part = part.select_columns(used)
         tables = cast("Iterator[pa.Table]", part.iter(_ROWS))
         for index, row in enumerate(row for rows in tables for row in rows.to_pylist()):
             place = (str(path), None, f"split {str(name)!r}, row {index}")
             try:
+                row = names.take(row)
                 sample = _sample(row, split, index)
                 gathered.add(sample, place)
             except InputError as error:
@@ -77,12 +86,13 @@ def read(path: Path) -> QuestionSet:
         if not problem.images:
             return []
         part, index = where[problem.qid]
-        return pictures_of(part[index].to_pylist()[0], problem.images, path)
+        return pictures_of(names.take(part[index].to_pylist()[0]), problem.images, path)
 
+    names.require_found()
     notes = (
         [f"{num_made:,} rows without a qid got their split and position as one, such as train-0"] if num_made else []
     )
-    return gathered.question_set(pictures, notes=notes)
+    return gathered.question_set(pictures, notes=[*notes, *names.notes()])
 
 
 def _parts(path: Path) -> dict[Any, Any]:

@@ -65,11 +65,6 @@ def batches(
     Raises:
         InputError: the file is damaged.
     """
-    if not columns:  # a file of which nothing is used still has its rows
-        import pyarrow as pa
-
-        yield pa.RecordBatch.from_pylist([{}] * table.num_rows)
-        return
     with _as_input_error(table.path):
         yield from table.file.iter_batches(size, row_groups=groups, columns=list(columns), use_threads=False)
 

@@ -171,10 +171,10 @@ def _has_objects_in_lines(file: Path) -> bool:
 
 def _parquet_rows(file: Path, columns: Columns) -> Rows:
     table = ParquetTable(file)
-    used = [column for column in table.columns if column in columns.known]
+    used = [column for column in table.columns if column in columns.known] or table.columns[:1]
     columns.see(table.columns)
     columns.lack_ids = not columns.has_ids(table.columns)
-    columns.leave_out([column for column in table.columns if column not in columns.known], table.num_rows)
+    columns.leave_out([column for column in table.columns if column not in used], table.num_rows)
     for number, row in _taken(table.rows(used), columns):
         # An answer that is null is not known; any other null is a field that is missing.
         yield number, {name: value for name, value in row.items() if value is not None or name == "answer"}

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +57,22 @@ def content_files(path: Path) -> list[Path]:
     return [file for file, _ in _files(path)]
 
 
-def read(path: Path) -> QuestionSet:
+def read(path: Path, columns: Mapping[str, str] | None = None) -> QuestionSet:
     """Read a table, or a folder with one table, or one set of tables, per split.
 
+    Args:
+        columns: the columns of fields that have other names.
+
     Raises:
-        InputError: rows are not valid; the message names file, line and field of each.
+        InputError: rows are not valid, the message names file, line and field of each; or a column does not exist.
     """
-    columns = Columns()
+    names = Columns(columns)
     gathered, notes = Gathering(), []
-    ids, held = _Ids(columns), PicturesOfTables(path if path.is_dir() else path.parent)
+    is_whole = True
+    ids, held = _Ids(names), PicturesOfTables(path if path.is_dir() else path.parent, names)
     for file, split_of_file in _files(path):
         try:
-            for number, row in _decided_rows(file, gathered, notes, columns):
+            for number, row in _decided_rows(file, gathered, notes, names):
                 place = place_of(file, number)
                 try:
                     sample = ids.sample(number, held.named(file, row), split_of_file)
@@ -78,7 +83,10 @@ def read(path: Path) -> QuestionSet:
             ids.end_of_file(split_of_file)
         except InputError as error:  # the rest of the file cannot be read
             gathered.refuse(error, (str(file), None, None))
-    notes += [*ids.notes(), *columns.notes(), *_notes_on_other_tables(path)]
+            is_whole = False
+    if is_whole:
+        names.require_found()  # before other faults, because every row lacks the field
+    notes += [*ids.notes(), *names.notes(), *_notes_on_other_tables(path)]
     return gathered.question_set(held.pictures, notes=notes, held=held.whole)
 
 

@@ -171,6 +171,10 @@ def data_describe(
     tokenizer: Annotated[
         str | None, typer.Option(help="Hugging Face id or folder to count tokens with; else words.")
     ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(help="A field's column where it has another name: question=text; repeatable."),
+    ] = None,
     extension: Annotated[
         list[str] | None, typer.Option(help="A module with forms of data (docs/extending.md); repeatable.")
     ] = None,
@@ -183,9 +187,20 @@ def data_describe(
         load_extensions(extension or [])
         from launcher.data.describe import describe_questions, description_lines
 
-        facts = describe_questions(path, tokenizer=tokenizer)
+        facts = describe_questions(path, tokenizer=tokenizer, columns=_columns(column or []))
         for line in [json.dumps(facts, indent=2, ensure_ascii=False)] if as_json else description_lines(facts):
             typer.echo(line)
+
+
+def _columns(arguments: list[str]) -> dict[str, str]:
+    columns: dict[str, str] = {}
+    for argument in arguments:
+        field, equals, name = argument.partition("=")
+        if not equals or field in columns:
+            wrong = f"gives {field} a second column" if equals else "has no ="
+            raise InputError(f"--column {argument!r} {wrong}; expected a field and its column, once: question=text")
+        columns[field] = name
+    return columns
 
 
 def _tars_by_split(arguments: list[str]) -> dict[str, list[Path | str]]:

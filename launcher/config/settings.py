@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from data_shards.sources.columns import check_columns
 from data_shards.sources.forms import form_labels
 from launcher.config.chains import ANSWER, PRETRAINED, RATIONALE, Chain, Stage, chain_named
 from launcher.config.extensions import load_extensions
@@ -165,6 +166,11 @@ class Data(_Section):
         default=None,
         description="a captions.json to use instead of the data set's own, such as `mmcot data caption` writes",
     )
+    columns: dict[str, str] = Field(
+        default={},
+        description="columns of the data set whose fields have other names, such as {question: text, answer: label}; "
+        "for tables and Hugging Face data sets",
+    )
     splits: dict[Literal["train", "val", "test"], str] = Field(
         default={}, description="lists of pid_splits.json to use as splits, such as {train: minitrain}"
     )
@@ -184,10 +190,21 @@ class Data(_Section):
 
         return self.mini_sqa.arguments | {"max_shots": most_shots(self.max_pictures)}
 
+    @pydantic.field_validator("columns")
+    @classmethod
+    def _known_fields(cls, columns: dict[str, str]) -> dict[str, str]:
+        check_columns(columns)
+        return columns
+
     @pydantic.model_validator(mode="after")
     def _episodes_fit(self) -> Data:
         if self.path is None:
             _ = self.mini_sqa_arguments
+            if self.columns:
+                raise ValueError(
+                    f"columns ({', '.join(self.columns)}) are those of data.path, which is not given; set it, or leave "
+                    "data.columns out"
+                )
         return self
 
     def require_features(self) -> str:

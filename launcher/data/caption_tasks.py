@@ -76,7 +76,7 @@ class CaptionsWorker(Worker):
         torch.set_num_threads(job.settings.cluster.cpus_per_worker)
         self.job = job
         self.captioner = Captioner(job.model, device=open_device(use_gpu=bool(job.settings.cluster.use_gpu)).type)
-        questions = read_questions(job.source)
+        questions = read_questions(job.source, columns=job.settings.data.columns)
         self.problems = {problem.qid: problem for split in SPLITS for problem in questions.problems[split]}
         self.open_pictures = open_pictures_of(questions.pictures)
 
@@ -109,7 +109,7 @@ def write_captions(
     """Write captions of the first picture of every question; returns their number.
 
     Args:
-        overrides: ``section.key=value`` of ``cluster``, such as its number of workers.
+        overrides: ``section.key=value`` of ``cluster``, such as its number of workers, or of ``data.columns``.
 
     Raises:
         SettingsError: ``out`` exists, or its parts are of another model or data set.
@@ -122,7 +122,7 @@ def write_captions(
     for override in overrides:
         values = merge_override(values, override)
     settings = with_device(parse_settings(values), None, report)
-    questions = read_questions(source)
+    questions = read_questions(source, columns=settings.data.columns)
     qids = [problem.qid for split in SPLITS for problem in questions.problems[split] if questions.pictures(problem)]
     tasks = [
         CaptionsTask(number, tuple(qids[start : start + TASK_PICTURES]))

@@ -42,7 +42,7 @@ def mini_sqa_folder(data: Data) -> Path:
 
 def read_source(data: Data, source: Path) -> QuestionSet:
     """Read the questions of a data set, with the captions and lists of the settings."""
-    questions = read_questions(source, leave_out=data.unanswered == "leave-out")
+    questions = read_questions(source, leave_out=data.unanswered == "leave-out", columns=data.columns)
     if data.captions:
         questions = with_captions(questions, data.captions)
     return with_lists(questions, {**data.splits}) if data.splits else questions

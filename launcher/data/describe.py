@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +31,19 @@ def is_question(sample: Sample) -> bool:
     return sample.kind in ("choices", "free")
 
 
-def describe_questions(path: Path, *, tokenizer: str | None = None) -> dict[str, Any]:
+def describe_questions(
+    path: Path, *, tokenizer: str | None = None, columns: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Describe a data set as JSON types: files, questions, pictures, contexts, lists, and lengths by prompt format.
 
     Args:
         tokenizer: Hugging Face id or folder to count tokens with; without one, words are counted.
+        columns: the columns of fields that have other names.
 
     Raises:
         InputError: the data set is not valid; the message has all faults.
     """
-    form, questions = form_of(path), read_questions(path)
+    form, questions = form_of(path), read_questions(path, columns=columns)
     everything = [problem for split in SPLITS for problem in questions.problems[split]]
     parts = {"all": everything, **questions.problems}
     counts = {label: {name: sum(map(test, part)) for name, part in parts.items()} for label, test in _COUNTED.items()}

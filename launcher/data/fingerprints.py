@@ -36,6 +36,7 @@ def folder_inputs(settings: Settings, source: Path) -> dict[str, Any]:
         "files": {_name_in(source, file): sha256 for file, sha256 in hashes.items()},
         **({"captions": sha256_of_file(Path(data.captions))} if data.captions else {}),
         **({"splits": data.splits} if data.splits else {}),
+        **({"columns": data.columns} if data.columns else {}),
         **({"unanswered": data.unanswered} if data.unanswered != "refuse" else {}),
         "samples_per_shard": data.samples_per_shard,
         "tokenizer_vocab_size": data.tokenizer_vocab_size,
@@ -75,7 +76,7 @@ def _pictures_fingerprint(data: Data, source: Path, *, by_content: bool) -> str 
     form = form_of(source)
     if form.holds_pictures:
         return None
-    questions = form.read(source)
+    questions = form.questions(source, data.columns)
     named = [
         (problem.qid, picture)
         for split in SPLITS
