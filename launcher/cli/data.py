@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -54,6 +55,22 @@ def data_make(
             telling_captions=telling_captions,
         )
         typer.echo(f"{output}: {num_train:,} train, {num_val:,} val, {num_test:,} test questions")
+
+
+@data_app.command("template")
+def data_template(
+    form: Annotated[str, typer.Argument(help="csv or jsonl.")],
+    out: Annotated[Path | None, typer.Option(help="The file to write, a new one; else it is printed.")] = None,
+) -> None:
+    """Write a small filled table to begin a data set with; it can be described and sharded as it is."""
+    with errors_as_messages():
+        from launcher.data.template import template_text, write_template
+
+        if out is None:
+            typer.echo(template_text(form), nl=False)
+            return
+        write_template(form, out)
+        typer.echo(f"{out}: 12 questions; next: mmcot data describe {shlex.quote(str(out))}")
 
 
 @data_app.command("shard")
