@@ -98,7 +98,7 @@ def data_shard(preset: Preset = None, config: Config = None, set_: Set = [], as_
 
 @data_app.command("caption")
 def data_caption(
-    path: Annotated[Path, typer.Argument(help="A data set with pictures, in any of the known forms.")],
+    path: Annotated[str, typer.Argument(help="A data set with pictures, in any of the known forms.")],
     model: Annotated[
         str,
         typer.Option(
@@ -112,9 +112,10 @@ def data_caption(
     with errors_as_messages():
         from launcher.cli.console import open_console
         from launcher.data.caption_tasks import write_captions
+        from launcher.data.dataset import local_path
 
         with open_console() as console:
-            write_captions(path, model, out, overrides=set_, report=console)
+            write_captions(local_path(path, console), model, out, overrides=set_, report=console)
 
 
 @data_app.command("index")
@@ -184,7 +185,7 @@ def data_ledger(folder: RunFolder, allow_extensions: AllowExtensions = False) ->
 
 @data_app.command("describe")
 def data_describe(
-    path: Annotated[Path, typer.Argument(help=f"A data set: {form_labels()}.")],
+    path: Annotated[str, typer.Argument(help=f"A data set: {form_labels()}, or hf://org/name.")],
     tokenizer: Annotated[
         str | None, typer.Option(help="Hugging Face id or folder to count tokens with; else words.")
     ] = None,
@@ -202,9 +203,11 @@ def data_describe(
         from launcher.config.extensions import load_extensions
 
         load_extensions(extension or [])
+        from launcher.data.dataset import local_path
         from launcher.data.describe import describe_questions, description_lines
 
-        facts = describe_questions(path, tokenizer=tokenizer, columns=_columns(column or []))
+        source = local_path(path, (lambda line: None) if as_json else say)
+        facts = describe_questions(source, tokenizer=tokenizer, columns=_columns(column or []))
         for line in [json.dumps(facts, indent=2, ensure_ascii=False)] if as_json else description_lines(facts):
             typer.echo(line)
 

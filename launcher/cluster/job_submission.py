@@ -113,7 +113,9 @@ def for_cluster(settings: Settings) -> Settings:
         if value is None and name in ("run.dir", "data.shards_dir"):  # their defaults are in the current folder
             wrong.append(f"{name} is not given")
         elif value is not None and not (
-            Path(value).expanduser().is_absolute() or (name == "data.shards_dir" and "://" in value)
+            Path(value).expanduser().is_absolute()
+            or (name == "data.shards_dir" and "://" in value)
+            or (name == "data.path" and value.startswith("hf://"))
         ):
             wrong.append(f"{name} is {value!r}")
     for name in _IDS_OR_FOLDERS:
@@ -123,7 +125,8 @@ def for_cluster(settings: Settings) -> Settings:
     if wrong:
         raise SettingsError(
             "the cluster's nodes must see what the settings name: give absolute paths on storage that all of them "
-            f"share (data.shards_dir may be a URL), such as --set run.dir=/mnt/mmcot/runs/{settings.run.name} --set "
+            "share (data.shards_dir may be a URL, and data.path one of hf://), such as --set "
+            f"run.dir=/mnt/mmcot/runs/{settings.run.name} --set "
             f"data.shards_dir=/mnt/mmcot/shards/{settings.run.name} ({'; '.join(wrong)})"
         )
     uri = tracking_uri(settings)  # the run uses this machine's MLFLOW_TRACKING_URI

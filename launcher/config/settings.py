@@ -118,7 +118,8 @@ class Data(_Section):
 
     path: str | None = Field(
         default=None,
-        description=f"the data set ({form_labels()}); null: the built-in MiniSQA",
+        description=f"the data set ({form_labels()}, or hf://org/name of the Hugging Face Hub, with "
+        "@revision and :config); null: the built-in MiniSQA",
     )
     mini_sqa: MiniSQA = MiniSQA()
     shards_dir: str | None = Field(

@@ -28,6 +28,7 @@ from launcher.data.dataset import read_source, source_folder
 from launcher.data.describe import is_question
 from launcher.data.feature_tasks import make_features
 from launcher.data.fingerprints import PicturesChangedError, claim_folder, folder_inputs, tokenizer_formats
+from launcher.data.hub_source import hub_place, is_on_hub
 from launcher.data.published_features import makes_features, open_ready_made
 from launcher.runs.progress import Phase
 from launcher.stages.data_folder import DataFolder, is_indexed, open_data
@@ -64,7 +65,7 @@ def _prepare(settings: Settings, report: Report, to_train: bool) -> DataFolder:
         return _prepare_indexed(settings, Path(settings.data.shards_dir), report)
     source = source_folder(settings.data, report)
     inputs = folder_inputs(settings, source)
-    name = "mini_sqa" if settings.data.path is None else source.stem
+    name = _name_of(settings.data.path, source)
     shards_dir = Path(settings.data.shards_dir or Path("data") / f"{name}-{fingerprint(inputs)}")
     try:
         if not _missing(settings, shards_dir):  # no lock, because the folder may be read-only
@@ -84,6 +85,12 @@ def _prepare(settings: Settings, report: Report, to_train: bool) -> DataFolder:
             claim_folder(settings.data, source, shards_dir, inputs)
         _build_missing(settings, source, shards_dir, report, to_train)
     return open_data(settings.data, shards_dir)
+
+
+def _name_of(path: str | None, source: Path) -> str:
+    if path is None:
+        return "mini_sqa"
+    return hub_place(path).name if is_on_hub(path) else source.stem
 
 
 def _remove_feature(folder: Path) -> None:

@@ -13,11 +13,18 @@ from data_shards.sources import scienceqa
 from data_shards.sources.forms import read_questions
 from data_shards.sources.question_set import QuestionSet, with_captions, with_lists
 from launcher.config.settings import Data
+from launcher.data.hub_source import fetch, hub_folder, is_on_hub
 from launcher.runs.progress import Phase
 
 
 def source_folder(data: Data, report: Callable[[str], None]) -> Path:
-    """Return the folder or file of the data set; MiniSQA is generated where no path is given."""
+    """Return the folder or file of the data set: generated MiniSQA where no path is given, and a folder of the Hub's.
+
+    Raises:
+        InputError: a data set of the Hub cannot be read.
+    """
+    if data.path is not None and is_on_hub(data.path):
+        return fetch(data.path, _parent(data), report)
     if data.path is not None:
         return Path(data.path)
     folder = mini_sqa_folder(data)
@@ -36,8 +43,26 @@ def source_folder(data: Data, report: Callable[[str], None]) -> Path:
 
 def mini_sqa_folder(data: Data) -> Path:
     """Return the folder of MiniSQA with these settings, next to the shards, where all workers can read it."""
-    parent = Path(data.shards_dir).parent if data.shards_dir else Path("data")
-    return parent / f"mini_sqa-source-{fingerprint({**data.mini_sqa_arguments, 'version': MINI_SQA_VERSION})}"
+    return _parent(data) / f"mini_sqa-source-{fingerprint({**data.mini_sqa_arguments, 'version': MINI_SQA_VERSION})}"
+
+
+def kept_source(data: Data) -> Path:
+    """Return where the data set of ``data.path`` is, or would be if it were read from the Hub."""
+    path = str(data.path)
+    return hub_folder(path, _parent(data)) if is_on_hub(path) else Path(path)
+
+
+def _parent(data: Data) -> Path:
+    return Path(data.shards_dir).parent if data.shards_dir else Path("data")
+
+
+def local_path(path: str, report: Callable[[str], None]) -> Path:
+    """Return the file or folder that a command's argument names; a data set of the Hub is kept in ``data/``.
+
+    Raises:
+        InputError: a data set of the Hub cannot be read.
+    """
+    return fetch(path, Path("data"), report) if is_on_hub(path) else Path(path)
 
 
 def read_source(data: Data, source: Path) -> QuestionSet:

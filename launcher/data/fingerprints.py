@@ -13,6 +13,7 @@ from data_shards.sources.forms import form_of
 from data_shards.sources.question_set import SPLITS, Picture
 from launcher.config.chains import ANSWER, CHAINS
 from launcher.config.settings import Data, Settings, SettingsError
+from launcher.data.hub_source import commit_of
 from launcher.data.published_features import makes_features, name_map, ready_made_file
 from launcher.data.remembered_hashes import sha256_of_files
 from mmcot.vision.encoder_kinds import ENCODERS
@@ -34,6 +35,7 @@ def folder_inputs(settings: Settings, source: Path) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "files": {_name_in(source, file): sha256 for file, sha256 in hashes.items()},
+        **({"commit": commit} if (commit := commit_of(source)) else {}),
         **({"captions": sha256_of_file(Path(data.captions))} if data.captions else {}),
         **({"splits": data.splits} if data.splits else {}),
         **({"columns": data.columns} if data.columns else {}),

@@ -10,6 +10,7 @@ from data_shards.npy import open_npy
 from data_shards.ready_made_features import FeatureError, FeaturesOf, ready_made_features
 from data_shards.strict_json import read_json_file
 from launcher.config.settings import Data, SettingsError
+from launcher.data.hub_source import is_on_hub
 from mmcot.errors import InputError
 from mmcot.file_kinds import fault_of
 from mmcot.vision.encoder_kinds import ENCODERS
@@ -27,7 +28,7 @@ def makes_features(data: Data) -> bool:
 
 def ready_made_file(data: Data) -> Path | None:
     """Return the published feature file of a data set, such as ``vision_features/detr.npy``, or None."""
-    if data.path is None and data.vision_features is None:
+    if (data.path is None or is_on_hub(data.path)) and data.vision_features is None:
         return None
     found = [_features_folder(data) / f"{data.features}{suffix}" for suffix in (".npy", ".pth")]
     return next((path for path in found if path.exists()), None)

@@ -11,6 +11,7 @@ from launcher.cluster.gpus import count_own_gpus, require_gpus
 from launcher.config.chains import TEXT
 from launcher.config.setting_names import nearest_file
 from launcher.config.settings import Cluster, Settings, SettingsError
+from launcher.data.hub_source import hub_place, is_on_hub
 from launcher.data.published_features import ready_made_file
 from launcher.pipeline.training_job import check_budget_of_stages, check_patience
 from launcher.training.offload_needs import check_offload
@@ -44,7 +45,9 @@ def check_settings(settings: Settings) -> None:
         if (num_steps := settings.stage(stage).num_steps) is not None:
             check_patience(settings.training, stage, num_steps)
     check_budget_of_stages(settings)
-    if settings.data.path is not None and not Path(settings.data.path).exists():
+    if is_on_hub(settings.data.path):
+        hub_place(str(settings.data.path))
+    elif settings.data.path is not None and not Path(settings.data.path).exists():
         raise SettingsError(
             f"data.path {settings.data.path} does not exist;{nearest_file(Path(settings.data.path))} put the data "
             f"there, or set data.path (known forms: {form_labels()}); webdataset tars are first indexed by "

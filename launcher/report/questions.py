@@ -32,7 +32,7 @@ from data_shards.sources.pictures import PictureError, open_picture
 from data_shards.sources.question_set import Picture
 from launcher.config.chains import Chain
 from launcher.config.settings import Settings
-from launcher.data.dataset import mini_sqa_folder, read_source
+from launcher.data.dataset import kept_source, mini_sqa_folder, read_source
 from launcher.report.run_facts import wilson
 from launcher.runs.places import place_around
 from launcher.runs.run_dir import RunDir
@@ -70,7 +70,7 @@ def find_pictures(
     if is_indexed(shards_dir):
         return pictures_in_tars(shards_dir)
     if settings.data.path is not None:
-        source = _find(Path(settings.data.path), run_dir, "")
+        source = _find(kept_source(settings.data), run_dir, "")
     else:
         drawn = [
             shards_dir.parent / mini_sqa_folder(settings.data).name,
