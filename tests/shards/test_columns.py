@@ -109,7 +109,7 @@ def test_two_columns_may_change_places(tmp_path):
         ({"body": "question"}, "did you mean question: body"),
         ({"question": "text", "hint": "text"}, "question and hint are both of the column 'text'"),
         ({"context": "a", "hint": "b"}, "context and hint are two names of the same field"),
-        ({"question": ""}, "question has no column"),
+        ({"question": ""}, "data.columns.question is empty"),
     ],
 )
 def test_a_mapping_that_cannot_be_right_is_refused_with_the_settings(columns, message):
