@@ -41,6 +41,13 @@ def row_to_record(row: dict[str, Any], *, to_predict: bool = False) -> dict[str,
     Raises:
         SampleError: the answer is no index, letter or text of the choices, or the row mixes kinds.
     """
+    for name, other in _OTHER_NAMES.items():
+        if name in row and other in row:
+            if row[name] and row[other] and row[name] != row[other]:
+                raise SampleError(
+                    f"the fields {name!r} and {other!r} are the same field with different texts; keep one"
+                )
+            row = {**row, name: row[name] or row[other], other: row[name] or row[other]}
     record = {_OTHER_NAMES.get(name, name): value for name, value in row.items()}
     choices, answer = record.get("choices"), record.get("answer")
     given = [name for name in OTHER_KINDS if record.get(name) not in (None, "", [])]

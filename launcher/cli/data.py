@@ -11,7 +11,18 @@ from typing import Annotated
 import typer
 
 from data_shards.sources.forms import form_labels
-from launcher.cli.options import AllowExtensions, Config, Preset, RunFolder, Set, allow, errors_as_messages, say
+from launcher.cli.options import (
+    AllowExtensions,
+    Column,
+    Config,
+    Preset,
+    RunFolder,
+    Set,
+    allow,
+    columns_of,
+    errors_as_messages,
+    say,
+)
 from mmcot.errors import InputError, MissingFileError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object; of a data set with faults, the faults.")]
@@ -189,10 +200,7 @@ def data_describe(
     tokenizer: Annotated[
         str | None, typer.Option(help="Hugging Face id or folder to count tokens with; else words.")
     ] = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(help="A field's column where it has another name: question=text; repeatable."),
-    ] = None,
+    column: Column = [],
     extension: Annotated[
         list[str] | None, typer.Option(help="A module with forms of data (docs/extending.md); repeatable.")
     ] = None,
@@ -207,20 +215,9 @@ def data_describe(
         from launcher.data.describe import describe_questions, description_lines
 
         source = local_path(path, (lambda line: None) if as_json else say)
-        facts = describe_questions(source, tokenizer=tokenizer, columns=_columns(column or []))
+        facts = describe_questions(source, tokenizer=tokenizer, columns=columns_of(column))
         for line in [json.dumps(facts, indent=2, ensure_ascii=False)] if as_json else description_lines(facts):
             typer.echo(line)
-
-
-def _columns(arguments: list[str]) -> dict[str, str]:
-    columns: dict[str, str] = {}
-    for argument in arguments:
-        field, equals, name = argument.partition("=")
-        if not equals or field in columns:
-            wrong = f"gives {field} a second column" if equals else "has no ="
-            raise InputError(f"--column {argument!r} {wrong}; expected a field and its column, once: question=text")
-        columns[field] = name
-    return columns
 
 
 def _tars_by_split(arguments: list[str]) -> dict[str, list[Path | str]]:

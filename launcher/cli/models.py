@@ -12,10 +12,12 @@ import typer
 
 from launcher.cli.options import (
     AllowExtensions,
+    Column,
     Config,
     Preset,
     Set,
     allow,
+    columns_of,
     errors_as_messages,
     printable,
     say,
@@ -37,7 +39,8 @@ def evaluate(
     predictions: Annotated[
         Path | None, typer.Option(help="Score this file instead: ours, the published system's, or ScienceQA's.")
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="The data set of the file.")] = None,
+    data: Annotated[str | None, typer.Option(help="The data set of the file, or hf://org/name.")] = None,
+    column: Column = [],
     split: Annotated[str, typer.Option(help="The split of RUN or of the file: train, val or test.")] = "test",
     against: Annotated[str | None, typer.Option(help="'paper' also prints the published rows.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the content of a scores.json.")] = False,
@@ -55,7 +58,16 @@ def evaluate(
     """Answer and score with a finished RUN; or run the pipeline up to its scores; or score a file of predictions."""
     if folder is not None:
         with errors_as_messages():
-            if preset or config or predictions or against or similarity_model or data or guess_seed is not None:
+            if (
+                preset
+                or config
+                or predictions
+                or against
+                or similarity_model
+                or data
+                or column
+                or guess_seed is not None
+            ):
                 raise InputError(
                     "RUN goes with --split, --set, --json and --allow-extensions alone; for the other options give "
                     "--preset or --config, or --predictions"
@@ -79,12 +91,14 @@ def evaluate(
             raise InputError(
                 "--predictions needs --data DIR, a --split of train, val or test, and --against paper or nothing"
             )
+        from launcher.data.dataset import local_path
         from launcher.evaluation.external_predictions import format_scores, score_file
 
         scored = score_file(
             predictions,
-            data,
+            local_path(data, lambda line: say(line, err=True)),
             split=split,
+            columns=columns_of(column),
             rationale_format=rationale_format,
             similarity_model=similarity_model,
             guess_seed=guess_seed,

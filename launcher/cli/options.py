@@ -17,6 +17,10 @@ Set = Annotated[list[str], typer.Option("--set", help="One setting: section.key=
 RunFolder = Annotated[Path, typer.Argument(help="The folder of a run, such as runs/demo.")]
 
 
+Column = Annotated[
+    list[str], typer.Option(help="A field's column where it has another name: question=text; repeatable.")
+]
+
 AllowExtensions = Annotated[
     bool,
     typer.Option(
@@ -37,6 +41,24 @@ def allow(folders: list[Path], allowed: bool) -> None:
 
         for folder in folders:
             allow_extensions(folder)
+
+
+def columns_of(arguments: list[str]) -> dict[str, str]:
+    """Return the columns of fields that ``--column`` names.
+
+    Raises:
+        InputError: an argument is no field and column, or a field is given twice.
+    """
+    from mmcot.errors import InputError
+
+    columns: dict[str, str] = {}
+    for argument in arguments:
+        field, equals, name = argument.partition("=")
+        if not equals or field in columns:
+            wrong = f"gives {field} a second column" if equals else "has no ="
+            raise InputError(f"--column {argument!r} {wrong}; expected a field and its column, once: question=text")
+        columns[field] = name
+    return columns
 
 
 def say(line: str, *, err: bool = False, fg: str | None = None) -> None:

@@ -73,6 +73,7 @@ def score_file(
     data: Path,
     *,
     split: str = "test",
+    columns: Mapping[str, str] | None = None,
     rationale_format: str = "QCM-E",
     similarity_model: str | None = None,
     guess_seed: int | None = None,
@@ -80,6 +81,7 @@ def score_file(
     """Score a file on the questions that are in both the file and the data set's split.
 
     Args:
+        columns: the data set's columns of fields that have other names.
         rationale_format: the format of the gold targets that rationales are compared with.
         similarity_model: local sentence model; None: no similarity.
         guess_seed: guess answers that cannot be parsed with this seed, as the published system does.
@@ -88,7 +90,7 @@ def score_file(
         PredictionsError: the file is empty, has no known form, contains a qid twice, an index out of range or a
             prediction of another kind than its sample, or has no question of the split.
     """
-    problems = {problem.qid: problem for problem in read_questions(data).problems[split]}
+    problems = {problem.qid: problem for problem in read_questions(data, columns=columns).problems[split]}
     predictions = read_predictions(path, problems)
     common = {qid: problem for qid, problem in problems.items() if qid in predictions.choices}
     if not common:

@@ -146,6 +146,27 @@ def test_shards_are_built_of_renamed_columns(tmp_path):
     assert sum(folder.text["num_samples"].values()) == 3 and folder.features
 
 
+def test_predictions_are_scored_on_renamed_columns(tmp_path):
+    parquet(tmp_path / "q.parquet")
+    (tmp_path / "out.jsonl").write_text("".join(json.dumps({"qid": f"q{n}", "prediction": 0}) + "\n" for n in range(3)))
+    given = [part for field, column in COLUMNS.items() for part in ("--column", f"{field}={column}")]
+    (split,) = {sample.split for sample in samples(read_questions(tmp_path / "q.parquet", columns=COLUMNS))}
+    files = ("--predictions", str(tmp_path / "out.jsonl"), "--data", str(tmp_path / "q.parquet"))
+    result = CliRunner().invoke(app, ["evaluate", *files, *given, "--split", split, "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["num_questions"] == 3
+
+
+def test_two_texts_of_one_field_are_refused_and_equal_ones_are_not(tmp_path):
+    row = {"qid": "a", "question": "Which?", "choices": ["a", "b"], "answer": 0, "split": "train", "context": "c"}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row | {"hint": "h"}))
+    with pytest.raises(InputError, match="line 1: the fields 'context' and 'hint' are the same field"):
+        read_questions(tmp_path / "q.jsonl")
+    for other in ("c", "", None):
+        (tmp_path / "q.jsonl").write_text(json.dumps(row | {"hint": other}))
+        assert samples(read_questions(tmp_path / "q.jsonl"))[0].hint == "c"
+
+
 def test_describe_takes_columns(tmp_path):
     jsonl(tmp_path / "q.jsonl")
     given = [part for field, column in COLUMNS.items() for part in ("--column", f"{field}={column}")]
