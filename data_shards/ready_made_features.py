@@ -45,7 +45,7 @@ def ready_made_features(
             function raises it if a row is not finite, or does not fit float16.
         FaultsError: several rows of the map are not valid.
     """
-    if array.ndim != 3 or array.dtype.kind != "f" or array.dtype.itemsize > 8:
+    if array.ndim != 3 or not array.shape[2] or array.dtype.kind != "f" or array.dtype.itemsize > 8:
         raise FeatureError(
             f"{name} has shape {array.shape} and type {array.dtype}; expected floats [rows, patches, width]"
         )

@@ -30,14 +30,22 @@ def read_torch_file(path: str | Path, expected: str) -> Any:
     path = Path(path)
     if (fault := fault_of(path, expected)) is not None:
         raise TorchFileError(fault)
+    is_zip = zipfile.is_zipfile(path)
     try:
-        return torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
-    except (OSError, MemoryError):
+        if is_zip and (altered := _altered_member(path)):  # torch does not compare the checksums
+            raise TorchFileError(f"{path}: the bytes of {altered} were altered; download it again, or make it again")
+        return torch.load(path, map_location="cpu", mmap=is_zip, weights_only=True)
+    except (OSError, MemoryError, TorchFileError):
         raise
     except Exception as error:  # damaged pickles raise any
         if "allocate memory" in str(error):
             raise MemoryError(str(error)) from error
         raise TorchFileError(_why(path, str(error), expected)) from None
+
+
+def _altered_member(path: Path) -> str | None:
+    with zipfile.ZipFile(path) as file:
+        return file.testzip()
 
 
 def _why(path: Path, message: str, expected: str) -> str:

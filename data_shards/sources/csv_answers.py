@@ -20,7 +20,8 @@ def _as_text(answer: str, choices: Sequence[str]) -> int | None:
 
 
 def _as_index(answer: str, choices: Sequence[str]) -> int | None:
-    return int(answer) if answer.isascii() and answer.isdigit() and int(answer[:9]) < len(choices) else None
+    digits = (answer.lstrip("0") or "0") if answer.isascii() and answer.isdigit() else ""
+    return int(digits) if 0 < len(digits) < 3 and int(digits) < len(choices) else None
 
 
 def _as_letter(answer: str, choices: Sequence[str]) -> int | None:
@@ -70,3 +71,40 @@ def with_indices(rows: Rows) -> tuple[Rows, str | None]:
         for number, (line, row) in enumerate(rows)
     ]
     return changed, next(iter(fitting), None) if values else None
+
+
+class WrittenAnswers:
+    """The answers of a file that are texts in JSON or Parquet: a text that equals a choice is that choice.
+
+    Only if others of the same file are indices or letters, a text such as "1" over the choices 1, 2, 3, 4 is in doubt.
+    """
+
+    def __init__(self) -> None:
+        self._choice: str | None = None  # the first that equals a choice and would be another as index or letter
+        self._other: str | None = None  # the first that is an index or letter and equals no choice
+
+    def see(self, answer: Any, choices: Any, where: str) -> None:
+        """Learn a row's answer; others than short texts tell nothing."""
+        if type(answer) is not str or len(answer) > 4 or not isinstance(choices, list):
+            return
+        text, number = answer.strip(), _as_index(answer.strip(), choices)
+        other = _as_letter(text, choices) if number is None else number
+        if other is None:
+            return
+        choice = _as_text(answer, choices) if answer in choices else _as_text(text, choices)
+        if choice is None:
+            self._other = self._other or f"{answer!r} ({where}) is an index or a letter over the choices {choices}"
+        elif choice != other:
+            self._choice = self._choice or f"{answer!r} ({where}) is a text of the choices {choices}"
+
+    def require_one_meaning(self) -> None:
+        """Check that the file's answers are meant in one way.
+
+        Raises:
+            InputError: they may be meant in two; the message shows both.
+        """
+        if self._choice and self._other:
+            raise InputError(
+                f"the answer {self._other}, and {self._choice} and would be another one as an index or letter; give "
+                "all as integers (indices from 0), or all as texts of choices"
+            )

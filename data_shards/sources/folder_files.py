@@ -64,12 +64,15 @@ def _check_set(paths: Sequence[Path]) -> None:
         by_number = sorted((int(part["number"]), path.name) for path, part in zip(paths, parts, strict=True) if part)
         one, other = next(pair for pair in itertools.pairwise(by_number) if pair[0][0] == pair[1][0])
         raise InputError(f"{one[1]} and {other[1]} are the same part of a set; keep one")
-    if missing := sorted(set(range(int(first["total"]))) - numbers):
-        width = len(first["number"])
-        name = f"{first['split']}-{missing[0]:0{width}d}-of-{first['total']}{paths[0].suffix}"
+    total = int(first["total"])
+    if beyond := [number for number in numbers if number >= total]:
+        raise InputError(f"part {max(beyond)} is beyond a set of {total}, with parts 0 to {total - 1}; rename them")
+    if num_missing := total - len(numbers):
+        missing = next(number for number in range(total) if number not in numbers)
+        name = f"{first['split']}-{missing:0{len(first['number'])}d}-of-{first['total']}{paths[0].suffix}"
         raise InputError(
-            f"{paths[0].name} is part of a set of {int(first['total'])}, of which {len(missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} missing, such as {name}; add what is missing, or remove the set"
+            f"{paths[0].name} is part of a set of {total:,}, of which {num_missing:,} "
+            f"{'is' if num_missing == 1 else 'are'} missing, such as {name}; add what is missing, or remove the set"
         )
 
 

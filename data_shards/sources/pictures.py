@@ -36,6 +36,7 @@ _TURNS: dict[Any, Image.Transpose] = {  # by the value of EXIF's orientation, wh
 _SIGNATURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\x00", b"MM\x00*")
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 _FULL_SCALES = {"I": (255, 65_535), "F": (1, 255, 65_535)}  # possible values of white; the first that no value exceeds
+_OVERSHOOT = 1.02  # of white, by which a filter's or a resizing's values may exceed it
 _STRIP_ROWS = 1024
 
 
@@ -165,9 +166,9 @@ def _to_grey(image: Image.Image) -> Image.Image:
         low, high = float(values.min()), float(values.max())
         if not np.isfinite([low, high]).all():
             raise ValueError("it contains values that are NaN or infinite")
-        white = next((scale for scale in _FULL_SCALES[image.mode] if low >= 0 and high <= scale), None)
+        white = next((scale for scale in _FULL_SCALES[image.mode] if low >= 0 and high <= scale * _OVERSHOOT), None)
         low, span = (0.0, float(white)) if white else (low, high - low or 1.0)
-        grey = ((values - np.float32(low)) * np.float32(255 / span) + np.float32(0.5)).astype(np.uint8)
+        grey = ((values.astype(np.float64) - low) * (255 / span) + 0.5).clip(0, 255).astype(np.uint8)
     if isinstance(transparent, int):
         grey[values == transparent] = 255
     return Image.fromarray(grey)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from mmcot.texts.sample import TEXT_FIELDS, Sample, SampleError, choice_letter
@@ -100,6 +101,8 @@ def parse_answer_column(value: Any, choices: tuple[str, ...]) -> int:
     text = str(value).strip()
     for written in (value, text):
         if written in choices:
+            if choices.count(written) > 1:
+                raise SampleError(f"the answer {written!r} is {choices.count(written)} of the choices {list(choices)}")
             return choices.index(written)
     if text.isascii() and text.isdigit():
         return int(text)
@@ -107,6 +110,25 @@ def parse_answer_column(value: Any, choices: tuple[str, ...]) -> int:
     if text.strip("()").upper() in letters:
         return letters.index(text.strip("()").upper())
     raise SampleError(f"answer {value!r} is no index, letter or text of the choices {list(choices)}")
+
+
+def unused_fields(sample: Sample, row: dict[str, Any]) -> list[tuple[str, str]]:
+    """The fields of a row that are of another kind than its sample, each with the sample's kind."""
+    kind = sample.kind
+    if kind == "choices":
+        names: tuple[str, ...] = OTHER_KINDS
+    else:
+        names = ("question", "image") if kind == "document" else ("answer",) if row.get("answers") else ()
+    return [(name, kind) for name in names if row.get(name) not in (None, "", [])]
+
+
+def notes_on_other_kinds(others: Counter[tuple[str, str]]) -> list[str]:
+    """Sentences on what ``unused_fields`` found, by the number of rows."""
+    return [
+        f"note: the field {name!r} of {times:,} row{'s' * (times > 1)} is not used, it is none of a sample of the kind "
+        f"{kind!r}"
+        for (name, kind), times in others.items()
+    ]
 
 
 def id_of_row(row: dict[str, Any]) -> str | None:

@@ -32,12 +32,12 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.sources.columns import Columns
-from data_shards.sources.csv_answers import with_indices
+from data_shards.sources.csv_answers import WrittenAnswers, with_indices
 from data_shards.sources.folder_files import SPLIT_NAMES, ignored_files, split_files, split_of
 from data_shards.sources.gathering import Gathering
 from data_shards.sources.held_pictures import PicturesOfTables
 from data_shards.sources.question_set import QuestionSet
-from data_shards.sources.row_samples import id_of_row, sample_of_row
+from data_shards.sources.row_samples import id_of_row, notes_on_other_kinds, sample_of_row, unused_fields
 from data_shards.sources.table_rows import SUFFIXES, Rows, place_of, read_rows
 from mmcot.errors import InputError
 from mmcot.texts.sample import Sample, SampleError
@@ -68,24 +68,29 @@ def read(path: Path, columns: Mapping[str, str] | None = None) -> QuestionSet:
     """
     names = Columns(columns)
     gathered, notes = Gathering(), []
-    is_whole = True
+    is_whole, others = True, Counter[tuple[str, str]]()
     ids, held = _Ids(names), PicturesOfTables(path if path.is_dir() else path.parent, names)
     for file, split_of_file in _files(path):
+        written = WrittenAnswers()
         try:
             for number, row in _decided_rows(file, gathered, notes, names):
                 place = place_of(file, number)
+                written.see(row.get("answer"), row.get("choices"), place[2] or f"line {number}")
                 try:
                     sample = ids.sample(number, held.named(file, row), split_of_file)
                     gathered.add(sample, place)
                     held.add(file, number, row, sample)
+                    others.update(unused_fields(sample, row))
                 except InputError as error:
                     gathered.refuse(error, place)
             ids.end_of_file(split_of_file)
+            written.require_one_meaning()
         except InputError as error:  # the rest of the file cannot be read
             gathered.refuse(error, (str(file), None, None))
             is_whole = False
     if is_whole:
         names.require_found()  # before other faults, because every row lacks the field
+    notes += notes_on_other_kinds(others)
     notes += [*ids.notes(), *names.notes(), *_notes_on_other_tables(path)]
     return gathered.question_set(held.pictures, notes=notes, held=held.whole)
 
@@ -136,10 +141,15 @@ class _Ids:
         Raises:
             SampleError: it is none.
         """
-        given, self._num_rows = row.get("split") or split_of_file, number + 1
+        own, self._num_rows = row.get("split"), number + 1
+        given = split_of_file if own in (None, "") else own
         qid = self._made(number, given, split_of_file) if self._columns.lack_ids else id_of_row(row)
         if qid is None:
             raise SampleError("the field 'qid' is missing; every question needs a unique id")
+        if own and split_of_file and own != split_of_file and SPLIT_NAMES.get(str(own)) != split_of_file:
+            raise SampleError(
+                f"question {qid}: its split is {own!r}, and the file is of {split_of_file!r}; move it, or correct it"
+            )
         if given is not None and (not isinstance(given, str) or given not in SPLIT_NAMES):
             raise SampleError(f"question {qid}: split {given!r} is unknown; expected train, val or test")
         split = SPLIT_NAMES[given] if given else _divide(qid)

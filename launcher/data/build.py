@@ -29,7 +29,7 @@ from launcher.data.describe import is_question
 from launcher.data.feature_tasks import make_features
 from launcher.data.fingerprints import PicturesChangedError, claim_folder, folder_inputs, tokenizer_formats
 from launcher.data.hub_source import hub_place, is_on_hub
-from launcher.data.published_features import makes_features, open_ready_made
+from launcher.data.published_features import makes_features, name_map, open_ready_made
 from launcher.runs.progress import Phase
 from launcher.stages.data_folder import DataFolder, is_indexed, open_data
 from mmcot.texts.prompts import build_pair, split_format
@@ -219,6 +219,11 @@ def _build_features(settings: Settings, source: Path | None, shards_dir: Path, r
         features_of, shape = open_ready_made(data)
         name = data.require_features()
         manifest = write_feature_shards(shards_dir, name=name, features_of=features_of, shape=shape)
+        if not _pictures(manifest):
+            report(
+                f"note: no question has a row in {name_map(data)}; its ids are not those of this data set, or no "
+                "question has a picture"
+            )
     report(
         f"features {data.features}: {manifest['num_patches']} patches of {manifest['dim']}, {_pictures(manifest):,} "
         "pictures"

@@ -9,8 +9,10 @@ from typing import Any
 
 from data_shards.atomic_files import commit_json, fingerprint, read_json, sha256_of_file
 from data_shards.manifest import SCHEMA_VERSION, read_manifest
+from data_shards.sources.folder_files import split_of
 from data_shards.sources.forms import form_of
 from data_shards.sources.question_set import SPLITS, Picture
+from data_shards.sources.table_rows import SUFFIXES
 from launcher.config.chains import ANSWER, CHAINS
 from launcher.config.settings import Data, Settings, SettingsError
 from launcher.data.hub_source import commit_of
@@ -127,6 +129,9 @@ def _published_facts_of_0_1(data: Data) -> list[Any] | None:
     ]
 
 
+_READ_IF_THERE = ("captions.json", "ceilings.json")  # of ScienceQA's layout
+
+
 def claim_folder(data: Data, source: Path, shards_dir: Path, inputs: dict[str, Any]) -> None:
     """Claim the folder for these texts, and its feature for these pictures.
 
@@ -170,7 +175,9 @@ def _like_earlier(folder: Path, inputs: dict[str, Any]) -> dict[str, Any]:
     known = (_stored(folder) or {}).get("files")
     files = inputs["files"]
     if isinstance(known, dict) and files.items() <= known.items():
-        return {**inputs, "files": known}
+        others = (Path(str(name)) for name in known.keys() - files.keys())
+        if not any(split_of(other, SUFFIXES) or other.name in _READ_IF_THERE for other in others):
+            return {**inputs, "files": known}
     return inputs
 
 

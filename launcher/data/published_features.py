@@ -87,7 +87,7 @@ def _open_array(path: Path) -> np.ndarray:
         raise FeatureError(f"{path} holds a tensor of {tensor.layout} on {tensor.device}, expected {_EXPECTED}")
     if tensor.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
         raise FeatureError(f"{path} holds values of {tensor.dtype}, expected {_EXPECTED}; convert them with .float()")
-    tensor = tensor.detach()  # of a parameter
+    tensor = tensor.detach().resolve_conj().resolve_neg()  # of a parameter, or a view
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 

@@ -105,6 +105,8 @@ class Sample:
         if kind == "free":
             if any(not answer.strip() for answer in self.answers or ()):
                 raise SampleError(f"question {self.qid}: an accepted answer is empty; give it a text, or leave it out")
+        elif kind == "choices" and not all(map(str.strip, self.choices)):
+            raise SampleError(f"question {self.qid}: one of the choices {list(self.choices)} is empty; give it a text")
         elif kind == "choices" and not 2 <= len(self.choices) <= MAX_CHOICES:
             raise SampleError(
                 f"question {self.qid}: the number of choices is {len(self.choices)}; expected 2 to {MAX_CHOICES} (one "
@@ -237,20 +239,31 @@ def choice_letter(index: int) -> str:
     return chr(ord("A") + index)
 
 
+def shortened(value: Any, length: int = 100) -> str:
+    """A value for a message, cut where it is long."""
+    shown = repr(value)
+    return shown if len(shown) <= length else f"{shown[:length]}..."
+
+
 def _image_names(qid: str, image: Any) -> tuple[str, ...]:
     if image is not None and not isinstance(image, (str, list, tuple)):
-        raise SampleError(f"question {qid}: the field 'image' is {image!r}; expected a file name, or a list of them")
+        shown = shortened(image)
+        raise SampleError(f"question {qid}: the field 'image' is {shown}; expected a file name, or a list of them")
     names = () if image in (None, "") else (image,) if isinstance(image, str) else tuple(image)
     for name in names:
+        if isinstance(name, str) and name.partition(":")[0].lower() in ("data", "http", "https"):
+            raise SampleError(
+                f"question {qid}: picture {shortened(name, 40)} is an address; save it as a file and give its name"
+            )
         if not isinstance(name, str) or name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
-            raise SampleError(f"question {qid}: picture {name!r} must be a file name inside the data folder")
+            raise SampleError(f"question {qid}: picture {shortened(name)} must be a file name inside the data folder")
     return names
 
 
 def _texts(qid: str, record: dict[str, Any]) -> dict[str, str]:
     """The optional text fields of a record, and its caption."""
     get = record.get
-    texts = {field: get(field) or "" for field in _TEXTS}
+    texts = {field: "" if (value := get(field)) is None else value for field in _TEXTS}
     if set(map(type, texts.values())) != {str}:
         return {field: _text(qid, field, text) for field, text in texts.items()}
     return texts
@@ -258,13 +271,13 @@ def _texts(qid: str, record: dict[str, Any]) -> dict[str, str]:
 
 def _text(qid: str, field: str, value: Any) -> str:
     if not isinstance(value, str):
-        raise SampleError(f"question {qid}: the field {field!r} is {value!r}; expected a text")
+        raise SampleError(f"question {qid}: the field {field!r} is {shortened(value)}; expected a text")
     return value
 
 
 def _choices(qid: str, choices: Any) -> tuple[str, ...]:
     if not isinstance(choices, (list, tuple)) or not set(map(type, choices)) <= {str}:
-        raise SampleError(f"question {qid}: choices {choices!r} must be a list of texts")
+        raise SampleError(f"question {qid}: choices {shortened(choices)} must be a list of texts")
     return tuple(choices)
 
 

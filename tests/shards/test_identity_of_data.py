@@ -192,3 +192,10 @@ def test_all_unreadable_pictures_of_a_shard_are_told_together(tables, tmp_path):
     with pytest.raises(FaultsError, match=r"q1: .*1\.png is no picture(.|\n)*q4: (.|\n)*2 faults in all"):
         build(tables, tmp_path)
     assert not (tmp_path / "out" / "features" / "patch" / "train-000000.tar").exists()
+
+
+def test_a_removed_split_is_another_data_set(tables, tmp_path):
+    build(tables, tmp_path)
+    (tables / "test.jsonl").unlink()
+    with pytest.raises(SettingsError, match="holds the shards of another data set"):
+        build(tables, tmp_path)
