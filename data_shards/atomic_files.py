@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.strict_json import read_json_file
-from mmcot.errors import BusyError, InputError
+from mmcot.errors import BusyError
 
 _HERE, _RENAME_EXCHANGE = -100, 2  # AT_FDCWD and a flag of Linux's renameat2
 
@@ -157,10 +157,7 @@ def read_json(path: str | Path) -> Any:
     Raises:
         InputError: it is not valid JSON.
     """
-    try:
-        return read_json_file(path, finite=False)
-    except InputError as error:
-        raise InputError(f"{error.problem}; restore or delete the file").at(path, line=error.line) from None
+    return read_json_file(path, finite=False, remedy="restore or delete the file")
 
 
 def sha256_of_file(path: str | Path) -> str:

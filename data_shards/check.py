@@ -43,7 +43,8 @@ def _check_shard(folder: Path, shard: Shard, extension: str, qids: list[str]) ->
         with local_copy(tar) as path:
             if (digest := sha256_of_file(path)) != shard.sha256:
                 raise ShardError(
-                    f"{tar} has sha256 {digest}, its manifest has {shard.sha256}; the shard was cut off or altered"
+                    f"{tar} has sha256 {digest}, its manifest has {shard.sha256}; the shard was cut off or "
+                    "altered: restore it, or build the shards again"
                 )
             table = build_index(path, name=tar)
     except FileNotFoundError:

@@ -28,16 +28,21 @@ from typing import Any
 from data_shards.atomic_files import (
     commit_bytes,
     commit_json,
-    read_json,
     sha256_of_file,
 )
 from data_shards.errors import ShardError
+from data_shards.json_shapes import Shape, Whole, fault_of_shape, parse_record, read_record
 from data_shards.manifest import manifest_shards, read_manifest
 from data_shards.sealed_json import commit_sealed, read_sealed
+from data_shards.strict_json import read_text
+from mmcot.errors import InputError
 
 MAX_TASK_SAMPLES = 256
 _OPEN_FILES = 512
 _LEDGER = "ledger"
+_ENTRY = {"sha256": str, "num_samples": Whole()}
+_FILES = {str: _ENTRY}
+_MANIFEST = {"inputs": dict, "complete": bool, "files?": _FILES, "summary?": dict}
 _FILE_NAME = re.compile(r"(train|val|test)/\d{6,}-\d{6,}\.jsonl")
 
 
@@ -108,7 +113,7 @@ def reason_to_write_again(output_dir: str | Path, task: Task, qids: Sequence[str
     path, manifest_path = Path(output_dir) / task.file_name, Path(output_dir) / "manifest.json"
     manifest: dict[str, Any] = _read_manifest(manifest_path) if manifest_path.exists() else {"complete": False}
     try:
-        entry = manifest["files"].get(task.file_name) if manifest["complete"] else read_json(_entry(output_dir, task))
+        entry = manifest["files"].get(task.file_name) if manifest["complete"] else _read_entry(output_dir, task)
     except FileNotFoundError:
         entry = None
     except ValueError as error:
@@ -118,7 +123,7 @@ def reason_to_write_again(output_dir: str | Path, task: Task, qids: Sequence[str
     data = path.read_bytes()
     if (found := hashlib.sha256(data).hexdigest()) != entry["sha256"]:
         return f"its sha256 is {found[:12]}..., {entry['sha256'][:12]}... was written"
-    if [line["qid"] for line in read_lines(path)] != list(qids):
+    if [line["qid"] for line in read_lines(path, {"qid": str})] != list(qids):
         return "it holds the texts of other questions"
     return None
 
@@ -135,7 +140,11 @@ def write_task(output_dir: str | Path, task: Task, lines: list[dict[str, Any]]) 
 
 def sha256_written(output_dir: str | Path, task: Task) -> str:
     """The sha256 of what ``write_task`` has written last, from the ledger."""
-    return read_json(_entry(output_dir, task))["sha256"]
+    return _read_entry(output_dir, task)["sha256"]
+
+
+def _read_entry(output_dir: str | Path, task: Task) -> dict[str, Any]:
+    return read_record(_entry(output_dir, task), _ENTRY, remedy=f"delete it and {task.file_name}, and run again")
 
 
 def _entry(output_dir: str | Path, task: Task) -> Path:
@@ -143,23 +152,35 @@ def _entry(output_dir: str | Path, task: Task) -> Path:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
+    remedy = f"restore it, or delete {path.parent} and run again"
     try:
-        return read_sealed(path, remedy=f"restore it, or delete {path.parent} and run again")
+        manifest = read_sealed(path, remedy=remedy)
     except ValueError as error:
         raise ShardError(str(error)) from None
+    fault = fault_of_shape(manifest, _MANIFEST)
+    if fault is None and manifest["complete"] and "files" not in manifest:
+        fault = "the key 'files' is missing, expected an object"
+    if fault is not None:
+        raise ShardError(f"{path} cannot be used: {fault}; {remedy}")
+    return manifest
 
 
-def read_lines(path: str | Path) -> list[dict[str, Any]]:
+def read_lines(path: str | Path, shape: Shape = dict) -> list[dict[str, Any]]:
     """Read a committed file.
 
+    Args:
+        shape: of a line, as for ``read_record``.
+
     Raises:
-        ShardError: a line is not valid JSON.
+        ShardError: a line is not valid JSON, or has another shape.
     """
+    remedy = "restore it, or delete the file and run again"
     try:
         # Not splitlines(): a model may generate U+2028, which does not end a line in JSONL.
-        return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").split("\n") if line]
-    except json.JSONDecodeError as error:
-        raise ShardError(f"{path} has a line that is no JSON ({error}); delete the file and run again") from error
+        lines = enumerate(read_text(path).split("\n"), start=1)
+        return [parse_record(line, shape, file=path, line=number, remedy=remedy) for number, line in lines if line]
+    except InputError as error:
+        raise ShardError(str(error) if remedy in str(error) else f"{error}; {remedy}") from None
 
 
 def verified_files(output_dir: str | Path) -> dict[str, dict[str, Any]]:
@@ -243,7 +264,13 @@ class RationaleReader:
         path = self.output_dir / name
         if not path.exists() or sha256_of_file(path) != self._files[name]["sha256"]:
             raise ShardError(f"{path} is missing or not what was written; delete {self.output_dir} and run again")
-        return [(line["qid"], line[self._field]) for line in read_lines(path)]
+        lines = read_lines(path, {"qid": str, self._field: str})
+        if len(lines) != self._files[name]["num_samples"]:
+            raise ShardError(
+                f"{path} has {len(lines):,} lines, the manifest says {self._files[name]['num_samples']:,}; delete "
+                f"{self.output_dir} and run again"
+            )
+        return [(line["qid"], line[self._field]) for line in lines]
 
 
 def read_rationales(output_dir: str | Path, split: str, *, field: str = "rationale") -> dict[str, str]:

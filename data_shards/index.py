@@ -133,12 +133,18 @@ def read_index(index_file: str | Path, *, sha256: str | None = None) -> pa.Table
             )
         with pq.ParquetFile(pa.BufferReader(data)) as file:
             table = file.read(use_threads=False)  # takes 0.1 ms; read_table takes five times as long
+        table.validate(full=True)
     except FileNotFoundError as error:
         raise ShardError(f"index {index_file} is missing; {remedy}") from error
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, MemoryError) as error:
         raise ShardError(f"{index_file} is not a readable index ({error}); {remedy}") from error
     if table.schema.names != _SCHEMA.names:
         raise ShardError(f"{index_file} has the columns {table.schema.names}, expected {_SCHEMA.names}; {remedy}")
+    if not table.schema.equals(_SCHEMA) or any(column.null_count for column in table.columns):
+        raise ShardError(
+            f"{index_file} has columns of types {table.schema.types} or empty cells in them, expected {_SCHEMA.types} "
+            f"without empty cells; {remedy}"
+        )
     return table
 
 

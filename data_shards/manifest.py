@@ -10,9 +10,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from data_shards.atomic_files import read_json
 from data_shards.errors import ShardError
 from data_shards.index import is_picture, picture_order, read_index, read_member, rows_of_extension
+from data_shards.json_shapes import Whole, fault_of_shape, read_record
 from data_shards.remote_files import fetch_file, is_remote, local_copy
 from data_shards.sealed_json import broken_seal
 from data_shards.sources.question_set import SPLITS
@@ -24,6 +24,39 @@ SCHEMA_VERSION = 1
 ORIGIN = "origin.json"  # beside the manifest of a mirrored folder: its URL
 _REMEDY = "restore it, or build the shards again with `mmcot data shard` or `mmcot data index`"
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
+_COUNTS = {split: Whole() for split in SPLITS}
+_OF_EVERY = {
+    "kind": str,
+    "num_samples": _COUNTS,
+    "shards": [
+        {
+            "name": str,
+            "split": str,
+            "num_samples": Whole(),
+            "size_bytes": Whole(),
+            "sha256": str,
+            "path?": (str, None),
+            "index_sha256?": (str, None),
+        }
+    ],
+    "fingerprint": str,
+}
+_OF_KIND = {
+    "text": {
+        "counts": {str: Whole()},
+        "lists": {str: [str]},
+        "ceilings": (dict, None),
+    },
+    "features": {
+        "feature": str,
+        "num_patches": Whole(),
+        "dim": Whole(),
+        "dtype": str,
+        "counts": {split: {"num_with_features": Whole(), "num_no_image": Whole()} for split in SPLITS},
+        "text_fingerprint": str,
+    },
+}
+_ORIGIN = {"url": str}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +156,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """Read ``folder/manifest.json``; that of a mirrored folder gets the URLs of its tars.
 
     Raises:
-        ShardError: there is none (the build did not finish), it was altered, or it has another schema version.
+        ShardError: there is none (the build did not finish), it was altered, or has another schema version or shape.
+        InputError: it is no JSON object.
     """
     path = Path(folder) / "manifest.json"
     if not path.exists():
@@ -131,7 +165,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             f"{path} does not exist: the build of the folder did not finish; run `mmcot data shard` or `mmcot data "
             "index` again"
         )
-    manifest = read_json(path)
+    manifest = read_record(path, dict, remedy=_REMEDY)
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise ShardError(
             f"{path} has schema version {manifest.get('schema_version')!r}, this program reads {SCHEMA_VERSION}; "
@@ -139,8 +173,56 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         )
     if reason := broken_seal(manifest):
         raise ShardError(f"{path} cannot be used: {reason}; {_REMEDY}")
+    check_shape(manifest, path)
     origin = path.with_name(ORIGIN)
-    return with_urls(manifest, read_json(origin)["url"]) if origin.exists() else manifest
+    if not origin.exists():
+        return manifest
+    return with_urls(manifest, read_record(origin, _ORIGIN, remedy=f"delete {path.parent.parent} and run again")["url"])
+
+
+def check_shape(manifest: dict[str, Any], name: object) -> None:
+    """Verify that a manifest has what its readers need.
+
+    Args:
+        name: its path or URL, for messages.
+
+    Raises:
+        ShardError: it has not.
+    """
+    fault = fault_of_shape(manifest, _OF_EVERY)
+    if fault is None and manifest["kind"] not in _OF_KIND:
+        fault = f"the key 'kind' is {manifest['kind']!r}, expected one of {', '.join(_OF_KIND)}"
+    fault = fault or fault_of_shape(manifest, _OF_KIND[manifest["kind"]])
+    known = {field.name for field in dataclasses.fields(Shard)}
+    if fault is None and (unknown := {key for shard in manifest["shards"] for key in shard} - known):
+        fault = f"a shard has the unknown key {min(unknown)!r}, expected {', '.join(sorted(known))}"
+    if fault is None:
+        fault = _fault_of_shards(manifest)
+    if fault is not None:
+        raise ShardError(f"{name} cannot be used: {fault}; {_REMEDY}")
+
+
+def _fault_of_shards(manifest: dict[str, Any]) -> str | None:
+    """What is wrong with the names and numbers of shards, which are used in file names and sums."""
+    shards = manifest["shards"]
+    if fault := _fault_of_names(manifest):
+        return fault
+    for split, number in manifest["num_samples"].items():
+        found = sum(shard["num_samples"] for shard in shards if shard["split"] == split)
+        if found != number:
+            return f"it counts {number:,} samples of {split}, its shards have {found:,}"
+    return None
+
+
+def _fault_of_names(manifest: dict[str, Any]) -> str | None:
+    """Which shard has a name or split that may be no part of a file's name; None where all are fine."""
+    for shard in manifest["shards"]:
+        if not _NAME.fullmatch(shard["name"]) or shard["split"] not in SPLITS:
+            return (
+                f"it names a shard {shard['name']!r} of split {shard['split']!r}, expected such as train-000012 of "
+                f"{', '.join(SPLITS)}"
+            )
+    return None
 
 
 def with_urls(manifest: dict[str, Any], url: str) -> dict[str, Any]:
@@ -151,12 +233,8 @@ def with_urls(manifest: dict[str, Any], url: str) -> dict[str, Any]:
 
 def manifest_shards(manifest: dict[str, Any], split: str | None = None) -> list[Shard]:
     """Return the shards of a manifest, of one split or of all, in order."""
-    for shard in manifest["shards"]:
-        if not _NAME.fullmatch(shard["name"]) or shard["split"] not in SPLITS:  # both are used in file names
-            raise ShardError(
-                f"a manifest names a shard {shard['name']!r} of split {shard['split']!r}, expected such as "
-                f"train-000012 of {', '.join(SPLITS)}; build the shards again"
-            )
+    if fault := _fault_of_names(manifest):
+        raise ShardError(f"a manifest cannot be used: {fault}; {_REMEDY}")
     return [Shard(**shard) for shard in manifest["shards"] if split in (None, shard["split"])]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,13 @@ from data_shards.atomic_files import (
     commit_json,
     exclusive,
     fingerprint,
-    read_json,
 )
 from data_shards.errors import ShardError
-from data_shards.manifest import ORIGIN, with_urls
+from data_shards.json_shapes import read_record
+from data_shards.manifest import ORIGIN, check_shape, with_urls
 from data_shards.remote_files import is_remote, read_file
 from data_shards.sealed_json import broken_seal
+from data_shards.strict_json import parse_json
 
 _LAYOUT = 2  # of a local copy; 1 changed the manifests
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -64,14 +64,16 @@ def local_folder(location: str | Path, cache_dir: str | Path, *, features: str |
 def origin_of(folder: str | Path) -> str | None:
     """Return the URL of a mirrored data folder; None for any other folder."""
     path = Path(folder) / "origin.json"
-    return read_json(path)["url"] if path.exists() else None
+    remedy = f"restore it, or delete {folder} and run again"
+    return read_record(path, {"url": str}, remedy=remedy)["url"] if path.exists() else None
 
 
 def _parse_manifest(data: bytes, folder: str) -> dict[str, Any]:
     """Parse a manifest, whose tars must be behind URLs."""
-    manifest = json.loads(data)
+    manifest = parse_json(data, f"{folder}/manifest.json", remedy="copy the finished data folder there again")
     if reason := broken_seal(manifest):
         raise ShardError(f"{folder}/manifest.json cannot be used: {reason}; copy the finished data folder there again")
+    check_shape(manifest, f"{folder}/manifest.json")
     local = [shard["path"] for shard in with_urls(manifest, folder)["shards"] if not is_remote(shard["path"])]
     if local:
         raise ShardError(f"{folder} names tars of another machine, such as {local[0]}; index them by URL")

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import itertools
 import os
+import stat
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -131,7 +132,7 @@ class Members:
             descriptor, fetched = self._cache.open(location, sha256=facts.sha256, size=facts.size_bytes)
             self._count(fetched)
         else:
-            descriptor = os.open(location, os.O_RDONLY)
+            descriptor = _open_tar(location)
         with self._lock:
             if shard in self._descriptors:  # another thread was faster
                 os.close(descriptor)
@@ -164,3 +165,15 @@ class Members:
                 "build it again with `mmcot data shard` or `mmcot data index`"
             )
         return columns
+
+
+def _open_tar(path: str) -> int:
+    remedy = "restore it, or build the shards again with `mmcot data shard` or `mmcot data index`"
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        raise ShardError(f"{path} is missing; {remedy}") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ShardError(f"{path} is no file, expected a tar; {remedy}")
+    return descriptor

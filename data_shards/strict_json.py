@@ -28,7 +28,13 @@ class NotJsonError(InputError):
 
 
 def parse_json(
-    text: str | bytes, file: object, *, line: int | None = None, member: str | None = None, finite: bool = True
+    text: str | bytes,
+    file: object,
+    *,
+    line: int | None = None,
+    member: str | None = None,
+    finite: bool = True,
+    remedy: str = "correct it there, or write it again",
 ) -> Any:
     """Parse a JSON value.
 
@@ -38,6 +44,7 @@ def parse_json(
         line: its line, if the file has a value a line.
         member: its place in a file without lines.
         finite: refuse NaN and infinities.
+        remedy: what to do with a text that is no JSON.
 
     Raises:
         NotJsonError: it is no valid JSON.
@@ -60,11 +67,13 @@ def parse_json(
     except json.JSONDecodeError as error:
         # A value of several lines has a line of its own.
         where = f"line {error.lineno}, " if line is not None and "\n" in str(text).strip() else ""
-        problem = f"no valid JSON ({error.msg} at {where}character {error.colno})"
+        problem = f"no valid JSON ({error.msg} at {where}character {error.colno}); {remedy}"
         line = error.lineno if line is None and member is None and "\n" in str(text).strip() else line
         raise NotJsonError(problem).at(file, line=line, member=member) from None
     except RecursionError:
-        raise InputError("objects and lists are nested too deeply").at(file, line=line, member=member) from None
+        raise InputError(f"objects and lists are nested too deeply; {remedy}").at(
+            file, line=line, member=member
+        ) from None
     except ValueError as error:
         if not isinstance(error, InputError):  # Python's limit of digits
             error = InputError("an integer has thousands of digits; write it as a text, or leave it out")
@@ -79,13 +88,15 @@ def may_have_halves(text: str) -> bool:
     return "\\ud" in text or "\\uD" in text
 
 
-def read_json_file(path: str | Path, *, finite: bool = True) -> Any:
+def read_json_file(
+    path: str | Path, *, finite: bool = True, remedy: str = "correct it there, or write it again"
+) -> Any:
     """Read a file that is one JSON value.
 
     Raises:
         InputError: as ``parse_json`` and ``read_text``.
     """
-    return parse_json(Path(path).read_bytes(), path, finite=finite)
+    return parse_json(Path(path).read_bytes(), path, finite=finite, remedy=remedy)
 
 
 def read_text(path: str | Path) -> str:

@@ -144,8 +144,12 @@ def _cut_off(path: Path, size: int, start: bytes) -> tuple[str, str] | None:
 
 
 def _is_of_torch(path: Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
-        return any(name.rpartition("/")[2] in ("data.pkl", "constants.pkl") for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error, EOFError):
+        return True  # a damaged one, as torch will say
+    return any(name.rpartition("/")[2] in ("data.pkl", "constants.pkl") for name in names)
 
 
 def _size_of_safetensors(path: Path, size: int) -> int | None:

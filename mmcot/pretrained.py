@@ -49,6 +49,10 @@ def opening(name: str | Path, what: str) -> Iterator[None]:
         if "allocate memory" in str(error):
             raise MemoryError(str(error)) from error
         raise InputError(_why(str(name), what, error)) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of code in Rust, as in tokenizers
+            raise
+        raise InputError(_why(str(name), what, RuntimeError(str(error)))) from error
 
 
 def _why(name: str, what: str, error: Exception) -> str:

@@ -122,7 +122,10 @@ def _lines(reader: Any, path: Path, skipped: int) -> Iterator[tuple[int, list[st
 
 
 def _known(header: str, separator: str, known: Collection[str]) -> set[str]:
-    names = next(csv.reader([header.strip()], delimiter=separator), [])
+    try:
+        names = next(csv.reader([header.strip()], delimiter=separator), [])
+    except csv.Error:  # where the rows are read it is told with its line
+        return set()
     return {name for name in (_known_name(name, known) for name in names) if name in known}
 
 

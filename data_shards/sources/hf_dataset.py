@@ -44,7 +44,13 @@ def content_files(path: Path) -> list[Path]:
         listed = content.get("_data_files") if isinstance(content, dict) else None
         if not isinstance(listed, list) or not all(isinstance(each, dict) and "filename" in each for each in listed):
             raise InputError("its list _data_files is no list of file names; save the data set again").at(state)
-        files += [state.parent / str(each["filename"]) for each in listed]
+        names = [str(each["filename"]) for each in listed]
+        if outside := [name for name in names if Path(name).name != name]:
+            raise InputError(
+                f"it names a file {outside[0][:200]!r}, expected one beside it such as "
+                "data-00000-of-00001.arrow; save the data set again"
+            ).at(state)
+        files += [state.parent / name for name in names]
     if missing := [file for file in files if not file.is_file()]:
         raise InputError(f"{missing[0].name} does not exist, and its data set names it; save it again").at(missing[0])
     return sorted(files)
@@ -101,12 +107,16 @@ def _parts(path: Path) -> dict[Any, Any]:
     content_files(path)
     try:
         loaded = datasets.load_from_disk(str(path))
+        parts = dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+        for part in parts.values():
+            # Reading values at offsets of a damaged file would end the process. The table alone: each `data` is one.
+            part.data.table.validate(full=True)
     except Exception as error:  # of pyarrow, datasets, json: each has its own types
         said = " ".join(str(error).split())[:200]
         raise InputError(f"the data set cannot be opened ({type(error).__name__}: {said}); save it again").at(
             path
         ) from error
-    return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {"train": loaded}
+    return parts
 
 
 def _sample(row: dict[str, Any], split: str, index: int) -> Sample:

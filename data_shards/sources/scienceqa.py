@@ -108,7 +108,8 @@ def _required(folder: Path, name: str) -> dict[str, Any]:
     path = folder / name
     if not path.exists():
         raise MissingFileError(
-            f"{path} does not exist; a folder in ScienceQA's layout has problems.json and pid_splits.json"
+            f"{path} does not exist; a folder in ScienceQA's layout has problems.json and pid_splits.json; restore "
+            "it, or give another folder"
         )
     value = read_json_file(path)
     if not isinstance(value, dict):

@@ -81,9 +81,10 @@ def _name_in(folder: str | Path) -> str:
         )
     if (fault := fault_of(path, "the configuration of a model")) is not None:
         raise InputError(fault)
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = json.loads(path.read_bytes())
     names = config.get("architectures") or [] if isinstance(config, dict) else []
-    name = next((name for name in names if name in MODULES), None)
+    known = [name for name in names if isinstance(name, str) and name in MODULES] if isinstance(names, list) else []
+    name = next(iter(known), None)
     if name is None:
         raise InputError(
             f"{path} names the architectures {names}, expected one of {sorted(MODULES)}; give the folder of a model "

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from mmcot.errors import InputError
 from mmcot.pretrained import opening
 
+_PROBE = "".join(map(chr, range(32, 127))) + "\n\u00e9"  # has every kind of token once
 PAD_TOKEN, EOS_TOKEN = "<pad>", "</s>"  # ids 0 and 1, as T5 has them
 
 
@@ -58,4 +59,6 @@ def open_tokenizer(name: str | Path) -> Any:
         InputError: it cannot be opened, or needs code of its own.
     """
     with opening(name, "the tokenizer"):
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer(_PROBE)  # some damage is found by its use alone
+    return tokenizer

@@ -112,7 +112,7 @@ def write_texts(folder: Path, **_) -> None:
             if path.exists():
                 path.replace(path.with_name(f"altered-{path.name}"))
             write_task(folder, task, [{"qid": qid, "rationale": f"because {qid}"} for qid in qids])
-        files[task.file_name] = {"sha256": atomic_files.sha256_of_file(path)}
+        files[task.file_name] = {"sha256": atomic_files.sha256_of_file(path), "num_samples": 2}
     close_output(folder, files=files, summary={})
 
 

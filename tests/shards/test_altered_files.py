@@ -116,7 +116,7 @@ def test_a_file_without_a_record_is_written_again(texts):
 
 def test_the_manifest_of_complete_texts_takes_the_place_of_the_ledger_and_verifies_itself(texts):
     sha256 = read_json(texts / "ledger" / "val" / "000000-000000.json")["sha256"]
-    close_output(texts, files={TASK.file_name: {"sha256": sha256}}, summary={})
+    close_output(texts, files={TASK.file_name: {"sha256": sha256, "num_samples": 2}}, summary={})
     assert not (texts / "ledger").exists() and reason(texts) is None
     manifest = read_json(texts / "manifest.json")
     manifest["files"][TASK.file_name]["sha256"] = "0" * 64

@@ -216,7 +216,7 @@ def test_tasks_cover_every_sample_once_and_rationales_join_by_qid(tiny_data, tmp
         path = write_task(
             tmp_path, task, [{"qid": reader.qids[n], "rationale": f"r{reader.qids[n]}\u2028"} for n in numbers]
         )
-        files[task.file_name] = {"sha256": sha256_of_file(path)}
+        files[task.file_name] = {"sha256": sha256_of_file(path), "num_samples": task.num_samples}
     (path.parent / f".tmp-left-by-a-kill-{path.name}").write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ShardError, match="not complete"):
         read_rationales(tmp_path, "train")

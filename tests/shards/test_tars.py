@@ -339,6 +339,7 @@ def test_check_finds_a_tar_of_which_a_part_was_indexed(tmp_path, damage):
         "size_bytes": len(damaged),
         "index_sha256": None,
     }
+    manifest["num_samples"]["train"] = 9
     commit_sealed(tmp_path / "out" / "text" / "manifest.json", manifest)
     with pytest.raises(ShardError, match=rf"a.tar is not a readable tar: .*{damage}"):
         list(check_shards(tmp_path / "out"))
