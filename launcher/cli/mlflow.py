@@ -108,8 +108,8 @@ def sync(
 
 def _last_uri(run_dir: RunDir) -> str | None:
     """The MLflow to which a run was sent last, at its present place."""
-    from data_shards.atomic_files import read_json
     from launcher.runs.places import uri_around
+    from launcher.runs.records import read_mlflow_state
 
-    last = read_json(run_dir.mlflow_state).get("uri") if run_dir.mlflow_state.exists() else None
+    last = read_mlflow_state(run_dir.mlflow_state).get("uri")
     return last and uri_around(run_dir.path, last)

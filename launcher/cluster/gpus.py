@@ -14,11 +14,12 @@ import os
 import sys
 from collections.abc import Callable
 
-from data_shards.atomic_files import commit_json, read_json
+from data_shards.atomic_files import commit_json
 from launcher.cluster.gpu_checks import check_free, num_installed, why_fewer
 from launcher.cluster.ray_session import ray_session
 from launcher.config.settings import Cluster, Settings, SettingsError
 from launcher.runs.nvml import NvmlError, visible_gpus
+from launcher.runs.records import read_device
 from launcher.runs.run_dir import RunDir
 from launcher.runs.run_settings import RUN_SETTINGS, read_run_settings
 
@@ -148,7 +149,7 @@ def computes_on_gpu(run_dir: RunDir) -> bool:
 
 def _kept(run_dir: RunDir) -> bool | None:
     if run_dir.device.exists():
-        return bool(read_json(run_dir.device)["use_gpu"])
+        return read_device(run_dir.device)
     if not (run_dir.path / RUN_SETTINGS).exists():
         return None
     use_gpu = read_run_settings(run_dir.path).cluster.use_gpu

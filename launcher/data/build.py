@@ -202,7 +202,7 @@ def describe_data(folder: DataFolder) -> list[str]:
     counts = folder.features["counts"]
     for split, count in counts.items():
         parts = [f"{count['num_with_features']:,} questions with one", f"{count['num_no_image']:,} without"]
-        parts += [f"{count[name]:,} {text}" for name, text in _TROUBLES.items() if count[name]]
+        parts += [f"{count[name]:,} {text}" for name, text in _TROUBLES.items() if count.get(name)]
         lines.append(f"pictures of {split}: {', '.join(parts)}")
     if not counts["train"]["num_with_features"] and any(count["num_with_features"] for count in counts.values()):
         lines.append("note: no training question has a picture, so the model cannot learn to use those of val and test")

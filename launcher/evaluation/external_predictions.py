@@ -290,4 +290,4 @@ def _require_fits(prediction: int | str | None, problem: Sample, path: Path) -> 
     elif isinstance(prediction, str):
         raise PredictionsError(f"{place}; expected the index of a choice, or null")
     elif not 0 <= prediction < len(problem.choices):
-        raise PredictionsError(f"{place}, its choices are 0 to {len(problem.choices) - 1}")
+        raise PredictionsError(f"{place}, its choices are 0 to {len(problem.choices) - 1}; correct it")

@@ -17,10 +17,20 @@ from data_shards.atomic_files import commit_bytes
 from data_shards.generated_texts import Task, read_lines
 from data_shards.manifest import manifest_shards, read_manifest
 from launcher.config.chains import Chain
+from mmcot.errors import InputError
 from mmcot.metrics.metrics import score_report
 from mmcot.texts.answers import parse_prediction
 from mmcot.texts.prompts import split_format
 from mmcot.texts.sample import Sample
+
+# A line of a run's predictions.
+PREDICTION = {
+    "qid": str,
+    "rationale?": (str, None),
+    "answer_text?": (str, None),
+    "prediction?": (int, str, None),
+    "texts?": {str: (str, None)},
+}
 
 
 def read_problems(shards_dir: str | Path, split: str) -> dict[str, Sample]:
@@ -50,8 +60,12 @@ def write_predictions(
     output = split_format(format)[1]
     lines, reads, field = [], chain.stages[-1].reads, chain.stages[-1].name
     for task in tasks:
-        for answer in read_lines(parts_dir / task.file_name):
+        for answer in read_lines(parts_dir / task.file_name, {"qid": str, field: str}):
             qid, text = answer["qid"], answer[field]
+            if qid not in problems:
+                raise InputError(f"question {qid!r} is not in the data; delete the file and run again").at(
+                    parts_dir / task.file_name
+                )
             prediction = parse_prediction(problems[qid], text, output=output)
             reasons = texts[reads[-1]].get(qid) if reads else chain.reasons(text, problems[qid])
             line = {"qid": qid, "rationale": reasons, "answer_text": text, "prediction": prediction}

@@ -9,7 +9,6 @@ run was started on GPUs and this process sees one that computes in this precisio
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import os
 import sys
@@ -24,12 +23,13 @@ import torch
 from PIL import Image
 
 from data_shards.atomic_files import fingerprint
+from data_shards.generated_texts import read_lines
 from data_shards.picture_features import Encode
 from data_shards.sources.pictures import open_picture
 from launcher.cluster.gpus import computes_on_gpu
 from launcher.config.settings import Settings
 from launcher.data.feature_tasks import open_encoder
-from launcher.evaluation.predictions import other_texts
+from launcher.evaluation.predictions import PREDICTION, other_texts
 from launcher.runs.exported import WEIGHTS, describe_export, verify_model
 from launcher.runs.ownership import owner
 from launcher.runs.run_dir import RunDir, RunError
@@ -109,9 +109,8 @@ class RunPredictor:
         path = self._run_dir.predictions / "test.jsonl"
         if not path.exists():  # of a registered bundle, or before the evaluation
             return False
-        with open(path, encoding="utf-8") as file:
-            lines = [json.loads(line) for line in itertools.islice(file, _FIRST_ANSWERS)]
-        kinds = {type(line["prediction"]) for line in lines}  # an answer that could not be read has none
+        lines = read_lines(path, PREDICTION)[:_FIRST_ANSWERS]
+        kinds = {type(line.get("prediction")) for line in lines}  # an answer that could not be read has none
         return int in kinds and str not in kinds
 
     def load(self) -> None:

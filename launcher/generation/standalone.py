@@ -13,8 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_shards.atomic_files import fingerprint, read_json, sha256_of_file
+from data_shards.atomic_files import fingerprint, sha256_of_file
 from data_shards.generated_texts import verified_files
+from data_shards.json_shapes import Whole, read_record
 from data_shards.mirror import local_folder
 from data_shards.sources.question_set import SPLITS
 from launcher.cluster.gpus import with_device
@@ -112,13 +113,23 @@ def write_model_texts(
     return summary
 
 
+_REMEDY = "restore it, or export the model again"
+_FACTS = {
+    "format?": str,
+    "max_source_tokens?": Whole(1),
+    "max_target_tokens?": Whole(1),
+    "use_caption?": bool,
+    "features?": (str, None),
+}
+
+
 def _settings(model_dir: Path, overrides: Sequence[str]) -> Settings:
     if not list(model_dir.glob("*.safetensors")):
         raise SettingsError(
             f"--model {model_dir} holds no .safetensors; give the folder of a model, such as runs/demo/rationale/model"
         )
     path = model_dir / MODEL_FACTS_FILE
-    facts = read_json(path) if path.exists() else {}
+    facts = read_record(path, _FACTS, remedy=_REMEDY) if path.exists() else {}
     prompts = {name: facts[name] for name in ("format", "max_source_tokens", "max_target_tokens") if name in facts}
     values: dict[str, Any] = {
         RATIONALE: {"num_steps": 1, **prompts},
@@ -131,4 +142,9 @@ def _settings(model_dir: Path, overrides: Sequence[str]) -> Settings:
         raise SettingsError(
             f"{model_dir} has no {MODEL_FACTS_FILE}; give --set rationale.format=QCM-E (or what it was trained with)"
         )
-    return parse_settings(values)
+    try:
+        return parse_settings(values)
+    except SettingsError as error:
+        if overrides or not facts:
+            raise
+        raise SettingsError(f"{path}: {error}; {_REMEDY}") from None

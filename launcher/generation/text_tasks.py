@@ -29,6 +29,7 @@ from data_shards.generated_texts import (
     write_task,
 )
 from data_shards.index import rows_of_extension
+from data_shards.json_shapes import Whole
 from data_shards.manifest import manifest_shards, open_index, read_manifest, shard_qids
 from launcher.cluster.worker_pool import Worker, WorkersError, run_on_workers
 from launcher.generation.task_loading import LoadedTask, TaskLoader
@@ -333,7 +334,7 @@ def _qids_by_task(job: GenerationJob) -> Callable[[Task], list[str]]:
 
 
 def _describe(path: Path, task: Task, stage: str) -> dict[str, Any]:
-    lines = read_lines(path)
+    lines = read_lines(path, {"qid": str, stage: str, "num_tokens": Whole(), "finish": str})
     if len(lines) != task.num_samples:
         raise GenerationError(
             f"{path} has {len(lines)} lines, its task has {task.num_samples}; delete the file and run again"

@@ -87,14 +87,15 @@ class Attempt:
 
     def run_step(self, name: str, inputs: dict[str, Any], run: Callable[[RunLog], dict[str, Any]]) -> dict[str, Any]:
         """Run a step unless its marker exists; returns its outputs."""
-        marker = self.run_dir.marker(name)
+        marker = self.run_dir.marker(name, needs=("inputs", "outputs"))
         if marker is not None:
-            if marker["inputs"] != inputs:
-                changed = next(key for key in inputs if marker["inputs"].get(key) != inputs[key])
+            if (stored := marker["inputs"]) != inputs:
+                changed = next(key for key in {**inputs, **stored} if stored.get(key) != inputs.get(key))
                 raise RunError(
-                    f"{self.run_dir.path}: step {name!r} was done with {changed} = {marker['inputs'].get(changed)!r}, "
-                    f"now it is {inputs[changed]!r}; start another run.dir, or restore what it was done with"
+                    f"{self.run_dir.path}: step {name!r} was done with {changed} = {stored.get(changed)!r}, "
+                    f"now it is {inputs.get(changed)!r}; start another run.dir, or restore what it was done with"
                 )
+            self._check_outputs(name, marker["outputs"])
             self.outputs[name] = marker["outputs"]
             return marker["outputs"]
         self.verify_models()
@@ -120,6 +121,15 @@ class Attempt:
         self.outputs[name] = outputs
         self.num_run += 1
         return outputs
+
+    def _check_outputs(self, name: str, outputs: dict[str, Any]) -> None:
+        """Refuse a marker without the sha256 of the model that the step trained, which later steps compare."""
+        stage = self.settings.chain.stage_of_step(name)
+        if stage and not isinstance(outputs.get(f"{stage.name}_model"), str):
+            raise RunError(
+                f"{self.run_dir.marker_path(name)} has no output {stage.name}_model, expected its sha256; restore it, "
+                f"or delete it and {self.run_dir.model(stage.name)}, and run again"
+            )
 
     def verify_models(self) -> None:
         """Verify the models of finished steps by their markers, before a step that may use or publish them."""

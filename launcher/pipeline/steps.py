@@ -107,7 +107,7 @@ class Steps:
             return self.folder.fingerprints() | {"shards_dir": self.folder.location}
 
         outputs = self.attempt.run_step("data", self.folder.fingerprints(), run)
-        if marker is not None and outputs["shards_dir"] != self.folder.location:
+        if marker is not None and outputs.get("shards_dir") != self.folder.location:
             self.run_dir.mark_done("data", {**marker, "outputs": {**outputs, "shards_dir": self.folder.location}})
 
     def _write_texts(self, stage: Stage, text: str) -> None:

@@ -23,9 +23,10 @@ from typing import Any
 
 from PIL import Image
 
-from data_shards.atomic_files import read_json, sha256_of_file
+from data_shards.atomic_files import sha256_of_file
 from data_shards.generated_texts import read_lines
 from data_shards.indexed_tars import pictures_in_tars
+from data_shards.json_shapes import read_record
 from data_shards.mirror import local_folder
 from data_shards.remote_files import is_remote
 from data_shards.sources.pictures import PictureError, open_picture
@@ -33,6 +34,7 @@ from data_shards.sources.question_set import Picture
 from launcher.config.chains import Chain
 from launcher.config.settings import Settings
 from launcher.data.dataset import kept_source, mini_sqa_folder, read_source
+from launcher.evaluation.predictions import PREDICTION
 from launcher.report.run_facts import wilson
 from launcher.runs.places import place_around
 from launcher.runs.run_dir import RunDir
@@ -49,7 +51,7 @@ FIELDS = ("subject", "topic", "category", "skill", "grade")
 
 def find_shards(run_dir: RunDir, settings: Settings) -> Path | None:
     """The data folder of a run, at its path or next to the run if both were moved; None if it is missing."""
-    marker = run_dir.marker("data")
+    marker = run_dir.marker("data", needs=("shards_dir",))
     location = marker["outputs"]["shards_dir"] if marker else settings.data.shards_dir
     if location is None:
         return None
@@ -109,12 +111,14 @@ def read_outputs(run_dir: RunDir, split: str, chain: Chain) -> dict[str, dict[st
     """What a run has written for the questions of a split: its predictions, or the rationales so far."""
     path = run_dir.predictions / f"{split}.jsonl"
     if path.exists():
-        return {line["qid"]: line for line in read_lines(path)}
+        return {line["qid"]: line for line in read_lines(path, PREDICTION)}
     if not chain.stages[-1].reads:
         return {}
     text = chain.stages[-1].reads[-1]
     files, field = sorted((run_dir.texts(text) / split).glob("[0-9]*.jsonl")), chain.field_of(text)
-    return {line["qid"]: {"rationale": line[field]} for file in files for line in read_lines(file)}
+    return {
+        line["qid"]: {"rationale": line[field]} for file in files for line in read_lines(file, {"qid": str, field: str})
+    }
 
 
 def judge(
@@ -214,7 +218,10 @@ def _find(folder: Path, run_dir: RunDir, member: str) -> Path | None:
 def _is_source_of(shards_dir: Path, source: Path) -> bool:
     """Whether the text shards were built from these files, by the sha256s in their record."""
     path = shards_dir / "inputs.json"
-    files = read_json(path).get("files", {}) if path.exists() else {}
+    shape = {"files?": {str: str}}
+    files = (
+        read_record(path, shape, remedy=f"restore it, or delete {shards_dir}").get("files", {}) if path.exists() else {}
+    )
     paths = {source if source.is_file() else source / name: sha256 for name, sha256 in files.items()}
     return bool(paths) and all(path.is_file() and sha256_of_file(path) == sha256 for path, sha256 in paths.items())
 

@@ -11,19 +11,21 @@ pictures are read in ``launcher/report/questions.py``, attention in ``launcher/r
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from data_shards.atomic_files import read_json
+from data_shards.json_shapes import Whole, fault_of_shape, read_record
+from data_shards.strict_json import parse_json
 from launcher.config.settings import Settings
 from launcher.runs.exported import verify_model
 from launcher.runs.journal import JournalReader
+from launcher.runs.records import read_heartbeat, read_mlflow_state, read_scores
 from launcher.runs.run_dir import RunDir
 from launcher.runs.run_settings import read_run_settings
+from mmcot.errors import InputError
+from mmcot.file_kinds import fault_of
 
 SPLITS = ("val", "test")
 MAX_POINTS = (
@@ -64,9 +66,9 @@ def read_run(folder: Path) -> dict[str, Any]:
         "training": {stage: _training(points[stage], settings, stage) for stage in stages},
         "curves": {stage: curves_of(points[stage]) for stage in stages},
         "notes": {stage: lines for stage, lines in notes.items() if lines},
-        "scores": {split: read_json(path) for split in SPLITS if (path := run_dir.scores(split)).exists()},
-        "choice_orders": read_json(path) if (path := folder / "choice_order.json").exists() else None,
-        "mlflow": read_json(folder / "mlflow.json").get("runs", {}) if (folder / "mlflow.json").exists() else {},
+        "scores": {split: read_scores(path) for split in SPLITS if (path := run_dir.scores(split)).exists()},
+        "choice_orders": read_record(path, dict) if (path := folder / "choice_order.json").exists() else None,
+        "mlflow": read_mlflow_state(folder / "mlflow.json").get("runs", {}),
         "time": _time(run_dir, points),
     }
 
@@ -125,7 +127,7 @@ def describe_model(folder: Path) -> dict[str, Any] | None:
     if not (folder / "config.json").exists():
         return None
     verify_model(folder)
-    config = read_json(folder / "config.json")
+    config = read_record(folder / "config.json", dict, remedy="restore the model, or export it again")
     kept = (
         "d_model",
         "num_layers",
@@ -183,9 +185,10 @@ def _training(points: list[dict[str, Any]], settings: Settings, stage: str) -> d
 
 def _time(run_dir: RunDir, points: dict[str, list[dict[str, Any]]]) -> dict[str, int | None]:
     """The first and the last recorded time in milliseconds since 1970."""
-    lock = read_json(run_dir.path / "lock.json") if (run_dir.path / "lock.json").exists() else {}
+    path = run_dir.path / "lock.json"
+    heartbeat = read_heartbeat(path) if path.exists() else None
     times = [point["time_ms"] for part in points.values() for point in part if "time_ms" in point]
-    times += [int(1000 * lock["heartbeat"])] if "heartbeat" in lock else []
+    times += [int(1000 * heartbeat)] if heartbeat is not None else []
     return {"first_ms": min(times, default=None), "last_ms": max(times, default=None)}
 
 
@@ -194,11 +197,23 @@ def _notes(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _num_weights(path: Path) -> int:
-    """Numbers in a .safetensors file, from its header alone."""
+    """Numbers in a .safetensors file, from its header alone.
+
+    Raises:
+        InputError: it has no valid header.
+    """
+    if (fault := fault_of(path, "the weights of a model")) is not None:
+        raise InputError(fault)
+    remedy = "restore the model, or export it again"
     with open(path, "rb") as file:
-        (size,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(size))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+        size = int.from_bytes(file.read(8), "little")
+        if size > path.stat().st_size:
+            raise InputError(f"its header would have {size:,} bytes, more than the file; {remedy}").at(path)
+        start = file.read(size)
+    header = parse_json(start, path, member="header", remedy=remedy)
+    if (fault := fault_of_shape(header, {str: {"shape?": [Whole(0, 2**40)]}})) is not None:
+        raise InputError(f"{fault}; {remedy}").at(path, member="header")
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if "shape" in tensor)
 
 
 def _number(value: float) -> float | None:

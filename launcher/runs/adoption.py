@@ -11,7 +11,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from data_shards.atomic_files import commit_bytes, read_json
+from data_shards.atomic_files import commit_bytes
+from data_shards.json_shapes import read_record
 from data_shards.sealed_json import broken_seal, commit_sealed
 from launcher.runs.checkpoint_names import MANIFEST
 from launcher.runs.places import read_mark, renew_mark
@@ -57,7 +58,7 @@ def continue_here(run_dir: RunDir, *, adopt: bool = False, report: Callable[[str
 def replace_run_id(manifest: Path, *, old: str, new: str) -> None:
     """Give a checkpoint to the run ``new``, if it is of the run ``old`` and its manifest is whole."""
     with contextlib.suppress(ValueError):  # damaged, or altered: loading it reports that
-        content = read_json(manifest)
+        content = read_record(manifest, dict)
         if content.get("run_id") == old and broken_seal(content) is None:
             commit_sealed(manifest, {**content, "run_id": new})
 

@@ -10,12 +10,26 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from data_shards.json_shapes import NUMBER, Whole
+from launcher.runs.records import read_short_text
 from mmcot.errors import OperationError
 
 LATEST = "LATEST"
 MANIFEST = "manifest.json"
 STATE = "state"  # the folder of DeepSpeed's files, in a checkpoint
-_NAME = re.compile(r"step-\d+")
+_FILE = {"size_bytes": Whole(), "sha256": str}
+# What a checkpoint's manifest must have to be loaded, copied or handed over.
+CHECKPOINT = {
+    "step": Whole(),
+    "world_size": Whole(1, 10**9),
+    "zero_stage": Whole(0, 3),
+    "files": {str: _FILE},
+    "probe_loss?": (NUMBER, None),
+    "run_id?": str,
+    "validation?": {"loss": (NUMBER, None), "step": Whole(), "num_worse": Whole(), "has_ended": bool},
+    "best?": ({"folder": str, "files": {str: _FILE}}, None),
+}
+_NAME = re.compile(r"step-[0-9]{1,12}")
 
 
 class CheckpointError(OperationError):
@@ -39,7 +53,8 @@ def names_by_step(names: list[str]) -> list[str]:
 
 def checkpoints_by_step(folder: Path) -> list[Path]:
     """Return the checkpoints in a stage's folder, the oldest first."""
-    return sorted(folder.glob("step-*"), key=lambda path: step_of(path.name))
+    found = (path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+    return sorted(found, key=lambda path: step_of(path.name))
 
 
 def as_latest(name: str) -> bytes:
@@ -68,4 +83,4 @@ def latest_checkpoint(folder: Path) -> Path | None:
         CheckpointError: LATEST contains something else.
     """
     path = folder / LATEST
-    return folder / read_latest(path.read_text(), source=str(path)) if path.exists() else None
+    return folder / read_latest(read_short_text(path), source=str(path)) if path.exists() else None

@@ -11,7 +11,8 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from data_shards.atomic_files import commit_json, read_json
+from data_shards.atomic_files import commit_json
+from launcher.runs.records import read_code
 from launcher.runs.run_dir import RunDir
 
 _PACKAGES = ("data_shards", "launcher", "mmcot")
@@ -32,7 +33,7 @@ def code_version() -> str:
 def begin_with_code(run_dir: RunDir, step: str) -> str | None:
     """Store which code begins or continues a step; returns a note where it is not the code that did so last."""
     path, now = _path(run_dir, step), code_version()
-    known = read_json(path) if path.exists() else {"began": now, "last": None}
+    known = read_code(path) if path.exists() else {"began": now, "last": None}
     if known["last"] != now:
         commit_json(path, {**known, "last": now})
     if known["last"] in (None, now):
@@ -46,7 +47,7 @@ def begin_with_code(run_dir: RunDir, step: str) -> str | None:
 def code_of_step(run_dir: RunDir, step: str) -> dict[str, str]:
     """The versions that began and that end a step, for its marker."""
     path, now = _path(run_dir, step), code_version()
-    return {"began": read_json(path)["began"] if path.exists() else now, "ended": now}
+    return {"began": read_code(path)["began"] if path.exists() else now, "ended": now}
 
 
 def _path(run_dir: RunDir, step: str) -> Path:

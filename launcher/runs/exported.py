@@ -14,16 +14,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_shards.atomic_files import read_json
 from launcher.runs.checked_files import sha256_of_unchanged
+from launcher.runs.records import read_marker
 from launcher.runs.run_dir import RunError
 
 WEIGHTS = "model.safetensors"
 
 
 def describe_export(stage: str, folder: Path) -> dict[str, Any]:
-    """Return the outputs in a training's marker: the sha256 of the files of the exported model."""
+    """Return the outputs in a training's marker: the sha256 of the files of the exported model.
+
+    Raises:
+        RunError: the folder has no weights.
+    """
     files = {name: sha256_of_unchanged(folder / name) for name in _names(folder)}
+    if WEIGHTS not in files:
+        raise RunError(f"{folder} has no {WEIGHTS}; restore it, or delete the folder and run again")
     return {f"{stage}_model": files[WEIGHTS], "files": files}
 
 
@@ -35,10 +41,7 @@ def verify_model(folder: str | Path) -> None:
     """
     if found := _place_in_run(Path(folder)):
         place, marker = found
-        outputs = read_json(marker).get("outputs")
-        if not isinstance(outputs, dict):
-            raise RunError(f"{marker} has no outputs; restore it, or delete it and run again")
-        verify_export(place, outputs, source=str(marker))
+        verify_export(place, read_marker(marker, needs=("outputs",))["outputs"], source=str(marker))
 
 
 def verify_export(folder: Path, outputs: Mapping[str, Any], *, source: str) -> None:
@@ -54,7 +57,7 @@ def verify_export(folder: Path, outputs: Mapping[str, Any], *, source: str) -> N
     expected = dict(outputs.get("files", {}))
     is_whole = bool(expected)  # a marker of an earlier version has the sha256 of the weights alone
     if weights := outputs.get(f"{stage}_model"):
-        expected[WEIGHTS] = weights
+        expected[WEIGHTS] = str(weights)
     remedy = (
         f"restore it, or delete {source} and {folder}, and run again: the model is then exported again from its "
         "last checkpoint"

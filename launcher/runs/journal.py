@@ -17,6 +17,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from data_shards.json_shapes import Shape, fault_of_shape
+from launcher.runs.records import POINT
+from mmcot.errors import InputError
+
 
 class LineFile:
     """Appends JSON values to a file, one per line."""
@@ -109,14 +113,23 @@ def seconds_left(num_done: int, num_left: int, seconds: float) -> float | None:
 
 
 class JournalReader:
-    """Reads the complete lines that were appended since the last call, from byte ``offset`` on."""
+    """Reads the complete lines that were appended since the last call, from byte ``offset`` on.
 
-    def __init__(self, path: Path, offset: int = 0) -> None:
+    Args:
+        shape: of a line (``data_shards/json_shapes.py``), or a function from a line to its shape.
+    """
+
+    def __init__(self, path: Path, offset: int = 0, *, shape: Shape = POINT) -> None:
         self._path = path
+        self._shape = shape
         self.offset = offset
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """Yield new points in order; an incomplete last line is left for the next call."""
+        """Yield new points in order; an incomplete last line is left for the next call.
+
+        Raises:
+            InputError: a line is an object of another shape, which no kill can leave; the message has its number.
+        """
         if not self._path.exists():
             return
         with open(self._path, "rb") as file:
@@ -124,10 +137,23 @@ class JournalReader:
             data = file.read()
         complete = data[: data.rfind(b"\n") + 1]
         self.offset += len(complete)
-        for line in complete.splitlines():
+        for number, line in enumerate(complete.split(b"\n")):
             try:
-                point = json.loads(line)
+                point: Any = json.loads(line)
             except ValueError:  # also bytes that are no text
                 continue  # incomplete after a kill; the restarted writer repeats the step
-            if isinstance(point, dict):
-                yield point
+            except RecursionError:
+                continue
+            if not isinstance(point, dict):
+                continue
+            shape = self._shape(point) if callable(self._shape) else self._shape
+            if (fault := fault_of_shape(point, shape)) is not None:
+                self.offset -= len(complete)  # the next call says it again
+                raise InputError(f"{fault}; restore the file, or delete the line").at(
+                    self._path, line=self._lines_before() + number + 1
+                )
+            yield point
+
+    def _lines_before(self) -> int:
+        with open(self._path, "rb") as file:
+            return file.read(self.offset).count(b"\n")

@@ -19,8 +19,9 @@ from typing import Any
 
 import psutil
 
-from data_shards.atomic_files import commit_json, exclusive, read_json
+from data_shards.atomic_files import commit_json, exclusive
 from launcher.runs.background import background_thread
+from launcher.runs.records import read_attempt, read_lock
 from launcher.runs.run_dir import RunDir, RunError
 
 HEARTBEAT_S = 5.0
@@ -81,7 +82,7 @@ def owner(run_dir: RunDir) -> dict[str, Any] | None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    return read_json(path) if path.exists() else None
+    return read_lock(path) if path.exists() else None
 
 
 def _refusal(run_dir: RunDir, lock: dict[str, Any]) -> str:
@@ -152,5 +153,5 @@ def _beat(path: Path, attempt: int, since: float, stopped: threading.Event) -> N
 def _write_own_lock(path: Path, attempt: int, since: float, *, released: bool) -> None:
     """Renew the lock, unless another attempt owns the run now."""
     with exclusive(path.parent, wait_s=LOCK_WAIT_S):
-        if read_json(path)["attempt"] == attempt:
+        if read_attempt(path) == attempt:
             commit_json(path, {**_lock(attempt, since), "released": released})

@@ -13,9 +13,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from data_shards.atomic_files import commit_json, read_json
+from data_shards.atomic_files import commit_json
 from launcher.config.sqlite_uris import SQLITE, sqlite_path, sqlite_uri
 from launcher.runs.journal import JournalReader
+from launcher.runs.records import read_place, shape_of_tracking_line
 
 
 def mark_file(folder: Path) -> Path:
@@ -26,7 +27,7 @@ def mark_file(folder: Path) -> Path:
 def read_mark(folder: Path) -> dict[str, Any] | None:
     """Return the stored mark of a run's folder, or None."""
     path = mark_file(folder)
-    return read_json(path) if path.exists() else None
+    return read_place(path) if path.exists() else None
 
 
 def renew_mark(folder: Path) -> None:
@@ -44,7 +45,7 @@ def earlier_places(folder: Path) -> list[Path]:
     if mark is not None:
         places = [mark["path"], *mark["earlier"]]
     else:
-        lines = JournalReader(folder / "logs" / "tracking.jsonl").read()
+        lines = JournalReader(folder / "logs" / "tracking.jsonl", shape=shape_of_tracking_line).read()
         started = [line["path"] for line in lines if line["do"] == "artifact" and line["path"].endswith("/run.yaml")]
         places = [os.path.dirname(path) for path in reversed(started)]
     here = str(folder.absolute())

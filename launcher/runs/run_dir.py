@@ -20,14 +20,16 @@ import os
 import re
 import secrets
 import uuid
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from data_shards.atomic_files import commit_bytes, commit_json, read_json
+from data_shards.atomic_files import commit_bytes, commit_json
 from launcher.runs.places import place_around
+from launcher.runs.records import PARENT as PARENT
+from launcher.runs.records import read_attempt, read_marker, read_short_text
 from mmcot.errors import OperationError
 
-PARENT = "pipeline"  # the key of the whole run among its MLflow runs (mlflow.json)
 _ID = re.compile(r"[0-9A-Za-z_-]{1,64}")  # it is used in MLflow's queries
 TUNING = "tuning"  # the journal of a trial's objective, and of a tuning's best values
 
@@ -95,7 +97,7 @@ class RunDir:
         path = self._identity_file
         if not path.exists():
             commit_bytes(path, uuid.uuid4().hex.encode())
-        found = path.read_text(encoding="utf-8", errors="replace")
+        found = read_short_text(path)
         if not _ID.fullmatch(found):
             raise RunError(
                 f"{path} holds {found!r}, expected 32 hex digits; write the run_id of a checkpoint's manifest into it, "
@@ -151,7 +153,7 @@ class RunDir:
             except OSError:  # a file system without hard links
                 os.replace(draft, path)
             draft.unlink(missing_ok=True)
-        return path.read_text(encoding="ascii")
+        return read_short_text(path)
 
     @property
     def lengths(self) -> Path:
@@ -180,10 +182,17 @@ class RunDir:
         """The scores of a split."""
         return self.path / ("scores.json" if split == "test" else f"scores.{split}.json")
 
-    def marker(self, step: str) -> dict[str, Any] | None:
-        """Return the marker of a finished step, or None."""
+    def marker(self, step: str, *, needs: Collection[str] = ()) -> dict[str, Any] | None:
+        """Return the marker of a finished step, or None.
+
+        Args:
+            needs: the keys that the marker must have.
+
+        Raises:
+            InputError: the marker is not valid.
+        """
         path = self.marker_path(step)
-        return read_json(path) if path.exists() else None
+        return read_marker(path, needs=needs) if path.exists() else None
 
     def data_marker(self) -> dict[str, Any] | None:
         """Return the marker of the data step, with the present place of the data folder, or None.
@@ -213,11 +222,11 @@ class RunDir:
     def stop_requested(self, attempt: int) -> bool:
         """Whether a stop of this attempt was requested."""
         path = self.path / "stop.json"
-        return path.exists() and read_json(path)["attempt"] == attempt
+        return path.exists() and read_attempt(path) == attempt
 
     def check_attempt(self, attempt: int) -> None:
         """Raise RunError if ``attempt`` no longer owns the run."""
-        current = read_json(self.path / "lock.json")["attempt"]
+        current = read_attempt(self.path / "lock.json")
         if current != attempt:
             raise RunError(f"{self.path} is now owned by attempt {current}; attempt {attempt} must not commit anything")
 
@@ -230,7 +239,7 @@ def shards_dir_of(run_dir: RunDir) -> str:
     """
     from data_shards.remote_files import is_remote  # brings fsspec, which the team's MLflow server has not
 
-    marker = run_dir.marker("data")
+    marker = run_dir.marker("data", needs=("shards_dir",))
     if marker is None:
         raise RunError(f"{run_dir.path} has no finished data step; give the folder of a run, such as runs/demo")
     shards_dir = place_around(run_dir.path, marker["outputs"]["shards_dir"])

@@ -8,11 +8,13 @@ because of a restart must have the same questions both times.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from launcher.runs.journal import JournalReader, LineFile
+from launcher.runs.records import LEDGER_LINE
 from launcher.runs.run_dir import RunDir
 from mmcot.errors import OperationError
 
@@ -48,9 +50,12 @@ def verify_ledger(run_dir: RunDir, stage: str, qids: Sequence[str]) -> list[str]
             questions, or a question was used twice or never in a whole epoch.
     """
     steps, steps_per_epoch = _read(run_dir, stage)
-    missing = sorted(set(range(max(steps) + 1)) - set(steps))
-    if missing:
-        raise LedgerError(f"{run_dir.path}: stage {stage!r} has no record of steps {missing[:10]}")
+    if len(steps) != max(steps) + 1:
+        missing = list(itertools.islice((step for step in range(max(steps)) if step not in steps), 10))
+        raise LedgerError(
+            f"{run_dir.logs}/{stage}-ledger-rank*.jsonl have no record of steps {missing}; restore the files, or train "
+            "the stage again"
+        )
     lines, everything = [], set(qids)
     for first in range(0, len(steps), steps_per_epoch):
         epoch, last = first // steps_per_epoch, min(first + steps_per_epoch, len(steps))
@@ -59,8 +64,9 @@ def verify_ledger(run_dir: RunDir, stage: str, qids: Sequence[str]) -> list[str]
         unknown, never = sorted(set(used) - everything), sorted(everything - set(used))
         if twice or unknown or (never and last - first == steps_per_epoch):
             raise LedgerError(
-                f"{run_dir.path}: stage {stage!r}, epoch {epoch}: used twice {twice[:10]}, never {never[:10]}, not in "
-                f"the training split {unknown[:10]}"
+                f"{run_dir.logs}/{stage}-ledger-rank*.jsonl, epoch {epoch}: questions used twice {twice[:10]}, never "
+                f"{never[:10]}, not in the training split {unknown[:10]}; restore the files or the data, or train the "
+                "stage again"
             )
         whole = "each exactly once" if not never else f"none twice, {len(never):,} not reached before the end"
         lines.append(f"{stage}, epoch {epoch}: steps {first:,} to {last - 1:,}, {len(used):,} questions, {whole}")
@@ -75,10 +81,22 @@ def _read(run_dir: RunDir, stage: str) -> tuple[dict[int, dict[str, list[str]]],
     steps_per_epoch = 0
     for path in paths:
         # The reader skips a line that is incomplete after a kill: the restarted rank repeats the step.
-        for line in JournalReader(path).read():
+        for line in JournalReader(path, shape=LEDGER_LINE).read():
+            if steps_per_epoch not in (0, line["steps_per_epoch"]):
+                raise LedgerError(
+                    f"{path}: step {line['step']} is of epochs of {line['steps_per_epoch']:,} steps, others of "
+                    f"{steps_per_epoch:,}; restore the file, or train the stage again"
+                )
             steps_per_epoch = line["steps_per_epoch"]
             blocks = steps.setdefault(line["step"], {})
             for index, qids in line["blocks"].items():
                 if blocks.setdefault(index, qids) != qids:
-                    raise LedgerError(f"{path}: step {line['step']}, block {index} was repeated with other questions")
+                    raise LedgerError(
+                        f"{path}: step {line['step']}, block {index} was repeated with other questions; "
+                        "restore the file, or train the stage again"
+                    )
+    if not steps:
+        raise LedgerError(
+            f"{run_dir.logs}/{stage}-ledger-rank*.jsonl record no step; restore the files, or train the stage again"
+        )
     return steps, steps_per_epoch

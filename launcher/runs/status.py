@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data_shards.atomic_files import read_json
 from launcher.config.loading import tracking_uri, value_of
 from launcher.config.settings import Settings
 from launcher.config.sqlite_uris import sqlite_path
@@ -19,6 +18,7 @@ from launcher.runs.mlflow_pages import compare_page, mlflow_page
 from launcher.runs.ownership import owner
 from launcher.runs.places import uri_around
 from launcher.runs.progress import describe_values, format_seconds
+from launcher.runs.records import read_mlflow_state, read_scores, read_trials
 from launcher.runs.run_dir import PARENT, RunDir
 from launcher.runs.run_settings import RUN_SETTINGS, read_run_settings, settings_of
 
@@ -39,7 +39,7 @@ def describe_run(folder: Path) -> list[str]:
         return [*_describe_tuning(run_dir, settings, running=current is not None), *mlflow_lines(settings, run_dir)]
     next_step = None
     for step in settings.chain.steps:
-        marker = run_dir.marker(step)
+        marker = run_dir.marker(step, needs=("seconds", "attempt"))
         if marker:
             lines.append(f"{step:<16} done in {marker['seconds']:.0f} s (attempt {marker['attempt']})")
             continue
@@ -58,7 +58,7 @@ def describe_run(folder: Path) -> list[str]:
     if source := copied_from(run_dir):
         lines.append(f"a copy of {source}; `mmcot run --adopt` makes it a run of its own")
     scored = [split for split in ("val", "test") if run_dir.scores(split).exists()]
-    lines += [f"{split}: {_scores(read_json(run_dir.scores(split)))}" for split in scored]
+    lines += [f"{split}: {_scores(read_scores(run_dir.scores(split)))}" for split in scored]
     lines += [f"report: {run_dir.report}"] if run_dir.report.exists() else []
     return [*lines, *mlflow_lines(settings, run_dir)]
 
@@ -73,7 +73,7 @@ def _describe_tuning(run_dir: RunDir, settings: Settings, *, running: bool) -> l
     tuning, finished = settings.tuning, run_dir.path / "trials.json"
     lines = [f"tuning of {tuning.stage}, {tuning.objective}, {tuning.num_samples} trials for each point of its grids"]
     if finished.exists():
-        for trial in read_json(finished):
+        for trial in read_trials(finished, objective=tuning.objective):
             value = "-" if trial[tuning.objective] is None else f"{trial[tuning.objective]:.4f}"
             reached = f"{tuning.objective} {value}, step {trial['step']:,}"
             lines.append(f"{describe_values(trial['values'])}: {trial['state']}, {reached}")
@@ -134,7 +134,7 @@ def _progress(run_dir: RunDir, step: str, settings: Settings, *, running: bool) 
 
 def mlflow_lines(settings: Settings, run_dir: RunDir) -> list[str]:
     """Lines on how to open the run's page in MLflow; for a tuning also the page that compares its trials."""
-    state = read_json(run_dir.mlflow_state) if run_dir.mlflow_state.exists() else {}
+    state = read_mlflow_state(run_dir.mlflow_state)
     uri = uri_around(run_dir.path, state["uri"]) if state.get("uri") else tracking_uri(settings)
     runs = state.get("runs", {})
     is_served = uri.startswith(("http://", "https://"))
@@ -145,7 +145,7 @@ def mlflow_lines(settings: Settings, run_dir: RunDir) -> list[str]:
     trials = [
         run_id
         for path in sorted(run_dir.path.glob("trials/*/mlflow.json"))
-        if (run_id := read_json(path).get("runs", {}).get(PARENT))
+        if (run_id := read_mlflow_state(path).get("runs", {}).get(PARENT))
     ]
     if len(trials) > 1 and ids["experiment_id"]:
         which = "trials" if len(trials) <= MOST_COMPARED else f"the first {MOST_COMPARED} of {len(trials)} trials"

@@ -6,7 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from data_shards.atomic_files import fingerprint, read_json
+from data_shards.atomic_files import fingerprint
+from data_shards.json_shapes import read_record
 from data_shards.manifest import read_manifest
 from data_shards.mirror import local_folder, origin_of
 from launcher.config.settings import Data, Settings, SettingsError
@@ -71,7 +72,8 @@ def open_data(data: Data, shards_dir: str | Path) -> DataFolder:
 def is_indexed(shards_dir: str | Path) -> bool:
     """Whether a data folder was made by indexing a user's own tars."""
     path = Path(shards_dir) / "inputs.json"
-    return path.exists() and "indexed" in read_json(path)
+    remedy = f"restore it, or delete {shards_dir} and build it again"
+    return path.exists() and "indexed" in read_record(path, dict, remedy=remedy)
 
 
 def tokenizer_fingerprint(settings: Settings, shards_dir: str | Path) -> str:
@@ -79,4 +81,5 @@ def tokenizer_fingerprint(settings: Settings, shards_dir: str | Path) -> str:
     if settings.model.pretrained:
         return settings.model.pretrained
     folder = local_folder(shards_dir, settings.data.cache_dir, features=settings.data.features)
-    return fingerprint(read_json(folder / "tokenizer" / "tokenizer.json"))
+    remedy = f"restore it, or delete {folder}/tokenizer and build it again with `mmcot data shard`"
+    return fingerprint(read_record(folder / "tokenizer" / "tokenizer.json", dict, remedy=remedy))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from data_shards.atomic_files import read_json
 from launcher.config.chains import EVALUATE, PRETRAINED
 from launcher.config.settings import Settings
+from launcher.runs.records import read_hand_over
 from launcher.runs.run_dir import RunDir
 
 TAG = "mlflow.note.content"
@@ -15,7 +15,7 @@ def describe_parent(settings: Settings, run_dir: RunDir) -> dict[str, str]:
     chain = settings.chain
     steps = "\n".join(f"{number}. `{step}`" for number, step in enumerate(chain.steps, start=1))
     losses = ", ".join(f"`{stage}_loss`" for stage in chain.stage_names)
-    given = read_json(run_dir.handed_over) if run_dir.handed_over.exists() else None
+    given = read_hand_over(run_dir.handed_over)
     tags = {f"handed_over.{name}": str(given[name]) for name in ("trial", "step")} if given else {}
     begun = f"{given['note']}.\n\n" if given else ""
     return tags | _tag(

@@ -21,17 +21,19 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from data_shards.atomic_files import commit_json, exclusive, read_json
+from data_shards.atomic_files import commit_json, exclusive
 from data_shards.credentials import hide_credentials
 from launcher.config.chains import CHAINS
 from launcher.config.sqlite_uris import SQLITE, sqlite_path
 from launcher.runs.journal import JournalReader
 from launcher.runs.places import file_of_run, uri_around
+from launcher.runs.records import read_mlflow_state, shape_of_tracking_line
 from launcher.runs.run_dir import PARENT, RunDir
 from launcher.tracking.logged_models import find_logged_model, log_trained_model
 from launcher.tracking.mlflow_store import create_store, find_experiment, follow_artifacts, remove_escaped_folder
 from launcher.tracking.registry import register_model
 from launcher.tracking.troubles import check_database, trouble_of
+from mmcot.errors import InputError
 
 _LOG = logging.getLogger("mmcot.tracking")
 _MAX_METRICS_PER_CALL = 900  # MLflow takes at most 1,000
@@ -160,8 +162,7 @@ class MlflowSync:
             yield
 
     def _read_state(self) -> dict[str, Any]:
-        path = self._run_dir.mlflow_state
-        state = read_json(path) if path.exists() else {}
+        state = read_mlflow_state(self._run_dir.mlflow_state)
         if PARENT in state:  # of an earlier version, which stored only ids
             steps = CHAINS["two-stage"].steps
             return self._fresh_state() | {
@@ -169,7 +170,11 @@ class MlflowSync:
             }
         uri = uri_around(self._run_dir.path, state.get("uri", ""))
         is_known = uri == self._uri and state.get("identity") == self._run_dir.identity()
-        return state | {"uri": uri} if is_known else self._fresh_state()
+        if not is_known:
+            return self._fresh_state()
+        return read_mlflow_state(self._run_dir.mlflow_state, needs=("runs", "applied", "read", "refused")) | {
+            "uri": uri
+        }
 
     def _fresh_state(self) -> dict[str, Any]:
         return {
@@ -184,7 +189,7 @@ class MlflowSync:
     def _restart(self, state: dict[str, Any]) -> None:
         """Start from a state, at first or when another process has stored a newer one."""
         self._state = state
-        self._lines: JournalReader = JournalReader(self._run_dir.tracking)
+        self._lines: JournalReader = JournalReader(self._run_dir.tracking, shape=shape_of_tracking_line)
         self._waiting_lines: list[dict[str, Any]] = []
         self._num_read = self._num_failures = 0
         # (run, pattern): names of its metrics, or None for all.
@@ -210,6 +215,11 @@ class MlflowSync:
 
     def _apply(self, line: dict[str, Any]) -> None:
         run, do = line["run"], line["do"]
+        if do not in ("start", "follow") and run not in self._state["runs"]:
+            raise InputError(
+                f"its line {do!r} is of the run {run!r}, which no line before it starts; restore the file, or delete "
+                "such lines"
+            ).at(self._run_dir.tracking)
         if do == "start":
             self._start(line)
         elif do == "follow":

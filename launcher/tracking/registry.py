@@ -19,8 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_shards.atomic_files import process_mark, read_json
+from data_shards.atomic_files import process_mark
 from launcher.runs.exported import verify_export
+from launcher.runs.records import read_mlflow_state
 from launcher.runs.run_dir import RunDir
 from launcher.runs.run_settings import EXTENSIONS, RUN_SETTINGS
 
@@ -125,7 +126,7 @@ def _upload(client: Any, run_id: str, run_dir: RunDir, exports: dict[str, dict[s
 
 def _written_by(client: Any, values: dict[str, Any], run_dir: RunDir) -> dict[str, str]:
     """The registered models of the earlier stages, which wrote the texts that this one was trained on."""
-    runs = read_json(run_dir.mlflow_state)["runs"] if run_dir.mlflow_state.exists() else {}
+    runs = read_mlflow_state(run_dir.mlflow_state).get("runs", {})
     versions = {}
     for stage in values["stages"]:
         run_id = runs.get(f"train-{stage}") if stage != values["name"] else None

@@ -14,15 +14,15 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 
-from data_shards.atomic_files import read_json
 from data_shards.credentials import hide_credentials
 from launcher.config.loading import tracking_uri
 from launcher.config.settings import Settings
 from launcher.runs.journal import JournalReader
+from launcher.runs.records import read_mlflow_state, shape_of_tracking_line
 from launcher.runs.run_dir import PARENT, RunDir
 from launcher.tracking.mlflow_sync import MlflowSync
 from launcher.tracking.troubles import Trouble
-from mmcot.errors import OperationError
+from mmcot.errors import InputError, OperationError
 
 _LOG = logging.getLogger("mmcot.tracking")
 _MAX_FINAL_TRIES = 3
@@ -101,6 +101,8 @@ def sync_run(run_dir: RunDir, settings: Settings, *, experiment: str | None = No
         sync.send()
     except Trouble as trouble:
         raise OperationError(f"{trouble}; nothing is lost: then run this again") from trouble
+    except InputError:  # a file of the run
+        raise
     except Exception as error:
         raise OperationError(
             f"MLflow at {tracking_uri(settings)} did not accept the data ({hide_credentials(str(error))}); nothing is "
@@ -111,7 +113,7 @@ def sync_run(run_dir: RunDir, settings: Settings, *, experiment: str | None = No
 
 def is_everything_logged(run_dir: RunDir) -> bool:
     """Whether MLflow has every line of a run, and its parent run is FINISHED."""
-    lines = list(JournalReader(run_dir.tracking).read())
-    applied = read_json(run_dir.mlflow_state).get("applied", 0) if run_dir.mlflow_state.exists() else 0
+    lines = list(JournalReader(run_dir.tracking, shape=shape_of_tracking_line).read())
+    applied = read_mlflow_state(run_dir.mlflow_state).get("applied", 0)
     ended = [line.get("status") for line in lines if line["run"] == PARENT and line["do"] in ("start", "end")]
     return applied == len(lines) and (not ended or ended[-1] == "FINISHED")

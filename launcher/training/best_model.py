@@ -18,7 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from data_shards.atomic_files import fingerprint, link_file, read_json, sha256_of_file
+from data_shards.atomic_files import fingerprint, link_file, sha256_of_file
+from data_shards.json_shapes import NUMBER, Whole, read_record
 from launcher.stages.jobs import MODEL_FACTS_FILE
 
 
@@ -69,7 +70,8 @@ class BestLoss:
 def kept_facts(folder: Path) -> dict[str, Any]:
     """Step and validation loss of the kept model, and more; nothing where there is none."""
     path = folder / MODEL_FACTS_FILE
-    return read_json(path) if path.exists() else {}
+    shape = {"step?": Whole(), "validation_loss?": NUMBER}
+    return read_record(path, shape, remedy=f"restore it, or delete {folder}") if path.exists() else {}
 
 
 def link_best(folder: Path, copy: Path, best: BestLoss) -> bool:

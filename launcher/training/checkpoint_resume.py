@@ -19,9 +19,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_shards.atomic_files import commit_bytes, commit_folder, commit_json, read_json
+from data_shards.atomic_files import commit_bytes, commit_folder, commit_json
+from data_shards.json_shapes import fault_of_shape, read_record
 from data_shards.sealed_json import broken_seal
 from launcher.runs.checkpoint_names import (
+    CHECKPOINT,
     LATEST,
     MANIFEST,
     STATE,
@@ -196,14 +198,24 @@ def _latest(folder: Path) -> str | None:
 
 def _read_manifest(path: Path) -> tuple[dict[str, Any], str | None]:
     try:
-        manifest = read_json(path / MANIFEST)
+        manifest = read_record(path / MANIFEST, dict, remedy="restore it")
     except (OSError, ValueError) as error:
         return {}, f"{error}"
     if reason := broken_seal(manifest):
         return {}, f"{MANIFEST}: {reason}"
+    if (fault := fault_of_shape(manifest, CHECKPOINT)) is not None:
+        return {}, f"{MANIFEST}: {fault}"
     if manifest.get("step") != step_of(path.name):
         return {}, f"{MANIFEST} is of step {manifest.get('step')!r}"
     return manifest, None
+
+
+def _files_of_universal(path: Path) -> dict[str, Any] | None:
+    """The files of a converted checkpoint; None where they are not known, so that it is converted again."""
+    try:
+        return read_record(path, {str: dict})
+    except (OSError, ValueError):
+        return None
 
 
 def _rename_damaged(folder: Path, path: Path) -> None:
@@ -220,7 +232,7 @@ def _rename_damaged(folder: Path, path: Path) -> None:
 def _convert(path: Path, notes: list[str]) -> None:
     """Make ``path/universal``, DeepSpeed's form for any world size, unless it exists."""
     manifest_path = path / f"{_UNIVERSAL}.json"
-    files = agreed(lambda: read_json(manifest_path) if manifest_path.exists() else None)
+    files = agreed(lambda: _files_of_universal(manifest_path))
     if files is not None and damage_of(path / _UNIVERSAL, files) is None:
         return
     notes.append(f"{path} is converted to another number of workers")

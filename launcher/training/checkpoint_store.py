@@ -29,6 +29,7 @@ import torch.distributed as dist
 
 from data_shards.atomic_files import commit_bytes, commit_folder, read_json
 from data_shards.errors import ShardError
+from data_shards.json_shapes import read_record
 from data_shards.remote_files import (
     fetch_file,
     list_names,
@@ -186,7 +187,8 @@ def fetch_checkpoint(
         staging.mkdir(parents=True)
         fetch_file(f"{url}/{name}/manifest.json", staging / MANIFEST)
     dist.barrier()
-    manifest = agreed(lambda: read_json(staging / MANIFEST))
+    remedy = f"remove {url}/{name} from the store"
+    manifest = agreed(lambda: read_record(staging / MANIFEST, {"files": {str: dict}}, remedy=remedy))
     _check_owner(url, name, manifest, facts or {})
     files = sorted(manifest["files"])
     _check_inside(f"{url}/{name}", files)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.atomic_files import fingerprint, read_json
+from data_shards.json_shapes import read_record
 from data_shards.mirror import local_folder
 from data_shards.remote_files import put_bytes, read_file
 from launcher.config.loading import read_deepspeed
@@ -200,7 +201,7 @@ def _id_of_checkpoints(run_dir: RunDir, stages: Sequence[str]) -> str | None:
     for stage in reversed(stages):
         for path in reversed(checkpoints_by_step(run_dir.checkpoints(stage))):
             try:
-                found = read_json(path / MANIFEST).get("run_id")
+                found = read_record(path / MANIFEST, {"run_id?": str}).get("run_id")
             except (OSError, ValueError):
                 continue  # damaged: loading it reports that
             if found is not None:
@@ -216,7 +217,7 @@ def _shards_content(manifest: Mapping[str, Any]) -> list[list[Any]]:
 def _texts_content(folder: str | Path) -> str | None:
     """A fingerprint of a finished folder of texts; None where there is none, which its reader reports."""
     path = Path(folder) / "manifest.json"
-    return fingerprint(read_json(path).get("files")) if path.is_file() else None
+    return fingerprint(read_record(path, dict).get("files")) if path.is_file() else None
 
 
 def _files_content(folder: Path, names: tuple[str, ...]) -> str:

@@ -20,10 +20,12 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from data_shards.atomic_files import commit_json, read_json
+from data_shards.atomic_files import commit_json
+from data_shards.json_shapes import Whole, read_record
 from launcher.config.loading import read_deepspeed
 from launcher.config.settings import SettingsError, Training
 from launcher.runs.checkpoint_names import MANIFEST, checkpoints_by_step
+from launcher.runs.records import read_zero_stage
 from launcher.runs.run_dir import RunDir
 from launcher.training.collectives import agreed, gather_json
 from launcher.training.host_memory import total_bytes
@@ -122,11 +124,12 @@ def state_bytes(stage: int, precision: str, world_size: int) -> float:
 def _decided(run_dir: RunDir, stage: str) -> dict[str, Any] | None:
     """What was decided before: the run's folder has it, or a checkpoint that was fetched from a store."""
     if run_dir.zero_stage.exists():
-        return read_json(run_dir.zero_stage)
+        return read_zero_stage(run_dir.zero_stage)
     checkpoints = run_dir.checkpoints(stage)
     for path in reversed(checkpoints_by_step(checkpoints)):
-        with contextlib.suppress(OSError, ValueError, KeyError):  # a damaged one is reported where it is loaded
-            return {"zero_stage": read_json(path / MANIFEST)["zero_stage"], "reason": "that of its latest checkpoint"}
+        with contextlib.suppress(OSError, ValueError):  # a damaged one is reported where it is loaded
+            manifest = read_record(path / MANIFEST, {"zero_stage": Whole(0, 3)})
+            return {"zero_stage": manifest["zero_stage"], "reason": "that of its latest checkpoint"}
     return None
 
 

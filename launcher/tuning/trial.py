@@ -20,6 +20,7 @@ from launcher.config.settings import Settings
 from launcher.pipeline.pipeline import run_pipeline
 from launcher.runs.checkpoint_names import MANIFEST, name_of
 from launcher.runs.journal import Journal, JournalReader
+from launcher.runs.records import read_scores
 from launcher.runs.run_dir import TUNING, RunDir
 from launcher.tuning.handover import hand_over
 from launcher.tuning.space import with_values, without_arm
@@ -78,7 +79,7 @@ def run_trial(values: dict[str, Any], *, job: TrialJob) -> None:
     if failures:
         raise failures[0]
     if tuning.objective != "validation_loss":
-        scores = read_json(run_dir.scores("val"))
+        scores = read_scores(run_dir.scores("val"))
         reached = {"accuracy": scores["accuracy"]["AVG"], "rougeL": scores["rationale"]["rougeL"]}
         known = {name: value for name, value in reached.items() if value is not None}
         _report(tune, run_dir, last + 1, known, job.settings, reported)

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_shards.atomic_files import commit_bytes, commit_json, read_json
+from data_shards.atomic_files import commit_bytes, commit_json
 from launcher.cluster.gpus import with_device
 from launcher.cluster.ray_session import ray_session
 from launcher.config.loading import dump_settings, tracking_uri
@@ -31,6 +31,7 @@ from launcher.runs.adoption import continue_here
 from launcher.runs.journal import JournalReader, LineFile
 from launcher.runs.ownership import owned
 from launcher.runs.progress import describe_values
+from launcher.runs.records import read_trials, shape_of_tracking_line
 from launcher.runs.run_dir import PARENT, RunDir
 from launcher.runs.run_settings import (
     keep_name,
@@ -139,7 +140,7 @@ def is_finished(settings: Settings, run_dir: RunDir) -> bool:
         return False
     grids = [len(values["grid"]) for values in tuning.space.values() if "grid" in values]
     planned = tuning.num_samples * math.prod(grids) * max(1, len(tuning.arms))
-    return len(read_json(ended)) >= planned and is_everything_logged(run_dir)
+    return len(read_trials(ended, objective=tuning.objective)) >= planned and is_everything_logged(run_dir)
 
 
 def count_concurrent(settings: Settings, report: Report) -> int:
@@ -183,7 +184,7 @@ def end_trials(settings: Settings, run_dir: RunDir, *, send_all: bool = True) ->
 def _log_ends(trial: RunDir, settings: Settings) -> bool:
     """Log FINISHED for what a trial has done though it was killed after its marker, KILLED for what is open."""
     ends: dict[str, str | None] = {}
-    for line in JournalReader(trial.tracking).read():
+    for line in JournalReader(trial.tracking, shape=shape_of_tracking_line).read():
         if line["do"] in ("start", "end"):
             ends[line["run"]] = line.get("status")
     added = False

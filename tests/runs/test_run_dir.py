@@ -208,7 +208,7 @@ def test_a_full_disk_is_said_so_and_the_last_file_stands(tmp_path):
 def test_a_broken_json_file_is_named(tmp_path):
     commit_json(tmp_path / "a.json", {"a": 1})
     (tmp_path / "a.json").write_text("{")
-    with pytest.raises(ValueError, match="a.json: no valid JSON .* restore or delete the file"):
+    with pytest.raises(ValueError, match="a.json: no valid JSON"):
         read_json(tmp_path / "a.json")
 
 

@@ -214,7 +214,7 @@ def run_fake_trial(tuning_place, monkeypatch):
         ):
             for step in (10, 20):
                 journal.log(step, {"loss": 2.0 / step, "validation_loss": own.training.learning_rate / step})
-        commit_json(trial.scores("val"), {"accuracy": {"AVG": 70.0}, "rationale": {"rougeL": None}})
+        commit_json(trial.scores("val"), {"num_questions": 1, "accuracy": {"AVG": 70.0}, "rationale": {"rougeL": None}})
 
     class Context:
         def get_trial_id(self):
