@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from data_shards.atomic_files import committing
 from data_shards.errors import ShardError
 from data_shards.tars import FILE, FOLDER, TarFormatError, TarMember, walk_tar
+from mmcot.file_kinds import describe_unreadable, is_stand_in
 
 PICTURE_EXTENSIONS = ("png", "jpg", "jpeg", "webp")
 ALLOWED_EXTENSIONS = ("json", "txt", "npy", "safetensors", *PICTURE_EXTENSIONS)
@@ -54,15 +55,27 @@ def build_index(
     """
     name = name or tar_path
     rows: list[tuple] = []
+    seen: set[tuple[str, str]] = set()
+    twice: set[tuple[str, str]] = set()
     num_archives = 1
     try:
         with open(tar_path, "rb") as file:
             for member in walk_tar(file):
                 num_archives = member.archive + 1
                 if member.kind != FOLDER:
-                    rows.append(_row(member, name))
+                    rows.append(row := _row(member, name))
+                    twice |= {row[:2]} & seen
+                    seen.add(row[:2])
     except TarFormatError as error:
+        if os.path.getsize(tar_path) and is_stand_in(tar_path):
+            raise ShardError(describe_unreadable(tar_path, "a tar")) from error
         raise ShardError(f"{name} is not a readable tar: {error}; write or fetch the shard again") from error
+    # Of a question that is there twice the reader of questions tells both places.
+    if lost := sorted(key for key in twice if (key[0], "json") not in twice):
+        raise ShardError(
+            f"{name}: the question {lost[0][0]!r} has two members ending in .{lost[0][1]}, of which one would be lost "
+            "(folders in a tar do not count); rename one, or write the shard again without it"
+        )
     if num_archives > 1 and report is not None:
         report(f"{name} contains {num_archives} concatenated archives; all of them are read")
     columns = zip(*rows, strict=True) if rows else [()] * len(_SCHEMA)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -42,19 +43,26 @@ def read_csv(path: Path, known: Collection[str], *, refuse: Refuse | None = None
     Raises:
         InputError: the file is no such table, also while rows are taken; the message has the line.
     """
+    csv.field_size_limit(_MAX_FIELD)
     text, notes = read_text(path), []
-    first, _, rest = text.partition("\n")
+    first, rest = _first_line(text)
     skipped, separator = 0, None
     if first.strip().strip('"').lower().startswith("sep="):
         separator, text, skipped = first.strip().strip('"')[4:] or "\t", rest, 1
-        first = rest.partition("\n")[0]
+        if not separator[1:].strip(",;\t"):  # padded to the width of the table by a spreadsheet program
+            separator = separator[0]
+        first = _first_line(rest)[0]
     else:
         separator = max(_SEPARATORS, key=lambda each: len(_known(first, each, known)))
     if separator != ",":
         notes.append(f"{path} is separated by {_SEPARATORS.get(separator, repr(separator))}")
-    csv.field_size_limit(_MAX_FIELD)
+    has_blanks = bool(re.search(rf'{re.escape(separator)} +"?\w', first))
+    if has_blanks:
+        notes.append(f"{path}: blanks behind separators are left out, as in its header")
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        reader = csv.reader(
+            io.StringIO(text, newline=""), delimiter=separator, strict=True, skipinitialspace=has_blanks
+        )
     except TypeError:
         raise InputError(f"the separator {separator!r} is no single character").at(path, line=1) from None
     header = next(_lines(reader, path, skipped), (0, []))[1]
@@ -68,11 +76,17 @@ def read_csv(path: Path, known: Collection[str], *, refuse: Refuse | None = None
     return CsvTable(tuple(columns), _rows(reader, path, skipped, columns, refuse), tuple(notes))
 
 
+def _first_line(text: str) -> tuple[str, str]:
+    """The first line of a text, and the rest."""
+    first, *rest = re.split(r"\r\n|\n|\r", text, maxsplit=1)
+    return first, "".join(rest)
+
+
 def _rows(
     reader: Any, path: Path, skipped: int, columns: list[str], refuse: Refuse | None
 ) -> Iterator[tuple[int, dict[str, str]]]:
     for line, fields in _lines(reader, path, skipped):
-        problem = _misfit(fields, columns)
+        problem = _misfit(fields, columns) or _swallowed(fields, columns, reader.dialect.delimiter)
         if problem is None:
             yield line, {column: field for column, field in zip(columns, fields, strict=False) if field != ""}
         elif refuse is None:
@@ -94,6 +108,25 @@ def _misfit(fields: list[str], columns: list[str]) -> str | None:
             f"{'is' if len(missing) == 1 else 'are'} missing. An empty field is written as nothing between two "
             "separators"
         )
+    return None
+
+
+def _swallowed(fields: list[str], columns: list[str], separator: str) -> str | None:
+    """Why a field with line breaks is no text but other rows behind a stray quote; None where it is none.
+
+    A line of it would be a row by itself: as many fields as columns, with choices in their place.
+    """
+    if "choices" not in columns:
+        return None
+    place = columns.index("choices")
+    for field in fields:
+        for line in field.splitlines()[1:] if "\n" in field or "\r" in field else ():
+            parts = line.split(separator)
+            if len(parts) == len(columns) and "|" in parts[place]:
+                return (
+                    f"a field of it has line breaks and contains what looks like another row, {line[:80]!r}; remove "
+                    'the stray quote before it, or write a quote inside a quoted field twice ("")'
+                )
     return None
 
 

@@ -13,14 +13,17 @@ an image-text pair, or a ``document``.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from data_shards.sources.columns import notes_on_fields
+from data_shards.sources.folder_files import SPLIT_NAMES
 from data_shards.sources.gathering import Gathering
 from data_shards.sources.question_set import SPLITS, QuestionSet, read_captions
-from data_shards.sources.row_samples import sample_of_row
+from data_shards.sources.row_samples import FIELDS, sample_of_row
 from data_shards.strict_json import read_json_file
-from mmcot.errors import InputError, MissingFileError
+from mmcot.errors import Faults, InputError, MissingFileError
 from mmcot.texts.sample import Sample, SampleError
 
 _NAMES = ("problems.json", "pid_splits.json", "captions.json", "ceilings.json")
@@ -63,7 +66,7 @@ def read(path: Path) -> QuestionSet:
         pictures=lambda problem: [path / "images" / problem.split / problem.qid / name for name in problem.images],
         lists={name: qids for name, qids in lists.items() if name not in SPLITS},
         ceilings=_required(path, "ceilings.json") if (path / "ceilings.json").exists() else None,
-        notes=_unlisted(records, gathered),
+        notes=[*_unlisted(records, gathered), *_unused(records, captions)],
     )
 
 
@@ -87,6 +90,17 @@ def _unlisted(records: dict[str, Any], gathered: Gathering) -> list[str]:
     ]
 
 
+def _unused(records: dict[str, Any], captions: dict[str, str]) -> list[str]:
+    """Sentences on captions of unknown questions, and on fields that are not used."""
+    notes = []
+    if left_out := len(captions.keys() - records.keys()):
+        notes.append(f"note: captions.json has captions of {left_out:,} unknown questions, which are left out")
+    shapes, unknown = Counter(tuple(record) for record in records.values() if isinstance(record, dict)), Counter[str]()
+    for names, times in shapes.items():
+        unknown.update(dict.fromkeys(set(names) - FIELDS, times))
+    return [*notes, *notes_on_fields(unknown)]
+
+
 def _read_lists(folder: Path) -> dict[str, list[str]]:
     """The lists of pid_splits.json; ids that are integers become texts, as they are in problems.json."""
     path, found = folder / "pid_splits.json", {}
@@ -100,8 +114,26 @@ def _read_lists(folder: Path) -> dict[str, list[str]]:
             raise SampleError(f"{str(wrong[0])[:80]!r} is no question id; expected texts such as '12'").at(
                 path, member=f"split {name!r}"
             )
-        found[name] = list(map(str, qids))
+        split = SPLIT_NAMES.get(name.lower(), name)
+        if split in found:
+            raise SampleError(f"the split {split!r} has two lists, one of them {name!r}; keep one").at(path)
+        found[split] = list(map(str, qids))
+    _check_lists(path, found)
     return found
+
+
+def _check_lists(path: Path, lists: dict[str, list[str]]) -> None:
+    """Check that no question is twice in the splits."""
+    if len({qid for split in SPLITS for qid in lists.get(split, ())}) == sum(len(lists.get(s, ())) for s in SPLITS):
+        return
+    faults, where = Faults(), dict[str, str]()
+    for split in SPLITS:
+        for qid in lists.get(split, ()):
+            if qid in where:
+                places = f"twice in {split!r}" if where[qid] == split else f"in {where[qid]!r} and in {split!r}"
+                faults.add(SampleError(f"question {qid!r} is {places}; keep it in one split, once").at(path))
+            where[qid] = split
+    faults.raise_any()
 
 
 def _required(folder: Path, name: str) -> dict[str, Any]:

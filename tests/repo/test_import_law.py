@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("mmcot", "data_shards", "launcher")
 MAY_IMPORT = {
     "mmcot": {"mmcot"},
-    "data_shards": {"data_shards", "mmcot.errors", "mmcot.texts.sample"},
+    "data_shards": {"data_shards", "mmcot.errors", "mmcot.file_kinds", "mmcot.texts.sample"},
     "launcher": set(PACKAGES),
 }
 # A room may import rooms of a lower floor. A file that lies flat in a package is a room of its own.

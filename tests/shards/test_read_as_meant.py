@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from data_shards.errors import ShardError
+from data_shards.indexed_tars import index_tars, pictures_in_tars
+from data_shards.reader import SplitReader
 from data_shards.sources.csv_answers import with_indices
 from data_shards.sources.folder_files import split_files
 from data_shards.sources.forms import read_questions
-from data_shards.sources.pictures import open_picture
+from data_shards.sources.pictures import PictureError, open_picture
 from mmcot.errors import InputError
 from mmcot.torch_files import TorchFileError, read_torch_file
 
@@ -123,3 +129,161 @@ def test_a_tensor_file_with_altered_bytes_is_refused(tmp_path):
     path.write_bytes(data)
     with pytest.raises(TorchFileError, match=r"a\.pth: the bytes of .* were altered; download it again"):
         read_torch_file(path, "one tensor")
+
+
+def csv_table(tmp_path, text):
+    (tmp_path / "in.csv").write_text(text, newline="")
+    return tmp_path / "in.csv"
+
+
+def test_rows_behind_a_stray_quote_are_not_taken_for_a_text(tmp_path):
+    text = 'qid,question,choices,answer\nq1,"Which?,a|b,0\nq2,What?,a|b,1\nq3,What is 5",a|b,1\n'
+    with pytest.raises(InputError, match="in.csv, line 2: .* looks like another row, 'q2,What"):
+        read_questions(csv_table(tmp_path, text))
+    whole = 'qid,question,choices,answer\nq1,"Which,\nof these, if any?",a|b,A\n'
+    (only,) = [s for part in read_questions(csv_table(tmp_path, whole)).problems.values() for s in part]
+    assert only.question == "Which,\nof these, if any?"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'qid, question, choices, answer\nq1, "Which, then?", "a|b", A\n',
+        'qid,question,choices,answer\rq1,"Which, then?",a|b,A\r',
+        'sep=;,,\nqid;question;choices;answer\nq1;"Which, then?";a|b;A\n',
+    ],
+)
+def test_blanks_old_line_ends_and_padding_of_spreadsheets_change_no_text(tmp_path, text):
+    (only,) = [s for part in read_questions(csv_table(tmp_path, text)).problems.values() for s in part]
+    assert (only.qid, only.question, only.choices, only.answer) == ("q1", "Which, then?", ("a", "b"), 0)
+
+
+def scienceqa(tmp_path, splits, **files):
+    problem = {"question": "Hot?", "choices": ["a", "b"], "answer": 0}
+    (tmp_path / "problems.json").write_text(json.dumps({qid: {**problem, **files.get("more", {})} for qid in "123"}))
+    (tmp_path / "pid_splits.json").write_text(json.dumps(splits))
+    if "captions" in files:
+        (tmp_path / "captions.json").write_text(json.dumps({"captions": files["captions"]}))
+    return tmp_path
+
+
+def test_splits_of_scienceqas_layout_have_the_names_that_tables_may_have(tmp_path):
+    read = read_questions(scienceqa(tmp_path, {"Train": ["1"], "validation": ["2"], "test": ["3"]}))
+    assert [sample.qid for sample in read.problems["val"]] == ["2"] and read.notes == ()
+
+
+def test_a_question_in_two_splits_is_told_with_both(tmp_path):
+    with pytest.raises(InputError, match=r"pid_splits.json: question '1' is in 'train' and in 'test'; keep it"):
+        read_questions(scienceqa(tmp_path, {"train": ["1"], "val": ["2"], "test": ["3", "1"]}))
+
+
+def test_captions_of_unknown_questions_and_unused_fields_of_problems_are_counted(tmp_path):
+    splits = {"train": ["1"], "val": ["2"], "test": ["3"]}
+    notes = read_questions(scienceqa(tmp_path, splits, captions={"99": "x"}, more={"img": "a.png"})).notes
+    assert "note: captions.json has captions of 1 unknown questions, which are left out" in notes
+    assert any(note.startswith("note: the field 'img' of 3 rows is not used; did you mean 'image'?") for note in notes)
+
+
+def saved(tmp_path, columns, features=None):
+    import datasets
+
+    columns = {"question": ["Hot?"] * 2, "choices": [["a", "b"]] * 2, **columns}
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(tmp_path / "saved")
+    return read_questions(tmp_path / "saved")
+
+
+def test_a_saved_data_set_of_one_part_has_the_splits_of_its_column(tmp_path):
+    read = saved(tmp_path, {"qid": ["x", "y"], "answer": [0, 1], "split": ["validation", "train"]})
+    assert [sample.qid for sample in read.problems["val"]] == ["x"]
+
+
+def test_empty_ids_of_a_saved_data_set_are_made_and_counted(tmp_path):
+    notes = saved(tmp_path, {"qid": ["", "y"], "answer": [0, 1]}).notes
+    assert any(note.startswith("1 rows without a qid got") for note in notes)
+
+
+def test_a_class_with_a_name_is_the_choice_of_that_name(tmp_path):
+    import datasets
+
+    kinds = datasets.Features(
+        {
+            "question": datasets.Value("string"),
+            "choices": datasets.Sequence(datasets.Value("string")),
+            "qid": datasets.Value("string"),
+            "answer": datasets.ClassLabel(names=["b", "a"]),
+        }
+    )
+    read = saved(tmp_path, {"qid": ["x", "y"], "answer": [0, 1]}, kinds)
+    assert [sample.answer for sample in read.problems["train"]] == [1, 0]
+
+
+def tar_of(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def colour(name):
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4), name).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_a_question_of_a_tar_has_the_pictures_that_it_names(tmp_path):
+    row = {"question": "Hot?", "choices": ["a", "b"], "answer": 0}
+    members = [
+        ("a.json", json.dumps({**row, "image": "a.1.png"}).encode()),
+        ("a.0.png", colour("red")),
+        ("a.1.png", colour("lime")),
+        ("b.json", json.dumps({**row, "image": ["x.png", "y.png"]}).encode()),
+        ("b.png", colour("blue")),
+    ]
+    said: list[str] = []
+    index_tars({"train": [tar_of(tmp_path / "t.tar", members)]}, tmp_path / "out", report=said.append)
+    samples = {sample.qid: sample for sample in map(SplitReader(tmp_path / "out", "train").problem, range(2))}
+    pictures = pictures_in_tars(tmp_path / "out")
+    assert pictures(samples["a"]) == [colour("lime")]
+    assert pictures(samples["b"]) == [colour("blue"), Path("not-in-its-tar/y.png")]
+
+
+def test_two_members_of_one_name_are_refused(tmp_path):
+    row = json.dumps({"question": "Hot?", "choices": ["a", "b"], "answer": 0}).encode()
+    path = tar_of(tmp_path / "t.tar", [("a.json", row), ("a.png", colour("red")), ("x/a.png", colour("lime"))])
+    with pytest.raises(ShardError, match=r"the question 'a' has two members ending in \.png"):
+        index_tars({"train": [path]}, tmp_path / "out", report=print)
+
+
+@pytest.mark.parametrize("features", ["../text", "..", ".", "", "/tmp/x", "a/b"])
+def test_features_of_tars_have_a_name_and_no_path(tmp_path, features):
+    with pytest.raises(InputError, match="is no name for a folder"):
+        index_tars({"train": []}, tmp_path / "out", features=features)
+
+
+def test_indexing_into_a_folder_of_shards_leaves_them_alone(tmp_path):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "manifest.json").write_text("{}")
+    with pytest.raises(InputError, match="has shards of another origin, which would be lost"):
+        index_tars({"train": [tmp_path / "none.tar"]}, tmp_path)
+    assert (tmp_path / "text" / "manifest.json").read_text() == "{}"
+
+
+def test_what_a_tar_says_and_is_not_used_is_told(tmp_path):
+    row = {"question": "Hot?", "choices": ["a", "b"], "answer": 0, "split": "test", "img": "x"}
+    members = [("a.json", json.dumps(row).encode()), ("a.txt", b"x"), ("a.npy", b"x")]
+    said: list[str] = []
+    index_tars({"train": [tar_of(tmp_path / "t.tar", members)]}, tmp_path / "out", report=said.append)
+    text = "\n".join(said)
+    for part in ("'test' in a.json; the given", "ending in .txt", "--features NAME", "the field 'img' of 1 row"):
+        assert part in text, text
+
+
+def test_a_pointer_in_place_of_a_tar_or_picture_is_named(tmp_path):
+    path = tmp_path / "t.tar"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 99\n")
+    with pytest.raises(ShardError, match="t.tar is a Git LFS pointer .* `git lfs pull`"):
+        index_tars({"train": [path]}, tmp_path / "out", report=print)
+    with pytest.raises(PictureError, match="t.tar is a Git LFS pointer"):
+        open_picture(path, name="t.tar")
