@@ -27,6 +27,9 @@ def check_shards(shards_dir: str | Path) -> Iterator[tuple[str, int]]:
     shards_dir = Path(shards_dir)
     text = read_manifest(shards_dir / "text")
     folders = [shards_dir / "text", *sorted(path.parent for path in shards_dir.glob("features/*/manifest.json"))]
+    for folder in sorted(path for path in shards_dir.glob("features/*") if path.is_dir()):
+        if folder not in folders:
+            raise ShardError(f"{folder} has no manifest: its build did not finish; run `mmcot data shard` again")
     for folder in folders:
         manifest = read_manifest(folder)
         if manifest.get("text_fingerprint", text["fingerprint"]) != text["fingerprint"]:

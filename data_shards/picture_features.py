@@ -6,6 +6,7 @@ under the names of ``PICTURE_COUNTS``.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -44,7 +45,7 @@ def open_pictures_of(
 
     def open_pictures(problem: Sample, counts: Counter[str]) -> list[Image.Image]:
         named = pictures(problem)
-        present = [picture for picture in named if isinstance(picture, bytes) or picture.is_file()]
+        present = [picture for picture in named if isinstance(picture, bytes) or os.path.isfile(picture)]
         if problem.kind == "document" and present and len(present) != len(problem.images):
             absent = [str(picture) for picture in named if picture not in present]
             raise PictureError(

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from mmcot.errors import InputError
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_UTF_32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -118,12 +119,16 @@ def decode_text(data: bytes) -> str:
         InputError: they are neither UTF-8 nor, with its mark, UTF-16; the error has the line.
     """
     try:
+        if data.startswith(_UTF_32):
+            raise InputError("it is UTF-32; save it as UTF-8")
         if data.startswith(_UTF_16):
             return data.decode("utf-16")
         if (at := data.find(b"\0")) >= 0:
             raise _at_byte(data, at, "a byte of zero; save the file as text in UTF-8 (it may be UTF-16)")
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        if data.startswith(_UTF_16):
+            raise InputError("its mark says UTF-16, and it is cut off or no such text; save it as UTF-8") from None
         found = f"the byte 0x{data[error.start]:02x} is no UTF-8"
         raise _at_byte(
             data, error.start, f"{found}; save the file as UTF-8 (in a spreadsheet program: CSV UTF-8)"

@@ -64,6 +64,7 @@ def _lines_rows(file: Path, refuse: Refuse | None) -> Rows:
     text = read_text(file)
     has_halves = may_have_halves(text)
     for number, line in enumerate(text.split("\n"), start=1):
+        line = line.removeprefix("\ufeff")  # of a file that was appended to this one
         if not line.strip():
             continue
         try:

@@ -101,7 +101,7 @@ def data_shard(preset: Preset = None, config: Config = None, set_: Set = [], as_
             folder = prepare_data(settings, notes.append if as_json else console)
         if as_json:
             facts = {"path": str(folder.path), "num_samples": folder.text["num_samples"], "notes": notes}
-            typer.echo(json.dumps(facts, indent=2, ensure_ascii=False))
+            typer.echo(json.dumps(facts, indent=2))
             return
         for line in describe_data(folder):
             say(line)
@@ -216,7 +216,7 @@ def data_describe(
 
         source = local_path(path, (lambda line: None) if as_json else say)
         facts = describe_questions(source, tokenizer=tokenizer, columns=columns_of(column))
-        for line in [json.dumps(facts, indent=2, ensure_ascii=False)] if as_json else description_lines(facts):
+        for line in [json.dumps(facts, indent=2)] if as_json else description_lines(facts):
             typer.echo(line)
 
 

@@ -100,7 +100,7 @@ class errors_as_messages:  # noqa: N801, used like a function: `with errors_as_m
             raise typer.Exit(128 + signal.SIGPIPE) from None
         if isinstance(error, Exception) and not isinstance(error, _OF_TYPER):
             if self.as_json and isinstance(error, InputError):
-                typer.echo(json.dumps(faults_as_json(error), indent=2, ensure_ascii=False))
+                typer.echo(json.dumps(faults_as_json(error), indent=2))
                 raise typer.Exit(1) from None
             raise typer.Exit(_tell(error)) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -133,7 +134,7 @@ def _absent(questions: QuestionSet, problems: Sequence[Sample]) -> list[str]:
         f"{problem.images[0]} of question {problem.qid}"
         for problem in problems
         if problem.images
-        and not any(isinstance(picture, bytes) or picture.is_file() for picture in questions.pictures(problem))
+        and not any(isinstance(picture, bytes) or os.path.isfile(picture) for picture in questions.pictures(problem))
     ]
 
 

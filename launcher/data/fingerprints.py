@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ def folder_inputs(settings: Settings, source: Path) -> dict[str, Any]:
             f"{source}: content_files of its form ({form.label}) names no file; expected those that determine the "
             "texts, so that a change of them is noticed"
         )
+    if data.captions and not os.path.isfile(data.captions):
+        raise SettingsError(f"data.captions {data.captions} does not exist; give a captions.json, or leave it out")
     hashes = sha256_of_files(files, data.cache_dir, name=source)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -49,6 +52,13 @@ def folder_inputs(settings: Settings, source: Path) -> dict[str, Any]:
 
 
 def _name_in(source: Path, file: Path) -> str:
+    name = _relative_name(source, file)
+    if not name.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise SettingsError(f"the name of the file {name!a} is no UTF-8; rename it")
+    return name
+
+
+def _relative_name(source: Path, file: Path) -> str:
     if file == source:
         return file.name
     return str(file.relative_to(source) if file.is_relative_to(source) else file)
@@ -90,7 +100,7 @@ def _pictures_fingerprint(data: Data, source: Path, *, by_content: bool) -> str 
     ]
     if not by_content:
         return fingerprint([[qid, *_name_and_size(picture)] for qid, picture in named])
-    files = dict.fromkeys(picture for _, picture in named if isinstance(picture, Path) and picture.is_file())
+    files = dict.fromkeys(picture for _, picture in named if isinstance(picture, Path) and os.path.isfile(picture))
     hashes: dict[Picture, str] = {**sha256_of_files(files, data.cache_dir, name=source / "pictures")}
     return fingerprint([[qid, *_name_and_content(picture, hashes)] for qid, picture in named])
 
@@ -104,7 +114,7 @@ def _name_and_content(picture: Picture, hashes: Mapping[Picture, str]) -> tuple[
 def _name_and_size(picture: Picture) -> tuple[str, int | None]:
     if isinstance(picture, bytes):
         return hashlib.sha256(picture).hexdigest(), len(picture)
-    return picture.name, picture.stat().st_size if picture.is_file() else None
+    return picture.name, picture.stat().st_size if os.path.isfile(picture) else None
 
 
 def _published_facts(data: Data) -> dict[str, Any] | None:
