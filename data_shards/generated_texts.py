@@ -160,6 +160,10 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     fault = fault_of_shape(manifest, _MANIFEST)
     if fault is None and manifest["complete"] and "files" not in manifest:
         fault = "the key 'files' is missing, expected an object"
+    if fault is None and manifest["complete"]:
+        found = sum(file["num_samples"] for file in manifest["files"].values())
+        total = manifest.get("summary", {}).get("num_samples", found)
+        fault = None if total == found else f"it counts {str(total)[:40]} texts, its files have {found:,}"
     if fault is not None:
         raise ShardError(f"{path} cannot be used: {fault}; {remedy}")
     return manifest

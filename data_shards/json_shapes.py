@@ -40,9 +40,8 @@ class Whole:
     most: int = _BITS - 1
 
     def __str__(self) -> str:
-        if self.least < 0:
-            return "an integer"
-        return f"an integer from {self.least} on" if self.most == _BITS - 1 else f"{self.least} to {self.most}"
+        until = "on" if self.most == _BITS - 1 else f"to {self.most:,}"
+        return f"an integer from {self.least:,} {until}"
 
 
 @dataclasses.dataclass(frozen=True)

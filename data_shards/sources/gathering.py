@@ -46,7 +46,7 @@ class Gathering:
         if len(sample.qid) > MAX_QID:
             raise SampleError(
                 f"the id {sample.qid[:24]!r}... has {len(sample.qid)} characters; at most {MAX_QID} are possible, "
-                "because it becomes a file name in a tar"
+                "because it becomes a file name in a tar: shorten it"
             )
         self.places[sample.qid] = place
         self.samples[sample.split].append(sample)

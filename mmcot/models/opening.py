@@ -32,8 +32,13 @@ def open_model(folder: str | Path, **options: Any) -> Any:
         InputError: the folder contains no model of a known class, or a file of it is broken.
     """
     name = _name_in(folder)
-    with _no_progress_bar(), opening(folder, "the model"):
-        return model_class(name).from_pretrained(folder, trust_remote_code=False, **options)
+    try:
+        with _no_progress_bar(), opening(folder, "the model"):
+            return model_class(name).from_pretrained(folder, trust_remote_code=False, **options)
+    except InputError as error:  # of a value in its configuration
+        if str(folder) in str(error):
+            raise
+        raise InputError(f"{error}; restore it").at(Path(folder) / "config.json") from None
 
 
 def model_class(name: str) -> Any:

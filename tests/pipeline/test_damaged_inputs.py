@@ -12,16 +12,13 @@ from damaged_inputs import make_inputs
 from mutant_law import Trials
 
 NUM_QUICK, NUM_ALL = 200, 2000
-# The loading of settings is tested in tests/runs/test_strict_yaml.py.
-LEFT_OUT = ("settings",)
 
 
 @pytest.fixture(scope="module")
 def trials(tmp_path_factory):
     root, before = tmp_path_factory.mktemp("damaged"), os.getcwd()
     os.chdir(root)
-    made = make_inputs(root)
-    yield Trials({name: each for name, each in made.items() if name not in LEFT_OUT})
+    yield Trials(make_inputs(root))
     os.chdir(before)
 
 

@@ -7,8 +7,10 @@ import json
 import random
 import re
 
+import datasets
 import pytest
 
+from data_shards.sources.forms import read_questions
 from data_shards.sources.table_rows import read_rows
 from data_shards.sources.tables import read
 from data_shards.strict_json import parse_json
@@ -187,3 +189,16 @@ def test_reading_continues_after_rows_whose_faults_are_gathered(tmp_path, name, 
 def test_an_integer_of_thousands_of_digits_is_refused_with_its_place():
     with pytest.raises(InputError, match="in.jsonl, line 3: an integer has thousands of digits"):
         parse_json("1" + "0" * 5000, "in.jsonl, line 3")
+
+
+def test_a_saved_data_set_with_offsets_beyond_its_values_is_refused_and_ends_no_process(tmp_path):
+    datasets.disable_progress_bars()
+    rows = [{"qid": f"q{n}", "question": "Which?", "choices": ["a", "b"], "answer": 0} for n in range(9)]
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "saved"))
+    file = next((tmp_path / "saved").glob("*.arrow"))
+    data = file.read_bytes()
+    offsets = b"".join(n.to_bytes(4, "little") for n in (0, 2, 4, 6))  # of the ids q0, q1, q2, ...
+    assert offsets in data
+    file.write_bytes(data.replace(offsets, (0x7FFFFFF0).to_bytes(4, "little") * 4, 1))
+    with pytest.raises(InputError, match="saved: the data set cannot be opened .*save it again"):
+        read_questions(tmp_path / "saved")
