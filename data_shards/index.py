@@ -149,7 +149,7 @@ def read_index(index_file: str | Path, *, sha256: str | None = None) -> pa.Table
         table.validate(full=True)
     except FileNotFoundError as error:
         raise ShardError(f"index {index_file} is missing; {remedy}") from error
-    except (pa.ArrowException, OSError, MemoryError) as error:
+    except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
         raise ShardError(f"{index_file} is not a readable index ({error}); {remedy}") from error
     if table.schema.names != _SCHEMA.names:
         raise ShardError(f"{index_file} has the columns {table.schema.names}, expected {_SCHEMA.names}; {remedy}")

@@ -13,6 +13,7 @@ import pyarrow as pa
 from data_shards.errors import ShardError
 from data_shards.index import is_picture, picture_order, read_index, read_member, rows_of_extension
 from data_shards.json_shapes import Whole, fault_of_shape, read_record
+from data_shards.picture_features import PICTURE_COUNTS
 from data_shards.remote_files import fetch_file, is_remote, local_copy
 from data_shards.sealed_json import broken_seal
 from data_shards.sources.question_set import SPLITS
@@ -41,6 +42,8 @@ _OF_EVERY = {
     ],
     "fingerprint": str,
 }
+_PICTURES = {f"{name}?": Whole() for name in PICTURE_COUNTS}
+_PICTURES |= {"num_with_features": Whole(), "num_no_image": Whole()}
 _OF_KIND = {
     "text": {
         "counts": {str: Whole()},
@@ -52,7 +55,7 @@ _OF_KIND = {
         "num_patches": Whole(),
         "dim": Whole(),
         "dtype": str,
-        "counts": {split: {"num_with_features": Whole(), "num_no_image": Whole()} for split in SPLITS},
+        "counts": dict.fromkeys(SPLITS, _PICTURES),
         "text_fingerprint": str,
     },
 }
@@ -247,9 +250,17 @@ def open_index(folder: Path, shard: Shard) -> pa.Table:
     """Read a shard's index; that of a mirrored folder is downloaded at its first use.
 
     Raises:
-        ShardError: it is missing, or not the one that the manifest names.
+        ShardError: it is missing, or not the one that the manifest names, or a member would lie outside the tar.
     """
     path, tar = shard.index(folder), str(shard.tar(folder))
     if not path.exists() and is_remote(tar):
         fetch_file(tar.removesuffix(".tar") + ".parquet", path)
-    return read_index(path, sha256=shard.index_sha256)
+    table = read_index(path, sha256=shard.index_sha256)
+    offsets, sizes = (table[name].to_numpy() for name in ("offset", "size"))
+    room = shard.size_bytes
+    if ((offsets < 0) | (offsets > room) | (sizes < 0) | (sizes > room - offsets)).any():
+        raise ShardError(
+            f"{path} has members outside of {tar}, which has {room:,} bytes by its manifest; restore it, or build it "
+            "again with `mmcot data shard` or `mmcot data index`"
+        )
+    return table

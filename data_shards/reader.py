@@ -114,7 +114,7 @@ class SplitReader:
         array = parse_npy(self._read(self._features, shard, position), name=name)
         if array.ndim != 2 or array.shape[1] != self.feature_shape[1] or len(array) > self.feature_shape[0]:
             raise ShardError(
-                f"question {self.qid(sample)}: features of shape {array.shape}; expected at most "
+                f"{name}: features of shape {array.shape}; expected at most "
                 f"{self.feature_shape}; build the feature shards again"
             )
         return array
