@@ -18,7 +18,7 @@ import yaml
 
 from data_shards.credentials import find_credentials, hide_credentials
 from data_shards.strict_json import read_json_file
-from launcher.config.explanations import cut, explain
+from launcher.config.explanations import cut, explain, source_of
 from launcher.config.field_types import typed_value
 from launcher.config.given_values import resolve_given, resolve_value
 from launcher.config.plain_values import check_plain, read_yaml_mapping
@@ -139,15 +139,26 @@ def parse_settings(values: dict[str, Any], layers: Sequence[tuple[str, dict[str,
     Args:
         layers: where the values come from, as ``setting_layers``; the messages name it.
     """
-    check_plain(values)
+    _check_plain(values, layers)
     try:
         settings = Settings.model_validate(values)
     except pydantic.ValidationError as error:
         raise SettingsError("\n".join(cut(line) for line in explain(error.errors(), layers))) from None
     plain = settings.model_dump()
-    check_plain(plain)  # validation makes numbers of texts
+    _check_plain(plain, layers)  # validation makes numbers of texts
     check_no_credentials("", plain)
     return settings
+
+
+def _check_plain(values: dict[str, Any], layers: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    try:
+        check_plain(values)
+    except SettingsError as error:
+        named = re.match(r"setting ([\w.]+)", str(error))
+        source = source_of(named[1], layers) if named else "default"
+        if source in ("default", "--set"):
+            raise
+        raise SettingsError(f"{source}: {error}") from None
 
 
 def dump_settings(settings: Settings) -> str:
@@ -159,7 +170,9 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = read_yaml_mapping(path)
     except FileNotFoundError:
-        raise SettingsError(f"settings file {path} does not exist;{nearest_file(path)}".removesuffix(";")) from None
+        raise SettingsError(
+            f"settings file {path} does not exist;{nearest_file(path) or ' give the path of a YAML file'}"
+        ) from None
     except OSError as error:
         raise SettingsError(f"settings file {path} cannot be read: {error.strerror}; give a YAML file") from None
     nested: dict[str, Any] = {}

@@ -49,7 +49,7 @@ def check_plain(value: Any, name: str = "", depth: int = 0) -> None:
         SettingsError: the message names the setting.
     """
     if depth > MAX_DEPTH:
-        raise SettingsError(f"setting {name} is nested more than {MAX_DEPTH} levels deep; settings need a few")
+        raise SettingsError(f"setting {name} is nested more than {MAX_DEPTH} levels deep; write fewer")
     if isinstance(value, dict):
         for key, inner in value.items():
             if not isinstance(key, str):

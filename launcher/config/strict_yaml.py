@@ -60,9 +60,11 @@ def parse_yaml(text: str, place: str, *, with_line: bool = True) -> Any:
     except _YamlError as error:
         raise refusal(str(error.problem), _line_of(error)) from None
     except yaml.MarkedYAMLError as error:
-        raise refusal(f"no valid YAML: {_explain(error)}", _line_of(error)) from None
+        raise refusal(f"no valid YAML: {_explain(error)}; correct it", _line_of(error)) from None
     except (ValueError, OverflowError):
-        raise refusal("no valid YAML: an escape (\\U and digits) names no character", loader.line + 1) from None
+        raise refusal(
+            "no valid YAML: an escape (\\U and digits) names no character; correct it", loader.line + 1
+        ) from None
     finally:
         loader.dispose()
 
@@ -107,7 +109,7 @@ class _Loader(yaml.SafeLoader):
             tag = event.tag.replace(_TAG, "!!")
             raise _YamlError(f"the tag {tag} is not supported; write the value without it", event)
         if self._depth >= MAX_DEPTH:
-            raise _YamlError(f"values are nested more than {MAX_DEPTH} levels deep; settings need a few", event)
+            raise _YamlError(f"values are nested more than {MAX_DEPTH} levels deep; write fewer", event)
         self._depth += 1
         node: Any = super().compose_node(parent, index)
         self._depth -= 1
@@ -124,7 +126,7 @@ class _Loader(yaml.SafeLoader):
         depth = 1 + max((depth for _, depth in extents), default=0)
         if values > MAX_VALUES or depth > MAX_DEPTH:
             problem = f"more than {MAX_VALUES:,} values" if values > MAX_VALUES else f"more than {MAX_DEPTH} levels"
-            raise _YamlError(f"{problem}, with what aliases (*name) repeat; settings need a few", event)
+            raise _YamlError(f"{problem}, with what aliases (*name) repeat; write fewer", event)
         self._extents[id(node)] = values, depth
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:

@@ -28,12 +28,12 @@ from mutants import Change, mutate
 
 from mmcot.errors import MmcotError
 
-LEFT_OUT = ("settings",)  # their loading is tested in tests/runs/test_strict_yaml.py
 LIMIT_S = 10.0
 LIMIT_KB = 1 << 20  # of growth: a GB
 # A remedy has one of these, as a command or as the name of what does it.
 _REMEDY = re.compile(
     r"\b(restore|delete|remove|save|write|give|make|build|download|fetch|run|set|put|rename|add|use|keep|convert|leave|"
+    r"did you mean|lists all|lists the settings|must have|"
     r"choose|index|take|correct|start|do not|expected|copy|move|mend|quote|close|lower|separate|shorten|"
     r"is needed|needs|is written|must be)\b"
 )
@@ -69,7 +69,7 @@ class Trials:
     """Damages inputs and reads them: ``trial(seed)`` is always the same mutant."""
 
     def __init__(self, inputs: dict[str, Input]) -> None:
-        self.inputs = inputs = {name: each for name, each in inputs.items() if name not in LEFT_OUT}
+        self.inputs = inputs
         # Reading some costs a tenth of a second: their turn comes a third as often.
         quick = [name for name, each in inputs.items() if not each.is_slow]
         self._turns = [*quick, *quick, *inputs]
@@ -127,7 +127,8 @@ class Trials:
 
 def _fault_of_message(error: MmcotError, each: Input, path: Path) -> tuple[str, str] | None:
     said = str(error)
-    if path.name not in said and str(each.folder) not in said:
+    is_missing = each.name == "settings" and "are missing" in said  # in the file, the preset and the command together
+    if path.name not in said and str(each.folder) not in said and not is_missing:
         return "b: no file", traceback.format_exc()
     if not _REMEDY.search(said):
         return "b: no remedy", traceback.format_exc()
