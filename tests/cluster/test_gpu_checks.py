@@ -79,6 +79,7 @@ def test_auto_takes_the_processor_and_says_why_the_gpus_cannot_be_used(monkeypat
 
 def free_check(monkeypatch, gpus, *, visible=None, **options):
     install(monkeypatch, gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     said: list[str] = []

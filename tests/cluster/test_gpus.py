@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from data_shards.manifest import SCHEMA_VERSION
+from data_shards.writer import write_manifest
 from launcher.cluster.gpu_faults import GpuFault, hold_gpus, is_gpu_fault
 from launcher.cluster.gpus import with_device
 from launcher.config.loading import parse_settings
@@ -85,7 +85,7 @@ def test_features_made_in_the_driver_need_no_gpu_there(tmp_path):
 
     settings = settings_with(use_gpu=True)
     (tmp_path / "text").mkdir()
-    (tmp_path / "text" / "manifest.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, "shards": []}))
+    write_manifest(tmp_path / "text", "text", [], {"counts": {}, "lists": {}, "ceilings": None})
     assert FeaturesWorker(FeaturesJob(settings, None, str(tmp_path))).device == "cpu"
 
 

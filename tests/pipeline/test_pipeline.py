@@ -142,7 +142,7 @@ def test_the_ledger_of_a_killed_and_resumed_training_adds_up_and_a_forged_one_do
         if line["step"] == 1:
             next(iter(line["blocks"].values()))[0] = stolen
     path.write_text("".join(json.dumps(line) + "\n" for line in forged))
-    with pytest.raises(LedgerError, match=rf"epoch 0: used twice \['{stolen}'\], never"):
+    with pytest.raises(LedgerError, match=rf"epoch 0: questions used twice \['{stolen}'\], never"):
         verify_ledger(forged_dir, "rationale", qids)
 
 

@@ -120,7 +120,7 @@ def test_a_section_of_deepspeed_that_is_no_object_is_refused_and_auto_means_ours
     [
         ('{"bf16": {}, "bf16": {}}', r"ds\.json: the key 'bf16' occurs more than once"),
         ('{"a": NaN}', r"ds\.json: NaN is no value of JSON"),
-        ('{\n"a": 1,}', r"ds\.json: no valid JSON \(.* at line 2"),
+        ('{\n"a": 1,}', r"ds\.json, line 2: no valid JSON"),
         ("", r"ds\.json: no valid JSON"),
         ("[" * 100_000, r"ds\.json: objects and lists are nested too deeply"),
         ('{"a": ' + "[" * 200 + "]" * 200 + "}", "nested more than 50 levels deep"),
