@@ -19,7 +19,7 @@ from data_shards.sources.forms import form_labels
 from launcher.config.chains import ANSWER, PRETRAINED, RATIONALE, Chain, Stage, chain_named
 from launcher.config.extensions import load_extensions
 from mmcot.errors import InputError
-from mmcot.models.bridge_names import check_bridge
+from mmcot.models.bridge_names import RESAMPLER_NAMES, check_bridge
 from mmcot.texts.prompts import gold_rationale, split_format
 from mmcot.texts.sample import Sample
 from mmcot.vision.encoder_kinds import ENCODERS
@@ -286,6 +286,41 @@ class Model(_Section):
     mask_absent_patches: bool = Field(
         default=False, description="mask the zeros of a missing picture in the fusion; off: attended, as published"
     )
+
+    inject: Literal["encoder", "embed"] = Field(
+        default="encoder",
+        description="where pictures enter: encoder (model.fusion, after the encoder) or embed (media tokens in the "
+        "source, in place of <image>)",
+    )
+    resample: str = Field(
+        default="none",
+        description="how features of a picture become media tokens: none, which is model.fusion's, or linear, mean, "
+        "pool, perceiver, qformer, vit",
+    )
+    media_tokens: PositiveInt = Field(
+        default=16, description="media tokens of a picture; linear has one for each patch instead"
+    )
+    resample_depth: PositiveInt = Field(default=2, description="layers of perceiver, qformer and vit")
+    resample_heads: PositiveInt = Field(default=4, description="attention heads of the resampler")
+
+    def fixed_by_start(self, vision_dim: int | None) -> dict[str, Any]:
+        """What a saved model of ours must have to be started from; media tokens fit every one, their parts are new."""
+        if self.inject != "encoder":
+            return {}
+        return {"fusion": self.fusion, **({} if vision_dim is None else {"vision_dim": vision_dim})}
+
+    @pydantic.model_validator(mode="after")
+    def _resample_fits(self) -> Model:
+        if self.resample not in RESAMPLER_NAMES:
+            raise ValueError(
+                f"model.resample {self.resample!r} is unknown; expected one of {', '.join(RESAMPLER_NAMES)}"
+            )
+        if (self.inject == "encoder") != (self.resample == "none"):
+            raise ValueError(
+                f"model.inject {self.inject!r} and model.resample {self.resample!r} do not fit: encoder goes with none "
+                "(the fusion reads all patches), embed with another, such as perceiver"
+            )
+        return self
 
 
 class Training(_Section):

@@ -38,7 +38,7 @@ from mmcot.decoding.answering import Prediction, StageModel, answer_questions
 from mmcot.errors import InputError
 from mmcot.models.device import DTYPES, has_precision, open_device
 from mmcot.models.opening import open_model
-from mmcot.texts.encoding import stack_features
+from mmcot.texts.encoding import encode_marked, stack_features
 from mmcot.texts.prompts import build_pair
 from mmcot.texts.sample import Sample, SampleError
 from mmcot.texts.text_ids import encode_text
@@ -197,8 +197,11 @@ class RunPredictor:
         stage, features = next(iter(self.stages.values())), self._features(problem, folder)
         if features is None:
             raise RunError("this run reads text alone: there is no attention to pictures")
-        source, _ = build_pair(problem, stage.format, use_caption=stage.use_caption)
-        ids = torch.tensor([encode_text(stage.tokenizer, source)[: stage.max_source_tokens]])
+        pictures = stage.model.config.picture_tokens
+        marks = pictures is not None
+        source, _ = build_pair(problem, stage.format, use_caption=stage.use_caption, marks_pictures=marks)
+        encoded = encode_marked(stage.tokenizer, source, pictures) if marks else encode_text(stage.tokenizer, source)
+        ids = torch.tensor([encoded[: stage.max_source_tokens]])
         inputs = stack_features([features], self.feature_shape)
         inputs["vision_features"] = inputs["vision_features"].to(stage.model.dtype)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **inputs}

@@ -124,8 +124,8 @@ def _check_start(settings: Settings, folder: DataFolder, report: Report) -> None
 
     from mmcot.models.opening import DEFAULT, check_start
 
-    features = {"vision_dim": folder.features["dim"]} if folder.features else {}
-    check_start(DEFAULT, settings.model.pretrained, fusion=settings.model.fusion, **features)
+    vision_dim = folder.features["dim"] if folder.features else None
+    check_start(DEFAULT, settings.model.pretrained, **settings.model.fixed_by_start(vision_dim))
     config, _ = PreTrainedConfig.get_config_dict(settings.model.pretrained, trust_remote_code=False)
     replaced = [
         f"{name} {config[name]}, not {value}"

@@ -26,7 +26,7 @@ def build_model(settings: Settings, samples: StageSamples, *, gate_start: float 
     vision = _vision(settings, samples) | ({} if gate_start is None else {"gate_start": gate_start})
     if settings.model.pretrained:
         verify_model(settings.model.pretrained)  # it may be another run's
-        check_start(DEFAULT, settings.model.pretrained, vision_dim=vision["vision_dim"], fusion=settings.model.fusion)
+        check_start(DEFAULT, settings.model.pretrained, **settings.model.fixed_by_start(int(vision["vision_dim"])))
         with opening(settings.model.pretrained, "model.pretrained"):
             return model_class(DEFAULT).from_pretrained(
                 settings.model.pretrained, trust_remote_code=False, dtype=torch.float32, **vision
@@ -63,7 +63,20 @@ def _shape(settings: Settings, samples: StageSamples) -> dict[str, Any]:
 
 def _vision(settings: Settings, samples: StageSamples) -> dict[str, Any]:
     num_patches, dim = samples.reader.feature_shape if settings.data.features else (1, 1)
-    return {
+    model, pictures = settings.model, samples.pictures
+    media = (
+        {}
+        if pictures is None
+        else {
+            "inject": model.inject,
+            "resample": model.resample,
+            "media_tokens": pictures.per_picture,
+            "resample_depth": model.resample_depth,
+            "resample_heads": model.resample_heads,
+            "max_pictures": pictures.max_pictures,
+        }
+    )
+    return media | {
         "vision_num_patches": num_patches,
         "vision_dim": dim,
         "fusion": settings.model.fusion,

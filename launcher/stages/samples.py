@@ -24,7 +24,8 @@ from data_shards.mirror import local_folder
 from data_shards.reader import SplitReader
 from data_shards.shard_files import RemoteAccess
 from launcher.config.settings import Settings
-from mmcot.texts.encoding import EncodedPair, collate, encode_pair
+from mmcot.models.bridge_names import tokens_of_picture
+from mmcot.texts.encoding import EncodedPair, PictureTokens, collate, encode_pair
 from mmcot.texts.prompts import build_pair, split_format
 from mmcot.texts.sample import Sample
 from mmcot.texts.tokenizer import open_tokenizer
@@ -56,6 +57,7 @@ class StageSamples:
     Args:
         rationale_of: maps (sample number, problem) to its rationale, for a format that reads one; None otherwise.
         permute_seed: seed of the order of a question's choices in an epoch; None keeps the given order.
+        pictures: the tokens of pictures in a source; None: pictures are not in the source.
         pretrained: the pretrained model of a training, whose configuration has the decoder's start token; it is read
             when the first block is loaded. None: the padding token is the start token.
         length_multiple: lengths of a block are multiples of it.
@@ -72,6 +74,7 @@ class StageSamples:
         max_target_tokens: int,
         rationale_of: Callable[[int, Sample], str] | None = None,
         permute_seed: int | None = None,
+        pictures: PictureTokens | None = None,
         pretrained: str | None = None,
         length_multiple: int = 1,
     ) -> None:
@@ -79,7 +82,7 @@ class StageSamples:
         self.format, self.use_caption = format, use_caption
         self.max_source_tokens, self.max_target_tokens = max_source_tokens, max_target_tokens
         self.rationale_of = rationale_of
-        self.permute_seed = permute_seed
+        self.permute_seed, self.pictures = permute_seed, pictures
         self._pretrained, self._length_multiple = pretrained, length_multiple
         self.is_remote = reader.is_remote
 
@@ -106,13 +109,20 @@ class StageSamples:
         if epoch is not None and self.permute_seed is not None:
             problem = with_permuted_choices(problem, seed=self.permute_seed, epoch=epoch)
         rationale = self.rationale_of(sample, problem) if self.rationale_of else None
-        source, target = build_pair(problem, self.format, use_caption=self.use_caption, rationale=rationale)
+        source, target = build_pair(
+            problem,
+            self.format,
+            use_caption=self.use_caption,
+            rationale=rationale,
+            marks_pictures=self.pictures is not None,
+        )
         return encode_pair(
             self.tokenizer,
             source,
             target,
             max_source_tokens=self.max_source_tokens,
             max_target_tokens=self.max_target_tokens,
+            pictures=self.pictures,
         )
 
     @cached_property
@@ -174,9 +184,22 @@ def open_stage(
         max_source_tokens=spec.max_source_tokens,
         max_target_tokens=spec.max_target_tokens,
         permute_seed=settings.run.seed if data.permute_choices and split == "train" else None,
+        pictures=picture_tokens(settings, reader.feature_shape, cast(int, tokenizer.pad_token_id)),
         pretrained=settings.model.pretrained,
         length_multiple=_length_multiple(settings, for_training),
     )
+
+
+def picture_tokens(settings: Settings, feature_shape: tuple[int, int], pad_token_id: int) -> PictureTokens | None:
+    """How pictures stand in the sources of these settings; None where they do not, as in text alone."""
+    model, most = settings.model, settings.data.max_pictures
+    if model.inject != "embed" or settings.data.features is None:
+        return None
+    num_patches, rest = divmod(feature_shape[0], most)
+    if rest:  # of one pooled vector for all pictures
+        num_patches, most = feature_shape[0], 1
+    per_picture = tokens_of_picture(model.resample, num_patches=num_patches, media_tokens=model.media_tokens)
+    return PictureTokens(per_picture, pad_token_id, most)
 
 
 def _length_multiple(settings: Settings, for_training: bool) -> int:

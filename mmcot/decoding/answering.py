@@ -49,12 +49,20 @@ class StageModel:
         batch_size: int,
     ) -> tuple[list[GeneratedText], int]:
         """Generate a text for each problem; returns the texts and the number of truncated sources."""
+        pictures = self.model.config.picture_tokens
         pairs = [
             encode_pair(
                 self.tokenizer,
-                *build_pair(problem, self.format, use_caption=self.use_caption, rationale=rationale),
+                *build_pair(
+                    problem,
+                    self.format,
+                    use_caption=self.use_caption,
+                    rationale=rationale,
+                    marks_pictures=pictures is not None,
+                ),
                 max_source_tokens=self.max_source_tokens,
                 max_target_tokens=self.max_target_tokens,
+                pictures=pictures,
             )
             for problem, rationale in zip(problems, rationales, strict=True)
         ]

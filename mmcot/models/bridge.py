@@ -54,6 +54,7 @@ class Bridge(nn.Module):
     """
 
     parts_in_encoder = False  # True: the parts are named in the encoder itself, as published weights have them
+    in_embeddings = False  # True: pictures take the place of embeddings (``place`` of mmcot/models/media.py)
 
     def forward(
         self,

@@ -1,8 +1,14 @@
-"""The names of the built-in bridges, readable without torch."""
+"""The names of the built-in bridges and resamplers, readable without torch."""
 
 from mmcot.errors import InputError
 
 BUILT_IN = ("gated_cross_attention",)
+RESAMPLER_NAMES = ("none", "linear", "mean", "perceiver")
+
+
+def tokens_of_picture(resample: str, *, num_patches: int, media_tokens: int) -> int:
+    """K, the media tokens of a picture: ``linear`` has one for each patch, others as many as are asked."""
+    return num_patches if resample == "linear" else media_tokens
 
 
 def check_bridge(name: str) -> str:

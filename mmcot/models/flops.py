@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from mmcot.models.bridge import Bridge
-from mmcot.models.fusion import BRIDGES
+from mmcot.models.t5_config import open_bridge
 
 BACKWARD_AND_FORWARD = 3
 
@@ -41,7 +41,7 @@ def forward_flops(
     """
     if bridge is None:
         with torch.device("meta"):
-            bridge = BRIDGES[config.fusion](d_model=config.d_model, vision_dim=config.vision_dim, gate_start=0.0)
+            bridge = open_bridge(config)
     s, t = np.asarray(source_lengths, dtype=np.float64), np.asarray(target_lengths, dtype=np.float64)
     width, inner = config.d_model, config.num_heads * config.d_kv
     feed_forward = (3 if config.is_gated_act else 2) * width * config.d_ff

@@ -101,10 +101,12 @@ class LeanStack(T5Stack):
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
-        """As ``T5Stack.forward``; ids [B, T] alone, without a cache, take the short way."""
-        is_plain = input_ids is not None and all(value is None for value in kwargs.values())
+        """As ``T5Stack.forward``; ids [B, T] or embeddings [B, T, D] alone, without a cache, take the short way."""
+        has_one = (input_ids is None) != (inputs_embeds is None)
+        is_plain = has_one and all(value is None for value in kwargs.values())
         has_cache = self.is_decoder and use_cache is not False
         if not is_plain or has_cache or self.config._attn_implementation != _SDPA or self._captures():
             return super().forward(
@@ -113,9 +115,10 @@ class LeanStack(T5Stack):
                 encoder_hidden_states=encoder_hidden_states,
                 encoder_attention_mask=encoder_attention_mask,
                 use_cache=use_cache,
+                inputs_embeds=inputs_embeds,
                 **kwargs,
             )
-        hidden_BTD = self.dropout(self.embed_tokens(input_ids))
+        hidden_BTD = self.dropout(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
         own_bias = self._own_bias(hidden_BTD, attention_mask)
         cross_bias = None
         if encoder_hidden_states is not None:

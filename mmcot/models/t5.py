@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import T5ForConditionalGeneration
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 from transformers.models.t5.modeling_t5 import T5PreTrainedModel
@@ -29,47 +29,12 @@ from mmcot.models.bridge import AttentionMaps, Bridge, init_bridge_part
 from mmcot.models.cuda_graphs import StaticDecoder, open_decoder
 from mmcot.models.distance_bias import init_distance_bias
 from mmcot.models.flops import forward_flops
-from mmcot.models.fusion import BRIDGES, FusionLinear, SingleHeadAttention
+from mmcot.models.fusion import FusionLinear, SingleHeadAttention
 from mmcot.models.lean_t5 import LeanStack, make_lean
 from mmcot.models.loss import chunked_loss_sum, is_long, token_loss_sum
+from mmcot.models.media import MediaTokens
 from mmcot.models.step_decoder import StepDecoder
-
-
-class MultimodalT5Config(T5Config):
-    """T5's configuration with the shape of the vision features, ``[vision_num_patches, vision_dim]``.
-
-    ``mask_absent_patches`` masks the zeros of a missing picture in the fusion; without it,
-    they are attended as in the published system. ``gate_start`` is the bias of the fusion's
-    gate before training; loaded weights replace it.
-
-    transformers ties all embeddings for every value of ``tie_word_embeddings`` and keeps only
-    ``scale_decoder_outputs`` of it. In this class that flag decides whether ``lm_head`` has its
-    own weights (T5 v1.1, Flan), and it is saved under its usual name.
-    """
-
-    vision_num_patches: int = 100
-    vision_dim: int = 256
-    fusion: str = "gated_cross_attention"
-    mask_absent_patches: bool = False
-    gate_start: float = 0.0
-
-    def __post_init__(self, **kwargs) -> None:
-        super().__post_init__(**kwargs)
-        if self.fusion not in BRIDGES:
-            raise InputError(f"fusion {self.fusion!r} is unknown; expected one of {sorted(BRIDGES)}")
-
-    @property
-    def is_tied(self) -> bool:
-        """Whether ``lm_head`` shares the input embedding."""
-        return self.scale_decoder_outputs
-
-    def to_dict(self) -> dict:
-        """As transformers' own, with ``tie_word_embeddings`` as ``is_tied``."""
-        return super().to_dict() | {"tie_word_embeddings": self.is_tied}
-
-    def to_diff_dict(self) -> dict:
-        """As transformers' own, with ``tie_word_embeddings`` as ``is_tied``."""
-        return super().to_diff_dict() | {"tie_word_embeddings": self.is_tied}
+from mmcot.models.t5_config import MultimodalT5Config, open_bridge
 
 
 class _FusionInitializer(T5PreTrainedModel if TYPE_CHECKING else object):
@@ -111,9 +76,7 @@ class FusedEncoder(_FusionInitializer, LeanStack):
 
     def __init__(self, config: MultimodalT5Config) -> None:
         super().__init__(config)
-        fusion = BRIDGES[config.fusion](
-            d_model=config.d_model, vision_dim=config.vision_dim, gate_start=config.gate_start
-        )
+        fusion = open_bridge(config)
         for part in fusion.modules():
             object.__setattr__(part, "in_bridge", True)  # for its initialisation
         parts = dict(fusion.named_children()) if fusion.parts_in_encoder else {"bridge": fusion}
@@ -141,6 +104,9 @@ class FusedEncoder(_FusionInitializer, LeanStack):
         Raises:
             ValueError: the features have another shape than the configured one.
         """
+        if self.fusion.in_embeddings and vision_features is not None:
+            embeddings = self._with_media(input_ids, attention_mask, vision_features, vision_mask)
+            return super().forward(inputs_embeds=embeddings, attention_mask=attention_mask, **kwargs)
         outputs = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if vision_features is None:
             return outputs
@@ -163,9 +129,20 @@ class FusedEncoder(_FusionInitializer, LeanStack):
         outputs.last_hidden_state = fused
         return outputs
 
+    def _with_media(self, ids_BS, mask_BS, vision_BPV, vision_mask_BP) -> torch.Tensor:
+        """The embeddings of a source, with media at its placeholders."""
+        self._check_vision(vision_BPV, vision_mask_BP)
+        is_placeholder_BS = ids_BS == self.config.pad_token_id
+        if mask_BS is not None:
+            is_placeholder_BS &= mask_BS.bool()
+        bridge = cast(MediaTokens, self.fusion)
+        return bridge.place(self.embed_tokens(ids_BS), is_placeholder_BS, vision_BPV, vision_mask_BP)
+
     @torch.no_grad()
     def attention_maps(self, input_ids, attention_mask, vision_features, vision_mask=None) -> AttentionMaps | None:
         """The bridge's maps; arguments as for ``forward``."""
+        if self.fusion.in_embeddings:
+            return None
         text_BSD = super().forward(input_ids=input_ids, attention_mask=attention_mask)[0]
         mask_BP = self._check_vision(vision_features, vision_mask)
         return self.fusion.attention_maps(text_BSD, attention_mask, vision_features, mask_BP)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from mmcot.texts.prompts import PICTURE_MARK
 from mmcot.texts.text_ids import encode_text
 
 IGNORED_LABEL = -100  # padding of the target, which has no loss
@@ -34,13 +35,47 @@ class EncodedPair:
     target_cut: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class PictureTokens:
+    """How pictures stand in a source: each is ``per_picture`` times ``token_id``, in place of which the model reads it.
+
+    Of a sample with more than ``max_pictures`` the first ones are read.
+    """
+
+    per_picture: int
+    token_id: int
+    max_pictures: int
+
+
 def encode_pair(
-    tokenizer: PreTrainedTokenizerBase, source: str, target: str, *, max_source_tokens: int, max_target_tokens: int
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    target: str,
+    *,
+    max_source_tokens: int,
+    max_target_tokens: int,
+    pictures: PictureTokens | None = None,
 ) -> EncodedPair:
-    """Tokenize a pair and truncate each side to its limit (the end token included); no text is a special token."""
-    source_ids, source_cut = _limit(encode_text(tokenizer, source), max_source_tokens)
+    """Tokenize a pair and truncate each side to its limit (the end token included).
+
+    Args:
+        pictures: tokens of the pictures that ``PICTURE_MARK`` stands for in the source; None: it has no marks.
+    """
+    ids = encode_text(tokenizer, source) if pictures is None else encode_marked(tokenizer, source, pictures)
+    source_ids, source_cut = _limit(ids, max_source_tokens)
     target_ids, target_cut = _limit(encode_text(tokenizer, target), max_target_tokens)
     return EncodedPair(source_ids, target_ids, source_cut, target_cut)
+
+
+def encode_marked(tokenizer: PreTrainedTokenizerBase, source: str, pictures: PictureTokens) -> list[int]:
+    """Return the ids of a source in which ``PICTURE_MARK`` stands for pictures."""
+    ids: list[int] = []
+    for number, text in enumerate(source.split(PICTURE_MARK)):
+        if 0 < number <= pictures.max_pictures:
+            ids += [pictures.token_id] * pictures.per_picture
+        if text := text.strip():
+            ids += encode_text(tokenizer, text)[:-1]
+    return [*ids, encode_text(tokenizer, "")[-1]]
 
 
 def collate(

@@ -81,12 +81,18 @@ PAPER_NAMES: Mapping[str, str] = MappingProxyType(
 )
 
 IMAGE_MARKER = "<image>"  # where a picture is in the prompt of a document
+PICTURE_MARK = "\ufdd0"  # the same, for a model that reads pictures there: a code point that is no character
 _KINDS_IN_WORDS = {"pair": "an image-text pair", "document": "a document"}
 _GOLD_RATIONALE = "Solution: {lecture} {solution}"  # the rationale in QCMG where none is given
 
 
 def build_pair(
-    problem: Sample, format: str, *, use_caption: bool = False, rationale: str | None = None
+    problem: Sample,
+    format: str,
+    *,
+    use_caption: bool = False,
+    rationale: str | None = None,
+    marks_pictures: bool = False,
 ) -> tuple[str, str]:
     """Build the model's input text and its target text.
 
@@ -102,6 +108,8 @@ def build_pair(
         rationale: the rationale in QCMG and CQMG, verbatim (a stage-one text starts with
             ``Solution:``); None uses the gold lecture and solution. The other inputs do
             not contain it.
+        marks_pictures: put ``PICTURE_MARK`` where the model reads a picture: in a document where the picture is, in
+            other samples once for each picture before the text.
 
     Returns:
         (source, target). The target is ``""`` where it needs the answer and the problem
@@ -126,7 +134,21 @@ def build_pair(
         )
     ending = {"A": "Answer:", "T": ""}.get(output_part, "Solution:")
     template = INPUTS[input_part] if problem.choices else INPUTS[input_part].replace(_OPTIONS, "")
-    return _normalize(template.format(**fields) + ending), _target(problem, output_part, fields)
+    source = _normalize(template.format(**fields) + ending)
+    return _with_marks(problem, source) if marks_pictures else source, _target(problem, output_part, fields)
+
+
+def _with_marks(problem: Sample, source: str) -> str:
+    """The source with a mark for each picture."""
+    if PICTURE_MARK in source:
+        raise InputError(
+            f"sample {problem.qid}: its text contains the code point U+FDD0, which marks a picture and is no "
+            "character; remove it"
+        )
+    if problem.kind != "document":
+        return " ".join([PICTURE_MARK] * len(problem.images) + [source])
+    parts = [PICTURE_MARK if part.image else _part(part) for part in problem.document[:-1]]
+    return _normalize(" ".join(parts))
 
 
 def gold_rationale(problem: Sample, format: str) -> str:

@@ -1,0 +1,102 @@
+"""The configuration of the fused T5, and the bridge that it describes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
+
+from transformers import T5Config
+
+from mmcot.errors import InputError
+from mmcot.models.bridge import Bridge
+from mmcot.models.fusion import BRIDGES
+from mmcot.models.media import MediaTokens
+from mmcot.models.resampling import ResamplerShape
+from mmcot.texts.encoding import PictureTokens
+
+
+class MultimodalT5Config(T5Config):
+    """T5's configuration with the shape of the vision features, ``[vision_num_patches, vision_dim]``.
+
+    ``mask_absent_patches`` masks the zeros of a missing picture in the fusion; without it,
+    they are attended as in the published system. ``gate_start`` is the bias of the fusion's
+    gate before training; loaded weights replace it.
+
+    ``inject`` is where pictures enter: ``encoder`` (the fusion, after the encoder) or ``embed`` (media in place of
+    placeholders in the source). ``resample``, ``media_tokens`` a picture, ``resample_depth`` and ``resample_heads``
+    are those of the media; ``max_pictures`` pictures have ``vision_num_patches`` patches together.
+
+    transformers ties all embeddings for every value of ``tie_word_embeddings`` and keeps only
+    ``scale_decoder_outputs`` of it. In this class that flag decides whether ``lm_head`` has its
+    own weights (T5 v1.1, Flan), and it is saved under its usual name.
+    """
+
+    vision_num_patches: int = 100
+    vision_dim: int = 256
+    fusion: str = "gated_cross_attention"
+    mask_absent_patches: bool = False
+    gate_start: float = 0.0
+    inject: str = "encoder"
+    resample: str = "none"
+    media_tokens: int = 0
+    resample_depth: int = 2
+    resample_heads: int = 4
+    max_pictures: int = 1
+
+    def __post_init__(self, **kwargs) -> None:
+        super().__post_init__(**kwargs)
+        if self.fusion not in BRIDGES:
+            raise InputError(f"fusion {self.fusion!r} is unknown; expected one of {sorted(BRIDGES)}")
+        if self.inject not in INJECTIONS:
+            raise InputError(f"inject {self.inject!r} is unknown; expected one of {', '.join(INJECTIONS)}")
+
+    @property
+    def picture_tokens(self) -> PictureTokens | None:
+        """How pictures stand in a source; None where they do not.
+
+        A placeholder is the padding token, which no text contains; the attention mask tells it from padding.
+        """
+        if self.inject != "embed":
+            return None
+        return PictureTokens(self.media_tokens, cast(int, self.pad_token_id), self.max_pictures)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether ``lm_head`` shares the input embedding."""
+        return self.scale_decoder_outputs
+
+    def to_dict(self) -> dict:
+        """As transformers' own, with ``tie_word_embeddings`` as ``is_tied``."""
+        return super().to_dict() | {"tie_word_embeddings": self.is_tied}
+
+    def to_diff_dict(self) -> dict:
+        """As transformers' own, with ``tie_word_embeddings`` as ``is_tied``."""
+        return super().to_diff_dict() | {"tie_word_embeddings": self.is_tied}
+
+
+def open_bridge(config: MultimodalT5Config) -> Bridge:
+    """The bridge of a configuration, with new weights."""
+    return INJECTIONS[config.inject](config)
+
+
+def _fusion(config: MultimodalT5Config) -> Bridge:
+    return BRIDGES[config.fusion](d_model=config.d_model, vision_dim=config.vision_dim, gate_start=config.gate_start)
+
+
+def _media(config: MultimodalT5Config) -> Bridge:
+    return MediaTokens(
+        resample=config.resample,
+        shape=ResamplerShape(
+            vision_dim=config.vision_dim,
+            width=config.d_model,
+            num_patches=config.vision_num_patches // config.max_pictures,
+            num_tokens=config.media_tokens,
+            depth=config.resample_depth,
+            num_heads=config.resample_heads,
+        ),
+        num_pictures=config.max_pictures,
+    )
+
+
+# By the value of ``inject``: where pictures enter the model.
+INJECTIONS: dict[str, Callable[[MultimodalT5Config], Bridge]] = {"encoder": _fusion, "embed": _media}
