@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_auto_takes_the_processor_and_says_why_the_gpus_cannot_be_used(monkeypat
 
 def free_check(monkeypatch, gpus, *, visible=None, **options):
     install(monkeypatch, gpus)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)  # another test of this process may have a session open
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     said: list[str] = []
