@@ -300,7 +300,7 @@ class Model(_Section):
     media_tokens: PositiveInt = Field(
         default=16, description="media tokens of a picture; linear has one for each patch instead"
     )
-    resample_depth: PositiveInt = Field(default=2, description="layers of perceiver, qformer and vit")
+    resample_depth: PositiveInt = Field(default=2, description="layers of linear, perceiver, qformer and vit")
     resample_heads: PositiveInt = Field(default=4, description="attention heads of the resampler")
 
     def fixed_by_start(self, vision_dim: int | None) -> dict[str, Any]:

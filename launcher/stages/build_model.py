@@ -11,6 +11,7 @@ from launcher.runs.exported import verify_model
 from launcher.stages.samples import StageSamples
 from mmcot.models.opening import DEFAULT, check_start, model_class
 from mmcot.pretrained import opening
+from mmcot.vision.patches import PATCH_SCALE
 
 
 def build_model(settings: Settings, samples: StageSamples, *, gate_start: float | None = None) -> Any:
@@ -74,6 +75,7 @@ def _vision(settings: Settings, samples: StageSamples) -> dict[str, Any]:
             "resample_depth": model.resample_depth,
             "resample_heads": model.resample_heads,
             "max_pictures": pictures.max_pictures,
+            "feature_scale": PATCH_SCALE if settings.data.features == "patch" else 1.0,
         }
     )
     return media | {

@@ -3,7 +3,7 @@
 from mmcot.errors import InputError
 
 BUILT_IN = ("gated_cross_attention",)
-RESAMPLER_NAMES = ("none", "linear", "mean", "perceiver")
+RESAMPLER_NAMES = ("none", "linear", "mean", "pool", "perceiver", "qformer", "vit")
 
 
 def tokens_of_picture(resample: str, *, num_patches: int, media_tokens: int) -> int:

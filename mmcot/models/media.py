@@ -15,7 +15,8 @@ from __future__ import annotations
 import torch
 
 from mmcot.models.bridge import Bridge, Lengths
-from mmcot.models.resampling import RESAMPLERS, ResamplerShape
+from mmcot.models.resampler import ResamplerShape
+from mmcot.models.resampling import RESAMPLERS
 
 
 class MediaTokens(Bridge):

@@ -11,7 +11,7 @@ from mmcot.errors import InputError
 from mmcot.models.bridge import Bridge
 from mmcot.models.fusion import BRIDGES
 from mmcot.models.media import MediaTokens
-from mmcot.models.resampling import ResamplerShape
+from mmcot.models.resampler import ResamplerShape
 from mmcot.texts.encoding import PictureTokens
 
 
@@ -24,7 +24,8 @@ class MultimodalT5Config(T5Config):
 
     ``inject`` is where pictures enter: ``encoder`` (the fusion, after the encoder) or ``embed`` (media in place of
     placeholders in the source). ``resample``, ``media_tokens`` a picture, ``resample_depth`` and ``resample_heads``
-    are those of the media; ``max_pictures`` pictures have ``vision_num_patches`` patches together.
+    are those of the media, which divide features by ``feature_scale``; ``max_pictures`` pictures have
+    ``vision_num_patches`` patches together.
 
     transformers ties all embeddings for every value of ``tie_word_embeddings`` and keeps only
     ``scale_decoder_outputs`` of it. In this class that flag decides whether ``lm_head`` has its
@@ -41,6 +42,7 @@ class MultimodalT5Config(T5Config):
     media_tokens: int = 0
     resample_depth: int = 2
     resample_heads: int = 4
+    feature_scale: float = 1.0
     max_pictures: int = 1
 
     def __post_init__(self, **kwargs) -> None:
@@ -93,6 +95,7 @@ def _media(config: MultimodalT5Config) -> Bridge:
             num_tokens=config.media_tokens,
             depth=config.resample_depth,
             num_heads=config.resample_heads,
+            input_scale=config.feature_scale,
         ),
         num_pictures=config.max_pictures,
     )
