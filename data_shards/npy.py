@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 
 from mmcot.errors import InputError
+from mmcot.file_kinds import LFS_POINTER
 
 _MAGIC = b"\x93NUMPY"
 _LENGTH_BYTES = {(1, 0): 2, (2, 0): 4, (3, 0): 4}  # of the header's length, by format version
 _MOST_HEADER = 10_000  # bytes; numpy's own limit
 _MOST_AXES = 32
-_LFS = b"version https://git-lfs"
 
 
 class NpyError(InputError):
@@ -68,7 +68,7 @@ def open_npy(path: str | Path) -> np.ndarray:
 
 
 def _read_header(start: bytes, size: int, name: str) -> _Header:
-    if start.startswith(_LFS):
+    if start.startswith(LFS_POINTER):
         raise NpyError(f"{name} is a Git LFS pointer, expected an array of numpy; run `git lfs pull` and make it again")
     num_bytes = _LENGTH_BYTES.get(tuple(start[6:8]))  # pyright: ignore[reportArgumentType]
     if not start.startswith(_MAGIC):

@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 
 _START = 4096  # bytes, of which the kind is told
-_LFS = b"version https://git-lfs.github.com/spec/"
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how such a file starts
 _AGAIN = "download it again, or make it again"
 _PACKED = {  # by their first bytes; how each is unpacked
     b"\x1f\x8b": ("a gzip file", "unpack it with gunzip"),
@@ -70,7 +70,7 @@ def _start_of(path: Path) -> bytes:
 def _stand_in(path: Path, size: int, start: bytes) -> tuple[str, str] | None:
     if not size:
         return "is empty (0 bytes)", _AGAIN
-    if start.startswith(_LFS):
+    if start.startswith(LFS_POINTER):
         size_line = re.search(rb"^size (\d+)", start, re.MULTILINE)
         stands_for = f" (it stands for {int(size_line[1]):,} bytes)" if size_line else ""
         return (

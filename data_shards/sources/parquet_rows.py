@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmcot.errors import InputError
+from mmcot.file_kinds import LFS_POINTER
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -131,7 +132,7 @@ def _fault_of(path: Path, error: Exception) -> str:
         end = file.read()
     if not size:
         return f"it is empty (0 bytes), expected a Parquet file; {_AGAIN}"
-    if start.startswith(b"version https://git-lfs"):
+    if start.startswith(LFS_POINTER):
         return (
             "it is a Git LFS pointer, expected a Parquet file; run `git lfs pull` in its repository (install git-lfs "
             "first), or download the file itself"

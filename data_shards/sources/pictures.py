@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from data_shards.sources.question_set import Picture
 from mmcot.errors import InputError
+from mmcot.file_kinds import LFS_POINTER
 
 # The formats that cameras, phones, browsers and scanners write. Pillow reads 40 more, of which EPS starts Ghostscript.
 # MPO, which many phones name .jpg, is opened by the JPEG decoder: its first picture is a complete JPEG.
@@ -33,7 +34,6 @@ _TURNS: dict[Any, Image.Transpose] = {  # by the value of EXIF's orientation, wh
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_POINTER = b"version https://git-lfs.github.com/spec/"
 _SIGNATURES = (b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF8", b"II*\x00", b"MM\x00*")
 _TRANSPARENT = ("RGBA", "LA", "PA", "RGBa", "La")
 _FULL_SCALES = {"I": (255, 65_535), "F": (1, 255, 65_535)}  # possible values of white; the first that no value exceeds
@@ -73,7 +73,7 @@ def open_picture(picture: Picture, *, name: str, longest_side: int | None = None
     except Image.DecompressionBombError as error:
         raise PictureError(f"{name} is too large to be read safely ({error}); make it smaller") from None
     except UnidentifiedImageError:
-        if data.startswith(_POINTER):
+        if data.startswith(LFS_POINTER):
             raise PictureError(
                 f"{name} is a Git LFS pointer, no picture; run `git lfs pull` in its repository (install git-lfs first)"
             ) from None

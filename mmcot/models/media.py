@@ -33,7 +33,7 @@ class MediaTokens(Bridge):
     def __init__(self, *, resample: str, shape: ResamplerShape, num_pictures: int) -> None:
         super().__init__()
         self.resampler = RESAMPLERS[resample](shape)
-        self.num_pictures, self.num_patches = num_pictures, shape.num_patches
+        self.num_pictures = num_pictures
 
     def place(
         self,

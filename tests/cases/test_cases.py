@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -94,8 +95,6 @@ def run(*arguments):
 
 
 def search(pattern, text):
-    import re
-
     return re.search(pattern, text, re.DOTALL if "\n" in pattern else 0)
 
 
