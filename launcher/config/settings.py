@@ -287,10 +287,10 @@ class Model(_Section):
         default=False, description="mask the zeros of a missing picture in the fusion; off: attended, as published"
     )
 
-    inject: Literal["encoder", "embed"] = Field(
+    inject: Literal["encoder", "embed", "layers"] = Field(
         default="encoder",
-        description="where pictures enter: encoder (model.fusion, after the encoder) or embed (media tokens in the "
-        "source, in place of <image>)",
+        description="where pictures enter: encoder (model.fusion, after the encoder), embed (media tokens in the "
+        "source, in place of <image>) or layers (gated cross-attention to media before each block of the decoder)",
     )
     resample: str = Field(
         default="none",
@@ -302,6 +302,11 @@ class Model(_Section):
     )
     resample_depth: PositiveInt = Field(default=2, description="layers of linear, perceiver, qformer and vit")
     resample_heads: PositiveInt = Field(default=4, description="attention heads of the resampler")
+    resample_activation: Literal["gelu", "relu", "squared_relu"] = Field(
+        default="gelu",
+        description="activation in perceiver, qformer, vit and the gated layers: gelu (BLIP-2, published ports of "
+        "Flamingo), relu (IDEFICS) or squared_relu (Flamingo's paper)",
+    )
 
     def fixed_by_start(self, vision_dim: int | None) -> dict[str, Any]:
         """What a saved model of ours must have to be started from; media tokens fit every one, their parts are new."""
@@ -318,7 +323,7 @@ class Model(_Section):
         if (self.inject == "encoder") != (self.resample == "none"):
             raise ValueError(
                 f"model.inject {self.inject!r} and model.resample {self.resample!r} do not fit: encoder goes with none "
-                "(the fusion reads all patches), embed with another, such as perceiver"
+                "(the fusion reads all patches), embed and layers with another, such as perceiver"
             )
         return self
 

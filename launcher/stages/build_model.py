@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from launcher.config.settings import Settings
 from launcher.runs.exported import verify_model
-from launcher.stages.samples import StageSamples
+from launcher.stages.samples import StageSamples, picture_tokens
 from mmcot.models.opening import DEFAULT, check_start, model_class
 from mmcot.pretrained import opening
 from mmcot.vision.patches import PATCH_SCALE
@@ -64,7 +64,8 @@ def _shape(settings: Settings, samples: StageSamples) -> dict[str, Any]:
 
 def _vision(settings: Settings, samples: StageSamples) -> dict[str, Any]:
     num_patches, dim = samples.reader.feature_shape if settings.data.features else (1, 1)
-    model, pictures = settings.model, samples.pictures
+    model = settings.model
+    pictures = picture_tokens(settings, (num_patches, dim), cast(int, samples.tokenizer.pad_token_id))
     media = (
         {}
         if pictures is None
@@ -74,6 +75,7 @@ def _vision(settings: Settings, samples: StageSamples) -> dict[str, Any]:
             "media_tokens": pictures.per_picture,
             "resample_depth": model.resample_depth,
             "resample_heads": model.resample_heads,
+            "resample_activation": model.resample_activation,
             "max_pictures": pictures.max_pictures,
             "feature_scale": PATCH_SCALE if settings.data.features == "patch" else 1.0,
         }

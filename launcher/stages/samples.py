@@ -184,16 +184,21 @@ def open_stage(
         max_source_tokens=spec.max_source_tokens,
         max_target_tokens=spec.max_target_tokens,
         permute_seed=settings.run.seed if data.permute_choices and split == "train" else None,
-        pictures=picture_tokens(settings, reader.feature_shape, cast(int, tokenizer.pad_token_id)),
+        pictures=pictures_in_source(settings, reader.feature_shape, cast(int, tokenizer.pad_token_id)),
         pretrained=settings.model.pretrained,
         length_multiple=_length_multiple(settings, for_training),
     )
 
 
-def picture_tokens(settings: Settings, feature_shape: tuple[int, int], pad_token_id: int) -> PictureTokens | None:
+def pictures_in_source(settings: Settings, feature_shape: tuple[int, int], pad_token_id: int) -> PictureTokens | None:
     """How pictures stand in the sources of these settings; None where they do not, as in text alone."""
+    return picture_tokens(settings, feature_shape, pad_token_id) if settings.model.inject == "embed" else None
+
+
+def picture_tokens(settings: Settings, feature_shape: tuple[int, int], pad_token_id: int) -> PictureTokens | None:
+    """The media tokens of pictures; None where a model has none."""
     model, most = settings.model, settings.data.max_pictures
-    if model.inject != "embed" or settings.data.features is None:
+    if model.inject == "encoder" or settings.data.features is None:
         return None
     num_patches, rest = divmod(feature_shape[0], most)
     if rest:  # of one pooled vector for all pictures

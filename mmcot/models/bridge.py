@@ -55,6 +55,7 @@ class Bridge(nn.Module):
 
     parts_in_encoder = False  # True: the parts are named in the encoder itself, as published weights have them
     in_embeddings = False  # True: pictures take the place of embeddings (``place`` of mmcot/models/media.py)
+    in_layers = False  # True: the decoder's own layers read the states that are added (mmcot/models/gated_t5.py)
 
     def forward(
         self,

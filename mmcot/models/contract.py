@@ -31,8 +31,8 @@ class Decoder(Protocol):
         """How many tokens a row can read."""
         ...
 
-    def admit(self, rows: Sequence[int], states: Sequence[torch.Tensor]) -> int:
-        """Assign each of some rows to a source's states [S, D]; returns the token that they read at position 0."""
+    def admit(self, rows: Sequence[int], states: Sequence[Any]) -> int:
+        """Assign each of some rows to what ``read`` returned of a source; returns the token read at position 0."""
         ...
 
     def move(self, row: int, *, to: int, num_positions: int) -> None:
@@ -94,8 +94,8 @@ class Model(Protocol):
         """
         ...
 
-    def read(self, **inputs: torch.Tensor) -> list[torch.Tensor]:
-        """For each row of ``input_ids``, ``attention_mask`` and vision features: what the decoder admits, [N, D].
+    def read(self, **inputs: torch.Tensor) -> list[Any]:
+        """For each row of ``input_ids``, ``attention_mask`` and vision features: what the decoder admits.
 
         The inputs are on the host, in page-locked memory for a GPU, or on the model's device.
         """

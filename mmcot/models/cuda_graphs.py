@@ -14,12 +14,14 @@ to the host. Without CUDA the same operations run without a graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import T5ForConditionalGeneration
 
-from mmcot.models.step_decoder import SOURCE_STEP, Group, StepDecoder, to_device
+from mmcot.models.device import to_device
+from mmcot.models.step_decoder import SOURCE_STEP, Group, StepDecoder
 
 WIDTH_STEP = 64  # positions; each pair of widths is a graph of its own
 MAX_TOKENS_AHEAD = 8  # steps of ``write_greedily`` between two looks of the host
@@ -57,12 +59,13 @@ class StaticDecoder:
         self._pool = torch.cuda.graph_pool_handle() if decoder.device.type == "cuda" else None
 
     @torch.inference_mode()
-    def admit(self, rows: Sequence[int], states: Sequence[torch.Tensor]) -> int:
+    def admit(self, rows: Sequence[int], states: Sequence[Any]) -> int:
         """Assign each of ``rows`` to a source's encoder states [S, D]; returns the token to read at position 0.
 
         Raises:
             ValueError: a source has more states than this decoder was opened for.
         """
+        states = self._decoder.admit_media(rows, states)
         lengths = [len(states_SD) for states_SD in states]
         if max(lengths) > self._max_source_tokens:
             raise ValueError(

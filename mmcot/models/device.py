@@ -6,6 +6,7 @@ device = open_device(use_gpu=True, index=3)    # one of several visible GPUs
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from mmcot.errors import OperationError
@@ -64,3 +65,9 @@ def open_device(
 def has_precision(device: torch.device | int, precision: str) -> bool:
     """Whether a GPU computes in a precision, a key of ``DTYPES``."""
     return precision != "bf16" or torch.cuda.get_device_capability(device) >= _FIRST_WITH_BF16
+
+
+def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Whole numbers as a tensor on the device, without waiting for what it computes."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -46,7 +46,8 @@ def forward_flops(
     width, inner = config.d_model, config.num_heads * config.d_kv
     feed_forward = (3 if config.is_gated_act else 2) * width * config.d_ff
     projections = 4 * width * inner  # query, key, value and output
-    read = bridge.num_states(s, num_patches) if num_patches else s  # what the decoder attends to
+    has_own_states = num_patches and not bridge.in_layers
+    read = bridge.num_states(s, num_patches) if has_own_states else s  # what T5's decoder attends to
     encoder = config.num_layers * (s * (projections + feed_forward) + 2 * s * s * inner)
     num_decoder_layers = config.num_layers if config.num_decoder_layers is None else config.num_decoder_layers
     decoder = num_decoder_layers * (

@@ -102,9 +102,14 @@ class LeanStack(T5Stack):
         encoder_attention_mask: torch.Tensor | None = None,
         use_cache: bool | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        media: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """As ``T5Stack.forward``; ids [B, T] or embeddings [B, T, D] alone, without a cache, take the short way."""
+        """As ``T5Stack.forward``; ids [B, T] or embeddings [B, T, D] alone, without a cache, take the short way.
+
+        ``media`` are passed on to blocks that read some (``mmcot/models/gated_t5.py``).
+        """
+        media_of_blocks = {} if media is None else {"media": media}
         has_one = (input_ids is None) != (inputs_embeds is None)
         is_plain = has_one and all(value is None for value in kwargs.values())
         has_cache = self.is_decoder and use_cache is not False
@@ -116,6 +121,7 @@ class LeanStack(T5Stack):
                 encoder_attention_mask=encoder_attention_mask,
                 use_cache=use_cache,
                 inputs_embeds=inputs_embeds,
+                **media_of_blocks,
                 **kwargs,
             )
         hidden_BTD = self.dropout(self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds)
@@ -125,7 +131,14 @@ class LeanStack(T5Stack):
             cross_bias = _cross_bias(encoder_hidden_states, encoder_attention_mask)
         for block in self.block:
             hidden_BTD, *_ = block(
-                hidden_BTD, None, own_bias, encoder_hidden_states, None, cross_bias, has_mask_in_bias=True
+                hidden_BTD,
+                None,
+                own_bias,
+                encoder_hidden_states,
+                None,
+                cross_bias,
+                has_mask_in_bias=True,
+                **media_of_blocks,
             )
         hidden_BTD = self.dropout(self.final_layer_norm(hidden_BTD))
         outputs = BaseModelOutputWithPastAndCrossAttentions if self.is_decoder else BaseModelOutput

@@ -1,10 +1,19 @@
-"""Pictures as tokens of the source: a resampler's media take the place of placeholder embeddings (``inject: embed``).
+"""Pictures as media tokens, made by a resampler: where a language model reads them.
+
+``MediaTokens`` (``inject: embed``) puts media in the place of placeholder embeddings:
 
     source   <image> <image> <image> <image> Question: ...   K placeholders a picture, made at encoding
     states   m_1     m_2     m_3     m_4     e(Question) e(:) ...   before the encoder's first layer
 
 This is how Frozen (arXiv:2106.13884), BLIP-2 (arXiv:2301.12597), LLaVA and KOSMOS-1 (arXiv:2302.14045) give a language
 model eyes; they differ in the resampler. The language model itself is not changed.
+
+``MediaLayers`` (``inject: layers``) puts them behind the encoder's states, from where the decoder's gated
+cross-attention reads them (``mmcot/models/gated_t5.py``), as in Flamingo (arXiv:2204.14198):
+
+    states   h(Question) h(:) ... h(</s>) m_1 m_2 m_3 m_4
+
+Media of absent patches are not read, whatever ``mask_absent_patches`` says of the fusion.
 
 Shape suffixes: B batch, S source positions, M pictures, P patches of a picture, V feature width, K media tokens of a
 picture, D model width.
@@ -13,14 +22,15 @@ picture, D model width.
 from __future__ import annotations
 
 import torch
+from torch.nn import functional as F  # noqa: N812 (the usual name)
 
-from mmcot.models.bridge import Bridge, Lengths
+from mmcot.models.bridge import Bridge, Length, Lengths
 from mmcot.models.resampler import ResamplerShape
 from mmcot.models.resampling import RESAMPLERS
 
 
-class MediaTokens(Bridge):
-    """Puts media in the place of placeholders.
+class MediaBridge(Bridge):
+    """A bridge that makes media.
 
     Args:
         resample: a name of ``RESAMPLERS``.
@@ -28,12 +38,27 @@ class MediaTokens(Bridge):
         num_pictures: M, pictures of a sample at most.
     """
 
-    in_embeddings = True
-
     def __init__(self, *, resample: str, shape: ResamplerShape, num_pictures: int) -> None:
         super().__init__()
         self.resampler = RESAMPLERS[resample](shape)
         self.num_pictures = num_pictures
+
+    def media(self, vision_BPV: torch.Tensor, vision_mask_BP: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+        """The media of a batch, [B, M * K, W]; arguments as for ``forward``."""
+        sizes = (self.num_pictures, vision_BPV.shape[1] // self.num_pictures)
+        mask_BMP = None if vision_mask_BP is None else vision_mask_BP.unflatten(1, sizes)
+        media_BMKW = self.resampler(vision_BPV.to(dtype).unflatten(1, sizes), mask_BMP)
+        return media_BMKW.flatten(1, 2).to(dtype)
+
+    def forward_flops(self, source_lengths: Lengths, num_patches: int) -> Lengths:
+        """Operations of the resampler for all pictures."""
+        return self.num_pictures * self.resampler.forward_flops(num_patches // self.num_pictures)
+
+
+class MediaTokens(MediaBridge):
+    """Puts media in the place of placeholders; these count as tokens of the source."""
+
+    in_embeddings = True
 
     def place(
         self,
@@ -49,10 +74,7 @@ class MediaTokens(Bridge):
             vision_BPV: [B, M * P, V], the pictures one behind the other.
             vision_mask_BP: bool [B, M * P], False at absent patches.
         """
-        sizes = (self.num_pictures, vision_BPV.shape[1] // self.num_pictures)
-        mask_BMP = None if vision_mask_BP is None else vision_mask_BP.unflatten(1, sizes)
-        media_BMKD = self.resampler(vision_BPV.to(embeddings_BSD.dtype).unflatten(1, sizes), mask_BMP)
-        media_BND = media_BMKD.flatten(1, 2).to(embeddings_BSD.dtype)
+        media_BND = self.media(vision_BPV, vision_mask_BP, embeddings_BSD.dtype)
         number_BS = (is_placeholder_BS.cumsum(dim=1) - 1).clamp(0, media_BND.shape[1] - 1)
         placed_BSD = media_BND.gather(1, number_BS[..., None].expand(-1, -1, media_BND.shape[2]))
         return torch.where(is_placeholder_BS[..., None], placed_BSD, embeddings_BSD)
@@ -67,6 +89,41 @@ class MediaTokens(Bridge):
         """The states as they are: the pictures are in them already."""
         return text_BSD, text_mask_BS
 
-    def forward_flops(self, source_lengths: Lengths, num_patches: int) -> Lengths:
-        """Operations of the resampler for all pictures; the placeholders count as tokens of the source."""
-        return self.num_pictures * self.resampler.forward_flops(num_patches // self.num_pictures)
+
+class MediaLayers(MediaBridge):
+    """Puts media behind the encoder's states.
+
+    Args:
+        num_media: N, media tokens of a sample.
+    """
+
+    in_layers = True
+
+    def __init__(self, *, resample: str, shape: ResamplerShape, num_pictures: int) -> None:
+        super().__init__(resample=resample, shape=shape, num_pictures=num_pictures)
+        self.num_media = num_pictures * shape.num_tokens
+
+    def forward(
+        self,
+        text_BSD: torch.Tensor,
+        text_mask_BS: torch.Tensor,
+        vision_BPV: torch.Tensor | None,
+        vision_mask_BP: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The states [B, S + N, D] and their mask; media of absent pictures are masked, all without features."""
+        if vision_BPV is None:
+            media_BND = text_BSD.new_zeros(len(text_BSD), self.num_media, text_BSD.shape[2])
+            return torch.cat([text_BSD, media_BND], dim=1), F.pad(text_mask_BS, (0, self.num_media))
+        media_BND = self.media(vision_BPV, vision_mask_BP, text_BSD.dtype)
+        if media_BND.shape[1] == 1:  # of one pooled vector; attention to it equals attention to any number of copies
+            media_BND = media_BND.expand(-1, self.num_media, -1)
+        if vision_mask_BP is None:
+            mask_BN = text_mask_BS.new_ones(media_BND.shape[:2])
+        else:
+            is_there_BM = vision_mask_BP.unflatten(1, (self.num_pictures, -1)).any(dim=2)
+            mask_BN = is_there_BM.repeat_interleave(self.num_media // self.num_pictures, dim=1).to(text_mask_BS.dtype)
+        return torch.cat([text_BSD, media_BND], dim=1), torch.cat([text_mask_BS, mask_BN], dim=1)
+
+    def num_states(self, num_tokens: Length, num_patches: int) -> Length:
+        """Those of the text and the media."""
+        return num_tokens + self.num_media

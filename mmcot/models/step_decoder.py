@@ -17,7 +17,7 @@ T target positions, V vocabulary, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -27,8 +27,9 @@ from transformers import T5ForConditionalGeneration
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 
 from mmcot.errors import InputError
-
-Linear = Callable[[torch.Tensor], torch.Tensor]
+from mmcot.models.device import to_device
+from mmcot.models.media_rows import MediaRows
+from mmcot.models.packed_linear import Linear, pack_linear
 
 # Rows that share an attention call on a CPU, padded to the longest of them. A call costs about
 # as much as the padding of 4 rows: with fewer rows calls cost more, with more rows padding does.
@@ -36,34 +37,6 @@ ROWS_PER_ATTENTION = 4
 
 # Columns of sources are allocated in multiples of this.
 SOURCE_STEP = 64
-
-# The number of rows for which oneDNN packs weights. Other numbers are correct too, and about as fast.
-PACKED_FOR_ROWS = 32
-
-
-def pack_linear(weight: torch.Tensor) -> Linear:
-    """Return a function that applies ``weight`` [out, in] without bias.
-
-    On a CPU the weight is packed once in oneDNN's layout. The operators are private to torch:
-    where they are missing or do not take this weight, the function uses ``F.linear``.
-    """
-    weight = weight.detach()
-    if weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16):
-        try:
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR_ROWS)
-            apply = torch.ops.mkldnn._linear_pointwise.default
-            apply(weight.new_zeros(1, weight.shape[1]), packed, None, "none", [], "")
-        except (AttributeError, NotImplementedError, RuntimeError):
-            pass
-        else:
-            return lambda states: apply(states, packed, None, "none", [], "")
-    return lambda states: F.linear(states, weight)
-
-
-def to_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Whole numbers as a tensor on the device, without waiting for what it computes."""
-    tensor = torch.from_numpy(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class StepDecoder:
@@ -109,6 +82,9 @@ class StepDecoder:
             torch.arange(2 * num_rows * self.num_heads, device=self.device).view(2, num_rows, -1) * max_new_tokens
         )
         self._reversed_bias_HT = self._reverse_bias(stack.block[0].layer[0].SelfAttention)
+        self.media: MediaRows | None = None
+        if gated := [block.gated for block in stack.block if hasattr(block, "gated")]:
+            self.media = MediaRows(gated, num_rows=num_rows, num_media=stack.num_media)
 
     def _reverse_bias(self, attention: T5Attention) -> torch.Tensor:
         """Bias of the last position to every other, [H, 2T - 1], and -inf for later positions.
@@ -121,15 +97,23 @@ class StepDecoder:
         return torch.cat([bias_HT, future_HT], dim=1).to(self.dtype)
 
     @torch.inference_mode()
-    def admit(self, rows: Sequence[int], states: Sequence[torch.Tensor]) -> int:
+    def admit(self, rows: Sequence[int], states: Sequence[Any]) -> int:
         """Assign each of ``rows`` to a source's encoder states [S, D]; returns the token to read at position 0.
 
         What a row held before is cleared: it may be NaN, which a mask does not hide.
+
+        Args:
+            states: for a decoder with gated cross-attention ``MediaOfSource``.
         """
+        states = self.admit_media(rows, states)
         for row, states_SD in zip(rows, states, strict=True):
             self._admit(row, states_SD)
         self._cross_groups = None
         return self.start_token
+
+    def admit_media(self, rows: Sequence[int], states: Sequence[Any]) -> Sequence[torch.Tensor]:
+        """Assign the media of sources to rows where layers read some; returns the states of the texts."""
+        return states if self.media is None else self.media.admit(rows, states)
 
     def _admit(self, row: int, states_SD: torch.Tensor) -> None:
         length = len(states_SD)
@@ -184,6 +168,8 @@ class StepDecoder:
         self.source_lengths[to] = length
         self.own_L2BHTK[:, :, to, :, :num_positions] = self.own_L2BHTK[:, :, row, :, :num_positions]
         self.cross_L2BHSK[:, :, to, :, :length] = self.cross_L2BHSK[:, :, row, :, :length]
+        if self.media is not None:
+            self.media.move(row, to=to)
         self._cross_groups = None
 
     @torch.inference_mode()
@@ -218,6 +204,8 @@ class StepDecoder:
         columns = (self._first_column_2BH[:, :num_rows] + positions_B[:, None]).flatten()
         hidden_BD = F.embedding(ids_B, self.embeddings)
         for number, layer in enumerate(self.layers):
+            if self.media is not None:
+                hidden_BD = self.media.read(number, hidden_BD)
             qkv_B3HK = layer.qkv(layer.own_norm(hidden_BD)).view(num_rows, 3, self.num_heads, self.head_width)
             self._own_flat[number].index_copy_(0, columns, qkv_B3HK[:, 1:].transpose(0, 1).reshape(-1, self.head_width))
             attended = _attend(qkv_B3HK[:, 0, :, None], self.own_L2BHTK[number], own_groups)

@@ -14,50 +14,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
-from torch import nn
 from transformers import T5ForConditionalGeneration
-from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
-from transformers.models.t5.modeling_t5 import T5PreTrainedModel
 
 from mmcot.errors import InputError
 from mmcot.models.attention_start import start_with_lookup
-from mmcot.models.bridge import AttentionMaps, Bridge, init_bridge_part
+from mmcot.models.bridge import AttentionMaps, Bridge
+from mmcot.models.bridge_start import BridgeInitializer, mark_bridge_parts
 from mmcot.models.cuda_graphs import StaticDecoder, open_decoder
 from mmcot.models.distance_bias import init_distance_bias
 from mmcot.models.flops import forward_flops
-from mmcot.models.fusion import FusionLinear, SingleHeadAttention
+from mmcot.models.gated import GatedCrossAttention, gate_openings
+from mmcot.models.gated_t5 import MediaOfSource, add_gated_layers
 from mmcot.models.lean_t5 import LeanStack, make_lean
 from mmcot.models.loss import chunked_loss_sum, is_long, token_loss_sum
 from mmcot.models.media import MediaTokens
 from mmcot.models.step_decoder import StepDecoder
 from mmcot.models.t5_config import MultimodalT5Config, open_bridge
-
-
-class _FusionInitializer(T5PreTrainedModel if TYPE_CHECKING else object):
-    """Initialises the fusion at T5's scale; a mixin, because T5's own method initialises the rest."""
-
-    @classmethod
-    def is_custom_code(cls) -> bool:
-        """False, although the class is not part of transformers.
-
-        For custom code transformers does not initialise modules without own parameters, so T5's attention and
-        feed-forward layers would keep the default of a linear layer, a standard deviation of 1 instead of 0.03 to
-        0.13. The purpose of that rule is to keep loaded weights, which ``transformers.initialization`` keeps anyway.
-        """
-        return False
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, (FusionLinear, SingleHeadAttention)):
-            _init_fusion_weights(module, self.config.initializer_factor)
-        elif getattr(module, "in_bridge", False):
-            init_bridge_part(module, self.config.initializer_factor)
-        else:
-            super()._init_weights(module)
 
 
 @dataclasses.dataclass
@@ -67,7 +43,7 @@ class FusedStates(BaseModelOutput):
     states_mask: torch.Tensor | None = None
 
 
-class FusedEncoder(_FusionInitializer, LeanStack):
+class FusedEncoder(BridgeInitializer, LeanStack):
     """T5's encoder stack with a fusion of vision features at its end.
 
     The parts of the published gate are registered directly in the stack, because published checkpoints name
@@ -77,8 +53,7 @@ class FusedEncoder(_FusionInitializer, LeanStack):
     def __init__(self, config: MultimodalT5Config) -> None:
         super().__init__(config)
         fusion = open_bridge(config)
-        for part in fusion.modules():
-            object.__setattr__(part, "in_bridge", True)  # for its initialisation
+        mark_bridge_parts(fusion)
         parts = dict(fusion.named_children()) if fusion.parts_in_encoder else {"bridge": fusion}
         self.fusion_parts = list(parts)
         for name, part in parts.items():
@@ -108,13 +83,13 @@ class FusedEncoder(_FusionInitializer, LeanStack):
             embeddings = self._with_media(input_ids, attention_mask, vision_features, vision_mask)
             return super().forward(inputs_embeds=embeddings, attention_mask=attention_mask, **kwargs)
         outputs = super().forward(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        if vision_features is None:
+        if vision_features is None and not self.fusion.in_layers:
             return outputs
         text_BSD = outputs[0]
         text_mask_BS = text_BSD.new_ones(text_BSD.shape[:2]).long() if attention_mask is None else attention_mask
-        mask_BP = self._check_vision(vision_features, vision_mask)
+        mask_BP = None if vision_features is None else self._check_vision(vision_features, vision_mask)
         fused, mask_BN = self.fusion(text_BSD, text_mask_BS, vision_features, mask_BP)
-        expected = self.fusion.num_states(text_BSD.shape[1], vision_features.shape[1])
+        expected = self.fusion.num_states(text_BSD.shape[1], self.config.vision_num_patches)
         if fused.shape[1] != expected or mask_BN.shape != fused.shape[:2]:
             raise InputError(
                 f"{type(self.fusion).__name__} returned states {tuple(fused.shape)} with mask {tuple(mask_BN.shape)}, "
@@ -141,7 +116,7 @@ class FusedEncoder(_FusionInitializer, LeanStack):
     @torch.no_grad()
     def attention_maps(self, input_ids, attention_mask, vision_features, vision_mask=None) -> AttentionMaps | None:
         """The bridge's maps; arguments as for ``forward``."""
-        if self.fusion.in_embeddings:
+        if self.fusion.in_embeddings or self.fusion.in_layers:
             return None
         text_BSD = super().forward(input_ids=input_ids, attention_mask=attention_mask)[0]
         mask_BP = self._check_vision(vision_features, vision_mask)
@@ -156,10 +131,10 @@ class FusedEncoder(_FusionInitializer, LeanStack):
                 f"vision_features have shape {tuple(vision_features.shape)}, this model expects [batch, "
                 f"{expected[0]}, {expected[1]}]; use the features it was trained on"
             )
-        return vision_mask if self.config.mask_absent_patches else None
+        return vision_mask if self.config.mask_absent_patches or self.fusion.in_layers else None
 
 
-class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
+class T5ForMultimodalGeneration(BridgeInitializer, T5ForConditionalGeneration):
     """T5 with a fused encoder (arXiv:2302.00923); loads and saves as any transformers model."""
 
     config_class = MultimodalT5Config
@@ -172,6 +147,11 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
         super().__init__(config)
         self.encoder = FusedEncoder(cast(MultimodalT5Config, self.encoder.config))
         make_lean(self)
+        self._gated: list[GatedCrossAttention] = []
+        if config.inject == "layers":
+            add_gated_layers(self.decoder, config)
+            self._gated = [cast(Any, block).gated for block in self.decoder.block]
+            mark_bridge_parts(*self._gated)
         self.post_init()
 
     @classmethod
@@ -205,7 +185,8 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
     @property
     def new_parts(self) -> tuple[str, ...]:
         """Prefixes of the names of parameters that are not the pretrained language model's."""
-        return tuple(f"encoder.{name}." for name in self.encoder.fusion_parts)
+        in_encoder = (f"encoder.{name}." for name in self.encoder.fusion_parts)
+        return (*in_encoder, *(f"decoder.block.{number}.gated." for number in range(len(self._gated))))
 
     def forward(
         self,
@@ -265,25 +246,30 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
         loss = chunked_loss_sum(states_BTD, labels_BT, self.lm_head, self.config.vocab_size)
         return Seq2SeqLMOutput(loss=cast(Any, loss))
 
-    def read(self, **inputs: torch.Tensor) -> list[torch.Tensor]:
-        """Encode and fuse; the states of each row that the decoder may read, [N, D].
+    def read(self, **inputs: torch.Tensor) -> list[Any]:
+        """Encode and fuse; the states of each row that the decoder may read, [N, D], or text and media apart.
 
         Arguments as for ``forward``, on the host or on the model's device.
         """
-        return _states_to_read(self.encoder, inputs, self.device)
+        num_media = cast(Any, self.decoder).num_media if self._gated else None
+        return _states_to_read(self.encoder, inputs, self.device, num_media)
 
     def open_decoder(
         self, *, num_rows: int, max_source_tokens: int, max_new_tokens: int
     ) -> StepDecoder | StaticDecoder:
         """A decoder of ``num_rows`` rows for states that ``read`` returns for sources up to this length."""
         encoder = cast(FusedEncoder, self.encoder)
-        num_states = encoder.fusion.num_states(max_source_tokens, self.config.vision_num_patches)
+        num_states = max_source_tokens
+        if not encoder.fusion.in_layers:
+            num_states = encoder.fusion.num_states(max_source_tokens, self.config.vision_num_patches)
         return open_decoder(self, num_rows=num_rows, max_source_tokens=num_states, max_new_tokens=max_new_tokens)
 
     def forward_flops(self, source_lengths: Sequence[int], target_lengths: Sequence[int], *, num_patches: int) -> float:
         """Operations of a forward pass without padding; see ``mmcot/models/flops.py``."""
         bridge = cast(FusedEncoder, self.encoder).fusion
-        return forward_flops(self.config, source_lengths, target_lengths, num_patches=num_patches, bridge=bridge)
+        own = forward_flops(self.config, source_lengths, target_lengths, num_patches=num_patches, bridge=bridge)
+        num_media = bridge.num_states(0, num_patches) if num_patches else 0
+        return own + sum(gated.forward_flops(t, num_media) for gated in self._gated for t in target_lengths)
 
     def attention_maps(
         self,
@@ -298,36 +284,36 @@ class T5ForMultimodalGeneration(_FusionInitializer, T5ForConditionalGeneration):
     def observe(self, inputs: Mapping[str, torch.Tensor] | None) -> None:
         """Measure for ``watch`` in the forward passes of these inputs, or in none."""
         cast(FusedEncoder, self.encoder).fusion.observe(inputs)
+        for gated in self._gated:
+            gated.observe(inputs is not None)
 
     def watch(self) -> dict[str, float]:
-        """What the bridge measured since the last call, by the name of a metric."""
-        return cast(FusedEncoder, self.encoder).fusion.watch()
+        """What bridge and gates measured since the last call, by the name of a metric."""
+        return cast(FusedEncoder, self.encoder).fusion.watch() | gate_openings(self._gated)
 
 
 def _states_to_read(
-    encoder: Callable[..., Any], inputs: Mapping[str, torch.Tensor], device: torch.device
-) -> list[torch.Tensor]:
-    """The states of each row at the positions of its mask, [N, D].
+    encoder: Callable[..., Any], inputs: Mapping[str, torch.Tensor], device: torch.device, num_media: int | None
+) -> list[Any]:
+    """The states of each row at the positions of its mask, [N, D], media apart where there are some.
 
     Inputs may be on the host: then the lengths of sources are known without waiting for the device.
     """
     on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
     outputs = encoder(**on_device)
     states_BND, own_mask_BN = outputs.last_hidden_state, getattr(outputs, "states_mask", None)
-    mask_BN = (inputs["attention_mask"] if own_mask_BN is None else own_mask_BN).bool()
+    if num_media is not None and own_mask_BN is not None:
+        text_BSD, media_BND = states_BND.split([states_BND.shape[1] - num_media, num_media], dim=1)
+        text = _rows_of_mask(text_BSD, inputs["attention_mask"].bool())
+        media = zip(media_BND, own_mask_BN[:, -num_media:].bool(), strict=True)
+        return [MediaOfSource(states_SD, *row) for states_SD, row in zip(text, media, strict=True)]
+    return _rows_of_mask(states_BND, (inputs["attention_mask"] if own_mask_BN is None else own_mask_BN).bool())
+
+
+def _rows_of_mask(states_BND: torch.Tensor, mask_BN: torch.Tensor) -> list[torch.Tensor]:
+    """The states of each row at the positions of its mask."""
     lengths = mask_BN.sum(dim=1).tolist()
     if bool((mask_BN[:, 1:] & ~mask_BN[:, :-1]).any()):  # padding is not at the end alone
-        first_BN = mask_BN.to(device, torch.uint8).argsort(dim=1, descending=True, stable=True)
+        first_BN = mask_BN.to(states_BND.device, torch.uint8).argsort(dim=1, descending=True, stable=True)
         states_BND = states_BND.gather(1, first_BN[..., None].expand_as(states_BND))
     return [states_ND[:length] for states_ND, length in zip(states_BND, lengths, strict=True)]
-
-
-def _init_fusion_weights(module: FusionLinear | SingleHeadAttention, factor: float) -> None:
-    """Initialise by fan-in, as T5 does; transformers' default (std 1) is far too large for a fusion."""
-    if isinstance(module, FusionLinear):
-        init.normal_(module.weight, mean=0.0, std=factor * module.in_features**-0.5)
-        init.constant_(module.bias, module.bias_start)
-    else:
-        # out_proj, because under ZeRO-3 in_proj_weight has no shape.
-        init.normal_(module.in_proj_weight, mean=0.0, std=factor * module.out_proj.in_features**-0.5)
-        init.zeros_(module.in_proj_bias)

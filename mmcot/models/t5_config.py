@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 from transformers import T5Config
@@ -10,7 +11,7 @@ from transformers import T5Config
 from mmcot.errors import InputError
 from mmcot.models.bridge import Bridge
 from mmcot.models.fusion import BRIDGES
-from mmcot.models.media import MediaTokens
+from mmcot.models.media import MediaLayers, MediaTokens
 from mmcot.models.resampler import ResamplerShape
 from mmcot.texts.encoding import PictureTokens
 
@@ -22,9 +23,10 @@ class MultimodalT5Config(T5Config):
     they are attended as in the published system. ``gate_start`` is the bias of the fusion's
     gate before training; loaded weights replace it.
 
-    ``inject`` is where pictures enter: ``encoder`` (the fusion, after the encoder) or ``embed`` (media in place of
-    placeholders in the source). ``resample``, ``media_tokens`` a picture, ``resample_depth`` and ``resample_heads``
-    are those of the media, which divide features by ``feature_scale``; ``max_pictures`` pictures have
+    ``inject`` is where pictures enter: ``encoder`` (the fusion, after the encoder), ``embed`` (media in place of
+    placeholders in the source) or ``layers`` (media read by gated cross-attention before each block of the decoder).
+    ``resample``, ``media_tokens`` a picture, ``resample_depth``, ``resample_heads`` and ``resample_activation`` are
+    those of the media, which divide features by ``feature_scale``; ``max_pictures`` pictures have
     ``vision_num_patches`` patches together.
 
     transformers ties all embeddings for every value of ``tie_word_embeddings`` and keeps only
@@ -42,6 +44,7 @@ class MultimodalT5Config(T5Config):
     media_tokens: int = 0
     resample_depth: int = 2
     resample_heads: int = 4
+    resample_activation: str = "gelu"
     feature_scale: float = 1.0
     max_pictures: int = 1
 
@@ -85,8 +88,8 @@ def _fusion(config: MultimodalT5Config) -> Bridge:
     return BRIDGES[config.fusion](d_model=config.d_model, vision_dim=config.vision_dim, gate_start=config.gate_start)
 
 
-def _media(config: MultimodalT5Config) -> Bridge:
-    return MediaTokens(
+def _media(kind: type[Bridge], config: MultimodalT5Config) -> Bridge:
+    return kind(
         resample=config.resample,
         shape=ResamplerShape(
             vision_dim=config.vision_dim,
@@ -95,6 +98,7 @@ def _media(config: MultimodalT5Config) -> Bridge:
             num_tokens=config.media_tokens,
             depth=config.resample_depth,
             num_heads=config.resample_heads,
+            activation=config.resample_activation,
             input_scale=config.feature_scale,
         ),
         num_pictures=config.max_pictures,
@@ -102,4 +106,8 @@ def _media(config: MultimodalT5Config) -> Bridge:
 
 
 # By the value of ``inject``: where pictures enter the model.
-INJECTIONS: dict[str, Callable[[MultimodalT5Config], Bridge]] = {"encoder": _fusion, "embed": _media}
+INJECTIONS: dict[str, Callable[[MultimodalT5Config], Bridge]] = {
+    "encoder": _fusion,
+    "embed": partial(_media, MediaTokens),
+    "layers": partial(_media, MediaLayers),
+}

@@ -1,0 +1,32 @@
+"""Linear layers whose weights are packed once for many calls with few rows, as decoding makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F  # noqa: N812 (the usual name)
+
+Linear = Callable[[torch.Tensor], torch.Tensor]
+
+# The number of rows for which oneDNN packs weights. Other numbers are correct too, and about as fast.
+PACKED_FOR_ROWS = 32
+
+
+def pack_linear(weight: torch.Tensor) -> Linear:
+    """Return a function that applies ``weight`` [out, in] without bias.
+
+    On a CPU the weight is packed once in oneDNN's layout. The operators are private to torch:
+    where they are missing or do not take this weight, the function uses ``F.linear``.
+    """
+    weight = weight.detach()
+    if weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16):
+        try:
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR_ROWS)
+            apply = torch.ops.mkldnn._linear_pointwise.default
+            apply(weight.new_zeros(1, weight.shape[1]), packed, None, "none", [], "")
+        except (AttributeError, NotImplementedError, RuntimeError):
+            pass
+        else:
+            return lambda states: apply(states, packed, None, "none", [], "")
+    return lambda states: F.linear(states, weight)
