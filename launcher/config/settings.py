@@ -180,6 +180,13 @@ class Data(_Section):
         description="permute the choices of a training question in every epoch; not for rationales that name letters",
     )
     use_caption: bool = Field(default=False, description="put the picture's caption into the context")
+    caption_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="with use_caption: leave the caption of a training question out of this share of its epochs, so "
+        "that the model reads questions with and without one",
+    )
     tokenizer_vocab_size: PositiveInt = Field(default=2000, description="pieces of the tokenizer trained on the text")
 
     @property
@@ -196,6 +203,15 @@ class Data(_Section):
     def _known_fields(cls, columns: dict[str, str]) -> dict[str, str]:
         check_columns(columns)
         return columns
+
+    @pydantic.model_validator(mode="after")
+    def _dropped_captions_are_used(self) -> Data:
+        if self.caption_dropout and not self.use_caption:
+            raise ValueError(
+                f"caption_dropout ({self.caption_dropout:g}) leaves out captions that nothing reads; set "
+                "data.use_caption=true, or caption_dropout to 0"
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _episodes_fit(self) -> Data:
@@ -506,6 +522,11 @@ class Generation(_Section):
         default=1.0, gt=0, le=1, description="draw from the likeliest tokens with this much probability"
     )
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="number format of the weights in generation")
+    other_pictures: bool = Field(
+        default=False,
+        description="answer the test questions once more with the pictures of other questions, to see how much the "
+        "answers depend on them; texts that the answering stage reads stay the same",
+    )
     gpus_per_worker: float = Field(
         default=1.0, gt=0, description="GPUs a generation worker takes; a fraction lets several share one"
     )
@@ -718,6 +739,12 @@ class Settings(_Section):
                 f"run.chain {self.run.chain} writes with the answer; give them more room than "
                 f"rationale.max_target_tokens ({self.rationale.max_target_tokens})"
             )
+
+    @pydantic.model_validator(mode="after")
+    def _has_pictures_to_exchange(self) -> Settings:
+        if self.generation.other_pictures and self.data.features is None:
+            raise ValueError("generation.other_pictures exchanges pictures, and data.features is null; set one of them")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _something_to_train(self) -> Settings:

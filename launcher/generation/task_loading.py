@@ -97,12 +97,12 @@ class TaskLoader:
         numbers = reader.samples_of_shard(task.shard)[task.start : task.start + task.num_samples]
         if samples.is_remote:
             samples.prefetch(numbers)
-        sources, features = [], []
+        sources, features, other_pictures = [], [], self._job.other_pictures
         for number in numbers:
             if is_dropped.is_set():
                 raise _Dropped(task)
             sources.append(samples.encode(number).source_ids)
-            features.append(reader.features(number))
+            features.append(samples.features_of_another(number) if other_pictures else reader.features(number))
             self._num_read += 1
         batches = batch_sources(
             sources,

@@ -38,6 +38,9 @@ from launcher.stages.jobs import GenerationJob, TrainJob
 from launcher.tracking.run_log import RunLog
 from launcher.training.identity import settle_identity
 from launcher.training.launch import launch_training
+from mmcot.texts.sample import Sample
+
+OTHER_PICTURES = "other-pictures"  # in the names of what is answered with the pictures of other questions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,6 +174,8 @@ class Steps:
                 for split in problems
             }
             flat = {name: value for split in reports for name, value in flat_scores(reports[split]).items()}
+            if self.settings.generation.other_pictures:
+                flat |= self._score_other_pictures(problems["test"], answer_inputs, child)
             child.log_scores(flat, trained_by=stage.step)
             self.attempt.tracker.parent.log_scores(flat)
             self._log_data(child, {"val": "validation", "test": "test"})
@@ -182,6 +187,35 @@ class Steps:
         outputs = self.attempt.run_step("evaluate", answer_inputs, run)
         for split, scores in outputs["scores"].items():
             show_scores(scores, problems[split], self.folder, self.report)
+
+    def _score_other_pictures(
+        self, problems: dict[str, Sample], inputs: dict[str, Any], child: RunLog
+    ) -> dict[str, float | None]:
+        """Answer the test questions with the pictures of others; returns the scores by their names in MLflow."""
+        folder, name = self.run_dir.predictions, f"test-{OTHER_PICTURES}"
+        self.report(Phase("  the same questions with the pictures of others"))
+        self._generate(
+            self.settings.chain.stages[-1],
+            ("test",),
+            folder / f"parts-{OTHER_PICTURES}",
+            inputs | {OTHER_PICTURES: True},
+            child,
+            step=EVALUATE,
+            other_pictures=True,
+        )
+        scores = score_split(
+            self.attempt,
+            self.folder,
+            "test",
+            problems,
+            folder / f"parts-{OTHER_PICTURES}",
+            child,
+            predictions=folder / f"{name}.jsonl",
+            scores=folder / f"scores.{name}.json",
+        )
+        accuracy = scores["accuracy"]
+        self.report(f"  with the pictures of other questions: AVG {accuracy['AVG']:.2f}")
+        return {f"test_other_pictures_accuracy_{column}": value for column, value in accuracy.items()}
 
     def evaluate_split(self, split: str, folder: Path) -> dict[str, Any]:
         """Answer and score a split once more, from the run's committed texts, into a folder of its own.
@@ -311,6 +345,7 @@ class Steps:
         child: RunLog,
         *,
         step: str,
+        other_pictures: bool = False,
     ) -> str:
         """Write a stage's texts for some splits; returns the fingerprint of all files."""
         job = GenerationJob(
@@ -323,6 +358,7 @@ class Steps:
             run_dir=str(self.run_dir.path.absolute()),
             attempt=self.attempt.number,
             step=step,
+            other_pictures=other_pictures,
         )
         child.follow(f"{step}-metrics.jsonl")
         child.follow(f"{step}-system-*.jsonl")

@@ -46,7 +46,7 @@ class GenerationJob:
     """The job of a worker: plain values that can be sent to its process.
 
     The output's text field has the stage's name. ``texts`` are the folders of the texts that it reads; ``step`` is
-    the run's step that it belongs to.
+    the run's step that it belongs to. With ``other_pictures`` every question has the pictures of another one.
     """
 
     stage: str
@@ -58,6 +58,7 @@ class GenerationJob:
     run_dir: str | None = None
     attempt: int | None = None
     step: str | None = None
+    other_pictures: bool = False
 
     def local_shards_dir(self) -> Path:
         """The data folder on this machine."""

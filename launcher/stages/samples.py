@@ -57,6 +57,7 @@ class StageSamples:
     Args:
         rationale_of: maps (sample number, problem) to its rationale, for a format that reads one; None otherwise.
         permute_seed: seed of the order of a question's choices in an epoch; None keeps the given order.
+        caption_dropout: the share of epochs in which a question is without its caption, and the seed of which they are.
         pictures: the tokens of pictures in a source; None: pictures are not in the source.
         pretrained: the pretrained model of a training, whose configuration has the decoder's start token; it is read
             when the first block is loaded. None: the padding token is the start token.
@@ -74,6 +75,7 @@ class StageSamples:
         max_target_tokens: int,
         rationale_of: Callable[[int, Sample], str] | None = None,
         permute_seed: int | None = None,
+        caption_dropout: tuple[float, int] = (0.0, 0),
         pictures: PictureTokens | None = None,
         pretrained: str | None = None,
         length_multiple: int = 1,
@@ -82,7 +84,7 @@ class StageSamples:
         self.format, self.use_caption = format, use_caption
         self.max_source_tokens, self.max_target_tokens = max_source_tokens, max_target_tokens
         self.rationale_of = rationale_of
-        self.permute_seed, self.pictures = permute_seed, pictures
+        self.permute_seed, self.caption_dropout, self.pictures = permute_seed, caption_dropout, pictures
         self._pretrained, self._length_multiple = pretrained, length_multiple
         self.is_remote = reader.is_remote
 
@@ -104,7 +106,7 @@ class StageSamples:
         self.reader.prefetch(samples)
 
     def encode(self, sample: int, epoch: int | None = None) -> EncodedPair:
-        """Encode prompt and target of a question as token ids; an epoch may permute its choices."""
+        """Encode prompt and target of a question as token ids; an epoch may permute choices and leave out a caption."""
         problem = self.reader.problem(sample)
         if epoch is not None and self.permute_seed is not None:
             problem = with_permuted_choices(problem, seed=self.permute_seed, epoch=epoch)
@@ -112,7 +114,7 @@ class StageSamples:
         source, target = build_pair(
             problem,
             self.format,
-            use_caption=self.use_caption,
+            use_caption=self.use_caption and not self._is_without_caption(problem, epoch),
             rationale=rationale,
             marks_pictures=self.pictures is not None,
         )
@@ -124,6 +126,25 @@ class StageSamples:
             max_target_tokens=self.max_target_tokens,
             pictures=self.pictures,
         )
+
+    def _is_without_caption(self, problem: Sample, epoch: int | None) -> bool:
+        share, seed = self.caption_dropout
+        return epoch is not None and random.Random(f"caption-{seed}-{problem.qid}-{epoch}").random() < share
+
+    def features_of_another(self, sample: int) -> np.ndarray | None:
+        """Read the features of another sample of the split with as many pictures, or its own where there is none.
+
+        Those of the next sample from half the split on, so that neighbours have different ones.
+        """
+        own = self.reader.features(sample)
+        if own is None or not len(own):
+            return own
+        half = len(self) // 2
+        for step in range(len(self) - 1):
+            other = self.reader.features((sample + half + step) % len(self))
+            if other is not None and len(other) == len(own) and not np.array_equal(other, own):
+                return other
+        return own
 
     @cached_property
     def _decoder_start_token_id(self) -> int:
@@ -184,6 +205,7 @@ def open_stage(
         max_source_tokens=spec.max_source_tokens,
         max_target_tokens=spec.max_target_tokens,
         permute_seed=settings.run.seed if data.permute_choices and split == "train" else None,
+        caption_dropout=(data.caption_dropout if split == "train" else 0.0, settings.run.seed),
         pictures=pictures_in_source(settings, reader.feature_shape, cast(int, tokenizer.pad_token_id)),
         pretrained=settings.model.pretrained,
         length_multiple=_length_multiple(settings, for_training),

@@ -21,6 +21,7 @@ This module does not depend on tokens, files or pictures.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -109,7 +110,8 @@ def build_pair(
             ``Solution:``); None uses the gold lecture and solution. The other inputs do
             not contain it.
         marks_pictures: put ``PICTURE_MARK`` where the model reads a picture: in a document where the picture is, in
-            other samples once for each picture before the text.
+            other samples where question, hint or choices have ``<image>``, or else once for each picture before the
+            text.
 
     Returns:
         (source, target). The target is ``""`` where it needs the answer and the problem
@@ -117,7 +119,8 @@ def build_pair(
 
     Raises:
         ValueError: the format is unknown, or its input needs the answer (QCMA, QCA) and
-            the problem has none, or the sample is of a kind without the fields of the format.
+            the problem has none, or the sample is of a kind without the fields of the format, or its text has
+            another number of ``<image>`` than it has pictures.
     """
     input_part, output_part = split_format(format)
     if problem.kind in ("pair", "document") and (input_part, output_part) != ("P", "T"):
@@ -134,21 +137,37 @@ def build_pair(
         )
     ending = {"A": "Answer:", "T": ""}.get(output_part, "Solution:")
     template = INPUTS[input_part] if problem.choices else INPUTS[input_part].replace(_OPTIONS, "")
-    source = _normalize(template.format(**fields) + ending)
-    return _with_marks(problem, source) if marks_pictures else source, _target(problem, output_part, fields)
-
-
-def _with_marks(problem: Sample, source: str) -> str:
-    """The source with a mark for each picture."""
+    source, target = _normalize(template.format(**fields) + ending), _target(problem, output_part, fields)
+    if not marks_pictures:
+        return source, target
     if PICTURE_MARK in source:
         raise InputError(
             f"sample {problem.qid}: its text contains the code point U+FDD0, which marks a picture and is no "
             "character; remove it"
         )
-    if problem.kind != "document":
-        return " ".join([PICTURE_MARK] * len(problem.images) + [source])
-    parts = [PICTURE_MARK if part.image else _part(part) for part in problem.document[:-1]]
-    return _normalize(" ".join(parts))
+    if problem.kind == "document":
+        parts = [PICTURE_MARK if part.image else _part(part) for part in problem.document[:-1]]
+        return _normalize(" ".join(parts)), target
+    marked = _with_marks(problem)
+    if marked is problem:
+        return " ".join([PICTURE_MARK] * len(problem.images) + [source]), target
+    marked_fields = _fields(marked, use_caption=use_caption) | {"rationale": fields["rationale"]}
+    return _normalize(template.format(**marked_fields) + ending), target
+
+
+def _with_marks(problem: Sample) -> Sample:
+    """The sample with marks in the place of ``<image>`` in question, hint and choices; itself where there is none."""
+    texts = (problem.question, problem.hint, *problem.choices)
+    written = sum(text.count(IMAGE_MARKER) for text in texts)
+    if not written:
+        return problem
+    if written != len(problem.images):
+        raise InputError(
+            f"sample {problem.qid}: its text has {written} {IMAGE_MARKER}, and it has {len(problem.images)} pictures; "
+            f"write {IMAGE_MARKER} once for each picture, or nowhere, to put the pictures before the text"
+        )
+    question, hint, *choices = (text.replace(IMAGE_MARKER, f" {PICTURE_MARK} ") for text in texts)
+    return dataclasses.replace(problem, question=question, hint=hint, choices=tuple(choices))
 
 
 def gold_rationale(problem: Sample, format: str) -> str:

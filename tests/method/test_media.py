@@ -92,6 +92,25 @@ def test_marks_stand_for_pictures_where_a_document_has_them_and_in_front_of_a_qu
     assert marked == f"{PICTURE_MARK} {PICTURE_MARK} {plain}"
 
 
+def test_a_question_may_say_where_its_pictures_are():
+    question = Sample("q", "Is <image> or <image> hot?", ("<image>", "b"), 0, images=("a.png", "b.png", "c.png"))
+    source, target = build_pair(question, "QCMG-AL", rationale="As in <image>.", marks_pictures=True)
+    assert source == (
+        f"Question: Is {PICTURE_MARK} or {PICTURE_MARK} hot? Context: N/A Options: (A) {PICTURE_MARK} (B) b "
+        "As in <image>. Solution:"
+    )
+    assert target == build_pair(question, "QCMG-AL", rationale="As in <image>.")[1]
+
+
+@pytest.mark.parametrize("images", [(), ("a.png", "b.png")], ids=["more-marks", "fewer-marks"])
+def test_another_number_of_marks_than_pictures_is_refused(images):
+    question = Sample("q", "Is <image> hot?", ("a", "b"), 0, images=images)
+    expected = f"sample q: its text has 1 <image>, and it has {len(images)} pictures; write <image> once"
+    with pytest.raises(InputError, match=expected):
+        build_pair(question, "QCM-A", marks_pictures=True)
+    assert "<image>" in build_pair(question, "QCM-A")[0]  # a model that reads no picture there sees a text
+
+
 def test_a_text_with_the_mark_itself_is_refused():
     with pytest.raises(InputError, match=r"sample q: its text contains the code point U\+FDD0"):
         build_pair(Sample("q", f"Hot{PICTURE_MARK}?", ("a", "b"), 0), "QCM-A", marks_pictures=True)
