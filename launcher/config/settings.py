@@ -318,17 +318,33 @@ class Model(_Section):
     )
     resample_depth: PositiveInt = Field(default=2, description="layers of linear, perceiver, qformer and vit")
     resample_heads: PositiveInt = Field(default=4, description="attention heads of the resampler")
+    resample_width: PositiveInt | None = Field(
+        default=None,
+        description="width of the resampler, whose media then pass a linear layer to the model's; null: the model's",
+    )
+    resample_head_width: PositiveInt | None = Field(
+        default=None, description="width of each of resample_heads; null: the resampler's width divided among them"
+    )
     resample_activation: Literal["gelu", "relu", "squared_relu"] = Field(
         default="gelu",
-        description="activation in perceiver, qformer, vit and the gated layers: gelu (BLIP-2, published ports of "
-        "Flamingo), relu (IDEFICS) or squared_relu (Flamingo's paper)",
+        description="activation in the feed-forward of perceiver, qformer, vit and the gated layers: gelu (BLIP-2, "
+        "OpenFlamingo), relu (IDEFICS) or squared_relu (Flamingo's paper)",
+    )
+    resample_qk_norm: bool = Field(
+        default=False, description="layer norm of queries and keys in the resampler's attention, as in IDEFICS"
     )
 
-    def fixed_by_start(self, vision_dim: int | None) -> dict[str, Any]:
-        """What a saved model of ours must have to be started from; media tokens fit every one, their parts are new."""
-        if self.inject != "encoder":
-            return {}
-        return {"fusion": self.fusion, **({} if vision_dim is None else {"vision_dim": vision_dim})}
+    def fixed_by_start(self, vision_dim: int | None) -> dict[str, dict[str, Any]]:
+        """What a saved model of ours must have to be started from, for ``check_start``."""
+        dim = {} if vision_dim is None else {"vision_dim": vision_dim}
+        if self.inject == "encoder":
+            return {"shape": {"fusion": self.fusion, **dim}, "media": {}}
+        names = [name for name in type(self).model_fields if name.startswith("resample")]
+        media = {name: getattr(self, name) for name in names} | dim
+        return {
+            "shape": {},
+            "media": media if self.resample == "linear" else media | {"media_tokens": self.media_tokens},
+        }
 
     @pydantic.model_validator(mode="after")
     def _resample_fits(self) -> Model:

@@ -27,7 +27,8 @@ def build_model(settings: Settings, samples: StageSamples, *, gate_start: float 
     vision = _vision(settings, samples) | ({} if gate_start is None else {"gate_start": gate_start})
     if settings.model.pretrained:
         verify_model(settings.model.pretrained)  # it may be another run's
-        check_start(DEFAULT, settings.model.pretrained, **settings.model.fixed_by_start(int(vision["vision_dim"])))
+        fixed = settings.model.fixed_by_start(int(vision["vision_dim"]))
+        check_start(DEFAULT, settings.model.pretrained, **fixed)
         with opening(settings.model.pretrained, "model.pretrained"):
             return model_class(DEFAULT).from_pretrained(
                 settings.model.pretrained, trust_remote_code=False, dtype=torch.float32, **vision
@@ -75,7 +76,10 @@ def _vision(settings: Settings, samples: StageSamples) -> dict[str, Any]:
             "media_tokens": pictures.per_picture,
             "resample_depth": model.resample_depth,
             "resample_heads": model.resample_heads,
+            "resample_width": model.resample_width,
+            "resample_head_width": model.resample_head_width,
             "resample_activation": model.resample_activation,
+            "resample_qk_norm": model.resample_qk_norm,
             "max_pictures": pictures.max_pictures,
             "feature_scale": PATCH_SCALE if settings.data.features == "patch" else 1.0,
         }

@@ -16,12 +16,13 @@ cross-attention reads them (``mmcot/models/gated_t5.py``), as in Flamingo (arXiv
 Media of absent patches are not read, whatever ``mask_absent_patches`` says of the fusion.
 
 Shape suffixes: B batch, S source positions, M pictures, P patches of a picture, V feature width, K media tokens of a
-picture, D model width.
+picture, W width of the resampler, D model width.
 """
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 from torch.nn import functional as F  # noqa: N812 (the usual name)
 
 from mmcot.models.bridge import Bridge, Length, Lengths
@@ -36,23 +37,30 @@ class MediaBridge(Bridge):
         resample: a name of ``RESAMPLERS``.
         shape: its sizes.
         num_pictures: M, pictures of a sample at most.
+        project_to: D, if media pass a linear layer from W to D, as BLIP-2's language projection; None: W is D.
     """
 
-    def __init__(self, *, resample: str, shape: ResamplerShape, num_pictures: int) -> None:
+    def __init__(
+        self, *, resample: str, shape: ResamplerShape, num_pictures: int, project_to: int | None = None
+    ) -> None:
         super().__init__()
         self.resampler = RESAMPLERS[resample](shape)
+        self.project = nn.Identity() if project_to is None else nn.Linear(shape.width, project_to)
         self.num_pictures = num_pictures
 
     def media(self, vision_BPV: torch.Tensor, vision_mask_BP: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-        """The media of a batch, [B, M * K, W]; arguments as for ``forward``."""
+        """The media of a batch, [B, M * K, D]; arguments as for ``forward``."""
         sizes = (self.num_pictures, vision_BPV.shape[1] // self.num_pictures)
         mask_BMP = None if vision_mask_BP is None else vision_mask_BP.unflatten(1, sizes)
         media_BMKW = self.resampler(vision_BPV.to(dtype).unflatten(1, sizes), mask_BMP)
-        return media_BMKW.flatten(1, 2).to(dtype)
+        return self.project(media_BMKW).flatten(1, 2).to(dtype)
 
     def forward_flops(self, source_lengths: Lengths, num_patches: int) -> Lengths:
-        """Operations of the resampler for all pictures."""
-        return self.num_pictures * self.resampler.forward_flops(num_patches // self.num_pictures)
+        """Operations of resampler and projection for all pictures."""
+        patches, project = num_patches // self.num_pictures, 0.0
+        if isinstance(self.project, nn.Linear):
+            project = 2.0 * self.resampler.num_tokens_of(patches) * self.project.in_features * self.project.out_features
+        return self.num_pictures * (self.resampler.forward_flops(patches) + project)
 
 
 class MediaTokens(MediaBridge):
@@ -91,17 +99,14 @@ class MediaTokens(MediaBridge):
 
 
 class MediaLayers(MediaBridge):
-    """Puts media behind the encoder's states.
-
-    Args:
-        num_media: N, media tokens of a sample.
-    """
+    """Puts media behind the encoder's states."""
 
     in_layers = True
 
-    def __init__(self, *, resample: str, shape: ResamplerShape, num_pictures: int) -> None:
-        super().__init__(resample=resample, shape=shape, num_pictures=num_pictures)
-        self.num_media = num_pictures * shape.num_tokens
+    @property
+    def num_media(self) -> int:
+        """N, media tokens of a sample."""
+        return self.num_pictures * self.resampler.shape.num_tokens
 
     def forward(
         self,

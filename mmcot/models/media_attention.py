@@ -87,9 +87,12 @@ class MediaAttention(nn.Module):
         num_heads: H.
         head_width: E.
         bias: whether the four layers have biases.
+        qk_norm: whether queries and keys pass a layer norm over each head, as in ViT-22B (arXiv:2302.05442).
     """
 
-    def __init__(self, width: int, memory_width: int, *, num_heads: int, head_width: int, bias: bool) -> None:
+    def __init__(
+        self, width: int, memory_width: int, *, num_heads: int, head_width: int, bias: bool, qk_norm: bool = False
+    ) -> None:
         super().__init__()
         self.num_heads, self.head_width = num_heads, head_width
         inner = num_heads * head_width
@@ -97,6 +100,8 @@ class MediaAttention(nn.Module):
         self.k_proj = nn.Linear(memory_width, inner, bias=bias)
         self.v_proj = nn.Linear(memory_width, inner, bias=bias)
         self.out_proj = nn.Linear(inner, width, bias=bias)
+        self.q_norm = nn.LayerNorm(head_width) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(head_width) if qk_norm else nn.Identity()
 
     def forward(
         self, queries_NQW: torch.Tensor, memory_NLC: torch.Tensor, mask_NQL: torch.Tensor | None = None
@@ -117,8 +122,7 @@ class MediaAttention(nn.Module):
             visible_NQ1 = mask_NQL.any(dim=-1, keepdim=True)
             mask_NQL = mask_NQL | ~visible_NQ1  # softmax over nothing would be NaN
         attended_NHQE = F.scaled_dot_product_attention(
-            self._split(self.q_proj(queries_NQW)),
-            self._split(self.k_proj(memory_NLC)),
+            *self._queries_and_keys(queries_NQW, memory_NLC),
             self._split(self.v_proj(memory_NLC)),
             attn_mask=None if mask_NQL is None else mask_NQL[:, None],
         )
@@ -135,7 +139,7 @@ class MediaAttention(nn.Module):
         Returns:
             float32 [N, Q, L], sums to 1 over L; zeros where a query may attend to nothing.
         """
-        q_NHQE, k_NHLE = self._split(self.q_proj(queries_NQW)), self._split(self.k_proj(memory_NLC))
+        q_NHQE, k_NHLE = self._queries_and_keys(queries_NQW, memory_NLC)
         scores_NHQL = (q_NHQE @ k_NHLE.transpose(2, 3)).float() * self.head_width**-0.5
         if mask_NQL is not None:
             scores_NHQL = scores_NHQL.masked_fill(~mask_NQL[:, None], float("-inf"))
@@ -147,6 +151,13 @@ class MediaAttention(nn.Module):
         queries = 2 * num_queries * self.q_proj.in_features * inner  # query and output
         memory = 2 * num_memory * self.k_proj.in_features * inner  # keys and values
         return 2.0 * (queries + memory + 2 * num_queries * num_memory * inner)
+
+    def _queries_and_keys(
+        self, queries_NQW: torch.Tensor, memory_NLC: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """[N, H, Q, E] and [N, H, L, E]."""
+        q_NHQE, k_NHLE = self._split(self.q_proj(queries_NQW)), self._split(self.k_proj(memory_NLC))
+        return self.q_norm(q_NHQE), self.k_norm(k_NHLE)
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         """[N, L, H·E] to [N, H, L, E]."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,17 @@ def model_class(name: str) -> Any:
     return getattr(import_module(MODULES[name]), name)
 
 
-def check_start(name: str, pretrained: str, **shape: Any) -> None:
+def check_start(
+    name: str, pretrained: str, *, shape: Mapping[str, Any] | None = None, media: Mapping[str, Any] | None = None
+) -> None:
     """Check that a model of class ``name`` can start from the weights of ``pretrained``.
 
     Args:
         pretrained: a folder or a Hugging Face id; one of a text-only language model fits every class.
-        **shape: values of the new model's configuration that its weights depend on, such as ``vision_dim``. What the
+        shape: values of the new model's configuration that its weights depend on, such as ``vision_dim``. What the
             pretrained configuration does not name is not compared.
+        media: such values of the new model's media tokens, compared with a pretrained model that has media too; any
+            other gets new ones.
 
     Raises:
         InputError: it cannot be opened, is a model of another class or has another shape.
@@ -70,11 +74,12 @@ def check_start(name: str, pretrained: str, **shape: Any) -> None:
     others = [other for other in names if other in MODULES and other != name]
     if others:
         raise InputError(f"{pretrained} is a {others[0]}, the new model is a {name}; start from a {name}")
-    for key, value in shape.items():
+    has_media = config.get("inject") == "embed"
+    for key, value in {**(shape or {}), **(media or {} if has_media else {})}.items():
         if config.get(key, value) != value:
             raise InputError(
                 f"{pretrained} was trained with {key} {config[key]!r}, the new model has {value!r}; use the features "
-                "and the fusion that it was trained with, or a text-only backbone"
+                "and the fusion or resampler that it was trained with, or a text-only backbone"
             )
 
 

@@ -43,6 +43,7 @@ class ResamplerShape:
         head_width: of each head; by default ``width / num_heads``.
         activation: in the feed-forward of ``perceiver``, ``qformer`` and ``vit``: ``gelu`` (BLIP-2, ViT, the ports
             of Flamingo), ``relu`` (IDEFICS) or ``squared_relu`` (Flamingo's paper). ``linear`` and ``mean`` have GELU.
+        qk_norm: whether queries and keys of each attention pass a layer norm, as IDEFICS' do.
         input_scale: the features are divided by it. A layer norm makes the scale of the features irrelevant, but only
             ``perceiver`` starts with one. Features of the kind ``patch`` need 16, ``PATCH_SCALE`` of
             ``mmcot/vision/patches.py``; features of unit scale 1.
@@ -59,12 +60,13 @@ class ResamplerShape:
     num_heads: int = 4
     head_width: int | None = None
     activation: str = "gelu"
+    qk_norm: bool = False
     input_scale: float = 1.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, (int, float)) and not value > 0:
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and not value > 0:
                 raise InputError(f"{field.name} of a resampler is {value}; expected more than 0")
         if self.activation not in ACTIVATIONS:
             raise InputError(f"activation {self.activation!r} is unknown; expected one of {', '.join(ACTIVATIONS)}")
@@ -79,7 +81,14 @@ class ResamplerShape:
             larger = (self.width // self.num_heads + 1) * self.num_heads
             raise InputError(f"width ({self.width}) must be a multiple of num_heads ({self.num_heads}); try {larger}")
         head_width = self.head_width or self.width // self.num_heads
-        return MediaAttention(self.width, memory_width, num_heads=self.num_heads, head_width=head_width, bias=bias)
+        return MediaAttention(
+            self.width,
+            memory_width,
+            num_heads=self.num_heads,
+            head_width=head_width,
+            bias=bias,
+            qk_norm=self.qk_norm,
+        )
 
     def feed_forward(self, *, bias: bool = True) -> FeedForward:
         """A feed-forward of this width and activation."""

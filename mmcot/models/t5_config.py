@@ -25,9 +25,10 @@ class MultimodalT5Config(T5Config):
 
     ``inject`` is where pictures enter: ``encoder`` (the fusion, after the encoder), ``embed`` (media in place of
     placeholders in the source) or ``layers`` (media read by gated cross-attention before each block of the decoder).
-    ``resample``, ``media_tokens`` a picture, ``resample_depth``, ``resample_heads`` and ``resample_activation`` are
-    those of the media, which divide features by ``feature_scale``; ``max_pictures`` pictures have
-    ``vision_num_patches`` patches together.
+    ``resample``, ``media_tokens`` a picture and the values that begin with ``resample_`` are those of the media
+    (``ResamplerShape``), which divide features by ``feature_scale``; ``max_pictures`` pictures have
+    ``vision_num_patches`` patches together. Where ``resample_width`` is given, a linear layer brings the media from it
+    to ``d_model``, also where both are equal; None: the resampler has the width ``d_model``.
 
     transformers ties all embeddings for every value of ``tie_word_embeddings`` and keeps only
     ``scale_decoder_outputs`` of it. In this class that flag decides whether ``lm_head`` has its
@@ -44,7 +45,10 @@ class MultimodalT5Config(T5Config):
     media_tokens: int = 0
     resample_depth: int = 2
     resample_heads: int = 4
+    resample_width: int | None = None
+    resample_head_width: int | None = None
     resample_activation: str = "gelu"
+    resample_qk_norm: bool = False
     feature_scale: float = 1.0
     max_pictures: int = 1
 
@@ -93,15 +97,18 @@ def _media(kind: type[Bridge], config: MultimodalT5Config) -> Bridge:
         resample=config.resample,
         shape=ResamplerShape(
             vision_dim=config.vision_dim,
-            width=config.d_model,
+            width=config.resample_width or config.d_model,
             num_patches=config.vision_num_patches // config.max_pictures,
             num_tokens=config.media_tokens,
             depth=config.resample_depth,
             num_heads=config.resample_heads,
+            head_width=config.resample_head_width,
             activation=config.resample_activation,
+            qk_norm=config.resample_qk_norm,
             input_scale=config.feature_scale,
         ),
         num_pictures=config.max_pictures,
+        project_to=config.d_model if config.resample_width else None,
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from mmcot.decoding.rows import generate_rows
 from mmcot.errors import InputError
-from mmcot.models.opening import open_model
+from mmcot.models.opening import check_start, open_model
 from mmcot.models.resampler import ResamplerShape
 from mmcot.models.resampling import RESAMPLERS
 from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
@@ -31,9 +32,9 @@ def resampler(request):
     return RESAMPLERS[request.param](SHAPE).eval()
 
 
-def start(resample="perceiver", *, max_pictures=2, inject="embed", **options):
+def start(resample="perceiver", *, max_pictures=2, inject="embed", media=None, **options):
     torch.manual_seed(0)
-    vision = {
+    vision = (media or {}) | {
         "inject": inject,
         "resample": resample,
         "media_tokens": 5 if resample == "linear" else 3,
@@ -207,3 +208,37 @@ def test_operations_count_the_resampler_for_every_picture():
 def test_an_unknown_place_is_refused():
     with pytest.raises(InputError, match="inject 'sideways' is unknown; expected one of encoder, embed"):
         MultimodalT5Config(inject="sideways")
+
+
+@pytest.mark.parametrize("width", [24, 16])
+def test_media_of_a_resampler_of_its_own_width_pass_a_linear_layer(tokenizer, width):
+    model = start("qformer", media={"resample_width": width, "resample_head_width": 5}, vocab_size=len(tokenizer))
+    bridge = model.encoder.fusion
+    assert isinstance(bridge.project, nn.Linear) and tuple(bridge.project.weight.shape) == (16, width)
+    assert bridge.resampler.blocks[0].attention.q_proj.out_features == 4 * 5
+    inputs = batch(tokenizer, [f"{PICTURE_MARK} The sun."], num_pictures=(1,))
+    media = bridge.project(bridge.resampler(inputs["vision_features"].unflatten(1, (2, 5))))[0, 0]
+    placed = bridge.place(torch.zeros(1, 4, 16), torch.tensor([[True, True, True, False]]), inputs["vision_features"])
+    assert torch.equal(placed[0], torch.cat([media, torch.zeros(1, 16)]))
+
+
+def test_a_projection_is_counted_in_operations_and_opens_from_a_folder(tmp_path):
+    model = start("perceiver", media={"resample_width": 24})
+    bridge = model.encoder.fusion
+    expected = 2 * (bridge.resampler.forward_flops(5) + 2 * 3 * 24 * 16)
+    assert bridge.forward_flops(torch.tensor([3.0]), 10) == expected
+    model.save_pretrained(tmp_path)
+    assert torch.equal(open_model(tmp_path).encoder.fusion.project.weight, bridge.project.weight)
+
+
+def test_a_start_with_media_of_another_resampler_is_refused(tmp_path):
+    start("perceiver", media={"resample_width": 24}).save_pretrained(tmp_path)
+    same = {"resample": "perceiver", "resample_width": 24, "resample_qk_norm": False}
+    check_start("T5ForMultimodalGeneration", str(tmp_path), media=same)
+    with pytest.raises(InputError, match="trained with resample_width 24, the new model has None"):
+        check_start("T5ForMultimodalGeneration", str(tmp_path), media=same | {"resample_width": None})
+
+
+def test_media_are_new_where_the_model_to_start_from_has_none(tmp_path):
+    start("none", inject="encoder").save_pretrained(tmp_path)
+    check_start("T5ForMultimodalGeneration", str(tmp_path), media={"resample": "perceiver", "resample_width": 24})

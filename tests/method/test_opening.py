@@ -41,9 +41,9 @@ def test_a_start_from_another_class_or_shape_is_refused_with_both(model_dir, tmp
 
     opening.check_start("T5ForMultimodalGeneration", str(model_dir))
     with pytest.raises(ValueError, match=r"with vision_dim \d+, the new model has 9999"):
-        opening.check_start("T5ForMultimodalGeneration", str(model_dir), vision_dim=9999)
+        opening.check_start("T5ForMultimodalGeneration", str(model_dir), shape={"vision_dim": 9999})
     with pytest.raises(ValueError, match="with fusion 'gated_cross_attention', the new model has 'another'"):
-        opening.check_start("T5ForMultimodalGeneration", str(model_dir), fusion="another")
+        opening.check_start("T5ForMultimodalGeneration", str(model_dir), shape={"fusion": "another"})
     monkeypatch.setitem(opening.MODULES, "Other", "other")
     with pytest.raises(ValueError, match="is a T5ForMultimodalGeneration, the new model is a Other"):
         opening.check_start("Other", str(model_dir))

@@ -98,12 +98,13 @@ def test_shares_of_the_pool_are_the_weights_of_kosmos_2_over_the_patches():
     close(ours.shares(x).flatten(0, 1), weights / weights.sum(-1, keepdim=True))  # measured 0.0
 
 
-def test_the_perceiver_with_relu_is_that_of_idefics():
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_the_perceiver_with_relu_is_that_of_idefics(qk_norm):
     config = SimpleNamespace(
-        perceiver_config=SimpleNamespace(qk_layer_norms_perceiver=False), vision_config=SimpleNamespace(embed_dim=16)
+        perceiver_config=SimpleNamespace(qk_layer_norms_perceiver=qk_norm), vision_config=SimpleNamespace(embed_dim=16)
     )
     theirs = IdeficsPerceiverResampler(config, embed_dim=16, depth=3, n_heads=4, head_dim=6, n_latents=3).eval()
-    ours = make("perceiver", vision_dim=16, head_width=6, activation="relu")
+    ours = make("perceiver", vision_dim=16, head_width=6, activation="relu", qk_norm=qk_norm)
     randomize(theirs)
     projections = {f"0.{name}": f"attention.{name}" for name in ("q_proj", "k_proj", "v_proj")}
     norms = {
@@ -111,6 +112,8 @@ def test_the_perceiver_with_relu_is_that_of_idefics():
         "0.context_layer_norm": "picture_norm",
         "0.latents_layer_norm": "latents_norm",
         "1.ln": "feed_forward_norm",
+        "0.q_layer_norm": "attention.q_norm",
+        "0.k_layer_norm": "attention.k_norm",
     }
     others = {
         "latents": "latents.weight",
