@@ -185,7 +185,8 @@ class RunPredictor:
         """Where the first stage looks while it reads a question: its prompt's tokens, and their attention to patches.
 
         Returns:
-            the tokens, and float [tokens, patches] that sums to 1 over the patches.
+            the tokens, of a model with a resampler its media tokens, and float [tokens, patches] that sums to 1 over
+            the patches.
 
         Raises:
             RunError: the run reads text alone, or its fusion has no attention maps.
@@ -208,8 +209,11 @@ class RunPredictor:
         with torch.no_grad():
             maps = stage.model.attention_maps(**{name: tensor.to(self.device) for name, tensor in inputs.items()})
         if maps is None:
-            raise RunError(f"the fusion {self.settings.model.fusion!r} has no attention maps")
-        tokens = cast("list[str]", stage.tokenizer.convert_ids_to_tokens(ids[0].tolist()))
+            raise RunError("the fusion or resampler of this run's model has no attention maps")
+        if maps.of_media:
+            tokens = [f"<image {number + 1}>" for number in range(maps.attention_BSP.shape[1])]
+        else:
+            tokens = cast("list[str]", stage.tokenizer.convert_ids_to_tokens(ids[0].tolist()))
         return tokens, maps.attention_BSP[0].float().cpu().numpy()
 
     def check_pictures(self, problem: Sample, folder: Path, *, read: bool = False) -> None:

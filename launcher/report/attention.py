@@ -4,7 +4,8 @@
      "attention": "<base64 of uint8 [S, P]>", "scale": [0.31, ...], "mean": [0.02, ...]}
 
 A row of ``attention`` is a token's shares over the patches, divided by the largest of them
-(``scale``), times 255; ``mean`` is the mean over the tokens, the end token included.
+(``scale``), times 255; ``mean`` is the mean over the tokens, the end token included. Tokens are those of the source, or
+the media tokens ``<image 1>``, ``<image 2>``, ... of a model with a resampler.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from mmcot.vision.encoder_kinds import ENCODERS
 def look_at_questions(
     run_dir: RunDir, settings: Settings, stage: str, split: str, qids: Sequence[str], *, shards_dir: Path
 ) -> list[dict[str, Any]]:
-    """Run a stage's encoder over questions, on the CPU, and return its fusion's attention and gate.
+    """Run a stage's encoder over questions, on the CPU, and return its bridge's attention and gate.
 
-    An empty list: this kind of fusion has no attention maps.
+    An empty list: this kind of bridge has no attention maps.
     """
     import torch
 
@@ -87,7 +88,7 @@ def _measure(model: Any, tokenizer: Any, samples: Any, number: int) -> dict[str,
     scale_S = attention_SP.max(axis=1)
     shades_SP = np.round(255 * attention_SP / np.maximum(scale_S, 1e-12)[:, None]).astype(np.uint8)
     return {
-        "tokens": _pieces(tokenizer, ids),
+        "tokens": [f"<image {n + 1}> " for n in range(len(attention_SP))] if look.of_media else _pieces(tokenizer, ids),
         "gate": None if look.gate_BS is None else _rounded(look.gate_BS[0].numpy()),
         "num_patches": attention_SP.shape[1],
         "attention": base64.b64encode(shades_SP.tobytes()).decode(),

@@ -157,6 +157,11 @@ class PageData:
         return len(uri) if is_new else 0
 
 
+def _bridge_of(settings: Settings) -> str:
+    model = settings.model
+    return f"The fusion '{model.fusion}'" if model.inject == "encoder" else f"The resampler '{model.resample}'"
+
+
 def _look(
     facts: dict[str, Any],
     run_dir: RunDir,
@@ -181,7 +186,7 @@ def _look(
         if is_ready and qids
     }
     if stages and not any(stages.values()):
-        return {"why": f"The fusion '{settings.model.fusion}' has no attention maps, so there is nothing to show."}
+        return {"why": f"{_bridge_of(settings)} has no attention maps, so there is nothing to show."}
     stages = {stage: looks for stage, looks in stages.items() if looks}
     if not stages:
         why = (

@@ -36,13 +36,16 @@ Length = TypeVar("Length", int, np.ndarray)
 class AttentionMaps:
     """Attention, output and gate of a bridge on a batch.
 
-    ``attention_BSP`` float [B, S, P] sums to 1 over the patches, or is 0 where all are masked;
-    ``fused_BSD`` [B, S, D]; ``gate_BS`` float [B, S] in 0..1, the gate's mean over the width, None without a gate.
+    ``attention_BSP`` float [B, S, P] sums to 1 over the patches, or is 0 where all are masked; its rows are the
+    source's tokens, or with ``of_media`` the media tokens.
+    ``fused_BSD`` [B, S, D] are the states that it leads to, where they were computed; ``gate_BS`` float [B, S] in 0..1,
+    the gate's mean over the width, None without a gate.
     """
 
     attention_BSP: torch.Tensor  # noqa: N815 (a shape suffix)
-    fused_BSD: torch.Tensor  # noqa: N815 (a shape suffix)
+    fused_BSD: torch.Tensor | None = None  # noqa: N815 (a shape suffix)
     gate_BS: torch.Tensor | None = None  # noqa: N815 (a shape suffix)
+    of_media: bool = False
 
 
 class Bridge(nn.Module):

@@ -25,7 +25,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 (the usual name)
 
-from mmcot.models.bridge import Bridge, Length, Lengths
+from mmcot.models.bridge import AttentionMaps, Bridge, Length, Lengths
 from mmcot.models.resampler import ResamplerShape
 from mmcot.models.resampling import RESAMPLERS
 
@@ -54,6 +54,17 @@ class MediaBridge(Bridge):
         mask_BMP = None if vision_mask_BP is None else vision_mask_BP.unflatten(1, sizes)
         media_BMKW = self.resampler(vision_BPV.to(dtype).unflatten(1, sizes), mask_BMP)
         return self.project(media_BMKW).flatten(1, 2).to(dtype)
+
+    def media_maps(self, vision_BPV: torch.Tensor, vision_mask_BP: torch.Tensor | None) -> AttentionMaps | None:
+        """Attention of each media token to the patches of its picture; None where the resampler has none."""
+        sizes = (self.num_pictures, vision_BPV.shape[1] // self.num_pictures)
+        mask_BMP = None if vision_mask_BP is None else vision_mask_BP.unflatten(1, sizes)
+        shares_BMKP = self.resampler.shares(vision_BPV.unflatten(1, sizes), mask_BMP)
+        if shares_BMKP is None:
+            return None
+        own_MM = torch.eye(self.num_pictures, device=vision_BPV.device)
+        shares_BMKMP = shares_BMKP[:, :, :, None] * own_MM[None, :, None, :, None]
+        return AttentionMaps(shares_BMKMP.flatten(3, 4).flatten(1, 2), of_media=True)
 
     def forward_flops(self, source_lengths: Lengths, num_patches: int) -> Lengths:
         """Operations of resampler and projection for all pictures."""

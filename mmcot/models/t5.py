@@ -31,7 +31,7 @@ from mmcot.models.gated import GatedCrossAttention, gate_openings
 from mmcot.models.gated_t5 import MediaOfSource, add_gated_layers
 from mmcot.models.lean_t5 import LeanStack, make_lean
 from mmcot.models.loss import chunked_loss_sum, is_long, token_loss_sum
-from mmcot.models.media import MediaTokens
+from mmcot.models.media import MediaBridge, MediaTokens
 from mmcot.models.step_decoder import StepDecoder
 from mmcot.models.t5_config import MultimodalT5Config, open_bridge
 
@@ -116,8 +116,9 @@ class FusedEncoder(BridgeInitializer, LeanStack):
     @torch.no_grad()
     def attention_maps(self, input_ids, attention_mask, vision_features, vision_mask=None) -> AttentionMaps | None:
         """The bridge's maps; arguments as for ``forward``."""
-        if self.fusion.in_embeddings or self.fusion.in_layers:
-            return None
+        if isinstance(self.fusion, MediaBridge):
+            self._check_vision(vision_features, vision_mask)
+            return self.fusion.media_maps(vision_features, vision_mask)
         text_BSD = super().forward(input_ids=input_ids, attention_mask=attention_mask)[0]
         mask_BP = self._check_vision(vision_features, vision_mask)
         return self.fusion.attention_maps(text_BSD, attention_mask, vision_features, mask_BP)

@@ -24,11 +24,11 @@ PAIRS = [
 NUM_PICTURES = (1, 2, 0, 1)
 
 
-def start(resample="perceiver", *, max_pictures=2, gate=0.7, **options):
+def start(resample="perceiver", *, max_pictures=2, gate=0.7, inject="layers", **options):
     """A model whose gates are open, so that media matter."""
     torch.manual_seed(0)
     vision = {
-        "inject": "layers",
+        "inject": inject,
         "resample": resample,
         "media_tokens": 5 if resample == "linear" else 3,
         "vision_num_patches": 5 * max_pictures,
@@ -190,6 +190,19 @@ def test_pretrained_weights_of_a_t5_fit_by_their_own_names(tmp_path, batch):
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert not any(p.any() for name, p in model.named_parameters() if name.endswith("gate.scale"))
     assert model.decoder.block[0].gated.feed_forward.fc1.weight.std().item() == pytest.approx(16**-0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("inject", ["layers", "embed"])
+def test_maps_are_the_media_tokens_shares_of_their_own_pictures_patches(batch, inject):
+    model = start(inject=inject)
+    vision = {name: batch[name] for name in ("vision_features", "vision_mask")}
+    maps = model.attention_maps(batch["input_ids"], batch["attention_mask"], **vision)
+    assert maps.of_media and maps.attention_BSP.shape == (4, 6, 10)
+    first, second = maps.attention_BSP[1].split(3)
+    assert not first[:, 5:].any() and not second[:, :5].any()
+    torch.testing.assert_close(maps.attention_BSP[1].sum(-1), torch.ones(6))
+    assert not maps.attention_BSP[2].any()  # a row without a picture
+    assert start("vit", inject=inject).attention_maps(batch["input_ids"], batch["attention_mask"], **vision) is None
 
 
 def test_openings_of_all_gates_are_watched(batch):

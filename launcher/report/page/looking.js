@@ -20,7 +20,7 @@ function drawLooking() {
     drawLook(host, state, redraw);
   };
   heading("looking", "Where the model looked",
-    el("p", { class: "note" }, "The fusion lets every token of the text attend to the patches of the picture; its gate decides how much of the result is added. Bright patches have the larger shares. Point at a token, or move through the text with the arrow keys, to see its own map; Enter holds it. Attention shows where values come from, not why an answer was given."),
+    el("p", { class: "note" }, "The fusion lets every token of the text attend to the patches of the picture; its gate decides how much of the result is added. A resampler's media tokens, <image 1> and on, attend to the patches instead, and the text reads them. Bright patches have the larger shares. Point at a token, or move through the text with the arrow keys, to see its own map; Enter holds it. Attention shows where values come from, not why an answer was given."),
     why, controls, host);
   redraw();
 }
