@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from launcher.config.loading import preset_names
 from launcher.config.settings import SettingsError
 
 
@@ -22,6 +23,8 @@ def fetch_pretrained(name: str) -> None:
                 f"model.pretrained {name} has no config.json; give the folder of a saved transformers model"
             )
         return
+    if name.count("/") > 1 or name.startswith((".", "~", "/")):  # no id of the Hub
+        raise SettingsError(f"model.pretrained {name} does not exist; {_of_run(Path(name))}")
     try:
         snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.model", "*.txt"])
     except Exception as error:
@@ -31,3 +34,12 @@ def fetch_pretrained(name: str) -> None:
             f"model.pretrained {name!r} is no local folder and could not be fetched{offline}: {reason}. "
             f"Put its files into a folder and set model.pretrained to it, or into the cache at {HF_HUB_CACHE}"
         ) from None
+
+
+def _of_run(folder: Path) -> str:
+    """What to do about a folder that does not exist, where it would be the model of a run."""
+    if folder.name != "model" or len(folder.parts) < 3:
+        return "give the folder of a saved transformers model, or a Hugging Face id"
+    run = folder.parents[1]
+    how = f"`mmcot run --preset {run.name}`" if run.name in preset_names() else f"the run {run}"
+    return f"it is the model that the stage {folder.parent.name} of {how} trains; train that first"
