@@ -211,7 +211,7 @@ class Steps:
             folder / f"parts-{OTHER_PICTURES}",
             child,
             predictions=folder / f"{name}.jsonl",
-            scores=folder / f"scores.{name}.json",
+            scores=self.run_dir.scores_with_other_pictures,
         )
         accuracy = scores["accuracy"]
         self.report(f"  with the pictures of other questions: AVG {accuracy['AVG']:.2f}")

@@ -182,6 +182,11 @@ class RunDir:
         """The scores of a split."""
         return self.path / ("scores.json" if split == "test" else f"scores.{split}.json")
 
+    @property
+    def scores_with_other_pictures(self) -> Path:
+        """The scores of the test split with the pictures of other questions (``generation.other_pictures``)."""
+        return self.predictions / "scores.test-other-pictures.json"
+
     def marker(self, step: str, *, needs: Collection[str] = ()) -> dict[str, Any] | None:
         """Return the marker of a finished step, or None.
 

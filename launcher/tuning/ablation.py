@@ -11,6 +11,7 @@ and what the paper reports for the same comparison on ScienceQA.
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ PAPER = {
     ("two-stage", "vision"): (85.31, 93.46),
 }
 COLUMNS = ("AVG", "IMG", "NO")
+_OTHER_PICTURES = "other pictures"  # a column where an arm has generation.other_pictures
 
 
 def run_ablation(settings: Settings, *, report: Report = print, adopt: bool = False) -> RunDir:
@@ -75,6 +77,7 @@ def summarize(settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]])
     rows = []
     for arm in settings.tuning.arms:
         own = with_values(settings, {"arm": arm})
+        is_published = own.model.inject == "encoder"
         vision = "vision" if own.data.features else "captions" if own.data.use_caption else "text"
         done = [
             trial
@@ -88,7 +91,7 @@ def summarize(settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]])
                 "arm": arm,
                 "seeds": len(scores),
                 "steps": _steps(own),
-                "paper": PAPER.get((own.run.chain, vision), (None, None)),
+                "paper": PAPER.get((own.run.chain, vision), (None, None)) if is_published else (None, None),
                 **{
                     column: [score["accuracy"][column] for score in scores if score["accuracy"][column] is not None]
                     for column in COLUMNS
@@ -97,9 +100,17 @@ def summarize(settings: Settings, run_dir: RunDir, trials: list[dict[str, Any]])
                     score["rationale"]["rougeL"] for score in scores if score["rationale"]["rougeL"] is not None
                 ],
                 "unread": [score["parse_failure_rate"] for score in scores],
+                _OTHER_PICTURES: _with_other_pictures(run_dir, done) if own.generation.other_pictures else [],
             }
         )
     return rows
+
+
+def _with_other_pictures(run_dir: RunDir, trials: list[dict[str, Any]]) -> list[float]:
+    """The accuracy of each trial with the pictures of other questions."""
+    folders = (RunDir(run_dir.path / "trials" / trial["trial"]) for trial in trials)
+    scores = (read_json(folder.scores_with_other_pictures) for folder in folders)
+    return [score["accuracy"]["AVG"] for score in scores]
 
 
 def ceilings_of(
@@ -115,19 +126,25 @@ def ceilings_of(
 
 
 def format_rows(rows: list[dict[str, Any]], ceilings: dict[str, dict[str, float | None]]) -> list[str]:
-    """The table in Markdown."""
-    lines = [
-        "| arm | steps | seeds | AVG | image questions | no context | ROUGE-L | not read, % | paper: AVG / ROUGE-L |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
+    """The table in Markdown; what the paper reports, and the pictures of others, where an arm has them."""
+    titles = {"AVG": "AVG", "IMG": "image questions", "NO": "no context", "rougeL": "ROUGE-L", "unread": "not read, %"}
+    if any(row[_OTHER_PICTURES] for row in rows):
+        titles[_OTHER_PICTURES] = "with other questions' pictures"
+    has_paper = any(value is not None for row in rows for value in row["paper"])
+    last = ["paper: AVG / ROUGE-L"] if has_paper else []
+    heads = ["arm", "steps", "seeds", *titles.values(), *last]
+    lines = [_line(heads), _line(["---"] * len(heads)).replace(" ", "")]
     for row in rows:
-        paper = " / ".join("-" if value is None else f"{value:.2f}" for value in row["paper"])
-        cells = [_spread(row[name]) for name in (*COLUMNS, "rougeL", "unread")]
-        lines.append(f"| {row['arm']} | {row['steps']} | {row['seeds']} | {' | '.join(cells)} | {paper} |")
+        paper = [" / ".join("-" if value is None else f"{value:.2f}" for value in row["paper"])] if has_paper else []
+        lines.append(_line([row["arm"], row["steps"], row["seeds"], *(_spread(row[name]) for name in titles), *paper]))
     for name, columns in ceilings.items():
         cells = ["-" if columns[column] is None else f"{columns[column]:.2f}" for column in COLUMNS]
-        lines.append(f"| {name} | | | {' | '.join(cells)} | | | |")
+        lines.append(_line([name, "", "", *cells, *[""] * (len(heads) - 3 - len(cells))]))
     return lines
+
+
+def _line(cells: Sequence[Any]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _steps(settings: Settings) -> str:
