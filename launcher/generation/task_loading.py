@@ -101,8 +101,9 @@ class TaskLoader:
         for number in numbers:
             if is_dropped.is_set():
                 raise _Dropped(task)
-            sources.append(samples.encode(number).source_ids)
-            features.append(samples.features_of_another(number) if other_pictures else reader.features(number))
+            pair, own = samples.read(number)
+            sources.append(pair.source_ids)
+            features.append(samples.features_of_another(number) if other_pictures else own)
             self._num_read += 1
         batches = batch_sources(
             sources,

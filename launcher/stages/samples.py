@@ -131,6 +131,33 @@ class StageSamples:
         share, seed = self.caption_dropout
         return epoch is not None and random.Random(f"caption-{seed}-{problem.qid}-{epoch}").random() < share
 
+    def read(self, sample: int, epoch: int | None = None) -> tuple[EncodedPair, np.ndarray | None]:
+        """Read a sample as ``encode`` returns it, and its features.
+
+        Raises:
+            ShardError: there are more pictures in its features than places in its text, or in a document fewer.
+        """
+        pair, features = self.encode(sample, epoch), self.reader.features(sample)
+        self._check_pictures(sample, pair, features)
+        return pair, features
+
+    def _check_pictures(self, sample: int, pair: EncodedPair, features: np.ndarray | None) -> None:
+        """Check that the source has a place for each picture of the features, and in a document the reverse.
+
+        Another sample may have fewer: pictures that could not be read are counted where features are made.
+        """
+        if self.pictures is None or features is None or pair.source_cut:
+            return
+        num_places = pair.source_ids.count(self.pictures.token_id) // self.pictures.per_picture
+        num_pictures = len(features) * self.pictures.max_pictures // self.reader.feature_shape[0]
+        is_document = num_places > num_pictures and self.reader.problem(sample).kind == "document"
+        if num_pictures > num_places or is_document:
+            raise ShardError(
+                f"{self.reader.split}, sample {self.reader.qid(sample)}: its text has {num_places} pictures, its "
+                f"features are of {num_pictures}; a picture needs its place in the sample (its images, or a picture in "
+                "a document) and its features: build the features again, or correct the sample"
+            )
+
     def features_of_another(self, sample: int) -> np.ndarray | None:
         """Read the features of another sample of the split with as many pictures, or its own where there is none.
 
@@ -155,9 +182,10 @@ class StageSamples:
 
     def load_block(self, samples: np.ndarray, is_dummy: bool = False, epoch: int | None = None) -> Block:
         """Read and collate a block of samples; without an epoch their choices have the given order."""
+        read = [self.read(sample, epoch) for sample in samples]
         tensors = collate(
-            [self.encode(sample, epoch) for sample in samples],
-            [self.reader.features(sample) for sample in samples],
+            [pair for pair, _ in read],
+            [features for _, features in read],
             feature_shape=self.reader.feature_shape,
             pad_token_id=cast(int, self.tokenizer.pad_token_id),
             decoder_start_token_id=self._decoder_start_token_id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from data_shards.errors import ShardError
 from launcher.config.loading import load_settings
 from launcher.config.settings import SettingsError
 from launcher.stages.hub import fetch_pretrained
@@ -48,6 +49,18 @@ def test_features_of_another_question_are_of_as_many_pictures_and_not_its_own(ti
         num_exchanged += len(own) > 0
         assert not len(own) or not np.array_equal(own, other)
     assert num_exchanged > 4
+
+
+def test_features_without_a_place_in_the_text_are_refused(tiny_settings, tiny_data, monkeypatch):
+    model = tiny_settings.model.model_copy(update={"inject": "embed", "resample": "pool", "media_tokens": 3})
+    samples = samples_of(tiny_settings.model_copy(update={"model": model}), tiny_data, "test")
+    number = next(n for n in range(len(samples)) if not samples.reader.problem(n).images)
+    samples.load_block(np.arange(len(samples)))
+    monkeypatch.setattr(samples.reader, "features", lambda sample: np.zeros(samples.reader.feature_shape))
+    qid = samples.reader.qid(number)
+    expected = f"test, sample {qid}: its text has 0 pictures, its features are of 1; a picture needs its place"
+    with pytest.raises(ShardError, match=expected):
+        samples.load_block(np.array([number]))
 
 
 def test_other_pictures_without_features_are_refused():

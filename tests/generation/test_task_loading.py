@@ -52,7 +52,7 @@ def test_loading_ahead_does_not_hold_up_the_worker_and_its_error_is_the_next_tas
     first, may_fail = loader.take(tasks[0]), threading.Event()
     encode = StageSamples.encode
 
-    def fail(samples, number):
+    def fail(samples, number, epoch):
         may_fail.wait(30)
         raise OSError("the disk is gone")
 
@@ -79,7 +79,7 @@ def test_a_task_that_is_not_taken_stops_at_its_next_sample(parts, monkeypatch):
     loader, tasks, _ = parts
     encode, started, may_go_on, read = StageSamples.encode, threading.Event(), threading.Event(), []
 
-    def wait(samples, number):
+    def wait(samples, number, epoch):
         read.append(number)
         started.set()
         may_go_on.wait(30)
@@ -116,7 +116,7 @@ def test_a_worker_that_waits_for_its_samples_reports_their_progress_alone(parts,
     monkeypatch.setattr("launcher.generation.task_loading.LOOK_EVERY_S", 0.01)
     encode = StageSamples.encode
 
-    def wait(samples, number):
+    def wait(samples, number, epoch):
         may_end.wait(30)
         return encode(samples, number)
 
