@@ -61,10 +61,14 @@ def look_at_questions(
     return looks
 
 
-def grid_of(settings: Settings) -> dict[str, Any]:
-    """The grid of patches over a picture: {"rows", "columns"}, or {"why"} where it is not known."""
-    name = settings.data.features
-    if name not in ENCODERS or (grid := ENCODERS[name].grid) is None:
+def grid_of(settings: Settings, num_patches: int) -> dict[str, Any]:
+    """The grid of patches over a picture: {"rows", "columns"}, or {"why"} where it is not known.
+
+    Args:
+        num_patches: of all pictures of a question.
+    """
+    name, per_picture = settings.data.features, num_patches // settings.data.max_pictures
+    if name not in ENCODERS or (grid := ENCODERS[name].grid_of(per_picture)) is None:
         return {
             "why": f"The features '{name}' are not known to be squares of the whole picture in reading order, "
             "so only the gate is shown."

@@ -197,7 +197,7 @@ def _look(
             else "The number of questions to measure was set to 0."
         )
         return {"why": why}
-    return {"stages": stages, "grid": grid_of(settings)}
+    return {"stages": stages, "grid": grid_of(settings, num_patches=next(iter(stages.values()))[0]["num_patches"])}
 
 
 def _is_done(facts: dict[str, Any], name: str) -> bool:

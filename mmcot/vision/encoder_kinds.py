@@ -1,4 +1,4 @@
-"""All encoders of pictures, by the name of their features: patches of the picture itself, DETR, CLIP, ViT and ResNet.
+"""All encoders of pictures, by the name of their features: the picture's own patches, and transformers' encoders.
 
     encode, shape = open_encoder("clip")      # shape [P, D]
     features = encode(pictures)               # float16 [B, P, D]
@@ -18,6 +18,7 @@ This module imports neither torch nor transformers, so that settings, messages a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -78,6 +79,7 @@ class Encoder:
         shape: [P, D] where it is the same for every model; compared when finished features are opened.
         grid: (rows, columns) if the patches are squares of the whole picture in reading order. None for encoders that
             may crop the picture, add a class token, pool it, or give objects instead of places (DETR's queries).
+        is_square_grid: they are such squares, as many rows as columns, and the model decides how many.
         published_shape: [P, D] of the published system's feature files of this name.
         in_driver: the driver makes the features itself, because they need little work and no model.
     """
@@ -86,8 +88,14 @@ class Encoder:
     default_model: str | None = None
     shape: Shape | None = None
     grid: tuple[int, int] | None = None
+    is_square_grid: bool = False
     published_shape: Shape | None = None
     in_driver: bool = False
+
+    def grid_of(self, num_patches: int) -> tuple[int, int] | None:
+        """Rows and columns of a picture's patches; None where they are no grid."""
+        side = math.isqrt(num_patches)
+        return (side, side) if self.is_square_grid and side**2 == num_patches else self.grid
 
 
 def _open_patches(model: str | None, device: str) -> tuple[EncodePictures, Shape]:
@@ -107,7 +115,10 @@ ENCODERS: dict[str, Encoder] = {
     "patch": Encoder(_open_patches, shape=PATCH_SHAPE, grid=PATCH_GRID, in_driver=True),
     **{
         name: Encoder(
-            partial(_open_model, name), default_model=kind.default_model, published_shape=kind.published_shape
+            partial(_open_model, name),
+            default_model=kind.default_model,
+            is_square_grid=kind.is_square_grid,
+            published_shape=kind.published_shape,
         )
         for name, kind in MODEL_KINDS.items()
     },

@@ -1,4 +1,4 @@
-"""Vision features from published encoders: DETR, CLIP, ViT and ResNet.
+"""Vision features from published encoders: DETR, CLIP, ViT, ResNet, BLIP-2's ViT and SigLIP.
 
     encoder = VisionEncoder("clip")
     features = encoder.encode([picture])  # float16 [1, 49, 768]
@@ -33,9 +33,10 @@ class VisionEncoder:
     Args:
         kind: one of ``MODEL_KINDS``: ``detr`` gives its object queries [100, 256], ``clip`` its patches
             without the class token [49, 768], ``vit`` its class token and patches [145, 1024], ``resnet``
-            its pooled vector once, [1, 2048] (shapes of the default models; the published CLIP features
-            are of a ResNet tower, [49, 2048], which transformers does not have). The published system
-            repeats ResNet's vector 512 times, which gives the same attention output.
+            its pooled vector once, [1, 2048], ``blip2`` the class token and patches of its vision model
+            [257, 1408], ``siglip`` its patches [196, 768] (shapes of the default models; the published CLIP
+            features are of a ResNet tower, [49, 2048], which transformers does not have). The published
+            system repeats ResNet's vector 512 times, which gives the same attention output.
         model: a Hugging Face id or a local folder; None for the kind's default.
         device: where the model runs.
 

@@ -1,4 +1,4 @@
-"""The kinds of pretrained encoders of transformers: DETR, CLIP, ViT and ResNet.
+"""The kinds of pretrained encoders of transformers: DETR, CLIP, ViT, ResNet, BLIP-2's ViT and SigLIP.
 
 This module names the classes, and ``VisionEncoder`` imports them when it opens a model.
 """
@@ -36,8 +36,8 @@ def _clip_features(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor
     return model(pixel_values=pixels).last_hidden_state[:, 1:]
 
 
-def _vit_features(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
-    """The last hidden states, the class token first: [B, 3, H, W] to [B, 1 + patches, D]."""
+def _last_states(model: PreTrainedModel, pixels: torch.Tensor) -> torch.Tensor:
+    """All last hidden states: [B, 3, H, W] to [B, 1 + patches, D], the class token first where there is one."""
     return model(pixel_values=pixels).last_hidden_state
 
 
@@ -61,8 +61,9 @@ class ModelKind:
     features: Callable[[PreTrainedModel, torch.Tensor], torch.Tensor]
     mean_and_std: tuple[tuple[float, ...], tuple[float, ...]]
     resample: str  # a name of PIL's Image.Resampling
-    published_shape: Shape  # of the published system's feature files
-    model_settings: Mapping[str, object] = field(default_factory=dict)  # for the model's constructor
+    published_shape: Shape | None = None  # of the published system's feature files
+    is_square_grid: bool = False  # the features are the patches of the whole picture and nothing else
+    model_settings: Mapping[str, object] = field(default_factory=dict)  # for ``from_pretrained``
 
 
 MODEL_KINDS: Mapping[str, ModelKind] = MappingProxyType(
@@ -92,7 +93,7 @@ MODEL_KINDS: Mapping[str, ModelKind] = MappingProxyType(
             model_types=("vit",),
             config_class="ViTConfig",
             model_class="ViTModel",
-            features=_vit_features,
+            features=_last_states,
             mean_and_std=_HALF,
             published_shape=(145, 1024),
             resample="BILINEAR",
@@ -107,6 +108,26 @@ MODEL_KINDS: Mapping[str, ModelKind] = MappingProxyType(
             mean_and_std=_IMAGENET,
             published_shape=(512, 2048),
             resample="BICUBIC",
+        ),
+        "blip2": ModelKind(  # the states that BLIP-2's Q-Former reads, after the last layer norm
+            default_model="Salesforce/blip2-flan-t5-xl",
+            model_types=("blip-2", "blip_2_vision_model"),
+            config_class="Blip2VisionConfig",  # also reads its part of a whole BLIP-2's configuration
+            model_class="Blip2VisionModel",
+            features=_last_states,
+            mean_and_std=_CLIP,
+            resample="BICUBIC",
+            model_settings={"key_mapping": {r"^vision_model\.": ""}},  # its names in a whole BLIP-2
+        ),
+        "siglip": ModelKind(
+            default_model="google/siglip-base-patch16-224",
+            model_types=("siglip", "siglip_vision_model"),
+            config_class="SiglipVisionConfig",  # also reads its part of a whole SigLIP's configuration
+            model_class="SiglipVisionModel",
+            features=_last_states,
+            mean_and_std=_HALF,
+            resample="BICUBIC",
+            is_square_grid=True,
         ),
     }
 )

@@ -22,20 +22,30 @@ from launcher.config.loading import load_settings
 from launcher.config.settings import Data, SettingsError
 from launcher.data.build import prepare_data
 from launcher.pipeline.preflight import check_settings
+from launcher.report.attention import grid_of
 from mmcot.vision.encoder_kinds import ENCODERS, Encoder, open_encoder
 from mmcot.vision.encoders import VisionEncoder
 from mmcot.vision.model_kinds import MODEL_KINDS
 
-KINDS = ("detr", "clip", "vit", "resnet")
+KINDS = ("detr", "clip", "vit", "resnet", "blip2", "siglip")
 HEADS = {
     "detr": "DetrForObjectDetection",
     "clip": "CLIPModel",
     "vit": "ViTForImageClassification",
     "resnet": "ResNetForImageClassification",
+    "blip2": "Blip2ForConditionalGeneration",
+    "siglip": "SiglipModel",
 }
-INNER = {"detr": "model", "clip": "vision_model", "vit": "vit", "resnet": "resnet"}  # the encoder's name below its head
-SHAPES = {"detr": (5, 16), "clip": (4, 16), "vit": (10, 16), "resnet": (1, 12)}
-SIZES = {"detr": 224, "clip": 32, "vit": 48, "resnet": 224}
+INNER = {  # the encoder's name below its head
+    "detr": "model",
+    "clip": "vision_model",
+    "vit": "vit",
+    "resnet": "resnet",
+    "blip2": "vision_model",
+    "siglip": "vision_model",
+}
+SHAPES = {"detr": (5, 16), "clip": (4, 16), "vit": (10, 16), "resnet": (1, 12), "blip2": (5, 16), "siglip": (4, 16)}
+SIZES = {"detr": 224, "clip": 32, "vit": 48, "resnet": 224, "blip2": 28, "siglip": 32}
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 USUAL = {
     "detr": {**IMAGENET, "resample": Image.Resampling.BILINEAR},
@@ -46,7 +56,9 @@ USUAL = {
     },
     "vit": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": Image.Resampling.BILINEAR},
     "resnet": {**IMAGENET, "resample": Image.Resampling.BICUBIC},
+    "siglip": {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": Image.Resampling.BICUBIC},
 }
+USUAL["blip2"] = USUAL["clip"]
 TRANSFORMER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 DETR = {
     "d_model": 16,
@@ -72,6 +84,18 @@ def small_config(kind: str) -> transformers.PreTrainedConfig:
         )
     if kind == "vit":
         return transformers.ViTConfig(**TRANSFORMER, image_size=48, patch_size=16)
+    if kind == "blip2":
+        return transformers.Blip2Config(
+            vision_config={**TRANSFORMER, "image_size": 28, "patch_size": 14},
+            qformer_config={**TRANSFORMER, "num_hidden_layers": 1},
+            text_config={"model_type": "t5", "vocab_size": 20, "d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1},
+            num_query_tokens=2,
+        )
+    if kind == "siglip":
+        text = {**TRANSFORMER, "vocab_size": 50, "max_position_embeddings": 8}
+        return transformers.SiglipConfig(
+            text_config=text, vision_config={**TRANSFORMER, "image_size": 32, "patch_size": 16}
+        )
     return transformers.ResNetConfig(**RESNET)
 
 
@@ -85,6 +109,8 @@ def models():
     """A model with a head of every kind; its batch norms have means unlike those they start with."""
     torch.manual_seed(0)
     models = {kind: getattr(transformers, HEADS[kind])(small_config(kind)).eval() for kind in KINDS}
+    for parameter in models["blip2"].vision_model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)  # its start has a standard deviation of 1e-10
     for model in models.values():
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):
@@ -115,6 +141,11 @@ def plain_features(kind: str, model: transformers.PreTrainedModel, pixels: torch
         return model.vision_model(pixels).last_hidden_state[:, 1:, :]
     if kind == "vit":
         return model.vit(pixels).last_hidden_state
+    if kind == "blip2":
+        states = model.vision_model.encoder(model.vision_model.embeddings(pixels)).last_hidden_state
+        return model.vision_model.post_layernorm(states)
+    if kind == "siglip":
+        return model.vision_model(pixels).last_hidden_state
     return model.resnet(pixels).pooler_output[:, None, :, 0, 0]
 
 
@@ -205,11 +236,13 @@ def test_the_model_is_frozen_and_computes_in_float32_whatever_it_was_saved_in(fo
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="'dino'.*detr, clip, vit, resnet"):
+    with pytest.raises(ValueError, match="'dino'.*detr, clip, vit, resnet, blip2, siglip"):
         VisionEncoder("dino")
 
 
-@pytest.mark.parametrize(("kind", "other"), [("clip", "vit"), ("vit", "clip"), ("resnet", "detr"), ("detr", "resnet")])
+@pytest.mark.parametrize(
+    ("kind", "other"), [("clip", "vit"), ("vit", "clip"), ("resnet", "detr"), ("detr", "resnet"), ("blip2", "siglip")]
+)
 def test_a_model_of_another_type_is_refused(kind, other, folders):
     with pytest.raises(ValueError, match=f"{re.escape(str(folders / other))}.*'{other}.*'{kind}'"):
         VisionEncoder(kind, folders / other)
@@ -316,9 +349,22 @@ def test_every_place_that_lists_encoders_names_them_all(monkeypatch):
         assert (name in fields["vision_model"].description) == (ENCODERS[name].default_model is not None)
 
 
-def test_patches_are_the_only_built_in_features_on_a_grid_and_have_one_shape():
+def test_patches_are_the_only_built_in_features_of_one_shape_and_grid():
     encode, shape = open_encoder("patch")
     assert encode([Image.new("RGB", (9, 5))] * 2).shape == (2, *shape)
     assert {name: (kind.shape, kind.grid) for name, kind in ENCODERS.items() if kind.shape or kind.grid} == {
         "patch": ((64, 208), (8, 8))
     }
+
+
+def test_a_class_token_makes_no_grid_and_siglips_patches_do():
+    grids = {name: ENCODERS[name].grid_of(SHAPES[name][0]) for name in KINDS}
+    assert grids == dict.fromkeys(KINDS) | {"siglip": (2, 2)}
+    assert ENCODERS["siglip"].grid_of(196) == (14, 14) and ENCODERS["siglip"].grid_of(197) is None
+    assert ENCODERS["patch"].grid_of(64) == (8, 8)
+
+
+def test_the_report_draws_siglips_attention_over_each_of_several_pictures():
+    settings = load_settings(preset="demo", overrides=["data.features=siglip", "data.max_pictures=2"])
+    assert grid_of(settings, 2 * 196) == {"rows": 14, "columns": 14}
+    assert "why" in grid_of(load_settings(preset="demo", overrides=["data.features=blip2"]), 257)
