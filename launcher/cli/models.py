@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,6 +25,9 @@ from launcher.cli.options import (
 )
 from launcher.cli.running import run_until
 from mmcot.errors import InputError
+
+if TYPE_CHECKING:
+    from mmcot.models.checkpoint_import import ImportedCheckpoint
 
 models_app = typer.Typer()
 
@@ -129,26 +133,54 @@ def reference_command(context: typer.Context, set_: Set = []) -> None:
 @models_app.command("import-checkpoint")
 def import_checkpoint(
     source: Annotated[
-        Path, typer.Argument(help="Folder of a checkpoint of the published system: config.json and weights.")
+        Path,
+        typer.Argument(
+            help="Folder of a Multimodal-CoT, a BLIP-2 with a T5 or an IDEFICS: config.json and weights; or "
+            "OpenFlamingo's checkpoint.pt."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="New folder that from_pretrained opens.")],
+    out: Annotated[Path, typer.Option(help="New folder that from_pretrained and model.pretrained open.")],
     vision_num_patches: Annotated[
         int | None, typer.Option(help="Patches of its features, if config.json does not contain the number.")
     ] = None,
     vision_dim: Annotated[
         int | None, typer.Option(help="Width of its features; default: read from the weights.")
     ] = None,
+    language_model: Annotated[
+        str | None,
+        typer.Option(help="A T5, folder or id, beside which the resampler of IDEFICS or OpenFlamingo is put."),
+    ] = None,
 ) -> None:
-    """Turn a checkpoint of the published system into a model that from_pretrained opens."""
+    """Turn a published checkpoint into a model that from_pretrained opens."""
     with errors_as_messages():
         from mmcot.models.checkpoint_import import import_checkpoint
 
-        done = import_checkpoint(source, out, vision_num_patches=vision_num_patches, vision_dim=vision_dim)
+        done = import_checkpoint(
+            source,
+            out,
+            vision_num_patches=vision_num_patches,
+            vision_dim=vision_dim,
+            language_model=language_model,
+        )
         typer.echo(
             f"{done.path}: {done.num_parameters:,} parameters, features [{done.vision_num_patches}, {done.vision_dim}]"
         )
         if not done.copied_files:
             typer.echo("note: the source has no tokenizer; put one into the model's folder before using it")
+        if done.features:
+            typer.echo("note: its vision model makes the features before training and is not in the folder")
+        if language_model:
+            typer.echo("note: its resampler alone was read; the linear layer from it to the T5 is new")
+        if done.media:
+            typer.echo(f"to train it: {_to_train(done, source)}")
+
+
+def _to_train(done: ImportedCheckpoint, source: Path) -> str:
+    """The options of a training that starts from an imported model."""
+    media = {f"model.{name}": str(value).lower() for name, value in done.media.items() if value is not None}
+    features = {"data.features": done.features, "data.vision_model": str(source)} if done.features else {}
+    values = {"model.pretrained": str(done.path)} | media | features
+    return " ".join(f"--set {name}={shlex.quote(value)}" for name, value in values.items())
 
 
 @models_app.command()

@@ -1,58 +1,65 @@
-"""Reading checkpoints of the published system (amazon-science/mm-cot, arXiv:2302.00923).
+"""Importing published checkpoints: each becomes a folder that ``open_model`` opens.
 
     import_checkpoint("mm-cot-base-rationale", "imported", vision_num_patches=145)
-    model = open_model("imported")
+    import_checkpoint("blip2-flan-t5-xl", "imported")
+    import_checkpoint("idefics-9b", "imported", language_model="google/flan-t5-base")
 
-A published folder holds a T5 ``config.json``, the weights and usually a tokenizer. Its
-state dict is T5's with eight tensors more:
+| source | what is read |
+|---|---|
+| Multimodal-CoT (amazon-science/mm-cot, arXiv:2302.00923) | the whole model, here |
+| BLIP-2 with a T5 (arXiv:2301.12597) | Q-Former, projection and T5, in ``blip2_import.py`` |
+| IDEFICS, OpenFlamingo | the resampler, beside a T5 that is given, in ``perceiver_import.py`` |
+
+A folder of Multimodal-CoT holds a T5 ``config.json``, the weights and usually a tokenizer. Its state dict is T5's with
+eight tensors more:
 
     encoder.image_dense.{weight,bias}    encoder.gate_dense.{weight,bias}
     encoder.mha_layer.{in_proj_weight,in_proj_bias,out_proj.weight,out_proj.bias}
 
-whose names lack ``encoder.`` in the first release. The imported folder has one copy of each
-tensor, and the shape of the vision features in its ``config.json``. This module does not
-depend on training or on where checkpoints are published.
+whose names lack ``encoder.`` in the first release. The imported folder has one copy of each tensor, and the shape of
+the vision features in its ``config.json``. This module does not depend on training or on where checkpoints are
+published.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
-import shutil
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import safetensors.torch
 import torch
-from transformers import PreTrainedConfig
 
-from mmcot.errors import InputError
-from mmcot.file_kinds import describe_unreadable, fault_of
-from mmcot.models.opening import DEFAULT, model_class, open_model
-from mmcot.torch_files import TorchFileError, describe_value, read_torch_file
+from mmcot.models.blip2_import import read_blip2
+from mmcot.models.checkpoint_files import (
+    CheckpointError,
+    Weights,
+    check_output,
+    check_tensors,
+    config_of,
+    read_settings,
+    read_weights,
+    shapes_of,
+    without_copies,
+    write_model,
+)
+from mmcot.models.opening import DEFAULT, model_class
+from mmcot.models.perceiver_import import is_openflamingo, read_idefics, read_openflamingo, write_beside
 from mmcot.vision.encoder_kinds import ENCODERS
 
+__all__ = ["CheckpointError", "ImportedCheckpoint", "import_checkpoint"]
+
 _FUSION_PARTS = ("image_dense.", "mha_layer.", "gate_dense.")
-_EMBEDDING = "shared.weight"
-_OUTPUT_LAYER = "lm_head.weight"
-_EMBEDDING_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
-_COMPANION_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "spiece.model",
-    "generation_config.json",
-)
-
-
-class CheckpointError(InputError):
-    """A checkpoint that cannot be read; the message names its file."""
+_PERCEIVERS: dict[str, Callable[..., Any]] = {"idefics": read_idefics, "openflamingo": read_openflamingo}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImportedCheckpoint:
-    """The imported folder, the model's shape, and the files copied to the folder."""
+    """The imported folder, the model's shape, and the files copied to the folder.
+
+    ``media`` are the values of its configuration that a training from it must repeat (``MultimodalT5Config``); empty
+    for Multimodal-CoT. ``features`` is the name of the features it was trained on, where they can be made here.
+    """
 
     path: pathlib.Path
     num_parameters: int
@@ -60,6 +67,8 @@ class ImportedCheckpoint:
     vision_dim: int
     tied: bool
     copied_files: tuple[str, ...]  # empty: the source has no tokenizer
+    media: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    features: str | None = None
 
 
 def import_checkpoint(
@@ -68,108 +77,113 @@ def import_checkpoint(
     *,
     vision_num_patches: int | None = None,
     vision_dim: int | None = None,
+    language_model: str | None = None,
 ) -> ImportedCheckpoint:
     """Convert a published checkpoint to a folder that ``open_model`` opens.
 
     Args:
-        source_dir: folder with ``config.json`` and ``model.safetensors`` or
-            ``pytorch_model.bin``. Pickles are read with ``weights_only=True``.
+        source_dir: folder with ``config.json`` and ``model.safetensors`` or ``pytorch_model.bin``, or such files in
+            parts; OpenFlamingo's ``checkpoint.pt`` or its folder. Pickles are read with ``weights_only=True``.
         output_dir: a new or empty folder.
-        vision_num_patches: P of the features [P, D] it was trained on, needed where
-            ``config.json`` has no ``patch_size`` (the weights do not contain it).
+        vision_num_patches: P of the features [P, D] it was trained on, needed for Multimodal-CoT where ``config.json``
+            has no ``patch_size`` (the weights do not contain it).
         vision_dim: D; by default it is read from the weights.
+        language_model: folder or id of a T5, needed for IDEFICS and OpenFlamingo, whose own is a causal one.
 
     Raises:
-        CheckpointError: a file is absent or unreadable, a tensor missing, unexpected or of
+        CheckpointError: it is of another class, a file is absent or unreadable, a tensor missing, unexpected or of
             another shape, or the sizes contradict each other.
     """
     source, output = pathlib.Path(source_dir), pathlib.Path(output_dir)
-    if output.exists() and any(output.iterdir()):
-        raise CheckpointError(f"output folder {output} is not empty; give a new one")
-    settings = _read_settings(source / "config.json")
-    for name in _COMPANION_FILES:
-        path = source / name
-        if path.is_file() and (fault := fault_of(path, "a file of the model's tokenizer or settings")) is not None:
-            raise CheckpointError(fault)
-    weights_file = _find_weights(source)
-    state = _with_encoder_prefix(_read_weights(weights_file), weights_file)
-    shape = _vision_shape(settings, state, weights_file, vision_num_patches, vision_dim)
-    config = _build_config(settings, *shape)
-    state = _without_copies(state, config, weights_file)
-    _check_tensors(state, config, weights_file)
-    copied = _write(state, config, source, output)
-    _verify(output, state)
-    return ImportedCheckpoint(output, _count(state), *shape, tied=config.is_tied, copied_files=copied)
-
-
-def _read_settings(path: pathlib.Path) -> dict:
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; a published checkpoint is a folder with config.json and weights")
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        raise CheckpointError(describe_unreadable(path, "the configuration of a T5")) from None
-    if not isinstance(settings, dict) or settings.get("model_type", "t5") != "t5" or "d_model" not in settings:
-        raise CheckpointError(f"{path} does not describe a T5 (model_type 't5' with a d_model); give a T5 checkpoint")
-    return settings
-
-
-def _find_weights(source: pathlib.Path) -> pathlib.Path:
-    for name in _WEIGHT_FILES:
-        if (source / name).is_file():
-            return source / name
-    raise CheckpointError(f"{source} has none of {', '.join(_WEIGHT_FILES)}; put the weights there under such a name")
-
-
-def _read_weights(path: pathlib.Path) -> dict[str, torch.Tensor]:
-    expected = "a state dict (tensor names and tensors)"
-    if path.suffix == ".safetensors":
-        try:
-            return safetensors.torch.load_file(path)
-        except safetensors.SafetensorError:
-            raise CheckpointError(describe_unreadable(path, expected)) from None
-    try:
-        state = read_torch_file(path, expected)
-    except TorchFileError as error:
-        raise CheckpointError(str(error)) from None
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    check_output(output)
+    settings = {"model_type": "openflamingo"} if is_openflamingo(source) else read_settings(source)
+    kind = settings.get("model_type", "t5")
+    _check_given(source, kind, vision_num_patches, vision_dim, language_model)
+    if kind == "t5" and "d_model" in settings:
+        return _import_published(settings, source, output, vision_num_patches, vision_dim)
+    if kind not in ("blip-2", *_PERCEIVERS):
         raise CheckpointError(
-            f"{path} holds {describe_value(state)}, expected {expected}; export the model's state_dict()"
+            f"{source / 'config.json'} does not describe a T5 (model_type 't5' with a d_model), a BLIP-2 ('blip-2') or "
+            f"an IDEFICS ('idefics') but the kind {kind!r}; give such a checkpoint"
         )
-    return state
+    if language_model is not None:
+        size = {} if vision_num_patches is None else {"num_patches": vision_num_patches}
+        resampler = _PERCEIVERS[kind](source, **size)
+        config, num_parameters = write_beside(language_model, resampler, output)
+        return _imported(output, config, num_parameters, copied_files=("tokenizer",))
+    config, state = read_blip2(settings, source)
+    copied = write_model(state, config, source, output)
+    return _imported(output, config, _count(state), copied_files=copied, features="blip2")
 
 
-def _with_encoder_prefix(state: dict[str, torch.Tensor], path: pathlib.Path) -> dict[str, torch.Tensor]:
+def _check_given(
+    source: pathlib.Path, kind: str, num_patches: int | None, dim: int | None, language_model: str | None
+) -> None:
+    """Raise CheckpointError where an argument is missing or does not go with the kind of checkpoint."""
+    if kind in _PERCEIVERS and language_model is None:
+        raise CheckpointError(
+            f"of {source}, of the kind {kind!r}, the resampler alone is read, because its language model is a causal "
+            "one; give a T5 to put it beside, a folder or id, as language_model"
+        )
+    if kind not in _PERCEIVERS and language_model is not None:
+        raise CheckpointError(f"{source} is of the kind {kind!r} and has its own language model; give no other one")
+    if (dim is not None and kind != "t5") or (num_patches is not None and kind not in ("t5", "openflamingo")):
+        raise CheckpointError(f"{source} is of the kind {kind!r}, which says the shape of its features; do not give it")
+
+
+def _imported(output: pathlib.Path, config: Any, num_parameters: int, **others: Any) -> ImportedCheckpoint:
+    return ImportedCheckpoint(
+        output,
+        num_parameters,
+        config.vision_num_patches,
+        config.vision_dim,
+        tied=config.is_tied,
+        media=config.media_values,
+        **others,
+    )
+
+
+def _import_published(
+    settings: dict[str, Any], source: pathlib.Path, output: pathlib.Path, num_patches: int | None, dim: int | None
+) -> ImportedCheckpoint:
+    """Import a checkpoint of Multimodal-CoT."""
+    weights = _with_encoder_prefix(read_weights(source))
+    shape = _vision_shape(settings, weights, num_patches, dim)
+    config: Any = config_of(settings, {"vision_num_patches": shape[0], "vision_dim": shape[1]})
+    weights = without_copies(weights, is_tied=config.is_tied)
+    with torch.device("meta"):
+        check_tensors(weights, shapes_of(model_class(DEFAULT)(config)))
+    copied = write_model(weights.state, config, source, output)
+    return ImportedCheckpoint(output, _count(weights.state), *shape, tied=config.is_tied, copied_files=copied)
+
+
+def _with_encoder_prefix(weights: Weights) -> Weights:
     """Rename the first release's fusion tensors to the names of later releases."""
     renamed = {}
-    for name, tensor in state.items():
+    for name, tensor in weights.state.items():
         new_name = f"encoder.{name}" if name.startswith(_FUSION_PARTS) else name
         if new_name in renamed:
-            raise CheckpointError(f"{path} has {new_name} both with and without 'encoder.'; remove one of them")
+            raise CheckpointError(f"{weights.path} has {new_name} both with and without 'encoder.'; remove one of them")
         renamed[new_name] = tensor
-    return renamed
+    return Weights(renamed, weights.path)
 
 
 def _vision_shape(
-    settings: dict,
-    state: dict[str, torch.Tensor],
-    path: pathlib.Path,
-    num_patches: int | None,
-    dim: int | None,
+    settings: dict[str, Any], weights: Weights, num_patches: int | None, dim: int | None
 ) -> tuple[int, int]:
     """The features' [P, D]: the arguments, else the configuration's, else D from the weights."""
-    dense = state.get("encoder.image_dense.weight")
+    dense, path = weights.state.get("encoder.image_dense.weight"), weights.path
     if dense is None or dense.dim() != 2:
         raise CheckpointError(f"{path} has no encoder.image_dense.weight [d_model, D]; it is a T5 without vision")
     width = dense.shape[1]
-    patch_size = settings.get("patch_size") or (settings.get("vision_num_patches"), settings.get("vision_dim"))
-    num_patches = num_patches or patch_size[0]
+    patch_size: Any = settings.get("patch_size") or (settings.get("vision_num_patches"), settings.get("vision_dim"))
     dim = dim or patch_size[1] or width
     if dim != width:
         raise CheckpointError(
             f"vision_dim is {dim}, but encoder.image_dense.weight in {path} reads features of width {width}; "
             "use the features this checkpoint was trained on"
         )
+    num_patches = num_patches or patch_size[0]
     if not num_patches:
         published = {name: kind.published_shape for name, kind in ENCODERS.items() if kind.published_shape}
         known = [f"{shape[0]} ({name})" for name, shape in published.items() if shape[1] == width]
@@ -178,80 +192,8 @@ def _vision_shape(
             f"the number of patches is neither in config.json nor given, and the weights in {path} do not contain it; "
             f"pass vision_num_patches (published features of width {width}: {hint})"
         )
-    return int(num_patches), int(dim)
+    return int(num_patches), width
 
 
-def _build_config(settings: dict, num_patches: int, dim: int) -> PreTrainedConfig:
-    # patch_size would collide with the from_pretrained argument of that name; the dtype is that of the weights.
-    dropped = ("patch_size", "architectures", "torch_dtype", "dtype", "_name_or_path")
-    kept = {name: value for name, value in settings.items() if name not in dropped}
-    kept |= {"vision_num_patches": num_patches, "vision_dim": dim}
-    config = model_class(DEFAULT).config_class.from_dict(kept)
-    config.architectures = [DEFAULT]
-    return config
-
-
-def _without_copies(
-    state: dict[str, torch.Tensor], config: PreTrainedConfig, path: pathlib.Path
-) -> dict[str, torch.Tensor]:
-    """Check that the copies of the shared embedding are equal to it, and drop them."""
-    copies = (*_EMBEDDING_COPIES, _OUTPUT_LAYER) if config.is_tied else _EMBEDDING_COPIES
-    present = [name for name in copies if name in state]
-    if present and _EMBEDDING not in state:
-        state = state | {_EMBEDDING: state[present[0]]}
-    for name in present:
-        if not torch.equal(state[name], state[_EMBEDDING]):
-            remedy = "; set tie_word_embeddings to false in config.json if it is a Flan T5" * (name == _OUTPUT_LAYER)
-            raise CheckpointError(f"{name} in {path} differs from {_EMBEDDING}; expected a copy of it{remedy}")
-    return {name: tensor for name, tensor in state.items() if name not in copies}
-
-
-def _check_tensors(state: dict[str, torch.Tensor], config: PreTrainedConfig, path: pathlib.Path) -> None:
-    with torch.device("meta"):
-        expected = dict(model_class(DEFAULT)(config).named_parameters())  # tied ones appear once
-    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    if missing or unexpected:
-        raise CheckpointError(
-            f"{path} does not fit its config.json: missing {', '.join(missing) or 'nothing'}; "
-            f"unexpected {', '.join(unexpected) or 'nothing'}; use the config.json it was saved with"
-        )
-    wrong = [
-        f"{name} is {list(state[name].shape)}, expected {list(parameter.shape)}"
-        for name, parameter in expected.items()
-        if state[name].shape != parameter.shape
-    ]
-    if wrong:
-        others = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise CheckpointError(
-            f"{path} is of another size than its config.json: {'; '.join(wrong[:3])}{others}; "
-            "use the config.json of this backbone"
-        )
-
-
-def _write(
-    state: dict[str, torch.Tensor], config: PreTrainedConfig, source: pathlib.Path, output: pathlib.Path
-) -> tuple[str, ...]:
-    """Write weights and companion files, then ``config.json``: without it the folder cannot be opened."""
-    output.mkdir(parents=True, exist_ok=True)
-    plain = {name: tensor.contiguous() for name, tensor in state.items()}
-    if _OUTPUT_LAYER in plain:  # it may share memory with the embedding, which safetensors does not allow
-        plain[_OUTPUT_LAYER] = plain[_OUTPUT_LAYER].clone()
-    safetensors.torch.save_file(plain, output / "model.safetensors", metadata={"format": "pt"})
-    copied = tuple(name for name in _COMPANION_FILES if (source / name).is_file())
-    for name in copied:
-        shutil.copyfile(source / name, output / name)
-    config.save_pretrained(output)
-    return copied
-
-
-def _verify(output: pathlib.Path, state: dict[str, torch.Tensor]) -> None:
-    """Open the folder as a user will and compare every tensor: tying must not have changed any."""
-    model, info = open_model(output, output_loading_info=True)
-    problems = {kind: sorted(info[kind]) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
-    assert not any(problems.values()), problems
-    for name, parameter in model.named_parameters():
-        assert torch.equal(parameter, state[name]), name
-
-
-def _count(state: dict[str, torch.Tensor]) -> int:
+def _count(state: Mapping[str, torch.Tensor]) -> int:
     return sum(tensor.numel() for tensor in state.values())

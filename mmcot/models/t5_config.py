@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from transformers import T5Config
 
@@ -14,6 +14,18 @@ from mmcot.models.fusion import BRIDGES
 from mmcot.models.media import MediaLayers, MediaTokens
 from mmcot.models.resampler import ResamplerShape
 from mmcot.texts.encoding import PictureTokens
+
+MEDIA_VALUES = (
+    "inject",
+    "resample",
+    "media_tokens",
+    "resample_depth",
+    "resample_heads",
+    "resample_width",
+    "resample_head_width",
+    "resample_activation",
+    "resample_qk_norm",
+)
 
 
 class MultimodalT5Config(T5Config):
@@ -68,6 +80,11 @@ class MultimodalT5Config(T5Config):
         if self.inject != "embed":
             return None
         return PictureTokens(self.media_tokens, cast(int, self.pad_token_id), self.max_pictures)
+
+    @property
+    def media_values(self) -> dict[str, Any]:
+        """The values that describe the media, by their names."""
+        return {name: getattr(self, name) for name in MEDIA_VALUES} if self.inject == "embed" else {}
 
     @property
     def is_tied(self) -> bool:
