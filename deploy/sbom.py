@@ -87,7 +87,7 @@ def resolve(wanted: list[Requirement]) -> dict[str, dict[str, Any]]:
             distribution = metadata.distribution(requirement.name)
         except metadata.PackageNotFoundError:
             raise SystemExit(
-                f"{requirement} (wanted by {wanted_by}) is not installed; pip install '.[optuna,s3,server]' first"
+                f"{requirement} (wanted by {wanted_by}) is not installed; pip install '.[lora,optuna,s3,server]' first"
             ) from None
         entry = found.setdefault(name, {"distribution": distribution, "needs": set()})
         for text in distribution.requires or []:
