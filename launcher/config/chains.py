@@ -22,7 +22,7 @@ EVALUATE = "evaluate"
 ANSWERS = "predictions"  # the text of the last stage, in the folder of the same name
 GIVEN_FIELD = "rationale"  # of the lines of given texts
 TEXT = "text"  # the objective of the published system: the cross-entropy of the target
-TRAINED_PARTS = ("all", "bridge")
+TRAINED_PARTS = ("all", "bridge", "lora")
 RATIONALE, ANSWER = "rationale", "answer"  # the stages of the published system, with settings sections of their own
 _TAKEN = {
     *("data", "steps", "logs", "lengths", "tune", "trials", "evaluations", "rank-token", "pipeline", "tuning"),
@@ -41,7 +41,8 @@ class Stage:
         reads: texts of earlier stages, joined with spaces where the format has a G.
         starts_from: "pretrained", which is ``model.pretrained`` or random weights, or the name of an earlier stage
             whose trained model it continues.
-        trains: "all" parameters, or those of the "bridge" alone.
+        trains: "all" parameters, those of the "bridge" alone, or the bridge and "lora" adapters of the language model;
+            a stage's own setting comes first.
         writes: the text that its model writes for every question, a folder of the run; None: none. The last stage
             writes ``ANSWERS``.
     """

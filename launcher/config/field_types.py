@@ -106,6 +106,8 @@ def typed_value(name: str, text: str) -> Any:
         return None
     items = next((get_args(kind)[0] for kind in kinds if get_origin(kind) in (list, tuple)), None)
     if items is not None:
+        if any(plain.strip() in choices_of(kind) for kind in kinds):
+            return plain.strip()
         return [each if items is str else _number(name, each) for each in map(str.strip, plain.split(",")) if each]
     if str in kinds:
         return plain

@@ -333,6 +333,17 @@ class Model(_Section):
     resample_qk_norm: bool = Field(
         default=False, description="layer norm of queries and keys in the resampler's attention, as in IDEFICS"
     )
+    lora_rank: PositiveInt = Field(default=8, description="with trains lora: rank of the adapters")
+    lora_alpha: PositiveFloat = Field(
+        default=16.0, description="with trains lora: the adapters' output is scaled by lora_alpha / lora_rank"
+    )
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="with trains lora: dropout of an adapter's input")
+    lora_targets: list[str] = Field(
+        default=["q", "v"],
+        min_length=1,
+        description="with trains lora: the language model's linear layers that get an adapter, by the ends of their "
+        "names; T5 has q, k, v, o, wo, and wi (v1.1 and Flan: wi_0, wi_1)",
+    )
 
     def fixed_by_start(self, vision_dim: int | None) -> dict[str, dict[str, Any]]:
         """What a saved model of ours must have to be started from, for ``check_start``."""
@@ -360,6 +371,9 @@ class Model(_Section):
         return self
 
 
+Trained = Literal["all", "bridge", "lora"] | Annotated[list[str], Field(min_length=1)]
+
+
 class Training(_Section):
     """Optimizer, batches, DeepSpeed, checkpoints and loading."""
 
@@ -367,7 +381,13 @@ class Training(_Section):
     fusion_learning_rate: PositiveFloat | None = Field(
         default=None, description="peak learning rate of the fusion layers; null: the same"
     )
-    freeze_backbone: bool = Field(default=False, description="train the fusion layers alone")
+    trains: Trained | None = Field(
+        default=None,
+        description="what is trained: all, bridge (the parts that are new to the language model: fusion or resampler), "
+        "lora (the bridge, and adapters of the language model), or a list of beginnings of parameter names, such as "
+        "[encoder, decoder.block.1]; the rest is frozen; null: all, or with freeze_backbone bridge",
+    )
+    freeze_backbone: bool = Field(default=False, description="the same as trains bridge")
     warmup_steps: NonNegativeInt = Field(default=0, description="steps of linear warm-up")
     schedule: Literal["linear", "cosine", "constant"] = Field(
         default="linear", description="how the learning rate falls after the warm-up"
@@ -451,6 +471,17 @@ class Training(_Section):
         default=600.0, description="seconds without progress after which a rank counts as hung"
     )
 
+    @property
+    def trained(self) -> str | list[str]:
+        """What is trained: all, bridge, lora, or beginnings of parameter names."""
+        return self.trains if self.trains is not None else "bridge" if self.freeze_backbone else "all"
+
+    @pydantic.model_validator(mode="after")
+    def _one_choice_of_trained(self) -> Training:
+        if self.freeze_backbone and self.trains not in (None, "bridge"):
+            raise ValueError(f"freeze_backbone trains the bridge alone, and trains is {self.trains!r}; set one of them")
+        return self
+
     @pydantic.model_validator(mode="after")
     def _batch_divides(self) -> Training:
         if self.global_batch_size % self.micro_batch_size:
@@ -490,6 +521,9 @@ class StageSettings(_Section):
     )
     micro_batch_size: PositiveInt | None = Field(
         default=None, description="questions per forward pass of this stage; null: training.micro_batch_size"
+    )
+    trains: Trained | None = Field(
+        default=None, description="what this stage trains; null: what its chain says, else training.trains"
     )
 
     @pydantic.model_validator(mode="after")
@@ -764,9 +798,12 @@ class Settings(_Section):
 
     @pydantic.model_validator(mode="after")
     def _something_to_train(self) -> Settings:
-        trains_bridge = self.training.freeze_backbone or any(stage.trains == "bridge" for stage in self.chain.stages)
-        if trains_bridge and self.data.features is None:
-            raise ValueError("training.freeze_backbone leaves nothing to train without data.features; set one of them")
+        for stage in self.chain.stage_names if self.data.features is None else ():
+            if self.training_of(stage).trained == "bridge":
+                raise ValueError(
+                    f"stage {stage!r} trains the bridge alone, which leaves nothing to train without data.features; "
+                    "set them, or training.trains (instead of training.freeze_backbone) to lora or all"
+                )
         return self
 
     @property
@@ -801,9 +838,15 @@ class Settings(_Section):
             for key in ("learning_rate", "global_batch_size", "micro_batch_size")
             if (value := getattr(spec, key)) is not None
         }
-        if stage.trains == "bridge":
-            own["freeze_backbone"] = True
+        trains = spec.trains or (None if stage.trains == "all" else stage.trains)
+        if trains is not None:
+            own |= {"trains": trains, "freeze_backbone": trains == "bridge"}
         return Training.model_validate(self.training.model_dump() | own) if own else self.training
+
+    @property
+    def stages_train_alike(self) -> bool:
+        """Whether no stage trains other parts of its model than the others."""
+        return len({str(self.stage(stage.name).trains or stage.trains) for stage in self.chain.stages}) == 1
 
     def of_stage(self, name: str, *, start: str | None = None) -> Settings:
         """Return the settings as the training of a stage uses them.

@@ -8,13 +8,14 @@ from pathlib import Path
 from data_shards.remote_files import is_remote
 from data_shards.sources.forms import form_labels
 from launcher.cluster.gpus import count_own_gpus, require_gpus
-from launcher.config.chains import TEXT
+from launcher.config.chains import PRETRAINED, TEXT
 from launcher.config.setting_names import nearest_file
 from launcher.config.settings import Cluster, Settings, SettingsError
 from launcher.data.hub_source import hub_place, is_on_hub
 from launcher.data.published_features import ready_made_file
 from launcher.pipeline.training_job import check_budget_of_stages, check_patience
 from launcher.training.offload_needs import check_offload
+from mmcot.errors import InputError
 from mmcot.texts.prompts import split_format
 from mmcot.vision.encoder_kinds import ENCODERS
 
@@ -41,6 +42,7 @@ def check_settings(settings: Settings) -> None:
         except ValueError as error:
             raise SettingsError(f"setting {stage}.format: {error}") from None
     _check_objectives(settings)
+    _check_frozen_start(settings)
     for stage in settings.chain.stage_names:
         if (num_steps := settings.stage(stage).num_steps) is not None:
             check_patience(settings.training, stage, num_steps)
@@ -67,15 +69,47 @@ def _check_objectives(settings: Settings) -> None:
                 raise SettingsError(f"run.chain {settings.run.chain!r}, stage {stage.name!r}: {error}") from None
 
 
+def _check_frozen_start(settings: Settings) -> None:
+    """Check that no language model of random weights is frozen, unless the parts that are trained were named."""
+    if settings.model.pretrained:
+        return
+    for stage in settings.chain.stages:
+        trains = settings.training_of(stage.name).trains
+        if stage.starts_from == PRETRAINED and trains in ("bridge", "lora"):
+            raise SettingsError(
+                f"stage {stage.name!r} trains {trains} and freezes a language model of random weights, which knows "
+                "nothing; set model.pretrained (a Hugging Face id, or a folder such as runs/NAME/answer/model), train "
+                "all, or name the parts to train over random weights, such as training.trains='[encoder.bridge]'"
+            )
+
+
 def check_machine(settings: Settings) -> None:
     """Check that this machine can run the settings.
 
     Raises:
-        SettingsError: GPUs are requested where there are none, what offload=nvme needs is missing, or the disk is full.
+        SettingsError: GPUs are requested where there are none, what offload=nvme needs is missing, the disk is full, or
+            what is to be trained is not in the model.
+        MissingPackageError: LoRA is wanted, and peft is not installed.
     """
+    _check_trained_parts(settings)
     _check_deepspeed(settings)
     _check_gpus(settings.cluster)
     _check_disk(settings.run_dir)
+
+
+def _check_trained_parts(settings: Settings) -> None:
+    for stage in settings.chain.stage_names:
+        training = settings.training_of(stage)
+        if training.trained in ("all", "bridge"):
+            continue
+        from launcher.stages.build_model import check_trained_parts  # imports torch
+
+        try:
+            check_trained_parts(settings.model_copy(update={"training": training}))
+        except InputError as error:
+            raise SettingsError(
+                f"stage {stage!r} (training.trains, {stage}.trains, model.lora_targets): {error}"
+            ) from None
 
 
 def _check_features(settings: Settings) -> None:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from launcher.config.settings import Settings
 from launcher.runs.exported import verify_model
 from launcher.stages.samples import StageSamples, picture_tokens
+from mmcot.errors import InputError
+from mmcot.models.lora import add_adapters
 from mmcot.models.opening import DEFAULT, check_start, model_class
+from mmcot.models.trained_parts import ParameterCounts, choose_trained, count_parameters
 from mmcot.pretrained import opening
 from mmcot.vision.patches import PATCH_SCALE
 
 
 def build_model(settings: Settings, samples: StageSamples, *, gate_start: float | None = None) -> Any:
     """Build a pretrained language model with new fusion layers, or one with random weights; seeded.
+
+    With ``training.trains`` lora it has adapters.
 
     Args:
         gate_start: the initial bias of the gate of new fusion layers; None: ``model.gate_start``.
@@ -24,7 +29,14 @@ def build_model(settings: Settings, samples: StageSamples, *, gate_start: float 
         a model as ``mmcot/models/contract.py`` describes it.
     """
     torch.manual_seed(settings.run.seed)
-    vision = _vision(settings, samples) | ({} if gate_start is None else {"gate_start": gate_start})
+    vision = _vision_of(settings, samples) | ({} if gate_start is None else {"gate_start": gate_start})
+    model = _start(settings, samples, vision)
+    _adapt(model, settings)
+    return model
+
+
+def _start(settings: Settings, samples: StageSamples, vision: dict[str, Any]) -> Any:
+    """The model without adapters."""
     if settings.model.pretrained:
         verify_model(settings.model.pretrained)  # it may be another run's
         fixed = settings.model.fixed_by_start(int(vision["vision_dim"]))
@@ -45,17 +57,60 @@ def build_model(settings: Settings, samples: StageSamples, *, gate_start: float 
     )
 
 
-def count_parameters(settings: Settings, samples: StageSamples) -> int:
-    """The number of parameters of that model, without its weights."""
-    kind, vision = model_class(DEFAULT), _vision(settings, samples)
+def _adapt(model: Any, settings: Settings) -> None:
+    if settings.training.trained == "lora":
+        of_model = settings.model
+        add_adapters(
+            model,
+            rank=of_model.lora_rank,
+            alpha=of_model.lora_alpha,
+            dropout=of_model.lora_dropout,
+            targets=of_model.lora_targets,
+            seed=settings.run.seed,
+        )
+
+
+def parameter_counts(settings: Settings, samples: StageSamples) -> ParameterCounts:
+    """The numbers of parameters of a run's models, without their weights; all count as trained if stages differ."""
+    if not settings.stages_train_alike:
+        everything = settings.training.model_copy(update={"trains": "all", "freeze_backbone": False})
+        settings = settings.model_copy(update={"training": everything})
+    return count_parameters(_outline(settings, _shape(settings, samples), _vision_of(settings, samples)))
+
+
+def check_trained_parts(settings: Settings) -> None:
+    """Check what a stage's training trains by the names in its model, without data or weights.
+
+    Args:
+        settings: of the stage.
+
+    Raises:
+        InputError: a name or a target of LoRA fits nothing, or all that is trained is what features alone reach.
+        MissingPackageError: peft is needed and not installed.
+    """
+    feature_shape = (settings.data.max_pictures, 1)  # no name depends on it
+    model = _outline(settings, settings.model.shape.for_config | {"vocab_size": 1}, _vision(settings, feature_shape))
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if settings.data.features is None and all(name.startswith(model.new_parts) for name in names):
+        raise InputError(
+            f"training.trains {settings.training.trained!r} leaves nothing to train without data.features; set them, "
+            "or name parts of the language model"
+        )
+
+
+def _outline(settings: Settings, shape: dict[str, Any], vision: dict[str, Any]) -> Any:
+    """The model without weights; what is not trained is frozen."""
+    kind = model_class(DEFAULT)
     if settings.model.pretrained:
         with opening(settings.model.pretrained, "model.pretrained"):
             config = kind.config_class.from_pretrained(settings.model.pretrained, trust_remote_code=False, **vision)
     else:
-        config = kind.config_class(**_shape(settings, samples), **vision)
+        config = kind.config_class(**shape, **vision)
     with torch.device("meta"):
         model = kind(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+        _adapt(model, settings)
+    choose_trained(model, settings.training.trained)
+    return model
 
 
 def _shape(settings: Settings, samples: StageSamples) -> dict[str, Any]:
@@ -63,10 +118,13 @@ def _shape(settings: Settings, samples: StageSamples) -> dict[str, Any]:
     return shape.for_config | {"vocab_size": shape.vocab_size or len(samples.tokenizer)}
 
 
-def _vision(settings: Settings, samples: StageSamples) -> dict[str, Any]:
-    num_patches, dim = samples.reader.feature_shape if settings.data.features else (1, 1)
-    model = settings.model
-    pictures = picture_tokens(settings, (num_patches, dim), cast(int, samples.tokenizer.pad_token_id))
+def _vision_of(settings: Settings, samples: StageSamples) -> dict[str, Any]:
+    return _vision(settings, samples.reader.feature_shape if settings.data.features else (1, 1))
+
+
+def _vision(settings: Settings, feature_shape: tuple[int, int]) -> dict[str, Any]:
+    model, (num_patches, dim) = settings.model, feature_shape
+    pictures = picture_tokens(settings, feature_shape, 0)  # the padding token does not matter here
     media = (
         {}
         if pictures is None

@@ -23,6 +23,7 @@ from launcher.training.collectives import open_host_group, refuse_pickles
 from launcher.training.rank_sockets import listen_on_ranks_network
 from launcher.training.whole_gradients import no_whole_gradients, use_whole_gradients
 from mmcot.models.device import open_device
+from mmcot.models.trained_parts import choose_trained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -245,14 +246,14 @@ def _full_masters(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor] 
 
 
 def _parameter_groups(model: Any, training: Training) -> list[dict[str, Any]]:
-    """Parameter groups: weight decay for matrices only, a learning rate of its own for the fusion layers."""
+    """Groups of what is trained: weight decay for matrices only, a learning rate of its own for the fusion layers."""
+    choose_trained(model, training.trained)
     fusion_ratio = (training.fusion_learning_rate or training.learning_rate) / training.learning_rate
     groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        in_fusion = name.startswith(model.new_parts)
-        if training.freeze_backbone and not in_fusion:
-            parameter.requires_grad_(False)
+        if not parameter.requires_grad:
             continue
+        in_fusion = name.startswith(model.new_parts)
         is_matrix = len(getattr(parameter, "ds_shape", parameter.shape)) > 1
         key = (training.weight_decay if is_matrix else 0.0, fusion_ratio if in_fusion else 1.0)
         groups.setdefault(key, []).append(parameter)

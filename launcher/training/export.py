@@ -17,12 +17,17 @@ from launcher.stages.jobs import MODEL_FACTS_FILE
 from launcher.training.checkpoint import write_error
 from launcher.training.collectives import agreed
 from launcher.training.deepspeed_engine import full_state_dict
+from mmcot.models.lora import has_adapters, merged_state, save_adapters
+
+ADAPTERS = "adapters"  # the folder in a model's folder, in peft's form
 
 
 def export_model(
     engine: Any, tokenizer: Any, folder: Path, *, facts: dict[str, Any], may_commit: Callable[[], None]
 ) -> None:
     """Commit the model and tokenizer as a folder that ``from_pretrained`` opens; ``facts`` describe its prompts.
+
+    Adapters are merged into its weights, and stand alone in ``adapters/`` below it.
 
     Raises:
         CheckpointError: it could not be written; raised on every rank.
@@ -32,8 +37,7 @@ def export_model(
         staging = folder.with_name(".staging-model")
         shutil.rmtree(staging, ignore_errors=True)
         try:
-            engine.module.save_pretrained(staging, state_dict=state)
-            _set_dtype(staging, state)
+            _save_weights(engine.module, state, staging)
             tokenizer.save_pretrained(staging)
             commit_json(staging / MODEL_FACTS_FILE, facts)
             may_commit()
@@ -68,6 +72,14 @@ def _raise_together(failure: str | None, folder: Path) -> None:
     found = agreed(lambda: failure)
     if found is not None:
         raise write_error("the model", found, folder.parent / "checkpoints")
+
+
+def _save_weights(module: Any, state: dict[str, torch.Tensor] | None, folder: Path) -> None:
+    if state is not None and has_adapters(module):
+        save_adapters(module, state, folder / ADAPTERS)
+        state = merged_state(module, state)
+    module.save_pretrained(folder, state_dict=state)
+    _set_dtype(folder, state)
 
 
 def _set_dtype(folder: Path, state: dict[str, torch.Tensor] | None) -> None:

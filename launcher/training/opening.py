@@ -14,7 +14,7 @@ from launcher.runs.checkpoint_names import CheckpointError, latest_checkpoint
 from launcher.runs.hang_guard import HangGuard
 from launcher.runs.journal import Journal
 from launcher.runs.run_dir import RunDir
-from launcher.stages.build_model import build_model, count_parameters
+from launcher.stages.build_model import build_model, parameter_counts
 from launcher.stages.jobs import TrainJob
 from launcher.stages.samples import load_tokenizer
 from launcher.training.best_model import BestLoss, kept_facts
@@ -35,6 +35,7 @@ from launcher.training.zero_stage import with_zero_stage
 from mmcot.models.device import DTYPES
 from mmcot.models.flops import measure_peak_flops
 from mmcot.models.loss import objective_named
+from mmcot.models.trained_parts import count_parameters
 
 _LOG = logging.getLogger("mmcot.train")
 
@@ -72,7 +73,7 @@ def open_training(job: TrainJob, *, rank: int, world_size: int, hang_guard: Hang
         run_dir,
         job.stage,
         world_size=world_size,
-        count_parameters=lambda: count_parameters(settings, samples),
+        count_parameters=lambda: parameter_counts(settings, samples),
     )
     notes += [note] if note else []
     facts = {
@@ -155,10 +156,12 @@ def _without_store(checkpoints: Path, reason: str) -> str:
 
 
 def _describe_parameters(module: Any) -> str:
-    """The number of parameters, and how many of them are trained, as a sentence."""
-    counts = [(math.prod(getattr(p, "ds_shape", p.shape)), p.requires_grad) for p in module.parameters()]
-    total, trained = sum(count for count, _ in counts), sum(count for count, learns in counts if learns)
-    return f"{total:,} parameters" + ("" if trained == total else f", {trained:,} of them trained")
+    """The number of parameters, and where some are frozen how many are trained, as a sentence."""
+    counts = count_parameters(module)
+    if not counts.frozen:
+        return f"{counts.total:,} parameters"
+    adapters = f" ({counts.adapters:,} in LoRA adapters)" if counts.adapters else ""
+    return f"{counts.total:,} parameters, {counts.trained:,} of them trained{adapters}, {counts.frozen:,} frozen"
 
 
 def _meter(engine: Any, training: Training) -> Meter:
@@ -167,7 +170,7 @@ def _meter(engine: Any, training: Training) -> Meter:
 
 def _peak_flops(engine: Any, training: Training) -> float:
     """Operations a second that all ranks together can do, from the setting or measured on each."""
-    if training.freeze_backbone:
+    if training.trained != "all":
         return math.inf  # most of the backward pass is skipped: counting three forward passes would be too many
     dtype = DTYPES[training.precision]
     own = training.peak_tflops * 1e12 if training.peak_tflops else measure_peak_flops(engine.device, dtype)

@@ -29,6 +29,7 @@ from launcher.runs.records import read_zero_stage
 from launcher.runs.run_dir import RunDir
 from launcher.training.collectives import agreed, gather_json
 from launcher.training.host_memory import total_bytes
+from mmcot.models.trained_parts import ParameterCounts
 
 STATES_SHARE = 0.5  # of a device's memory, for weights, gradients and optimizer state
 # Bytes a parameter by stage: on every rank, and divided by the number of ranks. AdamW's two moments are fp32.
@@ -38,10 +39,11 @@ _BYTES = {
     "fp32": {0: (20.0, 0.0), 1: (8.0, 16.0), 2: (4.0, 16.0), 3: (0.0, 20.0)},
     "bf16": {1: (8.0, 12.0), 2: (2.0, 16.0), 3: (0.0, 18.0)},
 }
+_FROZEN_BYTES = {"fp32": 4.0, "bf16": 2.0}  # its weight alone; stage 3 shards it too
 
 
 def with_zero_stage(
-    training: Training, run_dir: RunDir, stage: str, *, world_size: int, count_parameters: Callable[[], int]
+    training: Training, run_dir: RunDir, stage: str, *, world_size: int, count_parameters: Callable[[], ParameterCounts]
 ) -> tuple[Training, str | None]:
     """Return the settings with their ZeRO stage decided, and a note where it was decided now; every rank calls it.
 
@@ -57,9 +59,7 @@ def with_zero_stage(
         found = _decided(run_dir, stage)
         is_new = found is None
         if found is None:
-            number, reason = choose_stage(
-                training, num_parameters=count_parameters(), world_size=world_size, memory=memory
-            )
+            number, reason = choose_stage(training, counts=count_parameters(), world_size=world_size, memory=memory)
             found = {"zero_stage": number, "reason": reason}
         if training.offload != "none" and found["zero_stage"] == 0:
             raise SettingsError(
@@ -75,7 +75,7 @@ def with_zero_stage(
     return training.model_copy(update={"zero_stage": found["zero_stage"]}), note
 
 
-def choose_stage(training: Training, *, num_parameters: int, world_size: int, memory: float) -> tuple[int, str]:
+def choose_stage(training: Training, *, counts: ParameterCounts, world_size: int, memory: float) -> tuple[int, str]:
     """Return the stage, and the reason for it.
 
     Args:
@@ -87,11 +87,16 @@ def choose_stage(training: Training, *, num_parameters: int, world_size: int, me
         return 3, "training.offload=nvme needs it"
     lowest = 1 if training.offload == "cpu" else 0
     stages = [number for number in _BYTES[training.precision] if number >= lowest]
-    needed = {number: state_bytes(number, training.precision, world_size) * num_parameters for number in stages}
+    needed = {
+        number: counts.trained * state_bytes(number, training.precision, world_size)
+        + counts.frozen * frozen_bytes(number, training.precision, world_size)
+        for number in stages
+    }
     fitting = [number for number in stages if needed[number] <= STATES_SHARE * memory]
     number = fitting[0] if fitting else stages[-1]
+    frozen = f" ({counts.frozen:,} of them frozen)" if counts.frozen else ""
     return number, (
-        f"{num_parameters:,} parameters in {training.precision} take {needed[number] / 1e9:.1f} GB on each of "
+        f"{counts.total:,} parameters{frozen} in {training.precision} take {needed[number] / 1e9:.1f} GB on each of "
         f"{world_size} ranks, of {memory / 1e9:.1f} GB"
         + (f"; stage {number - 1} would take {needed[number - 1] / 1e9:.1f} GB" if number - 1 in needed else "")
     )
@@ -116,9 +121,14 @@ def stage_of_json(training: Training) -> int | None:
 
 
 def state_bytes(stage: int, precision: str, world_size: int) -> float:
-    """Bytes a parameter of weights, gradients and optimizer state on one of ``world_size`` ranks."""
+    """Bytes a trained parameter of weights, gradients and optimizer state on one of ``world_size`` ranks."""
     whole, sharded = _BYTES[precision][stage]
     return whole + sharded / world_size
+
+
+def frozen_bytes(stage: int, precision: str, world_size: int) -> float:
+    """Bytes of a frozen parameter on one of ``world_size`` ranks."""
+    return _FROZEN_BYTES[precision] / (world_size if stage == 3 else 1)
 
 
 def _decided(run_dir: RunDir, stage: str) -> dict[str, Any] | None:

@@ -19,12 +19,17 @@ from launcher.training import host_memory, loop, zero_stage
 from launcher.training.deepspeed_engine import deepspeed_config
 from launcher.training.identity import settings_content
 from launcher.training.step_checks import TrainingError, full_memory_explained
+from mmcot.models.trained_parts import ParameterCounts
 
 GB = 10**9
 
 
 def training(*overrides):
     return load_settings(preset="demo", overrides=[f"training.{override}" for override in overrides]).training
+
+
+def all_of(number):
+    return ParameterCounts(total=number, trained=number)
 
 
 @pytest.mark.parametrize(
@@ -46,9 +51,25 @@ def training(*overrides):
 )
 def test_the_stage_that_shards_least_and_fits_is_chosen(overrides, parameters, ranks, memory, stage):
     found, reason = zero_stage.choose_stage(
-        training(*overrides), num_parameters=int(parameters), world_size=ranks, memory=memory
+        training(*overrides),
+        counts=all_of(int(parameters)),
+        world_size=ranks,
+        memory=memory,
     )
     assert found == stage and reason
+
+
+def test_frozen_parameters_need_memory_for_their_weights_alone():
+    counts = ParameterCounts(total=800_000_000, trained=3_000_000)
+
+    def choose(precision, ranks, memory):
+        settings = training(f"precision={precision}")
+        return zero_stage.choose_stage(settings, counts=counts, world_size=ranks, memory=memory)
+
+    stage, reason = choose("fp32", 1, 24 * GB)  # 3.2 GB, and 0.06 of what is trained
+    assert stage == 0 and "800,000,000 parameters (797,000,000 of them frozen) in fp32 take 3.2 GB" in reason
+    assert choose("fp32", 4, 4 * GB)[0] == 3 and "0.8 GB" in choose("fp32", 4, 4 * GB)[1]
+    assert choose("bf16", 1, 4 * GB)[0] == 1 and "1.7 GB" in choose("bf16", 1, 4 * GB)[1]
 
 
 def test_the_first_decision_stands_at_any_later_number_of_ranks_and_a_checkpoint_has_one_too(tmp_path, monkeypatch):
@@ -58,7 +79,11 @@ def test_the_first_decision_stands_at_any_later_number_of_ranks_and_a_checkpoint
 
     def decide(run_dir, ranks):
         found, note = zero_stage.with_zero_stage(
-            training(), run_dir, "rationale", world_size=ranks, count_parameters=lambda: 800_000_000
+            training(),
+            run_dir,
+            "rationale",
+            world_size=ranks,
+            count_parameters=lambda: all_of(800_000_000),
         )
         return found.zero_stage, note
 
@@ -160,7 +185,11 @@ def test_offload_of_a_run_that_has_chosen_to_shard_nothing_is_refused(tmp_path, 
     commit_json(RunDir(tmp_path).zero_stage, {"zero_stage": 0, "reason": "it fits"})
     with pytest.raises(SettingsError, match=r"has ZeRO stage 0, which shards nothing that training.offload=cpu"):
         zero_stage.with_zero_stage(
-            training("offload=cpu"), RunDir(tmp_path), "rationale", world_size=1, count_parameters=lambda: 1
+            training("offload=cpu"),
+            RunDir(tmp_path),
+            "rationale",
+            world_size=1,
+            count_parameters=lambda: all_of(1),
         )
 
 
