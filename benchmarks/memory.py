@@ -52,6 +52,7 @@ class Combination:
     gpus: int
     checkpointing: bool = False
     offload: str = "none"
+    trains: str = "all"  # or "lora", with the default adapters
 
     @property
     def precision(self) -> str:
@@ -61,8 +62,8 @@ class Combination:
     @property
     def name(self) -> str:
         """Such as "xl-zero3-8gpu-checkpointing"."""
-        parts = [self.size, f"zero{self.zero_stage}", f"{self.gpus}gpu"]
-        return "-".join([*parts, *["checkpointing"] * self.checkpointing, *["offload"] * (self.offload != "none")])
+        parts = [self.size, f"zero{self.zero_stage}", f"{self.gpus}gpu", *["checkpointing"] * self.checkpointing]
+        return "-".join([*parts, *["offload"] * (self.offload != "none"), *["lora"] * (self.trains == "lora")])
 
     @property
     def shapes(self) -> list[tuple[int, int, int]]:
@@ -85,6 +86,10 @@ def combinations() -> Iterator[Combination]:
     yield Combination("base", 1, 1, offload="cpu")
     yield Combination("large", 2, 4, offload="cpu")
     yield Combination("xl", 3, 8, checkpointing=True, offload="cpu")
+    for size in ("large", "xl"):
+        yield Combination(size, 0, 1, trains="lora")
+        yield Combination(size, 1, 1, trains="lora")
+        yield Combination(size, 1, 1, checkpointing=True, trains="lora")
 
 
 # --- one combination, in a process of its own -----------------------------------------------------------------------
@@ -106,11 +111,12 @@ def measure(chosen: Combination, shapes: list[tuple[int, int, int]]) -> dict[str
             "precision": chosen.precision,
             "activation_checkpointing": chosen.checkpointing,
             "offload": chosen.offload,
+            "trains": chosen.trains,
         }
     )
     with every_norm_accepted():
         dtype = DTYPES[chosen.precision]
-        build = functools.partial(new_model, chosen.size, dtype)
+        build = functools.partial(new_model, chosen.size, dtype, trains=chosen.trains)
         engine = build_engine(build, settings, world_size=chosen.gpus, random_weights=True)
         built = torch.cuda.memory_allocated()
         found = []
@@ -164,15 +170,17 @@ def every_norm_accepted() -> Iterator[None]:
             module.is_invalid_grad_norm = function
 
 
-def new_model(size: str, dtype: Any) -> Any:
+def new_model(size: str, dtype: Any, *, trains: str = "all") -> Any:
     """A preset's model in main memory that nothing is written to: in the precision to which DeepSpeed converts it."""
     import torch
     from transformers import initialization
 
     from launcher.config.loading import load_settings
+    from mmcot.models.lora import add_adapters
     from mmcot.models.t5 import T5ForMultimodalGeneration
 
-    shape = load_settings(preset=f"scienceqa-{size}").model.shape.for_config
+    chosen = load_settings(preset=f"scienceqa-{size}").model
+    shape = chosen.shape.for_config
     torch.set_default_dtype(dtype)
     try:
         with initialization.no_init_weights():
@@ -180,6 +188,10 @@ def new_model(size: str, dtype: Any) -> Any:
     finally:
         torch.set_default_dtype(torch.float32)
     model.tie_weights()  # a part of the initialization
+    if trains == "lora":
+        add_adapters(
+            model, rank=chosen.lora_rank, alpha=chosen.lora_alpha, dropout=0.0, targets=chosen.lora_targets, seed=0
+        )
     return model
 
 

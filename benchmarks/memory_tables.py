@@ -48,6 +48,7 @@ def combinations(result: Result) -> str:
     rows = []
     for one in result["combinations"]:
         notes = ["checkpointing"] * one["checkpointing"] + ["offload"] * (one["offload"] != "none")
+        notes += ["LoRA"] * (one["trains"] == "lora")
         head = [f"{one['size']}, {one['precision']}", f"{one['zero_stage']}, {one['gpus']}", ", ".join(notes)]
         if "error" in one:
             rows.append([*head, f"did not run: {one['error']}", *[""] * 5])
@@ -68,7 +69,11 @@ def _where(shape: Result) -> str:
 def parameters(result: Result) -> str:
     """Bytes a parameter that do not depend on the blocks, by least squares over the three sizes."""
     rows = []
-    chosen = [one for one in result["combinations"] if not one["checkpointing"] and one["offload"] == "none"]
+    chosen = [
+        one
+        for one in result["combinations"]
+        if not one["checkpointing"] and one["offload"] == "none" and one["trains"] == "all"
+    ]
     for stage, gpus in sorted({(one["zero_stage"], one["gpus"]) for one in chosen}):
         of_stage = [one for one in chosen if (one["zero_stage"], one["gpus"]) == (stage, gpus) and "error" not in one]
         if len(of_stage) < 2:
@@ -126,8 +131,8 @@ def presets(result: Result) -> str:
         (one,) = (
             one
             for one in result["combinations"]
-            if (one["size"], one["zero_stage"], one["gpus"], one["checkpointing"], one["offload"])
-            == (size, stage, gpus, checkpointing, "none")
+            if (one["size"], one["zero_stage"], one["gpus"], one["checkpointing"], one["offload"], one["trains"])
+            == (size, stage, gpus, checkpointing, "none", "all")
         )
         count, (typical, _, longest) = one["parameters"], one["shapes"][:3]
         precision = "bf16" if width == 2 else "fp32"

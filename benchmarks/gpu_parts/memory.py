@@ -64,7 +64,7 @@ def is_as_forecast(found_gib: float, expected_gib: float) -> bool:
 def read_forecast(path: Path) -> dict[Case, float]:
     """The peaks of one GPU in GiB from a JSON of combinations.
 
-    {"combinations": [{"size": "base", "zero_stage": 1, "gpus": 1, "checkpointing": false, "offload": "none",
+    {"combinations": [{"size": "base", "zero_stage": 1, "gpus": 1, "checkpointing": false, "offload": "none", "trains": "all",
                        "shapes": [{"rows": 8, "source": 96, "target": 64, "peak_bytes": 5000000000}]}]}
     """
 
@@ -75,7 +75,7 @@ def read_forecast(path: Path) -> dict[Case, float]:
     return {
         case_of(found, shape): shape["peak_bytes"] / 2**30
         for found in json.loads(path.read_text(encoding="utf-8"))["combinations"]
-        if "error" not in found and found["gpus"] == 1 and found["offload"] == "none"
+        if "error" not in found and found["gpus"] == 1 and found["offload"] == "none" and found["trains"] == "all"
         for shape in found["shapes"]
         if "peak_bytes" in shape
     }

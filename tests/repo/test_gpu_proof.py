@@ -144,11 +144,12 @@ def test_peaks_are_compared_with_a_forecast_within_five_percent(tmp_path, proof)
     from benchmarks.gpu_parts.memory import BlockShape, Case, is_as_forecast, read_forecast
 
     shapes = [{"rows": 8, "source": 96, "target": 64, "peak_bytes": 5 * 2**30}]
-    common = {"size": "base", "zero_stage": 1, "checkpointing": False, "offload": "none"}
+    common = {"size": "base", "zero_stage": 1, "checkpointing": False, "offload": "none", "trains": "all"}
     combinations = [
         {**common, "gpus": 1, "shapes": shapes},
         {**common, "gpus": 8, "shapes": shapes},
         {**common, "gpus": 1, "offload": "cpu", "shapes": shapes},
+        {**common, "gpus": 1, "trains": "lora", "shapes": shapes},
         {**common, "gpus": 1, "error": "out of memory"},
     ]
     (path := tmp_path / "memory.json").write_text(json.dumps({"combinations": combinations}))

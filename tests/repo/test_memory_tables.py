@@ -58,6 +58,7 @@ def test_a_combination_that_could_not_run_shows_its_error_and_no_number(memory_t
         "gpus": 1,
         "checkpointing": False,
         "offload": "none",
+        "trains": "all",
         "error": "out of memory",
     }
     row = memory_tables.combinations({"combinations": [failed]}).splitlines()[-1]
