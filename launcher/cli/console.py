@@ -201,6 +201,10 @@ class _Progress:
 
     def describe(self) -> list[str]:
         """The losses and the speed."""
-        names = {"loss": "loss {:.4f}", "validation_loss": "validation loss {:.4f}"}
+        names = {
+            "loss": "loss {:.4f}",
+            "validation_loss": "validation loss {:.4f}",
+            "retrieval_at_1": "retrieval {:.1%}",
+        }
         speeds = {"tokens_per_s": "{:,.0f} tokens/s", "generation_tokens_per_s": "{:,.0f} tokens/s"}
         return [text.format(self._last[name]) for name, text in (names | speeds).items() if name in self._last]

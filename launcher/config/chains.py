@@ -22,8 +22,10 @@ EVALUATE = "evaluate"
 ANSWERS = "predictions"  # the text of the last stage, in the folder of the same name
 GIVEN_FIELD = "rationale"  # of the lines of given texts
 TEXT = "text"  # the objective of the published system: the cross-entropy of the target
+MATCHING = "matching"  # BLIP-2's stage one: which pictures and texts belong together
 TRAINED_PARTS = ("all", "bridge", "lora")
 RATIONALE, ANSWER = "rationale", "answer"  # the stages of the published system, with settings sections of their own
+MATCH = "match"
 _TAKEN = {
     *("data", "steps", "logs", "lengths", "tune", "trials", "evaluations", "rank-token", "pipeline", "tuning"),
     *(EVALUATE, ANSWERS),
@@ -102,6 +104,11 @@ class Chain:
                 )
             if stage.trains not in TRAINED_PARTS:
                 raise InputError(f"{place} trains {stage.trains!r}; expected one of {', '.join(TRAINED_PARTS)}")
+            if stage.objective == MATCHING and (stage.trains != "bridge" or stage.writes):
+                raise InputError(
+                    f"{place} matches pictures and texts, which trains the bridge alone and writes no text; give "
+                    "trains='bridge' and no writes"
+                )
             if stage.writes is not None:
                 if stage.writes in known or (stage.writes == ANSWERS) != (stage is self.stages[-1]):
                     raise InputError(
@@ -231,6 +238,14 @@ CHAINS: dict[str, Chain] = {
         Chain("answer", "QCM→A", (Stage(ANSWER, "QCM-A", writes=ANSWERS),)),
         Chain("reason-then-answer", "QCM→RA", (Stage(ANSWER, "QCM-LEA", writes=ANSWERS),)),
         Chain("answer-then-explain", "QCM→AR", (Stage(ANSWER, "QCM-ALE", writes=ANSWERS),)),
+        Chain(
+            "match-first",
+            "V↔C, QCM→RA",
+            (
+                Stage(MATCH, "V-C", objective=MATCHING, trains="bridge"),
+                Stage(ANSWER, "QCM-EA", starts_from=MATCH, trains="bridge", writes=ANSWERS),
+            ),
+        ),
     )
 }
 

@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from data_shards.sources.columns import check_columns
 from data_shards.sources.forms import form_labels
-from launcher.config.chains import ANSWER, PRETRAINED, RATIONALE, Chain, Stage, chain_named
+from launcher.config.chains import ANSWER, MATCHING, PRETRAINED, RATIONALE, Chain, Stage, chain_named
 from launcher.config.extensions import load_extensions
 from mmcot.errors import InputError
 from mmcot.models.bridge_names import RESAMPLER_NAMES, check_bridge
@@ -50,8 +50,8 @@ class Run(_Section):
     chain: str = Field(
         default="two-stage",
         description="what is trained: two-stage (first the rationale and then the answer), given-rationales (the "
-        "answer with those of answer.rationales), reason-then-answer or answer-then-explain (one model for both), or "
-        "answer (the answer alone)",
+        "answer with those of answer.rationales), reason-then-answer or answer-then-explain (one model for both), "
+        "answer (the answer alone), or match-first (a Q-Former first learns which pictures and texts belong together)",
     )
 
     @pydantic.field_validator("chain")
@@ -343,6 +343,10 @@ class Model(_Section):
         min_length=1,
         description="with trains lora: the language model's linear layers that get an adapter, by the ends of their "
         "names; T5 has q, k, v, o, wo, and wi (v1.1 and Flan: wi_0, wi_1)",
+    )
+    projection_width: PositiveInt = Field(
+        default=32,
+        description="width of the vectors of pictures and texts that a matching stage compares; 256 in BLIP-2",
     )
 
     def fixed_by_start(self, vision_dim: int | None) -> dict[str, dict[str, Any]]:
@@ -841,6 +845,8 @@ class Settings(_Section):
         trains = spec.trains or (None if stage.trains == "all" else stage.trains)
         if trains is not None:
             own |= {"trains": trains, "freeze_backbone": trains == "bridge"}
+        if stage.objective == MATCHING:
+            own["group_by_length"] = False  # negatives are those of the block: they must not be alike in length
         return Training.model_validate(self.training.model_dump() | own) if own else self.training
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 from data_shards.remote_files import is_remote
 from data_shards.sources.forms import form_labels
 from launcher.cluster.gpus import count_own_gpus, require_gpus
-from launcher.config.chains import PRETRAINED, TEXT
+from launcher.config.chains import MATCHING, PRETRAINED, TEXT
 from launcher.config.setting_names import nearest_file
 from launcher.config.settings import Cluster, Settings, SettingsError
 from launcher.data.hub_source import hub_place, is_on_hub
@@ -43,6 +43,7 @@ def check_settings(settings: Settings) -> None:
             raise SettingsError(f"setting {stage}.format: {error}") from None
     _check_objectives(settings)
     _check_frozen_start(settings)
+    _check_matching(settings)
     for stage in settings.chain.stage_names:
         if (num_steps := settings.stage(stage).num_steps) is not None:
             check_patience(settings.training, stage, num_steps)
@@ -83,6 +84,35 @@ def _check_frozen_start(settings: Settings) -> None:
             )
 
 
+def _check_matching(settings: Settings) -> None:
+    """Check what a stage needs that matches pictures and texts."""
+    model, data = settings.model, settings.data
+    for stage in settings.chain.stages:
+        if stage.objective != MATCHING:
+            continue
+        place, training = f"run.chain {settings.run.chain}, stage {stage.name!r}", settings.training_of(stage.name)
+        if (model.inject, model.resample) != ("embed", "qformer"):
+            raise SettingsError(
+                f"{place} trains a Q-Former, and model.inject is {model.inject} with model.resample {model.resample}; "
+                "set model.inject=embed and model.resample=qformer"
+            )
+        if data.max_pictures != 1:
+            raise SettingsError(
+                f"{place} matches one picture with a text, and data.max_pictures is {data.max_pictures}; set it to 1"
+            )
+        if training.max_tokens_per_block is not None:
+            raise SettingsError(
+                f"{place} takes its negatives from the questions of a block, whose number must not depend on their "
+                f"lengths, and training.max_tokens_per_block is {training.max_tokens_per_block:,}; leave it out, and "
+                "set training.micro_batch_size"
+            )
+        if training.micro_batch_size == 1:
+            raise SettingsError(
+                f"{place} takes its negatives from the other questions of a block, and training.micro_batch_size is 1; "
+                "give at least 2, and the more the better"
+            )
+
+
 def check_machine(settings: Settings) -> None:
     """Check that this machine can run the settings.
 
@@ -105,7 +135,8 @@ def _check_trained_parts(settings: Settings) -> None:
         from launcher.stages.build_model import check_trained_parts  # imports torch
 
         try:
-            check_trained_parts(settings.model_copy(update={"training": training}))
+            own = settings.model_copy(update={"training": training})
+            check_trained_parts(own, settings.chain.stage(stage).objective)
         except InputError as error:
             raise SettingsError(
                 f"stage {stage!r} (training.trains, {stage}.trains, model.lora_targets): {error}"

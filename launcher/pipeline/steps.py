@@ -31,7 +31,7 @@ from launcher.pipeline.training_job import plan_training
 from launcher.runs.exported import describe_export
 from launcher.runs.journal import Journal, JournalReader
 from launcher.runs.places import earlier_places
-from launcher.runs.progress import GenerationLine, Phase, TrainingLine, showing
+from launcher.runs.progress import GenerationLine, Phase, TrainingLine, describe_retrieval, showing
 from launcher.runs.run_dir import RunError, missing_data
 from launcher.stages.data_folder import DataFolder, tokenizer_fingerprint
 from launcher.stages.jobs import GenerationJob, TrainJob
@@ -307,8 +307,10 @@ class Steps:
         last: dict[str, float] = {}
         for point in JournalReader(self.run_dir.journal(stage.name)).read():
             last |= point["metrics"]
-        names = ("loss", "validation_loss")
+        names = ("loss", "validation_loss", "retrieval_at_1")
         child.log_scores({f"final_{name}": last[name] for name in names if name in last}, trained_by=stage.step)
+        if "retrieval_at_1" in last:
+            self.report(f"  {describe_retrieval(last)}")
 
     def _start_of(self, stage: Stage) -> dict[str, Any]:
         """The earlier stage that a training continues, and the sha256 of its model; empty where there is none."""

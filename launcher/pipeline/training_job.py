@@ -10,7 +10,7 @@ import numpy as np
 
 from data_shards.errors import ShardError
 from data_shards.token_blocks import rounded_up
-from launcher.config.chains import PRETRAINED
+from launcher.config.chains import MATCHING, PRETRAINED
 from launcher.config.loading import read_deepspeed
 from launcher.config.settings import Settings, SettingsError, Training
 from launcher.pipeline.attempt import Attempt, Report
@@ -32,7 +32,8 @@ def plan_training(
         texts: the folders of the texts that the stage reads, by their names.
     """
     settings, report = _of_stage(attempt, stage), attempt.report
-    _check_start(settings, folder, report)
+    _check_start(settings, stage, folder, report)
+    _note_random_language(attempt.settings, stage, report)
     spec = settings.stage(stage)
     cache = attempt.run_dir.lengths if folder.is_remote else folder.path / "lengths"
     paths, lengths, shards = {}, {}, {}
@@ -48,6 +49,8 @@ def plan_training(
             if cut := int((lengths[split][f"{side}_cut"] > 0).sum()):
                 limit = getattr(spec, f"max_{side}_tokens")
                 report(f"{cut:,} of {len(samples):,} {side}s of {split} were cut at {limit} tokens ({stage})")
+        if settings.chain.stage(stage).objective == MATCHING:
+            _check_pairs(lengths[split]["target"], folder, split, f"stage {stage!r} (format {spec.format})", report)
     try:
         plan, _ = (make_plan(settings, lengths[split], shards[split], epoch=0) for split in ("train", "val"))
     except ValueError as error:
@@ -112,7 +115,43 @@ def check_budget_of_stages(settings: Settings) -> None:
             )
 
 
-def _check_start(settings: Settings, folder: DataFolder, report: Report) -> None:
+def _check_pairs(text_lengths: np.ndarray, folder: DataFolder, split: str, place: str, report: Report) -> None:
+    """Check that a split has pictures and texts to match, and say how many of its samples lack one.
+
+    Raises:
+        SettingsError: there is no text, or no picture.
+    """
+    from mmcot.models.loss import MIN_TEXT_TOKENS  # imports torch
+
+    num = {"text": int((text_lengths >= MIN_TEXT_TOKENS).sum())}
+    counts = (folder.features or {}).get("counts", {}).get(split, {})
+    if "num_with_features" in counts:
+        num["picture"] = int(counts["num_with_features"])
+    for what, count in num.items():
+        if count == 0:
+            raise SettingsError(
+                f"{place} matches pictures and texts, and no sample of {split} has a {what}; give the captions of the "
+                "pictures (data.captions), or use image-text pairs with the format P-T"
+            )
+        if lacking := len(text_lengths) - count:
+            report(
+                f"{lacking:,} of {len(text_lengths):,} samples of {split} have no {what} and no part in the matching"
+            )
+
+
+def _note_random_language(settings: Settings, stage: str, report: Report) -> None:
+    """Say where the bridge alone is trained and nothing has trained the language model."""
+    each = settings.chain.stage(stage)
+    while each.trains == "bridge" and each.starts_from != PRETRAINED:
+        each = settings.chain.stage(each.starts_from)
+    if each.trains == "bridge" and settings.model.pretrained is None:
+        report(
+            f"note: stage {stage!r} trains the bridge alone, and the language model has random weights, which no stage "
+            "trains; give a trained one in model.pretrained"
+        )
+
+
+def _check_start(settings: Settings, stage: str, folder: DataFolder, report: Report) -> None:
     """Check that the training can start from ``model.pretrained``, as every rank does; says which settings it replaces.
 
     Raises:
@@ -122,11 +161,15 @@ def _check_start(settings: Settings, folder: DataFolder, report: Report) -> None
         return
     from transformers import PreTrainedConfig
 
-    from mmcot.models.opening import DEFAULT, check_start
+    from mmcot.models.opening import check_start, class_name
 
+    name = class_name(settings.chain.stage(stage).objective)
     vision_dim = folder.features["dim"] if folder.features else None
-    check_start(DEFAULT, settings.model.pretrained, **settings.model.fixed_by_start(vision_dim))
+    check_start(name, settings.model.pretrained, **settings.model.fixed_by_start(vision_dim))
     config, _ = PreTrainedConfig.get_config_dict(settings.model.pretrained, trust_remote_code=False)
+    matching = class_name(MATCHING)
+    if name != matching and matching in (config.get("architectures") or []):
+        report(f"  the part of {settings.model.pretrained} that matches texts is left out")
     replaced = [
         f"{name} {config[name]}, not {value}"
         for name, value in settings.model.shape.for_config.items()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,14 @@ class ProgressLine(str):
     """How far a step is."""
 
 
+def describe_retrieval(metrics: Mapping[str, float]) -> str:
+    """A sentence on ``launcher/training/retrieval.py``'s metrics."""
+    return (
+        f"retrieval@1 on the validation split: {metrics['retrieval_at_1']:.1%} of its pictures find their own text "
+        f"among {metrics['retrieval_texts']:,.0f} different ones"
+    )
+
+
 class TrainingLine:
     """Prints journal points as lines: step, losses, tokens/s, time left."""
 
@@ -48,6 +56,8 @@ class TrainingLine:
         self._pace.add(point)
         if "validation_loss" in metrics:
             self._validation = f"  validation {metrics['validation_loss']:.4f}"
+            if "retrieval_at_1" in metrics:
+                self._validation += f"  retrieval {metrics['retrieval_at_1']:.1%}"
         if "note" in point and point["time_ms"] >= self._started_ms:
             self._report(f"  {point['note']}")
         if "loss" not in metrics:

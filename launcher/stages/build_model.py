@@ -6,47 +6,50 @@ from typing import Any
 
 import torch
 
+from launcher.config.chains import MATCHING, TEXT
 from launcher.config.settings import Settings
 from launcher.runs.exported import verify_model
 from launcher.stages.samples import StageSamples, picture_tokens
 from mmcot.errors import InputError
 from mmcot.models.lora import add_adapters
-from mmcot.models.opening import DEFAULT, check_start, model_class
+from mmcot.models.opening import check_start, class_name, model_class
 from mmcot.models.trained_parts import ParameterCounts, choose_trained, count_parameters
 from mmcot.pretrained import opening
 from mmcot.vision.patches import PATCH_SCALE
 
 
-def build_model(settings: Settings, samples: StageSamples, *, gate_start: float | None = None) -> Any:
+def build_model(
+    settings: Settings, samples: StageSamples, *, objective: str = TEXT, gate_start: float | None = None
+) -> Any:
     """Build a pretrained language model with new fusion layers, or one with random weights; seeded.
 
     With ``training.trains`` lora it has adapters.
 
     Args:
+        objective: of the training, which decides the class.
         gate_start: the initial bias of the gate of new fusion layers; None: ``model.gate_start``.
 
     Returns:
         a model as ``mmcot/models/contract.py`` describes it.
     """
     torch.manual_seed(settings.run.seed)
-    vision = _vision_of(settings, samples) | ({} if gate_start is None else {"gate_start": gate_start})
-    model = _start(settings, samples, vision)
+    vision = _vision_of(settings, samples, objective) | ({} if gate_start is None else {"gate_start": gate_start})
+    model = _start(settings, samples, vision, class_name(objective))
     _adapt(model, settings)
     return model
 
 
-def _start(settings: Settings, samples: StageSamples, vision: dict[str, Any]) -> Any:
-    """The model without adapters."""
+def _start(settings: Settings, samples: StageSamples, vision: dict[str, Any], name: str) -> Any:
+    """The model of class ``name`` without adapters."""
     if settings.model.pretrained:
         verify_model(settings.model.pretrained)  # it may be another run's
-        fixed = settings.model.fixed_by_start(int(vision["vision_dim"]))
-        check_start(DEFAULT, settings.model.pretrained, **fixed)
+        check_start(name, settings.model.pretrained, **settings.model.fixed_by_start(int(vision["vision_dim"])))
         with opening(settings.model.pretrained, "model.pretrained"):
-            return model_class(DEFAULT).from_pretrained(
+            return model_class(name).from_pretrained(
                 settings.model.pretrained, trust_remote_code=False, dtype=torch.float32, **vision
             )
     tokenizer, shape = samples.tokenizer, settings.model.shape
-    return model_class(DEFAULT).start(
+    return model_class(name).start(
         _shape(settings, samples),
         vision,
         pad_token_id=tokenizer.pad_token_id,
@@ -70,26 +73,29 @@ def _adapt(model: Any, settings: Settings) -> None:
         )
 
 
-def parameter_counts(settings: Settings, samples: StageSamples) -> ParameterCounts:
+def parameter_counts(settings: Settings, samples: StageSamples, *, objective: str = TEXT) -> ParameterCounts:
     """The numbers of parameters of a run's models, without their weights; all count as trained if stages differ."""
     if not settings.stages_train_alike:
         everything = settings.training.model_copy(update={"trains": "all", "freeze_backbone": False})
         settings = settings.model_copy(update={"training": everything})
-    return count_parameters(_outline(settings, _shape(settings, samples), _vision_of(settings, samples)))
+    vision = _vision_of(settings, samples, objective)
+    return count_parameters(_outline(settings, _shape(settings, samples), vision, objective))
 
 
-def check_trained_parts(settings: Settings) -> None:
+def check_trained_parts(settings: Settings, objective: str) -> None:
     """Check what a stage's training trains by the names in its model, without data or weights.
 
     Args:
         settings: of the stage.
+        objective: of the stage.
 
     Raises:
         InputError: a name or a target of LoRA fits nothing, or all that is trained is what features alone reach.
         MissingPackageError: peft is needed and not installed.
     """
     feature_shape = (settings.data.max_pictures, 1)  # no name depends on it
-    model = _outline(settings, settings.model.shape.for_config | {"vocab_size": 1}, _vision(settings, feature_shape))
+    shape = settings.model.shape.for_config | {"vocab_size": 1}
+    model = _outline(settings, shape, _vision(settings, feature_shape, objective, max_text_tokens=1), objective)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if settings.data.features is None and all(name.startswith(model.new_parts) for name in names):
         raise InputError(
@@ -98,9 +104,9 @@ def check_trained_parts(settings: Settings) -> None:
         )
 
 
-def _outline(settings: Settings, shape: dict[str, Any], vision: dict[str, Any]) -> Any:
+def _outline(settings: Settings, shape: dict[str, Any], vision: dict[str, Any], objective: str) -> Any:
     """The model without weights; what is not trained is frozen."""
-    kind = model_class(DEFAULT)
+    kind = model_class(class_name(objective))
     if settings.model.pretrained:
         with opening(settings.model.pretrained, "model.pretrained"):
             config = kind.config_class.from_pretrained(settings.model.pretrained, trust_remote_code=False, **vision)
@@ -118,11 +124,14 @@ def _shape(settings: Settings, samples: StageSamples) -> dict[str, Any]:
     return shape.for_config | {"vocab_size": shape.vocab_size or len(samples.tokenizer)}
 
 
-def _vision_of(settings: Settings, samples: StageSamples) -> dict[str, Any]:
-    return _vision(settings, samples.reader.feature_shape if settings.data.features else (1, 1))
+def _vision_of(settings: Settings, samples: StageSamples, objective: str) -> dict[str, Any]:
+    feature_shape = samples.reader.feature_shape if settings.data.features else (1, 1)
+    return _vision(settings, feature_shape, objective, max_text_tokens=samples.max_target_tokens)
 
 
-def _vision(settings: Settings, feature_shape: tuple[int, int]) -> dict[str, Any]:
+def _vision(
+    settings: Settings, feature_shape: tuple[int, int], objective: str, *, max_text_tokens: int
+) -> dict[str, Any]:
     model, (num_patches, dim) = settings.model, feature_shape
     pictures = picture_tokens(settings, feature_shape, 0)  # the padding token does not matter here
     media = (
@@ -142,7 +151,10 @@ def _vision(settings: Settings, feature_shape: tuple[int, int]) -> dict[str, Any
             "feature_scale": PATCH_SCALE if settings.data.features == "patch" else 1.0,
         }
     )
+    matches = objective == MATCHING
     return media | {
+        "max_text_tokens": max_text_tokens if matches else 0,
+        "projection_width": model.projection_width if matches else 0,
         "vision_num_patches": num_patches,
         "vision_dim": dim,
         "fusion": settings.model.fusion,

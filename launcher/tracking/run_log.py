@@ -39,7 +39,11 @@ from launcher.tracking.sending import sending
 
 _LONGEST_PARAM = 6000  # characters that MLflow accepts
 _CUT = " ... (cut; run.yaml has all of it)"
-_STAGE_METRICS = ("loss", "validation_loss")  # metrics of a stage's journal that the parent run has too
+_STAGE_METRICS = (
+    "loss",
+    "validation_loss",
+    "retrieval_at_1",
+)  # metrics of a stage's journal that the parent run has too
 
 
 @dataclasses.dataclass(frozen=True)

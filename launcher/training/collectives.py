@@ -82,6 +82,20 @@ def gather_json(value: Any, *, group: Any = None) -> list[Any]:
     return [_decode(buffer, size, rank) for rank, buffer, size in zip(ranks, buffers, num_bytes, strict=True)]
 
 
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """The rows of all ranks in the order of ranks, [sum of n, ...], on every rank.
+
+    Args:
+        rows: [n, ...] of this rank; all but n is the same on every rank.
+    """
+    counts = gather_json(len(rows))
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]), device=_device())
+    padded[: len(rows)] = rows
+    buffers = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(buffers, padded)
+    return torch.cat([buffer[:count] for buffer, count in zip(buffers, counts, strict=True)]).to(rows.device)
+
+
 def check_every_group(token: str) -> None:
     """Check the members of the training's groups, and of every group that is opened later, whichever library opens it.
 

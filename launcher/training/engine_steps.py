@@ -16,7 +16,7 @@ from launcher.training.block_graphs import BlockGraphs
 from launcher.training.collectives import host_sum
 from launcher.training.loader import StageStream
 from launcher.training.throughput import Meter
-from mmcot.models.loss import UNITS, LossParts, Objective, count_target_tokens
+from mmcot.models.loss import UNITS, LossParts, Objective, count_units
 
 
 def optimizer_step(
@@ -34,7 +34,7 @@ def optimizer_step(
     """One optimizer step over this rank's blocks; returns each part of the loss over the global batch.
 
     Args:
-        counts: the target tokens and the questions of the global batch.
+        counts: by unit of a part, its number in the global batch.
         world_size: DeepSpeed averages gradients over ranks, so each part's sum is scaled by it.
         observe: let the model measure in this step what its ``watch`` returns.
         graphs: run blocks by them where they can; of an observed step all blocks but the first that has questions.
@@ -42,7 +42,7 @@ def optimizer_step(
     engine.train()
     found: dict[str, list[torch.Tensor]] = defaultdict(list)  # by name, a sum a block; the device is not waited for
     units: dict[str, str] = {}
-    scales = {unit: world_size / counts[unit] for unit in UNITS}
+    scales = {unit: world_size / max(1.0, count) for unit, count in counts.items()}
     for index, block in loaded.blocks:
         block_seed = _dropout_seed(seed, loaded.number, index)
         observed = observe and bool(block.qids)  # a dummy block has no question
@@ -62,7 +62,7 @@ def optimizer_step(
     meter.lap("update")
     totals = torch.stack([torch.stack(sums).double().sum() for sums in found.values()])
     dist.all_reduce(totals)
-    losses = {name: total / counts[units[name]] for name, total in zip(found, totals.tolist(), strict=True)}
+    losses = {name: total / max(1.0, counts[units[name]]) for name, total in zip(found, totals.tolist(), strict=True)}
     meter.lap("wait")
     return losses
 
@@ -92,7 +92,7 @@ def validation_loss(
 ) -> dict[str, float]:
     """Each part of the teacher-forced loss, per unit, over a whole split."""
     engine.eval()
-    sums, units, counts = defaultdict(float), {}, dict.fromkeys(UNITS, 0.0)
+    sums, units, counts = defaultdict(float), {}, dict[str, float].fromkeys(UNITS, 0.0)
     for step in stream.steps(rank=rank, world_size=world_size, steps=range(num_steps)):
         hang_guard.progress()
         for _, block in step.blocks:
@@ -100,11 +100,11 @@ def validation_loss(
                 for name, (part, unit) in block_loss(engine, block, objective).items():
                     sums[name] += part.item()
                     units[name] = unit
-            counts["tokens"] += count_target_tokens(block.labels)
-            counts["questions"] += len(block.qids)
+            if block.qids:  # a dummy block has none
+                counts = {unit: counts[unit] + count for unit, count in count_units(block.tensors).items()}
     totals = host_sum([*sums.values(), *counts.values()])
     counts = dict(zip(counts, totals[len(sums) :], strict=True))
-    return {name: total / counts[units[name]] for name, total in zip(sums, totals, strict=False)}
+    return {name: total / max(1.0, counts[units[name]]) for name, total in zip(sums, totals, strict=False)}
 
 
 def block_loss(engine: Any, block: Block, objective: Objective) -> LossParts:

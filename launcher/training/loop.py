@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from data_shards.stream import Step
+from launcher.config.chains import MATCHING
 from launcher.runs.checkpoint_names import CheckpointError
 from launcher.runs.hang_guard import HangGuard, collective_timeout
 from launcher.runs.run_dir import RunDir
@@ -40,6 +41,7 @@ from launcher.training.loader import load_steps
 from launcher.training.offload_needs import check_offload
 from launcher.training.opening import open_training
 from launcher.training.profiling import StepProfile
+from launcher.training.retrieval import measure_retrieval
 from launcher.training.schedule import learning_rate
 from launcher.training.step_checks import (
     check_finite,
@@ -48,9 +50,10 @@ from launcher.training.step_checks import (
     raise_not_applied,
     was_applied,
 )
-from launcher.training.throughput import COUNTS, count_step
+from launcher.training.throughput import count_step
 from launcher.training.training_state import TrainingState, probe_loss
 from launcher.training.work_guard import ended_without_work
+from mmcot.models.loss import UNITS
 
 _LOG = logging.getLogger("mmcot.train")
 POLL_S = 0.1  # between two looks at a checkpoint in flight for which the training waits
@@ -122,7 +125,7 @@ def train(
             )
             if num_ready == world_size:
                 _advance(this)
-            stopping, num_questions = num_stop_requests > 0, counts[COUNTS.index("questions")]
+            stopping = num_stop_requests > 0
             rate = learning_rate(step, training=training, total_steps=job.num_steps)
             set_learning_rate(engine, rate)
             logging_now = _due(done, training.log_every, job) or stopping
@@ -132,7 +135,7 @@ def train(
                     loaded,
                     this.objective,
                     seed=settings.run.seed,
-                    counts={"tokens": counts[0], "questions": num_questions},
+                    counts=dict(zip(UNITS, counts, strict=False)),  # they come first
                     world_size=world_size,
                     meter=meter,
                     observe=logging_now,
@@ -210,16 +213,11 @@ def _check_graphs(this: TrainingState, done: int) -> None:
 
 def _validate(this: TrainingState, done: int) -> float:
     """Measure the validation loss, and keep the model if it is the lowest so far."""
-    parts = validation_loss(
-        this.engine,
-        this.streams["val"],
-        this.objective,
-        this.num_val_steps,
-        rank=this.rank,
-        world_size=this.world_size,
-        hang_guard=this.hang_guard,
-    )
-    this.note(done, losses := named_losses(parts, "validation_loss"))
+    ranks = {"rank": this.rank, "world_size": this.world_size, "hang_guard": this.hang_guard}
+    stream, num_steps = this.streams["val"], this.num_val_steps
+    losses = named_losses(validation_loss(this.engine, stream, this.objective, num_steps, **ranks), "validation_loss")
+    is_matching = this.job.settings.chain.stage(this.job.stage).objective == MATCHING
+    this.note(done, losses | (measure_retrieval(this.engine, stream, num_steps, **ranks) if is_matching else {}))
     loss = losses["validation_loss"]
     if this.best.add(done, loss, patience=this.job.settings.training.early_stopping_patience):
         _keep_best(this, done, loss)

@@ -51,6 +51,7 @@ def open_training(job: TrainJob, *, rank: int, world_size: int, hang_guard: Hang
         os.getpid(),
     )
     streams = {split: StageStream(job, split).open() for split in ("train", "val")}
+    objective = settings.chain.stage(job.stage).objective
     plan, checkpoints = streams["train"].plan(0), run_dir.checkpoints(job.stage)
     if training.loader_processes:
         longest = bytes_of(streams["train"].samples.load_block(plan.longest_block(), is_dummy=True).tensors)
@@ -73,7 +74,7 @@ def open_training(job: TrainJob, *, rank: int, world_size: int, hang_guard: Hang
         run_dir,
         job.stage,
         world_size=world_size,
-        count_parameters=lambda: parameter_counts(settings, samples),
+        count_parameters=lambda: parameter_counts(settings, samples, objective=objective),
     )
     notes += [note] if note else []
     facts = {
@@ -86,7 +87,7 @@ def open_training(job: TrainJob, *, rank: int, world_size: int, hang_guard: Hang
     }
     found = find_checkpoint(checkpoints, facts=facts, may_commit=may_commit)
     engine = build_engine(
-        lambda: build_model(settings, samples, gate_start=settings.stage(job.stage).gate_start),
+        lambda: build_model(settings, samples, objective=objective, gate_start=settings.stage(job.stage).gate_start),
         training,
         world_size=world_size,
         random_weights=not settings.model.pretrained,
@@ -108,7 +109,7 @@ def open_training(job: TrainJob, *, rank: int, world_size: int, hang_guard: Hang
         last_checkpoint=0,
         meter=_meter(engine, training),
         hang_guard=hang_guard,
-        objective=objective_named(settings.chain.stage(job.stage).objective),
+        objective=objective_named(objective),
         best=BestLoss.of_manifest(found.manifest) if found else BestLoss(),
         graphs=None,
         store_is_away=silence is not None,

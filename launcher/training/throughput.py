@@ -12,29 +12,28 @@ from data_shards.stream import Step
 from launcher.training.laps import open_laps
 from mmcot.models.contract import Model
 from mmcot.models.flops import BACKWARD_AND_FORWARD
-from mmcot.models.loss import IGNORED_LABEL
+from mmcot.models.loss import IGNORED_LABEL, UNITS, count_units
 
-# The counts of a step, summed over ranks, in the order of ``count_step``.
-COUNTS = ("target_tokens", "source_tokens", "padded_tokens", "questions", "flops", "bytes_read", "bytes_needed")
+# The counts of a step, summed over ranks, in the order of ``count_step``; the units of losses come first.
+COUNTS = (*UNITS, "source_tokens", "padded_tokens", "flops", "bytes_read", "bytes_needed")
 
 
 def count_step(loaded: Step, model: Model) -> list[float]:
     """The ``COUNTS`` of this rank's blocks; of dummies only the padding is counted."""
-    targets = sources = padded = questions = flops = 0.0
+    units = dict.fromkeys(UNITS, 0.0)
+    sources = padded = flops = 0.0
     for _, block in loaded.blocks:
         mask, labels = block.tensors["attention_mask"], block.labels
         padded += mask.numel() + labels.numel()
         if not block.qids:
             continue
+        found = count_units(block.tensors)
+        units = {unit: units[unit] + found[unit] for unit in UNITS}
         source_lengths, target_lengths = mask.sum(1).tolist(), (labels != IGNORED_LABEL).sum(1).tolist()
         patches = block.tensors["vision_features"].shape[1] if "vision_features" in block.tensors else 0
         flops += BACKWARD_AND_FORWARD * model.forward_flops(source_lengths, target_lengths, num_patches=patches)
-        sources, targets, questions = (
-            sources + sum(source_lengths),
-            targets + sum(target_lengths),
-            questions + len(block.qids),
-        )
-    return [targets, sources, padded, questions, flops, loaded.bytes_read, loaded.bytes_needed]
+        sources += sum(source_lengths)
+    return [*units.values(), sources, padded, flops, loaded.bytes_read, loaded.bytes_needed]
 
 
 _CPU = torch.device("cpu")
@@ -86,7 +85,7 @@ class Meter:
         after = time.perf_counter()  # the mark is between the two, so that shares do not exceed 1
         spent = self._laps.read()
         seconds, sums = after - self._started, self._sums
-        real = sums["target_tokens"] + sums["source_tokens"]
+        real = sums["tokens"] + sums["source_tokens"]
         self._bytes_read += sums["bytes_read"]
         self._bytes_needed += sums["bytes_needed"]
         metrics = {

@@ -21,7 +21,7 @@ from launcher.training.collectives import host_sum
 from launcher.training.engine_steps import block_loss
 from launcher.training.loader import StageStream
 from launcher.training.throughput import Meter
-from mmcot.models.loss import Objective, count_target_tokens
+from mmcot.models.loss import Objective, count_units
 
 
 @dataclasses.dataclass
@@ -102,5 +102,5 @@ def probe_loss(this: TrainingState) -> float:
     block = this.streams["train"].samples.load_block(this.probe)
     with torch.no_grad():
         parts = block_loss(this.engine, block, this.objective).values()
-    counts = {"tokens": count_target_tokens(block.labels), "questions": len(block.qids)}
-    return sum(part.item() / counts[unit] for part, unit in parts)
+    counts = count_units(block.tensors)
+    return sum(part.item() / max(1.0, counts[unit]) for part, unit in parts)

@@ -2,8 +2,9 @@
 
     OBJECTIVES["text"](model, inputs, labels)     # {"text": (sum of the cross-entropies, "tokens")}
 
-Each micro-batch contributes a sum; the caller divides by the number of target tokens, or of questions, of all
-ranks. So the loss depends on neither world size nor accumulation. The loss is the sum of an objective's parts.
+Each micro-batch contributes a sum; the caller divides by the number of its unit in the blocks of all ranks
+(``count_units``). So the loss depends on neither world size nor accumulation. The loss is the sum of an objective's
+parts.
 
 Differs from the reference: padding has no loss, and every target token has the same weight
 in every batch.
@@ -11,7 +12,7 @@ in every batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from mmcot.errors import InputError
 from mmcot.texts.encoding import IGNORED_LABEL
 
-UNITS = ("tokens", "questions")
+UNITS = ("tokens", "questions", "pairs", "pair_tokens")
+MIN_TEXT_TOKENS = 2  # a word and the end token: an empty text is the end token alone
 LOGITS_AT_ONCE = 2**26  # of a long block: 268 MB in float32
 LossParts = dict[str, tuple[torch.Tensor, str]]  # by name: a sum, and one of UNITS
 Objective = Callable[[Any, dict[str, torch.Tensor], torch.Tensor], LossParts]
@@ -70,8 +72,15 @@ def text_objective(model: Any, inputs: dict[str, torch.Tensor], labels: torch.Te
     return {"text": (model(**inputs, use_cache=False, summed_labels=labels).loss, "tokens")}
 
 
+def matching_objective(model: Any, inputs: dict[str, torch.Tensor], labels: torch.Tensor) -> LossParts:
+    """BLIP-2's three losses of pictures and texts, of a ``T5ForImageTextMatching``; the labels are the texts."""
+    sums = model(vision_features=inputs["vision_features"], vision_mask=inputs.get("vision_mask"), paired_labels=labels)
+    units = {"contrastive": "pairs", "matching": "pairs", "generation": "pair_tokens"}
+    return {name: (sums[name], unit) for name, unit in units.items()}
+
+
 # By name. An objective takes the model (or its engine), a block's tensors without labels, and the labels.
-OBJECTIVES: dict[str, Objective] = {"text": text_objective}
+OBJECTIVES: dict[str, Objective] = {"text": text_objective, "matching": matching_objective}
 
 
 def objective_named(name: str) -> Objective:
@@ -88,3 +97,25 @@ def objective_named(name: str) -> Objective:
 def count_target_tokens(labels: torch.Tensor) -> int:
     """The number of labels that are not ignored."""
     return int((labels != IGNORED_LABEL).sum())
+
+
+def rows_with_text(labels: torch.Tensor) -> torch.Tensor:
+    """Which rows [B] of labels [B, T] have a text and not its end alone, bool."""
+    return (labels != IGNORED_LABEL).sum(dim=1) >= MIN_TEXT_TOKENS
+
+
+def count_units(tensors: Mapping[str, torch.Tensor]) -> dict[str, float]:
+    """The number of each of ``UNITS`` in a block that is no dummy; a pair is a row with a picture and a text.
+
+    Args:
+        tensors: of the block, on the host; see ``mmcot.texts.encoding.collate``.
+    """
+    labels, is_pair = tensors["labels"], rows_with_text(tensors["labels"])
+    if "vision_mask" in tensors:
+        is_pair = is_pair & tensors["vision_mask"].any(dim=1)
+    return {
+        "tokens": float(count_target_tokens(labels)),
+        "questions": float(len(labels)),
+        "pairs": float(is_pair.sum()),
+        "pair_tokens": float(count_target_tokens(labels[is_pair])),
+    }

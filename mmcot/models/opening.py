@@ -19,7 +19,13 @@ from mmcot.pretrained import opening
 DEFAULT = "T5ForMultimodalGeneration"
 
 # A class by its name in ``architectures``, and its module.
-MODULES = {"T5ForMultimodalGeneration": "mmcot.models.t5"}
+MODULES = {"T5ForMultimodalGeneration": "mmcot.models.t5", "T5ForImageTextMatching": "mmcot.models.t5_matching"}
+
+# The class that is trained by an objective, where it is not ``DEFAULT``.
+_CLASSES = {"matching": "T5ForImageTextMatching"}
+
+# Classes that start from each other's weights: what one of them has and the other has not is new, or left out.
+_RELATIVES = ({"T5ForMultimodalGeneration", "T5ForImageTextMatching"},)
 
 
 def open_model(folder: str | Path, **options: Any) -> Any:
@@ -46,6 +52,11 @@ def model_class(name: str) -> Any:
     return getattr(import_module(MODULES[name]), name)
 
 
+def class_name(objective: str) -> str:
+    """The name of the class that a training by an objective builds."""
+    return _CLASSES.get(objective, DEFAULT)
+
+
 def check_start(
     name: str, pretrained: str, *, shape: Mapping[str, Any] | None = None, media: Mapping[str, Any] | None = None
 ) -> None:
@@ -59,7 +70,7 @@ def check_start(
             other gets new ones.
 
     Raises:
-        InputError: it cannot be opened, is a model of another class or has another shape.
+        InputError: it cannot be opened, is a model of a class that is no relative, or has another shape.
     """
     from transformers import PreTrainedConfig
 
@@ -71,7 +82,8 @@ def check_start(
             "transformers model"
         )
     names = config.get("architectures") or []
-    others = [other for other in names if other in MODULES and other != name]
+    fitting = {name}.union(*(relatives for relatives in _RELATIVES if name in relatives))
+    others = [other for other in names if other in MODULES and other not in fitting]
     if others:
         raise InputError(f"{pretrained} is a {others[0]}, the new model is a {name}; start from a {name}")
     has_media = config.get("inject") == "embed"

@@ -1,8 +1,7 @@
 """BLIP-2's Q-Former (arXiv:2301.12597, section 3.1), its queries alone.
 
-A text can join without changes here, in a subclass of ``QFormerBlock`` with a feed-forward for texts: queries and text
-meet in ``attend``, whose mask says who sees whom; then the queries go through ``read`` and ``transform``, and the text
-through its own feed-forward.
+A text joins from outside (``mmcot/models/matching.py``): queries and text meet in ``attend``, whose mask says who sees
+whom; then the queries go through ``read`` and ``transform``, and the text through its own feed-forward.
 
 Shape suffixes: N pictures, P patches, V feature width, K queries, S queries and text, W width.
 """

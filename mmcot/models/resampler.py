@@ -116,7 +116,7 @@ class Resampler(nn.Module):
         Returns:
             media [B, M, K, W]; K is ``num_tokens_of(P)``.
         """
-        return self.resample(*self._rows(vision_BMPV, mask_BMP)).unflatten(0, vision_BMPV.shape[:2])
+        return self.resample(*self.rows(vision_BMPV, mask_BMP)).unflatten(0, vision_BMPV.shape[:2])
 
     def shares(self, vision_BMPV: torch.Tensor, mask_BMP: torch.Tensor | None = None) -> torch.Tensor | None:
         """How much each media token attends to each patch, in the last layer that reads the picture.
@@ -127,7 +127,7 @@ class Resampler(nn.Module):
         Returns:
             float32 [B, M, K, P], sums to 1 over the patches, or is 0 where all are absent; None: this kind has none.
         """
-        shares_NKP = self.resample_shares(*self._rows(vision_BMPV, mask_BMP))
+        shares_NKP = self.resample_shares(*self.rows(vision_BMPV, mask_BMP))
         return None if shares_NKP is None else shares_NKP.unflatten(0, vision_BMPV.shape[:2])
 
     def num_tokens_of(self, num_patches: int) -> int:
@@ -154,10 +154,10 @@ class Resampler(nn.Module):
         """``shares`` as [N, K, P], for the arguments of ``resample``."""
         return None
 
-    def _rows(
+    def rows(
         self, vision_BMPV: torch.Tensor, mask_BMP: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """The pictures of all questions as rows of one batch."""
+        """The pictures of all questions as rows of one batch: the arguments of ``resample``."""
         x_NPV = vision_BMPV.flatten(0, 1).to(next(self.parameters()).dtype) / self.shape.input_scale
         if mask_BMP is None:
             return x_NPV, None

@@ -139,6 +139,7 @@ class T5ForMultimodalGeneration(BridgeInitializer, T5ForConditionalGeneration):
     """T5 with a fused encoder (arXiv:2302.00923); loads and saves as any transformers model."""
 
     config_class = MultimodalT5Config
+    _keys_to_ignore_on_load_unexpected = [r"^matching\."]  # noqa: RUF012 (transformers reads it from the class)
 
     def __init__(self, config: MultimodalT5Config) -> None:
         if not config.is_tied:

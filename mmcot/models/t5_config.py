@@ -42,6 +42,9 @@ class MultimodalT5Config(T5Config):
     ``vision_num_patches`` patches together. Where ``resample_width`` is given, a linear layer brings the media from it
     to ``d_model``, also where both are equal; None: the resampler has the width ``d_model``.
 
+    ``max_text_tokens`` and ``projection_width`` are those of a matching part (``mmcot/models/matching.py``), which
+    ``T5ForImageTextMatching`` has; 0: there is none.
+
     transformers ties all embeddings for every value of ``tie_word_embeddings`` and keeps only
     ``scale_decoder_outputs`` of it. In this class that flag decides whether ``lm_head`` has its
     own weights (T5 v1.1, Flan), and it is saved under its usual name.
@@ -63,6 +66,8 @@ class MultimodalT5Config(T5Config):
     resample_qk_norm: bool = False
     feature_scale: float = 1.0
     max_pictures: int = 1
+    max_text_tokens: int = 0
+    projection_width: int = 0
 
     def __post_init__(self, **kwargs) -> None:
         super().__post_init__(**kwargs)
@@ -109,21 +114,26 @@ def _fusion(config: MultimodalT5Config) -> Bridge:
     return BRIDGES[config.fusion](d_model=config.d_model, vision_dim=config.vision_dim, gate_start=config.gate_start)
 
 
+def resampler_shape(config: MultimodalT5Config) -> ResamplerShape:
+    """The sizes of the resampler of a configuration whose pictures enter as media."""
+    return ResamplerShape(
+        vision_dim=config.vision_dim,
+        width=config.resample_width or config.d_model,
+        num_patches=config.vision_num_patches // config.max_pictures,
+        num_tokens=config.media_tokens,
+        depth=config.resample_depth,
+        num_heads=config.resample_heads,
+        head_width=config.resample_head_width,
+        activation=config.resample_activation,
+        qk_norm=config.resample_qk_norm,
+        input_scale=config.feature_scale,
+    )
+
+
 def _media(kind: type[Bridge], config: MultimodalT5Config) -> Bridge:
     return kind(
         resample=config.resample,
-        shape=ResamplerShape(
-            vision_dim=config.vision_dim,
-            width=config.resample_width or config.d_model,
-            num_patches=config.vision_num_patches // config.max_pictures,
-            num_tokens=config.media_tokens,
-            depth=config.resample_depth,
-            num_heads=config.resample_heads,
-            head_width=config.resample_head_width,
-            activation=config.resample_activation,
-            qk_norm=config.resample_qk_norm,
-            input_scale=config.feature_scale,
-        ),
+        shape=resampler_shape(config),
         num_pictures=config.max_pictures,
         project_to=config.d_model if config.resample_width else None,
     )

@@ -10,7 +10,8 @@ answer). The record is one pair of texts, each on one line:
 
 The letters: Q question, C context (hint and caption), M the options, G a generated
 rationale, L lecture, E explanation (ScienceQA's ``solution``), A answer; P the whole prompt
-and T the whole text of a sample that is no question. The texts of questions with choices are
+and T the whole text of a sample that is no question; V the pictures without a word and C as an
+output the caption. The texts of questions with choices are
 byte for byte those of the published system, because its checkpoints were trained on them.
 This includes its irregularities: AL has the solution and AE the lecture, LE ends with an
 additional period, a newline in a lecture or solution becomes a backslash and an n, and
@@ -51,6 +52,7 @@ INPUTS: Mapping[str, str] = MappingProxyType(
         "QCMA": _QCM + "Answer: The answer is {answer}.\n",
         "QCA": _QUESTION + _CONTEXT + "Answer: The answer is {answer}. \nBECAUSE:",
         "P": "{prompt}",
+        "V": "",
     }
 )
 
@@ -68,6 +70,7 @@ OUTPUTS: Mapping[str, str] = MappingProxyType(
         "LEA": "{lecture} {solution} The answer is {answer}.",
         "ELA": "{solution} {lecture} The answer is {answer}.",
         "T": "{text}",
+        "C": "{caption}",
     }
 )
 
@@ -135,7 +138,7 @@ def build_pair(
             f"question {problem.qid} has no answer, and the input of format {format!r} contains it; "
             "give the problem its answer or choose an input without A, such as QCM"
         )
-    ending = {"A": "Answer:", "T": ""}.get(output_part, "Solution:")
+    ending = "" if input_part == "V" else {"A": "Answer:", "T": "", "C": ""}.get(output_part, "Solution:")
     template = INPUTS[input_part] if problem.choices else INPUTS[input_part].replace(_OPTIONS, "")
     source, target = _normalize(template.format(**fields) + ending), _target(problem, output_part, fields)
     if not marks_pictures:
@@ -148,9 +151,9 @@ def build_pair(
     if problem.kind == "document":
         parts = [PICTURE_MARK if part.image else _part(part) for part in problem.document[:-1]]
         return _normalize(" ".join(parts)), target
-    marked = _with_marks(problem)
+    marked = problem if input_part == "V" else _with_marks(problem)
     if marked is problem:
-        return " ".join([PICTURE_MARK] * len(problem.images) + [source]), target
+        return " ".join([PICTURE_MARK] * len(problem.images) + ([source] if source else [])), target
     marked_fields = _fields(marked, use_caption=use_caption) | {"rationale": fields["rationale"]}
     return _normalize(template.format(**marked_fields) + ending), target
 
@@ -209,6 +212,7 @@ def _fields(problem: Sample, *, use_caption: bool) -> dict[str, str]:
         "text": problem.choices[problem.answer] if problem.answer is not None else "".join(problem.accepted[:1]),
         "lecture": problem.lecture.replace("\n", "\\n"),
         "solution": problem.solution.replace("\n", "\\n"),
+        "caption": problem.caption,
     }
     return fields | {"prompt": _prompt(problem, fields)}
 

@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from mmcot.texts.prompts import INPUTS, OUTPUTS, PAPER_NAMES, build_pair, gold_rationale
+from mmcot.texts.prompts import INPUTS, OUTPUTS, PAPER_NAMES, PICTURE_MARK, build_pair, gold_rationale
 from mmcot.texts.sample import Sample
 
 PROBLEM = Sample(
@@ -63,8 +63,8 @@ def replaced(**changes) -> Sample:
 
 
 def test_every_format_has_an_expected_text_here():
-    assert set(SOURCES) | {"QCA", "P"} == set(INPUTS)
-    assert set(TARGETS) | {"T"} == set(OUTPUTS)
+    assert set(SOURCES) | {"QCA", "P", "V"} == set(INPUTS)
+    assert set(TARGETS) | {"T", "C"} == set(OUTPUTS)
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -80,6 +80,14 @@ def test_source_of_qca_runs_into_its_ending_without_a_space():
 @pytest.mark.parametrize("name", TARGETS)
 def test_target_of_each_output_format(name):
     assert build_pair(PROBLEM, f"QCM-{name}")[1] == TARGETS[name]
+
+
+def test_pictures_and_captions_stand_alone():
+    two = replaced(image=["a.png", "b.png"])
+    assert build_pair(two, "V-C") == ("", "A tilted scale.")
+    assert build_pair(two, "V-C", marks_pictures=True)[0] == f"{PICTURE_MARK} {PICTURE_MARK}"
+    assert build_pair(two, "QM-C")[0].endswith("(B) the anvil") and build_pair(two, "V-A")[0] == ""
+    assert build_pair(replaced(caption=""), "V-C")[1] == ""
 
 
 def test_an_output_with_the_answer_among_others_is_prompted_by_solution():

@@ -97,7 +97,7 @@ def test_each_kind_is_built_in_each_format_or_refused_with_the_format_that_fits(
                     build_pair(sample, name)
             else:
                 source, target = build_pair(sample, name)
-                assert isinstance(source, str) and target
+                assert isinstance(source, str) and (target or (name.endswith("-C") and not sample.caption))
 
 
 @pytest.mark.parametrize(

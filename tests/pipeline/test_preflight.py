@@ -170,6 +170,32 @@ def test_a_chain_whose_stages_have_other_names_passes_with_every_preset(monkeypa
     check_settings(settings)
 
 
+MATCHES = ["run.chain=match-first", "stages.match.num_steps=1", "answer.max_target_tokens=96"]
+QFORMER = ["model.inject=embed", "model.resample=qformer"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "trains a Q-Former, and model.inject is encoder with model.resample none; set model.inject=embed"),
+        (["model.inject=embed", "model.resample=perceiver"], "model.resample perceiver; set model.inject=embed and"),
+        ([*QFORMER, "data.max_pictures=2"], "matches one picture with a text, and data.max_pictures is 2"),
+        ([*QFORMER, "training.max_tokens_per_block=4096"], "training.max_tokens_per_block is 4,096; leave it out"),
+        ([*QFORMER, "stages.match.micro_batch_size=1"], "training.micro_batch_size is 1; give at least 2"),
+    ],
+)
+def test_what_a_stage_that_matches_cannot_use_is_named_before_the_start(overrides, message):
+    settings = load_settings(preset="demo", overrides=[*MATCHES, *overrides])
+    with pytest.raises(SettingsError, match=f"run.chain match-first, stage 'match' .*{message}"):
+        check_settings(settings)
+
+
+def test_a_stage_that_matches_without_features_is_refused():
+    with pytest.raises(SettingsError, match=r"nothing to train without data\.features"):
+        load_settings(preset="demo", overrides=[*MATCHES, *QFORMER, "data.features=null"])
+    check_settings(load_settings(preset="demo", overrides=[*MATCHES, *QFORMER]))
+
+
 def test_an_unknown_objective_is_named_with_its_stage_before_the_start(monkeypatch):
     chain = Chain("other", "QCM→A", (Stage("solve", "QCM-A", objective="contrast", writes=ANSWERS),))
     monkeypatch.setitem(CHAINS, "other", chain)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.config.chains import CHAINS
+from launcher.config.chains import CHAINS, MATCHING, Chain, Stage
 from launcher.config.loading import load_settings
 from launcher.config.settings import SettingsError
 from mmcot.texts.answers import split_reasons
@@ -16,7 +16,9 @@ PROBLEM = Sample(
 
 
 def settings_of(chain, *overrides):
-    given = ["answer.rationales=written"] if chain == "given-rationales" else []
+    given = {"given-rationales": ["answer.rationales=written"], "match-first": ["stages.match.num_steps=1"]}.get(
+        chain, []
+    )
     return load_settings(
         preset="demo", overrides=[f"run.chain={chain}", "answer.max_target_tokens=128", *given, *overrides]
     )
@@ -39,6 +41,7 @@ def test_each_chain_has_its_steps_and_the_format_of_the_paper():
         "answer": "QCM-A",
         "reason-then-answer": "QCM-LEA",
         "answer-then-explain": "QCM-ALE",
+        "match-first": "QCM-EA",
     }
     assert settings_of("reason-then-answer", "answer.format=QCM-EA").answer.format == "QCM-EA"
 
@@ -76,10 +79,29 @@ def test_reasons_are_held_against_what_the_model_has_learned():
         "answer": None,
         "reason-then-answer": "Fire is hot. Ice is cold.",
         "answer-then-explain": "Fire is hot. Ice is cold.",
+        "match-first": "Ice is cold.",
     }
 
 
-def test_all_chains_share_one_data_folder():
+def test_all_chains_share_one_data_folder_but_that_of_captions():
     from launcher.data.fingerprints import tokenizer_formats
 
-    assert {tuple(tokenizer_formats(settings_of(name))) for name in CHAINS} == {("QCM-E", "QCMG-A")}
+    formats = {name: tuple(tokenizer_formats(settings_of(name))) for name in CHAINS}
+    assert formats.pop("match-first") == ("V-C", "QCM-EA")
+    assert set(formats.values()) == {("QCM-E", "QCMG-A")}
+
+
+def test_the_chain_that_matches_first_trains_the_bridge_alone_in_both_stages():
+    settings = settings_of("match-first", "training.group_by_length=true")
+    assert settings.chain.steps == ("data", "train-match", "train-answer", "evaluate")
+    match, answer = (settings.training_of(name) for name in settings.chain.stage_names)
+    assert match.freeze_backbone and answer.freeze_backbone
+    assert not match.group_by_length and answer.group_by_length
+    assert settings.of_stage("answer", start="match/model").model.pretrained == "match/model"
+    assert settings_of("match-first", "model.pretrained=t5-small").of_stage("match").model.pretrained == "t5-small"
+
+
+@pytest.mark.parametrize("wrong", [{"trains": "all"}, {"trains": "bridge", "writes": "notes"}])
+def test_a_stage_that_matches_trains_the_bridge_and_writes_nothing(wrong):
+    with pytest.raises(ValueError, match="trains the bridge alone and writes no text"):
+        Chain("own", "V↔C", (Stage("match", "V-C", objective=MATCHING, **wrong), Stage("answer", "QCM-A")))

@@ -45,7 +45,9 @@ def test_operations_are_those_that_torch_counts(projection, with_picture):
 def test_padding_and_flops_reach_the_metrics():
     meter = Meter(peak_flops=1e9)
     counts = {
-        "target_tokens": 30,
+        "tokens": 30,
+        "pairs": 0,
+        "pair_tokens": 0,
         "source_tokens": 70,
         "padded_tokens": 120,
         "questions": 4,
