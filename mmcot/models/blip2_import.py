@@ -91,7 +91,7 @@ def _read_config(settings: dict[str, Any], source: pathlib.Path) -> Any:
             "yet; give a BLIP-2 with a T5, such as Salesforce/blip2-flan-t5-xl"
         )
     with opening(source, "the configuration of BLIP-2"):
-        config: Any = Blip2Config.from_pretrained(source)
+        config: Any = Blip2Config.from_pretrained(source, trust_remote_code=False)
     qformer = config.qformer_config
     for name, value, expected in (
         ("intermediate_size", qformer.intermediate_size, [4 * qformer.hidden_size]),

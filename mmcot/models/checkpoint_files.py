@@ -32,7 +32,7 @@ _EMBEDDING_COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _INDEX = ".index.json"  # names the file of each tensor where the weights are in several
 _EXPECTED = "a state dict (tensor names and tensors)"
-_COMPANION_FILES = (
+COMPANION_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -71,7 +71,7 @@ def read_settings(source: pathlib.Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; a published checkpoint is a folder with config.json and weights")
     settings = _read_json(path, "the configuration of a model")
-    for name in _COMPANION_FILES:
+    for name in COMPANION_FILES:
         companion = source / name
         if companion.is_file() and (fault := fault_of(companion, "a file of the model's tokenizer or settings")):
             raise CheckpointError(fault)
@@ -168,7 +168,7 @@ def write_model(
     if OUTPUT_LAYER in plain:  # it may share memory with the embedding, which safetensors does not allow
         plain[OUTPUT_LAYER] = plain[OUTPUT_LAYER].clone()
     safetensors.torch.save_file(plain, output / "model.safetensors", metadata={"format": "pt"})
-    copied = tuple(name for name in _COMPANION_FILES if (source / name).is_file())
+    copied = tuple(name for name in COMPANION_FILES if (source / name).is_file())
     for name in copied:
         shutil.copyfile(source / name, output / name)
     config.save_pretrained(output)

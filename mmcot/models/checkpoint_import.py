@@ -32,6 +32,7 @@ import torch
 
 from mmcot.models.blip2_import import read_blip2
 from mmcot.models.checkpoint_files import (
+    COMPANION_FILES,
     CheckpointError,
     Weights,
     check_output,
@@ -44,7 +45,13 @@ from mmcot.models.checkpoint_files import (
     write_model,
 )
 from mmcot.models.opening import DEFAULT, model_class
-from mmcot.models.perceiver_import import is_openflamingo, read_idefics, read_openflamingo, write_beside
+from mmcot.models.perceiver_import import (
+    PublishedResampler,
+    is_openflamingo,
+    read_idefics,
+    read_openflamingo,
+    write_beside,
+)
 from mmcot.vision.encoder_kinds import ENCODERS
 
 __all__ = ["CheckpointError", "ImportedCheckpoint", "import_checkpoint"]
@@ -97,7 +104,7 @@ def import_checkpoint(
     source, output = pathlib.Path(source_dir), pathlib.Path(output_dir)
     check_output(output)
     settings = {"model_type": "openflamingo"} if is_openflamingo(source) else read_settings(source)
-    kind = settings.get("model_type", "t5")
+    kind = str(settings.get("model_type", "t5"))
     _check_given(source, kind, vision_num_patches, vision_dim, language_model)
     if kind == "t5" and "d_model" in settings:
         return _import_published(settings, source, output, vision_num_patches, vision_dim)
@@ -108,12 +115,8 @@ def import_checkpoint(
         )
     if language_model is not None:
         size = {} if vision_num_patches is None else {"num_patches": vision_num_patches}
-        resampler = _PERCEIVERS[kind](source, **size)
-        config, num_parameters = write_beside(language_model, resampler, output)
-        return _imported(output, config, num_parameters, copied_files=("tokenizer",))
-    config, state = read_blip2(settings, source)
-    copied = write_model(state, config, source, output)
-    return _imported(output, config, _count(state), copied_files=copied, features="blip2")
+        return _import_resampler(_PERCEIVERS[kind](source, **size), language_model, output)
+    return _import_blip2(settings, source, output)
 
 
 def _check_given(
@@ -129,6 +132,18 @@ def _check_given(
         raise CheckpointError(f"{source} is of the kind {kind!r} and has its own language model; give no other one")
     if (dim is not None and kind != "t5") or (num_patches is not None and kind not in ("t5", "openflamingo")):
         raise CheckpointError(f"{source} is of the kind {kind!r}, which says the shape of its features; do not give it")
+
+
+def _import_resampler(resampler: PublishedResampler, language_model: str, output: pathlib.Path) -> ImportedCheckpoint:
+    config, num_parameters = write_beside(language_model, resampler, output)
+    copied = tuple(sorted(path.name for path in output.iterdir() if path.name in COMPANION_FILES))
+    return _imported(output, config, num_parameters, copied_files=copied)
+
+
+def _import_blip2(settings: dict[str, Any], source: pathlib.Path, output: pathlib.Path) -> ImportedCheckpoint:
+    config, state = read_blip2(settings, source)
+    copied = write_model(state, config, source, output)
+    return _imported(output, config, _count(state), copied_files=copied, features="blip2")
 
 
 def _imported(output: pathlib.Path, config: Any, num_parameters: int, **others: Any) -> ImportedCheckpoint:

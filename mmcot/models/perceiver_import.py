@@ -87,7 +87,7 @@ def read_idefics(source: pathlib.Path) -> PublishedResampler:
     from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
 
     with opening(source, "the configuration of IDEFICS"):
-        config: Any = IdeficsConfig.from_pretrained(source)
+        config: Any = IdeficsConfig.from_pretrained(source, trust_remote_code=False)
     if not config.use_resampler:
         raise CheckpointError(
             f"{source / 'config.json'} has use_resampler false: this IDEFICS has no resampler to read"
