@@ -86,7 +86,7 @@ def check_start(
     others = [other for other in names if other in MODULES and other not in fitting]
     if others:
         raise InputError(f"{pretrained} is a {others[0]}, the new model is a {name}; start from a {name}")
-    has_media = config.get("inject") == "embed"
+    has_media = config.get("inject", "encoder") != "encoder"
     for key, value in {**(shape or {}), **(media or {} if has_media else {})}.items():
         if config.get(key, value) != value:
             raise InputError(

@@ -89,7 +89,7 @@ class MultimodalT5Config(T5Config):
     @property
     def media_values(self) -> dict[str, Any]:
         """The values that describe the media, by their names."""
-        return {name: getattr(self, name) for name in MEDIA_VALUES} if self.inject == "embed" else {}
+        return {name: getattr(self, name) for name in MEDIA_VALUES} if self.inject != "encoder" else {}
 
     @property
     def is_tied(self) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import T5ForConditionalGeneration
 
 from mmcot.decoding.engine import Engine
@@ -16,6 +19,7 @@ from mmcot.models.step_decoder import StepDecoder
 from mmcot.models.t5 import T5ForMultimodalGeneration
 from mmcot.texts.encoding import EncodedPair, collate
 
+GOLDEN = Path(__file__).parents[1] / "golden" / "bridges"  # its make.py says how the files were made
 PAD, EOS = 0, 1
 SHAPE = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2, "dropout_rate": 0.0}
 PAIRS = [
@@ -81,6 +85,35 @@ def test_a_token_reads_its_own_picture_alone_and_none_before_the_first():
     first, second = block(x, media, mask), block(x, other, mask)
     assert torch.equal(first[:, :3], second[:, :3]) and not torch.allclose(first[:, 3:], second[:, 3:])
     torch.testing.assert_close(first[:, 0], block.transform(x)[:, 0])
+
+
+@pytest.mark.parametrize("peer", ["flamingo_pytorch", "open_flamingo"])
+def test_the_block_is_that_of_the_ports_of_flamingo(peer):
+    tensors = load_file(GOLDEN / f"{peer}_block.safetensors")
+    weights = {name.removeprefix("weights."): w for name, w in tensors.items() if name.startswith("weights.")}
+    keys, values = weights["attn.to_kv.weight"].chunk(2)
+    ours = {
+        "attention_norm.weight": weights["attn.norm.weight"],
+        "attention_norm.bias": weights["attn.norm.bias"],
+        "attention.q_proj.weight": weights["attn.to_q.weight"],
+        "attention.k_proj.weight": keys,
+        "attention.v_proj.weight": values,
+        "attention.out_proj.weight": weights["attn.to_out.weight"],
+        "attention_gate.scale": weights["attn_gate"],
+        "feed_forward_norm.weight": weights["ff.0.weight"],
+        "feed_forward_norm.bias": weights["ff.0.bias"],
+        "feed_forward.fc1.weight": weights["ff.1.weight"],
+        "feed_forward.fc2.weight": weights["ff.3.weight"],
+        "feed_forward_gate.scale": weights["ff_gate"],
+    }
+    media = tensors["inputs.media"]  # [B, M, K, C]
+    block = GatedCrossAttention(width=8, media_width=media.shape[3], num_heads=2, head_width=3)
+    block.load_state_dict(ours)
+    mask = own_picture_mask(
+        tensors["inputs.media_locations"].bool(), num_pictures=media.shape[1], tokens_per_picture=media.shape[2]
+    )
+    found = block(tensors["inputs.x"], media.flatten(1, 2), mask)
+    torch.testing.assert_close(found, tensors["outputs.x"], rtol=0, atol=2e-6)
 
 
 def test_a_picture_changes_its_own_row_and_a_row_without_one_reads_no_media(batch):
