@@ -32,7 +32,7 @@ def opening(name: str | Path, what: str) -> Iterator[None]:
         InputError: a file of the folder is a pointer, a page or empty, or the block could not open it.
         MissingPackageError: transformers needs another package for it.
     """
-    folder = _folder_of(name)
+    folder = folder_of(name)
     if folder is not None:
         for path in _files(folder, _SETTINGS):
             if is_stand_in(path):
@@ -61,7 +61,7 @@ def _why(name: str, what: str, error: Exception) -> str:
             f"{what} of {name} needs code that comes with it (auto_map in its JSON files), which is never run; use one "
             "of transformers' own classes"
         )
-    folder = _folder_of(name)
+    folder = folder_of(name)
     if folder is not None:
         faults = (fault_of(path, "a file of a saved model") for path in _files(folder, _FILES))
         if fault := next((fault for fault in faults if fault is not None), None):
@@ -115,7 +115,7 @@ def _files(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
     return [path for path in found if path.is_file()]
 
 
-def _folder_of(name: str | Path) -> Path | None:
+def folder_of(name: str | Path) -> Path | None:
     """The folder of a saved model, in this machine's cache for an id; None where there is none."""
     if Path(name).is_dir():
         return Path(name)

@@ -42,8 +42,8 @@ def check_settings(settings: Settings) -> None:
         except ValueError as error:
             raise SettingsError(f"setting {stage}.format: {error}") from None
     _check_objectives(settings)
-    _check_frozen_start(settings)
     _check_matching(settings)
+    _check_frozen_start(settings)
     for stage in settings.chain.stage_names:
         if (num_steps := settings.stage(stage).num_steps) is not None:
             check_patience(settings.training, stage, num_steps)
@@ -74,9 +74,11 @@ def _check_frozen_start(settings: Settings) -> None:
     """Check that no language model of random weights is frozen, unless the parts that are trained were named."""
     if settings.model.pretrained:
         return
+    has_learned: dict[str, bool] = {PRETRAINED: False}
     for stage in settings.chain.stages:
         trains = settings.training_of(stage.name).trains
-        if stage.starts_from == PRETRAINED and trains in ("bridge", "lora"):
+        has_learned[stage.name] = has_learned[stage.starts_from] or trains not in ("bridge", "lora")
+        if stage.objective != MATCHING and not has_learned[stage.name]:  # matching does not use the language model
             raise SettingsError(
                 f"stage {stage.name!r} trains {trains} and freezes a language model of random weights, which knows "
                 "nothing; set model.pretrained (a Hugging Face id, or a folder such as runs/NAME/answer/model), train "

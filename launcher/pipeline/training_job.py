@@ -33,7 +33,6 @@ def plan_training(
     """
     settings, report = _of_stage(attempt, stage), attempt.report
     _check_start(settings, stage, folder, report)
-    _note_random_language(attempt.settings, stage, report)
     spec = settings.stage(stage)
     cache = attempt.run_dir.lengths if folder.is_remote else folder.path / "lengths"
     paths, lengths, shards = {}, {}, {}
@@ -137,18 +136,6 @@ def _check_pairs(text_lengths: np.ndarray, folder: DataFolder, split: str, place
             report(
                 f"{lacking:,} of {len(text_lengths):,} samples of {split} have no {what} and no part in the matching"
             )
-
-
-def _note_random_language(settings: Settings, stage: str, report: Report) -> None:
-    """Say where the bridge alone is trained and nothing has trained the language model."""
-    each = settings.chain.stage(stage)
-    while each.trains == "bridge" and each.starts_from != PRETRAINED:
-        each = settings.chain.stage(each.starts_from)
-    if each.trains == "bridge" and settings.model.pretrained is None:
-        report(
-            f"note: stage {stage!r} trains the bridge alone, and the language model has random weights, which no stage "
-            "trains; give a trained one in model.pretrained"
-        )
 
 
 def _check_start(settings: Settings, stage: str, folder: DataFolder, report: Report) -> None:

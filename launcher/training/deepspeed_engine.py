@@ -20,6 +20,7 @@ from launcher.config.loading import read_deepspeed
 from launcher.config.settings import SettingsError, Training
 from launcher.training.checkpoint_writer import HostCopies
 from launcher.training.collectives import open_host_group, refuse_pickles
+from launcher.training.frozen_weights import exact_weights
 from launcher.training.rank_sockets import listen_on_ranks_network
 from launcher.training.whole_gradients import no_whole_gradients, use_whole_gradients
 from mmcot.models.device import open_device
@@ -219,7 +220,8 @@ def set_learning_rate(engine: deepspeed.DeepSpeedEngine, value: float) -> None:
 def full_state_dict(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor] | None:
     """The whole model's weights on rank 0, None elsewhere; every rank must call it.
 
-    Of a training in bf16 they are the fp32 weights that the optimizer updates, not their rounded copies.
+    Of a training in bf16 they are the fp32 weights that the optimizer updates and those that it started from, not their
+    rounded copies.
     """
     if engine.bfloat16_enabled():
         return _full_masters(engine)
@@ -232,17 +234,23 @@ def full_state_dict(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor
 def _full_masters(engine: deepspeed.DeepSpeedEngine) -> dict[str, torch.Tensor] | None:
     module: Any = engine.module
     masters: dict[int, Any] = {}
+    rounded: dict[int, torch.Tensor] = {}
     for parameter in module.parameters():
         master = safe_get_full_fp32_param(parameter) if parameter.requires_grad else None
         if master is None:  # a parameter that is not trained has no fp32 copy
             with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
-                master = parameter.detach().float()
-        if dist.get_rank() == 0:
+                if dist.get_rank() == 0:
+                    rounded[id(parameter)] = parameter.detach().cpu().clone()
+        elif dist.get_rank() == 0:
             masters[id(parameter)] = master.cpu()
     if dist.get_rank() != 0:
         return None
-    # By all names of a tensor: tied weights have several.
-    return {name: masters.get(id(value), value) for name, value in module.state_dict(keep_vars=True).items()}
+    state = module.state_dict(keep_vars=True)  # by all names of a tensor: tied weights have several
+    exact = exact_weights(
+        module.name_or_path, {n: rounded[id(value)] for n, value in state.items() if id(value) in rounded}
+    )
+    masters |= {key: value.float() for key, value in rounded.items()} | {id(state[n]): exact[n] for n in exact}
+    return {name: masters.get(id(value), value) for name, value in state.items()}
 
 
 def _parameter_groups(model: Any, training: Training) -> list[dict[str, Any]]:

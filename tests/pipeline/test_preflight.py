@@ -13,7 +13,7 @@ from launcher.config.chains import ANSWERS, CHAINS, Chain, Stage
 from launcher.config.loading import load_settings
 from launcher.config.settings import SettingsError
 from launcher.pipeline.preflight import check_machine, check_settings
-from launcher.pipeline.training_job import _check_pairs, _note_random_language
+from launcher.pipeline.training_job import _check_pairs
 from launcher.stages.hub import fetch_pretrained
 from launcher.training.deepspeed_engine import _parameter_groups, deepspeed_config
 from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
@@ -196,7 +196,7 @@ def test_what_a_stage_that_matches_cannot_use_is_named_before_the_start(override
 def test_a_stage_that_matches_without_features_is_refused():
     with pytest.raises(SettingsError, match=r"nothing to train without data\.features"):
         load_settings(preset="demo", overrides=[*MATCHES, *QFORMER, "data.features=null"])
-    check_settings(load_settings(preset="demo", overrides=[*MATCHES, *QFORMER]))
+    check_settings(load_settings(preset="demo", overrides=[*MATCHES, *QFORMER, "answer.trains=all"]))
 
 
 def test_a_split_without_a_text_or_a_picture_to_match_is_refused_and_rows_that_lack_one_are_counted():
@@ -211,11 +211,11 @@ def test_a_split_without_a_text_or_a_picture_to_match_is_refused_and_rows_that_l
         _check_pairs(np.array([5]), folder, "val", "stage 'match'", lines.append)
 
 
-@pytest.mark.parametrize(("pretrained", "told"), [(None, True), ("t5-small", False)])
-def test_a_bridge_that_is_trained_beside_a_random_language_model_is_told(pretrained, told):
-    lines, overrides = [], [*MATCHES, *QFORMER] + ([f"model.pretrained={pretrained}"] if pretrained else [])
-    _note_random_language(load_settings(preset="demo", overrides=overrides), "answer", lines.append)
-    assert [line.endswith("give a trained one in model.pretrained") for line in lines] == [True] * told
+def test_a_bridge_beside_a_random_language_model_that_no_stage_trains_is_refused():
+    overrides = [*MATCHES, *QFORMER]
+    with pytest.raises(SettingsError, match="stage 'answer' trains bridge and freezes a language model of random"):
+        check_settings(load_settings(preset="demo", overrides=overrides))
+    check_settings(load_settings(preset="demo", overrides=[*overrides, "answer.trains=all"]))
 
 
 def test_an_unknown_objective_is_named_with_its_stage_before_the_start(monkeypatch):
