@@ -64,7 +64,8 @@ def is_as_forecast(found_gib: float, expected_gib: float) -> bool:
 def read_forecast(path: Path) -> dict[Case, float]:
     """The peaks of one GPU in GiB from a JSON of combinations.
 
-    {"combinations": [{"size": "base", "zero_stage": 1, "gpus": 1, "checkpointing": false, "offload": "none", "trains": "all",
+    {"combinations": [{"size": "base", "zero_stage": 1, "gpus": 1, "checkpointing": false, "offload": "none",
+                       "trains": "all",
                        "shapes": [{"rows": 8, "source": 96, "target": 64, "peak_bytes": 5000000000}]}]}
     """
 

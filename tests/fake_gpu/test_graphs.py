@@ -8,9 +8,11 @@ from fake_gpu import run_on_fake_gpu
 pytestmark = pytest.mark.fake_gpu
 
 
-@pytest.mark.parametrize(("stage", "precision"), [("1", "bf16"), ("0", "fp32")])
-def test_a_known_shape_is_one_launch_and_a_dropped_one_is_captured_again(stage, precision):
-    counts = run_on_fake_gpu("graphs.py", stage, precision)
+@pytest.mark.parametrize(
+    ("stage", "precision", "trains"), [("1", "bf16", "all"), ("0", "fp32", "all"), ("1", "bf16", "lora")]
+)
+def test_a_known_shape_is_one_launch_and_a_dropped_one_is_captured_again(stage, precision, trains):
+    counts = run_on_fake_gpu("graphs.py", stage, precision, trains)
     assert counts["failure"] is None and counts["kept"] == 2, counts
     assert counts["eager"]["launch"] > 600 and counts["eager"]["graph"] == 0
     assert counts["replayed"]["graph"] == 2 and counts["replayed"]["launch"] <= 60, counts  # two blocks and the update

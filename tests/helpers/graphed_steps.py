@@ -1,4 +1,4 @@
-"""Trains two models of the same weights on one rank, one of them by block graphs: graphed_steps.py PRECISION.
+"""Trains two models of the same weights on one rank, one of them by block graphs: graphed_steps.py PRECISION TRAINS.
 
 Without a GPU the operations of a graph run one by one; what is compared is what the graphs add to them: tensors and
 scales at fixed places, gradients in place, dummy blocks, dropout, observed steps, dropped shapes. Prints JSON.
@@ -21,6 +21,7 @@ from launcher.training.engine_steps import optimizer_step
 from launcher.training.step_checks import gradient_norm
 from launcher.training.throughput import Meter
 from launcher.training.whole_gradients import use_whole_gradients
+from mmcot.models.lora import add_adapters
 from mmcot.models.loss import OBJECTIVES
 from mmcot.models.t5 import T5ForMultimodalGeneration
 
@@ -42,26 +43,32 @@ def make_block(source: int, target: int, seed: int, is_dummy: bool) -> Block:
     return Block(tensors, () if is_dummy else ("a", "b", "c"))
 
 
-def new_engine(stage: int, precision: str):
+def new_engine(stage: int, precision: str, trains: str):
     torch.manual_seed(7)
+
+    def build():
+        vision = {"vision_num_patches": 5, "vision_dim": 16}
+        model = T5ForMultimodalGeneration.start(SHAPE, vision, pad_token_id=0, eos_token_id=1)
+        if trains == "lora":
+            add_adapters(model, rank=2, alpha=4.0, dropout=0.1, targets=["q", "v", "wi"], seed=0)
+        return model
+
     return build_engine(
-        lambda: T5ForMultimodalGeneration.start(
-            SHAPE, {"vision_num_patches": 5, "vision_dim": 16}, pad_token_id=0, eos_token_id=1
-        ),
-        Training(zero_stage=stage, precision=precision, learning_rate=1e-2),
+        build,
+        Training(zero_stage=stage, precision=precision, learning_rate=1e-2, trains=trains),
         world_size=1,
         random_weights=True,
     )
 
 
-def main(precision: str) -> None:
+def main(precision: str, trains: str) -> None:
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ[name] = value
     os.environ["MASTER_PORT"] = "0"
     torch.set_num_threads(1)
     init_distributed(use_gpu=False)
     stage = 0 if precision == "fp32" else 1
-    plain, graphed = (new_engine(stage, precision) for _ in range(2))
+    plain, graphed = (new_engine(stage, precision, trains) for _ in range(2))
     if precision == "fp32":
         use_whole_gradients(graphed, clip_norm=1.0, in_place=True)
     graphs, results = BlockGraphs(graphed, OBJECTIVES["text"], max_graphs=2), {"replays": 0}
@@ -105,4 +112,4 @@ def main(precision: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -15,11 +15,15 @@ from launcher.config.settings import Training
 from launcher.training.block_graphs import _close, reason_without_graphs
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_steps_of_graphs_compute_the_losses_norms_and_weights_of_steps_without(precision):
+@pytest.mark.parametrize(
+    ("precision", "trains"),
+    [("fp32", "all"), ("bf16", "all"), pytest.param("bf16", "lora", marks=pytest.mark.long)],
+)
+def test_steps_of_graphs_compute_the_losses_norms_and_weights_of_steps_without(precision, trains):
     script = Path(__file__).parents[1] / "helpers" / "graphed_steps.py"
     environment = {**os.environ, "TORCHDYNAMO_DISABLE": "1", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([sys.executable, script, precision], env=environment, capture_output=True, text=True)
+    command = [sys.executable, script, precision, trains]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads(result.stdout.splitlines()[-1])
     # The step with the first occurrences has none; then two of the three shapes are kept, one is captured each time.

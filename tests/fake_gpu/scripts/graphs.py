@@ -1,4 +1,4 @@
-"""Counts of a training step whose blocks are CUDA graphs: graphs.py ZERO_STAGE PRECISION."""
+"""Counts of a training step whose blocks are CUDA graphs: graphs.py ZERO_STAGE PRECISION TRAINS."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from launcher.training.engine_steps import optimizer_step
 from launcher.training.throughput import Meter
 from mmcot.models.loss import OBJECTIVES
 
-stage, precision = int(sys.argv[1]), sys.argv[2]
-engine = open_engine(stage, precision)
+engine = open_engine(int(sys.argv[1]), *sys.argv[2:])
 block_graphs._close = lambda *values: True  # the stand-in computes no losses
 graphs = block_graphs.BlockGraphs(engine, OBJECTIVES["text"], max_graphs=2)
 
