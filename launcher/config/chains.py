@@ -26,6 +26,7 @@ MATCHING = "matching"  # BLIP-2's stage one: which pictures and texts belong tog
 TRAINED_PARTS = ("all", "bridge", "lora")
 RATIONALE, ANSWER = "rationale", "answer"  # the stages of the published system, with settings sections of their own
 MATCH = "match"
+ALIGN = "align"
 _TAKEN = {
     *("data", "steps", "logs", "lengths", "tune", "trials", "evaluations", "rank-token", "pipeline", "tuning"),
     *(EVALUATE, ANSWERS),
@@ -244,6 +245,14 @@ CHAINS: dict[str, Chain] = {
             (
                 Stage(MATCH, "V-C", objective=MATCHING, trains="bridge"),
                 Stage(ANSWER, "QCM-EA", starts_from=MATCH, trains="bridge", writes=ANSWERS),
+            ),
+        ),
+        Chain(
+            "align-first",
+            "V→C, QCM→RA",
+            (
+                Stage(ALIGN, "V-C", trains="bridge"),
+                Stage(ANSWER, "QCM-EA", starts_from=ALIGN, writes=ANSWERS),
             ),
         ),
     )

@@ -51,7 +51,8 @@ class Run(_Section):
         default="two-stage",
         description="what is trained: two-stage (first the rationale and then the answer), given-rationales (the "
         "answer with those of answer.rationales), reason-then-answer or answer-then-explain (one model for both), "
-        "answer (the answer alone), or match-first (a Q-Former first learns which pictures and texts belong together)",
+        "answer (the answer alone), match-first (BLIP-2: a Q-Former first learns which pictures and texts belong "
+        "together) or align-first (LLaVA: the bridge first learns to write captions, then all to answer)",
     )
 
     @pydantic.field_validator("chain")

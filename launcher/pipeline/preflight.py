@@ -98,6 +98,11 @@ def _check_matching(settings: Settings) -> None:
                 f"{place} trains a Q-Former, and model.inject is {model.inject} with model.resample {model.resample}; "
                 "set model.inject=embed and model.resample=qformer"
             )
+        if training.trained != "bridge":
+            raise SettingsError(
+                f"{place} does not use the language model and trains the bridge alone, and stages.{stage.name}.trains is "
+                f"{training.trained}; leave it out"
+            )
         if data.max_pictures != 1:
             raise SettingsError(
                 f"{place} matches one picture with a text, and data.max_pictures is {data.max_pictures}; set it to 1"

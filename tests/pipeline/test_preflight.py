@@ -181,6 +181,10 @@ QFORMER = ["model.inject=embed", "model.resample=qformer"]
     ("overrides", "message"),
     [
         ([], "trains a Q-Former, and model.inject is encoder with model.resample none; set model.inject=embed"),
+        (
+            [*QFORMER, "stages.match.trains=all"],
+            "bridge alone, and stages.match.trains is all; leave it out",
+        ),
         (["model.inject=embed", "model.resample=perceiver"], "model.resample perceiver; set model.inject=embed and"),
         ([*QFORMER, "data.max_pictures=2"], "matches one picture with a text, and data.max_pictures is 2"),
         ([*QFORMER, "training.max_tokens_per_block=4096"], "training.max_tokens_per_block is 4,096; leave it out"),

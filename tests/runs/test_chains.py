@@ -16,9 +16,11 @@ PROBLEM = Sample(
 
 
 def settings_of(chain, *overrides):
-    given = {"given-rationales": ["answer.rationales=written"], "match-first": ["stages.match.num_steps=1"]}.get(
-        chain, []
-    )
+    given = {
+        "given-rationales": ["answer.rationales=written"],
+        "match-first": ["stages.match.num_steps=1"],
+        "align-first": ["stages.align.num_steps=1"],
+    }.get(chain, [])
     return load_settings(
         preset="demo", overrides=[f"run.chain={chain}", "answer.max_target_tokens=128", *given, *overrides]
     )
@@ -42,6 +44,7 @@ def test_each_chain_has_its_steps_and_the_format_of_the_paper():
         "reason-then-answer": "QCM-LEA",
         "answer-then-explain": "QCM-ALE",
         "match-first": "QCM-EA",
+        "align-first": "QCM-EA",
     }
     assert settings_of("reason-then-answer", "answer.format=QCM-EA").answer.format == "QCM-EA"
 
@@ -80,6 +83,7 @@ def test_reasons_are_held_against_what_the_model_has_learned():
         "reason-then-answer": "Fire is hot. Ice is cold.",
         "answer-then-explain": "Fire is hot. Ice is cold.",
         "match-first": "Ice is cold.",
+        "align-first": "Ice is cold.",
     }
 
 
@@ -87,7 +91,7 @@ def test_all_chains_share_one_data_folder_but_that_of_captions():
     from launcher.data.fingerprints import tokenizer_formats
 
     formats = {name: tuple(tokenizer_formats(settings_of(name))) for name in CHAINS}
-    assert formats.pop("match-first") == ("V-C", "QCM-EA")
+    assert formats.pop("match-first") == formats.pop("align-first") == ("V-C", "QCM-EA")
     assert set(formats.values()) == {("QCM-E", "QCMG-A")}
 
 
@@ -99,6 +103,14 @@ def test_the_chain_that_matches_first_trains_the_bridge_alone_in_both_stages():
     assert not match.group_by_length and answer.group_by_length
     assert settings.of_stage("answer", start="match/model").model.pretrained == "match/model"
     assert settings_of("match-first", "model.pretrained=t5-small").of_stage("match").model.pretrained == "t5-small"
+
+
+def test_the_chain_that_aligns_first_trains_the_bridge_on_captions_and_then_all_unless_the_stage_says_otherwise():
+    settings = settings_of("align-first")
+    assert settings.chain.steps == ("data", "train-align", "train-answer", "evaluate")
+    assert [settings.training_of(name).trained for name in settings.chain.stage_names] == ["bridge", "all"]
+    lora = settings_of("align-first", "answer.trains=lora")
+    assert [lora.training_of(name).trained for name in lora.chain.stage_names] == ["bridge", "lora"]
 
 
 @pytest.mark.parametrize("wrong", [{"trains": "all"}, {"trains": "bridge", "writes": "notes"}])
