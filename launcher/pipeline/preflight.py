@@ -100,7 +100,7 @@ def _check_matching(settings: Settings) -> None:
             )
         if training.trained != "bridge":
             raise SettingsError(
-                f"{place} does not use the language model and trains the bridge alone, and stages.{stage.name}.trains is "
+                f"{place} uses no language model and trains the bridge alone, and stages.{stage.name}.trains is "
                 f"{training.trained}; leave it out"
             )
         if data.max_pictures != 1:
