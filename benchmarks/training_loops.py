@@ -150,12 +150,15 @@ def share(steps: Sequence[Step], *, rank: int, world_size: int) -> list[Step]:
 def new_model(shape: dict[str, Any]) -> T5ForMultimodalGeneration:
     """The same random weights at every call; the head's are small, so that the first loss is near that of chance.
 
+    ``shape`` are the sizes of a T5; its ``bridge`` has values of ``MultimodalT5Config`` that say where pictures enter.
+
     As transformers draws them the loss begins near 100: most probabilities are then subnormal numbers, with which a
     processor multiplies matrices many times slower, and a step would measure those.
     """
     torch.manual_seed(0)
-    vision = {"vision_num_patches": PATCHES[0], "vision_dim": PATCHES[1]}
-    model = T5ForMultimodalGeneration.start(shape | KIND, vision, pad_token_id=0, eos_token_id=1)
+    sizes = {name: value for name, value in shape.items() if name != "bridge"}
+    vision = {"vision_num_patches": PATCHES[0], "vision_dim": PATCHES[1]} | shape.get("bridge", {})
+    model = T5ForMultimodalGeneration.start(sizes | KIND, vision, pad_token_id=0, eos_token_id=1)
     with torch.no_grad():
         model.lm_head.weight.mul_(shape["d_model"] ** -0.5)
     return model
