@@ -12,7 +12,7 @@ from launcher.runs.exported import verify_model
 from launcher.stages.samples import StageSamples, picture_tokens
 from mmcot.errors import InputError
 from mmcot.models.lora import add_adapters
-from mmcot.models.opening import check_start, class_name, model_class
+from mmcot.models.opening import check_start, class_name, model_class, reads_text_alone
 from mmcot.models.trained_parts import ParameterCounts, choose_trained, count_parameters
 from mmcot.pretrained import opening
 from mmcot.vision.patches import PATCH_SCALE
@@ -46,7 +46,11 @@ def _start(settings: Settings, samples: StageSamples, vision: dict[str, Any], na
         check_start(name, settings.model.pretrained, **settings.model.fixed_by_start(int(vision["vision_dim"])))
         with opening(settings.model.pretrained, "model.pretrained"):
             return model_class(name).from_pretrained(
-                settings.model.pretrained, trust_remote_code=False, dtype=torch.float32, **vision
+                settings.model.pretrained,
+                trust_remote_code=False,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=reads_text_alone(settings.model.pretrained),
+                **vision,
             )
     tokenizer, shape = samples.tokenizer, settings.model.shape
     return model_class(name).start(

@@ -63,7 +63,8 @@ def check_start(
     """Check that a model of class ``name`` can start from the weights of ``pretrained``.
 
     Args:
-        pretrained: a folder or a Hugging Face id; one of a text-only language model fits every class.
+        pretrained: a folder or a Hugging Face id; one of a text-only language model fits every class, as does one of
+            ours that was trained without features.
         shape: values of the new model's configuration that its weights depend on, such as ``vision_dim``. What the
             pretrained configuration does not name is not compared.
         media: such values of the new model's media tokens, compared with a pretrained model that has media too; any
@@ -72,10 +73,7 @@ def check_start(
     Raises:
         InputError: it cannot be opened, is a model of a class that is no relative, or has another shape.
     """
-    from transformers import PreTrainedConfig
-
-    with opening(pretrained, "the model"):
-        config, _ = PreTrainedConfig.get_config_dict(pretrained, trust_remote_code=False)
+    config = _config_of(pretrained)
     if not config or not isinstance(config, dict):
         raise InputError(
             f"{pretrained} has no configuration of a model (config.json); give the folder or id of a saved "
@@ -86,6 +84,8 @@ def check_start(
     others = [other for other in names if other in MODULES and other not in fitting]
     if others:
         raise InputError(f"{pretrained} is a {others[0]}, the new model is a {name}; start from a {name}")
+    if _is_text_alone(config):
+        return
     has_media = config.get("inject", "encoder") != "encoder"
     for key, value in {**(shape or {}), **(media or {} if has_media else {})}.items():
         if config.get(key, value) != value:
@@ -93,6 +93,22 @@ def check_start(
                 f"{pretrained} was trained with {key} {config[key]!r}, the new model has {value!r}; use the features "
                 "and the fusion or resampler that it was trained with, or a text-only backbone"
             )
+
+
+def reads_text_alone(pretrained: str) -> bool:
+    """Whether a model of ours was trained without features: its fusion, of one number, is to be made anew."""
+    return _is_text_alone(_config_of(pretrained))
+
+
+def _is_text_alone(config: Mapping[str, Any]) -> bool:
+    return (config.get("vision_num_patches"), config.get("vision_dim")) == (1, 1)
+
+
+def _config_of(pretrained: str) -> dict[str, Any]:
+    from transformers import PreTrainedConfig
+
+    with opening(pretrained, "the model"):
+        return PreTrainedConfig.get_config_dict(pretrained, trust_remote_code=False)[0]
 
 
 def _name_in(folder: str | Path) -> str:

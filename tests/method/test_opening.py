@@ -55,3 +55,24 @@ def test_an_unknown_fusion_is_refused_with_what_exists():
 
     with pytest.raises(SettingsError, match=r"'nothing' is unknown; expected one of gated_cross_attention"):
         load_settings(preset="demo", overrides=["model.fusion=nothing"])
+
+
+def test_a_model_that_was_trained_without_features_gives_a_model_with_a_fusion_its_language_model(tmp_path):
+    import torch
+
+    from mmcot import T5ForMultimodalGeneration, open_model
+    from mmcot.models import opening
+
+    sizes = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    text = {"vision_num_patches": 1, "vision_dim": 1}
+    T5ForMultimodalGeneration.start(sizes, text, pad_token_id=0, eos_token_id=1).save_pretrained(tmp_path)
+    opening.check_start("T5ForMultimodalGeneration", str(tmp_path), shape={"vision_dim": 12})
+    assert opening.reads_text_alone(str(tmp_path))
+    model = T5ForMultimodalGeneration.from_pretrained(
+        tmp_path, ignore_mismatched_sizes=True, vision_num_patches=5, vision_dim=12
+    )
+    assert model.encoder.image_dense.weight.shape == (16, 12)
+    assert model.encoder.image_dense.weight.std().item() == pytest.approx(12**-0.5, rel=0.3)
+    assert not model.encoder.image_dense.bias.any()
+    start = open_model(tmp_path)
+    assert torch.equal(model.shared.weight, start.shared.weight)
