@@ -853,7 +853,7 @@ class Settings(_Section):
     @property
     def stages_train_alike(self) -> bool:
         """Whether no stage trains other parts of its model than the others."""
-        return len({str(self.stage(stage.name).trains or stage.trains) for stage in self.chain.stages}) == 1
+        return len({str(self.training_of(name).trained) for name in self.chain.stage_names}) == 1
 
     def of_stage(self, name: str, *, start: str | None = None) -> Settings:
         """Return the settings as the training of a stage uses them.

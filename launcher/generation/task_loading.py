@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from data_shards.generated_texts import Task
 from launcher.stages.jobs import GenerationJob
 
@@ -97,13 +99,15 @@ class TaskLoader:
         numbers = reader.samples_of_shard(task.shard)[task.start : task.start + task.num_samples]
         if samples.is_remote:
             samples.prefetch(numbers)
+            if self._job.other_pictures:
+                samples.prefetch(np.sort(samples.others(numbers)))
         sources, features, other_pictures = [], [], self._job.other_pictures
         for number in numbers:
             if is_dropped.is_set():
                 raise _Dropped(task)
             pair, own = samples.read(number)
             sources.append(pair.source_ids)
-            features.append(samples.features_of_another(number) if other_pictures else own)
+            features.append(samples.features_of_another(number, own) if other_pictures else own)
             self._num_read += 1
         batches = batch_sources(
             sources,

@@ -40,6 +40,8 @@ def plan_training(
         key = LengthsOf(settings, stage, split, folder.location, texts)
         samples = key.open()
         depends = inputs | spec.model_dump() | {"split": split, "use_caption": settings.data.use_caption}
+        if samples.pictures is not None:  # their places are tokens of the source
+            depends |= {"pictures": [samples.pictures.per_picture, samples.pictures.max_pictures]}
         reads = settings.chain.stage(stage).reads
         depends |= {"gold_formats": [settings.gold_format(settings.chain.writer_of(text)) for text in reads]}
         paths[split] = str(cached_lengths(key, samples, cache, depends).absolute())

@@ -9,7 +9,7 @@ import torch
 from launcher.config.chains import MATCHING, TEXT
 from launcher.config.settings import Settings
 from launcher.runs.exported import verify_model
-from launcher.stages.samples import StageSamples, picture_tokens
+from launcher.stages.samples import GRAPH_LENGTH_MULTIPLE, StageSamples, picture_tokens
 from mmcot.errors import InputError
 from mmcot.models.lora import add_adapters
 from mmcot.models.opening import check_start, class_name, model_class, reads_text_alone
@@ -43,7 +43,9 @@ def _start(settings: Settings, samples: StageSamples, vision: dict[str, Any], na
     """The model of class ``name`` without adapters."""
     if settings.model.pretrained:
         verify_model(settings.model.pretrained)  # it may be another run's
-        check_start(name, settings.model.pretrained, **settings.model.fixed_by_start(int(vision["vision_dim"])))
+        fixed = settings.model.fixed_by_start(int(vision["vision_dim"]))
+        sizes = {key: vision[key] for key in ("max_text_tokens", "projection_width")}
+        check_start(name, settings.model.pretrained, **fixed, matching=sizes)
         with opening(settings.model.pretrained, "model.pretrained"):
             return model_class(name).from_pretrained(
                 settings.model.pretrained,
@@ -130,7 +132,9 @@ def _shape(settings: Settings, samples: StageSamples) -> dict[str, Any]:
 
 def _vision_of(settings: Settings, samples: StageSamples, objective: str) -> dict[str, Any]:
     feature_shape = samples.reader.feature_shape if settings.data.features else (1, 1)
-    return _vision(settings, feature_shape, objective, max_text_tokens=samples.max_target_tokens)
+    # A block's texts are padded to such a multiple on GPUs.
+    longest = -(-samples.max_target_tokens // GRAPH_LENGTH_MULTIPLE) * GRAPH_LENGTH_MULTIPLE
+    return _vision(settings, feature_shape, objective, max_text_tokens=longest)
 
 
 def _vision(

@@ -158,17 +158,19 @@ class StageSamples:
                 "a document) and its features: build the features again, or correct the sample"
             )
 
-    def features_of_another(self, sample: int) -> np.ndarray | None:
-        """Read the features of another sample of the split with as many pictures, or its own where there is none.
+    def others(self, samples: np.ndarray) -> np.ndarray:
+        """The samples whose pictures ``features_of_another`` tries first: those half the split away."""
+        return (samples + len(self) // 2) % len(self)
+
+    def features_of_another(self, sample: int, own: np.ndarray | None) -> np.ndarray | None:
+        """Read the features of another sample of the split with as many pictures; ``own`` where there is none.
 
         Those of the next sample from half the split on, so that neighbours have different ones.
         """
-        own = self.reader.features(sample)
         if own is None or not len(own):
             return own
-        half = len(self) // 2
         for step in range(len(self) - 1):
-            other = self.reader.features((sample + half + step) % len(self))
+            other = self.reader.features(int(self.others(np.array(sample + step))))
             if other is not None and len(other) == len(own) and not np.array_equal(other, own):
                 return other
         return own

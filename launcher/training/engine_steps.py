@@ -103,8 +103,8 @@ def validation_loss(
             if block.qids:  # a dummy block has none
                 counts = {unit: counts[unit] + count for unit, count in count_units(block.tensors).items()}
     totals = host_sum([*sums.values(), *counts.values()])
-    counts = dict(zip(counts, totals[len(sums) :], strict=True))
-    return {name: total / max(1.0, counts[units[name]]) for name, total in zip(sums, totals, strict=False)}
+    number_of: dict[str, float] = dict(zip(counts, totals[len(sums) :], strict=True))
+    return {name: total / max(1.0, number_of[units[name]]) for name, total in zip(sums, totals, strict=False)}
 
 
 def block_loss(engine: Any, block: Block, objective: Objective) -> LossParts:

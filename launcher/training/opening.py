@@ -35,6 +35,7 @@ from launcher.training.zero_stage import with_zero_stage
 from mmcot.models.device import DTYPES
 from mmcot.models.flops import measure_peak_flops
 from mmcot.models.loss import objective_named
+from mmcot.models.opening import reads_text_alone
 from mmcot.models.trained_parts import count_parameters
 
 _LOG = logging.getLogger("mmcot.train")
@@ -90,7 +91,8 @@ def open_training(job: TrainJob, *, rank: int, world_size: int, hang_guard: Hang
         lambda: build_model(settings, samples, objective=objective, gate_start=settings.stage(job.stage).gate_start),
         training,
         world_size=world_size,
-        random_weights=not settings.model.pretrained,
+        # What takes the place of a text-only model's fusion cannot be drawn in parts.
+        random_weights=not settings.model.pretrained or reads_text_alone(settings.model.pretrained),
         load_universal=bool(found and found.is_universal),
     )
     this = TrainingState(

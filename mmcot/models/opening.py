@@ -58,7 +58,12 @@ def class_name(objective: str) -> str:
 
 
 def check_start(
-    name: str, pretrained: str, *, shape: Mapping[str, Any] | None = None, media: Mapping[str, Any] | None = None
+    name: str,
+    pretrained: str,
+    *,
+    shape: Mapping[str, Any] | None = None,
+    media: Mapping[str, Any] | None = None,
+    matching: Mapping[str, Any] | None = None,
 ) -> None:
     """Check that a model of class ``name`` can start from the weights of ``pretrained``.
 
@@ -68,7 +73,8 @@ def check_start(
         shape: values of the new model's configuration that its weights depend on, such as ``vision_dim``. What the
             pretrained configuration does not name is not compared.
         media: such values of the new model's media tokens, compared with a pretrained model that has media too; any
-            other gets new ones.
+            other gets new ones. A value that the pretrained configuration does not name is the default.
+        matching: such values of a matching part, compared if both models have one.
 
     Raises:
         InputError: it cannot be opened, is a model of a class that is no relative, or has another shape.
@@ -86,13 +92,18 @@ def check_start(
         raise InputError(f"{pretrained} is a {others[0]}, the new model is a {name}; start from a {name}")
     if _is_text_alone(config):
         return
-    has_media = config.get("inject", "encoder") != "encoder"
-    for key, value in {**(shape or {}), **(media or {} if has_media else {})}.items():
-        if config.get(key, value) != value:
-            raise InputError(
-                f"{pretrained} was trained with {key} {config[key]!r}, the new model has {value!r}; use the features "
-                "and the fusion or resampler that it was trained with, or a text-only backbone"
-            )
+    differing = [(key, config[key], value) for key, value in (shape or {}).items() if config.get(key, value) != value]
+    if config.get("inject", "encoder") != "encoder":
+        defaults = model_class(name).config_class
+        found = [(key, config.get(key, getattr(defaults, key)), value) for key, value in (media or {}).items()]
+        differing += [each for each in found if each[1] != each[2]]
+    if name in names and config.get("projection_width"):
+        differing += [(key, config[key], value) for key, value in (matching or {}).items() if config[key] != value]
+    for key, old, new in differing:
+        raise InputError(
+            f"{pretrained} was trained with {key} {old!r}, the new model has {new!r}; use the features and the fusion "
+            "or resampler that it was trained with, and the same texts' limit, or a text-only backbone"
+        )
 
 
 def reads_text_alone(pretrained: str) -> bool:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from data_shards.errors import ShardError
 from launcher.config.loading import load_settings
 from launcher.config.settings import SettingsError
+from launcher.pipeline import training_job
 from launcher.stages.hub import fetch_pretrained
 from launcher.stages.samples import load_tokenizer, open_stage
 
@@ -44,7 +47,8 @@ def test_features_of_another_question_are_of_as_many_pictures_and_not_its_own(ti
     samples = samples_of(tiny_settings, tiny_data, "test")
     num_exchanged = 0
     for number in range(len(samples)):
-        own, other = samples.reader.features(number), samples.features_of_another(number)
+        own = samples.reader.features(number)
+        other = samples.features_of_another(number, own)
         assert own.shape == other.shape
         num_exchanged += len(own) > 0
         assert not len(own) or not np.array_equal(own, other)
@@ -81,3 +85,21 @@ def test_a_pretrained_folder_that_does_not_exist_is_named_with_what_makes_it(nam
     with pytest.raises(SettingsError) as caught:
         fetch_pretrained(name)
     assert str(caught.value).startswith(f"model.pretrained {name} does not exist") and remedy in str(caught.value)
+
+
+def test_token_lengths_are_kept_apart_by_the_places_of_pictures(tiny_settings, tiny_data, tmp_path, monkeypatch):
+    keys = []
+    monkeypatch.setattr(
+        training_job, "cached_lengths", lambda key, samples, cache, depends: keys.append(depends) or 1 / 0
+    )
+    attempt = SimpleNamespace(settings=None, report=print, run_dir=SimpleNamespace(lengths=tmp_path))
+    for media in (
+        {},
+        {"inject": "embed", "resample": "mean"},
+        {"inject": "embed", "resample": "mean", "media_tokens": 3},
+    ):
+        model = tiny_settings.model.model_copy(update=media)
+        attempt.settings = tiny_settings.model_copy(update={"model": model})
+        with pytest.raises(ZeroDivisionError):
+            training_job.plan_training(attempt, tiny_data, "rationale", {}, texts={})
+    assert [each.get("pictures") for each in keys] == [None, [16, 1], [3, 1]]

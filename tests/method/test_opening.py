@@ -76,3 +76,21 @@ def test_a_model_that_was_trained_without_features_gives_a_model_with_a_fusion_i
     assert not model.encoder.image_dense.bias.any()
     start = open_model(tmp_path)
     assert torch.equal(model.shared.weight, start.shared.weight)
+
+
+def test_media_of_another_resampler_are_refused_also_where_an_earlier_version_did_not_name_it(tmp_path):
+    import json
+
+    from mmcot import T5ForMultimodalGeneration
+    from mmcot.models import opening
+
+    sizes = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    media = {"inject": "embed", "resample": "perceiver", "media_tokens": 3, "vision_num_patches": 5, "vision_dim": 12}
+    T5ForMultimodalGeneration.start(sizes, media, pad_token_id=0, eos_token_id=1).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    later = ("resample_width", "resample_head_width", "resample_activation", "resample_qk_norm")
+    (tmp_path / "config.json").write_text(json.dumps({key: config[key] for key in config if key not in later}))
+    same = dict(zip(later, (None, None, "gelu", False), strict=True))
+    opening.check_start("T5ForMultimodalGeneration", str(tmp_path), media=same)
+    with pytest.raises(ValueError, match="was trained with resample_activation 'gelu', the new model has 'relu'"):
+        opening.check_start("T5ForMultimodalGeneration", str(tmp_path), media=same | {"resample_activation": "relu"})

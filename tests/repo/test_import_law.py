@@ -94,6 +94,7 @@ HEAVY_MODULES = {
         "opening",
         "shared_memory",
         "rank_sockets",
+        "frozen_weights",
         "retrieval",
         "training_state",
     },

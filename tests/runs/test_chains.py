@@ -117,3 +117,9 @@ def test_the_chain_that_aligns_first_trains_the_bridge_on_captions_and_then_all_
 def test_a_stage_that_matches_trains_the_bridge_and_writes_nothing(wrong):
     with pytest.raises(ValueError, match="trains the bridge alone and writes no text"):
         Chain("own", "V↔C", (Stage("match", "V-C", objective=MATCHING, **wrong), Stage("answer", "QCM-A")))
+
+
+def test_stages_train_alike_only_where_each_trains_the_same():
+    same = settings_of("two-stage", "training.trains=lora", "model.pretrained=t5-small")
+    other = settings_of("two-stage", "training.trains=lora", "answer.trains=all", "model.pretrained=t5-small")
+    assert same.stages_train_alike and not other.stages_train_alike
