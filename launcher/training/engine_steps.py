@@ -92,7 +92,9 @@ def validation_loss(
 ) -> dict[str, float]:
     """Each part of the teacher-forced loss, per unit, over a whole split."""
     engine.eval()
-    sums, units, counts = defaultdict(float), {}, dict[str, float].fromkeys(UNITS, 0.0)
+    sums: defaultdict[str, float] = defaultdict(float)
+    units: dict[str, str] = {}
+    counts: dict[str, float] = dict.fromkeys(UNITS, 0.0)
     for step in stream.steps(rank=rank, world_size=world_size, steps=range(num_steps)):
         hang_guard.progress()
         for _, block in step.blocks:
