@@ -23,6 +23,7 @@ from mmcot.models.bridge_names import RESAMPLER_NAMES, check_bridge
 from mmcot.texts.prompts import gold_rationale, split_format
 from mmcot.texts.sample import Sample
 from mmcot.vision.encoder_kinds import ENCODERS
+from mmcot.vision.patches import PICTURE_SIZE, SQUARE_SIZE
 
 SPACE_KINDS = ("loguniform", "uniform", "randint", "choice", "grid")  # of values in tuning.space
 
@@ -153,6 +154,13 @@ class Data(_Section):
         f"({', '.join(name for name, encoder in ENCODERS.items() if encoder.default_model)}); null: published features "
         "if data.path has them, else the kind's default encoder",
     )
+    picture_size: PositiveInt = Field(
+        default=PICTURE_SIZE, description="features patch: side in pixels to which pictures are resized"
+    )
+    square_size: PositiveInt = Field(
+        default=SQUARE_SIZE,
+        description="features patch: side of a square in pixels; a picture has (picture_size / square_size)^2 of them",
+    )
     max_pictures: PositiveInt = Field(
         default=1, description="maximum number of pictures per question; further ones are counted"
     )
@@ -204,6 +212,27 @@ class Data(_Section):
     def _known_fields(cls, columns: dict[str, str]) -> dict[str, str]:
         check_columns(columns)
         return columns
+
+    @property
+    def patch_sizes(self) -> str | None:
+        """Sizes of picture and square for features of the kind ``patch``, such as "128/16"; None for the default."""
+        sizes = self.picture_size, self.square_size
+        return None if sizes == (PICTURE_SIZE, SQUARE_SIZE) else "/".join(map(str, sizes))
+
+    @pydantic.model_validator(mode="after")
+    def _squares_fit(self) -> Data:
+        if self.picture_size % self.square_size:
+            nearest = max(1, round(self.picture_size / self.square_size)) * self.square_size
+            raise ValueError(
+                f"picture_size ({self.picture_size}) must be a multiple of square_size ({self.square_size}); try "
+                f"{nearest}"
+            )
+        if self.patch_sizes and self.features != "patch":
+            raise ValueError(
+                f"picture_size and square_size ({self.patch_sizes}) are of the features patch, and data.features is "
+                f"{self.features}; leave them out"
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _dropped_captions_are_used(self) -> Data:

@@ -109,7 +109,7 @@ def open_encoder(data: Data, *, device: str = "cpu") -> tuple[HalfEncoder, tuple
     name = data.require_features()
     if name not in ENCODERS:
         raise SettingsError(f"features {name!r} cannot be made from pictures; expected one of {', '.join(ENCODERS)}")
-    return encoder_kinds.open_encoder(name, data.vision_model, device=device)
+    return encoder_kinds.open_encoder(name, data.patch_sizes or data.vision_model, device=device)
 
 
 def make_features(

@@ -75,7 +75,7 @@ def _feature_inputs(data: Data, source: Path, stored: dict[str, Any] | None) -> 
         earlier = isinstance(made_of := (stored or {}).get("ready_made"), list)
         return {"ready_made": _published_facts_of_0_1(data) if earlier and made_of else _published_facts(data)}
     encoder = ENCODERS[data.require_features()]
-    model = None if encoder.in_driver else data.vision_model or encoder.default_model
+    model = data.patch_sizes if encoder.in_driver else data.vision_model or encoder.default_model
     name = "pictures" if stored is not None and "pictures" in stored else "picture_contents"
     return {
         name: _pictures_fingerprint(data, source, by_content=name == "picture_contents"),

@@ -128,7 +128,7 @@ class RunPredictor:
                 name: [stage.format, stage.max_source_tokens, stage.max_target_tokens]
                 for name, stage in ((name, own.stage(name)) for name in self._folders)
             },
-            "data": [data.use_caption, data.features, data.vision_model, data.max_pictures],
+            "data": [data.use_caption, data.features, data.patch_sizes or data.vision_model, data.max_pictures],
             "precision": own.generation.precision,
             "files": files,
         }

@@ -12,6 +12,7 @@ from data_shards.manifest import read_manifest
 from data_shards.mirror import local_folder, origin_of
 from launcher.config.settings import Data, Settings, SettingsError
 from mmcot.vision.encoder_kinds import ENCODERS
+from mmcot.vision.patches import patch_shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +61,13 @@ def open_data(data: Data, shards_dir: str | Path) -> DataFolder:
             "again"
         )
     shape = ENCODERS[data.features].shape if data.features in ENCODERS else None
+    if data.features == "patch":
+        shape = patch_shape(data.picture_size, data.square_size)
     if features and shape and features["num_patches"] != (wanted := shape[0] * data.max_pictures):
         raise SettingsError(
             f"{shards_dir}/features/{data.features} has {features['num_patches']} patches, data.max_pictures "
             f"({data.max_pictures}) needs {wanted}; delete that folder and build it again, or set data.max_pictures "
-            "back"
+            "(and of patch picture_size and square_size) back"
         )
     return DataFolder(shards_dir, text, features)
 

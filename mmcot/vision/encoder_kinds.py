@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from mmcot.errors import InputError
 from mmcot.vision.model_kinds import MODEL_KINDS, Shape
-from mmcot.vision.patches import PATCH_GRID, PATCH_SHAPE, patch_features
+from mmcot.vision.patches import PICTURE_SIZE, SQUARE_SIZE, patch_features, patch_shape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -98,10 +98,16 @@ class Encoder:
         return (side, side) if self.is_square_grid and side**2 == num_patches else self.grid
 
 
-def _open_patches(model: str | None, device: str) -> tuple[EncodePictures, Shape]:
+def _open_patches(sizes: str | None, device: str) -> tuple[EncodePictures, Shape]:
+    """Open the squares; their ``sizes`` are those of picture and square in pixels, such as "64/8"."""
     import numpy as np
 
-    return lambda images: np.stack([patch_features(image) for image in images]), PATCH_SHAPE
+    picture, square = map(int, sizes.split("/")) if sizes else (PICTURE_SIZE, SQUARE_SIZE)
+
+    def encode(images: Sequence[Image.Image]) -> np.ndarray:
+        return np.stack([patch_features(image, picture_size=picture, square_size=square) for image in images])
+
+    return encode, patch_shape(picture, square)
 
 
 def _open_model(kind: str, model: str | None, device: str) -> tuple[EncodePictures, Shape]:
@@ -112,7 +118,7 @@ def _open_model(kind: str, model: str | None, device: str) -> tuple[EncodePictur
 
 
 ENCODERS: dict[str, Encoder] = {
-    "patch": Encoder(_open_patches, shape=PATCH_SHAPE, grid=PATCH_GRID, in_driver=True),
+    "patch": Encoder(_open_patches, is_square_grid=True, in_driver=True),
     **{
         name: Encoder(
             partial(_open_model, name),

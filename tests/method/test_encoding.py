@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from mmcot.models.loss import count_target_tokens, token_loss_sum
 from mmcot.models.t5 import T5ForMultimodalGeneration
 from mmcot.texts.encoding import IGNORED_LABEL, EncodedPair, collate, encode_pair
 from mmcot.texts.tokenizer import train_tokenizer
-from mmcot.vision.patches import PATCH_SHAPE, patch_features
+from mmcot.vision.patches import patch_features, patch_shape
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +54,11 @@ def test_padding_adds_nothing_to_the_loss_and_a_dummy_has_no_gradient():
 
 
 def test_patches_carry_their_ink_and_their_place():
-    from PIL import Image
 
     image = Image.new("RGB", (64, 64), "white")
     image.putpixel((8, 0), (0, 0, 0))
     features = patch_features(image)
-    assert features.shape == PATCH_SHAPE and features.dtype == np.float16
+    assert features.shape == patch_shape() == (64, 208) and features.dtype == np.float16
     assert features[0, :192].sum() == 0 and features[1, :192].tolist() == [16.0] * 3 + [0.0] * 189
     assert features[9, 192:].tolist() == ([0, 16] + [0] * 6) * 2
 
@@ -84,3 +84,13 @@ def test_lengths_rounded_up_change_neither_loss_nor_gradient():
     assert (batch["input_ids"].shape, labels.shape) == ((2, 8), (2, 16))
     assert found[1][0] == pytest.approx(found[0][0], rel=1e-6)
     assert torch.allclose(found[1][1], found[0][1], atol=1e-5)
+
+
+def test_patches_have_the_sizes_that_are_asked():
+    image = Image.new("RGB", (50, 90), "white")
+    image.paste("black", (0, 0, 25, 45))  # the upper left quarter
+    features = patch_features(image, picture_size=32, square_size=16)
+    assert features.shape == patch_shape(32, 16) == (4, 772)
+    ink = features[:, :768].astype(float).mean(axis=1) / 16
+    assert ink[0] > 0.9 and (ink[1:] < 0.1).all()
+    assert (features[:, 768:] == 16 * np.array([[1, 0, 1, 0], [1, 0, 0, 1], [0, 1, 1, 0], [0, 1, 0, 1]])).all()

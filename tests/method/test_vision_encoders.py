@@ -349,12 +349,10 @@ def test_every_place_that_lists_encoders_names_them_all(monkeypatch):
         assert (name in fields["vision_model"].description) == (ENCODERS[name].default_model is not None)
 
 
-def test_patches_are_the_only_built_in_features_of_one_shape_and_grid():
-    encode, shape = open_encoder("patch")
-    assert encode([Image.new("RGB", (9, 5))] * 2).shape == (2, *shape)
-    assert {name: (kind.shape, kind.grid) for name, kind in ENCODERS.items() if kind.shape or kind.grid} == {
-        "patch": ((64, 208), (8, 8))
-    }
+@pytest.mark.parametrize(("sizes", "expected"), [(None, (64, 208)), ("32/16", (4, 772))])
+def test_patches_are_opened_for_the_sizes_of_picture_and_square(sizes, expected):
+    encode, shape = open_encoder("patch", sizes)
+    assert encode([Image.new("RGB", (9, 5))] * 2).shape == (2, *shape) and shape == expected
 
 
 def test_a_class_token_makes_no_grid_and_siglips_patches_do():

@@ -123,3 +123,18 @@ def test_settings_written_whole_by_a_version_without_extra_choices_are_of_data_w
 )
 def test_a_run_is_named_after_its_folder_unless_a_name_is_given_with_it(overrides, name):
     assert load_settings(preset="demo", overrides=overrides).run.name == name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.picture_size=100"], r"picture_size \(100\) must be a multiple of square_size \(8\); try 96"),
+        (
+            ["data.features=clip", "data.square_size=16"],
+            r"\(64/16\) are of the features patch, and data\.features is",
+        ),
+    ],
+)
+def test_sizes_of_squares_that_do_not_fit_are_refused(overrides, message):
+    with pytest.raises(SettingsError, match=message):
+        load_settings(preset="demo", overrides=overrides)
