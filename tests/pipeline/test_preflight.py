@@ -18,6 +18,7 @@ from launcher.stages.hub import fetch_pretrained
 from launcher.training.deepspeed_engine import _parameter_groups, deepspeed_config
 from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 from mmcot.vision.encoder_kinds import ENCODERS
+from mmcot.vision.patches import patch_shape
 
 PUBLISHED_PARAMETERS = {"scienceqa-base": 251_907_840, "scienceqa-large": 790_496_256}
 XL_PARAMETERS = 2_877_032_448  # nobody has published it; num_parameters_by_hand gives it, and the published two
@@ -66,8 +67,7 @@ def num_parameters_by_hand(shape, *, vision_dim):
 @pytest.mark.parametrize("preset", ["demo", "single-gpu", "scienceqa-base", "scienceqa-large", "scienceqa-xl"])
 def test_the_model_of_every_preset_builds_on_the_meta_device(preset):
     settings = load_settings(preset=preset)
-    encoder = ENCODERS[settings.data.features]
-    num_patches, dim = encoder.shape or encoder.published_shape
+    num_patches, dim = ENCODERS[settings.data.features].published_shape or patch_shape()
     shape = settings.model.shape.for_config
     shape["vocab_size"] = shape["vocab_size"] or 1000
     with torch.device("meta"):

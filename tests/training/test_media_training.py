@@ -129,3 +129,14 @@ def test_a_rank_killed_with_9_resumes_to_bit_equal_weights(make_job, forked, tog
 def test_openings_of_the_gates_are_among_the_points_of_the_journal(together):
     names = {name for point in points_of(together["layers", 1, "fp32"]) for name in point}
     assert {"attention_gate_0", "feed_forward_gate_2"} <= names
+
+
+@pytest.mark.parametrize("inject", PLACES)
+def test_checkpoints_of_two_ranks_go_on_with_one(make_job, forked, together, inject):
+    job = with_media(make_job(f"media-{inject}-fewer", zero_stage=2), inject)
+    assert forked(job, world_size=2, die=(1, 3)).returncode != 0
+    result = forked(job, world_size=1)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert losses(job)[-1] == pytest.approx(losses(together[inject, 1, "fp32"])[-1], rel=1e-4)
+    start, trained = load_file(Path(job.settings.model.pretrained) / "model.safetensors"), weights_of(job)
+    assert all(torch.equal(trained[name], start[name]) for name in trained if not is_new(name))
