@@ -66,7 +66,9 @@ def _prepare(settings: Settings, report: Report, to_train: bool) -> DataFolder:
     source = source_folder(settings.data, report)
     inputs = folder_inputs(settings, source)
     name = _name_of(settings.data.path, source)
-    shards_dir = Path(settings.data.shards_dir or Path("data") / f"{name}-{fingerprint(inputs)}")
+    sizes = settings.data.patch_sizes  # squares of other sizes are other features of the same name
+    own = f"{name}-{fingerprint(inputs)}" + (f"-{sizes.replace('/', '-')}" if sizes else "")
+    shards_dir = Path(settings.data.shards_dir or Path("data") / own)
     try:
         if not _missing(settings, shards_dir):  # no lock, because the folder may be read-only
             claim_folder(settings.data, source, shards_dir, inputs)
