@@ -9,10 +9,18 @@ pytestmark = pytest.mark.fake_gpu
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision", "trains"), [("1", "bf16", "all"), ("0", "fp32", "all"), ("1", "bf16", "lora")]
+    "training",
+    [
+        ("1", "bf16", "all"),
+        ("0", "fp32", "all"),
+        ("1", "bf16", "lora"),
+        ("1", "bf16", "bridge", "layers"),
+        ("0", "fp32", "all", "embed"),
+    ],
+    ids="-".join,
 )
-def test_a_known_shape_is_one_launch_and_a_dropped_one_is_captured_again(stage, precision, trains):
-    counts = run_on_fake_gpu("graphs.py", stage, precision, trains)
+def test_a_known_shape_is_one_launch_and_a_dropped_one_is_captured_again(training):
+    counts = run_on_fake_gpu("graphs.py", *training)
     assert counts["failure"] is None and counts["kept"] == 2, counts
     assert counts["eager"]["launch"] > 600 and counts["eager"]["graph"] == 0
     assert counts["replayed"]["graph"] == 2 and counts["replayed"]["launch"] <= 60, counts  # two blocks and the update

@@ -57,6 +57,13 @@ def test_decoding_waits_for_a_gpu_once_in_eight_tokens_and_for_nothing_else():
     assert counts["h2d_pageable"] == 0 and counts["malloc"] == 0, counts
 
 
+def test_gated_layers_are_in_the_graphs_and_wait_for_nothing_more():
+    first, third = (run_on_fake_gpu("decoding.py", "64", tasks, "bf16", "layers") for tasks in ("1", "3"))
+    assert first["nodes"] <= 230 + 12 * 10 and first["captures"] == 2 and third["captures"] == 0, first
+    assert third["sync"] == third["d2h"] == third["looks"] <= third["steps"] / 8 + 1, third
+    assert third["h2d_pageable"] == 0 and third["malloc"] == 0, third
+
+
 def test_a_task_of_256_texts_takes_as_many_steps_as_its_longest_one_where_all_are_decoded_together():
     all_rows, some_rows = (run_on_fake_gpu("decoding.py", rows, "3", "bf16") for rows in ("256", "64"))
     assert all_rows["steps"] == 64 and all_rows["tokens"] == some_rows["tokens"], all_rows

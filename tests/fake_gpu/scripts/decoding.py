@@ -1,4 +1,4 @@
-"""Counts of writing texts with one engine: decoding.py ROWS NUM_TASKS PRECISION.
+"""Counts of writing texts with one engine: decoding.py ROWS NUM_TASKS PRECISION [layers].
 
 The model has the base size. A task has 256 sources of 24 to 96 tokens; texts end at lengths that are given, 16 to 64
 tokens. Printed are the nodes of a graph, and for the last task (graphs are captured in the earlier ones) its captures,
@@ -13,6 +13,7 @@ import random
 import sys
 
 import fakegpu  # pyright: ignore[reportMissingImports], a module of the stand-in
+import numpy as np
 import torch
 
 from mmcot.decoding.engine import open_engine
@@ -32,8 +33,10 @@ SHAPE = {
 }
 
 num_rows, num_tasks, precision = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+in_layers = sys.argv[4:] == ["layers"]
 device = open_device(use_gpu=True, precision=precision)
 vision = {"vision_num_patches": 145, "vision_dim": 1024}
+vision |= {"inject": "layers", "resample": "perceiver", "media_tokens": 64} if in_layers else {}
 with torch.device("cuda"):
     model = T5ForMultimodalGeneration.start(SHAPE, vision, pad_token_id=0, eos_token_id=1).to(DTYPES[precision]).eval()
 
@@ -64,6 +67,8 @@ def replay(graph):
 torch.cuda.graph, torch.cuda.CUDAGraph.replay = CountedCapture, replay
 engine = open_engine(model, num_rows=num_rows, max_source_tokens=512, max_new_tokens=256)
 counts, last = {}, {}
+picture = np.ones((145, 1024), dtype=np.float16)
+empty = np.zeros((0, 1024), dtype=np.float16) if in_layers else None
 for task in range(num_tasks):
     chance = random.Random(task % 2)
     sources = [[2] * chance.randint(24, 96) for _ in range(256)]
@@ -74,7 +79,7 @@ for task in range(num_tasks):
     generate_ids(
         model,
         sources,
-        [None] * len(sources),
+        [picture if in_layers and number % 3 else empty for number in range(len(sources))],
         feature_shape=(145, 1024),
         max_new_tokens=limits,
         num_rows=num_rows,

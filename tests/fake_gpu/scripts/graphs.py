@@ -1,4 +1,4 @@
-"""Counts of a training step whose blocks are CUDA graphs: graphs.py ZERO_STAGE PRECISION TRAINS."""
+"""Counts of a training step whose blocks are CUDA graphs: graphs.py ZERO_STAGE PRECISION TRAINS [INJECT]."""
 
 from __future__ import annotations
 

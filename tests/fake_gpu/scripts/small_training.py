@@ -17,8 +17,11 @@ SHAPE = {"vocab_size": 4096, "d_model": 512, "d_kv": 64, "d_ff": 1024, "num_laye
 VISION = {"vision_num_patches": 9, "vision_dim": 64}
 
 
-def open_engine(stage: int, precision: str, trains: str = "all") -> Any:
-    """The engine of the only rank of a group; its model has adapters where it trains "lora"."""
+def open_engine(stage: int, precision: str, trains: str = "all", inject: str = "encoder") -> Any:
+    """The engine of the only rank of a group; its model has adapters where it trains "lora".
+
+    Pictures are media tokens unless they enter in the encoder.
+    """
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("MASTER_PORT", "29573")
@@ -26,7 +29,8 @@ def open_engine(stage: int, precision: str, trains: str = "all") -> Any:
 
     def build() -> Any:
         shape = SHAPE | {"feed_forward_proj": "gated-gelu"}
-        model = T5ForMultimodalGeneration.start(shape, VISION, pad_token_id=0, eos_token_id=1)
+        media = {"inject": inject, "resample": "perceiver", "media_tokens": 8} if inject != "encoder" else {}
+        model = T5ForMultimodalGeneration.start(shape, VISION | media, pad_token_id=0, eos_token_id=1)
         if trains == "lora":
             add_adapters(model, rank=8, alpha=16.0, dropout=0.1, targets=["q", "v"], seed=0)
         return model
@@ -42,7 +46,7 @@ def open_engine(stage: int, precision: str, trains: str = "all") -> Any:
 def make_block(source: int = 32, target: int = 16) -> Block:
     """Four questions of these lengths, in page-locked memory."""
     tensors = {
-        "input_ids": torch.ones(4, source, dtype=torch.long),
+        "input_ids": torch.ones(4, source, dtype=torch.long).index_fill(1, torch.arange(8), 0),  # places of a picture
         "attention_mask": torch.ones(4, source, dtype=torch.long),
         "labels": torch.ones(4, target, dtype=torch.long),
         "decoder_input_ids": torch.ones(4, target, dtype=torch.long),
