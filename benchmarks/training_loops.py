@@ -29,7 +29,7 @@ from launcher.training.deepspeed_engine import build_engine, set_learning_rate
 from launcher.training.engine_steps import optimizer_step
 from launcher.training.step_checks import was_applied
 from launcher.training.throughput import Meter, count_step
-from mmcot.models.loss import count_target_tokens, objective_named, text_objective
+from mmcot.models.loss import UNITS, count_target_tokens, objective_named, text_objective
 from mmcot.models.t5 import T5ForMultimodalGeneration
 from mmcot.texts.encoding import EncodedPair, collate, encode_pair
 from mmcot.texts.prompts import build_pair
@@ -279,7 +279,7 @@ def our_loop(shape: dict[str, Any], stage: int, world_size: int = 1) -> Loop:
                 step,
                 objective,
                 seed=0,
-                counts={"tokens": counts[0], "questions": counts[3]},
+                counts=dict(zip(UNITS, counts, strict=False)),  # they come first
                 world_size=world_size,
                 meter=meter,
                 observe=False,

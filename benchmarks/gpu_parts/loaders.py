@@ -13,7 +13,7 @@ from benchmarks.gpu_parts.machine import DEVICE, ON_GPU, Proof
 from benchmarks.gpu_parts.models import new_model, patches_of, shape_of
 from benchmarks.gpu_parts.steps import PRECISION, one_rank
 from launcher.config.settings import Settings
-from mmcot.models.loss import OBJECTIVES
+from mmcot.models.loss import OBJECTIVES, UNITS
 
 LIMIT = 0.02  # share of time
 PROCESSES = (0, 2, 4)
@@ -81,7 +81,7 @@ def shares_of(engine: Any, job: Any, *, seconds: float) -> dict[str, Any]:
             loaded,
             OBJECTIVES["text"],
             seed=0,
-            counts={"tokens": counts[0], "questions": counts[3]},
+            counts=dict(zip(UNITS, counts, strict=False)),  # they come first
             world_size=1,
             meter=meter,
             observe=False,

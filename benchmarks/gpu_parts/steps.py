@@ -18,7 +18,7 @@ from launcher.stages.samples import Block
 from launcher.training.block_graphs import BlockGraphs, reason_without_graphs
 from launcher.training.throughput import Meter
 from mmcot.models.flops import BACKWARD_AND_FORWARD
-from mmcot.models.loss import OBJECTIVES, count_target_tokens
+from mmcot.models.loss import OBJECTIVES, UNITS, count_target_tokens
 
 
 class BlockShape(NamedTuple):
@@ -128,7 +128,7 @@ class Trainer:
             step,
             OBJECTIVES["text"],
             seed=0,
-            counts=counts,
+            counts={unit: counts[unit] for unit in UNITS if unit in counts},
             world_size=1,
             meter=Meter(peak_flops=1.0),
             observe=False,

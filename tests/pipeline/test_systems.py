@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.processes, pytest.mark.long]
 
 SIZES = ["answer.num_steps=4", "data.mini_sqa.num_train=48", "data.mini_sqa.num_val=8", "data.mini_sqa.num_test=8"]
 SIZES += ["training.checkpoint_every=2", "training.validate_every=2", "training.log_every=2"]
+CHOICES = ["--choice", "yes", "--choice", "no"]
 STAGES = {"llava": ["stages.align.num_steps=4"], "blip2": ["stages.match.num_steps=4"]}
 
 
@@ -64,7 +65,7 @@ def test_a_system_trains_around_the_language_model_answers_and_is_asked(mmcot, p
     is_frozen = all(torch.equal(trained[name], language[name]) for name in common)
     assert len(common) > 40 and is_frozen == (preset != "llava")
     Image.new("RGB", (40, 40), "red").save(folder / "a.png")
-    answer = mmcot("predict", "--model", f"runs/{preset}", "--image", "a.png", "--question", "Hot?", "--choice", "yes")
+    answer = mmcot("predict", "--model", f"runs/{preset}", "--image", "a.png", "--question", "Hot?", *CHOICES)
     assert answer.strip()
     assert (run / "report.html").stat().st_size > 100_000
     metrics = metrics_of(folder)
