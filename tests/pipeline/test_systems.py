@@ -44,7 +44,7 @@ def mmcot(tmp_path_factory):
 
 
 def metrics_of(folder: Path) -> set[str]:
-    store = mlflow.MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    store = mlflow.MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
     runs = store.search_runs([experiment.experiment_id for experiment in store.search_experiments()])
     return {name for run in runs for name in run.data.metrics}
 
