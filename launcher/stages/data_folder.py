@@ -67,7 +67,7 @@ def open_data(data: Data, shards_dir: str | Path) -> DataFolder:
         raise SettingsError(
             f"{shards_dir}/features/{data.features} has {features['num_patches']} patches, data.max_pictures "
             f"({data.max_pictures}) needs {wanted}; delete that folder and build it again, or set data.max_pictures "
-            "(and of patch picture_size and square_size) back"
+            + ("back, and data.picture_size and data.square_size" if data.features == "patch" else "back")
         )
     return DataFolder(shards_dir, text, features)
 

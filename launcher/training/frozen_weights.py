@@ -12,9 +12,8 @@ from collections.abc import Mapping
 import torch
 from safetensors import safe_open
 
+from mmcot.models.lora import BASE_LAYER
 from mmcot.pretrained import folder_of
-
-_ADAPTED = ".base_layer."  # in the name of a layer that has an adapter of peft
 
 
 def exact_weights(pretrained: str, rounded: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -32,7 +31,7 @@ def exact_weights(pretrained: str, rounded: Mapping[str, torch.Tensor]) -> dict[
         with safe_open(path, "pt") as file:
             stored = set(file.keys())
             for name, value in rounded.items():
-                of_start = name.replace(_ADAPTED, ".")
+                of_start = name.replace(BASE_LAYER, ".")
                 if of_start in stored and name not in found:
                     exact = file.get_tensor(of_start).float()
                     if exact.shape == value.shape and torch.equal(exact.to(value.dtype), value.cpu()):

@@ -24,7 +24,7 @@ from mmcot.errors import InputError, MissingPackageError
 
 WEIGHTS_FILE = "adapter_model.safetensors"  # peft's name
 _ADAPTER = "default"  # peft's name of the only one
-_BASE = ".base_layer."
+BASE_LAYER = ".base_layer."  # in the name of a weight beside which an adapter stands
 
 
 def add_adapters(model: Any, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int) -> None:
@@ -93,7 +93,7 @@ def merged_state(model: Any, state: Mapping[str, torch.Tensor]) -> dict[str, tor
     for name, value in state.items():
         if is_adapter(name):
             continue
-        layer, found, part = name.rpartition(_BASE)
+        layer, found, part = name.rpartition(BASE_LAYER)
         if found and part == "weight":
             a_RI, b_OR = (state[f"{layer}.{side}.{_ADAPTER}.weight"] for side in ("lora_A", "lora_B"))
             value = value.cpu() + scale * (b_OR.cpu() @ a_RI.cpu())  # GPUs may round the factors (TF32)

@@ -50,21 +50,25 @@ class MediaBridge(Bridge):
 
     def media(self, vision_BPV: torch.Tensor, vision_mask_BP: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
         """The media of a batch, [B, M * K, D]; arguments as for ``forward``."""
-        sizes = (self.num_pictures, vision_BPV.shape[1] // self.num_pictures)
-        mask_BMP = None if vision_mask_BP is None else vision_mask_BP.unflatten(1, sizes)
-        media_BMKW = self.resampler(vision_BPV.to(dtype).unflatten(1, sizes), mask_BMP)
+        media_BMKW = self.resampler(*self._by_picture(vision_BPV.to(dtype), vision_mask_BP))
         return self.project(media_BMKW).flatten(1, 2).to(dtype)
 
     def media_maps(self, vision_BPV: torch.Tensor, vision_mask_BP: torch.Tensor | None) -> AttentionMaps | None:
         """Attention of each media token to the patches of its picture; None where the resampler has none."""
-        sizes = (self.num_pictures, vision_BPV.shape[1] // self.num_pictures)
-        mask_BMP = None if vision_mask_BP is None else vision_mask_BP.unflatten(1, sizes)
-        shares_BMKP = self.resampler.shares(vision_BPV.unflatten(1, sizes), mask_BMP)
+        shares_BMKP = self.resampler.shares(*self._by_picture(vision_BPV, vision_mask_BP))
         if shares_BMKP is None:
             return None
         own_MM = torch.eye(self.num_pictures, device=vision_BPV.device)
         shares_BMKMP = shares_BMKP[:, :, :, None] * own_MM[None, :, None, :, None]
         return AttentionMaps(shares_BMKMP.flatten(3, 4).flatten(1, 2), of_media=True)
+
+    def _by_picture(
+        self, vision_BPV: torch.Tensor, vision_mask_BP: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Patches [B, M, P, V] and their mask [B, M, P]."""
+        sizes = (self.num_pictures, vision_BPV.shape[1] // self.num_pictures)
+        mask_BMP = None if vision_mask_BP is None else vision_mask_BP.unflatten(1, sizes)
+        return vision_BPV.unflatten(1, sizes), mask_BMP
 
     def forward_flops(self, source_lengths: Lengths, num_patches: int) -> Lengths:
         """Operations of resampler and projection for all pictures."""

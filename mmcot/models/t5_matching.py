@@ -17,6 +17,7 @@ from typing import Any, cast
 import torch
 
 from mmcot.errors import InputError
+from mmcot.models.bridge_start import mark_bridge_parts
 from mmcot.models.matching import ImageTextMatching
 from mmcot.models.media import MediaTokens
 from mmcot.models.qformer import QFormer
@@ -44,8 +45,7 @@ class T5ForImageTextMatching(T5ForMultimodalGeneration):
             max_text_tokens=config.max_text_tokens,
             projection_width=config.projection_width,
         )
-        for part in self.matching.modules():
-            object.__setattr__(part, "in_bridge", True)  # for its initialisation
+        mark_bridge_parts(self.matching)
         self._is_observed, self._observed = False, []
         self.post_init()
 

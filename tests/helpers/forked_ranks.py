@@ -50,6 +50,15 @@ class ForkedRanks:
         self.process.stdin.close()
         self.process.wait(60)
 
+    def run_jobs(self, *jobs, world_size=2, die=()):
+        """Write each training's job into its folder, and run all of them in the same ranks."""
+        from data_shards.atomic_files import commit_json
+
+        paths = [Path(job.run_dir) / "job.json" for job in jobs]
+        for path, job in zip(paths, jobs, strict=True):
+            commit_json(path, job.to_json())
+        return self.run(paths, world_size=world_size, die=die)
+
     def run(self, paths, *, world_size, die=()):
         """Run jobs one after the other in the same ranks; ``die`` as in ``rank.py``."""
         with tempfile.NamedTemporaryFile("r", suffix=".log") as log:

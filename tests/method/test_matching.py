@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from blip2_names import QFORMER_NAMES
 from torch import nn
 from torch.nn import functional as F
 from transformers import Blip2QFormerConfig, Blip2QFormerModel
@@ -41,22 +42,6 @@ _ = IGNORED_LABEL
 TEXTS = torch.tensor([[5, 6, 1, _], [7, 8, 9, 1], [5, 6, 1, _], [4, 1, _, _]])
 
 
-PICTURE_NAMES = {
-    "layernorm": "norm",
-    "encoder.layer": "blocks",
-    "crossattention.output.LayerNorm": "picture_norm",
-    "attention.output.LayerNorm": "attention_norm",
-    "output_query.LayerNorm": "feed_forward_norm",
-    "intermediate_query.dense": "feed_forward.fc1",
-    "output_query.dense": "feed_forward.fc2",
-    "attention.attention": "attention",
-    "crossattention.attention": "picture_attention",
-    "attention.output.dense": "attention.out_proj",
-    "crossattention.output.dense": "picture_attention.out_proj",
-    "query": "q_proj",
-    "key": "k_proj",
-    "value": "v_proj",
-}
 TEXT_NAMES = {
     "encoder.layer": "layers",
     "output.LayerNorm": "feed_forward_norm",
@@ -100,7 +85,7 @@ def blip2():
         randomize(module)
     for name, weight in theirs.state_dict().items():
         is_of_text = ".intermediate.dense." in name or re.search(r"layer\.\d+\.output\.", name)
-        mine = renamed(name, TEXT_NAMES if is_of_text else PICTURE_NAMES)
+        mine = renamed(name, TEXT_NAMES if is_of_text else QFORMER_NAMES)
         (ours.text if is_of_text else qformer).get_parameter(mine).data.copy_(weight)
     ours.text.words.weight.data.copy_(embeddings.word_embeddings.weight)
     ours.text.positions.weight.data.copy_(embeddings.position_embeddings.weight)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from blip2_names import QFORMER_NAMES
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
@@ -187,25 +188,9 @@ def blip2(**sizes):
     )
     theirs, ours = Blip2QFormerModel(config).eval(), make("qformer")
     randomize(theirs)
-    rename = {
-        "layernorm": "norm",
-        "encoder.layer": "blocks",
-        "crossattention.output.LayerNorm": "picture_norm",
-        "attention.output.LayerNorm": "attention_norm",
-        "output_query.LayerNorm": "feed_forward_norm",
-        "intermediate_query.dense": "feed_forward.fc1",
-        "output_query.dense": "feed_forward.fc2",
-        "attention.attention": "attention",
-        "crossattention.attention": "picture_attention",
-        "attention.output.dense": "attention.out_proj",
-        "crossattention.output.dense": "picture_attention.out_proj",
-        "query": "q_proj",
-        "key": "k_proj",
-        "value": "v_proj",
-    }
     queries = nn.Module()
     queries.queries, queries.rest = ours.queries, theirs
-    copy_weights(ours, queries, {"rest": ""} | rename)
+    copy_weights(ours, queries, {"rest": ""} | QFORMER_NAMES)
     return ours, theirs
 
 

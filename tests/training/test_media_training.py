@@ -10,7 +10,6 @@ import torch
 from forked_ranks import ForkedRanks
 from safetensors.torch import load_file
 
-from data_shards.atomic_files import commit_json
 from launcher.runs.journal import JournalReader
 from launcher.runs.run_dir import RunDir
 from launcher.stages.build_model import build_model
@@ -48,14 +47,7 @@ def with_media(job, inject):
 def forked():
     """Runs jobs one after the other in the same ranks."""
     with ForkedRanks() as ranks:
-
-        def run(*jobs, world_size, die=()):
-            paths = [Path(job.run_dir) / "job.json" for job in jobs]
-            for path, job in zip(paths, jobs, strict=True):
-                commit_json(path, job.to_json())
-            return ranks.run(paths, world_size=world_size, die=die)
-
-        yield run
+        yield ranks.run_jobs
 
 
 @pytest.fixture(scope="module")

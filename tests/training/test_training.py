@@ -57,11 +57,7 @@ def torchrun(*jobs, world_size, die=()):
 def forked():
     """Runs jobs one after the other in the same ranks, which start fast."""
     with ForkedRanks() as ranks:
-
-        def run(*jobs, world_size, die=()):
-            return ranks.run(written(jobs), world_size=world_size, die=die)
-
-        yield run
+        yield ranks.run_jobs
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from forked_ranks import ForkedRanks
 from safetensors.torch import load_file
 from transformers import T5ForConditionalGeneration
 
-from data_shards.atomic_files import commit_json
 from launcher.runs.exported import describe_export, verify_export
 from launcher.runs.journal import JournalReader
 from launcher.runs.run_dir import RunDir, RunError
@@ -57,14 +56,7 @@ def is_bridge(name):
 def forked():
     """Runs jobs one after the other in the same ranks, which start fast."""
     with ForkedRanks() as ranks:
-
-        def run(*jobs, world_size=2, die=()):
-            paths = [Path(job.run_dir) / "job.json" for job in jobs]
-            for path, job in zip(paths, jobs, strict=True):
-                commit_json(path, job.to_json())
-            return ranks.run(paths, world_size=world_size, die=die)
-
-        yield run
+        yield ranks.run_jobs
 
 
 @pytest.fixture(scope="module")
