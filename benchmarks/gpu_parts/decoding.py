@@ -18,8 +18,8 @@ from benchmarks.gpu_parts.machine import (
     waits_of,
 )
 from benchmarks.gpu_parts.models import SMALL_SHAPE, TINY_PATCHES, TINY_SHAPE, new_model, random_sources, shape_of
-from mmcot.decoding.engine import open_engine
 from mmcot.decoding.generation import generate_ids
+from mmcot.decoding.rows import open_rows
 from mmcot.models import cuda_graphs
 from mmcot.models.device import open_device
 
@@ -131,7 +131,7 @@ def decoding_speed(model: Any, num_rows: int, bandwidth: float, tiny: bool) -> d
     config = model.config
     sources, features, limits = random_sources(config, num_rows * (2 if tiny else 4))
     longest = max(map(len, sources))
-    engine = open_engine(model, num_rows=num_rows, max_source_tokens=longest, max_new_tokens=max(limits))
+    rows = open_rows(model, num_rows=num_rows, max_source_tokens=longest, max_new_tokens=max(limits))
 
     def write() -> list[list[int]]:
         return generate_ids(
@@ -142,7 +142,7 @@ def decoding_speed(model: Any, num_rows: int, bandwidth: float, tiny: bool) -> d
             max_new_tokens=limits,
             num_rows=num_rows,
             eos_token_ids=(),
-            engine=engine,
+            rows=rows,
         )
 
     taken = seconds_of(write, 1 if tiny else 2)

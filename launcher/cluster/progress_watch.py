@@ -20,7 +20,7 @@ class Watched:
     actor: Any
     task: Any = None
     name: str = ""
-    following: Any = None  # the task that it may prepare for
+    following: tuple[Any, ...] = ()  # the tasks that it may prepare for
     progress_of: int | None = None  # None until its process has answered
     request: Any = None  # of its progress, not answered yet
     silent_s: float = 0.0

@@ -2,7 +2,7 @@
 
 queue = TaskQueue({task: expected_cost, ...}, max_attempts=3)
 task = queue.take()                  # the most expensive one; None when there is none
-later = queue.following()            # what a worker may prepare for meanwhile; it stays in the queue
+later = queue.following(number=2)    # what a worker may prepare for meanwhile; they stay in the queue
 queue.failed(task, "out of memory")  # True: it is the next task again
 queue.set_aside                      # {task: error} of the quarantined tasks
 """
@@ -10,7 +10,8 @@ queue.set_aside                      # {task: error} of the quarantined tasks
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from itertools import islice
 from typing import Generic, TypeVar
 
 T = TypeVar("T", bound=Hashable)
@@ -28,25 +29,28 @@ class TaskQueue(Generic[T]):
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def take(self, *, expected: T | None = None, others: Collection[T] = ()) -> T | None:
+    def __contains__(self, task: T) -> bool:
+        """Whether a task waits; a search of the whole queue."""
+        return task in self._waiting
+
+    def take(self, *, expected: Sequence[T] = (), others: Collection[T] = ()) -> T | None:
         """Take a task; None where the queue is empty.
 
         Args:
-            expected: the task that this worker has prepared for; it is preferred while it waits.
+            expected: the tasks that this worker has prepared for; the first of them that waits is preferred.
             others: what other workers have prepared for, taken only where nothing else waits.
         """
         if not self._waiting:
             return None
-        is_waiting = expected is not None and expected in self._waiting  # a search of the whole queue
-        task = expected if is_waiting else self.following(others=others)
-        task = self._waiting[0] if task is None else task
+        ahead = [task for task in expected if task in self] or self.following(others=others)
+        task = ahead[0] if ahead else self._waiting[0]
         self._waiting.remove(task)
         self._attempts[task] += 1
         return task
 
-    def following(self, *, others: Collection[T] = ()) -> T | None:
-        """The first task that waits and is not one of ``others``; None where there is none."""
-        return next((task for task in self._waiting if task not in others), None)
+    def following(self, *, others: Collection[T] = (), number: int = 1) -> tuple[T, ...]:
+        """The first tasks that wait and are none of ``others``, at most ``number``."""
+        return tuple(islice((task for task in self._waiting if task not in others), number))
 
     def has_failed(self, task: T) -> bool:
         """Whether a task that was taken had failed before."""

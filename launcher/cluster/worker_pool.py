@@ -11,7 +11,7 @@ This module does not depend on the kind of tasks.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Generic, TypeVar, cast
 
 from launcher.cluster.progress_watch import ProgressWatch, Watched
@@ -39,8 +39,8 @@ class NoProgress(RuntimeError):  # noqa: N818 (a public name)
 class Worker:
     """The base of workers; a worker is made from a job, and its process sets its ``progress``."""
 
-    # The task that probably comes after the one that runs, set before each; a worker may prepare for it meanwhile.
-    following: Any = None
+    # The tasks that probably come after the one that runs, set before each; a worker may prepare for them, or begin.
+    following: tuple[Any, ...] = ()
 
     @staticmethod
     def progress() -> None:
@@ -64,6 +64,7 @@ def run_on_workers(
     done: Callable[[T, Any], None],
     report: Callable[[str], None] = lambda line: None,
     smaller: Callable[[Any, int], Any] | None = None,
+    tasks_ahead: int = 1,
 ) -> dict[T, str]:
     """Hand tasks to workers, the most expensive first; returns those that failed at every attempt, with their errors.
 
@@ -77,6 +78,7 @@ def run_on_workers(
             memory.
         smaller: the job with its batches halved so many times; later workers get one halving more whenever a worker
             was ended for lack of memory. None: the job has no batches.
+        tasks_ahead: how many tasks a worker may prepare for while it runs one.
 
     Raises:
         WorkersError: workers fail before their first task, ``max_attempts`` times in a row.
@@ -91,6 +93,7 @@ def run_on_workers(
         is_committed=is_committed,
         done=done,
         report=report,
+        tasks_ahead=tasks_ahead,
         **({"next_workers": "later ones have batches half as large"} if smaller else {}),
     )
     return pool.run(min(cluster.num_workers, len(costs)))
@@ -110,11 +113,13 @@ class _Pool(Generic[T]):
         is_committed: Callable[[T], bool],
         done: Callable[[T, Any], None],
         report: Callable[[str], None],
+        tasks_ahead: int = 1,
         next_workers: str = "another one tries its task again",
     ) -> None:
         self._make_actor, self._queue = make_actor, queue
         self._max_attempts, self._hang_timeout_s, self._use_gpu = max_attempts, hang_timeout_s, use_gpu
         self._is_committed, self._done, self._report = is_committed, done, report
+        self._tasks_ahead = tasks_ahead
         self._next_workers = next_workers  # what they do after a lack of memory, for a message
         self._watch = ProgressWatch(hang_timeout_s)
         # By the answer that is awaited. A worker takes its first task once it has started, so workers of nodes that
@@ -146,14 +151,21 @@ class _Pool(Generic[T]):
         actor = self._make_actor(self._halvings)
         self._waiting[actor.start.remote()] = Watched(actor)
 
-    def _start_next_task(self, actor: Any, name: str, expected: T | None = None) -> None:
-        others = {worker.following for worker in self._waiting.values()} - {None}
+    def _start_next_task(self, actor: Any, name: str, expected: Sequence[T] = ()) -> None:
+        others = {task for worker in self._waiting.values() for task in worker.following}
         if (task := self._queue.take(expected=expected, others=others)) is not None:
             # A process that dies while it prepares for another task is charged to the one that it runs; at its next
             # attempts nothing is prepared for, so that the task fails by itself alone.
-            following = None if self._queue.has_failed(task) else self._queue.following(others=others)
+            is_alone = self._queue.has_failed(task)
+            following = () if is_alone else self._following(expected, others)
             answer = actor.run.remote(task, following)
             self._waiting[answer] = Watched(actor, task, name, following, progress_of=-1)
+
+    def _following(self, expected: Sequence[T], others: set[T]) -> tuple[T, ...]:
+        """What a worker may prepare for: what it has prepared for and still waits, then what no other prepares for."""
+        prepared = [task for task in expected if task in self._queue]
+        others = others.union(prepared)
+        return (*prepared, *self._queue.following(others=others, number=self._tasks_ahead))[: self._tasks_ahead]
 
     def _settle(self, answer: Any, error: Exception | None = None) -> None:
         """Handle a worker's answer, or the error with which it is replaced."""

@@ -38,8 +38,8 @@ class WorkerProcess:
         self._guard.close()
         return self._name
 
-    def run(self, task: Any, following: Any = None) -> Any:
-        """Run a task; returns what its worker returns. ``following`` is the task that probably comes next."""
+    def run(self, task: Any, following: tuple[Any, ...] = ()) -> Any:
+        """Run a task; returns what its worker returns. ``following`` are the tasks that probably come next."""
         self._guard.progress()
         self._worker.following = following
         try:

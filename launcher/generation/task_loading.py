@@ -2,10 +2,10 @@
 
     loader = TaskLoader(job, tokenizer, pad_token_id=0, device=torch.device("cuda"))
     loaded = loader.take(task, progress)     # loaded ahead, or now
-    loader.start(following)                  # while the texts of ``task`` are written
+    loader.start(*following)                 # while the texts of ``task`` are written
 
 One thread reads, so that it alone uses the shards. An error while a task is loaded is raised when that task is
-taken. At most one task is ahead; where another one is taken, it is dropped. Features wait as they are stored;
+taken. Where a task is taken that was not started, those that were are dropped. Features wait as they are stored;
 the encoder's batches, padded and in the model's dtype, are made while the task runs, one ahead.
 """
 
@@ -55,15 +55,24 @@ class TaskLoader:
         self._job, self._tokenizer, self._pad_token_id, self._device = job, tokenizer, pad_token_id, device
         self._samples: dict[str, Any] = {}  # by split; used by the thread alone
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="next-task")
-        self._ahead: tuple[Task, Future[LoadedTask], threading.Event] | None = None
+        self._ahead: dict[Task, tuple[Future[LoadedTask], threading.Event]] = {}
         self._num_read = 0
 
-    def start(self, task: Task) -> None:
-        """Start loading a task, unless it is loaded already."""
-        if self._ahead is None or self._ahead[0] != task:
-            self._drop()
-            is_dropped = threading.Event()
-            self._ahead = task, self._thread.submit(self._load, task, is_dropped), is_dropped
+    def start(self, *tasks: Task) -> None:
+        """Start loading tasks in this order, except those that are loaded already; all others are dropped."""
+        for other in [other for other in self._ahead if other not in tasks]:
+            loading, is_dropped = self._ahead.pop(other)
+            loading.cancel()
+            is_dropped.set()  # where it runs already
+        for task in tasks:
+            if task not in self._ahead:
+                is_dropped = threading.Event()
+                self._ahead[task] = self._thread.submit(self._load, task, is_dropped), is_dropped
+
+    def is_loaded(self, task: Task) -> bool:
+        """Whether ``take`` returns a task at once."""
+        loading = self._ahead[task][0] if task in self._ahead else None
+        return loading is not None and loading.done() and loading.exception() is None
 
     def take(self, task: Task, progress: Callable[[], None] = lambda: None) -> LoadedTask:
         """Return a task's samples.
@@ -74,21 +83,15 @@ class TaskLoader:
         Raises:
             Exception: whatever loading this task raised.
         """
-        self.start(task)
-        assert self._ahead is not None
-        (_, loading, _), self._ahead, seen = self._ahead, None, self._num_read
+        if task not in self._ahead:
+            self.start(task)
+        (loading, _), seen = self._ahead.pop(task), self._num_read
         progress()
         while wait([loading], timeout=LOOK_EVERY_S).not_done:
             if self._num_read != seen:
                 seen = self._num_read
                 progress()
         return loading.result()
-
-    def _drop(self) -> None:
-        if self._ahead is not None:
-            self._ahead[1].cancel()
-            self._ahead[2].set()  # where it runs already
-            self._ahead = None
 
     def _load(self, task: Task, is_dropped: threading.Event) -> LoadedTask:
         from mmcot.decoding.source_batches import batch_sources

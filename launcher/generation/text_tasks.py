@@ -3,15 +3,17 @@
 The driver hands tasks to workers; a worker reads its samples, writes their texts and
 commits one file. A worker that dies is replaced and its task is run again. A task whose
 file exists is never computed again. A task that always fails is quarantined and the others
-continue. What a file holds depends on the model, the data and the task alone: batches never
-cross a task. While a worker writes a task's texts, a thread loads the samples of the task that
-probably comes next (``launcher/generation/task_loading.py``).
+continue. A worker keeps one engine (``mmcot/decoding/engine.py``): while it writes a task's texts, a thread
+loads the samples of the tasks that probably come next (``launcher/generation/task_loading.py``), and their texts
+take the rows that become free. What a file holds depends on the model, the data and the task alone, because a text
+does not depend on the rows beside it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,13 +34,15 @@ from data_shards.index import rows_of_extension
 from data_shards.json_shapes import Whole
 from data_shards.manifest import manifest_shards, open_index, read_manifest, shard_qids
 from launcher.cluster.worker_pool import Worker, WorkersError, run_on_workers
-from launcher.generation.task_loading import LoadedTask, TaskLoader
+from launcher.generation.task_loading import TaskLoader
 from launcher.runs.exported import verify_model
 from launcher.runs.run_dir import RunDir
 from launcher.runs.system_metrics import sampling
 from launcher.stages.jobs import GenerationJob
 from mmcot.decoding.repetition import is_repetitive
 from mmcot.errors import OperationError
+
+MOST_AHEAD = 16  # tasks whose samples a worker keeps in memory beside those of its own task
 
 
 class GenerationError(OperationError):
@@ -59,6 +63,13 @@ class Progress:
     busy_s: float = 0.0
     waited_s: float = 0.0
     num_before: int = 0
+    rows: int = 0
+    rows_used: int = 0
+
+    @property
+    def rows_share(self) -> float:
+        """The share of the engines' rows in which texts were written, over all steps."""
+        return self.rows_used / self.rows if self.rows else 0.0
 
     @property
     def tokens_per_s(self) -> float:
@@ -73,11 +84,29 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class TaskDone:
-    """A worker's result of a task: its file's counts and sha256, seconds in the task, seconds before it."""
+    """A worker's result of a task: its file's counts and sha256, seconds in the task, seconds before it.
+
+    ``rows`` counts the rows of all steps meanwhile, ``rows_used`` those in which a text was written.
+    """
 
     file: dict[str, Any]
     busy_s: float
     waited_s: float
+    rows: int = 0
+    rows_used: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class BegunTask:
+    """A task whose texts were submitted to the engine, in its order."""
+
+    qids: Sequence[str]
+    writings: Sequence[Any]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether every text has ended."""
+        return all(writing.text is not None for writing in self.writings)
 
 
 class GenerationWorker(Worker):
@@ -87,6 +116,7 @@ class GenerationWorker(Worker):
         import torch  # heavy imports in the worker only, not in the driver
 
         from mmcot.decoding.engine import open_engine
+        from mmcot.decoding.sampling import Sampling
         from mmcot.models.device import DTYPES, open_device
         from mmcot.models.opening import open_model
         from mmcot.texts.tokenizer import open_tokenizer
@@ -99,13 +129,19 @@ class GenerationWorker(Worker):
         device = open_device(use_gpu=bool(job.settings.cluster.use_gpu), precision=precision)
         self.model = open_model(job.model_dir, dtype=DTYPES[precision]).eval()
         self.model.to(device)  # pyright: ignore[reportArgumentType], transformers' wrapper hides Module.to
-        spec = job.settings.stage(job.stage)
+        spec, generation = job.settings.stage(job.stage), job.settings.generation
+        self.token_choice = Sampling(
+            temperature=generation.temperature, top_p=generation.top_p, seed=job.settings.run.seed
+        )
         self.engine = open_engine(
             self.model,
-            num_rows=job.settings.generation.batch_size,
+            self.tokenizer,
+            num_rows=generation.batch_size,
             max_source_tokens=spec.max_source_tokens,
             max_new_tokens=spec.max_target_tokens,
+            on_part=lambda: self.progress(),
         )
+        self.begun: dict[Task, BegunTask] = {}
         self.loader = TaskLoader(job, self.tokenizer, pad_token_id=self.model.config.pad_token_id, device=device)
         self.free_since: float | None = None
         if job.run_dir is not None and job.step is not None:
@@ -113,43 +149,61 @@ class GenerationWorker(Worker):
             self.sampling.__enter__()  # until this process ends
 
     def run(self, task: Task) -> TaskDone:
-        """Run and commit a task."""
-        started = time.perf_counter()
+        """Run and commit a task; the texts of the tasks that follow take the rows that it leaves free."""
+        started, rows = time.perf_counter(), self.engine.rows
         waited = started - (self.free_since or started)
-        loaded = self.loader.take(task, self.progress)
-        if self.following is not None:
-            self.loader.start(self.following)
-        self._write(task, loaded)
+        before = rows.num_steps, rows.num_row_steps
+        for other in [other for other in self.begun if other not in (task, *self.following)]:
+            self._leave(other)
+        begun = self.begun.pop(task, None) or self._begin(task)
+        try:
+            texts = self._write(begun, self.following)
+        except Exception:  # perhaps of a task that follows, whose texts were written as well
+            self.engine.clear()
+            if not self.begun:
+                raise
+            self.begun.clear()
+            texts = self._write(self._begin(task), ())
+        self._commit(task, begun.qids, texts)
         path = Path(self.job.output_dir) / task.file_name
         file = _describe(path, task, self.job.stage)
         if file["sha256"] != sha256_written(self.job.output_dir, task):
             raise GenerationError(f"{path} is not what was written to it a moment ago; check the disk")
         self.free_since = time.perf_counter()
-        return TaskDone(file, self.free_since - started, waited)
+        steps, row_steps = rows.num_steps - before[0], rows.num_row_steps - before[1]
+        return TaskDone(file, self.free_since - started, waited, steps * rows.num_rows, row_steps)
 
-    def _write(self, task: Task, loaded: LoadedTask) -> None:
-        from mmcot.decoding.generation import generate_texts
+    def _begin(self, task: Task) -> BegunTask:
+        """Submit a task's texts, once its samples are loaded."""
+        from mmcot.decoding.requests import Request, Source
 
-        job, generation = self.job, self.job.settings.generation
-        texts = generate_texts(
-            self.model,
-            self.tokenizer,
-            loaded.sources,
-            [None] * len(loaded.sources),  # they are in the batches
-            feature_shape=loaded.feature_shape,
-            max_new_tokens=job.settings.stage(job.stage).max_target_tokens,
-            batch_size=generation.batch_size,
-            temperature=generation.temperature,
-            top_p=generation.top_p,
-            seed=job.settings.run.seed,
-            keys=loaded.qids,
-            engine=self.engine,
-            batches=loaded.batches,
-            on_step=self.progress,
-        )
+        loaded = self.loader.take(task, self.progress)
+        requests = [
+            Request(Source(ids), key=qid, sampling=self.token_choice)  # features are in the batches
+            for qid, ids in zip(loaded.qids, loaded.sources, strict=True)
+        ]
+        return BegunTask(loaded.qids, self.engine.submit(requests, batches=loaded.batches))
+
+    def _leave(self, task: Task) -> None:
+        for writing in self.begun.pop(task).writings:
+            self.engine.cancel(writing)
+
+    def _write(self, begun: BegunTask, following: Sequence[Task]) -> list[Any]:
+        """Write a task's texts to their end, and some of the tasks that follow."""
+        self.loader.start(*(task for task in following if task not in self.begun))
+        while not begun.is_done:
+            for task in following:
+                if task not in self.begun and self.loader.is_loaded(task):
+                    self.begun[task] = self._begin(task)
+            self.engine.step()
+            self.progress()
+        return [writing.text for writing in begun.writings]
+
+    def _commit(self, task: Task, qids: Sequence[str], texts: Sequence[Any]) -> None:
+        job = self.job
         lines = [
             {"qid": qid, job.stage: text.text, "num_tokens": text.num_tokens, "finish": text.finish}
-            for qid, text in zip(loaded.qids, texts, strict=True)
+            for qid, text in zip(qids, texts, strict=True)
         ]
         _check_attempt(job)
         write_task(job.output_dir, task, lines)
@@ -294,6 +348,8 @@ def _run_missing(
             progress.num_tokens += result.file["num_tokens"]
             progress.busy_s += result.busy_s
             progress.waited_s += result.waited_s
+            progress.rows += result.rows
+            progress.rows_used += result.rows_used
         progress.num_done += task.num_samples
         progress.seconds = time.perf_counter() - started
         report(progress)
@@ -311,11 +367,17 @@ def _run_missing(
             done=done,
             report=say,
             smaller=_with_smaller_batches,
+            tasks_ahead=_tasks_ahead(missing, generation.batch_size),
         )
     except WorkersError as error:
         raise GenerationError(str(error)) from None
     qids_of = _qids_by_task(job)
     return {task: {"error": error, "qids": qids_of(task)} for task, error in quarantined.items()}
+
+
+def _tasks_ahead(tasks: Sequence[Task], num_rows: int) -> int:
+    """How many tasks have as many texts as an engine has rows, on average; at most ``MOST_AHEAD``."""
+    return min(MOST_AHEAD, math.ceil(num_rows * len(tasks) / sum(task.num_samples for task in tasks)))
 
 
 def _with_smaller_batches(job: GenerationJob, halvings: int) -> GenerationJob:

@@ -137,6 +137,7 @@ class GenerationLine:
             values = {
                 "generation_tokens_per_s": progress.tokens_per_s,
                 "generation_waiting_share": progress.waiting_share,
+                "generation_rows_share": progress.rows_share,
             }
             self._journal.log(progress.num_done, values)
         left = seconds_left(

@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from mmcot.decoding.engine import Engine, open_engine
-from mmcot.decoding.generation import GeneratedText, generate_texts
+from mmcot.decoding.requests import GeneratedText, Request, Source
 from mmcot.models.contract import Model
 from mmcot.texts.answers import parse_prediction
 from mmcot.texts.encoding import encode_pair
@@ -66,31 +66,25 @@ class StageModel:
             )
             for problem, rationale in zip(problems, rationales, strict=True)
         ]
-        texts = generate_texts(
-            self.model,
-            self.tokenizer,
-            [pair.source_ids for pair in pairs],
-            features,
-            feature_shape=feature_shape,
-            max_new_tokens=self.max_target_tokens,
-            batch_size=batch_size,
-            engine=self._engine(min(batch_size, len(pairs))),
-        )
+        requests = [Request(Source(pair.source_ids, own)) for pair, own in zip(pairs, features, strict=True)]
+        texts = self._engine(min(batch_size, len(pairs)), feature_shape).write(requests) if requests else []
         return texts, sum(pair.source_cut > 0 for pair in pairs)
 
-    def _engine(self, num_rows: int) -> Engine | None:
-        """The engine of earlier calls, or one of more rows in its place; None for no rows."""
-        if num_rows and (not self._engines or self._engines[0].decoder.num_rows < num_rows):
+    def _engine(self, num_rows: int, feature_shape: tuple[int, int]) -> Engine:
+        """The engine of earlier calls, or one of more rows in its place."""
+        if not self._engines or self._engines[0].rows.num_rows < num_rows:
             self._engines.clear()
             self._engines.append(
                 open_engine(
                     self.model,
+                    self.tokenizer,
                     num_rows=num_rows,
                     max_source_tokens=self.max_source_tokens,
                     max_new_tokens=self.max_target_tokens,
+                    feature_shape=feature_shape,
                 )
             )
-        return self._engines[0] if num_rows else None
+        return self._engines[0]
 
 
 @dataclasses.dataclass(frozen=True)

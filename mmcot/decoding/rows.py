@@ -1,319 +1,263 @@
-"""Generating token ids with one model, a fixed number of rows at a time.
+"""Texts that are written together, in the rows of one decoder.
 
-    rows = generate_rows(model, sources, features, feature_shape=(100, 256), max_new_tokens=256, num_rows=32,
-                         eos_token_ids=[1])
-    rows[0].ids      # [417, 9, ..., 1]
+    rows = Rows(model.read, decoder)
+    rows.add([[Row(max_new_tokens=64, ends=frozenset([1]))]], batches)   # the texts of each source
+    while rows:
+        for row in rows.step():      # those that have ended
+            row.ids                  # [417, 9, ..., 1]
 
-When a row ends, the next waiting source takes its place at once (continuous batching). A decoder that chooses tokens
-itself (``GreedyDecoder``, on a GPU) is looked at every few tokens: a row that has ended by then is replaced at that
-time, and what it wrote after its end is dropped.
+When a text ends, the next waiting one takes its row at once (continuous batching), from whichever source was added
+first. Texts may be added and cancelled between any two steps. A decoder that chooses tokens itself (``GreedyDecoder``,
+on a GPU) is looked at every few tokens: a row that has ended by then is replaced at that time, and what it wrote after
+its end is dropped. Where a row needs more than the likeliest token, the host chooses the tokens of all rows.
+
+A text depends on its model, source and ``Row`` alone, not on the rows beside it: on a CPU bit for bit, on a GPU
+except for rounding.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 
-from mmcot.decoding.engine import Engine, open_engine
-from mmcot.decoding.sampling import GREEDY, Sampling, draw_uniform, sample_tokens
-from mmcot.decoding.source_batches import SourceBatch, batch_sources
+from mmcot.decoding.choosing import choose_tokens
+from mmcot.decoding.model_settings import check_generation_config
+from mmcot.decoding.row import Row
+from mmcot.decoding.source_batches import SourceBatch
 from mmcot.errors import InputError
 from mmcot.models.contract import Decoder, GreedyDecoder, Model
 
 SOURCES_AT_ONCE = 32  # at most, whose keys and values are computed together
 TOKENS_PER_LOOK = 8  # of every row, between two looks at a decoder that chooses tokens itself
 
-# Settings of a model folder's generation_config.json that would change the chosen tokens, each
-# with the value that changes nothing.
-UNSUPPORTED_SETTINGS = {
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "min_length": 0,
-    "min_new_tokens": 0,
-    "bad_words_ids": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "sequence_bias": None,
-    "guidance_scale": 1.0,
-}
+Read = Callable[..., list[Any]]
 
 
-@dataclasses.dataclass(slots=True)
-class Row:
-    """The row of a source: its index, its limit, the token before its generated ones, its prefix, and these.
-
-    ``log_probs`` are the natural logarithms of the tokens' probabilities, without temperature, where they were asked
-    for; else it is empty.
-    """
-
-    index: int
-    max_new_tokens: int
-    first: int
-    prefix: Sequence[int] = ()
-    ids: list[int] = dataclasses.field(default_factory=list)
-    log_probs: list[float] = dataclasses.field(default_factory=list)
-    has_ended: bool = False
-
-
-Advance = Callable[[Sequence[Row]], Callable[[], list[list[int]]]]  # begins to write; what it returns waits for it
-
-
-def generate_ids(
-    model: Model, sources: Sequence[Sequence[int]], features: Sequence[np.ndarray | None], **options: Any
-) -> list[list[int]]:
-    """Generate token ids for each source; arguments as for ``generate_rows``.
-
-    Returns:
-        ids of each source, in their order, with its prefix, and with the end token where one was generated.
-    """
-    return [row.ids for row in generate_rows(model, sources, features, **options)]
-
-
-@torch.inference_mode()
-def generate_rows(
-    model: Model,
-    sources: Sequence[Sequence[int]],
-    features: Sequence[np.ndarray | None],
-    *,
-    feature_shape: tuple[int, int],
-    max_new_tokens: int | Sequence[int],
-    num_rows: int,
-    eos_token_ids: Iterable[int],
-    sampling: Sampling = GREEDY,
-    keys: Sequence[str] | None = None,
-    prefixes: Sequence[Sequence[int]] | None = None,
-    with_log_probs: bool = False,
-    is_stopped: Callable[[list[int]], bool] | None = None,
-    engine: Engine | None = None,
-    batches: Iterable[SourceBatch] | None = None,
-    on_refill: Callable[[int], None] | None = None,
-    on_step: Callable[[], None] = lambda: None,
-) -> list[Row]:
-    """Generate token ids for each source, ``num_rows`` of them at a time.
+class Rows:
+    """The rows of a decoder and the texts that wait for one.
 
     Args:
-        max_new_tokens: one limit for all, or one for each source.
-        eos_token_ids: a row ends with any of these.
-        prefixes: ids that each source's row has to begin with; they count as new tokens.
-        with_log_probs: also return the log-probability of every token.
-        is_stopped: called after every token with a row's ids after its prefix; returns whether they end the row.
-        engine: of this model, opened for these sizes or larger ones; None opens one for this call.
-        batches: ``batch_sources`` of these sources, where they were made ahead; ``features`` are not read then.
-        on_refill: called with the index of every source that takes a finished row's place.
-        on_step: called whenever some rows start, and whenever new tokens of all rows are known.
+        read: encodes a batch of sources (``Model.read``).
+        num_rows: how many of the decoder's rows are used; None for all.
+        on_part: called whenever sources were encoded or assigned to rows.
 
-    Returns:
-        a row for each source, in their order.
-
-    Raises:
-        ValueError: arguments contradict each other.
+    Attributes:
+        num_rows: how many texts are written at a time.
+        max_new_tokens: the limit of a text.
+        num_steps: how often the rows were advanced; a look at a decoder that chooses tokens itself is one.
+        num_row_steps: the sum over these of the rows that were in use.
     """
-    if not sources:
-        return []
-    _check_generation_config(model)
-    limits = [max_new_tokens] * len(sources) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-    prefixes = cast("Sequence[Sequence[int]]", [()] * len(sources)) if prefixes is None else prefixes
-    _check_prefixes(prefixes, limits)
-    if min(limits) < 1 or num_rows < 1:
-        raise InputError(f"max_new_tokens ({min(limits)}) and the number of rows ({num_rows}) must be at least 1")
-    num_rows = min(num_rows, len(sources))
-    if engine is None:
-        engine = open_engine(
-            model, num_rows=num_rows, max_source_tokens=max(map(len, sources)), max_new_tokens=max(limits)
-        )
-    engine.check_sizes(num_rows=num_rows, max_new_tokens=max(limits))
-    if batches is None:
-        batches = batch_sources(
-            sources,
-            features,
-            feature_shape=feature_shape,
-            pad_token_id=model.config.pad_token_id,
-            dtype=model.dtype,
-            for_gpu=model.device.type == "cuda",
-        )
-    decoder = engine.decoder
 
-    def begin(places: Sequence[int], given: Sequence[tuple[int, torch.Tensor]]) -> list[Row]:
-        first = decoder.admit(places, [states_SD for _, states_SD in given])
-        return [Row(index, limits[index], first, prefixes[index]) for index, _ in given]
+    def __init__(
+        self,
+        read: Read,
+        decoder: Decoder,
+        *,
+        num_rows: int | None = None,
+        on_part: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.read, self._decoder, self._on_part = read, decoder, on_part
+        self.num_rows = decoder.num_rows if num_rows is None else num_rows
+        self.max_new_tokens = decoder.max_new_tokens
+        self._waiting = _WaitingRows(read, on_part)
+        self._rows: list[Row] = []
+        self._was_host = False  # whether the host chose the last tokens
+        self.num_steps, self.num_row_steps = 0, 0
 
-    advance = _on_host(decoder, sampling, keys, with_log_probs)
-    if isinstance(decoder, GreedyDecoder) and sampling.temperature == 0 and not with_log_probs and not any(prefixes):
-        advance = partial(_write_on_device, decoder)
-    ends = frozenset(eos_token_ids)
-    written = _write_rows(
-        decoder,
-        _EncodedSources(engine, batches),
-        begin,
-        advance,
-        num_rows=num_rows,
-        ends_row=lambda row: _ends_row(row, ends, is_stopped),
-        on_refill=on_refill or (lambda index: None),
-        on_step=on_step,
-    )
-    return [written[index] for index in range(len(sources))]
+    def __bool__(self) -> bool:
+        return self._waiting.number > 0 or any(not row.has_ended for row in self._rows)
 
+    def add(self, rows_of_sources: Sequence[Sequence[Row]], batches: Iterable[SourceBatch]) -> None:
+        """Let texts wait for rows, in the order in which ``batches`` have their sources.
 
-def _write_rows(
-    decoder: Decoder,
-    waiting: _EncodedSources,
-    begin: Callable[[Sequence[int], Sequence[tuple[int, torch.Tensor]]], list[Row]],
-    advance: Advance,
-    *,
-    num_rows: int,
-    ends_row: Callable[[Row], bool],
-    on_refill: Callable[[int], None],
-    on_step: Callable[[], None],
-) -> dict[int, Row]:
-    """Write the rows of all waiting sources; returns them by the sources' indices.
+        Args:
+            rows_of_sources: the texts of each source, which is encoded once for all of them.
+            batches: all sources, their indices as in ``rows_of_sources``; read when they are needed.
+        """
+        self._waiting.add(rows_of_sources, batches)
 
-    Args:
-        begin: assigns places to sources.
-        advance: begins to write the next tokens of the rows; returns the function that waits for them.
-        ends_row: whether a row ends with its last token.
-    """
-    written: dict[int, Row] = {}
-    rows: list[Row] = []
-    while len(rows) < num_rows:
-        stop = min(num_rows, len(rows) + SOURCES_AT_ONCE)
-        places = range(len(rows), stop)
-        rows += begin(places, waiting.take(len(places)))
-        on_step()
-    while rows:
-        tokens_of_rows = advance(rows)
-        waiting.encode_ahead(len(rows) // 4)  # while a GPU writes
+    def add_encoded(self, rows: Sequence[tuple[Row, Any]]) -> None:
+        """Let texts wait whose sources' states are known, before all that wait already."""
+        self._waiting.add_encoded(rows)
+
+    def check(self, rows: Sequence[Row]) -> None:
+        """Raise InputError where a text does not fit the decoder, or its values contradict each other."""
+        for row in rows:
+            if not 1 <= row.max_new_tokens <= self.max_new_tokens:
+                raise InputError(
+                    f"max_new_tokens ({row.max_new_tokens}) must be at least 1 and at most the "
+                    f"{self.max_new_tokens} that the engine was opened for; open a larger one"
+                )
+            if len(row.prefix) >= row.max_new_tokens:
+                raise InputError(
+                    f"the prefix of source {row.index} has {len(row.prefix)} tokens, max_new_tokens is "
+                    f"{row.max_new_tokens}; a prefix counts as new tokens, so the limit must be larger"
+                )
+            if row.min_new_tokens > row.max_new_tokens:
+                raise InputError(
+                    f"min_new_tokens ({row.min_new_tokens}) is above max_new_tokens ({row.max_new_tokens}); lower it"
+                )
+
+    @property
+    def num_waiting(self) -> int:
+        """How many texts wait for a row, cancelled ones among them."""
+        return self._waiting.number
+
+    def clear(self) -> None:
+        """Forget all texts, such as after an error in a step."""
+        self._rows.clear()
+        self._waiting = _WaitingRows(self.read, self._on_part)
+
+    def cancel(self, row: Row) -> None:
+        """End a text that is being written or waits, unless it has ended; ``step`` does not return it."""
+        if not row.has_ended:
+            row.finish = "cancelled"
+
+    @torch.inference_mode()
+    def step(self) -> list[Row]:
+        """Give free rows to waiting texts and write the next token of every row, or the next few; returns those ended.
+
+        A text that ends with its first token gives its row to the next one at the next step.
+        """
+        self._fill()
+        if not self._rows:
+            return []
+        running = list(self._rows)
+        self.num_steps, self.num_row_steps = self.num_steps + 1, self.num_row_steps + len(running)
+        if isinstance(self._decoder, GreedyDecoder) and all(row.is_plain for row in running):
+            self._write_on_device(self._decoder, running)
+        else:
+            self._write_on_host(running)
+        return [row for row in running if row.has_ended and row.finish != "cancelled"]
+
+    def _fill(self) -> None:
+        """Replace the texts that have ended; the rows in use stay the first ones."""
+        ended = [place for place, row in enumerate(self._rows) if row.has_ended]
+        while ended and (given := self._waiting.take(min(len(ended), SOURCES_AT_ONCE))):
+            places, ended = ended[: len(given)], ended[len(given) :]
+            self._begin(places, given)
+        for place in reversed(ended):  # backwards, so that the last row is always one that continues
+            last = self._rows.pop()
+            if place < len(self._rows):
+                self._rows[place] = last
+                self._decoder.move(len(self._rows), to=place, num_positions=len(last.ids))
+        while (number := self.num_rows - len(self._rows)) > 0:
+            if not (given := self._waiting.take(min(number, SOURCES_AT_ONCE))):
+                break
+            self._begin(range(len(self._rows), len(self._rows) + len(given)), given)
+
+    def _begin(self, places: Sequence[int], given: Sequence[tuple[Row, Any]]) -> None:
+        """Assign places, of which those at the end may be new, to texts and their sources' states."""
+        first = self._decoder.admit(places, [states for _, states in given])
+        for place, (row, _), token in zip(places, given, first, strict=True):
+            row.before = row.before or (token,)
+            self._rows[place : place + 1] = [row]
+        self._on_part()
+
+    def _write_on_device(self, decoder: GreedyDecoder, rows: Sequence[Row]) -> None:
+        """Let the decoder choose the next tokens of each row, at most ``TOKENS_PER_LOOK``."""
+        if self._was_host:
+            decoder.resume(*zip(*(row.next_input() for row in rows), strict=True))
+            self._was_host = False
+        num_tokens = min(TOKENS_PER_LOOK, max(row.max_new_tokens - len(row.ids) for row in rows))
+        longest = max(len(row.ids) for row in rows)
+        tokens_of_rows = decoder.write_greedily(num_tokens, num_rows=len(rows), num_positions=longest + num_tokens)
+        self._waiting.encode(len(rows) // 4)  # while a GPU writes
         for row, tokens in zip(rows, tokens_of_rows(), strict=True):
             for token in tokens:
-                row.ids.append(token)
-                if ends_row(row):
-                    row.has_ended = True
+                if row.has_ended:
                     break  # what was written after the end is dropped
-        on_step()
-        ended = [place for place, row in enumerate(rows) if row.has_ended]
-        written |= {rows[place].index: rows[place] for place in ended}
-        while ended and (given := waiting.take(min(len(ended), SOURCES_AT_ONCE))):
-            places, ended = ended[: len(given)], ended[len(given) :]
-            for place, row in zip(places, begin(places, given), strict=True):
-                rows[place] = row
-                on_refill(row.index)
-        for place in reversed(ended):  # backwards, so that the last row is always one that continues
-            last = rows.pop()
-            if place < len(rows):
-                rows[place] = last
-                decoder.move(len(rows), to=place, num_positions=len(last.ids))
-    return written
+                row.add(token)
+
+    def _write_on_host(self, rows: Sequence[Row]) -> None:
+        """Choose the next token of each row from the logits, or take it from the row's prefix."""
+        ids, positions = zip(*(row.next_input() for row in rows), strict=True)
+        tokens, log_probs = choose_tokens(self._decoder.step(ids, positions), rows)
+        self._was_host = True
+        for row, token, log_prob in zip(rows, tokens, log_probs, strict=True):
+            if not row.has_ended:  # another row's ``on_token`` may cancel it
+                row.add(token, log_prob)
 
 
-def _ends_row(row: Row, ends: frozenset[int], is_stopped: Callable[[list[int]], bool] | None) -> bool:
-    """Whether a row ends with its last token."""
-    if row.prefix and len(row.ids) <= len(row.prefix):
-        return False
-    if row.ids[-1] in ends or len(row.ids) >= row.max_new_tokens:
-        return True
-    return is_stopped is not None and is_stopped(row.ids[len(row.prefix) :])
+def open_rows(
+    model: Model,
+    *,
+    num_rows: int,
+    max_source_tokens: int,
+    max_new_tokens: int,
+    on_part: Callable[[], None] = lambda: None,
+) -> Rows:
+    """Prepare a model for sources and texts of at most these lengths, ``num_rows`` of them at a time.
+
+    Raises:
+        InputError: the model's ``generation_config`` sets what would be ignored.
+    """
+    check_generation_config(model)
+    sizes = {"max_source_tokens": max_source_tokens, "max_new_tokens": max_new_tokens}
+    if min(num_rows, *sizes.values()) < 1:
+        raise InputError(f"the number of rows ({num_rows}) and the limits of tokens ({sizes}) must be at least 1")
+    return Rows(model.read, model.open_decoder(num_rows=num_rows, **sizes), on_part=on_part)
 
 
-def _write_on_device(decoder: GreedyDecoder, rows: Sequence[Row]) -> Callable[[], list[list[int]]]:
-    """Begin the next tokens of each row, at most ``TOKENS_PER_LOOK``, chosen by the decoder."""
-    num_tokens = min(TOKENS_PER_LOOK, max(row.max_new_tokens - len(row.ids) for row in rows))
-    longest = max(len(row.ids) for row in rows)
-    return decoder.write_greedily(num_tokens, num_rows=len(rows), num_positions=longest + num_tokens)
+class _WaitingRows:
+    """Texts in the order in which they get rows; sources are encoded when they are needed."""
+
+    def __init__(self, read: Read, on_part: Callable[[], None]) -> None:
+        self._read, self._on_part = read, on_part
+        self._added: deque[tuple[Sequence[Sequence[Row]], Iterator[SourceBatch]]] = deque()
+        self._ready: deque[tuple[Row, Any]] = deque()
+        self.number = 0  # of texts, cancelled ones among them
+
+    def add(self, rows_of_sources: Sequence[Sequence[Row]], batches: Iterable[SourceBatch]) -> None:
+        """Append texts."""
+        self._added.append((rows_of_sources, iter(batches)))
+        self.number += sum(map(len, rows_of_sources))
+
+    def add_encoded(self, rows: Sequence[tuple[Row, Any]]) -> None:
+        """Put texts with their sources' states first."""
+        self._ready.extendleft(reversed(rows))
+        self.number += len(rows)
+
+    @torch.inference_mode()
+    def encode(self, number: int) -> None:
+        """Encode batches until so many texts are ready, or all."""
+        while len(self._ready) < number and self._added:
+            rows_of_sources, batches = self._added[0]
+            if (batch := next(batches, None)) is None:
+                self._added.popleft()
+                continue
+            waiting = [rows_of_sources[index] for index in batch.indices]
+            if all(row.has_ended for rows in waiting for row in rows):  # cancelled
+                self.number -= sum(map(len, waiting))
+            else:
+                states = read_batch(self._read, batch.inputs)
+                self._ready.extend((row, own) for rows, own in zip(waiting, states, strict=True) for row in rows)
+                self._on_part()
+
+    def take(self, number: int) -> list[tuple[Row, Any]]:
+        """The next texts with their sources' states, fewer where there are no more."""
+        taken: list[tuple[Row, Any]] = []
+        while len(taken) < number:
+            self.encode(number - len(taken))
+            if not self._ready:
+                break
+            self.number -= 1
+            if not (following := self._ready.popleft())[0].has_ended:
+                taken.append(following)
+        return taken
 
 
-def _on_host(decoder: Decoder, sampling: Sampling, keys: Sequence[str] | None, with_log_probs: bool) -> Advance:
-    """The function that chooses one token of each row from the logits, or takes it from the row's prefix."""
-    choose = _greedy if sampling.temperature == 0 else _sampler(sampling, keys)
-
-    def advance(rows: Sequence[Row]) -> Callable[[], list[list[int]]]:
-        last = [row.ids[-1] if row.ids else row.first for row in rows]
-        logits_BV = decoder.step(last, [len(row.ids) for row in rows])
-        tokens = [
-            row.prefix[len(row.ids)] if len(row.ids) < len(row.prefix) else token
-            for row, token in zip(rows, choose(logits_BV, rows), strict=True)
-        ]
-        if with_log_probs:
-            tokens_B1 = torch.tensor(tokens, device=logits_BV.device)[:, None]
-            log_probs_B = logits_BV.float().log_softmax(dim=-1).gather(1, tokens_B1)[:, 0].tolist()
-            for row, log_prob in zip(rows, log_probs_B, strict=True):
-                row.log_probs.append(log_prob)
-        return lambda: [[token] for token in tokens]
-
-    return advance
-
-
-def _greedy(logits_BV: torch.Tensor, rows: Sequence[Row]) -> list[int]:
-    return logits_BV.argmax(dim=-1).tolist()
-
-
-def _sampler(sampling: Sampling, keys: Sequence[str] | None) -> Callable[[torch.Tensor, Sequence[Row]], list[int]]:
-    if keys is None:
-        raise InputError(f"sampling (temperature {sampling.temperature}) needs keys; give each question's qid")
-
-    def choose(logits_BV: torch.Tensor, rows: Sequence[Row]) -> list[int]:
-        uniform_B = [draw_uniform(sampling.seed, keys[row.index], len(row.ids)) for row in rows]
-        return sample_tokens(logits_BV, uniform_B, temperature=sampling.temperature, top_p=sampling.top_p)
-
-    return choose
-
-
-class _EncodedSources:
-    """The sources in the order of their batches, as (index, states [N, D])."""
-
-    def __init__(self, engine: Engine, batches: Iterable[SourceBatch]) -> None:
-        self._engine, self._batches = engine, iter(batches)
-        self._ready: deque[tuple[int, torch.Tensor]] = deque()
-
-    def encode_ahead(self, number: int) -> None:
-        """Encode batches until so many sources are ready, or all."""
-        while len(self._ready) < number and (batch := next(self._batches, None)) is not None:
-            self._ready.extend(zip(batch.indices, _read(self._engine, batch.inputs), strict=True))
-
-    def take(self, number: int) -> list[tuple[int, torch.Tensor]]:
-        """The next sources, fewer where there are no more."""
-        self.encode_ahead(number)
-        return [self._ready.popleft() for _ in range(min(number, len(self._ready)))]
-
-
-def _read(engine: Engine, inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+def read_batch(read: Read, inputs: dict[str, torch.Tensor]) -> list[Any]:
     """Encode a batch; in halves where it does not fit the memory, which depends on the model and on other processes."""
     num_sources = len(inputs["input_ids"])
     try:
-        return engine.read(**inputs)
+        return read(**inputs)
     except torch.OutOfMemoryError:
         if num_sources == 1:
             raise
     # Not within the handler, where the error keeps what was computed.
     halves = slice(num_sources // 2), slice(num_sources // 2, None)
-    return [states_ND for half in halves for states_ND in _read(engine, {name: inputs[name][half] for name in inputs})]
-
-
-def _check_prefixes(prefixes: Sequence[Sequence[int]], limits: Sequence[int]) -> None:
-    if len(prefixes) != len(limits):
-        raise InputError(f"prefixes has {len(prefixes)} entries for {len(limits)} sources; give one each, such as ()")
-    for index, (prefix, limit) in enumerate(zip(prefixes, limits, strict=True)):
-        if len(prefix) >= limit:
-            raise InputError(
-                f"the prefix of source {index} has {len(prefix)} tokens, max_new_tokens is {limit}; a prefix counts as "
-                "new tokens, so the limit must be larger"
-            )
-
-
-def _check_generation_config(model: Model) -> None:
-    """Raise ValueError if the model's folder sets what this module does not support."""
-    for name, neutral in UNSUPPORTED_SETTINGS.items():
-        value = getattr(model.generation_config, name, None)
-        if value not in (None, neutral):
-            raise InputError(
-                f"the model's generation_config sets {name} to {value!r}, which is not supported; "
-                f"set model.generation_config.{name} = {neutral!r}"
-            )
+    return [states for half in halves for states in read_batch(read, {name: inputs[name][half] for name in inputs})]

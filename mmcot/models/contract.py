@@ -31,8 +31,12 @@ class Decoder(Protocol):
         """How many tokens a row can read."""
         ...
 
-    def admit(self, rows: Sequence[int], states: Sequence[Any]) -> int:
-        """Assign each of some rows to what ``read`` returned of a source; returns the token read at position 0."""
+    def admit(self, rows: Sequence[int], states: Sequence[Any]) -> list[int]:
+        """Assign each of some rows to what ``read`` returned of a source.
+
+        Returns:
+            the token that each of these rows reads at position 0.
+        """
         ...
 
     def move(self, row: int, *, to: int, num_positions: int) -> None:
@@ -51,8 +55,8 @@ class GreedyDecoder(Decoder, Protocol):
     def write_greedily(self, num_tokens: int, *, num_rows: int, num_positions: int) -> Callable[[], list[list[int]]]:
         """Begin to choose the next ``num_tokens`` tokens of each of the first rows and read all but the last.
 
-        A row begins with the token that ``admit`` returned. It does not end: what follows its end is the caller's to
-        drop. ``step`` and this method are not mixed within a row.
+        A row begins with the token that ``admit`` returned for it. It does not end: what follows its end is the
+        caller's to drop. After ``step`` has chosen for some rows, ``resume`` comes first.
 
         Args:
             num_positions: tokens that the row with most of them will have read.
@@ -62,12 +66,17 @@ class GreedyDecoder(Decoder, Protocol):
         """
         ...
 
+    def resume(self, token_ids: Sequence[int], positions: Sequence[int]) -> None:
+        """Give the token that each of the first rows reads next, and its position, before ``write_greedily``."""
+        ...
+
 
 class Model(Protocol):
     """A model of text and vision features."""
 
     config: Any
     generation_config: Any
+    generate: Any
 
     @property
     def device(self) -> torch.device:
@@ -99,6 +108,10 @@ class Model(Protocol):
 
         The inputs are on the host, in page-locked memory for a GPU, or on the model's device.
         """
+        ...
+
+    def score(self, states: Sequence[Any], texts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The log-probability of every token of texts, each after what ``read`` returned of its source."""
         ...
 
     def open_decoder(self, *, num_rows: int, max_source_tokens: int, max_new_tokens: int) -> Decoder:

@@ -59,8 +59,8 @@ class StaticDecoder:
         self._pool = torch.cuda.graph_pool_handle() if decoder.device.type == "cuda" else None
 
     @torch.inference_mode()
-    def admit(self, rows: Sequence[int], states: Sequence[Any]) -> int:
-        """Assign each of ``rows`` to a source's encoder states [S, D]; returns the token to read at position 0.
+    def admit(self, rows: Sequence[int], states: Sequence[Any]) -> list[int]:
+        """Assign each of ``rows`` to a source's encoder states [S, D]; returns the token each reads at position 0.
 
         Raises:
             ValueError: a source has more states than this decoder was opened for.
@@ -80,7 +80,7 @@ class StaticDecoder:
         self._cross_mask_B11S.index_copy_(0, rows_R, mask_RS[:, None, None])
         self._ids_positions_2B[0].index_fill_(0, rows_R, self._decoder.start_token)
         self._ids_positions_2B[1].index_fill_(0, rows_R, 0)
-        return self._decoder.start_token
+        return [self._decoder.start_token] * len(rows)
 
     @torch.inference_mode()
     def move(self, row: int, *, to: int, num_positions: int) -> None:
@@ -99,6 +99,12 @@ class StaticDecoder:
         self._ids_positions_2B.copy_(torch.tensor([[*token_ids, *unused], [*positions, *unused]]))
         self._step(len(token_ids), max(positions) + 1, is_greedy=False)()
         return self._logits_BV[: len(token_ids)]
+
+    @torch.inference_mode()
+    def resume(self, token_ids: Sequence[int], positions: Sequence[int]) -> None:
+        """Let each of the first rows read this token at this position next; needed after ``step``."""
+        values = to_device(np.array([token_ids, positions]), self._ids_positions_2B.device)
+        self._ids_positions_2B[:, : len(token_ids)] = values
 
     @torch.inference_mode()
     def write_greedily(self, num_tokens: int, *, num_rows: int, num_positions: int) -> Callable[[], list[list[int]]]:

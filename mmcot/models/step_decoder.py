@@ -97,8 +97,8 @@ class StepDecoder:
         return torch.cat([bias_HT, future_HT], dim=1).to(self.dtype)
 
     @torch.inference_mode()
-    def admit(self, rows: Sequence[int], states: Sequence[Any]) -> int:
-        """Assign each of ``rows`` to a source's encoder states [S, D]; returns the token to read at position 0.
+    def admit(self, rows: Sequence[int], states: Sequence[Any]) -> list[int]:
+        """Assign each of ``rows`` to a source's encoder states [S, D]; returns the token each reads at position 0.
 
         What a row held before is cleared: it may be NaN, which a mask does not hide.
 
@@ -109,7 +109,7 @@ class StepDecoder:
         for row, states_SD in zip(rows, states, strict=True):
             self._admit(row, states_SD)
         self._cross_groups = None
-        return self.start_token
+        return [self.start_token] * len(rows)
 
     def admit_media(self, rows: Sequence[int], states: Sequence[Any]) -> Sequence[torch.Tensor]:
         """Assign the media of sources to rows where layers read some; returns the states of the texts."""

@@ -15,7 +15,9 @@ import torch
 
 from mmcot.decoding import sampling
 from mmcot.decoding.engine import open_engine
-from mmcot.decoding.generation import generate_ids, generate_texts
+from mmcot.decoding.generation import generate_ids
+from mmcot.decoding.requests import Request, Source
+from mmcot.decoding.rows import Rows, open_rows
 from mmcot.decoding.sampling import Sampling, draw_uniform, sample_tokens
 from mmcot.decoding.source_batches import batch_sources
 from mmcot.models import cuda_graphs
@@ -150,10 +152,17 @@ def assert_equal_to_generate(trained, ours, features=None, limit=LIMIT):
 
 
 @pytest.mark.parametrize("with_pictures", [True, False], ids=["pictures", "text"])
-def test_greedy_ids_are_generates_while_rows_are_refilled(trained, with_pictures):
-    refilled = []
+def test_greedy_ids_are_generates_while_rows_are_refilled(trained, with_pictures, monkeypatch):
+    refilled, begin = [], Rows._begin
+
+    def count(rows, places, given):
+        if max(places) < len(rows._rows):
+            refilled.extend(places)
+        begin(rows, places, given)
+
+    monkeypatch.setattr(Rows, "_begin", count)
     features = trained.pictures if with_pictures else None
-    ours = write(trained, features, on_refill=refilled.append)
+    ours = write(trained, features)
     assert len(refilled) == len(trained.sources) - ROWS
     known = ours[:24]  # the proof is worth something: texts end by themselves and are no loops
     assert sum(ids[-1] == 1 for ids in known) >= 18
@@ -245,7 +254,7 @@ def test_the_host_looks_at_a_gpus_tokens_every_eighth(trained, static, monkeypat
 
 
 def test_all_widths_share_one_tensor_of_logits_and_a_greedy_step_keeps_none(trained, static):
-    decoder = open_engine(trained.model, num_rows=2, max_source_tokens=20, max_new_tokens=LIMIT).decoder
+    decoder = trained.model.open_decoder(num_rows=2, max_source_tokens=20, max_new_tokens=LIMIT)
     decoder.admit([0], [torch.zeros(3, 64)])
     addresses = {decoder.step([0], [position]).data_ptr() for position in (0, 17)}
     decoder.admit([0], [torch.zeros(3, 64)])
@@ -256,11 +265,11 @@ def test_all_widths_share_one_tensor_of_logits_and_a_greedy_step_keeps_none(trai
 
 
 def test_an_engine_writes_the_same_whatever_it_wrote_before(trained, static):
-    engine = open_engine(trained.model, num_rows=9, max_source_tokens=200, max_new_tokens=LIMIT)
-    first = write(trained, trained.pictures, num_rows=9, engine=engine)
+    rows = open_rows(trained.model, num_rows=9, max_source_tokens=200, max_new_tokens=LIMIT)
+    first = write(trained, trained.pictures, rows=rows)
     num_graphs = len(static[0]._steps)
-    few = write(trained, order=[3, 30], num_rows=9, engine=engine, limit=7)
-    again = write(trained, trained.pictures, num_rows=9, engine=engine)
+    few = write(trained, order=[3, 30], rows=rows, limit=7)
+    again = write(trained, trained.pictures, rows=rows)
     assert first == again == write(trained, trained.pictures, num_rows=9)
     assert few == write(trained, order=[3, 30], limit=7)
     assert len(static[0]._steps) <= num_graphs + 2 and len(static) == 3
@@ -271,30 +280,32 @@ def test_an_engine_writes_the_same_whatever_it_wrote_before(trained, static):
 def test_a_source_that_is_not_finite_changes_no_other_whose_row_held_it(trained, request, decoder, value):
     if decoder == "static":
         request.getfixturevalue("static")
-    engine = open_engine(trained.model, num_rows=ROWS, max_source_tokens=200, max_new_tokens=LIMIT)
+    rows = open_rows(trained.model, num_rows=ROWS, max_source_tokens=200, max_new_tokens=LIMIT)
     expected = write(trained, trained.pictures)
     damaged = [np.full((5, 7), value, dtype=np.float16) for _ in trained.sources]
-    write(trained, damaged, order=[len(damaged) - 1, 0, 1, 2], engine=engine)
-    assert write(trained, trained.pictures, engine=engine) == expected
+    write(trained, damaged, order=[len(damaged) - 1, 0, 1, 2], rows=rows)
+    assert write(trained, trained.pictures, rows=rows) == expected
     some = [damaged[n] if n % 5 == 0 else picture for n, picture in enumerate(trained.pictures)]
-    ours = write(trained, some, engine=engine)  # their rows are refilled with others, and others move there
+    ours = write(trained, some, rows=rows)  # their rows are refilled with others, and others move there
     assert all(ids == expected[n] for n, ids in enumerate(ours) if n % 5)
 
 
 def test_an_engine_on_a_cpu_packs_its_weights_once_and_takes_memory_for_what_occurs(trained, monkeypatch):
-    engine = open_engine(trained.model, num_rows=ROWS, max_source_tokens=100_000_000, max_new_tokens=LIMIT)
+    rows = open_rows(trained.model, num_rows=ROWS, max_source_tokens=100_000_000, max_new_tokens=LIMIT)
     monkeypatch.setattr(decoding, "pack_linear", lambda *arguments: pytest.fail("weights were packed again"))
-    texts = [write(trained, order=order, engine=engine) for order in ([30], range(9), range(len(trained.sources)))]
+    texts = [write(trained, order=order, rows=rows) for order in ([30], range(9), range(len(trained.sources)))]
     monkeypatch.undo()
     assert texts == [write(trained, order=order) for order in ([30], range(9), range(len(trained.sources)))]
 
 
 def test_sources_and_texts_that_do_not_fit_an_engine_are_refused(trained, static):
-    engine = open_engine(trained.model, num_rows=2, max_source_tokens=20, max_new_tokens=10)
-    with pytest.raises(ValueError, match=r"3 rows of 10 tokens are requested, the engine was opened for 2 rows of 10"):
-        write(trained, order=[0, 1, 2], num_rows=3, limit=10, engine=engine)
+    rows = open_rows(trained.model, num_rows=2, max_source_tokens=20, max_new_tokens=10)
+    with pytest.raises(
+        ValueError, match=r"max_new_tokens \(11\) must be at least 1 and at most the 10 that the engine"
+    ):
+        write(trained, order=[0, 1, 2], limit=11, rows=rows)
     with pytest.raises(ValueError, match=r"150 states, this decoder was opened for at most 25"):
-        write(trained, order=[len(trained.sources) - 1], num_rows=2, limit=10, engine=engine)
+        write(trained, order=[len(trained.sources) - 1], limit=10, rows=rows)
 
 
 @pytest.mark.parametrize(("for_gpu", "dtype"), [(False, "float32"), (True, "float32"), (True, "bfloat16")])
@@ -412,9 +423,8 @@ def test_uniform_draws_are_of_seed_key_and_position_alone():
 
 
 def texts_of(trained, **options):
-    options = {"max_new_tokens": LIMIT, "batch_size": ROWS, **options}
-    features = [None] * len(trained.sources)
-    return generate_texts(trained.model, trained.tokenizer, trained.sources, features, feature_shape=SHAPE, **options)
+    engine = open_engine(trained.model, trained.tokenizer, num_rows=ROWS, max_source_tokens=200, max_new_tokens=LIMIT)
+    return engine.write([Request(Source(source), **options) for source in trained.sources])
 
 
 def test_texts_say_how_they_ended(trained):
@@ -474,26 +484,46 @@ def test_bfloat16_mostly_agrees_with_generate_and_its_private_operators_with_pla
 
 
 def test_no_sources_give_no_texts(trained):
-    assert (
-        generate_texts(trained.model, trained.tokenizer, [], [], feature_shape=SHAPE, max_new_tokens=4, batch_size=2)
-        == []
-    )
+    engine = open_engine(trained.model, trained.tokenizer, num_rows=2, max_source_tokens=20, max_new_tokens=4)
+    assert engine.write([]) == [] and not engine.is_busy and engine.step() == []
 
 
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"temperature": 0.7}, "needs keys"),
-        ({"temperature": -1.0}, "temperature"),
-        ({"top_p": 0.0}, "top_p"),
-        ({"num_beams": 2, "stop": ["x"]}, "num_beams"),
+        ({"sampling": Sampling(0.7)}, "needs a key"),
+        ({"num_beams": 2, "stop": ["x"]}, r"num_beams \(2\) above 1 goes without stop"),
+        ({"num_beams": 2, "prefix": [5]}, r"goes without prefix"),
+        ({"num_beams": 2, "with_log_probs": True}, r"goes without with_log_probs"),
+        ({"num_beams": 2, "sampling": Sampling(0.5), "key": "1"}, r"with no sampling, temperature is 0\.5"),
         ({"stop": "x"}, "list of strings"),
-        ({"keys": ["a"]}, "one each"),
+        ({"stop": [""]}, "empty string"),
+        ({"candidate": 1}, r"candidate \(1\) needs sampling"),
+        ({"prefix": [5] * LIMIT}, r"40 tokens, max_new_tokens is 40"),
+        ({"min_new_tokens": 41}, r"min_new_tokens \(41\) is above max_new_tokens \(40\)"),
+        ({"max_new_tokens": 0}, r"max_new_tokens \(0\)"),
     ],
 )
 def test_arguments_that_contradict_each_other_are_refused(trained, options, message):
     with pytest.raises(ValueError, match=message):
         texts_of(trained, **options)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"temperature": -1.0}, "temperature"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"min_p": 1.0}, "min_p"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size"),
+        ({"temperature": float("nan")}, "temperature"),
+    ],
+)
+def test_values_of_sampling_out_of_their_range_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        Sampling(**values)
 
 
 def test_a_generation_config_that_would_be_ignored_is_refused(trained, monkeypatch):

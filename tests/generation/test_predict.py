@@ -196,9 +196,9 @@ def test_calls_share_an_engine_until_one_needs_more_rows(finished_run, tmp_path,
 
     opened, open_engine = [], answering.open_engine
 
-    def count(model, *, num_rows, **sizes):
+    def count(model, tokenizer, *, num_rows, **sizes):
         opened.append(num_rows)
-        return open_engine(model, num_rows=num_rows, **sizes)
+        return open_engine(model, tokenizer, num_rows=num_rows, **sizes)
 
     monkeypatch.setattr(answering, "open_engine", count)
     predictor = RunPredictor(finished_run)

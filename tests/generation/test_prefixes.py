@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmcot.decoding.generation import generate_ids, generate_rows, generate_texts
+from mmcot.decoding.engine import open_engine
+from mmcot.decoding.generation import generate_ids, generate_rows
+from mmcot.decoding.requests import Request, Source
 from mmcot.decoding.sampling import Sampling
 from mmcot.models.cuda_graphs import StaticDecoder
 from mmcot.models.step_decoder import StepDecoder
@@ -117,8 +119,8 @@ def write(model, tokenizer, prefix, **options):
     config = MultimodalT5Config(**{**model.config.to_dict(), "vocab_size": len(tokenizer)})
     torch.manual_seed(1)
     model = T5ForMultimodalGeneration._from_config(config).eval()
-    arguments = {"feature_shape": (1, 1), "max_new_tokens": 16, "batch_size": 1, "prefixes": [prefix]}
-    return generate_texts(model, tokenizer, [[5, 6, 1]], [None], **arguments, **options)[0]
+    engine = open_engine(model, tokenizer, num_rows=1, max_source_tokens=3, max_new_tokens=16)
+    return engine.write([Request(Source([5, 6, 1]), prefix=prefix, **options)])[0]
 
 
 def test_a_text_contains_its_prefix_and_the_log_probability_of_every_token(model, tokenizer):
@@ -136,8 +138,3 @@ def test_a_stop_string_counts_after_the_prefix_alone(model, tokenizer):
     new = free.text.removeprefix("so the answer")
     stop = new[3:5]
     assert write(model, tokenizer, prefix, stop=[stop]).text == free.text[: free.text.index(stop, len("so the answer"))]
-
-
-def test_beam_search_has_neither_prefixes_nor_log_probabilities(model, tokenizer):
-    with pytest.raises(ValueError, match="num_beams \\(2\\) above 1 goes with neither prefixes"):
-        write(model, tokenizer, (), num_beams=2)

@@ -88,6 +88,7 @@ def test_a_task_that_is_not_taken_stops_at_its_next_sample(parts, monkeypatch):
     monkeypatch.setattr(StageSamples, "encode", wait)
     loader.start(tasks[1])
     started.wait(30)
+    assert not loader.is_loaded(tasks[1]) and not loader.is_loaded(tasks[0])
     loader.start(tasks[2])
     may_go_on.set()
     assert len(loader.take(tasks[2]).sources) == tasks[2].num_samples
@@ -124,3 +125,15 @@ def test_a_worker_that_waits_for_its_samples_reports_their_progress_alone(parts,
     threading.Timer(0.3, may_end.set).start()
     loader.take(tasks[0], lambda: reported.append(may_end.is_set()))
     assert reported.count(False) == 1  # at the beginning; nothing was read until the end of the wait
+
+
+def test_several_tasks_are_loaded_ahead_in_their_order_and_those_left_out_are_dropped(parts, monkeypatch):
+    loader, tasks, _ = parts
+    loader.start(*tasks[:3])
+    loader._thread.submit(lambda: None).result()
+    assert all(loader.is_loaded(task) for task in tasks[:3])
+    first = loader.take(tasks[0])
+    loader.start(*tasks[2:4])
+    assert not loader.is_loaded(tasks[1]) and loader.is_loaded(tasks[2])
+    monkeypatch.setattr(StageSamples, "encode", lambda *arguments: pytest.fail("loaded again"))
+    assert len(first.sources) == len(loader.take(tasks[2]).sources) == tasks[2].num_samples

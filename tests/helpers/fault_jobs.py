@@ -37,7 +37,6 @@ from launcher.runs.run_dir import RunDir
 from launcher.runs.sample_ledger import Ledger, verify_ledger
 from launcher.runs.signals import Stopped, StopRequest, sigterm_stops
 from launcher.stages.jobs import GenerationJob
-from mmcot.decoding import generation
 
 ALTERED = ("altered-", "damaged-")  # the product keeps a wrong file under such a name
 
@@ -141,7 +140,6 @@ def generate(folder: Path, *, take_over: bool = False, shared: Path) -> None:
     run_dir.path.mkdir(exist_ok=True)
     settings = load_settings(preset="demo", overrides=["generation.task_samples=8"])
     text_tasks.run_on_workers = _run_here
-    generation.generate_texts = _texts
     with sigterm_stops(), owned(run_dir, take_over=take_over) as attempt:
         remove_leftovers(run_dir.path, staging=not take_over)
         job = GenerationJob(
@@ -160,13 +158,10 @@ def _run_here(worker_class, job, costs, *, max_attempts, done, **_):
     """``run_on_workers`` with one worker, in this process."""
     qids_of = text_tasks._qids_by_task(job)
     worker, queue = object.__new__(worker_class), TaskQueue(costs, max_attempts=max_attempts)
-    worker.job, worker.model, worker.tokenizer, worker.engine, worker.free_since = job, None, None, None, None
-    worker.loader = types.SimpleNamespace(
-        take=lambda task, progress: types.SimpleNamespace(
-            qids=qids_of(task), sources=qids_of(task), feature_shape=None, batches=None
-        ),
-        start=lambda task: None,
-    )
+    worker.job, worker.free_since, worker.begun = job, None, {}
+    worker.engine = types.SimpleNamespace(rows=types.SimpleNamespace(num_steps=0, num_row_steps=0, num_rows=1))
+    worker.loader = types.SimpleNamespace(start=lambda *tasks: None)
+    worker._begin = lambda task: text_tasks.BegunTask(qids_of(task), [_written(qid) for qid in qids_of(task)])
     while (task := queue.take()) is not None:
         worker.following = queue.following()
         try:
@@ -180,8 +175,9 @@ def _run_here(worker_class, job, costs, *, max_attempts, done, **_):
     return queue.set_aside
 
 
-def _texts(model, tokenizer, sources, features, *, keys, **_):
-    return [types.SimpleNamespace(text=f"Because of {qid}.", num_tokens=4, finish="eos") for qid in keys]
+def _written(qid):
+    text = types.SimpleNamespace(text=f"Because of {qid}.", num_tokens=4, finish="eos")
+    return types.SimpleNamespace(text=text)
 
 
 def read_generated(folder: Path):

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import T5ForConditionalGeneration
 
-from mmcot.decoding.engine import Engine
-from mmcot.decoding.rows import generate_rows
+from mmcot.decoding.generation import generate_rows
+from mmcot.decoding.rows import Rows
 from mmcot.models.cuda_graphs import StaticDecoder
 from mmcot.models.gated import GatedCrossAttention, own_picture_mask
 from mmcot.models.opening import open_model
@@ -146,7 +146,7 @@ def test_the_engine_writes_what_the_models_own_forward_chooses(batch, kind, resa
         num_rows=3,
         eos_token_ids=(EOS,),
         with_log_probs=True,
-        engine=Engine(model.read, decoder_of(kind, model, 3)),
+        rows=Rows(model.read, decoder_of(kind, model, 3)),
     )
     for number, found in enumerate(written):
         inputs = {name: batch[name][number : number + 1] for name in ("vision_features", "vision_mask")}
@@ -164,7 +164,7 @@ def test_the_decoder_chooses_the_same_tokens_itself(batch):
     options = {"feature_shape": (10, 12), "max_new_tokens": 7, "num_rows": 3, "eos_token_ids": (EOS,)}
     sources = [pair.source_ids for pair in PAIRS]
     ours, static = (
-        generate_rows(model, sources, features, **options, engine=Engine(model.read, decoder_of(kind, model, 3)))
+        generate_rows(model, sources, features, **options, rows=Rows(model.read, decoder_of(kind, model, 3)))
         for kind in ("step", "static")
     )
     assert [row.ids for row in ours] == [row.ids for row in static]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmcot.decoding.rows import generate_rows
+from mmcot.decoding.generation import generate_rows
 from mmcot.errors import InputError
 from mmcot.models.opening import check_start, open_model
 from mmcot.models.resampler import ResamplerShape

@@ -16,8 +16,8 @@ import fakegpu  # pyright: ignore[reportMissingImports], a module of the stand-i
 import numpy as np
 import torch
 
-from mmcot.decoding.engine import open_engine
 from mmcot.decoding.generation import generate_ids
+from mmcot.decoding.rows import open_rows
 from mmcot.models.device import DTYPES, open_device
 from mmcot.models.t5 import T5ForMultimodalGeneration
 
@@ -65,7 +65,7 @@ def replay(graph):
 
 
 torch.cuda.graph, torch.cuda.CUDAGraph.replay = CountedCapture, replay
-engine = open_engine(model, num_rows=num_rows, max_source_tokens=512, max_new_tokens=256)
+rows = open_rows(model, num_rows=num_rows, max_source_tokens=512, max_new_tokens=256)
 counts, last = {}, {}
 picture = np.ones((145, 1024), dtype=np.float16)
 empty = np.zeros((0, 1024), dtype=np.float16) if in_layers else None
@@ -84,7 +84,7 @@ for task in range(num_tasks):
         max_new_tokens=limits,
         num_rows=num_rows,
         eos_token_ids=(),
-        engine=engine,
+        rows=rows,
     )
     events = dict(fakegpu.events)
     counts = fakegpu.counts()
