@@ -264,6 +264,15 @@ def test_all_widths_share_one_tensor_of_logits_and_a_greedy_step_keeps_none(trai
         assert all(step() is None for step in static[0]._steps.values())
 
 
+@pytest.mark.parametrize("decoder", ["plain", "static"])
+def test_each_admitted_row_is_given_the_token_that_it_reads_first(trained, request, decoder):
+    if decoder == "static":
+        request.getfixturevalue("static")
+    decoder = open_engine(trained.model, num_rows=4, max_source_tokens=20, max_new_tokens=LIMIT).decoder
+    start = trained.model.config.decoder_start_token_id
+    assert decoder.admit([3, 1], [torch.zeros(3, 64), torch.zeros(5, 64)]) == [start, start]
+
+
 def test_an_engine_writes_the_same_whatever_it_wrote_before(trained, static):
     rows = open_rows(trained.model, num_rows=9, max_source_tokens=200, max_new_tokens=LIMIT)
     first = write(trained, trained.pictures, rows=rows)
