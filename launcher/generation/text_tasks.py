@@ -42,7 +42,7 @@ from launcher.stages.jobs import GenerationJob
 from mmcot.decoding.repetition import is_repetitive
 from mmcot.errors import OperationError
 
-MOST_AHEAD = 16  # tasks whose samples a worker keeps in memory beside those of its own task
+MOST_AHEAD = 8  # tasks whose samples a worker keeps in memory beside those of its own task
 
 
 class GenerationError(OperationError):
@@ -376,8 +376,11 @@ def _run_missing(
 
 
 def _tasks_ahead(tasks: Sequence[Task], num_rows: int) -> int:
-    """How many tasks have as many texts as an engine has rows, on average; at most ``MOST_AHEAD``."""
-    return min(MOST_AHEAD, math.ceil(num_rows * len(tasks) / sum(task.num_samples for task in tasks)))
+    """How many tasks keep an engine's rows in use while the longest text of a task is written, at most ``MOST_AHEAD``.
+
+    It may be several times as long as the others.
+    """
+    return min(MOST_AHEAD, math.ceil(4 * num_rows * len(tasks) / sum(task.num_samples for task in tasks)))
 
 
 def _with_smaller_batches(job: GenerationJob, halvings: int) -> GenerationJob:

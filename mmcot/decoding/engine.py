@@ -136,9 +136,10 @@ class Engine:
         plain = self.submit([request for request in requests if request.num_beams == 1])
         by_beams = [request for request in requests if request.num_beams > 1]
         found = search_beams(self._model, by_beams, self._batches, limit=self.rows.max_new_tokens, on_step=on_step)
-        while any(writing.text is None for writing in plain):
-            self.step()
-            on_step()
+        for writing in plain:
+            while writing.text is None:
+                self.step()
+                on_step()
         texts = {id(writing.request): writing.text for writing in plain}
         texts |= {
             id(request): self._text(request, ids, self._ends) for request, ids in zip(by_beams, found, strict=True)

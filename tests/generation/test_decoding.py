@@ -268,7 +268,7 @@ def test_all_widths_share_one_tensor_of_logits_and_a_greedy_step_keeps_none(trai
 def test_each_admitted_row_is_given_the_token_that_it_reads_first(trained, request, decoder):
     if decoder == "static":
         request.getfixturevalue("static")
-    decoder = open_engine(trained.model, num_rows=4, max_source_tokens=20, max_new_tokens=LIMIT).decoder
+    decoder = trained.model.open_decoder(num_rows=4, max_source_tokens=20, max_new_tokens=LIMIT)
     start = trained.model.config.decoder_start_token_id
     assert decoder.admit([3, 1], [torch.zeros(3, 64), torch.zeros(5, 64)]) == [start, start]
 

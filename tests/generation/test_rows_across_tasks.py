@@ -116,6 +116,7 @@ def test_small_tasks_are_prepared_several_at_a_time():
     def tasks(*sizes):
         return [Task("train", f"train-{number:06d}", 0, size) for number, size in enumerate(sizes)]
 
-    assert _tasks_ahead(tasks(256, 256, 44), 64) == 1
-    assert _tasks_ahead(tasks(10, 10, 10), 64) == 7
-    assert _tasks_ahead(tasks(1, 1), 64) == 16
+    assert _tasks_ahead(tasks(256, 256), 64) == 1
+    assert _tasks_ahead(tasks(256, 256, 44), 64) == 2
+    assert _tasks_ahead(tasks(40, 40, 40), 64) == 7
+    assert _tasks_ahead(tasks(1, 1), 64) == 8
