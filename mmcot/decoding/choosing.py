@@ -15,17 +15,26 @@ def choose_tokens(logits_BV: torch.Tensor, rows: Sequence[Row]) -> tuple[list[in
 
     A row whose prefix is not written yet gets the prefix's token.
     """
-    ruled_BV = logits_BV
-    ruled = [place for place, row in enumerate(rows) if row.sampling.has_rules or len(row.ids) < row.min_new_tokens]
-    if ruled:
-        ruled_BV = logits_BV.clone()
-        for place in ruled:
-            ruled_BV[place] = rows[place].apply_rules(logits_BV[place])
-    tokens = _choose(ruled_BV, rows)
+    tokens = _choose(_after_rules(logits_BV, rows), rows)
     for place, row in enumerate(rows):
         if len(row.ids) < len(row.prefix):
             tokens[place] = row.prefix[len(row.ids)]
     return tokens, _log_probs(logits_BV, tokens, rows)
+
+
+def _after_rules(logits_BV: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
+    """The logits after repetition rules and minimum lengths; the argument stays as it is."""
+    if not any(row.has_rules for row in rows):
+        return logits_BV
+    logits_BV = logits_BV.clone()
+    for place, row in enumerate(rows):
+        if seen := row.seen():
+            values_N, penalty = logits_BV[place, seen], row.sampling.repetition_penalty
+            logits_BV[place, seen] = torch.where(values_N < 0, values_N * penalty, values_N / penalty)
+    if banned := [(place, token) for place, row in enumerate(rows) if row.has_rules for token in row.banned()]:
+        places_N, tokens_N = torch.tensor(banned, device=logits_BV.device).T
+        logits_BV[places_N, tokens_N] = float("-inf")
+    return logits_BV
 
 
 def _choose(logits_BV: torch.Tensor, rows: Sequence[Row]) -> list[int]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-import torch
-
 from mmcot.decoding.sampling import GREEDY, Sampling, draw_uniform
 
 
@@ -55,11 +53,7 @@ class Row:
         """Whether the next token is the likeliest one, and nothing but the token is asked for."""
         sampling, length = self.sampling, len(self.ids)
         return (
-            sampling.temperature == 0
-            and not sampling.has_rules
-            and not self.with_log_probs
-            and length >= len(self.prefix)
-            and length >= self.min_new_tokens
+            sampling.temperature == 0 and not self.has_rules and not self.with_log_probs and length >= len(self.prefix)
         )
 
     def next_input(self) -> tuple[int, int]:
@@ -88,23 +82,19 @@ class Row:
         """The pseudorandom number of the next token."""
         return draw_uniform(self.sampling.seed, self.key, len(self.ids))
 
-    def apply_rules(self, logits_V: torch.Tensor) -> torch.Tensor:
-        """The logits of the next token after repetition rules and the minimum length; the argument is left as it is."""
-        sampling, written = self.sampling, [*self.before, *self.ids]
-        if not sampling.has_rules and len(self.ids) >= self.min_new_tokens:
-            return logits_V
-        logits_V = logits_V.clone()
-        if sampling.repetition_penalty != 1:
-            seen = torch.tensor(sorted(set(written)), device=logits_V.device)
-            values = logits_V[seen]
-            penalty = sampling.repetition_penalty
-            logits_V[seen] = torch.where(values < 0, values * penalty, values / penalty)
-        banned = _repeating(written, sampling.no_repeat_ngram_size)
-        if len(self.ids) < self.min_new_tokens:
-            banned |= self.ends
-        if banned:
-            logits_V[torch.tensor(sorted(banned), device=logits_V.device)] = float("-inf")
-        return logits_V
+    @property
+    def has_rules(self) -> bool:
+        """Whether the next token depends on more than the logits."""
+        return self.sampling.has_rules or len(self.ids) < self.min_new_tokens
+
+    def seen(self) -> list[int]:
+        """The tokens whose logits the repetition penalty changes."""
+        return sorted({*self.before, *self.ids}) if self.sampling.repetition_penalty != 1 else []
+
+    def banned(self) -> set[int]:
+        """The tokens that may not come next."""
+        banned = _repeating([*self.before, *self.ids], self.sampling.no_repeat_ngram_size)
+        return banned | self.ends if len(self.ids) < self.min_new_tokens else banned
 
 
 def _repeating(ids: Sequence[int], size: int) -> set[int]:
