@@ -605,6 +605,28 @@ class Generation(_Section):
     top_p: float = Field(
         default=1.0, gt=0, le=1, description="draw from the likeliest tokens with this much probability"
     )
+    top_k: int = Field(default=0, ge=0, description="draw from this many of the likeliest tokens; 0: from all")
+    min_p: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="draw from tokens with at least this share of the likeliest one's probability",
+    )
+    repetition_penalty: float = Field(
+        default=1.0, gt=0, description="above 1, tokens that the text already has become less likely (arXiv:1909.05858)"
+    )
+    no_repeat_ngram_size: int = Field(
+        default=0, ge=0, description="no sequence of this many tokens occurs twice in a text; 0: without this rule"
+    )
+    min_new_tokens: int = Field(default=0, ge=0, description="a text does not end before it has this many tokens")
+    candidates: PositiveInt = Field(
+        default=1, description="texts that are sampled for a question, all kept in the file"
+    )
+    search: Literal["none", "vote"] = Field(
+        default="none",
+        description="which candidate is the text: none, the first; vote, the likeliest of those with the answer that "
+        "most have (arXiv:2203.11171), or with the text that most have where they hold no answer",
+    )
     precision: Literal["fp32", "bf16"] = Field(default="fp32", description="number format of the weights in generation")
     other_pictures: bool = Field(
         default=False,
@@ -614,6 +636,20 @@ class Generation(_Section):
     gpus_per_worker: float = Field(
         default=1.0, gt=0, description="GPUs a generation worker takes; a fraction lets several share one"
     )
+
+    @pydantic.model_validator(mode="after")
+    def _candidates_differ(self) -> Generation:
+        if self.candidates > 1 and self.temperature == 0:
+            raise ValueError(
+                f"candidates ({self.candidates}) without sampling are all the same text; set generation.temperature "
+                "above 0, such as 0.7, or candidates to 1"
+            )
+        if self.search == "vote" and self.candidates == 1:
+            raise ValueError(
+                "search vote needs several candidates, and generation.candidates is 1; set it to 2 or more, or search "
+                "to none"
+            )
+        return self
 
 
 ENV_PREFIXES = ("NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "CUDA_", "UCX_", "FI_", "OMP_", "MKL_")
@@ -828,6 +864,17 @@ class Settings(_Section):
     def _has_pictures_to_exchange(self) -> Settings:
         if self.generation.other_pictures and self.data.features is None:
             raise ValueError("generation.other_pictures exchanges pictures, and data.features is null; set one of them")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _texts_may_end(self) -> Settings:
+        for stage in self.chain.writing:
+            most, least = self.stage(stage.name).max_target_tokens, self.generation.min_new_tokens
+            if least >= most:
+                raise ValueError(
+                    f"generation.min_new_tokens ({least}) leaves the texts of stage {stage.name!r} no room to end; it "
+                    f"must be below {stage.name}.max_target_tokens ({most})"
+                )
         return self
 
     @pydantic.model_validator(mode="after")
