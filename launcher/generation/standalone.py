@@ -24,7 +24,8 @@ from launcher.config.chains import ANSWER, RATIONALE
 from launcher.config.loading import merge_override, parse_settings
 from launcher.config.settings import Settings, SettingsError
 from launcher.generation.inputs import generation_inputs
-from launcher.generation.text_tasks import describe_summary, write_split_texts
+from launcher.generation.task_lines import describe_summary
+from launcher.generation.text_tasks import write_split_texts
 from launcher.runs.exported import verify_model
 from launcher.runs.progress import GenerationLine
 from launcher.runs.signals import sigterm_stops
@@ -40,7 +41,7 @@ def write_rationales(
     *,
     overrides: Sequence[str] = (),
     report: Callable[[str], None] = print,
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Write the missing rationales of a split, or of all; returns the counts.
 
     Raises:
@@ -70,7 +71,7 @@ def write_model_texts(
     *,
     texts: Mapping[str, Path] | None = None,
     report: Callable[[str], None] = print,
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Write a model's missing texts for some splits; returns the counts.
 
     Args:

@@ -21,6 +21,7 @@ import numpy as np
 
 from data_shards.generated_texts import Task
 from launcher.stages.jobs import GenerationJob
+from mmcot.texts.sample import Sample
 
 if TYPE_CHECKING:
     import torch
@@ -32,12 +33,16 @@ LOOK_EVERY_S = 1.0  # how often a worker that waits for its samples reports thei
 
 @dataclasses.dataclass(frozen=True)
 class LoadedTask:
-    """A task's samples in the form of the model: token ids, and the encoder's batches on the host, to be used once."""
+    """A task's samples in the form of the model: token ids, and the encoder's batches on the host, to be used once.
+
+    ``samples`` are the questions themselves where candidates vote by their answers; else there are none.
+    """
 
     qids: Sequence[str]
     sources: Sequence[Sequence[int]]
     feature_shape: tuple[int, int]
     batches: Iterator[SourceBatch]
+    samples: Sequence[Sample] = ()
 
 
 class _Dropped(Exception):  # noqa: N818 (nobody sees it)
@@ -121,7 +126,9 @@ class TaskLoader:
             for_gpu=self._device.type == "cuda",
         )
         qids = [reader.qid(number) for number in numbers]
-        return LoadedTask(qids, sources, reader.feature_shape, _one_ahead(batches))
+        votes = self._job.settings.generation.search == "vote"
+        problems = [reader.problem(number) for number in numbers] if votes else []
+        return LoadedTask(qids, sources, reader.feature_shape, _one_ahead(batches), problems)
 
     def _open(self, split: str) -> Any:
         from launcher.stages.samples import open_stage

@@ -31,15 +31,14 @@ from data_shards.generated_texts import (
     write_task,
 )
 from data_shards.index import rows_of_extension
-from data_shards.json_shapes import Whole
 from data_shards.manifest import manifest_shards, open_index, read_manifest, shard_qids
 from launcher.cluster.worker_pool import Worker, WorkersError, run_on_workers
-from launcher.generation.task_loading import TaskLoader
+from launcher.generation.task_lines import add_counts, answers_of, count_lines, line_shape, task_lines
+from launcher.generation.task_loading import LoadedTask, TaskLoader
 from launcher.runs.exported import verify_model
 from launcher.runs.run_dir import RunDir
 from launcher.runs.system_metrics import sampling
 from launcher.stages.jobs import GenerationJob
-from mmcot.decoding.repetition import is_repetitive
 from mmcot.errors import OperationError
 
 MOST_AHEAD = 8  # tasks whose samples a worker keeps in memory beside those of its own task
@@ -98,9 +97,9 @@ class TaskDone:
 
 @dataclasses.dataclass(frozen=True)
 class BegunTask:
-    """A task whose texts were submitted to the engine, in its order."""
+    """A task whose texts were submitted to the engine, question by question, each with its candidates in order."""
 
-    qids: Sequence[str]
+    loaded: LoadedTask
     writings: Sequence[Any]
 
     @property
@@ -130,9 +129,8 @@ class GenerationWorker(Worker):
         self.model = open_model(job.model_dir, dtype=DTYPES[precision]).eval()
         self.model.to(device)  # pyright: ignore[reportArgumentType], transformers' wrapper hides Module.to
         spec, generation = job.settings.stage(job.stage), job.settings.generation
-        self.token_choice = Sampling(
-            temperature=generation.temperature, top_p=generation.top_p, seed=job.settings.run.seed
-        )
+        chosen = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size")
+        self.token_choice = Sampling(seed=job.settings.run.seed, **{name: getattr(generation, name) for name in chosen})
         self.engine = open_engine(
             self.model,
             self.tokenizer,
@@ -164,7 +162,7 @@ class GenerationWorker(Worker):
                 raise
             self.begun.clear()
             texts = self._write(self._begin(task), ())
-        self._commit(task, begun.qids, texts)
+        self._commit(task, begun.loaded, texts)
         path = Path(self.job.output_dir) / task.file_name
         file = _describe(path, task, self.job.stage)
         if file["sha256"] != sha256_written(self.job.output_dir, task):
@@ -175,14 +173,21 @@ class GenerationWorker(Worker):
 
     def _begin(self, task: Task) -> BegunTask:
         """Submit a task's texts, once its samples are loaded."""
-        from mmcot.decoding.requests import Request, Source
+        from mmcot.decoding.requests import Request, Source, candidates
 
-        loaded = self.loader.take(task, self.progress)
+        loaded, generation = self.loader.take(task, self.progress), self.job.settings.generation
         requests = [
-            Request(Source(ids), key=qid, sampling=self.token_choice)  # features are in the batches
+            Request(
+                Source(ids),  # features are in the batches
+                key=qid,
+                sampling=self.token_choice,
+                min_new_tokens=generation.min_new_tokens,
+                with_log_probs=generation.candidates > 1,
+            )
             for qid, ids in zip(loaded.qids, loaded.sources, strict=True)
         ]
-        return BegunTask(loaded.qids, self.engine.submit(requests, batches=loaded.batches))
+        every = [each for request in requests for each in candidates(request, generation.candidates)]
+        return BegunTask(loaded, self.engine.submit(every, batches=loaded.batches))
 
     def _leave(self, task: Task) -> None:
         for writing in self.begun.pop(task).writings:
@@ -199,12 +204,15 @@ class GenerationWorker(Worker):
             self.progress()
         return [writing.text for writing in begun.writings]
 
-    def _commit(self, task: Task, qids: Sequence[str], texts: Sequence[Any]) -> None:
-        job = self.job
-        lines = [
-            {"qid": qid, job.stage: text.text, "num_tokens": text.num_tokens, "finish": text.finish}
-            for qid, text in zip(qids, texts, strict=True)
-        ]
+    def _commit(self, task: Task, loaded: LoadedTask, texts: Sequence[Any]) -> None:
+        job, generation = self.job, self.job.settings.generation
+        lines = task_lines(
+            job.stage,
+            loaded.qids,
+            [texts[start : start + generation.candidates] for start in range(0, len(texts), generation.candidates)],
+            search=generation.search,
+            answer_of=answers_of(job.settings.stage(job.stage).format, loaded.samples),
+        )
         _check_attempt(job)
         write_task(job.output_dir, task, lines)
 
@@ -217,7 +225,7 @@ def write_split_texts(
     open_ray: Callable[[], None] = lambda: None,
     report: Callable[[Progress], None] = lambda progress: None,
     say: Callable[[str], None] = lambda line: None,
-) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
     """Write a stage's texts for some splits; only missing files are computed.
 
     Args:
@@ -236,20 +244,10 @@ def write_split_texts(
     open_output(job.output_dir, inputs)
     tasks = list_tasks(job.local_shards_dir(), splits, task_samples=job.settings.generation.task_samples)
     files = run_tasks(job, tasks, open_ray=open_ray, report=report, say=say)
-    counts = ("num_samples", "num_tokens", "num_truncated", "num_empty", "num_repetitive")
-    summary = {name: sum(file[name] for file in files.values()) for name in counts}
+    summary = add_counts(files.values())
     _check_attempt(job)
     close_output(job.output_dir, files=files, summary=summary)
     return files, summary
-
-
-def describe_summary(summary: dict[str, int]) -> str:
-    """The counts as a human-readable sentence."""
-    return (
-        f"{summary['num_samples']:,} texts, {summary['num_tokens']:,} tokens; "
-        f"{summary['num_truncated']:,} cut at the length limit, "
-        f"{summary['num_empty']:,} empty, {summary['num_repetitive']:,} repetitive"
-    )
 
 
 def run_tasks(
@@ -399,16 +397,9 @@ def _qids_by_task(job: GenerationJob) -> Callable[[Task], list[str]]:
 
 
 def _describe(path: Path, task: Task, stage: str) -> dict[str, Any]:
-    lines = read_lines(path, {"qid": str, stage: str, "num_tokens": Whole(), "finish": str})
+    lines = read_lines(path, line_shape(stage))
     if len(lines) != task.num_samples:
         raise GenerationError(
             f"{path} has {len(lines)} lines, its task has {task.num_samples}; delete the file and run again"
         )
-    return {
-        "num_samples": len(lines),
-        "num_tokens": sum(line["num_tokens"] for line in lines),
-        "num_truncated": sum(line["finish"] == "length" for line in lines),
-        "num_empty": sum(not line[stage].strip() for line in lines),
-        "num_repetitive": sum(is_repetitive(line[stage]) for line in lines),
-        "sha256": sha256_of_file(path),
-    }
+    return count_lines(stage, lines) | {"sha256": sha256_of_file(path)}

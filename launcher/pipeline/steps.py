@@ -24,7 +24,8 @@ from launcher.data.build import (
 )
 from launcher.evaluation.predictions import read_problems
 from launcher.generation.inputs import generation_inputs
-from launcher.generation.text_tasks import describe_summary, write_split_texts
+from launcher.generation.task_lines import describe_summary
+from launcher.generation.text_tasks import write_split_texts
 from launcher.pipeline.attempt import Attempt
 from launcher.pipeline.scoring import flat_scores, score_split, show_scores
 from launcher.pipeline.training_job import plan_training

@@ -161,7 +161,7 @@ def _run_here(worker_class, job, costs, *, max_attempts, done, **_):
     worker.job, worker.free_since, worker.begun = job, None, {}
     worker.engine = types.SimpleNamespace(rows=types.SimpleNamespace(num_steps=0, num_row_steps=0, num_rows=1))
     worker.loader = types.SimpleNamespace(start=lambda *tasks: None)
-    worker._begin = lambda task: text_tasks.BegunTask(qids_of(task), [_written(qid) for qid in qids_of(task)])
+    worker._begin = lambda task: text_tasks.BegunTask(_loaded(qids_of(task)), [_written(qid) for qid in qids_of(task)])
     while (task := queue.take()) is not None:
         worker.following = queue.following()
         try:
@@ -173,6 +173,10 @@ def _run_here(worker_class, job, costs, *, max_attempts, done, **_):
         handing = functools.partial(done, task, result)
         fault_points.current.at("hand-out", f"{task.file_name} done", handing)
     return queue.set_aside
+
+
+def _loaded(qids):
+    return types.SimpleNamespace(qids=qids, samples=())
 
 
 def _written(qid):
