@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -120,3 +122,30 @@ def test_small_tasks_are_prepared_several_at_a_time():
     assert _tasks_ahead(tasks(256, 256, 44), 64) == 2
     assert _tasks_ahead(tasks(40, 40, 40), 64) == 7
     assert _tasks_ahead(tasks(1, 1), 64) == 8
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("search", ["none", "vote"])
+def test_candidates_of_a_question_stand_in_its_line_and_are_the_same_on_every_worker(job, search):
+    generation = job.settings.generation.model_copy(update={"candidates": 3, "search": search})
+    job = dataclasses.replace(job, settings=job.settings.model_copy(update={"generation": generation}))
+    tasks = list_tasks(job.shards_dir, ["val"], task_samples=8)
+    alone, _ = run(GenerationWorker(job), tasks, ahead=0)
+    together, _ = run(GenerationWorker(job), tasks[::-1], ahead=1)
+    assert together == alone
+    lines = [json.loads(line) for file in alone.values() for line in file.decode().split("\n") if line]
+    for line in lines:
+        assert [candidate["candidate"] for candidate in line["candidates"]] == [0, 1, 2]
+        chosen = [each for each in line["candidates"] if each["rationale"] == line["rationale"]]
+        assert chosen and (search == "vote") == ("agreement" in line)
+        assert search == "vote" or line["rationale"] == line["candidates"][0]["rationale"]
+    assert any(len({each["rationale"] for each in line["candidates"]}) > 1 for line in lines)
+    one = dataclasses.replace(
+        job,
+        settings=job.settings.model_copy(
+            update={"generation": generation.model_copy(update={"candidates": 1, "search": "none"})}
+        ),
+    )
+    first, _ = run(GenerationWorker(one), tasks, ahead=0)
+    firsts = [json.loads(line)["rationale"] for file in first.values() for line in file.decode().split("\n") if line]
+    assert firsts == [line["candidates"][0]["rationale"] for line in lines]
