@@ -6,10 +6,17 @@ one line per sample in shard order:
 
     {"qid": "10", "rationale": "Solution: ...", "num_tokens": 31, "finish": "eos"}
 
+With several candidates a question, the line has the chosen text, and all of them under "candidates", each with its
+number.
+
 A file is committed whole and never computed twice. ``rationales/manifest.json`` contains the
 inputs that the texts depend on (model, data, generation settings); a folder takes no output of
-other inputs. Until it also contains the sha256 of every file, ``rationales/ledger/train/000012-000256.json`` does,
-committed before the file: ``{"sha256": ..., "num_samples": 256}``.
+other inputs. An entry of the ledger, ``rationales/ledger/train/000012-000256.json``, is committed before its file:
+
+    {"sha256": ..., "num_samples": 256, "weights": ..., "seed": 0, "texts": [["10", 0], ["10", 1], ...]}
+
+It tells which candidates of which questions the file holds, and the model's weights and the seed that they are of. The
+manifest of a complete output also has the sha256 of every file. ``data_shards/generation_ledger.py`` reads the ledger.
 """
 
 from __future__ import annotations
@@ -20,28 +27,29 @@ import functools
 import hashlib
 import json
 import re
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_shards.atomic_files import (
     commit_bytes,
-    commit_json,
     sha256_of_file,
 )
 from data_shards.errors import ShardError
-from data_shards.json_shapes import Shape, Whole, fault_of_shape, parse_record, read_record
+from data_shards.json_shapes import Whole, fault_of_shape, read_record
 from data_shards.manifest import manifest_shards, read_manifest
-from data_shards.sealed_json import commit_sealed, read_sealed
-from data_shards.strict_json import read_text
+from data_shards.sealed_json import broken_seal, commit_sealed, read_sealed
+from data_shards.text_lines import KEYS_OF_TEXTS, texts_of
+from data_shards.text_lines import read_lines as read_lines
 from mmcot.errors import InputError
 
 MAX_TASK_SAMPLES = 256
 _OPEN_FILES = 512
 _LEDGER = "ledger"
-_ENTRY = {"sha256": str, "num_samples": Whole()}
-_FILES = {str: _ENTRY}
+_FILE = {"sha256": str, "num_samples": Whole()}
+_FILES = {str: _FILE}
+# Entries of earlier versions have the keys of _FILE alone.
+_ENTRY = {**_FILE, "weights?": (str, None), "seed?": int, "texts?": [[(str, Whole())]]}
 _MANIFEST = {"inputs": dict, "complete": bool, "files?": _FILES, "summary?": dict}
 _FILE_NAME = re.compile(r"(train|val|test)/\d{6,}-\d{6,}\.jsonl")
 
@@ -86,7 +94,7 @@ def open_output(output_dir: str | Path, inputs: dict[str, Any]) -> None:
     """
     path = Path(output_dir) / "manifest.json"
     if path.exists():
-        stored = _read_manifest(path)["inputs"]
+        stored = read_output(path)["inputs"]
         differing = sorted(key for key in {*stored, *inputs} if stored.get(key) != inputs.get(key))
         if differing:
             key = differing[0]
@@ -101,8 +109,7 @@ def open_output(output_dir: str | Path, inputs: dict[str, Any]) -> None:
 def close_output(output_dir: str | Path, *, files: dict[str, Any], summary: dict[str, Any]) -> None:
     """Mark the output complete: write every file with its sha256, and the counts, to the manifest."""
     path = Path(output_dir) / "manifest.json"
-    commit_sealed(path, {**_read_manifest(path), "complete": True, "summary": summary, "files": files})
-    shutil.rmtree(Path(output_dir) / _LEDGER, ignore_errors=True)
+    commit_sealed(path, {**read_output(path), "complete": True, "summary": summary, "files": files})
 
 
 def reason_to_write_again(output_dir: str | Path, task: Task, qids: Sequence[str]) -> str | None:
@@ -111,47 +118,85 @@ def reason_to_write_again(output_dir: str | Path, task: Task, qids: Sequence[str
     The sha256 is that of the manifest of a complete output, else of the ledger.
     """
     path, manifest_path = Path(output_dir) / task.file_name, Path(output_dir) / "manifest.json"
-    manifest: dict[str, Any] = _read_manifest(manifest_path) if manifest_path.exists() else {"complete": False}
+    manifest: dict[str, Any] = read_output(manifest_path) if manifest_path.exists() else {"complete": False}
     try:
-        entry = manifest["files"].get(task.file_name) if manifest["complete"] else _read_entry(output_dir, task)
-    except FileNotFoundError:
-        entry = None
+        entry = read_entry(output_dir, task.file_name)
     except ValueError as error:
         return str(error)
-    if entry is None:
+    listed = manifest["files"].get(task.file_name) if manifest["complete"] else entry
+    if listed is None:
         return "no record of its sha256 was kept"
     data = path.read_bytes()
-    if (found := hashlib.sha256(data).hexdigest()) != entry["sha256"]:
-        return f"its sha256 is {found[:12]}..., {entry['sha256'][:12]}... was written"
-    if [line["qid"] for line in read_lines(path, {"qid": str})] != list(qids):
+    if (found := hashlib.sha256(data).hexdigest()) != listed["sha256"]:
+        return f"its sha256 is {found[:12]}..., {listed['sha256'][:12]}... was written"
+    lines = read_lines(path, KEYS_OF_TEXTS)
+    if [line["qid"] for line in lines] != list(qids):
         return "it holds the texts of other questions"
+    if entry is not None and (entry["sha256"] != found or entry.get("texts", texts := texts_of(lines)) != texts):
+        return "its entry in the ledger is of other texts"
     return None
 
 
-def write_task(output_dir: str | Path, task: Task, lines: list[dict[str, Any]]) -> Path:
-    """Commit the output of one task."""
+def write_task(
+    output_dir: str | Path, task: Task, lines: list[dict[str, Any]], *, weights: str | None = None, seed: int = 0
+) -> Path:
+    """Commit the output of one task.
+
+    Args:
+        weights: the sha256 of the weights of the model that wrote the texts, for the ledger.
+        seed: of their sampling, for the ledger.
+    """
     path = Path(output_dir) / task.file_name
     data = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()
     entry = {"sha256": hashlib.sha256(data).hexdigest(), "num_samples": len(lines)}
-    commit_json(_entry(output_dir, task), entry)
+    commit_sealed(
+        _entry_path(output_dir, task.file_name), {**entry, "weights": weights, "seed": seed, "texts": texts_of(lines)}
+    )
     commit_bytes(path, data)
     return path
 
 
 def sha256_written(output_dir: str | Path, task: Task) -> str:
     """The sha256 of what ``write_task`` has written last, from the ledger."""
-    return _read_entry(output_dir, task)["sha256"]
+    if (entry := read_entry(output_dir, task.file_name)) is None:
+        raise ShardError(
+            f"{_entry_path(output_dir, task.file_name)} is missing; delete {task.file_name}, and run again"
+        )
+    return entry["sha256"]
 
 
-def _read_entry(output_dir: str | Path, task: Task) -> dict[str, Any]:
-    return read_record(_entry(output_dir, task), _ENTRY, remedy=f"delete it and {task.file_name}, and run again")
+def read_entry(output_dir: str | Path, file_name: str) -> dict[str, Any] | None:
+    """Read a file's entry in the ledger; None where there is none.
+
+    Raises:
+        InputError: it has another shape, or was altered.
+    """
+    path, remedy = _entry_path(output_dir, file_name), f"delete it and {file_name}, and run again"
+    if not path.exists():
+        return None
+    entry = read_record(path, _ENTRY, remedy=remedy)
+    if reason := broken_seal(entry):
+        raise InputError(f"{reason}; {remedy}").at(path)
+    return entry
 
 
-def _entry(output_dir: str | Path, task: Task) -> Path:
-    return Path(output_dir) / _LEDGER / f"{Path(task.file_name).with_suffix('.json')}"
+def files_in_ledger(output_dir: str | Path) -> list[str]:
+    """The names of the committed files that have an entry; an entry is committed before its file."""
+    entries = sorted((Path(output_dir) / _LEDGER).glob("*/*.json"))
+    names = [f"{path.parent.name}/{path.stem}.jsonl" for path in entries]
+    return [name for name in names if _FILE_NAME.fullmatch(name) and (Path(output_dir) / name).exists()]
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def _entry_path(output_dir: str | Path, file_name: str) -> Path:
+    return Path(output_dir) / _LEDGER / f"{Path(file_name).with_suffix('.json')}"
+
+
+def read_output(path: Path) -> dict[str, Any]:
+    """Read the manifest of an output.
+
+    Raises:
+        ShardError: it has another shape, or was altered.
+    """
     remedy = f"restore it, or delete {path.parent} and run again"
     try:
         manifest = read_sealed(path, remedy=remedy)
@@ -167,24 +212,6 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     if fault is not None:
         raise ShardError(f"{path} cannot be used: {fault}; {remedy}")
     return manifest
-
-
-def read_lines(path: str | Path, shape: Shape = dict) -> list[dict[str, Any]]:
-    """Read a committed file.
-
-    Args:
-        shape: of a line, as for ``read_record``.
-
-    Raises:
-        ShardError: a line is not valid JSON, or has another shape.
-    """
-    remedy = "restore it, or delete the file and run again"
-    try:
-        # Not splitlines(): a model may generate U+2028, which does not end a line in JSONL.
-        lines = enumerate(read_text(path).split("\n"), start=1)
-        return [parse_record(line, shape, file=path, line=number, remedy=remedy) for number, line in lines if line]
-    except InputError as error:
-        raise ShardError(str(error) if remedy in str(error) else f"{error}; {remedy}") from None
 
 
 def verified_files(output_dir: str | Path) -> dict[str, dict[str, Any]]:
@@ -205,7 +232,7 @@ def verified_files(output_dir: str | Path) -> dict[str, dict[str, Any]]:
 def _listed_files(output_dir: Path) -> dict[str, dict[str, Any]]:
     """Return the files in the manifest of a complete output; every name must be that of a task."""
     path = output_dir / "manifest.json"
-    manifest: dict[str, Any] = _read_manifest(path) if path.exists() else {"complete": False}
+    manifest: dict[str, Any] = read_output(path) if path.exists() else {"complete": False}
     if not manifest["complete"]:
         raise ShardError(f"{output_dir} is not complete; run `mmcot rationales` to its end first")
     if strange := [name for name in manifest["files"] if not _FILE_NAME.fullmatch(name)]:

@@ -375,6 +375,7 @@ def _texts_read(made: Path) -> Callable[[Path], Read]:
             reason_to_write_again,
             verified_files,
         )
+        from data_shards.generation_ledger import read_ledger
 
         output = folder / "rationales"
         found = Read()
@@ -388,7 +389,7 @@ def _texts_read(made: Path) -> Callable[[Path], Read]:
         with contextlib.suppress(StopIteration):
             qid = next(iter(first.by_qid()))
             first.text(0, 0, qid)
-        found.content = verified_files(output)
+        found.content = [verified_files(output), [dataclasses.astuple(text) for text in read_ledger(output)]]
         return found
 
     return read

@@ -26,6 +26,7 @@ from data_shards.generated_texts import (
     verified_files,
     write_task,
 )
+from data_shards.generation_ledger import read_ledger
 from data_shards.leftovers import remove_leftovers
 from launcher.cluster.task_queue import TaskQueue
 from launcher.config.loading import load_settings
@@ -116,7 +117,11 @@ def write_texts(folder: Path, **_) -> None:
 
 
 def read_texts(folder: Path):
-    return [verified_files(folder), read_rationales(folder, "train")]
+    return [
+        verified_files(folder),
+        read_rationales(folder, "train"),
+        [dataclasses.astuple(text) for text in read_ledger(folder)],
+    ]
 
 
 def replace_folder(folder: Path, **_) -> None:

@@ -21,7 +21,7 @@ from data_shards.generated_texts import (
 )
 from data_shards.manifest import read_manifest
 from data_shards.reader import SplitReader
-from data_shards.sealed_json import broken_seal, sealed
+from data_shards.sealed_json import broken_seal, commit_sealed, sealed
 from data_shards.sources.forms import read_questions
 from data_shards.writer import write_text_shards
 
@@ -90,6 +90,10 @@ def test_shards_of_an_earlier_version_have_no_sha256_of_indexes_and_are_read(cop
 # Texts of a step that is not finished
 
 
+def entry_of(texts):
+    return texts / "ledger" / "val" / "000000-000000.json"
+
+
 @pytest.fixture
 def texts(tmp_path):
     open_output(tmp_path, {"model": "1"})
@@ -114,10 +118,32 @@ def test_a_file_without_a_record_is_written_again(texts):
     assert "no record of its sha256" in reason(texts)
 
 
-def test_the_manifest_of_complete_texts_takes_the_place_of_the_ledger_and_verifies_itself(texts):
-    sha256 = read_json(texts / "ledger" / "val" / "000000-000000.json")["sha256"]
+@pytest.mark.parametrize("key", ["sha256", "num_samples", "weights", "seed", "texts"])
+def test_an_altered_entry_of_the_ledger_is_named_and_its_file_written_again(texts, key):
+    entry = read_json(entry_of(texts))
+    entry[key] = {"sha256": "0" * 64, "num_samples": 1, "weights": "0" * 64, "seed": 1, "texts": [["a", 0]]}[key]
+    commit_json(entry_of(texts), entry)
+    assert "it was altered; delete it and val/000000-000000.jsonl, and run again" in reason(texts)
+
+
+def test_an_entry_of_other_candidates_is_not_that_of_the_file(texts):
+    entry = read_json(entry_of(texts))
+    commit_sealed(entry_of(texts), entry | {"texts": [["a", 0], ["a", 1], ["b", 0]]})
+    assert reason(texts) == "its entry in the ledger is of other texts"
+
+
+def test_an_entry_of_an_earlier_version_has_no_list_of_texts_and_is_taken(texts):
+    entry = read_json(entry_of(texts))
+    commit_json(entry_of(texts), {name: entry[name] for name in ("sha256", "num_samples")})
+    assert reason(texts) is None
+
+
+def test_the_manifest_of_complete_texts_has_the_sha256s_beside_the_ledger_and_verifies_itself(texts):
+    sha256 = read_json(entry_of(texts))["sha256"]
     close_output(texts, files={TASK.file_name: {"sha256": sha256, "num_samples": 2}}, summary={})
-    assert not (texts / "ledger").exists() and reason(texts) is None
+    assert entry_of(texts).exists() and reason(texts) is None
+    shutil.rmtree(texts / "ledger")  # as earlier versions did
+    assert reason(texts) is None
     manifest = read_json(texts / "manifest.json")
     manifest["files"][TASK.file_name]["sha256"] = "0" * 64
     commit_json(texts / "manifest.json", manifest)
