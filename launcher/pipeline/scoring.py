@@ -8,6 +8,7 @@ from typing import Any
 
 from data_shards.atomic_files import commit_json
 from data_shards.generated_texts import list_tasks, read_rationales
+from launcher.evaluation.agreement import agreement_lines, flat_agreement, read_agreements
 from launcher.evaluation.predictions import score, write_predictions
 from launcher.evaluation.tables import ceiling_rows, format_table, score_lines
 from launcher.pipeline.attempt import Attempt
@@ -35,6 +36,7 @@ def score_split(
         scores: the file of scores to write.
     """
     settings, chain = attempt.settings, attempt.settings.chain
+    reads = chain.stages[-1].reads
     lines = write_predictions(
         predictions,
         parts_dir=parts,
@@ -46,6 +48,7 @@ def score_split(
             text: read_rationales(attempt.run_dir.texts(text), split, field=chain.field_of(text))
             for text in chain.texts  # all texts before the answers, in the order of the chain
         },
+        rationale_agreements=read_agreements(attempt.run_dir.texts(reads[-1]), split) if reads else {},
     )
     report = score(lines, problems, split=split, gold_reasons=settings.gold_reasons)
     commit_json(scores, report)
@@ -62,7 +65,7 @@ def show_scores(
     rows = {f"{split}, {scores['num_questions']:,}": scores["accuracy"]}
     rows |= ceiling_rows(problems, folder.ceilings) if split == "test" else {}
     report(f"\n{format_table(rows)}")
-    for line in score_lines(scores):
+    for line in (*score_lines(scores), *agreement_lines(scores)):
         report(line)
 
 
@@ -73,4 +76,4 @@ def flat_scores(scores: dict[str, Any]) -> dict[str, float | None]:
     flat |= {
         f"{split}_{name}": value for part in ("rationale", "answers") for name, value in scores.get(part, {}).items()
     }
-    return flat | {f"{split}_parse_failure_rate": scores["parse_failure_rate"]}
+    return flat | {f"{split}_parse_failure_rate": scores["parse_failure_rate"]} | flat_agreement(scores)

@@ -39,12 +39,19 @@ _STATE = {
     "experiment": str,
     "experiment_id": (str, int),
 }
+_SHARE = Between(0, 1)
+_BY_AGREEMENT = {
+    "mean": _SHARE,
+    "bins": [{"up_to": _SHARE, "num_questions": Whole(), "num_right": Whole(), "accuracy": (NUMBER, None)}],
+}
 _SCORES = {
     "num_questions": Whole(),
     "accuracy": {"AVG": (NUMBER, None)},
     "rationale?": ({str: (NUMBER, None)}, None),
     "answers?": (dict, None),
     "parse_failure_rate?": (NUMBER, None),
+    "agreement?": _BY_AGREEMENT,
+    "rationale_agreement?": _BY_AGREEMENT,
 }
 _ALL_ACCURACIES = {"accuracy": {str: (NUMBER, None)}}
 # Seconds are below zero where the clock was put back meanwhile.
