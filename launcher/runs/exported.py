@@ -9,6 +9,7 @@ marker and is opened without verification.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,6 +32,15 @@ def describe_export(stage: str, folder: Path) -> dict[str, Any]:
     if WEIGHTS not in files:
         raise RunError(f"{folder} has no {WEIGHTS}; restore it, or delete the folder and run again")
     return {f"{stage}_model": files[WEIGHTS], "files": files}
+
+
+def weights_sha256(folder: str | Path) -> str | None:
+    """The sha256 of a model's weights: of its file, or of the sha256s of several in the order of their names.
+
+    None where there are none.
+    """
+    found = [sha256_of_unchanged(path) for path in sorted(Path(folder).glob("*.safetensors"))]
+    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest() if found else None
 
 
 def verify_model(folder: str | Path) -> None:

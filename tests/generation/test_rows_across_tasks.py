@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_shards.generated_texts import list_tasks
+from data_shards.generation_ledger import read_ledger
 from data_shards.sources.scienceqa import SPLITS
 from launcher.generation.text_tasks import GenerationWorker, _tasks_ahead
 from launcher.stages.jobs import GenerationJob
@@ -133,6 +135,12 @@ def test_candidates_of_a_question_stand_in_its_line_and_are_the_same_on_every_wo
     alone, _ = run(GenerationWorker(job), tasks, ahead=0)
     together, _ = run(GenerationWorker(job), tasks[::-1], ahead=1)
     assert together == alone
+    GenerationWorker(job).run(tasks[1])
+    weights = hashlib.sha256(Path(job.model_dir, "model.safetensors").read_bytes()).hexdigest()
+    ledger = list(read_ledger(job.output_dir))
+    assert {(text.seed, text.weights) for text in ledger} == {(job.settings.run.seed, weights)}
+    assert sorted(text.candidate for text in ledger) == sorted([0, 1, 2] * 8)
+    shutil.rmtree(job.output_dir)
     lines = [json.loads(line) for file in alone.values() for line in file.decode().split("\n") if line]
     for line in lines:
         assert [candidate["candidate"] for candidate in line["candidates"]] == [0, 1, 2]
