@@ -13,20 +13,20 @@ Linear = Callable[[torch.Tensor], torch.Tensor]
 PACKED_FOR_ROWS = 32
 
 
-def pack_linear(weight: torch.Tensor) -> Linear:
-    """Return a function that applies ``weight`` [out, in] without bias.
+def pack_linear(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Linear:
+    """Return a function that applies ``weight`` [out, in] and, where one is given, ``bias`` [out].
 
     On a CPU the weight is packed once in oneDNN's layout. The operators are private to torch:
     where they are missing or do not take this weight, the function uses ``F.linear``.
     """
-    weight = weight.detach()
+    weight, bias = weight.detach(), None if bias is None else bias.detach()
     if weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16):
         try:
             packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), PACKED_FOR_ROWS)
             apply = torch.ops.mkldnn._linear_pointwise.default
-            apply(weight.new_zeros(1, weight.shape[1]), packed, None, "none", [], "")
+            apply(weight.new_zeros(1, weight.shape[1]), packed, bias, "none", [], "")
         except (AttributeError, NotImplementedError, RuntimeError):
             pass
         else:
-            return lambda states: apply(states, packed, None, "none", [], "")
-    return lambda states: F.linear(states, weight)
+            return lambda states: apply(states, packed, bias, "none", [], "")
+    return lambda states: F.linear(states, weight, bias)
