@@ -22,6 +22,7 @@ from mmcot.decoding.generation import generate_ids
 from mmcot.decoding.rows import open_rows
 from mmcot.models import cuda_graphs
 from mmcot.models.device import open_device
+from mmcot.models.step_decoder import StepDecoder
 
 ROWS = (64, 256, 512)
 # Where decoding may wait for the device: the chosen tokens of several steps are read. All other waits are mistakes.
@@ -77,12 +78,17 @@ def ids_by_route(shape: dict[str, Any]) -> dict[str, list[list[int]]]:
     routes["captured" if ON_GPU else "again"] = write()
     if ON_GPU:
         static = cuda_graphs.StaticDecoder
-        cuda_graphs.StaticDecoder = lambda decoder: decoder  # pyright: ignore[reportAttributeAccessIssue]
+        cuda_graphs.StaticDecoder = open_plain  # pyright: ignore[reportAttributeAccessIssue]
         try:
             routes["plain CUDA"] = write()
         finally:
             cuda_graphs.StaticDecoder = static
     return routes
+
+
+def open_plain(model: Any, *, num_rows: int, max_source_tokens: int, max_new_tokens: int) -> StepDecoder:
+    """The decoder of CPUs on the device; sources get memory as they come."""
+    return StepDecoder(model, num_rows=num_rows, max_new_tokens=max_new_tokens)
 
 
 def writing_model(shape: dict[str, Any]) -> Any:

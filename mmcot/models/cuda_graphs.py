@@ -20,8 +20,11 @@ import numpy as np
 import torch
 from transformers import T5ForConditionalGeneration
 
+from mmcot.models.decoder_layers import DecoderLayers
 from mmcot.models.device import to_device
-from mmcot.models.step_decoder import SOURCE_STEP, Group, StepDecoder
+from mmcot.models.gated_t5 import MediaOfSource
+from mmcot.models.static_rows import StaticRows
+from mmcot.models.step_decoder import StepDecoder
 
 WIDTH_STEP = 64  # positions; each pair of widths is a graph of its own
 MAX_TOKENS_AHEAD = 8  # steps of ``write_greedily`` between two looks of the host
@@ -34,59 +37,64 @@ def open_decoder(
 
     On a CPU sources get memory when they are admitted, so that ``max_source_tokens`` may be far above what occurs.
     """
-    sizes = {"num_rows": num_rows, "max_new_tokens": max_new_tokens}
     if model.device.type == "cuda":
-        return StaticDecoder(StepDecoder(model, max_source_tokens=max_source_tokens, **sizes))
-    return StepDecoder(model, max_source_tokens=0, **sizes)
+        return StaticDecoder(
+            model, num_rows=num_rows, max_source_tokens=max_source_tokens, max_new_tokens=max_new_tokens
+        )
+    return StepDecoder(model, num_rows=num_rows, max_new_tokens=max_new_tokens)
 
 
 class StaticDecoder:
-    """A ``StepDecoder`` with one shape of the step for each pair of widths."""
+    """The decoder of ``model`` with one shape of the step for each pair of widths.
+
+    Args:
+        max_source_tokens: states that a source can have.
+        max_new_tokens: tokens that a row can read.
+    """
 
     @torch.inference_mode()
-    def __init__(self, decoder: StepDecoder) -> None:
-        self._decoder = decoder
-        self.num_rows, self.max_new_tokens = decoder.num_rows, decoder.max_new_tokens
-        self._max_source_tokens = decoder.cross_L2BHSK.shape[4]
-        self._ids_positions_2B = torch.zeros(2, self.num_rows, dtype=torch.long, device=decoder.device)
-        self._chosen_NB = torch.zeros(MAX_TOKENS_AHEAD, self.num_rows, dtype=torch.long, device=decoder.device)
+    def __init__(
+        self, model: T5ForConditionalGeneration, *, num_rows: int, max_source_tokens: int, max_new_tokens: int
+    ) -> None:
+        self.num_rows, self.max_new_tokens, self._max_source_tokens = num_rows, max_new_tokens, max_source_tokens
+        self._layers = DecoderLayers(model)
+        self._rows = StaticRows(
+            self._layers, num_rows=num_rows, max_source_tokens=max_source_tokens, max_new_tokens=max_new_tokens
+        )
+        device, dtype = self._layers.device, self._layers.dtype
+        self._ids_positions_2B = torch.zeros(2, num_rows, dtype=torch.long, device=device)
+        self._chosen_NB = torch.zeros(MAX_TOKENS_AHEAD, num_rows, dtype=torch.long, device=device)
         # Of all graphs but the greedy ones: a tensor of each graph's own would be kept as long as the graph.
-        self._logits_BV = torch.empty(self.num_rows, decoder.vocab_size, dtype=decoder.dtype, device=decoder.device)
-        # Rows of a mask begin at addresses that a GPU's attention takes.
-        columns = -(-self._max_source_tokens // SOURCE_STEP) * SOURCE_STEP
-        self._cross_mask_B11S = torch.zeros(self.num_rows, 1, 1, columns, dtype=decoder.dtype, device=decoder.device)
+        self._logits_BV = torch.empty(num_rows, self._layers.vocab_size, dtype=dtype, device=device)
         self._steps: dict[tuple[int, int, bool], Callable[[], None]] = {}
-        self._pool = torch.cuda.graph_pool_handle() if decoder.device.type == "cuda" else None
+        self._pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
     @torch.inference_mode()
     def admit(self, rows: Sequence[int], states: Sequence[Any]) -> list[int]:
         """Assign each of ``rows`` to a source's encoder states [S, D]; returns the token each reads at position 0.
 
+        Args:
+            states: for a decoder with gated cross-attention ``MediaOfSource``.
+
         Raises:
             ValueError: a source has more states than this decoder was opened for.
         """
-        states = self._decoder.admit_media(rows, states)
-        lengths = [len(states_SD) for states_SD in states]
+        lengths = [len(source.text if isinstance(source, MediaOfSource) else source) for source in states]
         if max(lengths) > self._max_source_tokens:
             raise ValueError(
                 f"a source has {max(lengths)} states, this decoder was opened for at most "
                 f"{self._max_source_tokens}; open it with a larger max_source_tokens"
             )
-        self._decoder.admit_at_once(rows, states)
-        rows_R, lengths_R = to_device(np.array([list(rows), lengths]), self._decoder.device)
-        columns_S = torch.arange(self._cross_mask_B11S.shape[-1], device=self._decoder.device)
-        mask_RS = torch.zeros_like(self._cross_mask_B11S[: len(rows), 0, 0])
-        mask_RS.masked_fill_(columns_S >= lengths_R[:, None], float("-inf"))
-        self._cross_mask_B11S.index_copy_(0, rows_R, mask_RS[:, None, None])
-        self._ids_positions_2B[0].index_fill_(0, rows_R, self._decoder.start_token)
+        self._rows.admit(rows, states)
+        rows_R = to_device(np.array(rows), self._layers.device)
+        self._ids_positions_2B[0].index_fill_(0, rows_R, self._layers.start_token)
         self._ids_positions_2B[1].index_fill_(0, rows_R, 0)
-        return [self._decoder.start_token] * len(rows)
+        return [self._layers.start_token] * len(rows)
 
     @torch.inference_mode()
     def move(self, row: int, *, to: int, num_positions: int) -> None:
-        """Copy the source and the first ``num_positions`` tokens of ``row`` to the row ``to``."""
-        self._decoder.move(row, to=to, num_positions=num_positions)
-        self._cross_mask_B11S[to] = self._cross_mask_B11S[row]
+        """Copy the source and all tokens of ``row``, of which ``num_positions`` are read, to the row ``to``."""
+        self._rows.move(row, to=to)
         self._ids_positions_2B[:, to] = self._ids_positions_2B[:, row]
 
     @torch.inference_mode()
@@ -126,9 +134,7 @@ class StaticDecoder:
 
     def _step(self, num_rows: int, num_positions: int, *, is_greedy: bool) -> Callable[[], None]:
         """The step at the widths for so many positions and for the sources of the first rows."""
-        # Rows that have ended, and those that are not in use, write as well, at positions that the host does not know.
-        self._decoder.num_written = [self.max_new_tokens] * self.num_rows
-        source_width = _round_up(max(self._decoder.source_lengths[:num_rows]), self._max_source_tokens)
+        source_width = _round_up(max(self._rows.source_lengths[:num_rows]), self._max_source_tokens)
         key = (_round_up(num_positions, self.max_new_tokens), source_width, is_greedy)
         if key not in self._steps:
             self._steps[key] = self._capture(*key)
@@ -136,9 +142,8 @@ class StaticDecoder:
 
     def _compute(self, width: int, source_width: int, is_greedy: bool) -> None:
         ids_B, positions_B = self._ids_positions_2B
-        own = Group(0, self.num_rows, width, self._decoder.bias_to_past(positions_B, width))
-        cross = Group(0, self.num_rows, source_width, self._cross_mask_B11S[..., :source_width])
-        logits_BV = self._decoder.run(ids_B, positions_B, [own], [cross])
+        attention = self._rows.attention(positions_B, width=width, source_width=source_width)
+        logits_BV = self._layers.next_logits(ids_B, attention)
         if not is_greedy:
             self._logits_BV.copy_(logits_BV)
         else:
@@ -149,7 +154,7 @@ class StaticDecoder:
 
     def _capture(self, width: int, source_width: int, is_greedy: bool) -> Callable[[], None]:
         """Capture a graph of the step at these widths; every replay reads and writes the same memory."""
-        if self._decoder.device.type != "cuda":
+        if self._layers.device.type != "cuda":
             return lambda: self._compute(width, source_width, is_greedy)
         # A capture must not contain the choice of kernels or allocations, so these happen in warm-up runs on a
         # side stream. They write the keys and values of the current step, which the replay writes again; what they

@@ -21,7 +21,7 @@ from mmcot.decoding.rows import Rows, open_rows
 from mmcot.decoding.sampling import Sampling, draw_uniform, sample_tokens
 from mmcot.decoding.source_batches import batch_sources
 from mmcot.models import cuda_graphs
-from mmcot.models import step_decoder as decoding
+from mmcot.models import decoder_layers as decoding
 from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 from mmcot.texts.encoding import collate, encode_pair
 from mmcot.texts.tokenizer import train_tokenizer
@@ -199,7 +199,7 @@ def static(monkeypatch):
 
     def open_static(model, *, num_rows, max_source_tokens, max_new_tokens):
         sizes = {"max_source_tokens": max_source_tokens + 5, "max_new_tokens": max_new_tokens}
-        opened.append(cuda_graphs.StaticDecoder(decoding.StepDecoder(model, num_rows=num_rows, **sizes)))
+        opened.append(cuda_graphs.StaticDecoder(model, num_rows=num_rows, **sizes))
         return opened[-1]
 
     monkeypatch.setattr(cuda_graphs, "WIDTH_STEP", 16)

@@ -10,7 +10,6 @@ from mmcot.decoding.generation import generate_ids, generate_rows
 from mmcot.decoding.requests import Request, Source
 from mmcot.decoding.sampling import Sampling
 from mmcot.models.cuda_graphs import StaticDecoder
-from mmcot.models.step_decoder import StepDecoder
 from mmcot.models.t5 import MultimodalT5Config, T5ForMultimodalGeneration
 from mmcot.texts.tokenizer import train_tokenizer
 
@@ -72,7 +71,7 @@ def test_fixed_shapes_give_the_same_rows(model, monkeypatch):
     expected = [row.ids for row in generate(model, prefixes=PREFIXES)]
 
     def open_static(model, *, num_rows, **sizes):
-        return StaticDecoder(StepDecoder(model, num_rows=num_rows, **sizes))
+        return StaticDecoder(model, num_rows=num_rows, **sizes)
 
     monkeypatch.setattr(T5ForMultimodalGeneration, "open_decoder", open_static)
     assert [row.ids for row in generate(model, prefixes=PREFIXES)] == expected

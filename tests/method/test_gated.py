@@ -128,8 +128,9 @@ def test_a_picture_changes_its_own_row_and_a_row_without_one_reads_no_media(batc
 
 
 def decoder_of(kind, model, num_rows):
-    sizes = {"num_rows": num_rows, "max_source_tokens": 6, "max_new_tokens": 7}
-    return StaticDecoder(StepDecoder(model, **sizes)) if kind == "static" else StepDecoder(model, **sizes)
+    if kind == "static":
+        return StaticDecoder(model, num_rows=num_rows, max_source_tokens=6, max_new_tokens=7)
+    return StepDecoder(model, num_rows=num_rows, max_new_tokens=7)
 
 
 @pytest.mark.parametrize("kind", ["step", "static"])
