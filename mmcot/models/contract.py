@@ -34,6 +34,8 @@ class Decoder(Protocol):
     def admit(self, rows: Sequence[int], states: Sequence[Any]) -> list[int]:
         """Assign each of some rows to what ``read`` returned of a source.
 
+        Rows that are assigned to the same object share a source, whose keys and values are computed once.
+
         Returns:
             the token that each of these rows reads at position 0.
         """

@@ -11,13 +11,16 @@ are always the first ones. A row that ends is replaced by a new source (``admit`
 row moves to its place (``move``). One decoder serves any number of texts, one set of sources after
 the other: its weights are packed once. This module handles neither texts nor the end of a row.
 
-On a CPU the logits of a row do not depend on the other rows, bit for bit.
+On a CPU the logits of a row do not depend on the other rows, bit for bit. Rows that are assigned to
+the same states, the same object, share one source: its keys and values are computed and stored
+once, and kept as long as a row reads them.
 
 Shape suffixes: B rows in use, D model width, S source positions, V vocabulary.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,6 +44,7 @@ class StepDecoder:
         self.num_rows, self.max_new_tokens = num_rows, max_new_tokens
         self._layers = DecoderLayers(model)
         self._caches = RowCaches(self._layers, num_rows=num_rows, max_new_tokens=max_new_tokens)
+        self._states_of_rows: list[weakref.ref[torch.Tensor] | None] = [None] * num_rows
 
     @torch.inference_mode()
     def admit(self, rows: Sequence[int], states: Sequence[Any]) -> list[int]:
@@ -56,6 +60,12 @@ class StepDecoder:
     def _admit(self, row: int, states: Any) -> None:
         caches, text_SD = self._caches, states.text if isinstance(states, MediaOfSource) else states
         caches.clear(row)
+        # A reference that does not keep the states, with which a whole batch of the encoder would stay in memory.
+        known = [r for r, of_row in enumerate(self._states_of_rows) if of_row is not None and of_row() is text_SD]
+        self._states_of_rows[row] = weakref.ref(text_SD)
+        if known:
+            caches.sources[row], caches.media_of_rows[row] = caches.sources[known[0]], caches.media_of_rows[known[0]]
+            return
         caches.sources[row] = SourceCache(self._layers.source_keys_values(text_SD))
         if self._layers.gated is not None:
             caches.media_of_rows[row] = SourceCache(self._layers.gated.keys_values(states.media[states.mask]))
@@ -64,6 +74,7 @@ class StepDecoder:
     def move(self, row: int, *, to: int, num_positions: int) -> None:
         """Assign the row ``to`` to the source of ``row`` and copy the first ``num_positions`` tokens of its text."""
         self._caches.move(row, to=to, num_positions=num_positions)
+        self._states_of_rows[to] = self._states_of_rows[row]
 
     @torch.inference_mode()
     def step(self, token_ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
