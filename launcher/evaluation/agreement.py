@@ -69,8 +69,6 @@ def agreement_lines(scores: Mapping[str, Any]) -> list[str]:
     for key, name in ((ANSWERS, "answers"), (RATIONALES, "rationales")):
         if section := scores.get(key):
             parts = [part for part in section["bins"] if part["num_questions"]]
-            by_bin = ", ".join(
-                f"{each['up_to']:g}: {each['accuracy']:.1f} ({each['num_questions']:,})" for each in parts
-            )
-            lines.append(f"agreement of {name} {section['mean']:.2f}; accuracy up to {by_bin}")
+            by_bin = [f"{part['up_to']:g}: {part['accuracy']:.1f} ({part['num_questions']:,})" for part in parts]
+            lines.append(f"agreement of {name} {section['mean']:.2f}; accuracy up to {', '.join(by_bin)}")
     return lines

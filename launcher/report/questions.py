@@ -6,7 +6,7 @@ A question, and what a run wrote for it:
      "gold": "Solution: ...", "subject": "natural science", "columns": ["NAT", "TXT", "IMG", "G1-6", "AVG"],
      "num_pictures": 1, "picture": 17}
     {"rationale": "Solution: ...", "rationale_right": true, "rouge_l": 1.0, "answer_text": "The answer is (B).",
-     "prediction": 1, "right": true}
+     "prediction": 1, "right": true, "agreement": 0.75, "rationale_agreement": null}
 
 ``picture`` is an index into the page's pictures, or null. A rationale is right if it equals
 the gold one word for word; the words are what white space separates.
@@ -34,6 +34,7 @@ from data_shards.sources.question_set import Picture
 from launcher.config.chains import Chain
 from launcher.config.settings import Settings
 from launcher.data.dataset import kept_source, mini_sqa_folder, read_source
+from launcher.evaluation.agreement import ANSWERS, RATIONALES
 from launcher.evaluation.predictions import PREDICTION
 from launcher.report.run_facts import wilson
 from launcher.runs.places import place_around
@@ -150,6 +151,7 @@ def judge(
             "answer_text": cut(line.get("answer_text")),
             "prediction": line.get("prediction"),
             "right": is_right(problems[qid], line["prediction"]) if "prediction" in line else None,
+            **{key: line.get(key) for key in (ANSWERS, RATIONALES)},
         }
     return judged
 

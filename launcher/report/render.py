@@ -20,7 +20,17 @@ from typing import Any
 from data_shards.atomic_files import commit_bytes
 from launcher.report.collect import collect
 
-SCRIPTS = ("dom.js", "scores.js", "curves.js", "groups.js", "examples.js", "detail.js", "looking.js", "page.js")
+SCRIPTS = (
+    "dom.js",
+    "scores.js",
+    "curves.js",
+    "groups.js",
+    "agreement.js",
+    "examples.js",
+    "detail.js",
+    "looking.js",
+    "page.js",
+)
 
 
 def write_report(run_dirs: Sequence[Path], out: Path, *, num_pictures: int = 200, num_looked_at: int = 24) -> Path:

@@ -19,6 +19,7 @@ from typing import Any
 from data_shards.json_shapes import Whole, fault_of_shape, read_record
 from data_shards.strict_json import parse_json
 from launcher.config.settings import Settings
+from launcher.evaluation.agreement import ANSWERS, RATIONALES
 from launcher.runs.exported import verify_model
 from launcher.runs.journal import JournalReader
 from launcher.runs.records import read_heartbeat, read_mlflow_state, read_scores
@@ -47,6 +48,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     run_dir, settings = RunDir(folder), read_run_settings(folder)
     steps = read_steps(run_dir, settings.chain.steps)
     stages = settings.chain.stage_names
+    scores = {split: read_scores(path) for split in SPLITS if (path := run_dir.scores(split)).exists()}
     points = {stage: list(JournalReader(run_dir.journal(stage)).read()) for stage in stages}
     notes = {stage: _notes(points[stage]) for stage in stages}
     return {
@@ -66,7 +68,8 @@ def read_run(folder: Path) -> dict[str, Any]:
         "training": {stage: _training(points[stage], settings, stage) for stage in stages},
         "curves": {stage: curves_of(points[stage]) for stage in stages},
         "notes": {stage: lines for stage, lines in notes.items() if lines},
-        "scores": {split: read_scores(path) for split in SPLITS if (path := run_dir.scores(split)).exists()},
+        "scores": scores,
+        "agreement": {split: agreement_with_intervals(part) for split, part in scores.items()},
         "choice_orders": read_record(path, dict) if (path := folder / "choice_order.json").exists() else None,
         "mlflow": read_mlflow_state(folder / "mlflow.json").get("runs", {}),
         "time": _time(run_dir, points),
@@ -165,6 +168,19 @@ def wilson(num_right: int, num: int) -> tuple[float, float]:
     middle = (share + spread / 2) / (1 + spread)
     half = z * math.sqrt(share * (1 - share) / num + spread / (4 * num)) / (1 + spread)
     return round(100 * max(0.0, middle - half), 2), round(100 * min(1.0, middle + half), 2)
+
+
+def agreement_with_intervals(scores: dict[str, Any]) -> dict[str, Any]:
+    """Accuracy by agreement of answers and rationales, with its 95 % interval; empty where there was no vote."""
+    found: dict[str, Any] = {}
+    for key in (ANSWERS, RATIONALES):
+        if key in scores:
+            bins = []
+            for part in scores[key]["bins"]:
+                low, high = wilson(part["num_right"], part["num_questions"])
+                bins.append({**part, "low": low, "high": high})
+            found[key] = {**scores[key], "bins": bins}
+    return found
 
 
 def _lost_without(step: str, settings: Settings) -> str:

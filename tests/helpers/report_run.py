@@ -20,9 +20,20 @@ from mmcot.texts.prompts import gold_rationale
 
 
 def write_run(
-    folder, settings, data, *, until="evaluate", wrong=4, model_dir=None, spoil=lambda text: text.replace("the", "a")
+    folder,
+    settings,
+    data,
+    *,
+    until="evaluate",
+    wrong=4,
+    model_dir=None,
+    spoil=lambda text: text.replace("the", "a"),
+    agreements=(),
 ):
-    """A run's folder by hand: every ``wrong``-th answer is wrong, the first test answer cannot be read."""
+    """A run's folder by hand: every ``wrong``-th answer is wrong, the first test answer cannot be read.
+
+    The answers have these ``agreements`` in turn, if any are given, and the rationales half as much.
+    """
     run_dir = RunDir(folder)
     steps = ("data", "train-rationale", "rationales", "train-answer", "evaluate")
     folder.mkdir(parents=True)
@@ -62,11 +73,11 @@ def write_run(
         if model_dir:
             shutil.copytree(model_dir, run_dir.model(stage))
     if "rationales" in done:
-        _write_texts(run_dir, settings, data, wrong, spoil, with_answers="evaluate" in done)
+        _write_texts(run_dir, settings, data, wrong, spoil, agreements, with_answers="evaluate" in done)
     return folder
 
 
-def _write_texts(run_dir, settings, data, wrong, spoil, *, with_answers):
+def _write_texts(run_dir, settings, data, wrong, spoil, agreements, *, with_answers):
     open_output(run_dir.texts("rationales"), {})
     files = {}
     for split in ("val", "test"):
@@ -85,6 +96,9 @@ def _write_texts(run_dir, settings, data, wrong, spoil, *, with_answers):
                     "prediction": choice,
                 }
             )
+            if agreements:
+                share = agreements[number % len(agreements)]
+                lines[-1] |= {"agreement": share, "rationale_agreement": share / 2}
         texts = {line["qid"]: line["rationale"] for line in lines}
         for task in list_tasks(data.path, [split], task_samples=256):
             part = [{"qid": qid, "rationale": text, "num_tokens": 9, "finish": "eos"} for qid, text in texts.items()]

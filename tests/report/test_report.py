@@ -451,3 +451,45 @@ def test_a_fusion_without_attention_maps_says_so_on_its_page(browser, run, tmp_p
     page = browser.open(write_report([run], tmp_path / "report.html", num_looked_at=1))
     assert page.problems == [] and "has no attention maps" in page.text("#looking")
     assert page.count(".veil") == 0 and page.count(".token") == 0
+
+
+def test_a_run_without_a_vote_has_no_section_of_agreement(browser, page_file):
+    page = browser.open(page_file)
+    assert page.run("document.getElementById('agreement').hidden") is True
+    assert "Agreement" not in page.text("#nav") and "agreement" not in page.text("#detail")
+
+
+def test_accuracy_by_agreement_is_shown_with_the_numbers_of_questions(browser, workplace, tiny_settings, tiny_data):
+    # 16 test questions: the first cannot be read, every fourth after the second is wrong.
+    folder = write_run(workplace / "runs" / "voted", tiny_settings, tiny_data, agreements=(0.25, 0.25, 1.0, 0.5))
+    page = browser.open(write_report([folder], folder / "report.html", num_looked_at=0))
+    assert page.problems == [] and "Agreement" in page.text("#nav")
+    tables = page.run("[...document.querySelectorAll('#agreement caption')].map((each) => each.textContent)")
+    assert [each.split(",")[0] for each in tables] == [
+        f"Accuracy by agreement of the {what}" for what in ("answers", "rationales") * 2
+    ]
+    assert "mean agreement 0.500" in tables[0] and "mean agreement 0.250" in tables[1]
+    rows = page.run(
+        "[...document.querySelector('#agreement table').tBodies[0].rows].map((row) => "
+        "[...row.cells].map((cell) => cell.textContent))"
+    )
+    assert rows == [
+        ["0 to 0.25", "", "37.50", "3 / 8"],
+        ["above 0.25 to 0.5", "", "100.00", "4 / 4"],
+        ["above 0.5 to 0.75", "", "\u2013", "0 / 0"],
+        ["above 0.75 to 1", "", "100.00", "4 / 4"],
+    ]
+    assert page.run("document.querySelector('#agreement table').querySelectorAll('.bar').length") == 3
+    assert "agreement of the answers 0." in page.text("#detail")
+
+
+def test_two_runs_have_their_agreement_side_by_side(browser, run, workplace, tiny_settings, tiny_data):
+    one, other = (
+        write_run(workplace / "runs" / f"voted-{share}", tiny_settings, tiny_data, agreements=(share,))
+        for share in (0.5, 1.0)
+    )
+    page = browser.open(write_report([one, run, other], workplace / "voted.html", num_looked_at=0))
+    assert page.problems == [] and page.count("#agreement table") == 4
+    assert page.run("document.querySelector('#agreement table').tBodies[0].rows.length") == 4 * 2
+    # One bin of four has questions in each of two runs: for two splits, answers and rationales.
+    assert page.count("#agreement .bar") == 2 * 4 and page.run("document.documentElement.scrollWidth") <= 1200

@@ -9,7 +9,7 @@ from PIL import Image
 from data_shards.atomic_files import commit_json, sha256_of_file
 from launcher.config.loading import load_settings
 from launcher.report.questions import choose_qids, find_pictures, judge, to_data_uri
-from launcher.report.run_facts import curves_of, thin, wilson
+from launcher.report.run_facts import agreement_with_intervals, curves_of, thin, wilson
 from launcher.runs.journal import Journal, JournalReader
 from launcher.runs.run_dir import RunDir
 from mmcot.texts.prompts import gold_rationale
@@ -74,3 +74,13 @@ def test_pictures_of_a_data_set_that_has_changed_are_not_taken(tmp_path):
     rows.write_text(rows.read_text().replace("?", "!"))
     found.append(find_pictures(RunDir(tmp_path / "runs" / "a"), settings, tmp_path / "shards"))
     assert found[0] is not None and found[1] is None
+
+
+def test_accuracy_by_agreement_has_wilsons_interval_and_is_empty_without_a_vote():
+    part = {"up_to": 0.25, "num_questions": 8, "num_right": 3, "accuracy": 37.5}
+    section = {"mean": 0.2, "bins": [part]}
+    assert agreement_with_intervals({"accuracy": {}}) == {}
+    low, high = wilson(3, 8)
+    assert agreement_with_intervals({"rationale_agreement": section}) == {
+        "rationale_agreement": {"mean": 0.2, "bins": [part | {"low": low, "high": high}]}
+    }

@@ -56,7 +56,8 @@ function saidPart(question, index, said) {
   const title = several ? el("h4", {}, runLabel(index), " ", badge(said)) : null;
   if (!said) return el("div", { class: "said" }, title, el("p", { class: "empty" }, "Nothing was written about this question yet."));
   const answer = said.answer_text === null || said.answer_text === undefined ? null : el("p", { class: "answer" }, el("span", { class: "label" }, "Answer"), words(said.answer_text || "(empty)"));
-  return el("div", { class: "said" }, title, rationales(question, said), answer);
+  const agreements = Object.entries(VOTED).filter(([key]) => said[key] !== null).map(([key, name]) => `agreement of the ${name} ${short(said[key])}`);
+  return el("div", { class: "said" }, title, rationales(question, said), answer, agreements.length ? el("p", { class: "note" }, agreements.join(", ")) : null);
 }
 
 function rationales(question, said) {

@@ -1,5 +1,5 @@
 // Header, navigation, settings, the switch between light and dark, and the drawing of all parts.
-const SECTIONS = { scores: "Scores", reasons: "Reasons", examples: "Questions", looking: "Looking", groups: "Groups", curves: "Training", time: "Time", settings: "Settings" };
+const SECTIONS = { scores: "Scores", reasons: "Reasons", examples: "Questions", looking: "Looking", groups: "Groups", agreement: "Agreement", curves: "Training", time: "Time", settings: "Settings" };
 
 function drawHeader() {
   const title = runs.map((run) => run.label).join(" and ");
@@ -36,7 +36,7 @@ function drawSettings() {
 }
 
 function drawNav() {
-  replace(byId("nav"), Object.entries(SECTIONS).map(([id, name]) => el("a", { href: `#${id}` }, name)));
+  replace(byId("nav"), Object.entries(SECTIONS).filter(([id]) => id !== "agreement" || hasAgreement).map(([id, name]) => el("a", { href: `#${id}` }, name)));
   replace(byId("foot"), el("p", {}, `Written ${moment(data.written_ms)} UTC. This file needs no network and sends nothing.`));
 }
 
@@ -62,6 +62,7 @@ function drawPage() {
   drawScores();
   drawReasons();
   drawGroups();
+  drawAgreement();
   drawLooking();
   drawCurves();
   drawTime();
