@@ -23,7 +23,7 @@ import psutil
 from data_shards.mini_sqa.generate import write_mini_sqa
 
 DATA_VARIABLE = "MMCOT_SCIENCEQA_DIR"
-LIBRARIES = ("torch", "transformers", "deepspeed", "ray", "webdataset", "numpy", "ctranslate2", "litdata")
+LIBRARIES = ("torch", "transformers", "deepspeed", "ray", "webdataset", "numpy", "litdata")
 ROOT = Path(__file__).parents[1]
 CODE = ("mmcot", "data_shards", "launcher", "benchmarks/*.py", "pyproject.toml")
 
