@@ -40,7 +40,7 @@ from mmcot.errors import InputError
 from mmcot.models.contract import Model
 
 BYTES_PER_CHARACTER = 4  # at most, in UTF-8
-LOGITS_AT_ONCE = 1 << 26  # in a batch of texts that are scored
+LOGITS_AT_ONCE = 1 << 26  # of texts that are scored together
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -163,8 +163,8 @@ class Engine:
             raise InputError(f"text {empty[0]} has no tokens to score; give at least the end token")
         found: list[list[float]] = [[]] * len(texts)
         states = self._states_of(sources)
-        for chosen in _by_length([len(text) for text in texts], LOGITS_AT_ONCE // self._model.config.vocab_size):
-            scored = self._model.score([states[id(sources[n])] for n in chosen], [list(texts[n]) for n in chosen])
+        for chosen in _in_parts([len(text) for text in texts], LOGITS_AT_ONCE // self._model.config.vocab_size):
+            scored = self.rows.score([states[id(sources[n])] for n in chosen], [list(texts[n]) for n in chosen])
             for number, log_probs in zip(chosen, scored, strict=True):
                 found[number] = log_probs
         return found
@@ -288,13 +288,14 @@ def _passing_on(on_token: Callable[[int], None]) -> Callable[[Row], None]:
     return lambda row: on_token(row.ids[-1])
 
 
-def _by_length(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Numbers of texts, of similar lengths, of which together at most ``most`` tokens, padded, or one text."""
-    chosen: list[int] = []
-    for number in sorted(range(len(lengths)), key=lambda number: lengths[number]):
-        if chosen and lengths[number] * (len(chosen) + 1) > most:
+def _in_parts(lengths: Sequence[int], most: int) -> Iterator[list[int]]:
+    """The numbers of texts in parts that have at most ``most`` tokens, or one text."""
+    chosen, num_tokens = [], 0
+    for number, length in enumerate(lengths):
+        if chosen and num_tokens + length > most:
             yield chosen
-            chosen = []
+            chosen, num_tokens = [], 0
         chosen.append(number)
+        num_tokens += length
     if chosen:
         yield chosen

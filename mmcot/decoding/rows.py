@@ -106,6 +106,10 @@ class Rows:
         """How many texts wait for a row, cancelled ones among them."""
         return self._waiting.number
 
+    def score(self, states: Sequence[Any], texts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The log-probability of every token of texts, each after its source's states; no row is used."""
+        return self._decoder.score(states, texts)
+
     def clear(self) -> None:
         """Forget all texts, such as after an error in a step."""
         self._rows.clear()

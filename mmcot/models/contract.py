@@ -49,6 +49,13 @@ class Decoder(Protocol):
         """Read a token in each of the first rows; returns logits [rows, vocabulary] of the next."""
         ...
 
+    def score(self, states: Sequence[Any], texts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The log-probability of every token of texts, each after what ``read`` returned of its source.
+
+        No row is used for it.
+        """
+        ...
+
 
 @runtime_checkable
 class GreedyDecoder(Decoder, Protocol):
@@ -110,10 +117,6 @@ class Model(Protocol):
 
         The inputs are on the host, in page-locked memory for a GPU, or on the model's device.
         """
-        ...
-
-    def score(self, states: Sequence[Any], texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The log-probability of every token of texts, each after what ``read`` returned of its source."""
         ...
 
     def open_decoder(self, *, num_rows: int, max_source_tokens: int, max_new_tokens: int) -> Decoder:

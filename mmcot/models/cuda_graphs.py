@@ -25,6 +25,7 @@ from mmcot.models.device import to_device
 from mmcot.models.gated_t5 import MediaOfSource
 from mmcot.models.static_rows import StaticRows
 from mmcot.models.step_decoder import StepDecoder
+from mmcot.models.text_scores import score_texts
 
 WIDTH_STEP = 64  # positions; each pair of widths is a graph of its own
 MAX_TOKENS_AHEAD = 8  # steps of ``write_greedily`` between two looks of the host
@@ -96,6 +97,10 @@ class StaticDecoder:
         """Copy the source and all tokens of ``row``, of which ``num_positions`` are read, to the row ``to``."""
         self._rows.move(row, to=to)
         self._ids_positions_2B[:, to] = self._ids_positions_2B[:, row]
+
+    def score(self, states: Sequence[Any], texts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The log-probability of every token of texts, each after its source's states, without a graph."""
+        return score_texts(self._layers, states, texts)
 
     @torch.inference_mode()
     def step(self, token_ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:

@@ -30,6 +30,7 @@ from transformers import T5ForConditionalGeneration
 from mmcot.models.decoder_layers import DecoderLayers
 from mmcot.models.gated_t5 import MediaOfSource
 from mmcot.models.row_attention import RowCaches, SourceCache
+from mmcot.models.text_scores import score_texts
 
 
 class StepDecoder:
@@ -75,6 +76,10 @@ class StepDecoder:
         """Assign the row ``to`` to the source of ``row`` and copy the first ``num_positions`` tokens of its text."""
         self._caches.move(row, to=to, num_positions=num_positions)
         self._states_of_rows[to] = self._states_of_rows[row]
+
+    def score(self, states: Sequence[Any], texts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """The log-probability of every token of texts, each after its source's states."""
+        return score_texts(self._layers, states, texts)
 
     @torch.inference_mode()
     def step(self, token_ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:

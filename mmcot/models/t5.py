@@ -32,7 +32,6 @@ from mmcot.models.gated_t5 import MediaOfSource, add_gated_layers
 from mmcot.models.lean_t5 import LeanStack, make_lean
 from mmcot.models.loss import chunked_loss_sum, is_long, token_loss_sum
 from mmcot.models.media import MediaBridge, MediaTokens
-from mmcot.models.scoring import score_texts
 from mmcot.models.step_decoder import StepDecoder
 from mmcot.models.t5_config import MultimodalT5Config, open_bridge
 
@@ -256,10 +255,6 @@ class T5ForMultimodalGeneration(BridgeInitializer, T5ForConditionalGeneration):
         """
         num_media = cast(Any, self.decoder).num_media if self._gated else None
         return _states_to_read(self.encoder, inputs, self.device, num_media)
-
-    def score(self, states: Sequence[Any], texts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The log-probability of every token of texts, each after what ``read`` returned of its source."""
-        return score_texts(self, states, texts)
 
     def open_decoder(
         self, *, num_rows: int, max_source_tokens: int, max_new_tokens: int

@@ -77,7 +77,7 @@ def static(monkeypatch):
     monkeypatch.setattr(
         T5ForMultimodalGeneration,
         "open_decoder",
-        lambda model, *, num_rows, **sizes: cuda_graphs.StaticDecoder(StepDecoder(model, num_rows=num_rows, **sizes)),
+        lambda model, *, num_rows, **sizes: cuda_graphs.StaticDecoder(model, num_rows=num_rows, **sizes),
     )
 
 

@@ -149,6 +149,10 @@ def test_the_engine_writes_what_the_models_own_forward_chooses(batch, kind, resa
         with_log_probs=True,
         rows=Rows(model.read, decoder_of(kind, model, 3)),
     )
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "vision_features", "vision_mask")}
+    scores = decoder_of(kind, model, 3).score(model.read(**inputs), [row.ids for row in written])
+    for found, scored in zip(written, scores, strict=True):
+        assert scored == pytest.approx(found.log_probs, abs=2e-6)
     for number, found in enumerate(written):
         inputs = {name: batch[name][number : number + 1] for name in ("vision_features", "vision_mask")}
         inputs |= {"input_ids": torch.tensor([PAIRS[number].source_ids])}
