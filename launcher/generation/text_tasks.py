@@ -35,7 +35,7 @@ from data_shards.manifest import manifest_shards, open_index, read_manifest, sha
 from launcher.cluster.worker_pool import Worker, WorkersError, run_on_workers
 from launcher.generation.task_lines import add_counts, answers_of, count_lines, line_shape, task_lines
 from launcher.generation.task_loading import LoadedTask, TaskLoader
-from launcher.runs.exported import verify_model, weights_sha256
+from launcher.runs.exported import sha256_of_weights, verify_model
 from launcher.runs.run_dir import RunDir
 from launcher.runs.system_metrics import sampling
 from launcher.stages.jobs import GenerationJob
@@ -214,7 +214,7 @@ class GenerationWorker(Worker):
             answer_of=answers_of(job.settings.stage(job.stage).format, loaded.samples),
         )
         _check_attempt(job)
-        write_task(job.output_dir, task, lines, weights=weights_sha256(job.model_dir), seed=job.settings.run.seed)
+        write_task(job.output_dir, task, lines, weights=sha256_of_weights(job.model_dir), seed=job.settings.run.seed)
 
 
 def write_split_texts(

@@ -34,13 +34,16 @@ def describe_export(stage: str, folder: Path) -> dict[str, Any]:
     return {f"{stage}_model": files[WEIGHTS], "files": files}
 
 
-def weights_sha256(folder: str | Path) -> str | None:
-    """The sha256 of a model's weights: of its file, or of the sha256s of several in the order of their names.
+def sha256_of_weights(folder: str | Path) -> str:
+    """The sha256 of a model's weights: that of its one .safetensors, or of the sha256s of several, in name order.
 
-    None where there are none.
+    Raises:
+        RunError: the folder has no weights.
     """
-    found = [sha256_of_unchanged(path) for path in sorted(Path(folder).glob("*.safetensors"))]
-    return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest() if found else None
+    hashes = [sha256_of_unchanged(path) for path in sorted(Path(folder).glob("*.safetensors"))]
+    if not hashes:
+        raise RunError(f"{folder} has no .safetensors; give the folder of a model")
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def verify_model(folder: str | Path) -> None:

@@ -145,6 +145,7 @@ def generate(folder: Path, *, take_over: bool = False, shared: Path) -> None:
     run_dir.path.mkdir(exist_ok=True)
     settings = load_settings(preset="demo", overrides=["generation.task_samples=8"])
     text_tasks.run_on_workers = _run_here
+    text_tasks.sha256_of_weights = lambda model_dir: "0" * 64
     with sigterm_stops(), owned(run_dir, take_over=take_over) as attempt:
         remove_leftovers(run_dir.path, staging=not take_over)
         job = GenerationJob(

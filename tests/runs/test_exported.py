@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from launcher.cli.main import app
 from launcher.config.loading import dump_settings, tracking_uri
 from launcher.pipeline.attempt import Attempt
 from launcher.runs import checked_files
-from launcher.runs.exported import describe_export, verify_model
+from launcher.runs.exported import describe_export, sha256_of_weights, verify_model
 from launcher.runs.run_dir import RunDir, RunError
 from launcher.stages.jobs import GenerationJob
 from launcher.tracking.run_log import open_tracker
@@ -265,3 +266,13 @@ def test_a_bundle_for_mlflow_is_made_of_the_exported_models_and_holds_what_verif
             mlflow.pyfunc.load_model(str(bundle))
     finally:
         mlflow.set_tracking_uri(None)
+
+
+def test_the_sha256_of_weights_is_that_of_one_file_or_of_all_files_in_the_order_of_their_names(tmp_path):
+    with pytest.raises(RunError, match="has no .safetensors"):
+        sha256_of_weights(tmp_path)
+    (tmp_path / "model-2.safetensors").write_bytes(b"two")
+    assert sha256_of_weights(tmp_path) == sha256_of_file(tmp_path / "model-2.safetensors")
+    (tmp_path / "model-1.safetensors").write_bytes(b"one")
+    both = "".join(hashlib.sha256(part).hexdigest() for part in (b"one", b"two"))
+    assert sha256_of_weights(tmp_path) == hashlib.sha256(both.encode()).hexdigest()
