@@ -203,7 +203,7 @@ def open_rows(
     sizes = {"max_source_tokens": max_source_tokens, "max_new_tokens": max_new_tokens}
     if min(num_rows, *sizes.values()) < 1:
         raise InputError(f"the number of rows ({num_rows}) and the limits of tokens ({sizes}) must be at least 1")
-    return Rows(model.read, model.open_decoder(num_rows=num_rows, **sizes), on_part=on_part)
+    return Rows(model.open_reader(), model.open_decoder(num_rows=num_rows, **sizes), on_part=on_part)
 
 
 class _WaitingRows:

@@ -119,6 +119,10 @@ class Model(Protocol):
         """
         ...
 
+    def open_reader(self) -> Callable[..., list[Any]]:
+        """``read`` with weights prepared for many calls; the weights must not change afterwards."""
+        ...
+
     def open_decoder(self, *, num_rows: int, max_source_tokens: int, max_new_tokens: int) -> Decoder:
         """A decoder for what ``read`` returns for sources of at most ``max_source_tokens`` tokens."""
         ...

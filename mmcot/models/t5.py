@@ -28,10 +28,12 @@ from mmcot.models.cuda_graphs import StaticDecoder, open_decoder
 from mmcot.models.distance_bias import init_distance_bias
 from mmcot.models.flops import forward_flops
 from mmcot.models.gated import GatedCrossAttention, gate_openings
-from mmcot.models.gated_t5 import MediaOfSource, add_gated_layers
+from mmcot.models.gated_t5 import add_gated_layers
 from mmcot.models.lean_t5 import LeanStack, make_lean
 from mmcot.models.loss import chunked_loss_sum, is_long, token_loss_sum
 from mmcot.models.media import MediaBridge, MediaTokens
+from mmcot.models.packed_modules import packed
+from mmcot.models.source_states import states_to_read
 from mmcot.models.step_decoder import StepDecoder
 from mmcot.models.t5_config import MultimodalT5Config, open_bridge
 
@@ -58,8 +60,12 @@ class FusedEncoder(BridgeInitializer, LeanStack):
         self.fusion_parts = list(parts)
         for name, part in parts.items():
             self.add_module(name, part)
-        self._fusion = (fusion,)  # in a tuple, so that its parts are registered once
+        self.put_fusion(fusion)
         self.post_init()
+
+    def put_fusion(self, fusion: Bridge) -> None:
+        """Set what ``forward`` calls; its parts are those of this stack."""
+        self._fusion = (fusion,)  # in a tuple, so that its parts are registered once
 
     @property
     def fusion(self) -> Bridge:
@@ -253,8 +259,23 @@ class T5ForMultimodalGeneration(BridgeInitializer, T5ForConditionalGeneration):
 
         Arguments as for ``forward``, on the host or on the model's device.
         """
+        return self._read(self.encoder, inputs)
+
+    def open_reader(self) -> Callable[..., list[Any]]:
+        """``read`` with weights prepared for many calls; the weights must not change afterwards.
+
+        On a CPU the linear layers of encoder and bridge are packed, which takes their memory once more.
+        """
+        if self.device.type != "cpu":
+            return self.read
+        # Together, so that the parts of the published gate, which stand in both, are packed once.
+        encoder, fusion = packed(torch.nn.ModuleList([self.encoder, cast(FusedEncoder, self.encoder).fusion]))
+        encoder.put_fusion(fusion)
+        return lambda **inputs: self._read(encoder, inputs)
+
+    def _read(self, encoder: Callable[..., Any], inputs: Mapping[str, torch.Tensor]) -> list[Any]:
         num_media = cast(Any, self.decoder).num_media if self._gated else None
-        return _states_to_read(self.encoder, inputs, self.device, num_media)
+        return states_to_read(encoder, inputs, self.device, num_media)
 
     def open_decoder(
         self, *, num_rows: int, max_source_tokens: int, max_new_tokens: int
@@ -292,30 +313,3 @@ class T5ForMultimodalGeneration(BridgeInitializer, T5ForConditionalGeneration):
     def watch(self) -> dict[str, float]:
         """What bridge and gates measured since the last call, by the name of a metric."""
         return cast(FusedEncoder, self.encoder).fusion.watch() | gate_openings(self._gated)
-
-
-def _states_to_read(
-    encoder: Callable[..., Any], inputs: Mapping[str, torch.Tensor], device: torch.device, num_media: int | None
-) -> list[Any]:
-    """The states of each row at the positions of its mask, [N, D], media apart where there are some.
-
-    Inputs may be on the host: then the lengths of sources are known without waiting for the device.
-    """
-    on_device = {name: tensor.to(device, non_blocking=True) for name, tensor in inputs.items()}
-    outputs = encoder(**on_device)
-    states_BND, own_mask_BN = outputs.last_hidden_state, getattr(outputs, "states_mask", None)
-    if num_media is not None and own_mask_BN is not None:
-        text_BSD, media_BND = states_BND.split([states_BND.shape[1] - num_media, num_media], dim=1)
-        text = _rows_of_mask(text_BSD, inputs["attention_mask"].bool())
-        media = zip(media_BND, own_mask_BN[:, -num_media:].bool(), strict=True)
-        return [MediaOfSource(states_SD, *row) for states_SD, row in zip(text, media, strict=True)]
-    return _rows_of_mask(states_BND, (inputs["attention_mask"] if own_mask_BN is None else own_mask_BN).bool())
-
-
-def _rows_of_mask(states_BND: torch.Tensor, mask_BN: torch.Tensor) -> list[torch.Tensor]:
-    """The states of each row at the positions of its mask."""
-    lengths = mask_BN.sum(dim=1).tolist()
-    if bool((mask_BN[:, 1:] & ~mask_BN[:, :-1]).any()):  # padding is not at the end alone
-        first_BN = mask_BN.to(states_BND.device, torch.uint8).argsort(dim=1, descending=True, stable=True)
-        states_BND = states_BND.gather(1, first_BN[..., None].expand_as(states_BND))
-    return [states_ND[:length] for states_ND, length in zip(states_BND, lengths, strict=True)]

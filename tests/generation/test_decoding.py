@@ -346,15 +346,20 @@ def test_batches_hold_every_source_once_the_longest_first_and_are_bounded(for_gp
 
 def test_a_batch_that_does_not_fit_the_memory_is_encoded_in_halves_down_to_one_source(trained, monkeypatch):
     expected, tried = write(trained, trained.pictures), []
-    read, fits = T5ForMultimodalGeneration.read, 3
+    open_whole, fits = T5ForMultimodalGeneration.open_reader, 3
 
-    def out_of_memory(model, **inputs):
-        tried.append(len(inputs["input_ids"]))
-        if tried[-1] > fits:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return read(model, **inputs)
+    def open_reader(model):
+        read = open_whole(model)
 
-    monkeypatch.setattr(T5ForMultimodalGeneration, "read", out_of_memory)
+        def out_of_memory(**inputs):
+            tried.append(len(inputs["input_ids"]))
+            if tried[-1] > fits:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return read(**inputs)
+
+        return out_of_memory
+
+    monkeypatch.setattr(T5ForMultimodalGeneration, "open_reader", open_reader)
     assert write(trained, trained.pictures) == expected
     assert max(tried) == 16 and sum(number for number in tried if number <= 3) == len(expected)
     fits = 0
