@@ -9,12 +9,12 @@ import torch
 
 from mmcot.decoding.requests import Request, Source
 from mmcot.decoding.source_batches import SourceBatch
-from mmcot.models.contract import Model
+from mmcot.models.contract import GenerativeModel
 
 
 @torch.inference_mode()
 def search_beams(
-    model: Model,
+    model: GenerativeModel,
     requests: Sequence[Request],
     batch: Callable[[Sequence[Source]], Iterable[SourceBatch]],
     *,
@@ -39,8 +39,7 @@ def search_beams(
             outputs = model.generate(
                 **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=num_beams, use_cache=True
             )
-            num_before = 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-            for index, ids in zip(sources.indices, outputs[:, num_before:].tolist(), strict=True):
+            for index, ids in zip(sources.indices, outputs[:, 1:].tolist(), strict=True):
                 found[numbers[index]] = ids
             on_step()
     return found

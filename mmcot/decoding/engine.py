@@ -37,7 +37,7 @@ from mmcot.decoding.rows import Rows, open_rows, read_batch
 from mmcot.decoding.sampling import draw_key
 from mmcot.decoding.source_batches import SourceBatch, batch_sources
 from mmcot.errors import InputError
-from mmcot.models.contract import Model
+from mmcot.models.contract import GenerativeModel
 
 BYTES_PER_CHARACTER = 4  # at most, in UTF-8
 LOGITS_AT_ONCE = 1 << 26  # of texts that are scored together
@@ -62,7 +62,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Model,
+        model: GenerativeModel,
         tokenizer: PreTrainedTokenizerBase,
         rows: Rows,
         *,
@@ -255,7 +255,7 @@ class Engine:
 
 
 def open_engine(
-    model: Model,
+    model: GenerativeModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
     num_rows: int,

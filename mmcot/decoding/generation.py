@@ -17,11 +17,11 @@ from mmcot.decoding.rows import Rows, open_rows
 from mmcot.decoding.sampling import GREEDY, Sampling
 from mmcot.decoding.source_batches import batch_sources
 from mmcot.errors import InputError
-from mmcot.models.contract import Model
+from mmcot.models.contract import GenerativeModel
 
 
 def generate_ids(
-    model: Model, sources: Sequence[Sequence[int]], features: Sequence[np.ndarray | None], **options: Any
+    model: GenerativeModel, sources: Sequence[Sequence[int]], features: Sequence[np.ndarray | None], **options: Any
 ) -> list[list[int]]:
     """Generate token ids for each source; arguments as for ``generate_rows``.
 
@@ -32,7 +32,7 @@ def generate_ids(
 
 
 def generate_rows(
-    model: Model,
+    model: GenerativeModel,
     sources: Sequence[Sequence[int]],
     features: Sequence[np.ndarray | None],
     *,

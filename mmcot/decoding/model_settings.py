@@ -7,7 +7,7 @@ from typing import Any, cast
 from transformers import PreTrainedTokenizerBase
 
 from mmcot.errors import InputError
-from mmcot.models.contract import Model
+from mmcot.models.contract import GenerativeModel
 
 # Settings of a model folder's generation_config.json that would change the chosen tokens, each
 # with the value that changes nothing. What is chosen is decided by a request alone.
@@ -28,7 +28,7 @@ UNSUPPORTED_SETTINGS = {
 }
 
 
-def check_generation_config(model: Model) -> None:
+def check_generation_config(model: GenerativeModel) -> None:
     """Raise InputError if the model's folder sets what this package does not read from there."""
     for name, neutral in UNSUPPORTED_SETTINGS.items():
         value = getattr(model.generation_config, name, None)
@@ -39,7 +39,7 @@ def check_generation_config(model: Model) -> None:
             )
 
 
-def end_tokens(model: Model, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def end_tokens(model: GenerativeModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """The tokens that end a text, of the model and of the tokenizer."""
     configured = cast(Any, model.generation_config).eos_token_id
     configured = configured if isinstance(configured, (list, tuple)) else [configured]

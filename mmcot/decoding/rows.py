@@ -28,7 +28,7 @@ from mmcot.decoding.model_settings import check_generation_config
 from mmcot.decoding.row import Row
 from mmcot.decoding.source_batches import SourceBatch
 from mmcot.errors import InputError
-from mmcot.models.contract import Decoder, GreedyDecoder, Model
+from mmcot.models.contract import Decoder, GenerativeModel, GreedyDecoder
 
 SOURCES_AT_ONCE = 32  # at most, whose keys and values are computed together
 TOKENS_PER_LOOK = 8  # of every row, between two looks at a decoder that chooses tokens itself
@@ -187,7 +187,7 @@ class Rows:
 
 
 def open_rows(
-    model: Model,
+    model: GenerativeModel,
     *,
     num_rows: int,
     max_source_tokens: int,

@@ -1,4 +1,4 @@
-"""What every model must offer to training, generation and the report.
+"""What every model must offer to training, generation and the report (``Model``), and what generation alone needs.
 
 A model is a ``transformers.PreTrainedModel`` (its ``config``, ``generation_config``, ``save_pretrained``,
 ``from_pretrained`` and, for beam search, ``generate`` are used) whose class stands in ``mmcot/models/opening.py``.
@@ -80,8 +80,8 @@ class GreedyDecoder(Decoder, Protocol):
         ...
 
 
-class Model(Protocol):
-    """A model of text and vision features."""
+class GenerativeModel(Protocol):
+    """What generation needs of a model."""
 
     config: Any
     generation_config: Any
@@ -97,21 +97,6 @@ class Model(Protocol):
         """The type of the weights and of the features."""
         ...
 
-    @property
-    def new_parts(self) -> tuple[str, ...]:
-        """Prefixes of the names of parameters that are not the pretrained language model's.
-
-        Freezing the backbone and the learning rate of the fusion go by it.
-        """
-        ...
-
-    def __call__(self, **inputs: Any) -> Any:
-        """The forward pass of a block; ``.logits`` [B, T, vocabulary] stand at the positions of its labels.
-
-        With ``summed_labels`` [B, T], -100 where there is no target, ``.loss`` is the sum of their cross-entropies.
-        """
-        ...
-
     def read(self, **inputs: torch.Tensor) -> list[Any]:
         """For each row of ``input_ids``, ``attention_mask`` and vision features: what the decoder admits.
 
@@ -125,6 +110,25 @@ class Model(Protocol):
 
     def open_decoder(self, *, num_rows: int, max_source_tokens: int, max_new_tokens: int) -> Decoder:
         """A decoder for what ``read`` returns for sources of at most ``max_source_tokens`` tokens."""
+        ...
+
+
+class Model(GenerativeModel, Protocol):
+    """A model of text and vision features."""
+
+    @property
+    def new_parts(self) -> tuple[str, ...]:
+        """Prefixes of the names of parameters that are not the pretrained language model's.
+
+        Freezing the backbone and the learning rate of the fusion go by it.
+        """
+        ...
+
+    def __call__(self, **inputs: Any) -> Any:
+        """The forward pass of a block; ``.logits`` [B, T, vocabulary] stand at the positions of its labels.
+
+        With ``summed_labels`` [B, T], -100 where there is no target, ``.loss`` is the sum of their cross-entropies.
+        """
         ...
 
     def forward_flops(self, source_lengths: Sequence[int], target_lengths: Sequence[int], *, num_patches: int) -> float:
