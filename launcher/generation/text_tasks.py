@@ -85,7 +85,8 @@ class Progress:
 class TaskDone:
     """A worker's result of a task: its file's counts and sha256, seconds in the task, seconds before it.
 
-    ``rows`` counts the rows of all steps meanwhile, ``rows_used`` those in which a text was written.
+    ``rows`` counts the rows of all steps meanwhile, ``rows_used`` those in which a text was written; ``num_tokens``
+    are those of all candidates.
     """
 
     file: dict[str, Any]
@@ -93,6 +94,7 @@ class TaskDone:
     waited_s: float
     rows: int = 0
     rows_used: int = 0
+    num_tokens: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +171,8 @@ class GenerationWorker(Worker):
             raise GenerationError(f"{path} is not what was written to it a moment ago; check the disk")
         self.free_since = time.perf_counter()
         steps, row_steps = rows.num_steps - before[0], rows.num_row_steps - before[1]
-        return TaskDone(file, self.free_since - started, waited, steps * rows.num_rows, row_steps)
+        num_tokens = sum(text.num_tokens for text in texts)
+        return TaskDone(file, self.free_since - started, waited, steps * rows.num_rows, row_steps, num_tokens)
 
     def _begin(self, task: Task) -> BegunTask:
         """Submit a task's texts, once its samples are loaded."""
@@ -343,7 +346,7 @@ def _run_missing(
     def done(task: Task, result: TaskDone | None) -> None:
         if result is not None:
             files[task] = result.file
-            progress.num_tokens += result.file["num_tokens"]
+            progress.num_tokens += result.num_tokens
             progress.busy_s += result.busy_s
             progress.waited_s += result.waited_s
             progress.rows += result.rows

@@ -65,7 +65,7 @@ class CausalStepDecoder:
     def __init__(self, model: PreTrainedModel, *, num_rows: int, max_source_tokens: int, max_new_tokens: int) -> None:
         self.num_rows, self.max_new_tokens = num_rows, max_new_tokens
         self._device, self._dtype = model.device, model.dtype
-        self._model = packed(model)
+        self._model, self._whole_texts = packed(model), model  # the second reads many tokens a row
         self._has_groups = attending_in_groups(self._model)
         self._max_positions = max_positions(model.config)
         self._min_columns = 0 if self._device.type == "cpu" else max_source_tokens + max_new_tokens
@@ -150,7 +150,7 @@ class CausalStepDecoder:
             prompt, chosen = states[numbers[0]], [torch.tensor(texts[number]) for number in numbers]
             targets_BT = pad_sequence(chosen, batch_first=True).to(self._device)
             ids_BT = torch.cat([torch.full_like(targets_BT[:, :1], prompt.last_token), targets_BT[:, :-1]], dim=1)
-            logits_BTV = self._model(
+            logits_BTV = self._whole_texts(
                 input_ids=ids_BT,  # padding stands behind the tokens, where none reads it
                 position_ids=torch.arange(ids_BT.shape[1], device=self._device)[None] + prompt.num_read,
                 past_key_values=_cache_of(prompt, len(numbers)),
@@ -264,7 +264,8 @@ def _cache_of(prompt: Prompt, num_rows: int) -> DynamicCache:
     """The keys and values of a prompt for so many rows."""
     cache = DynamicCache()
     for number, both in enumerate(prompt.keys_values if prompt.num_read else ()):
-        cache.update(*(states_HSK.expand(num_rows, *states_HSK.shape) for states_HSK in both), number)
+        keys_BHSK, values_BHSK = (states_HSK.expand(num_rows, *states_HSK.shape) for states_HSK in both)
+        cache.update(keys_BHSK, values_BHSK, number)
     return cache
 
 

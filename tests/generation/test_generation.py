@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import pytest
 
 from data_shards.atomic_files import read_json
 from data_shards.generated_texts import list_tasks, read_lines
+from data_shards.generation_ledger import read_ledger
 from data_shards.reader import SplitReader
 from data_shards.sources.scienceqa import SPLITS
 from launcher.generation.text_tasks import (
@@ -45,7 +47,12 @@ def worker_processes():
 
 
 @pytest.mark.ray
-def test_a_worker_killed_with_9_loses_no_line_and_writes_none_twice(job, ray_up):
+@pytest.mark.parametrize("num_candidates", [1, 3])
+def test_a_worker_killed_with_9_loses_no_text_and_writes_none_twice(job, ray_up, num_candidates):
+    if num_candidates > 1:
+        drawn = {"temperature": 1.0, "candidates": num_candidates, "search": "vote"}
+        generation = job.settings.generation.model_copy(update=drawn)
+        job = dataclasses.replace(job, settings=job.settings.model_copy(update={"generation": generation}))
     tasks = list_tasks(job.shards_dir, SPLITS, task_samples=8)
     worker = GenerationWorker(job)
     for task in tasks:
@@ -65,6 +72,8 @@ def test_a_worker_killed_with_9_loses_no_line_and_writes_none_twice(job, ray_up)
     assert sum(file["num_samples"] for file in files.values()) == 96
     qids = [line["qid"] for task in tasks for line in read_lines(f"{job.output_dir}/{task.file_name}")]
     assert len(set(qids)) == len(qids) == 96
+    ledger = [(text.qid, text.candidate) for text in read_ledger(job.output_dir)]
+    assert sorted(ledger) == sorted((qid, number) for qid in qids for number in range(num_candidates))
 
 
 @pytest.mark.ray
@@ -81,8 +90,6 @@ def test_a_committed_file_is_never_computed_again(job, ray_up):
 
 @pytest.mark.ray
 def test_a_task_that_always_fails_is_set_aside_with_its_questions_and_the_rest_completes(job, ray_up, tmp_path):
-    import dataclasses
-
     shards = tmp_path / "shards"
     shutil.copytree(job.shards_dir, shards)
     tar = shards / "text" / "val-000000.tar"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mmcot.decoding.engine import open_engine
+from mmcot.decoding.rows import open_rows
 from mmcot.models import packed_modules
 from mmcot.models.gated_t5 import MediaOfSource
 from mmcot.models.t5 import T5ForMultimodalGeneration
@@ -50,7 +50,7 @@ def test_the_reader_reads_what_the_model_reads_and_packs_each_linear_layer_once(
     packed_weights, pack = [], packed_modules.pack_linear
     monkeypatch.setattr(packed_modules, "pack_linear", lambda w, b: packed_weights.append(id(w)) or pack(w, b))
     before = {name: type(module) for name, module in model.named_modules()}
-    read = open_engine(model, num_rows=2, max_source_tokens=20, max_new_tokens=4).read
+    read = open_rows(model, num_rows=2, max_source_tokens=20, max_new_tokens=4).read
     with torch.inference_mode():
         for ours, expected in zip(read(**inputs), model.read(**inputs), strict=True):
             for our, part in zip(parts_of(ours), parts_of(expected), strict=True):

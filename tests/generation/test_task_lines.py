@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from data_shards.errors import ShardError
-from data_shards.generated_texts import Task, read_lines, write_task
+from data_shards.generated_texts import Task, list_tasks, read_lines, read_rationales, verified_files, write_task
+from data_shards.generation_ledger import read_ledger
+from data_shards.reader import SplitReader
 from launcher.generation.task_lines import (
     add_counts,
     answers_of,
@@ -14,6 +16,8 @@ from launcher.generation.task_lines import (
     line_shape,
     task_lines,
 )
+from launcher.generation.text_tasks import write_split_texts
+from launcher.stages.jobs import GenerationJob
 from mmcot.decoding.requests import GeneratedText
 from mmcot.texts.sample import Sample
 
@@ -138,3 +142,27 @@ def test_an_altered_line_is_named(tmp_path, change, message):
     assert read_lines(good, line_shape("rationale")) == [line]
     with pytest.raises(ShardError, match=message):
         read_lines(bad, line_shape("rationale"))
+
+
+def test_a_step_of_committed_candidates_is_closed_with_its_counts_and_its_ledger(tiny_settings, tiny_data, tmp_path):
+    job = GenerationJob(
+        stage="rationale",
+        settings=tiny_settings,
+        model_dir="none is opened",
+        shards_dir=str(tiny_data.path),
+        output_dir=str(tmp_path),
+    )
+    reader = SplitReader(tiny_data.path, "val")
+    tasks = list_tasks(tiny_data.path, ["val"], task_samples=tiny_settings.generation.task_samples)
+    for task in tasks:
+        numbers = reader.samples_of_shard(task.shard)[task.start : task.start + task.num_samples]
+        qids = [reader.qid(number) for number in numbers]
+        lines = task_lines("rationale", qids, [FOUR] * len(qids), search="vote")
+        write_task(tmp_path, task, lines, weights="w", seed=3)
+    files, summary = write_split_texts(job, ["val"], {"candidates": 4})
+    assert verified_files(tmp_path).keys() == files.keys() and len(files) == len(tasks)
+    assert (summary["num_samples"], summary["num_candidates"], summary["agreement"]) == (16, 64, 0.5)
+    texts = list(read_ledger(tmp_path))
+    assert [(text.qid, text.candidate) for text in texts] == [(str(qid), at) for qid in reader.qids for at in range(4)]
+    assert {(text.weights, text.seed) for text in texts} == {("w", 3)}
+    assert set(read_rationales(tmp_path, "val").values()) == {"It is hot."}

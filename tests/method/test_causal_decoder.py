@@ -14,7 +14,10 @@ import torch
 import transformers
 
 from mmcot.decoding.engine import open_engine
-from mmcot.decoding.rows import generate_ids
+from mmcot.decoding.generation import generate_ids
+from mmcot.decoding.requests import Request, Source, candidates
+from mmcot.decoding.rows import open_rows
+from mmcot.decoding.sampling import Sampling
 from mmcot.errors import InputError
 from mmcot.models.causal import CausalLanguageModel
 from mmcot.models.causal_decoder import Prompt
@@ -240,12 +243,12 @@ def test_the_given_model_keeps_its_modules_its_weights_and_its_attention():
 
 def test_an_engine_writes_the_same_whatever_it_wrote_before():
     model, prompts = CausalLanguageModel(make("qwen2")), draw_prompts()
-    engine = open_engine(model, num_rows=4, max_source_tokens=100_000_000, max_new_tokens=LIMIT)
+    rows = open_rows(model, num_rows=4, max_source_tokens=100_000_000, max_new_tokens=LIMIT)
 
     def write(order):
         chosen = [prompts[number] for number in order]
         options: dict[str, Any] = {"feature_shape": (1, 1), "max_new_tokens": LIMIT, "eos_token_ids": (1,)}
-        return generate_ids(model, chosen, [None] * len(chosen), num_rows=4, engine=engine, **options)
+        return generate_ids(model, chosen, [None] * len(chosen), num_rows=4, rows=rows, **options)
 
     first = write(range(10))
     few = write([3, 8])
@@ -331,3 +334,60 @@ def test_pictures_beside_a_prompt_are_refused():
     one = torch.ones(1, 1, dtype=torch.long)
     with pytest.raises(InputError, match="LlamaForCausalLM reads text alone, without vision_features"):
         CausalLanguageModel(make("llama")).read(input_ids=one, attention_mask=one, vision_features=torch.zeros(1, 4, 7))
+
+
+class Words:
+    """A tokenizer whose words are the ids."""
+
+    eos_token_id = 1
+
+    def decode(self, ids, **options):
+        return " ".join(map(str, ids))
+
+
+def open_causal_engine(model, num_rows=4):
+    return open_engine(
+        CausalLanguageModel(model), Words(), num_rows=num_rows, max_source_tokens=8, max_new_tokens=LIMIT
+    )
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [{"repetition_penalty": 1.6}, {"no_repeat_ngram_size": 2}, {"min_new_tokens": 9}, {"num_beams": 3}],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_asked_of_the_engine_gives_generates_ids(kind, rules):
+    model = make(kind, spread=0.3)
+    engine, sources = open_causal_engine(model), [Source(prompt) for prompt in draw_prompts()]
+    sampling = Sampling(**{name: value for name, value in rules.items() if name in Sampling.__dataclass_fields__})
+    own = {name: value for name, value in rules.items() if name not in Sampling.__dataclass_fields__}
+    texts = engine.write([Request(source, sampling=sampling, **own) for source in sources])
+    for source, text in zip(sources, texts, strict=True):
+        ids = torch.tensor([source.ids])
+        theirs = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=LIMIT, **{"do_sample": False, **rules}
+        )[0, len(source.ids) :].tolist()
+        assert list(text.ids) == (theirs[: theirs.index(1)] if 1 in theirs else theirs)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_candidates_share_their_prompt_and_given_texts_are_scored(kind):
+    model = make(kind)
+    engine = open_causal_engine(model)
+    requests = [
+        Request(Source(prompt), key=str(number), sampling=Sampling(1.0), with_log_probs=True)
+        for number, prompt in enumerate(draw_prompts())
+    ]
+    every = [each for request in requests for each in candidates(request, 3)]
+    texts = engine.write(every)
+    assert texts == open_causal_engine(model, num_rows=7).write(every)
+    assert len({text.ids for text in texts}) > 25
+    given = [[*text.ids, 1] if text.finish == "eos" else list(text.ids) for text in texts]
+    scores = engine.score([request.source for request in every], given)
+    for request, ids, text, scored in zip(every, given, texts, scores, strict=True):
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([[*request.source.ids, *ids[:-1]]]), use_cache=False).logits[0]
+        expected = logits[len(request.source.ids) - 1 :].log_softmax(-1).gather(1, torch.tensor(ids)[:, None])[:, 0]
+        assert scored == pytest.approx(expected.tolist(), abs=1e-4)
+        assert scored == pytest.approx(text.log_probs, abs=1e-4)
