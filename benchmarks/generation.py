@@ -32,6 +32,7 @@ from generation_engines import BASE, margin, open_theirs, own_engines, reference
 from generation_model import MAX_NEW_TOKENS, encode, trained_model
 from generation_peers import TITLES, open_peers
 from generation_rounds import Ids, compare, equality, in_rounds
+from generation_sharing import sharing
 from peers.environments import names, requirements
 from results import data_set, write_results
 
@@ -51,6 +52,7 @@ def main(arguments: argparse.Namespace) -> None:
             return
         report: dict[str, Any] = {"data": data_name, "questions": len(sources)}
         report |= beside_others(folder, sources, arguments.peers, arguments.rounds)
+        report["sharing"] = sharing(folder, sources, arguments.rounds)
         report["no_cache_padded_to_512"] = without_cache(folder, sources[:4])
         report["peak_memory_gb"] = {
             str(number): peak_memory(arguments, folder, number) for number in (32, len(texts)) if number <= len(texts)

@@ -13,8 +13,8 @@ from generation_rounds import Ids, Write, Written
 from peers.protocol import by_length, until_end, with_generate
 from transformers import T5ForConditionalGeneration
 
-from mmcot.decoding.engine import Engine, open_engine
 from mmcot.decoding.generation import generate_ids
+from mmcot.decoding.rows import Rows, open_rows
 from mmcot.models.t5 import T5ForMultimodalGeneration
 
 BASE = "transformers, fp32, 32 rows, data order"
@@ -29,10 +29,8 @@ def own_engines(folder: Path, sources: Ids) -> dict[str, Write]:
     for dtype_name, dtype in DTYPES.items():
         model = open_ours(folder).to(dtype)
         for rows in ROWS:
-            engine = open_engine(
-                model, num_rows=rows, max_source_tokens=MAX_SOURCE_TOKENS, max_new_tokens=MAX_NEW_TOKENS
-            )
-            engines[f"ours, {dtype_name}, {rows} rows"] = _ours(model, sources, rows, engine)
+            opened = open_rows(model, num_rows=rows, max_source_tokens=MAX_SOURCE_TOKENS, max_new_tokens=MAX_NEW_TOKENS)
+            engines[f"ours, {dtype_name}, {rows} rows"] = _ours(model, sources, opened)
     return engines
 
 
@@ -61,17 +59,17 @@ def open_ours(folder: Path) -> T5ForMultimodalGeneration:
     return T5ForMultimodalGeneration.from_pretrained(folder, trust_remote_code=False).eval()
 
 
-def _ours(model: T5ForMultimodalGeneration, sources: Ids, rows: int, engine: Engine) -> Write:
+def _ours(model: T5ForMultimodalGeneration, sources: Ids, rows: Rows) -> Write:
     def write() -> Ids:
         return generate_ids(
             model,
             sources,
             [None] * len(sources),
             feature_shape=(1, 1),
-            num_rows=rows,
+            num_rows=rows.num_rows,
             max_new_tokens=MAX_NEW_TOKENS,
             eos_token_ids=END_TOKENS,
-            engine=engine,
+            rows=rows,
         )
 
     return timed(write)
