@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from data_shards.atomic_files import read_json
+from data_shards.generation_ledger import read_ledger
 from data_shards.reader import SplitReader
 from launcher.config.chains import CHAINS
 from launcher.runs.journal import JournalReader
@@ -38,6 +39,9 @@ SIZES = [
     "training.ledger=true",
     "training.global_batch_size=16",
     "training.micro_batch_size=8",
+    "generation.temperature=1",
+    "generation.candidates=3",
+    "generation.search=vote",
 ]
 
 pytestmark = pytest.mark.ray
@@ -176,6 +180,26 @@ def test_every_question_has_one_rationale_and_one_prediction(folder, finished):
     )
 
 
+def test_candidates_are_voted_on_and_their_agreement_is_kept_everywhere(folder, finished):
+    from mlflow import MlflowClient
+
+    run = folder / "runs" / "demo"
+    for text, num_questions in (("rationales", 96), ("predictions/parts", 32)):
+        ledger = list(read_ledger(run / text))
+        assert len({(text.split, text.qid, text.candidate) for text in ledger}) == len(ledger) == 3 * num_questions
+        assert all(text.weights and text.seed == 0 for text in ledger)
+    lines = [json.loads(line) for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
+    agreements = [line["agreement"] for line in lines]
+    assert set(agreements) <= {0, 1 / 3, 2 / 3, 1} and all("rationale_agreement" in line for line in lines)
+    mean = read_json(run / "scores.json")["agreement"]["mean"]
+    assert mean == pytest.approx(sum(agreements) / 16, abs=1e-4)
+    client = MlflowClient(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("mmcot").experiment_id])
+    (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
+    assert parent.data.metrics["test_agreement"] == mean
+    assert "Agreement" in (run / "report.html").read_text()
+
+
 def test_mlflow_holds_one_parent_with_a_child_a_step_and_no_point_twice(folder, finished):
     from mlflow import MlflowClient
 
@@ -208,7 +232,7 @@ def test_mlflow_holds_one_parent_with_a_child_a_step_and_no_point_twice(folder, 
         "grad_norm",
     } <= set(training)
     assert 0 < training["mfu"] < 1 and 0 < training["gate_opening"] < 1
-    assert "generation_tokens_per_s" in children["rationales"].data.metrics
+    assert {"generation_tokens_per_s", "generation_rows_share"} <= set(children["rationales"].data.metrics)
     assert len(children["data"].inputs.dataset_inputs) == 3 and len(children["train-answer"].inputs.dataset_inputs) == 2
     assert "report.html" in [file.path for file in client.list_artifacts(parents[0].info.run_id)]
     assert client.get_model_version_by_alias("answer", "champion").run_id == parents[0].info.run_id
