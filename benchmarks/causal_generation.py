@@ -29,7 +29,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from mmcot.decoding.rows import generate_ids
+from mmcot.decoding.generation import generate_ids
 from mmcot.models.causal import CausalLanguageModel
 
 TOKENS: dict[str, Any] = {"vocab_size": 8000, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
