@@ -55,11 +55,11 @@ coverage: $(INSTALLED)  ## Line coverage of the usual tests, with the processes 
 	$(VENV)/bin/python -m coverage report --skip-covered --sort=cover
 
 # On ScienceQA where MMCOT_SCIENCEQA_DIR names it, else on generated texts; a commit of the results makes the page true.
-bench: $(INSTALLED)  ## Speed beside other programs, in half an hour, into benchmarks/results and docs/performance.md
+bench: $(INSTALLED)  ## Speed beside other programs, in less than an hour, into benchmarks/results and docs/performance.md
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/training.py --steps 2 --out benchmarks/results
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/training.py --ranks 2 --stages 0 1 --steps 2 --out benchmarks/results
 	OMP_NUM_THREADS=2 $(VENV)/bin/python benchmarks/checkpoints.py --out benchmarks/results
-	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/generation.py --train-s 180 --questions 128 --ids 32 --dtypes float32 --out benchmarks/results
+	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/generation.py --questions 128 --rounds 3 --out benchmarks/results
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/stream.py --rounds 5 --many 16384 --out benchmarks/results
 	OMP_NUM_THREADS=1 $(VENV)/bin/python benchmarks/features.py --rounds 2 --pictures 96 --out benchmarks/results
 	$(VENV)/bin/python benchmarks/performance_page.py

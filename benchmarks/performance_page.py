@@ -1,4 +1,4 @@
-"""Makes docs/performance.md from the numbers in benchmarks/results/, and from nothing else.
+"""Makes docs/performance.md and its picture from the numbers in benchmarks/results/, and from nothing else.
 
     python benchmarks/performance_page.py [--results DIR] [--page FILE]
 
@@ -14,8 +14,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from performance_plot import bars
+
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "performance.md"
+PICTURE = ROOT / "docs" / "images" / "generation.svg"
 PARTS = ("training", "training-2", "checkpoints", "generation", "stream", "features")
 ONE_PROCESS, TWO_PROCESSES, TRAINER, PAUSE_S = 0.95, 0.9, 1.15, 1.0  # the aims
 BARE = "bare loop, fused AdamW"
@@ -139,27 +142,65 @@ def checkpoints(report: dict[str, Any]) -> str:
 
 
 def generation(report: dict[str, Any]) -> str:
-    """Tokens a processor-second of the engines, and equal texts."""
-    rows, notes = [], []
-    for dtype, found in report["dtypes"].items():
-        for engine, numbers in found["engines"].items():
-            rate = numbers["tokens_per_processor_second"]["median"]
-            rows.append((f"{engine}, {dtype}", f"{rate:,.0f}", spread(numbers["ratio"])))
-        if slow := found.get("no_cache_padded_to_512"):
-            what = f"transformers without a cache, padded to 512, {dtype}"
-            rows.append((what, f"{slow['tokens_per_processor_second']:,.1f}", ""))
-        free = found["free_running"]
-        notes.append(
-            f"In {dtype}, free-running, {free['equal']} of {free['texts']} texts equal those of transformers' "
-            f"`generate`; {free['ended']} ended with the end token."
+    """Tokens a processor-second of the engines, equal texts, and the picture."""
+    engines, texts = report["engines"], report["questions"]
+    rows = [
+        (
+            engine,
+            f"{numbers['tokens_per_processor_second']['median']:,.0f}",
+            spread(numbers["ratio"]),
+            f"{numbers['tokens']:,}",
+            f"{numbers['equal_texts']} of {numbers['texts']}",
+            margins(numbers["differ_at"]),
         )
-    memory = " and ".join(f"{value:.2f} GB for {number}" for number, value in report["peak_memory_gb"].items())
+        for engine, numbers in by_speed(engines)
+    ]
+    head = ("engine", "tokens a processor-second", "ratio", "tokens", "equal texts", "margins where they differ")
+    slow, memory = report["no_cache_padded_to_512"], report["peak_memory_gb"]
+    memory = " and ".join(f"{value:.2f} GB for {number}" for number, value in memory.items())
+    peers = [f"{title} ({versions_of(packages)})" for title, packages in report["peers"].items()]
+    left_out = "".join(f" Left out: {name}, because {why}." for name, why in report["left_out"].items())
     return (
-        table(("engine", "tokens a processor-second", "ratio to transformers"), rows)
-        + f"\nA T5 of the small size, {report['questions']:,} questions, each text of the length of the real "
-        f"explanation ({report['target_tokens']:,} tokens), one thread. {' '.join(notes)} Peak memory of a process: "
-        f"{memory} questions.\n"
+        f"![Speed of the engines beside transformers](images/{PICTURE.name})\n\n"
+        + table(head, rows)
+        + f"\nA plain T5 of the small size writes {texts:,} texts, free-running to the end token or "
+        f"{report['longest']} tokens ({report['ended']} of {texts} end; {report['tokens']:,} tokens, "
+        f"{report['different_texts']} different texts), greedily, on one thread, with a cache. Ratios are to "
+        "transformers' `generate` in data order; all other engines get the sources sorted by length. Equal texts "
+        "have the ids that `generate` writes for one source at a time; a margin is that between its two best logits "
+        "at the first token that differs. Without a cache, padded to 512, `generate` writes "
+        f"{slow['tokens_per_processor_second']:.1f} tokens a processor-second ({slow['sources']} sources, once). Peak "
+        f"memory of a process of ours: {memory} questions.\n\n"
+        + table(("processor time", "ratio"), [(what, spread(ratio)) for what, ratio in report["sharing"].items()])
+        + "\n"
+        f"Each in an environment of its own ([benchmarks/peers/](../benchmarks/peers)): {'; '.join(peers) or 'none'}."
+        f"{left_out}\n"
     )
+
+
+def by_speed(engines: dict[str, Any]) -> list[tuple[str, Any]]:
+    """The engines, the slowest first."""
+    return sorted(engines.items(), key=lambda item: item[1]["ratio"]["median"])
+
+
+def margins(differ_at: list[dict[str, Any]]) -> str:
+    """Lowest and highest margin of the texts that differ."""
+    found = [each["margin"] for each in differ_at]
+    return f"{min(found):.1g} to {max(found):.1g}" if found else ""
+
+
+def versions_of(packages: dict[str, str]) -> str:
+    """Names and versions in one line."""
+    return ", ".join(f"{name} {version}" for name, version in packages.items())
+
+
+def plot(report: dict[str, Any]) -> str:
+    """The picture of the engines' speeds, an SVG."""
+    rows = [
+        (name, numbers["ratio"], "" if not (others := len(numbers["differ_at"])) else f"{others} texts differ")
+        for name, numbers in by_speed(report["engines"])
+    ]
+    return bars("Text generation on one thread: speed, transformers' generate = 1", rows)
 
 
 def stream(report: dict[str, Any]) -> str:
@@ -246,8 +287,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--picture", type=Path, default=PICTURE)
     options = parser.parse_args()
-    options.page.write_text(render(read_results(options.results)))
+    results = read_results(options.results)
+    options.page.write_text(render(results))
+    if "generation" in results:
+        options.picture.write_text(plot(results["generation"]))
     print(f"written: {options.page}")
 
 

@@ -1,4 +1,4 @@
-"""docs/performance.md has the numbers of benchmarks/results/ and no others."""
+"""docs/performance.md and its picture have the numbers of benchmarks/results/ and no others."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import copy
 import json
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
+SVG = "{http://www.w3.org/2000/svg}"
 CONDITIONS = {
     "commit": "0123456789",
     "uncommitted_changes": False,
@@ -54,6 +56,38 @@ TRAINING = {
 }
 
 
+def engine(median, tokens=6_000, margins=()):
+    return {
+        "tokens_per_processor_second": {"median": 100 * median, "each": []} | LOW,
+        "ratio": {"median": median, "low": median - 0.1, "high": median + 0.1, "each": []},
+        "tokens": tokens,
+        "equal_texts": 128 - len(margins),
+        "texts": 128,
+        "differ_at": [{"token": 11, "margin": margin} for margin in margins],
+    }
+
+
+GENERATION = {
+    "conditions": CONDITIONS,
+    "data": "ScienceQA",
+    "questions": 128,
+    "tokens": 6_000,
+    "longest": 256,
+    "ended": 120,
+    "different_texts": 70,
+    "engines": {
+        "ours, fp32, 64 rows": engine(4.6),
+        "transformers, fp32, 32 rows, data order": engine(1.0),
+        "Quick, int8 <rows>": engine(7.5, tokens=6_107, margins=(0.12, 0.004)),
+    },
+    "peers": {"Quick": {"quick": "1.0", "converter": "2.1"}},
+    "left_out": {"Slow": "its program ended with status 1"},
+    "sharing": {"8 candidates against one": {"median": 2.5, "low": 2.4, "high": 2.75, "each": []}},
+    "no_cache_padded_to_512": {"tokens_per_processor_second": 12.34, "sources": 4},
+    "peak_memory_gb": {"32": 1.0, "507": 1.25},
+}
+
+
 @pytest.fixture
 def page(monkeypatch):
     """The program that makes the page."""
@@ -66,6 +100,11 @@ def page(monkeypatch):
 
 def test_the_page_is_what_the_committed_results_give(page):
     assert page.PAGE.read_text() == page.render(page.read_results(page.RESULTS)), "run benchmarks/performance_page.py"
+
+
+def test_the_picture_is_what_the_committed_results_give(page):
+    generation = page.read_results(page.RESULTS)["generation"]
+    assert page.PICTURE.read_text() == page.plot(generation), "run benchmarks/performance_page.py"
 
 
 def test_the_committed_results_name_no_path_and_no_home(page):
@@ -102,3 +141,26 @@ def test_uncommitted_changes_and_a_busy_machine_are_said(page, tmp_path):
     (tmp_path / "training.json").write_text(json.dumps(TRAINING | {"conditions": changed}))
     text = page.render(page.read_results(tmp_path))
     assert "commit 0123456 with uncommitted changes" in text and "other programs used the machine" in text
+
+
+def test_engines_of_generation_have_their_own_tokens_and_margins_the_slowest_first(page):
+    rows = [line for line in page.render({"generation": GENERATION}).splitlines() if " of 128 |" in line]
+    assert rows == [
+        "| transformers, fp32, 32 rows, data order | 100 | 1.00 (0.90 to 1.10) | 6,000 | 128 of 128 |  |",
+        "| ours, fp32, 64 rows | 460 | 4.60 (4.50 to 4.70) | 6,000 | 128 of 128 |  |",
+        "| Quick, int8 <rows> | 750 | 7.50 (7.40 to 7.60) | 6,107 | 126 of 128 | 0.004 to 0.1 |",
+    ]
+
+
+def test_versions_of_rivals_and_what_was_left_out_are_said(page):
+    text = page.render({"generation": GENERATION})
+    assert "Quick (quick 1.0, converter 2.1)." in text
+    assert "Left out: Slow, because its program ended with status 1." in text
+
+
+def test_the_picture_has_a_bar_of_proportional_length_for_each_engine_and_is_valid_xml(page):
+    picture = ElementTree.fromstring(page.plot(GENERATION))
+    bars = [float(each.get("width")) for each in picture.iter(f"{SVG}rect")][1:]  # the first is the background
+    assert len(bars) == 3 and bars[1] / bars[0] == pytest.approx(4.6, rel=0.01)
+    assert "Quick, int8 <rows>" in [each.text for each in picture.iter(f"{SVG}text")]
+    assert any("2 texts differ" in each.text for each in picture.iter(f"{SVG}text"))
