@@ -87,11 +87,37 @@ def sample_tokens(
     """
     probabilities_BV = (logits_BV.double() / temperature).softmax(dim=-1)
     limits = top_k or probabilities_BV.shape[1], top_p, min_p
+    if limits == (probabilities_BV.shape[1], 1.0, 0.0) and probabilities_BV.shape[1] > MOST_PROBABLE:
+        return _draw_from_all(probabilities_BV, uniform_B)
+    return _draw(probabilities_BV, uniform_B, *limits)
+
+
+def _draw_from_all(probabilities_BV: torch.Tensor, uniform_B: Sequence[float]) -> list[int]:
+    """Tokens drawn without truncation; the vocabulary is sorted for those rows alone that draw an improbable token."""
+    largest_BN, tokens_BN = _most_probable(probabilities_BV, MOST_PROBABLE)
+    mass_B1 = probabilities_BV.sum(dim=-1, keepdim=True)
+    drawn_B1 = torch.tensor(uniform_B, dtype=torch.float64, device=mass_B1.device)[:, None] * mass_B1
+    places_B1 = torch.searchsorted(largest_BN.cumsum(dim=-1), drawn_B1, right=True).clamp(max=MOST_PROBABLE - 1)
+    tokens = tokens_BN.gather(1, places_B1)[:, 0].tolist()
+    # Of several tokens as probable as the last one, those beyond may be lower.
+    is_beyond_B = (largest_BN.gather(1, places_B1) <= largest_BN[:, -1:])[:, 0]
+    if beyond := is_beyond_B.nonzero()[:, 0].tolist():
+        others = probabilities_BV[beyond], [uniform_B[row] for row in beyond]
+        for row, token in zip(beyond, _draw(*others, probabilities_BV.shape[1], 1.0, 0.0), strict=True):
+            tokens[row] = token
+    return tokens
+
+
+def _draw(
+    probabilities_BV: torch.Tensor, uniform_B: Sequence[float], top_k: int, top_p: float, min_p: float
+) -> list[int]:
+    """Tokens drawn from those that are kept."""
+    limits = top_k, top_p, min_p
     sorted_BV, tokens_BV = _by_falling_probability(probabilities_BV, *limits)
     cumulative_BV = sorted_BV.cumsum(dim=-1)
     num_kept_B1 = _num_kept(sorted_BV, *limits)
     mass_B1 = cumulative_BV.gather(1, num_kept_B1 - 1)
-    drawn_B1 = torch.tensor(uniform_B, dtype=torch.float64, device=logits_BV.device)[:, None] * mass_B1
+    drawn_B1 = torch.tensor(uniform_B, dtype=torch.float64, device=mass_B1.device)[:, None] * mass_B1
     places_B1 = torch.searchsorted(cumulative_BV, drawn_B1, right=True)
     return tokens_BV.gather(1, places_B1.minimum(num_kept_B1 - 1))[:, 0].tolist()
 
@@ -116,11 +142,17 @@ def _by_falling_probability(
     vocabulary = probabilities_BV.shape[1]
     number = max(MOST_PROBABLE, top_k + 1 if top_k < vocabulary else 0)
     if (top_p < 1 or min_p > 0 or top_k < vocabulary) and vocabulary > number:
-        tokens_BN = probabilities_BV.topk(number, dim=-1, sorted=False).indices.sort(dim=-1).values
-        largest_BN, order_BN = probabilities_BV.gather(1, tokens_BN).sort(dim=-1, descending=True, stable=True)
+        largest_BN, tokens_BN = _most_probable(probabilities_BV, number)
         num_kept_B1 = _num_kept(largest_BN, top_k, top_p, min_p)
         # Of several tokens as probable as the last one, those beyond may be lower: then all are needed.
         is_whole_B1 = largest_BN.gather(1, num_kept_B1 - 1) > largest_BN[:, -1:]
         if bool(is_whole_B1.all()):
-            return largest_BN, tokens_BN.gather(1, order_BN)
+            return largest_BN, tokens_BN
     return probabilities_BV.sort(dim=-1, descending=True, stable=True)
+
+
+def _most_probable(probabilities_BV: torch.Tensor, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest probabilities and their tokens, [B, number], the lower token first among equals of these."""
+    tokens_BN = probabilities_BV.topk(number, dim=-1, sorted=False).indices.sort(dim=-1).values
+    largest_BN, order_BN = probabilities_BV.gather(1, tokens_BN).sort(dim=-1, descending=True, stable=True)
+    return largest_BN, tokens_BN.gather(1, order_BN)
