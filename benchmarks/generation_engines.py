@@ -23,14 +23,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 END_TOKENS = (1,)
 
 
-def own_engines(folder: Path, sources: Ids) -> dict[str, Write]:
+def own_engines(
+    folder: Path, sources: Ids, *, dtypes: Sequence[str] = tuple(DTYPES), numbers_of_rows: Sequence[int] = ROWS
+) -> dict[str, Write]:
     """Our engines, kept open from text to text as a worker does, by their names."""
     engines = {}
-    for dtype_name, dtype in DTYPES.items():
-        model = open_ours(folder).to(dtype)
-        for rows in ROWS:
+    for dtype in dtypes:
+        model = open_ours(folder).to(DTYPES[dtype])
+        for rows in numbers_of_rows:
             opened = open_rows(model, num_rows=rows, max_source_tokens=MAX_SOURCE_TOKENS, max_new_tokens=MAX_NEW_TOKENS)
-            engines[f"ours, {dtype_name}, {rows} rows"] = _ours(model, sources, opened)
+            engines[f"ours, {dtype}, {rows} rows"] = _ours(model, sources, opened)
     return engines
 
 
