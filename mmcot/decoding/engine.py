@@ -102,8 +102,8 @@ class Engine:
         self.rows.check([writing.row for writing in writings])
         if batches is None:
             self._keep_states(sources.values())
-            kept = [source for source in sources.values() if source.states is not None]
-            self.rows.add_encoded([(row, source.states) for source in kept for row in rows_of.pop(id(source))])
+            kept = [(key, states) for key, source in sources.items() if (states := source.states_of(self)) is not None]
+            self.rows.add_encoded([(row, states) for key, states in kept for row in rows_of.pop(key)])
             batches = self._batches([sources[key] for key in rows_of])
         self.rows.add(list(rows_of.values()), batches)
         self._writings |= {writing.row: writing for writing in writings}
@@ -173,13 +173,15 @@ class Engine:
         """The states of different sources, by their objects' ids."""
         different = {id(source): source for source in sources}
         self._keep_states(different.values())
-        states = {key: source.states for key, source in different.items() if source.states is not None}
+        kept = {key: source.states_of(self) for key, source in different.items()}
+        states = {key: own for key, own in kept.items() if own is not None}
         others = [source for key, source in different.items() if key not in states]
         return states | {id(source): own for source, own in self._encode(others)}
 
     def _keep_states(self, sources: Iterable[Source]) -> None:
-        for source, own in self._encode([source for source in sources if source.keep_states and source.states is None]):
-            source.states = own
+        new = [source for source in sources if source.keep_states and source.states_of(self) is None]
+        for source, own in self._encode(new):
+            source.kept = self, own
 
     @torch.inference_mode()
     def _encode(self, sources: Sequence[Source]) -> Iterator[tuple[Source, Any]]:

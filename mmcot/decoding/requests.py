@@ -17,13 +17,17 @@ class Source:
     """What a model reads before it writes: token ids and vision features [p, V], or None.
 
     Requests with the same ``Source`` object share its encoding. With ``keep_states`` it stays as long as the object
-    does, for later requests and scores; else it is made once for each call.
+    does, for later requests and scores of the same engine; else it is made once for each call.
     """
 
     ids: Sequence[int]
     features: np.ndarray | None = None
     keep_states: bool = False
-    states: Any = dataclasses.field(default=None, init=False, repr=False)
+    kept: Any = dataclasses.field(default=None, init=False, repr=False)
+
+    def states_of(self, engine: Any) -> Any:
+        """The encoding that was kept for an engine; None where there is none."""
+        return self.kept[1] if self.kept is not None and self.kept[0] is engine else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)

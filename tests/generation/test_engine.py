@@ -176,6 +176,16 @@ def test_candidates_share_one_encoding_of_their_source(model, tokenizer, sources
     assert encoded == [1, 2, 1]
 
 
+def test_an_encoding_that_is_kept_is_that_of_its_own_engine(model, tokenizer, sources):
+    torch.manual_seed(5)
+    other = T5ForMultimodalGeneration._from_config(model.config).eval()
+    kept = Source(sources[0].ids, keep_states=True)
+    engines = [open_(model, tokenizer), open_(other, tokenizer), open_(model, tokenizer)]
+    found = [(engine.write([Request(kept)]), engine.score([kept], [[5, 6]])) for engine in engines]
+    assert found[0] == found[2] != found[1]
+    assert found[1][0] == open_(other, tokenizer).write([Request(sources[0])])
+
+
 def test_pictures_of_a_source_are_shared_and_change_its_texts(model, tokenizer, sources):
     noise = np.random.default_rng(0)
     engine = open_(model, tokenizer)
