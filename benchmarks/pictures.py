@@ -26,7 +26,7 @@ from matplotlib import pyplot
 from PIL import Image
 
 from data_shards.atomic_files import read_json
-from data_shards.generated_texts import read_lines
+from data_shards.text_lines import read_lines
 from launcher.evaluation.predictions import read_problems
 from launcher.report.questions import find_pictures
 from launcher.runs.mlflow_pages import compare_page

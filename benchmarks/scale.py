@@ -486,11 +486,11 @@ def measure_generation(folder: Path) -> None:
         }
         for n in range(256)
     ]
-    from launcher.generation.text_tasks import _describe
+    from launcher.generation.generation_worker import describe_file
 
     task = Task("train", "train-000000", 0, 256)
     path = write_task(folder, task, lines)
-    describe_s = cpu_s(lambda: _describe(path, task, "rationale"), 20)
+    describe_s = cpu_s(lambda: describe_file(path, task, "rationale"), 20)
     write_an_index(folder / "an.parquet")
     index_s = cpu_s(lambda: rows_of_extension(read_index(folder / "an.parquet"), "json"), 100)
     costs = {
@@ -546,7 +546,7 @@ def measure_generation(folder: Path) -> None:
 
 class _Stub:
     def run(self, task: Any) -> Any:
-        from launcher.generation.text_tasks import TaskDone
+        from launcher.generation.generation_worker import TaskDone
 
         return TaskDone(
             {

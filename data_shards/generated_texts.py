@@ -21,9 +21,7 @@ manifest of a complete output also has the sha256 of every file. ``data_shards/g
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
-import functools
 import hashlib
 import json
 import re
@@ -31,20 +29,15 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_shards.atomic_files import (
-    commit_bytes,
-    sha256_of_file,
-)
+from data_shards.atomic_files import commit_bytes, sha256_of_file
 from data_shards.errors import ShardError
 from data_shards.json_shapes import Whole, fault_of_shape, read_record
 from data_shards.manifest import manifest_shards, read_manifest
 from data_shards.sealed_json import broken_seal, commit_sealed, read_sealed
-from data_shards.text_lines import KEYS_OF_TEXTS, texts_of
-from data_shards.text_lines import read_lines as read_lines
+from data_shards.text_lines import KEYS_OF_TEXTS, read_lines, texts_of
 from mmcot.errors import InputError
 
 MAX_TASK_SAMPLES = 256
-_OPEN_FILES = 512
 _LEDGER = "ledger"
 _FILE = {"sha256": str, "num_samples": Whole()}
 _FILES = {str: _FILE}
@@ -220,7 +213,7 @@ def verified_files(output_dir: str | Path) -> dict[str, dict[str, Any]]:
     Raises:
         ShardError: the output is not complete, or a file is missing or changed.
     """
-    files = _listed_files(Path(output_dir))
+    files = listed_files(Path(output_dir))
     for name, file in files.items():
         if not (Path(output_dir) / name).is_file() or sha256_of_file(Path(output_dir) / name) != file["sha256"]:
             raise ShardError(
@@ -229,7 +222,7 @@ def verified_files(output_dir: str | Path) -> dict[str, dict[str, Any]]:
     return files
 
 
-def _listed_files(output_dir: Path) -> dict[str, dict[str, Any]]:
+def listed_files(output_dir: Path) -> dict[str, dict[str, Any]]:
     """Return the files in the manifest of a complete output; every name must be that of a task."""
     path = output_dir / "manifest.json"
     manifest: dict[str, Any] = read_output(path) if path.exists() else {"complete": False}
@@ -241,69 +234,3 @@ def _listed_files(output_dir: Path) -> dict[str, dict[str, Any]]:
             "and run again"
         )
     return manifest["files"]
-
-
-class RationaleReader:
-    """The rationales, or other texts, of a split, by shard number and position; files are read when they are needed.
-
-    Raises:
-        ShardError: the output is not complete, a file is missing or changed, or a question has
-            no rationale.
-    """
-
-    def __init__(self, output_dir: str | Path, split: str, *, field: str = "rationale") -> None:
-        self.output_dir, self.split, self._field = Path(output_dir), split, field
-        self._files = {
-            name: file for name, file in _listed_files(self.output_dir).items() if name.startswith(f"{split}/")
-        }
-        self._starts: dict[int, list[int]] = {}
-        for name in sorted(self._files):
-            shard, start = Path(name).stem.split("-")
-            self._starts.setdefault(int(shard), []).append(int(start))
-        self._lines = functools.lru_cache(_OPEN_FILES)(self._read_file)
-
-    def text(self, shard: int, position: int, qid: str) -> str:
-        """Return the rationale of the question ``qid``, at a position of a shard."""
-        starts = self._starts.get(shard, [])
-        index = bisect.bisect_right(starts, position) - 1
-        lines = self._lines(f"{self.split}/{shard:06d}-{starts[index]:06d}.jsonl") if index >= 0 else []
-        line = lines[position - starts[index]] if index >= 0 and position - starts[index] < len(lines) else None
-        if line is None or line[0] != qid:
-            raise ShardError(
-                f"question {qid} of split {self.split!r} has no rationale in {self.output_dir}; run `mmcot rationales`"
-            )
-        return line[1]
-
-    def by_qid(self) -> dict[str, str]:
-        """Return all rationales by qid.
-
-        Raises:
-            ShardError: a qid occurs twice.
-        """
-        rationales: dict[str, str] = {}
-        for name in sorted(self._files):
-            for qid, text in self._read_file(name):
-                if qid in rationales:
-                    raise ShardError(
-                        f"{self.output_dir / name}: question {qid} has a second rationale; delete {self.output_dir} "
-                        "and run again"
-                    )
-                rationales[qid] = text
-        return rationales
-
-    def _read_file(self, name: str) -> list[tuple[str, str]]:
-        path = self.output_dir / name
-        if not path.exists() or sha256_of_file(path) != self._files[name]["sha256"]:
-            raise ShardError(f"{path} is missing or not what was written; delete {self.output_dir} and run again")
-        lines = read_lines(path, {"qid": str, self._field: str})
-        if len(lines) != self._files[name]["num_samples"]:
-            raise ShardError(
-                f"{path} has {len(lines):,} lines, the manifest says {self._files[name]['num_samples']:,}; delete "
-                f"{self.output_dir} and run again"
-            )
-        return [(line["qid"], line[self._field]) for line in lines]
-
-
-def read_rationales(output_dir: str | Path, split: str, *, field: str = "rationale") -> dict[str, str]:
-    """Return all rationales, or other texts, of a split by qid; ``field`` is their key in a line."""
-    return RationaleReader(output_dir, split, field=field).by_qid()

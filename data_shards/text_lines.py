@@ -1,4 +1,4 @@
-"""The lines of a file of generated texts; ``data_shards/generated_texts.py`` shows them."""
+"""The lines of a file of generated texts; their form is described in ``data_shards/generated_texts.py``."""
 
 from __future__ import annotations
 

@@ -12,13 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.atomic_files import commit_json, read_json, sha256_of_file
-from data_shards.generated_texts import (
-    close_output,
-    list_tasks,
-    open_output,
-    read_lines,
-    write_task,
-)
+from data_shards.generated_texts import close_output, list_tasks, open_output, write_task
+from data_shards.text_lines import read_lines
 from launcher.compat.published_commands import DEVIATIONS, ReferenceRun
 from launcher.config.chains import ANSWER, GIVEN_FIELD, RATIONALE
 from launcher.config.loading import dump_settings, parse_settings

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from data_shards.generated_texts import read_lines, verified_files
+from data_shards.generated_texts import verified_files
 from data_shards.json_shapes import Between
+from data_shards.text_lines import read_lines
 from mmcot.texts.answers import is_right
 from mmcot.texts.sample import Sample
 

@@ -17,8 +17,9 @@ from typing import Any
 
 from data_shards import writer
 from data_shards.atomic_files import commit_bytes
-from data_shards.generated_texts import Task, read_lines
+from data_shards.generated_texts import Task
 from data_shards.manifest import manifest_shards, read_manifest
+from data_shards.text_lines import read_lines
 from launcher.config.chains import Chain
 from launcher.evaluation.agreement import AGREEMENT, ANSWERS, RATIONALES, agreement_report
 from mmcot.errors import InputError

@@ -23,9 +23,9 @@ import torch
 from PIL import Image
 
 from data_shards.atomic_files import fingerprint
-from data_shards.generated_texts import read_lines
 from data_shards.picture_features import Encode
 from data_shards.sources.pictures import open_picture
+from data_shards.text_lines import read_lines
 from launcher.cluster.gpus import computes_on_gpu
 from launcher.config.settings import Settings
 from launcher.data.feature_tasks import open_encoder

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.atomic_files import commit_json
-from data_shards.generated_texts import list_tasks, read_rationales
+from data_shards.generated_texts import list_tasks
+from data_shards.rationale_reader import read_rationales
 from launcher.evaluation.agreement import agreement_lines, flat_agreement, read_agreements
 from launcher.evaluation.predictions import score, write_predictions
 from launcher.evaluation.tables import ceiling_rows, format_table, score_lines

@@ -24,13 +24,13 @@ from typing import Any
 from PIL import Image
 
 from data_shards.atomic_files import sha256_of_file
-from data_shards.generated_texts import read_lines
 from data_shards.indexed_tars import pictures_in_tars
 from data_shards.json_shapes import read_record
 from data_shards.mirror import local_folder
 from data_shards.remote_files import is_remote
 from data_shards.sources.pictures import PictureError, open_picture
 from data_shards.sources.question_set import Picture
+from data_shards.text_lines import read_lines
 from launcher.config.chains import Chain
 from launcher.config.settings import Settings
 from launcher.data.dataset import kept_source, mini_sqa_folder, read_source

@@ -19,8 +19,8 @@ import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from data_shards.errors import ShardError
-from data_shards.generated_texts import RationaleReader
 from data_shards.mirror import local_folder
+from data_shards.rationale_reader import RationaleReader
 from data_shards.reader import SplitReader
 from data_shards.shard_files import RemoteAccess
 from launcher.config.settings import Settings

@@ -30,16 +30,16 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from mmcot.decoding.beams import search_beams
-from mmcot.decoding.model_settings import end_tokens
+from mmcot.decoding.model_settings import end_tokens, ids_before_text
 from mmcot.decoding.requests import GeneratedText, Request, Source
 from mmcot.decoding.row import Row
 from mmcot.decoding.rows import Rows, open_rows, read_batch
 from mmcot.decoding.sampling import draw_key
-from mmcot.decoding.source_batches import SourceBatch, batch_sources
+from mmcot.decoding.source_batches import SourceBatch, batches_for
+from mmcot.decoding.text_reading import TextReader
 from mmcot.errors import InputError
 from mmcot.models.contract import GenerativeModel
 
-BYTES_PER_CHARACTER = 4  # at most, in UTF-8
 LOGITS_AT_ONCE = 1 << 26  # of texts that are scored together
 
 
@@ -57,7 +57,6 @@ class Engine:
 
     Attributes:
         rows: the texts as rows of token ids, with the counts of steps.
-        on_part: called whenever sources were encoded or assigned to rows, which ``step`` does in parts.
     """
 
     def __init__(
@@ -68,10 +67,9 @@ class Engine:
         *,
         feature_shape: tuple[int, int] | None,
     ) -> None:
-        self._model, self._tokenizer, self.rows = model, tokenizer, rows
+        self._model, self.rows = model, rows
         self._feature_shape = feature_shape
-        self._ends = end_tokens(model, tokenizer)
-        self._is_decoder_alone = not getattr(model.config, "is_encoder_decoder", False)
+        self._reader = TextReader(tokenizer, end_tokens(model, tokenizer))
         self._writings: dict[Row, Writing] = {}
 
     @property
@@ -113,14 +111,14 @@ class Engine:
         """Advance all rows by a token, or a GPU's by the next few; returns the texts that have ended, not cancelled."""
         ended = [self._writings.pop(row) for row in self.rows.step() if row in self._writings]
         for writing in ended:
-            writing.text = self._read_row(writing)
+            writing.text = self._reader.text_of_row(writing.request, writing.row)
         return ended
 
     def cancel(self, writing: Writing) -> None:
         """End a text, unless it has ended; its row is free for another one at the next step."""
         if self._writings.pop(writing.row, None) is not None:
             self.rows.cancel(writing.row)
-            writing.text = self._read_row(writing)
+            writing.text = self._reader.text_of_row(writing.request, writing.row)
 
     def clear(self) -> None:
         """Forget all texts, such as after an error in ``step``; none of them ends any more."""
@@ -142,7 +140,8 @@ class Engine:
                 on_step()
         texts = {id(writing.request): writing.text for writing in plain}
         texts |= {
-            id(request): self._text(request, ids, self._ends) for request, ids in zip(by_beams, found, strict=True)
+            id(request): self._reader.text(request, ids, self._reader.ends)
+            for request, ids in zip(by_beams, found, strict=True)
         }
         return [texts[id(request)] for request in requests]  # pyright: ignore[reportReturnType] (all have ended)
 
@@ -197,63 +196,23 @@ class Engine:
                 f"{len(features) - without} of {len(features)} sources have features; give all of them features, of "
                 "shape (0, V) where there is no picture, or none"
             )
-        return batch_sources(
-            [source.ids for source in sources],
-            features,
-            feature_shape=self._feature_shape or (1, 1),
-            pad_token_id=self._model.config.pad_token_id or 0,
-            dtype=self._model.dtype,
-            for_gpu=self._model.device.type == "cuda",
-        )
+        ids = [source.ids for source in sources]
+        return batches_for(self._model, ids, features, feature_shape=self._feature_shape or (1, 1))
 
     def _row(self, request: Request, number: int) -> Row:
         return Row(
             index=number,
             max_new_tokens=self.rows.max_new_tokens if request.max_new_tokens is None else request.max_new_tokens,
-            ends=self._ends.union(request.stop_token_ids),
+            ends=self._reader.ends.union(request.stop_token_ids),
             sampling=request.sampling,
             key=draw_key(request.key, turn=request.turn, candidate=request.candidate),
             prefix=tuple(request.prefix),
             min_new_tokens=request.min_new_tokens,
             with_log_probs=request.with_log_probs,
-            is_stopped=self._stop_check(request.stop) if request.stop else None,
+            is_stopped=self._reader.stop_check(request.stop) if request.stop else None,
             on_token=_passing_on(request.on_token) if request.on_token else None,
-            before=tuple(request.source.ids) if self._is_decoder_alone else (),
+            before=ids_before_text(self._model, request.source.ids),
         )
-
-    def _stop_check(self, stop: Sequence[str]) -> Callable[[list[int]], bool]:
-        """Whether ids contain a stop string in their last tokens."""
-        tail = BYTES_PER_CHARACTER * max(map(len, stop)) + 8  # a token is a byte at least
-
-        def is_stopped(ids: list[int]) -> bool:
-            text = self._decode(ids[-tail:])
-            return any(string in text for string in stop)
-
-        return is_stopped
-
-    def _read_row(self, writing: Writing) -> GeneratedText:
-        row = writing.row
-        text = self._text(writing.request, row.ids, row.ends, log_probs=row.log_probs)
-        return dataclasses.replace(text, finish="cancelled") if row.finish == "cancelled" else text
-
-    def _text(
-        self, request: Request, ids: Sequence[int], ends: frozenset[int], *, log_probs: Sequence[float] = ()
-    ) -> GeneratedText:
-        """The text of ids up to its end token, and up to a stop string."""
-        start = max(len(request.prefix), request.min_new_tokens)
-        length = next((place for place in range(start, len(ids)) if ids[place] in ends), None)
-        own, ended = ids[:length], length is not None
-        text = self._decode(own)
-        first = len(self._decode(request.prefix)) if request.stop and request.prefix else 0
-        found = [place for string in request.stop if (place := text.find(string, first)) >= 0]
-        finish = "stop" if found or (ended and ids[len(own)] not in self._ends) else "eos" if ended else "length"
-        num_tokens = len(own) + ended
-        return GeneratedText(
-            text[: min(found, default=len(text))], num_tokens, finish, tuple(log_probs[:num_tokens]), tuple(own)
-        )
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
 def open_engine(

@@ -12,10 +12,11 @@ from typing import Any, cast
 
 import numpy as np
 
+from mmcot.decoding.model_settings import ids_before_text
 from mmcot.decoding.row import Row
 from mmcot.decoding.rows import Rows, open_rows
 from mmcot.decoding.sampling import GREEDY, Sampling
-from mmcot.decoding.source_batches import batch_sources
+from mmcot.decoding.source_batches import batches_for
 from mmcot.errors import InputError
 from mmcot.models.contract import GenerativeModel
 
@@ -83,7 +84,7 @@ def generate_rows(
             max_source_tokens=max(map(len, sources)),
             max_new_tokens=max(limits),
         )
-    ends, is_decoder_alone = frozenset(eos_token_ids), not getattr(model.config, "is_encoder_decoder", False)
+    ends = frozenset(eos_token_ids)
     written = [
         Row(
             max_new_tokens=limits[index],
@@ -94,20 +95,12 @@ def generate_rows(
             prefix=tuple(prefixes[index]),
             with_log_probs=with_log_probs,
             min_new_tokens=min_new_tokens,
-            before=tuple(source) if is_decoder_alone else (),
+            before=ids_before_text(model, source),
         )
         for index, source in enumerate(sources)
     ]
     rows.check(written)
-    batches = batch_sources(
-        sources,
-        features,
-        feature_shape=feature_shape,
-        pad_token_id=model.config.pad_token_id or 0,
-        dtype=model.dtype,
-        for_gpu=model.device.type == "cuda",
-    )
-    rows.add([[row] for row in written], batches)
+    rows.add([[row] for row in written], batches_for(model, sources, features, feature_shape=feature_shape))
     while rows:
         rows.step()
         on_step()

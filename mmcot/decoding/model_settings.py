@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
@@ -37,6 +38,11 @@ def check_generation_config(model: GenerativeModel) -> None:
                 f"the model's generation_config sets {name} to {value!r}, which is not supported; "
                 f"set model.generation_config.{name} = {neutral!r}"
             )
+
+
+def ids_before_text(model: GenerativeModel, source: Sequence[int]) -> tuple[int, ...]:
+    """The source where the model reads it in the same way as its text, as a causal model does; else nothing."""
+    return () if getattr(model.config, "is_encoder_decoder", False) else tuple(source)
 
 
 def end_tokens(model: GenerativeModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -51,10 +51,8 @@ class Row:
     @property
     def is_plain(self) -> bool:
         """Whether the next token is the likeliest one, and nothing but the token is asked for."""
-        sampling, length = self.sampling, len(self.ids)
-        return (
-            sampling.temperature == 0 and not self.has_rules and not self.with_log_probs and length >= len(self.prefix)
-        )
+        is_greedy = self.sampling.temperature == 0 and not self.has_rules
+        return is_greedy and not self.with_log_probs and len(self.ids) >= len(self.prefix)
 
     def next_input(self) -> tuple[int, int]:
         """The token that is read next, and its position."""

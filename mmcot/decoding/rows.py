@@ -1,6 +1,6 @@
 """Texts that are written together, in the rows of one decoder.
 
-    rows = Rows(model.read, decoder)
+    rows = Rows(model.open_reader(), decoder)
     rows.add([[Row(max_new_tokens=64, ends=frozenset([1]))]], batches)   # the texts of each source
     while rows:
         for row in rows.step():      # those that have ended
@@ -40,7 +40,7 @@ class Rows:
     """The rows of a decoder and the texts that wait for one.
 
     Args:
-        read: encodes a batch of sources (``Model.read``).
+        read: encodes a batch of sources (``GenerativeModel.open_reader``).
         num_rows: how many of the decoder's rows are used; None for all.
         on_part: called whenever sources were encoded or assigned to rows.
 

@@ -16,6 +16,7 @@ from typing import cast
 import numpy as np
 import torch
 
+from mmcot.models.contract import GenerativeModel
 from mmcot.texts.encoding import stack_features
 
 SOURCES_PER_BATCH = {"cpu": 16, "cuda": 128}
@@ -60,6 +61,24 @@ def batch_sources(
         yield SourceBatch(
             indices, {name: tensor.pin_memory() if for_gpu else tensor for name, tensor in inputs.items()}
         )
+
+
+def batches_for(
+    model: GenerativeModel,
+    sources: Sequence[Sequence[int]],
+    features: Sequence[np.ndarray | None],
+    *,
+    feature_shape: tuple[int, int],
+) -> Iterator[SourceBatch]:
+    """``batch_sources`` as a model reads them."""
+    return batch_sources(
+        sources,
+        features,
+        feature_shape=feature_shape,
+        pad_token_id=model.config.pad_token_id or 0,  # any will do where none is named: it is masked
+        dtype=model.dtype,
+        for_gpu=model.device.type == "cuda",
+    )
 
 
 def collate_sources(

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from mmcot.models.packed_linear import Linear, pack_linear
+from mmcot.models.packed_linear import pack_linear
 
 
 def packed(module: nn.Module) -> Any:
@@ -57,7 +57,7 @@ class PackedLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Apply the layer to [..., in]; returns [..., out]."""
-        return super().forward(input) if torch.is_grad_enabled() else _apply_rows(self.apply_packed, input)
+        return super().forward(input) if torch.is_grad_enabled() else self.apply_packed(input)
 
 
 class PackedConv1D(Conv1D):
@@ -69,15 +69,7 @@ class PackedConv1D(Conv1D):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer to [..., in]; returns [..., out]."""
-        return super().forward(x) if torch.is_grad_enabled() else _apply_rows(self.apply_packed, x)
+        return super().forward(x) if torch.is_grad_enabled() else self.apply_packed(x)
 
 
 PACKED: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: PackedLinear, Conv1D: PackedConv1D}
-
-
-def _apply_rows(linear: Linear, states: torch.Tensor) -> torch.Tensor:
-    """Apply a packed weight to [..., in]. A single row gets a second one, because it alone rounds otherwise."""
-    if states.numel() == states.shape[-1]:
-        row = states.view(1, -1)
-        return linear(torch.cat([row, row]))[:1].view(*states.shape[:-1], -1)
-    return linear(states)

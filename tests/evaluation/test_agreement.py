@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from data_shards.atomic_files import commit_json, sha256_of_file
 from data_shards.errors import ShardError
-from data_shards.generated_texts import Task, close_output, open_output, read_lines, write_task
+from data_shards.generated_texts import Task, close_output, open_output, write_task
+from data_shards.text_lines import read_lines
 from launcher.config.chains import CHAINS
 from launcher.evaluation.agreement import agreement_lines, agreement_report, flat_agreement, read_agreements
 from launcher.evaluation.predictions import PREDICTION, score, write_predictions

@@ -12,10 +12,11 @@ import psutil
 import pytest
 
 from data_shards.atomic_files import read_json
-from data_shards.generated_texts import list_tasks, read_lines
+from data_shards.generated_texts import list_tasks
 from data_shards.generation_ledger import read_ledger
 from data_shards.reader import SplitReader
 from data_shards.sources.scienceqa import SPLITS
+from data_shards.text_lines import read_lines
 from launcher.generation.text_tasks import (
     GenerationError,
     GenerationWorker,

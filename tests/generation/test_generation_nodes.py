@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.generated_texts import list_tasks, read_lines, write_task
+from data_shards.generated_texts import list_tasks, write_task
 from data_shards.manifest import manifest_shards, read_manifest, shard_qids
 from data_shards.sources.scienceqa import SPLITS
+from data_shards.text_lines import read_lines
 from launcher.cluster.ray_session import ray_session
 from launcher.generation import text_tasks as generate
 from launcher.generation.text_tasks import GenerationError, run_tasks

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from data_shards.errors import ShardError
-from data_shards.generated_texts import Task, list_tasks, read_lines, read_rationales, verified_files, write_task
+from data_shards.generated_texts import Task, list_tasks, verified_files, write_task
 from data_shards.generation_ledger import read_ledger
+from data_shards.rationale_reader import read_rationales
 from data_shards.reader import SplitReader
+from data_shards.text_lines import read_lines
 from launcher.generation.task_lines import (
     add_counts,
     answers_of,

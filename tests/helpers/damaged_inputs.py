@@ -368,14 +368,9 @@ def _texts(made: Path) -> Callable[[Path], None]:
 
 def _texts_read(made: Path) -> Callable[[Path], Read]:
     def read(folder: Path) -> Read:
-        from data_shards.generated_texts import (
-            RationaleReader,
-            list_tasks,
-            open_output,
-            reason_to_write_again,
-            verified_files,
-        )
+        from data_shards.generated_texts import list_tasks, open_output, reason_to_write_again, verified_files
         from data_shards.generation_ledger import read_ledger
+        from data_shards.rationale_reader import RationaleReader
 
         output = folder / "rationales"
         found = Read()
@@ -406,7 +401,8 @@ def _unsealed_texts(made: Path) -> Callable[[Path], None]:
 
 def _part_of_texts(made: Path) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
-        from data_shards.generated_texts import list_tasks, open_output, read_lines, write_task
+        from data_shards.generated_texts import list_tasks, open_output, write_task
+        from data_shards.text_lines import read_lines
 
         output = folder / "rationales"
         open_output(output, {"format": "QCM-E"})
@@ -418,13 +414,8 @@ def _part_of_texts(made: Path) -> Callable[[Path], None]:
 
 def _part_read(made: Path) -> Callable[[Path], Read]:
     def read(folder: Path) -> Read:
-        from data_shards.generated_texts import (
-            list_tasks,
-            open_output,
-            read_lines,
-            reason_to_write_again,
-            sha256_written,
-        )
+        from data_shards.generated_texts import list_tasks, open_output, reason_to_write_again, sha256_written
+        from data_shards.text_lines import read_lines
 
         output, reasons = folder / "rationales", []
         open_output(output, {"format": "QCM-E"})

@@ -21,17 +21,17 @@ from data_shards.generated_texts import (
     Task,
     close_output,
     open_output,
-    read_rationales,
     reason_to_write_again,
     verified_files,
     write_task,
 )
 from data_shards.generation_ledger import read_ledger
 from data_shards.leftovers import remove_leftovers
+from data_shards.rationale_reader import read_rationales
 from launcher.cluster.task_queue import TaskQueue
 from launcher.config.loading import load_settings
 from launcher.data.build import prepare_data
-from launcher.generation import text_tasks
+from launcher.generation import generation_worker, text_tasks
 from launcher.runs.journal import Journal, JournalReader
 from launcher.runs.ownership import owned
 from launcher.runs.run_dir import RunDir
@@ -145,7 +145,7 @@ def generate(folder: Path, *, take_over: bool = False, shared: Path) -> None:
     run_dir.path.mkdir(exist_ok=True)
     settings = load_settings(preset="demo", overrides=["generation.task_samples=8"])
     text_tasks.run_on_workers = _run_here
-    text_tasks.sha256_of_weights = lambda model_dir: "0" * 64
+    generation_worker.sha256_of_weights = lambda model_dir: "0" * 64
     with sigterm_stops(), owned(run_dir, take_over=take_over) as attempt:
         remove_leftovers(run_dir.path, staging=not take_over)
         job = GenerationJob(
@@ -167,7 +167,9 @@ def _run_here(worker_class, job, costs, *, max_attempts, done, **_):
     worker.job, worker.free_since, worker.begun = job, None, {}
     worker.engine = types.SimpleNamespace(rows=types.SimpleNamespace(num_steps=0, num_row_steps=0, num_rows=1))
     worker.loader = types.SimpleNamespace(start=lambda *tasks: None)
-    worker._begin = lambda task: text_tasks.BegunTask(_loaded(qids_of(task)), [_written(qid) for qid in qids_of(task)])
+    worker._begin = lambda task: generation_worker.BegunTask(
+        _loaded(qids_of(task)), [_written(qid) for qid in qids_of(task)]
+    )
     while (task := queue.take()) is not None:
         worker.following = queue.following()
         try:

@@ -24,10 +24,11 @@ from data_shards.credentials import (
     holds_credentials,
 )
 from data_shards.errors import ShardError
-from data_shards.generated_texts import RationaleReader, verified_files
+from data_shards.generated_texts import verified_files
 from data_shards.index import build_index
 from data_shards.indexed_tars import index_tars
 from data_shards.manifest import manifest_shards, read_manifest
+from data_shards.rationale_reader import RationaleReader
 from data_shards.sealed_json import commit_sealed
 from data_shards.sources.hf_dataset import _sample
 from data_shards.sources.scienceqa import read

@@ -11,15 +11,9 @@ from hypothesis import strategies as st
 from data_shards.atomic_files import commit_json, read_json
 from data_shards.check import check_shards
 from data_shards.errors import ShardError
-from data_shards.generated_texts import (
-    Task,
-    close_output,
-    open_output,
-    read_rationales,
-    reason_to_write_again,
-    write_task,
-)
+from data_shards.generated_texts import Task, close_output, open_output, reason_to_write_again, write_task
 from data_shards.manifest import read_manifest
+from data_shards.rationale_reader import read_rationales
 from data_shards.reader import SplitReader
 from data_shards.sealed_json import broken_seal, commit_sealed, sealed
 from data_shards.sources.forms import read_questions

@@ -14,16 +14,10 @@ import webdataset as wds
 from data_shards.atomic_files import commit_bytes, sha256_of_file
 from data_shards.check import check_shards
 from data_shards.errors import ShardError
-from data_shards.generated_texts import (
-    RationaleReader,
-    close_output,
-    list_tasks,
-    open_output,
-    read_rationales,
-    write_task,
-)
+from data_shards.generated_texts import close_output, list_tasks, open_output, write_task
 from data_shards.index import build_index
 from data_shards.manifest import manifest_shards, read_manifest
+from data_shards.rationale_reader import RationaleReader, read_rationales
 from data_shards.reader import SplitReader
 from data_shards.sources.forms import read_questions
 from data_shards.stream import load_ahead, walk_steps
