@@ -1,6 +1,6 @@
 """What the engine itself costs, and the memory it takes, from 100 to 100,000 texts of simulated lengths.
 
-    PYTHONPATH=. python benchmarks/generation_scale.py [--out DIR]
+    PYTHONPATH=.:benchmarks python benchmarks/generation_scale.py [--out DIR]
 
 A decoder without weights ends each text at its own length, drawn with a seed; sources are as long as real ones. Tasks
 of 256 texts follow each other as in a worker: each is submitted while the two before are written. Printed: processor
